@@ -1,0 +1,263 @@
+"""Batches of any structure: length, selection, joining, splitting, size in memory, moving.
+
+A batch is a nest of tuples, lists, dicts (and other mappings, such as Hugging Face's
+``BatchEncoding``), namedtuples and dataclasses.  Its leaves are tensors and arrays whose first
+dimension is the batch, lists with one entry a sample (strings, ragged tensors, dicts), and
+constants (numbers, strings, ``None``, 0-dimensional tensors), which every sample shares.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from loopwise.errors import InputError
+
+_Rebuild = Callable[[list[Any]], Any]
+
+
+def _open(node: Any) -> tuple[list[Any], _Rebuild] | None:
+    """The children of a container and how to build one like it; ``None`` for a leaf."""
+    if isinstance(node, dict):
+        keys = list(node)
+        if type(node) is dict:
+            return list(node.values()), lambda values: dict(zip(keys, values, strict=True))
+        return list(node.values()), lambda values: _refill(node, keys, values)
+    if isinstance(node, (list, tuple)):
+        if hasattr(node, "_fields"):
+            return list(node), lambda values: type(node)(*values)
+        return list(node), type(node)
+    if isinstance(node, Mapping):  # UserDict and its children
+        keys = list(node)
+        return [node[key] for key in keys], lambda values: _refill(node, keys, values)
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        names = [field.name for field in dataclasses.fields(node)]
+        return [getattr(node, name) for name in names], lambda values: _with_fields(node, names, values)
+    return None
+
+
+def _refill(node: Any, keys: list[Any], values: list[Any]) -> Any:
+    fresh = copy.copy(node)
+    if hasattr(node, "data") and isinstance(node.data, dict):  # UserDict shares .data with its copy
+        fresh.data = {}
+    for key, value in zip(keys, values, strict=True):
+        fresh[key] = value
+    return fresh
+
+
+def _with_fields(node: Any, names: list[str], values: list[Any]) -> Any:
+    fresh = copy.copy(node)
+    for name, value in zip(names, values, strict=True):
+        object.__setattr__(fresh, name, value)
+    return fresh
+
+
+def _is_plain_sequence(node: Any) -> bool:
+    return isinstance(node, (list, tuple)) and not hasattr(node, "_fields")
+
+
+def _is_array(node: Any) -> bool:
+    return isinstance(node, (torch.Tensor, np.ndarray))
+
+
+def _meet(children: list[Any]) -> list[int] | None:
+    """Lengths that all children can have (in order of preference); ``None`` when all are constants."""
+    common: list[int] | None = None
+    for child in children:
+        lengths = _lengths(child)
+        if lengths is not None:
+            common = lengths if common is None else [n for n in common if n in lengths]
+    return common
+
+
+def _lengths(node: Any) -> list[int] | None:
+    """Batch lengths that ``node`` can have, likeliest first; ``None`` for a constant."""
+    if _is_array(node):
+        return [node.shape[0]] if node.ndim else None
+    opened = _open(node)
+    if opened is None:
+        return None
+    common = _meet(opened[0])
+    if not _is_plain_sequence(node):
+        return common
+    return [*(n for n in common or [] if n != len(node)), len(node)] if not common or (
+        common[0] != len(node)
+    ) else common
+
+
+def _holds_samples(node: Any) -> bool:
+    """Whether a list's entries are samples by their look: containers with a bare number inside."""
+    if not _is_plain_sequence(node) or not node:
+        return False
+    for child in node:
+        opened = None if _is_array(child) else _open(child)
+        if opened is None:
+            return False
+        if not any(isinstance(value, (int, float)) or (_is_array(value) and not value.ndim) for value in opened[0]):
+            return False
+    return True
+
+
+def length(batch: Any, hint: int | None = None) -> int:
+    """Number of samples in ``batch``.
+
+    Args:
+        batch: any batch (see the module's head).
+        hint: the expected number, used where the structure alone is ambiguous (a list of two
+            pairs is two fields or two samples).
+
+    Raises:
+        InputError: nothing in the batch has a batch dimension, or fields differ in length.
+    """
+    opened = None if _is_array(batch) else _open(batch)
+    found = _lengths(batch) if opened is None else _meet(opened[0])
+    sequence = _is_plain_sequence(batch)
+    if sequence and (_holds_samples(batch) or (hint == len(batch) and hint not in (found or []))):
+        if not any(_is_array(child) and child.ndim for child in batch):
+            return len(batch)
+    if found:
+        return hint if hint is not None and hint in found else found[0]
+    if found is None and sequence and batch and all(isinstance(v, (str, bytes, int, float)) for v in batch):
+        return len(batch)
+    if found is None:
+        raise InputError(
+            f"a batch without a batch dimension: {describe(batch)}",
+            "tensors, arrays or lists with one entry a sample in their first dimension",
+            "the loader yields single samples (batch_size=None), or scalars only",
+            "give the loader a batch_size, or yield batches",
+        )
+    if sequence and not any(_is_array(child) for child in batch):
+        return len(batch)
+    raise InputError(
+        f"a batch whose fields differ in length: {describe(batch)}",
+        "fields with the same number of samples in their first dimension",
+        "a collate_fn that joins fields of different samples, or puts the batch in another dimension",
+        "make every field's first dimension the batch",
+    )
+
+
+def describe(batch: Any) -> str:
+    """The structure of a batch in a few words, for messages: types, shapes, lengths."""
+    if isinstance(batch, torch.Tensor):
+        return f"Tensor{tuple(batch.shape)}"
+    if isinstance(batch, np.ndarray):
+        return f"ndarray{batch.shape}"
+    if isinstance(batch, Mapping):
+        return "{" + ", ".join(f"{key!r}: {describe(value)}" for key, value in batch.items()) + "}"
+    opened = _open(batch)
+    if opened is None:
+        return type(batch).__name__
+    children = opened[0]
+    if len(children) > 6:
+        return f"{type(batch).__name__} of {len(children)}"
+    return f"{type(batch).__name__}({', '.join(map(describe, children))})"
+
+
+def _is_list_of_samples(node: Any, size: int, top: bool = False) -> bool:
+    """Whether a plain sequence is one entry a sample, for a batch known to hold ``size``."""
+    if not _is_plain_sequence(node) or len(node) != size:
+        return False
+    if top and _holds_samples(node):
+        return True
+    common = _meet(list(node))
+    return common is None or size not in common
+
+
+def index(batch: Any, indices: torch.Tensor, size: int) -> Any:
+    """The samples ``indices`` (int64, on the CPU) of a batch of ``size``, as a batch of the same structure.
+
+    Selected tensors are copies: they do not keep the batch they came from alive.
+    """
+    positions: dict[Any, torch.Tensor] = {torch.device("cpu"): indices}
+    picked = indices.tolist()
+
+    def pick(node: Any, top: bool = False) -> Any:
+        if isinstance(node, torch.Tensor):
+            if not node.ndim:
+                return node
+            if node.device not in positions:
+                positions[node.device] = indices.to(node.device, non_blocking=True)
+            return node.index_select(0, positions[node.device])
+        if isinstance(node, np.ndarray):
+            return node[np.asarray(picked, dtype=np.intp)] if node.ndim else node
+        opened = _open(node)
+        if opened is None:
+            return node
+        if _is_list_of_samples(node, size, top):
+            return type(node)([node[i] for i in picked])
+        children, rebuild = opened
+        return rebuild([pick(child) for child in children])
+
+    return pick(batch, True)
+
+
+def concatenate(batches: Sequence[Any], sizes: Sequence[int]) -> Any:
+    """Join batches of one structure, of ``sizes`` samples each, along the batch dimension.
+
+    Raises:
+        InputError: tensors differ in their other dimensions (padded to different lengths).
+    """
+    if len(batches) == 1:
+        return batches[0]
+
+    def join(nodes: list[Any], top: bool = False) -> Any:
+        first = nodes[0]
+        if isinstance(first, torch.Tensor):
+            return _cat(nodes) if first.ndim else first
+        if isinstance(first, np.ndarray):
+            return np.concatenate(nodes) if first.ndim else first
+        opened = [_open(node) for node in nodes]
+        if opened[0] is None:
+            return first
+        if all(_is_list_of_samples(node, size, top) for node, size in zip(nodes, sizes, strict=True)):
+            return type(first)([sample for node in nodes for sample in node])
+        columns = zip(*[children for children, _ in filter(None, opened)], strict=True)
+        return opened[0][1]([join(list(column)) for column in columns])
+
+    return join(list(batches), True)
+
+
+def _cat(tensors: list[torch.Tensor]) -> torch.Tensor:
+    if len({tensor.shape[1:] for tensor in tensors}) > 1:
+        raise InputError(
+            f"tensors of shapes {[tuple(tensor.shape) for tensor in tensors]} to be joined into one batch",
+            "the same shape after the first dimension",
+            "the collate_fn pads each batch to its own longest sample",
+            "pad every batch to one length (padding='max_length'), or pass concatenate= to the loader",
+        )
+    return torch.cat(tensors)
+
+
+def split(batch: Any, sizes: Sequence[int]) -> list[Any]:
+    """Cut a batch into consecutive batches of ``sizes`` samples; the inverse of ``concatenate``."""
+    total, start, parts = sum(sizes), 0, []
+    for size in sizes:
+        parts.append(index(batch, torch.arange(start, start + size), total))
+        start += size
+    return parts
+
+
+def leaves(batch: Any) -> list[Any]:
+    """Every leaf in order: tensors, arrays and constants."""
+    opened = None if _is_array(batch) else _open(batch)
+    return [batch] if opened is None else [leaf for child in opened[0] for leaf in leaves(child)]
+
+
+def nbytes(batch: Any) -> int:
+    """Bytes held by the tensors and arrays of a batch (strings and numbers are not counted)."""
+    return sum(leaf.nbytes for leaf in leaves(batch) if _is_array(leaf))
+
+
+def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], batch: Any) -> Any:
+    """The same structure with ``function`` applied to every tensor."""
+    if isinstance(batch, torch.Tensor):
+        return function(batch)
+    opened = None if _is_array(batch) else _open(batch)
+    if opened is None:
+        return batch
+    return opened[1]([map_tensors(function, child) for child in opened[0]])

@@ -1,0 +1,65 @@
+"""Keep a sample with the probability that its loss's percentile gives it."""
+
+from __future__ import annotations
+
+import torch
+from loopwise.errors import InputError
+
+from .policy import check_keep
+
+
+class RelativeLoss:
+    """Keep probability = (percentile of the loss among the last ``history`` losses) ** ``beta``.
+
+    The rule of Selective-Backprop (Jiang et al. 2019) and of SageMaker smart sifting.  Percentiles
+    are uniform, so the expected share kept is 1 / (1 + beta): beta 0.5 keeps 67 %, 1 keeps 50 %,
+    3 keeps 25 %.  Changed here: a tie takes the middle of its percentiles, so that equal losses
+    keep that share too, and a loss is ranked in a history that already contains its own pool, so
+    that the very first pool is sifted sensibly.
+
+    Args:
+        keep: expected share of samples kept, a fraction in (0, 1]; sets ``beta``.
+        beta: selectivity, >= 0, instead of ``keep``; larger keeps fewer.
+        history: number of past losses that a new one is ranked among.
+    """
+
+    def __init__(
+        self, keep: float | None = None, *, beta: float | None = None, history: int = 2048
+    ) -> None:
+        if keep is not None and beta is not None:
+            raise InputError(
+                f"keep={keep!r} and beta={beta!r}",
+                "one of keep and beta",
+                "both say how much is kept: keep = 1 / (1 + beta)",
+                "drop one of the two",
+            )
+        if beta is None:
+            beta = 1 / check_keep(0.5 if keep is None else keep) - 1
+        if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 <= beta < float("inf"):
+            raise InputError(
+                f"beta={beta!r}",
+                "a finite number of at least 0",
+                "beta is an exponent: 0 keeps all, 1 half, 3 a quarter",
+                "pass for instance beta=1.0",
+            )
+        if isinstance(history, bool) or not isinstance(history, int) or history < 2:
+            raise InputError(
+                f"history={history!r}",
+                "a whole number of losses, at least 2",
+                "a percentile needs something to be ranked among",
+                "pass for instance history=2048",
+            )
+        self.beta = float(beta)
+        self.history = history
+        self._past = torch.empty(0)
+
+    def __call__(self, losses: torch.Tensor) -> torch.Tensor:
+        self._past = torch.cat([self._past, losses])[-max(self.history, len(losses)) :]
+        ranked = self._past.sort().values
+        below = torch.searchsorted(ranked, losses, right=False)
+        up_to = torch.searchsorted(ranked, losses, right=True)
+        percentile = (below + up_to).to(torch.float64) / (2 * max(len(ranked), 1))
+        return (percentile**self.beta).float()
+
+    def __repr__(self) -> str:
+        return f"RelativeLoss(beta={self.beta:g}, history={self.history})"

@@ -100,6 +100,7 @@ class SiftingDataLoader:
         self._run = run
         self._report = Report()
         self._told: set[str] = set()
+        self._given = 0
 
     def __iter__(self) -> Iterator[Any]:
         before, complete = dataclasses.replace(self._report), False
@@ -131,12 +132,16 @@ class SiftingDataLoader:
         return dataclasses.replace(self._report)
 
     def _batches(self) -> Iterator[Any]:
+        if self.keep == 1.0:
+            for batch, size in self._source():
+                self._report.kept += size
+                yield from self._hand_out(batch, size)
+            return
         report, buffer = self._report, None
-        for pool, sizes in self._pools():
-            start = time.perf_counter()
-            size = sum(sizes)
+        for pool, sizes, scored in self._pools():
+            start, size = time.perf_counter(), sum(sizes)
             buffer = buffer or Buffer(self.batch_size or sizes[0], self._concatenate)
-            kept, scoring = self._choose(pool, size)
+            kept, scoring = self._choose(pool, size) if scored else (torch.arange(size), 0.0)
             report.kept += len(kept)
             report.dropped += size - len(kept)
             report.scoring_seconds += scoring
@@ -147,14 +152,12 @@ class SiftingDataLoader:
                 start = time.perf_counter()
             del pool
             report.selecting_seconds += time.perf_counter() - start
-        if buffer is None:
-            return
-        if self.drop_last and self.keep != 1.0:
+        if buffer is not None and self.drop_last:
             report.dropped += buffer.waiting
             report.kept -= buffer.waiting
-            return
-        for full, length in buffer.drain():
-            yield from self._hand_out(full, length)
+        elif buffer is not None:
+            for full, length in buffer.drain():
+                yield from self._hand_out(full, length)
 
     def _hand_out(self, full: Any, length: int) -> Iterator[Any]:
         self._report.batches += 1
@@ -163,22 +166,26 @@ class SiftingDataLoader:
         yield full
         self._report.training_seconds += time.perf_counter() - start
 
-    def _pools(self) -> Iterator[tuple[Any, list[int]]]:
-        """Batches of the wrapped loader, joined to pools where they are going to be scored."""
-        source, pool, sizes = self._source(), [], []
-        for number, (batch, size) in enumerate(source):
+    def _pools(self) -> Iterator[tuple[Any, list[int], bool]]:
+        """Batches to score, joined to pools, and batches of the delay as they come (not to score)."""
+        pool: list[Any] = []
+        sizes: list[int] = []
+        for batch, size in self._source():
+            if self._given <= self.delay:
+                yield batch, [size], False
+                continue
+            if self._pool_size is None:
+                self._pool_size = max(1, min(POOL_BATCHES, POOL_BYTES // max(batches.nbytes(batch), 1)))
             pool.append(batch)
             sizes.append(size)
             del batch
-            if self._pool_size is None:
-                self._pool_size = max(1, min(POOL_BATCHES, POOL_BYTES // max(batches.nbytes(pool[0]), 1)))
-            if len(pool) >= (1 if self._passes() else self._pool_size):
+            if len(pool) >= self._pool_size:
                 joined, lengths = self._concatenate(pool, sizes), sizes
                 pool, sizes = [], []
-                yield joined, lengths
+                yield joined, lengths, True
                 del joined
         if pool:
-            yield self._concatenate(pool, sizes), sizes
+            yield self._concatenate(pool, sizes), sizes, True
 
     def _source(self) -> Iterator[tuple[Any, int]]:
         source, start = iter(self.loader), time.perf_counter()
@@ -195,6 +202,7 @@ class SiftingDataLoader:
             self._report.loading_seconds += time.perf_counter() - start
             size = batches.length(batch, self.batch_size)
             self._report.seen += size
+            self._given += 1
             empty = False
             yield batch, size
             del batch
@@ -208,17 +216,8 @@ class SiftingDataLoader:
                 "check len(dataset), or give a loader that can be gone through again",
             )
 
-    def _passes(self) -> bool:
-        """Whether the next batch comes through unscored."""
-        return self.keep == 1.0 or self._report.seen <= self.delay * (self.batch_size or 1) or (
-            self._report.batches < self.delay and not self._report.scored
-        )
-
     def _choose(self, pool: Any, size: int) -> tuple[torch.Tensor, float]:
         """Indices of the samples to keep, and the seconds spent scoring."""
-        everything = torch.arange(size)
-        if self._passes():
-            return everything, 0.0
         start = time.perf_counter()
         losses = self._scorer(pool, size)
         scoring = time.perf_counter() - start
@@ -234,7 +233,7 @@ class SiftingDataLoader:
             )
         probabilities = torch.ones(size)
         probabilities[finite] = _probabilities(self.policy, losses[finite])
-        return everything[torch.rand(size, generator=self._draws) < probabilities], scoring
+        return (torch.rand(size, generator=self._draws) < probabilities).nonzero().flatten(), scoring
 
     def _log(self, before: Report, complete: bool) -> None:
         if self._run is None:

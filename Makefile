@@ -1,0 +1,28 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: demo test lint types dev bench clean
+demo: $(READY)
+	$(BIN)/python -m loopwise demo $(ARGS)
+test: $(READY)
+	$(BIN)/python -m pytest -q $(ARGS)
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+types: $(READY)
+	.ci/types
+bench: $(READY)
+	$(BIN)/python -m benchmarks.sift_overhead $(ARGS)
+	$(BIN)/python -m benchmarks
+dev: $(READY)
+	mkdir -p typed/loopwise
+	for part in sift examples; do ln -sfn ../../$$part typed/loopwise/$$part; done
+	for file in base/*; do ln -sfn ../../$$file typed/loopwise/$$(basename $$file); done
+clean:
+	rm -rf .venv .peers typed build dist *.egg-info
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,66 @@
+"""``loopwise doctor``: what is here, and what will fall back."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+
+import click
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+OPTIONAL = {
+    "torchvision": ("demo", "loopwise demo"),
+    "scikit-learn": ("demo", "loopwise demo"),
+    "s3fs": ("s3", "run folders at s3:// URLs"),
+}
+"""Optional package -> (extra that brings it, what does not work without it)."""
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _rows() -> list[tuple[str, str]]:
+    rows = [("python", platform.python_version())]
+    rows += [(name, _version(name) or "missing") for name in ("loopwise", "torch", "triton", "numpy")]
+    memory = psutil.virtual_memory().total / 2**30
+    rows.append(("cpu", f"{os.cpu_count()} cores, {memory:.0f} GiB, {torch.backends.cpu.get_cpu_capability()}"))
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        rows.append((f"gpu {number}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
+    if not torch.cuda.is_available():
+        rows.append(("gpu", "none that torch can use"))
+    return rows
+
+
+def _fallbacks() -> list[str]:
+    found = [
+        f"{package} is not installed: no {purpose} (pip install 'loopwise[{extra}]')"
+        for package, (extra, purpose) in OPTIONAL.items()
+        if _version(package) is None
+    ]
+    if not torch.cuda.is_available() and not torch.cpu.get_capabilities().get("avx512_bf16", False):
+        found.append("this CPU does not multiply bfloat16: sift scores in float32")
+    if shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None:
+        found.append("no C++ compiler: torch.compile does not work on the CPU")
+    return found
+
+
+@click.command("doctor")
+def command() -> None:
+    """Print versions, devices, what is installed and what will fall back."""
+    console = Console()
+    table = Table(show_header=False, box=None)
+    for name, value in [*_rows(), *((name, _version(name) or "not installed") for name in OPTIONAL)]:
+        table.add_row(name, value)
+    console.print(table)
+    for line in _fallbacks():
+        console.print(f"falls back: {line}", markup=False)

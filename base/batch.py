@@ -85,9 +85,11 @@ def _lengths(node: Any) -> list[int] | None:
     common = _meet(opened[0])
     if not _is_plain_sequence(node):
         return common
-    return [*(n for n in common or [] if n != len(node)), len(node)] if not common or (
-        common[0] != len(node)
-    ) else common
+    return (
+        [*(n for n in common or [] if n != len(node)), len(node)]
+        if not common or (common[0] != len(node))
+        else common
+    )
 
 
 def _holds_samples(node: Any) -> bool:
@@ -98,7 +100,9 @@ def _holds_samples(node: Any) -> bool:
         opened = None if _is_array(child) else _open(child)
         if opened is None:
             return False
-        if not any(isinstance(value, (int, float)) or (_is_array(value) and not value.ndim) for value in opened[0]):
+        if not any(
+            isinstance(value, (int, float)) or (_is_array(value) and not value.ndim) for value in opened[0]
+        ):
             return False
     return True
 

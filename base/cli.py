@@ -7,8 +7,14 @@ import importlib
 import click
 
 COMMANDS = {
-    "demo": ("loopwise.examples.digits:command", "Train on real handwritten digits, plain and sifted, and compare."),
-    "doctor": ("loopwise.doctor:command", "Print versions, devices, what is installed and what will fall back."),
+    "demo": (
+        "loopwise.examples.digits:command",
+        "Train on real handwritten digits, plain and sifted, and compare.",
+    ),
+    "doctor": (
+        "loopwise.doctor:command",
+        "Print versions, devices, what is installed and what will fall back.",
+    ),
 }
 """Name -> (module:attribute of a click command, help).  A new part adds a row."""
 

@@ -32,7 +32,9 @@ def _rows() -> list[tuple[str, str]]:
     rows = [("python", platform.python_version())]
     rows += [(name, _version(name) or "missing") for name in ("loopwise", "torch", "triton", "numpy")]
     memory = psutil.virtual_memory().total / 2**30
-    rows.append(("cpu", f"{os.cpu_count()} cores, {memory:.0f} GiB, {torch.backends.cpu.get_cpu_capability()}"))
+    rows.append(
+        ("cpu", f"{os.cpu_count()} cores, {memory:.0f} GiB, {torch.backends.cpu.get_cpu_capability()}")
+    )
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         rows.append((f"gpu {number}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))

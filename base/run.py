@@ -118,7 +118,9 @@ class Run:
 
     def __post_init__(self) -> None:
         self.fs, self.path = fsspec.core.url_to_fs(str(self.path))
-        self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
+        self.local = "file" in (
+            self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
+        )
         if not is_main():
             return
         if self.fs.exists(f"{self.path}/run.json") and not self.resume:
@@ -182,16 +184,22 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close("finished" if kind is None else "failed")
 
 
 def read(path: str, part: str, name: str) -> tuple[list[dict[str, Any]], int]:
     """All committed records of ``name`` in ``part``, by rank and age, and the number of torn ones."""
     fs, folder = fsspec.core.url_to_fs(f"{path}/{part}")
-    found = [file for file in fs.ls(folder, detail=False) if _numbered(file, name)] if fs.exists(folder) else []
+    found = (
+        [file for file in fs.ls(folder, detail=False) if _numbered(file, name)] if fs.exists(folder) else []
+    )
     records, torn = [], 0
-    for file in sorted(found, key=lambda f: [int(n) for n in re.findall(r"\d+", f[len(folder) + len(name) :])]):
+    for file in sorted(
+        found, key=lambda f: [int(n) for n in re.findall(r"\d+", f[len(folder) + len(name) :])]
+    ):
         some, lost = decode(fs.cat_file(file))
         records, torn = records + some, torn + lost
     return records, torn

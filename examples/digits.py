@@ -12,14 +12,15 @@ import time
 
 import click
 import torch
-from loopwise.errors import LoopwiseError, MissingExtra
-from loopwise.run import Run
-from loopwise.sift import SiftingDataLoader
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from loopwise.errors import LoopwiseError, MissingExtra
+from loopwise.run import Run
+from loopwise.sift import SiftingDataLoader
 
 try:
     from sklearn.datasets import load_digits
@@ -33,9 +34,13 @@ except ImportError as error:
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Handwritten digits, plain and sifted")
     parser.add_argument("--epochs", type=int, default=6, metavar="N", help="epochs to train (default: 6)")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples a step (default: 64)")
+    parser.add_argument(
+        "--batch-size", type=int, default=64, metavar="N", help="samples a step (default: 64)"
+    )
     parser.add_argument("--lr", type=float, default=2e-3, metavar="LR", help="learning rate (default: 2e-3)")
-    parser.add_argument("--keep", type=float, default=0.4, metavar="K", help="share trained on (default: 0.4)")
+    parser.add_argument(
+        "--keep", type=float, default=0.4, metavar="K", help="share trained on (default: 0.4)"
+    )
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="random seed (default: 1)")
     parser.add_argument("--only", choices=["plain", "sifted"], help="train one of the two")
     parser.add_argument("--run", metavar="DIR", help="folder for the sifting statistics")
@@ -44,7 +49,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for name in ("compile", "watch"):
         if getattr(args, name):
-            parser.error(f"--{name} arrives with loopwise.{name.replace('watch', 'debug')}, which this version lacks")
+            parser.error(
+                f"--{name} arrives with loopwise.{name.replace('watch', 'debug')}, which this version lacks"
+            )
     return args
 
 

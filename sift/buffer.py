@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+
 from loopwise import batch as batches
 
 Concatenate = Callable[[Sequence[Any], Sequence[int]], Any]

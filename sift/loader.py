@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
+
 from loopwise import batch as batches
 from loopwise.errors import InputError, StateError
 from loopwise.run import Run
-from torch import nn
 
 from .buffer import Buffer, Concatenate
 from .policies import Policy, RelativeLoss
@@ -89,9 +90,13 @@ class SiftingDataLoader:
         self.policy: Policy = policy if policy is not None else RelativeLoss(self.keep)
         self.epoch = 0
         sampler = getattr(loader, "batch_sampler", None)
-        self.batch_size = batch_size or getattr(loader, "batch_size", None) or getattr(sampler, "batch_size", None)
+        self.batch_size = (
+            batch_size or getattr(loader, "batch_size", None) or getattr(sampler, "batch_size", None)
+        )
         self.drop_last = bool(
-            getattr(loader, "drop_last", False) or getattr(sampler, "drop_last", False) if drop_last is None else drop_last
+            getattr(loader, "drop_last", False) or getattr(sampler, "drop_last", False)
+            if drop_last is None
+            else drop_last
         )
         self._pool_size: int | None = None if pool == "auto" else int(pool)
         self._scorer = Scorer(model, loss, dtype)
@@ -123,7 +128,11 @@ class SiftingDataLoader:
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch here and on the wrapped loader's sampler or dataset, where they have one."""
         self.epoch = epoch
-        for part in (self.loader, getattr(self.loader, "sampler", None), getattr(self.loader, "dataset", None)):
+        for part in (
+            self.loader,
+            getattr(self.loader, "sampler", None),
+            getattr(self.loader, "dataset", None),
+        ):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 
@@ -239,7 +248,9 @@ class SiftingDataLoader:
         if self._run is None:
             return
         then = before.record()
-        record = {name: value - then[name] for name, value in self._report.record().items() if name != "epochs"}
+        record = {
+            name: value - then[name] for name, value in self._report.record().items() if name != "epochs"
+        }
         try:
             self._run.append("sift", "epochs", {"epoch": self.epoch, "complete": complete, **record})
             self._run.flush()

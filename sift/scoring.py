@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
 from loopwise import batch as batches
 from loopwise.errors import InputError
 from loopwise.preserve import preserve
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 
 class _Scored(nn.Module):
@@ -62,9 +63,7 @@ class Scorer:
             hardware multiplies it natively, float16 on older GPUs, else float32.
     """
 
-    def __init__(
-        self, model: nn.Module, loss: Callable[..., torch.Tensor], dtype: torch.dtype | str
-    ) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[..., torch.Tensor], dtype: torch.dtype | str) -> None:
         while isinstance(model, DistributedDataParallel):
             model = model.module
         self.model = model

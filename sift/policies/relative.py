@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from loopwise.errors import InputError
 
 from .policy import check_keep
@@ -23,9 +24,7 @@ class RelativeLoss:
         history: number of past losses that a new one is ranked among.
     """
 
-    def __init__(
-        self, keep: float | None = None, *, beta: float | None = None, history: int = 2048
-    ) -> None:
+    def __init__(self, keep: float | None = None, *, beta: float | None = None, history: int = 2048) -> None:
         if keep is not None and beta is not None:
             raise InputError(
                 f"keep={keep!r} and beta={beta!r}",

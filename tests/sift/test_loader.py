@@ -1,0 +1,222 @@
+"""The sifting loader: what it yields, what it counts, and that it leaves no trace."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from loopwise import batch as batches
+from loopwise.run import Run, read
+from loopwise.sift import RelativeLoss, SiftingDataLoader, TopLoss
+
+CRITERION = nn.CrossEntropyLoss(reduction="none")
+
+
+def dataset(n=100):
+    return TensorDataset(torch.randn(n, 6), torch.arange(n) % 3)
+
+
+def sift(loader, model=None, loss=CRITERION, **options):
+    return SiftingDataLoader(loader, model or nn.Linear(6, 3), loss=loss, **options)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from ((torch.full((6,), float(i)), i % 3) for i in range(100))
+
+
+class Randomised(Dataset):
+    """Draws from the global random state at every access, as augmentation does."""
+
+    def __len__(self):
+        return 96
+
+    def __getitem__(self, i):
+        return torch.randn(6) + i, i % 3
+
+
+def test_keep_one_yields_the_wrapped_batches():
+    data = dataset()
+    sizes = [[0, 1, 2], [3], list(range(4, 50))]
+    for loader in (
+        DataLoader(data, 16),
+        DataLoader(data, 16, drop_last=True),
+        DataLoader(data, batch_sampler=sizes),
+    ):
+        for a, b in zip(sift(loader, keep=1.0), loader, strict=True):
+            assert all(map(torch.equal, a, b))
+        assert len(sift(loader, keep=1.0)) == len(loader)
+    own = [[torch.zeros(3), torch.zeros(3)]]
+    assert next(iter(sift(own, keep=1.0))) is own[0]
+
+
+@pytest.mark.parametrize("pool", ["auto", 1, 2, 5])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("make", [dataset, Stream])
+def test_batches_are_full(pool, drop_last, make):
+    loader = sift(DataLoader(make(), 16, drop_last=drop_last), policy=TopLoss(0.5), pool=pool)
+    lengths = [len(y) for _, y in loader]
+    assert lengths == ([16] * 3 if drop_last else [16, 16, 16, 2])
+    report = loader.report()
+    assert (report.seen, report.scored) == ((96, 96) if drop_last else (100, 100))
+    assert report.kept == report.trained == sum(lengths)
+    assert report.kept + report.dropped == report.seen
+
+
+def test_kept_samples_are_the_losers_in_order():
+    data = dataset()
+    model = nn.Linear(6, 3)
+    losses = CRITERION(model(data.tensors[0]), data.tensors[1])
+    order = [i for i in range(100) if losses[i] >= losses.topk(40).values[-1]]
+    loader = sift(DataLoader(data, 10), model, policy=TopLoss(0.4), pool=10)
+    assert torch.equal(torch.cat([x for x, _ in loader]), data.tensors[0][order])
+
+
+def test_relative_loss_keeps_its_share():
+    for keep in (0.25, 0.5, 0.8):
+        loader = sift(DataLoader(dataset(4000), 50), keep=keep, seed=0)
+        assert sum(len(y) for _, y in loader) == pytest.approx(4000 * keep, rel=0.08)
+        assert len(loader) == pytest.approx(80 * keep, rel=0.1)
+
+
+def test_delay_lets_the_first_batches_through():
+    loader = sift(DataLoader(dataset(), 10), policy=TopLoss(0.5), delay=4)
+    assert sum(len(y) for _, y in loader) == 40 + 30
+    assert loader.report().scored == 60
+    assert sum(len(y) for _, y in loader) == 50  # the delay is over
+
+
+def test_the_same_seed_keeps_the_same_samples():
+    data, model = dataset(), nn.Linear(6, 3)
+    once, again = ([x for x, _ in sift(DataLoader(data, 10), model, seed=3)] for _ in range(2))
+    assert all(map(torch.equal, once, again))
+
+
+def test_any_structure_with_a_loss_of_model_and_batch():
+    def collate(samples):
+        images, labels = zip(*samples, strict=True)
+        return {
+            "x": torch.stack(images),
+            "meta": {"y": torch.tensor(labels), "name": [f"n{y}" for y in labels]},
+        }
+
+    def loss(model, batch):
+        return CRITERION(model(batch["x"]), batch["meta"]["y"])
+
+    for batch in sift(DataLoader(Stream(), 16, collate_fn=collate), loss=loss):
+        assert [f"n{y}" for y in batch["meta"]["y"].tolist()] == batch["meta"]["name"]
+        assert (batch["x"][:, 0] % 3).tolist() == batch["meta"]["y"].tolist()
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3)
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def trained(wrap, workers=0):
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.Adam(model.parameters())
+    generator = torch.Generator().manual_seed(1)
+    loader = DataLoader(Randomised(), 16, shuffle=True, num_workers=workers, generator=generator)
+    for _ in range(3):
+        for x, y in wrap(loader, model):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize(("pool", "workers"), [(1, 0), (1, 2), (3, 2)])
+def test_scoring_leaves_training_bit_identical(pool, workers):
+    def keep_all(losses):
+        return torch.ones_like(losses)
+
+    plain = trained(lambda loader, model: loader, workers)
+    sifted = trained(lambda loader, model: sift(loader, model, policy=keep_all, pool=pool), workers)
+    assert all(torch.equal(plain[name], sifted[name]) for name in plain)
+
+
+def test_dropping_samples_does_change_training():
+    plain = trained(lambda loader, model: loader)
+    sifted = trained(lambda loader, model: sift(loader, model, keep=0.5))
+    assert not all(torch.equal(plain[name], sifted[name]) for name in plain)
+
+
+def test_scoring_inside_autocast_leaves_gradients():
+    model = nn.Linear(6, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        x, y = next(iter(sift(DataLoader(dataset(), 10), model, dtype=torch.bfloat16)))
+        nn.functional.cross_entropy(model(x), y).backward()
+    assert model.weight.grad is not None
+
+
+def test_channels_last_scores_are_the_same_losses():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3))
+    x, y = torch.randn(20, 3, 8, 8), torch.arange(20) % 3
+    seen = []
+    loader = sift([(x, y)], model, policy=lambda losses: seen.append(losses) or torch.ones_like(losses))
+    list(loader)
+    torch.testing.assert_close(seen[0], CRITERION(model(x), y).detach())
+    assert model[0].weight.is_contiguous()
+
+
+def test_the_buffer_stays_small(monkeypatch):
+    held = []
+    loader = sift(DataLoader(dataset(640), 10), keep=0.9, pool=8, seed=0)
+    original = batches.index
+
+    def watched(batch, indices, size):
+        held.append(len(indices))
+        return original(batch, indices, size)
+
+    monkeypatch.setattr(batches, "index", watched)
+    for _ in loader:
+        assert held[-1] <= 10
+    assert len(held) > 50
+
+
+def test_stopping_early_and_going_on(tmp_path):
+    with Run(str(tmp_path)) as run:
+        loader = sift(DataLoader(dataset(), 10), policy=TopLoss(0.5), run=run)
+        assert len(list(itertools.islice(loader, 2))) == 2
+        list(loader)
+    records, torn = read(str(tmp_path), "sift", "epochs")
+    assert torn == 0
+    assert [(r["complete"], r["epoch"]) for r in records] == [(False, 0), (True, 0)]
+    assert records[1]["seen"] == 100
+    assert records[1]["trained"] == 50
+
+
+def test_a_run_that_cannot_be_written_is_said_once(tmp_path):
+    run = Run(str(tmp_path / "run"))
+    (tmp_path / "run" / "sift").write_text("a file where the folder should be")
+    loader = sift(DataLoader(dataset(), 10), run=run)
+    with pytest.warns(RuntimeWarning, match="could not be written") as told:
+        list(loader)
+        list(loader)
+    assert len(told) == 1
+    run.close()
+
+
+def test_set_epoch_reaches_the_sampler():
+    sampler = torch.utils.data.DistributedSampler(dataset(), num_replicas=2, rank=0)
+    loader = sift(DataLoader(dataset(), 10, sampler=sampler))
+    loader.set_epoch(7)
+    assert (loader.epoch, sampler.epoch) == (7, 7)
+
+
+@pytest.mark.parametrize("policy", [RelativeLoss(0.5), TopLoss(0.5)])
+def test_policies_give_probabilities(policy):
+    for losses in (torch.randn(50).abs(), torch.zeros(50), torch.empty(0)):
+        p = policy(losses)
+        assert p.shape == losses.shape
+        assert bool(((p >= 0) & (p <= 1)).all())

@@ -121,9 +121,9 @@ def length(batch: Any, hint: int | None = None) -> int:
     opened = None if _is_array(batch) else _open(batch)
     found = _lengths(batch) if opened is None else _meet(opened[0])
     sequence = _is_plain_sequence(batch)
-    if sequence and (_holds_samples(batch) or (hint == len(batch) and hint not in (found or []))):
-        if not any(_is_array(child) and child.ndim for child in batch):
-            return len(batch)
+    looks = _holds_samples(batch) or (hint == len(batch) if sequence and hint not in (found or []) else False)
+    if looks and not any(_is_array(child) and child.ndim for child in batch):
+        return len(batch)
     if found:
         return hint if hint is not None and hint in found else found[0]
     if found is None and sequence and batch and all(isinstance(v, (str, bytes, int, float)) for v in batch):

@@ -42,8 +42,8 @@ def from_main(function: Callable[[], T]) -> T:
     if is_main():
         try:
             outcome = [(function(), None)]
-        except Exception as error:
-            outcome = [(None, error)]
+        except Exception as raised:
+            outcome = [(None, raised)]
     dist.broadcast_object_list(outcome, src=0)
     value, error = outcome[0]
     if error is not None:

@@ -196,7 +196,8 @@ def read(path: str, part: str, name: str) -> tuple[list[dict[str, Any]], int]:
     found = (
         [file for file in fs.ls(folder, detail=False) if _numbered(file, name)] if fs.exists(folder) else []
     )
-    records, torn = [], 0
+    records: list[dict[str, Any]] = []
+    torn = 0
     for file in sorted(
         found, key=lambda f: [int(n) for n in re.findall(r"\d+", f[len(folder) + len(name) :])]
     ):

@@ -33,7 +33,7 @@ except ImportError as error:
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Handwritten digits, plain and sifted")
-    parser.add_argument("--epochs", type=int, default=6, metavar="N", help="epochs to train (default: 6)")
+    parser.add_argument("--epochs", type=int, default=5, metavar="N", help="epochs to train (default: 5)")
     parser.add_argument(
         "--batch-size", type=int, default=64, metavar="N", help="samples a step (default: 64)"
     )

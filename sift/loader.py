@@ -128,11 +128,12 @@ class SiftingDataLoader:
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch here and on the wrapped loader's sampler or dataset, where they have one."""
         self.epoch = epoch
-        for part in (
+        parts: list[Any] = [
             self.loader,
             getattr(self.loader, "sampler", None),
             getattr(self.loader, "dataset", None),
-        ):
+        ]
+        for part in parts:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 

@@ -1,0 +1,101 @@
+"""Runs the cases of a claim: each in a process of its own, interleaved, resumable.
+
+A benchmark is a module with ``CLAIM``, ``cases(device) -> {name: function(seed) -> {quantity: value}}``
+and ``rows(runs) -> [Row]``, where ``runs[case][quantity]`` lists the values over the seeds.  Case A
+and case B of one comparison stand beside each other and run A B A B ..., so that a machine that
+drifts drifts for both.  A finished run is kept in ``.cache/`` under the claim, the device and the
+commit, so an interrupted benchmark goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from types import ModuleType
+
+from rich.console import Console
+from rich.table import Table
+
+from . import record
+from .peers import python_of
+
+CACHE = Path(__file__).parent / ".cache"
+ROOT = Path(__file__).parent.parent
+Runs = dict[str, dict[str, list[float]]]
+_MARK = "result: "
+
+
+def measure(claim: str, case: str, seed: int, quick: bool, fresh: bool) -> dict[str, float]:
+    """The quantities of one run, from the cache or from a process of its own."""
+    kept = CACHE / claim / record.device() / record.commit() / f"{case}-{seed}{'-quick' * quick}.json"
+    if kept.exists() and not fresh:
+        return json.loads(kept.read_text())
+    command = [python_of(case), "-m", "benchmarks.harness", claim, case, str(seed)]
+    done = subprocess.run(command + ["--quick"] * quick, capture_output=True, text=True, cwd=ROOT)
+    found = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
+    if done.returncode or not found:
+        raise RuntimeError(f"{claim}, case {case}, seed {seed} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(found[-1].removeprefix(_MARK))
+    return json.loads(kept.read_text())
+
+
+def run(module: ModuleType, seeds: int, quick: bool, fresh: bool = False, until: float | None = None) -> bool:
+    """Run all cases over ``seeds`` and write the record; False when ``until`` (monotonic seconds) came first."""
+    console = Console()
+    runs: Runs = defaultdict(lambda: defaultdict(list))
+    cases = list(module.cases(record.device()))
+    for seed in range(seeds):
+        for case in cases:
+            if until is not None and time.monotonic() > until:
+                console.print(f"{module.CLAIM}: left at case {case}, seed {seed}; the next call goes on there")
+                return False
+            start = time.monotonic()
+            for quantity, value in measure(module.CLAIM, case, seed, quick, fresh).items():
+                runs[case][quantity].append(value)
+            console.print(f"{module.CLAIM}: seed {seed}, {case}: {time.monotonic() - start:.1f} s", highlight=False)
+    path = record.write(module.CLAIM, module.rows(runs), quick)
+    show(json.loads(path.read_text()), console)
+    return True
+
+
+def show(found: dict, console: Console) -> None:
+    """Print a record as a table."""
+    machine = found["machine"]
+    title = f"{found['claim']}, commit {found['commit']}, {machine['cpu']}, {machine['cores']} cores, {machine['device']}"
+    table = Table(*record.HEADINGS, title=title)
+    for row in found["rows"]:
+        table.add_row(*record.cells(row), style="red" if row["met"] is False else None)
+    console.print(table)
+
+
+def main(module: ModuleType) -> None:
+    """The command line of a benchmark module."""
+    parser = argparse.ArgumentParser(description=module.__doc__)
+    parser.add_argument("--seeds", type=int, default=5, help="runs of every case (default: 5)")
+    parser.add_argument("--quick", action="store_true", help="two seeds, shorter runs; its record is marked")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is kept from an earlier call")
+    args = parser.parse_args()
+    run(module, 2 if args.quick else args.seeds, args.quick, args.fresh)
+
+
+def _child() -> None:
+    parser = argparse.ArgumentParser(description="one run of one case")
+    parser.add_argument("claim")
+    parser.add_argument("case")
+    parser.add_argument("seed", type=int)
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    module = importlib.import_module(f"benchmarks.{args.claim}")
+    module.QUICK = args.quick
+    print(_MARK + json.dumps(module.cases(record.device())[args.case](args.seed)))
+
+
+if __name__ == "__main__":
+    _child()

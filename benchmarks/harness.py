@@ -13,7 +13,6 @@ import argparse
 import importlib
 import json
 import subprocess
-import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -40,7 +39,9 @@ def measure(claim: str, case: str, seed: int, quick: bool, fresh: bool) -> dict[
     done = subprocess.run(command + ["--quick"] * quick, capture_output=True, text=True, cwd=ROOT)
     found = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
     if done.returncode or not found:
-        raise RuntimeError(f"{claim}, case {case}, seed {seed} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+        raise RuntimeError(
+            f"{claim}, case {case}, seed {seed} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+        )
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(found[-1].removeprefix(_MARK))
     return json.loads(kept.read_text())
@@ -54,12 +55,16 @@ def run(module: ModuleType, seeds: int, quick: bool, fresh: bool = False, until:
     for seed in range(seeds):
         for case in cases:
             if until is not None and time.monotonic() > until:
-                console.print(f"{module.CLAIM}: left at case {case}, seed {seed}; the next call goes on there")
+                console.print(
+                    f"{module.CLAIM}: left at case {case}, seed {seed}; the next call goes on there"
+                )
                 return False
             start = time.monotonic()
             for quantity, value in measure(module.CLAIM, case, seed, quick, fresh).items():
                 runs[case][quantity].append(value)
-            console.print(f"{module.CLAIM}: seed {seed}, {case}: {time.monotonic() - start:.1f} s", highlight=False)
+            console.print(
+                f"{module.CLAIM}: seed {seed}, {case}: {time.monotonic() - start:.1f} s", highlight=False
+            )
     path = record.write(module.CLAIM, module.rows(runs), quick)
     show(json.loads(path.read_text()), console)
     return True
@@ -80,7 +85,9 @@ def main(module: ModuleType) -> None:
     parser = argparse.ArgumentParser(description=module.__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="runs of every case (default: 5)")
     parser.add_argument("--quick", action="store_true", help="two seeds, shorter runs; its record is marked")
-    parser.add_argument("--fresh", action="store_true", help="measure again what is kept from an earlier call")
+    parser.add_argument(
+        "--fresh", action="store_true", help="measure again what is kept from an earlier call"
+    )
     args = parser.parse_args()
     run(module, 2 if args.quick else args.seeds, args.quick, args.fresh)
 

@@ -73,8 +73,12 @@ def device() -> str:
 def commit() -> str:
     """The checkout's commit, marked ``+`` when the tree differs from it."""
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
@@ -130,7 +134,12 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 def markdown(record: dict[str, Any]) -> str:
     machine = ", ".join(f"{key} {value}" for key, value in (record["machine"] | record["versions"]).items())
-    lines = [f"# {record['claim']}", "", f"Commit {record['commit']}; {machine}. Median (lowest-highest) over runs.", ""]
+    lines = [
+        f"# {record['claim']}",
+        "",
+        f"Commit {record['commit']}; {machine}. Median (lowest-highest) over runs.",
+        "",
+    ]
     lines += ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in record["rows"]]
     return "\n".join(lines) + "\n"

@@ -47,6 +47,7 @@ class SiftingDataLoader:
         pool: number of batches scored in one forward pass; ``"auto"``: up to 4 within 64 MiB.
             A pool is read ahead, as a prefetching worker would.
         dtype: autocast dtype of the scoring pass; ``"auto"``: what the hardware multiplies fastest.
+        compile: score through ``torch.compile``: faster a sample, after seconds of compiling.
         batch_size: samples per yielded batch; default: the wrapped loader's.
         drop_last: whether a short last batch is dropped; default: the wrapped loader's.
         concatenate: joins a list of batches (and the list of their sizes) into one; for batches
@@ -69,6 +70,7 @@ class SiftingDataLoader:
         delay: int = 0,
         pool: int | str = "auto",
         dtype: torch.dtype | str = "auto",
+        compile: bool = False,
         batch_size: int | None = None,
         drop_last: bool | None = None,
         concatenate: Concatenate = batches.concatenate,
@@ -99,7 +101,7 @@ class SiftingDataLoader:
             else drop_last
         )
         self._pool_size: int | None = None if pool == "auto" else int(pool)
-        self._scorer = Scorer(model, loss, dtype)
+        self._scorer = Scorer(model, loss, dtype, compile)
         self._concatenate = concatenate
         self._draws = torch.Generator().manual_seed(torch.initial_seed() if seed is None else seed)
         self._run = run

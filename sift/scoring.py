@@ -61,14 +61,22 @@ class Scorer:
         loss: a per-sample criterion, or ``loss(model, batch)``.
         dtype: autocast dtype; ``torch.float32`` for none; ``"auto"`` for bfloat16 where the
             hardware multiplies it natively, float16 on older GPUs, else float32.
+        compiled: run the scoring pass through ``torch.compile``.
     """
 
-    def __init__(self, model: nn.Module, loss: Callable[..., torch.Tensor], dtype: torch.dtype | str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[..., torch.Tensor],
+        dtype: torch.dtype | str,
+        compiled: bool = False,
+    ) -> None:
         while isinstance(model, DistributedDataParallel):
             model = model.module
         self.model = model
         self.scored = _Scored(model, loss)
         self.dtype = dtype
+        self._run: Callable[..., torch.Tensor] = torch.compile(self._plain) if compiled else self._plain
 
     def device(self, batch: Any) -> torch.device:
         """The device to score on, after checking that the batch can be there."""
@@ -109,9 +117,11 @@ class Scorer:
             for name, weight in self.model.named_parameters()
             if images and weight.ndim == 4 and type(weight) is nn.Parameter
         }
+        return self._run(weights, batches.map_tensors(_channels_last, batch) if weights else batch)
+
+    def _plain(self, weights: dict[str, torch.Tensor], batch: Any) -> torch.Tensor:
         if not weights:
             return self.scored(batch)  # type: ignore[no-any-return]
-        batch = batches.map_tensors(_channels_last, batch)
         return torch.func.functional_call(self.scored, weights, (batch,))  # type: ignore[no-any-return]
 
     def _dtype(self, device: torch.device) -> torch.dtype:

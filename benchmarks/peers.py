@@ -1,0 +1,41 @@
+"""Environments of peers that pin another torch: ``.peers/<name>``, made by ``make peers``.
+
+A case named ``something@composer`` runs with the Python of ``.peers/composer``.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+PEERS = {"composer": ["mosaicml==0.32.1", "rich", "setuptools<81"]}
+"""Peer -> what pip installs; rich and psutil are the harness's."""
+
+FOLDER = Path(__file__).parent.parent / ".peers"
+
+
+def python_of(case: str) -> str:
+    """The Python that runs ``case``: this one, or its peer's."""
+    _, at, peer = case.partition("@")
+    if not at:
+        return sys.executable
+    python = FOLDER / peer / "bin" / "python"
+    if not python.exists():
+        raise FileNotFoundError(f"{case} needs the peer {peer!r}, which is not installed here: make peers")
+    return str(python)
+
+
+def installed(peer: str) -> bool:
+    return (FOLDER / peer / "ready").exists()
+
+
+if __name__ == "__main__":
+    for name, packages in PEERS.items():
+        if not installed(name):
+            print(f"installing {name}: {' '.join(packages)}", flush=True)
+            subprocess.run([sys.executable, "-m", "venv", FOLDER / name], check=True)
+            subprocess.run(
+                [FOLDER / name / "bin" / "python", "-m", "pip", "install", "-q", *packages], check=True
+            )
+            (FOLDER / name / "ready").touch()

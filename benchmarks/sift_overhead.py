@@ -1,0 +1,168 @@
+"""What sifting costs: a scored sample against a training forward, and the wrapper apart from scoring."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import harness
+from .peers import installed
+from .record import Row
+
+CLAIM = "sift_overhead"
+QUICK = False
+BATCH = {"digits": 64, "resnet18": 32}
+POOL = 4
+
+
+def model_of(name: str, device: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A network and one pool of its input and target, on ``device``."""
+    size = BATCH[name] * POOL
+    if name == "digits":
+        from torchvision.models.resnet import BasicBlock, ResNet
+
+        model: nn.Module = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10)
+        model.conv1, model.maxpool = nn.Conv2d(1, 64, 3, padding=1, bias=False), nn.MaxPool2d(2)
+        return (
+            model.to(device),
+            torch.rand(size, 1, 32, 32, device=device),
+            torch.arange(size, device=device) % 10,
+        )
+    from torchvision.models import resnet18
+
+    model = resnet18().to(device)
+    return model, torch.randn(size, 3, 64, 64, device=device), torch.arange(size, device=device) % 1000
+
+
+def seconds(function: Callable[[], Any], device: str) -> float:
+    """Median seconds of a call, after two warm-up calls."""
+    times = []
+    for _ in range(5 if QUICK else 12):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        function()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+def forward(name: str, device: str, seed: int) -> dict[str, float]:
+    """The plain fp32 training forward (with its graph), and the whole plain step, of one batch."""
+    torch.manual_seed(seed)
+    model, x, y = model_of(name, device)
+    size = BATCH[name]
+    x, y, criterion = x[:size], y[:size], nn.CrossEntropyLoss()
+
+    def step() -> None:
+        criterion(model(x), y).backward()
+        model.zero_grad()
+
+    ahead = seconds(lambda: criterion(model(x), y), device) / size
+    return {"forward ms/sample": 1e3 * ahead, "step ms/sample": 1e3 * seconds(step, device) / size}
+
+
+def scoring(name: str, device: str, compiled: bool, seed: int) -> dict[str, float]:
+    """Our scoring of a pool, through the loader's own scorer, everything included."""
+    from loopwise.sift.scoring import Scorer
+
+    torch.manual_seed(seed)
+    model, x, y = model_of(name, device)
+    model.train()
+    scorer = Scorer(model, nn.CrossEntropyLoss(reduction="none"), "auto", compiled)
+    return {"scoring ms/sample": 1e3 * seconds(lambda: scorer((x, y), len(y)), device) / len(y)}
+
+
+def composer(name: str, device: str, seed: int) -> dict[str, float]:
+    """Composer's SelectiveBackprop choosing half of one batch (it does not pool)."""
+    from composer.algorithms.selective_backprop.selective_backprop import select_using_loss
+
+    torch.manual_seed(seed)
+    model, x, y = model_of(name, device)
+    size = BATCH[name]
+    x, y = x[:size], y[:size]
+
+    def choose() -> None:
+        select_using_loss(
+            x,
+            y,
+            model,
+            lambda out, target, reduction: nn.functional.cross_entropy(out, target, reduction=reduction),
+            keep=0.5,
+            scale_factor=1,
+        )
+
+    return {"scoring ms/sample": 1e3 * seconds(choose, device) / size}
+
+
+def wrapper(device: str, seed: int) -> dict[str, float]:
+    """An epoch of batches of 256 small tensors, plain and through the loader with a free loss."""
+    from loopwise.sift import SiftingDataLoader
+
+    torch.manual_seed(seed)
+    data = [(torch.randn(256, 16), torch.arange(256) % 10, torch.rand(256)) for _ in range(40)]
+    loader = SiftingDataLoader(data, nn.Linear(16, 10), loss=lambda model, batch: batch[2], keep=0.5)
+    plain = seconds(lambda: [None for _ in data], "cpu")
+    return {"wrapper us/sample": 1e6 * (seconds(lambda: [None for _ in loader], "cpu") - plain) / (40 * 256)}
+
+
+def wrapper_in_step(name: str, device: str, seed: int) -> dict[str, float]:
+    """The wrapper apart from scoring, a batch of the wrapped loader, in ms."""
+    from loopwise.sift import SiftingDataLoader
+
+    torch.manual_seed(seed)
+    model, x, y = model_of(name, device)
+    size = BATCH[name]
+    free = torch.rand(size * POOL, device=device)
+    data = [(part, labels) for part, labels in zip(x.split(size), y.split(size), strict=True)] * 4
+    loader = SiftingDataLoader(
+        data, model, loss=lambda model, batch: free[: len(batch[1])], keep=0.5, pool=POOL
+    )
+    return {"wrapper ms/sample": 1e3 * seconds(lambda: [None for _ in loader], device) / (size * len(data))}
+
+
+def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
+    """Case -> one run of it with a seed."""
+    kind = "cpu" if device == "cpu" else "cuda"
+    found: dict[str, Callable[[int], dict[str, float]]] = {}
+    for name in BATCH:
+        found[f"forward-{name}"] = functools.partial(forward, name, kind)
+        found[f"scoring-{name}"] = functools.partial(scoring, name, kind, False)
+        found[f"compiled-{name}"] = functools.partial(scoring, name, kind, True)
+        found[f"wrapper-{name}"] = functools.partial(wrapper_in_step, name, kind)
+        if kind == "cpu" and installed("composer"):
+            found[f"select-{name}@composer"] = functools.partial(composer, name, kind)
+    return found | {"wrapper": functools.partial(wrapper, kind)}
+
+
+def rows(runs: harness.Runs) -> list[Row]:
+    """The claims of the README."""
+    found = []
+    for name in BATCH:
+        ahead, step = (runs[f"forward-{name}"][f"{what} ms/sample"] for what in ("forward", "step"))
+        scored = runs[f"scoring-{name}"]["scoring ms/sample"]
+        compiled = runs[f"compiled-{name}"]["scoring ms/sample"]
+        around = runs[f"wrapper-{name}"]["wrapper ms/sample"]
+        fp32 = "fp32 training forward"
+        found += [
+            Row(f"{name}: scoring a sample", scored, ahead, fp32, "ms", "ratio <= 0.5"),
+            Row(f"{name}: scoring a sample, compile=True", compiled, ahead, fp32, "ms", "ratio <= 0.5"),
+            Row(f"{name}: wrapper apart from scoring", around, step, "plain step", "ms", "ratio <= 0.03"),
+        ]
+        if peer := runs.get(f"select-{name}@composer"):
+            found.append(
+                Row(f"{name}: scoring a sample", scored, peer["scoring ms/sample"], "Composer", "ms", None)
+            )
+    small = runs["wrapper"]["wrapper us/sample"]
+    return [*found, Row("256 small tensors: wrapper a sample", small, None, "", "us", "ours <= 50")]
+
+
+if __name__ == "__main__":
+    harness.main(harness.importlib.import_module("benchmarks.sift_overhead"))

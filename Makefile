@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint types dev bench clean
+.PHONY: demo test lint types dev bench peers clean
 demo: $(READY)
 	$(BIN)/python -m loopwise demo $(ARGS)
 test: $(READY)
@@ -15,6 +15,8 @@ types: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.sift_overhead $(ARGS)
 	$(BIN)/python -m benchmarks
+peers: $(READY)
+	$(BIN)/python -m benchmarks.peers
 dev: $(READY)
 	mkdir -p typed/loopwise
 	for part in sift examples; do ln -sfn ../../$$part typed/loopwise/$$part; done

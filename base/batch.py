@@ -85,11 +85,7 @@ def _lengths(node: Any) -> list[int] | None:
     common = _meet(opened[0])
     if not _is_plain_sequence(node):
         return common
-    return (
-        [*(n for n in common or [] if n != len(node)), len(node)]
-        if not common or (common[0] != len(node))
-        else common
-    )
+    return [n for n in common or [] if n != len(node)] + [len(node)]
 
 
 def _holds_samples(node: Any) -> bool:

@@ -3,8 +3,8 @@
 A benchmark is a module with ``CLAIM``, ``cases(device) -> {name: function(seed) -> {quantity: value}}``
 and ``rows(runs) -> [Row]``, where ``runs[case][quantity]`` lists the values over the seeds.  Case A
 and case B of one comparison stand beside each other and run A B A B ..., so that a machine that
-drifts drifts for both.  A finished run is kept in ``.cache/`` under the claim, the device and the
-commit, so an interrupted benchmark goes on where it stopped.
+drifts drifts for both.  A finished run is kept in ``.cache/`` under the claim, the device and a
+digest of the code, so an interrupted benchmark goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -25,18 +25,17 @@ from . import record
 from .peers import python_of
 
 CACHE = Path(__file__).parent / ".cache"
-ROOT = Path(__file__).parent.parent
 Runs = dict[str, dict[str, list[float]]]
 _MARK = "result: "
 
 
 def measure(claim: str, case: str, seed: int, quick: bool, fresh: bool) -> dict[str, float]:
     """The quantities of one run, from the cache or from a process of its own."""
-    kept = CACHE / claim / record.device() / record.commit() / f"{case}-{seed}{'-quick' * quick}.json"
+    kept = CACHE / claim / record.device() / record.sources() / f"{case}-{seed}{'-quick' * quick}.json"
     if kept.exists() and not fresh:
         return json.loads(kept.read_text())
     command = [python_of(case), "-m", "benchmarks.harness", claim, case, str(seed)]
-    done = subprocess.run(command + ["--quick"] * quick, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(command + ["--quick"] * quick, capture_output=True, text=True, cwd=record.ROOT)
     found = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
     if done.returncode or not found:
         raise RuntimeError(

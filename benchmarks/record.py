@@ -9,6 +9,7 @@ are ``[median, lowest, highest]`` over the runs, ``ratio`` is ours over the peer
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import operator
 import platform
@@ -21,7 +22,9 @@ from typing import Any
 import psutil
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+SOURCES = ("base", "sift", "compile", "debug", "tune", "feed", "benchmarks")
 _COMPARE = {"<=": operator.le, ">=": operator.ge}
 
 
@@ -82,6 +85,14 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def sources() -> str:
+    """A digest of the code that a measurement depends on: the base, the parts and the benchmarks."""
+    digest = hashlib.sha256()
+    for path in sorted(p for d in SOURCES for p in (ROOT / d).rglob("*.py")):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def header() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Real handwritten digits, trained twice: by a plain loop, and by the same loop sifted.
 
-A small ResNet on scikit-learn's digits, enlarged to 32x32 and shifted and rotated at random.  The
+A small convolutional network on scikit-learn's digits, enlarged to 32x32 and shifted and rotated at random.  The
 workload is chosen so that a training step costs something and the data gets redundant: a network
 that learns the digits in a second leaves nothing to save.
 """
@@ -26,7 +26,6 @@ try:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
     from torchvision import transforms
-    from torchvision.models.resnet import BasicBlock, ResNet
 except ImportError as error:
     raise MissingExtra.of(str(error.name).split(".")[0], "demo", "the digits example") from None
 
@@ -75,11 +74,14 @@ def data() -> tuple[Digits, torch.Tensor, torch.Tensor]:
     return Digits(images[train], labels[train]), images[test], labels[test]
 
 
+def block(inputs: int, outputs: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
 def network() -> nn.Module:
-    model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10)
-    model.conv1 = nn.Conv2d(1, 64, 3, padding=1, bias=False)
-    model.maxpool = nn.MaxPool2d(2)
-    return model
+    layers = [*block(1, 32), *block(32, 32), nn.MaxPool2d(2), *block(32, 64), *block(64, 64), nn.MaxPool2d(2)]
+    layers += [*block(64, 128), *block(128, 128), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)]
+    return nn.Sequential(*layers)
 
 
 @torch.no_grad()

@@ -153,7 +153,7 @@ class SiftingDataLoader:
         for pool, sizes, scored in self._pools():
             start, size = time.perf_counter(), sum(sizes)
             buffer = buffer or Buffer(self.batch_size or sizes[0], self._concatenate)
-            kept, scoring = self._choose(pool, size) if scored else (torch.arange(size), 0.0)
+            kept, scoring = self._choose(pool, sizes) if scored else (torch.arange(size), 0.0)
             report.kept += len(kept)
             report.dropped += size - len(kept)
             report.scoring_seconds += scoring
@@ -228,10 +228,25 @@ class SiftingDataLoader:
                 "check len(dataset), or give a loader that can be gone through again",
             )
 
-    def _choose(self, pool: Any, size: int) -> tuple[torch.Tensor, float]:
+    def _score(self, pool: Any, sizes: list[int]) -> torch.Tensor:
+        """Losses of a pool; batch by batch from then on when the device has no memory for it at once."""
+        try:
+            return self._scorer(pool, sum(sizes))
+        except torch.OutOfMemoryError:
+            if len(sizes) == 1:
+                raise
+        self._tell(
+            "memory",
+            f"no memory to score {len(sizes)} batches at once; from now on one by one, as with pool=1",
+        )
+        self._pool_size = 1
+        parts = zip(batches.split(pool, sizes), sizes, strict=True)
+        return torch.cat([self._scorer(part, size) for part, size in parts])
+
+    def _choose(self, pool: Any, sizes: list[int]) -> tuple[torch.Tensor, float]:
         """Indices of the samples to keep, and the seconds spent scoring."""
-        start = time.perf_counter()
-        losses = self._scorer(pool, size)
+        start, size = time.perf_counter(), sum(sizes)
+        losses = self._score(pool, sizes)
         scoring = time.perf_counter() - start
         self._report.scored += size
         finite = losses.isfinite()

@@ -1,12 +1,17 @@
 """Leak police: every test leaves threads, child processes, environment and process groups as they were."""
 
+import json
 import os
+import subprocess
 import sys
+import textwrap
 import threading
 
 import psutil
 import pytest
 import torch.distributed as dist
+
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # compile in this process: no worker pool that outlives a test
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +37,36 @@ def _no_leaks():
 def pytest_sessionfinish():
     doubled = {"sift", "compile", "debug", "base"} & set(sys.modules)
     assert not doubled, f"imported by folder instead of as loopwise.*: {doubled}"
+
+
+@pytest.fixture
+def ranks(tmp_path):
+    """``ranks(code, world)``: run ``code`` in ``world`` real gloo processes; what each prints last, as JSON."""
+
+    def run(code, world=2):
+        setup = (
+            "import json, os, torch, torch.distributed as dist\n"
+            "torch.set_num_threads(1)\n"
+            f"dist.init_process_group('gloo', init_method='file://{tmp_path}/store-{os.urandom(4).hex()}',"
+            f" rank=int(os.environ['RANK']), world_size={world})\n"
+        )
+        end = "\ndist.barrier()\ndist.destroy_process_group()\n"
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", setup + textwrap.dedent(code) + end],
+                env=os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world)},
+                **pipes,
+            )
+            for rank in range(world)
+        ]
+        try:
+            outputs = [process.communicate(timeout=120) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        for process, (_, errors) in zip(processes, outputs, strict=True):
+            assert process.returncode == 0, errors
+        return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+
+    return run

@@ -1,5 +1,6 @@
 """The sifting loader: what it yields, what it counts, and that it leaves no trace."""
 
+import gc
 import itertools
 
 import pytest
@@ -220,3 +221,71 @@ def test_policies_give_probabilities(policy):
         p = policy(losses)
         assert p.shape == losses.shape
         assert bool(((p >= 0) & (p <= 1)).all())
+
+
+def test_a_pool_too_large_for_memory_is_scored_batch_by_batch():
+    sizes = []
+
+    def loss(model, batch):
+        sizes.append(len(batch[1]))
+        if len(batch[1]) > 10:
+            raise torch.OutOfMemoryError("no memory")
+        return CRITERION(model(batch[0]), batch[1])
+
+    with pytest.warns(RuntimeWarning, match="no memory to score 4 batches at once") as told:
+        loader = sift(DataLoader(dataset(), 10), loss=loss, policy=TopLoss(0.5), pool=4)
+        assert sum(len(y) for _, y in loader) == 50
+    assert len(told) == 1
+    assert sizes == [40] + [10] * 10
+    with pytest.raises(torch.OutOfMemoryError):
+        list(sift(DataLoader(dataset(), 20), loss=loss, pool=1))
+
+
+def test_the_automatic_pool_is_bounded_in_bytes():
+    def pools(width):
+        sizes = []
+        data = [(torch.zeros(10, width), torch.arange(10) % 3)] * 8
+        loss = lambda model, batch: sizes.append(len(batch[1])) or torch.ones(len(batch[1]))  # noqa: E731
+        list(sift(data, loss=lambda model, batch: loss(model, batch)))
+        return sizes
+
+    assert pools(10) == [40, 40]
+    assert pools(1_000_000) == [10] * 8
+
+
+def test_the_buffer_holds_less_than_two_batches_in_bytes():
+    """Live storage beyond the loader's own batches and the one in the training step's hands."""
+    batch = [torch.zeros(16, 1000), torch.arange(16) % 3]
+    unit = batches.nbytes(batch)
+
+    def live():
+        gc.collect()
+        storages = {
+            o.untyped_storage().data_ptr(): o.untyped_storage().nbytes()
+            for o in gc.get_objects()
+            if type(o) is torch.Tensor
+        }
+        return sum(storages.values())
+
+    loader = sift(
+        (list(map(torch.clone, batch)) for _ in range(40)),
+        nn.Linear(1000, 3),
+        policy=TopLoss(0.9),
+        pool=4,
+        batch_size=16,
+    )
+    before, most = live(), 0
+    for x, y in loader:
+        most = max(most, live() - before)
+        del x, y
+    assert most <= 1.01 * (4 + 2) * unit  # a hundredth for indices
+
+
+def test_compiled_scoring_gives_the_same_losses():
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3)).train()
+    data, seen = dataset(40), []
+    policy = lambda losses: seen.append(losses) or torch.ones_like(losses)  # noqa: E731
+    for compiled in (False, True):
+        list(sift(DataLoader(data, 10), model, policy=policy, compile=compiled, pool=2))
+    torch.testing.assert_close(torch.cat(seen[:2]), torch.cat(seen[2:]))
+    assert model.training

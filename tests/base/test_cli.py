@@ -1,0 +1,51 @@
+"""The ``loopwise`` command as a user types it."""
+
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from loopwise import __version__, cli
+
+
+def loopwise(*args):
+    return subprocess.run([sys.executable, "-m", "loopwise", *args], capture_output=True, text=True)
+
+
+def test_help_lists_every_command_and_imports_none():
+    code = "import sys\nfrom loopwise.cli import main\ntry:\n    main(['--help'])\nfinally:\n    assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name, (_, text) in cli.COMMANDS.items():
+        assert name in done.stdout
+        assert text.split()[0] in done.stdout
+
+
+def test_version_and_unknown_command():
+    runner = CliRunner()
+    assert runner.invoke(cli.main, ["--version"]).output.strip().endswith(__version__)
+    unknown = runner.invoke(cli.main, ["demos"])
+    assert unknown.exit_code == 2
+    assert "No such command 'demos'" in unknown.output
+
+
+def test_doctor_says_what_is_here():
+    done = loopwise("doctor")
+    assert done.returncode == 0, done.stderr
+    for word in ("python", "loopwise", "torch", "triton", "cores", __version__):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize(("flag", "part"), [("--compile", "loopwise.compile"), ("--watch", "loopwise.debug")])
+def test_switches_of_later_parts_say_so(flag, part):
+    done = loopwise("demo", flag)
+    assert done.returncode == 2
+    assert f"{flag} arrives with {part}" in done.stderr
+
+
+def test_demo_without_its_packages_names_the_extra():
+    code = "import sys; sys.modules['sklearn'] = None; sys.modules['sklearn.datasets'] = None\nfrom loopwise.cli import main\nmain(['demo'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "pip install 'loopwise[demo]'" in done.stderr

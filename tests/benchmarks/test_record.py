@@ -1,0 +1,94 @@
+"""Benchmark records: medians, ratios and bars are computed, interrupted runs go on."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def benchmarks(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import harness, record
+
+    monkeypatch.setattr(harness, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
+    yield harness, record
+    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.parametrize(
+    ("bar", "met"),
+    [
+        ("ratio <= 0.5", True),
+        ("ratio <= 0.4", False),
+        ("ours >= 3", False),
+        ("ours <= 2", True),
+        (None, None),
+    ],
+)
+def test_bars_are_computed(benchmarks, bar, met):
+    row = benchmarks[1].Row("speed", [2.0, 1.0, 9.0], [4.0, 4.0, 5.0], "peer", "ms", bar).record()
+    assert (row["ours"], row["peer"], row["ratio"], row["runs"]) == ([2.0, 1.0, 9.0], [4.0, 4.0, 5.0], 0.5, 3)
+    assert row["met"] is met
+
+
+def test_the_newest_record_of_a_claim_is_listed(benchmarks):
+    _, record = benchmarks
+    record.RESULTS.mkdir()
+    for day, value in ((20260101, 1), (20260301, 3), (20260201, 2)):
+        (record.RESULTS / f"speed_cpu_{day}.json").write_text(json.dumps({"value": value}))
+    assert record.newest() == [{"value": 3}]
+
+
+def fake():
+    module = ModuleType("fake")
+    module.CLAIM = "fake"
+    module.cases = lambda device: {"a": None, "b": None}
+    module.rows = lambda runs: []
+    return module
+
+
+def test_runs_are_interleaved_and_an_interrupted_benchmark_goes_on(benchmarks, monkeypatch, capsys):
+    harness, record = benchmarks
+    order = []
+
+    def child(command, **_):
+        order.append(tuple(command[-2:]))
+        return SimpleNamespace(returncode=0, stdout='result: {"time": 1.5}\n', stderr="")
+
+    monkeypatch.setattr(harness, "subprocess", SimpleNamespace(run=child))
+    monkeypatch.setattr(record, "commit", lambda: "abc")
+    assert not harness.run(fake(), 3, False, until=time.monotonic() - 1)
+    assert harness.run(fake(), 2, False)
+    assert order == [("a", "0"), ("b", "0"), ("a", "1"), ("b", "1")]
+    assert harness.run(fake(), 3, False)
+    assert order[4:] == [("a", "2"), ("b", "2")]
+    found = record.newest()[0]
+    assert (found["claim"], found["commit"], found["quick"]) == ("fake", "abc", False)
+    assert "fake" in capsys.readouterr().out
+
+
+def test_a_real_child_process_measures(benchmarks):
+    harness, _ = benchmarks
+    found = harness.measure("sift_overhead", "wrapper", 0, quick=True, fresh=False)
+    assert found["wrapper us/sample"] > 0
+
+
+def test_a_failing_case_says_which(benchmarks):
+    harness, _ = benchmarks
+    with pytest.raises(RuntimeError, match=r"sift_overhead, case missing, seed 0 failed:[\s\S]*KeyError"):
+        harness.measure("sift_overhead", "missing", 0, quick=True, fresh=False)
+
+
+def test_benchmarks_import_loopwise_from_a_bare_checkout():
+    code = "import sys; sys.path[:0] = [sys.argv[1]]; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\nimport benchmarks, loopwise.sift; print(loopwise.sift.__file__)"
+    done = subprocess.run([sys.executable, "-c", code, str(ROOT)], capture_output=True, text=True)
+    assert done.stdout.strip() == str(ROOT / "sift" / "__init__.py"), done.stderr

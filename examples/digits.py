@@ -32,13 +32,13 @@ except ImportError as error:
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Handwritten digits, plain and sifted")
-    parser.add_argument("--epochs", type=int, default=5, metavar="N", help="epochs to train (default: 5)")
+    parser.add_argument("--epochs", type=int, default=10, metavar="N", help="epochs to train (default: 10)")
     parser.add_argument(
-        "--batch-size", type=int, default=64, metavar="N", help="samples a step (default: 64)"
+        "--batch-size", type=int, default=32, metavar="N", help="samples a step (default: 32)"
     )
     parser.add_argument("--lr", type=float, default=2e-3, metavar="LR", help="learning rate (default: 2e-3)")
     parser.add_argument(
-        "--keep", type=float, default=0.4, metavar="K", help="share trained on (default: 0.4)"
+        "--keep", type=float, default=0.33, metavar="K", help="share trained on (default: 0.33)"
     )
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="random seed (default: 1)")
     parser.add_argument("--only", choices=["plain", "sifted"], help="train one of the two")
@@ -97,13 +97,19 @@ def train(args: argparse.Namespace, sifted: bool, progress: Progress) -> dict[st
     dataset, test_images, test_labels = data()
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
     criterion = nn.CrossEntropyLoss()
     run = Run(args.run) if args.run and sifted else None
 
     loader = DataLoader(dataset, batch_size=args.batch_size, shuffle=True)
     if sifted:
         loader = SiftingDataLoader(
-            loader, model, loss=nn.CrossEntropyLoss(reduction="none"), keep=args.keep, delay=22, run=run
+            loader,
+            model,
+            loss=nn.CrossEntropyLoss(reduction="none"),
+            keep=args.keep,
+            delay=2 * len(loader),
+            run=run,
         )
 
     trained = 0
@@ -118,6 +124,7 @@ def train(args: argparse.Namespace, sifted: bool, progress: Progress) -> dict[st
             trained += len(labels)
             seen = loader.report().seen if sifted else trained
             progress.update(bar, completed=seen)
+        schedule.step()
         progress.update(bar, completed=(epoch + 1) * len(dataset))
     seconds = time.perf_counter() - start
     if run is not None:

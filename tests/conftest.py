@@ -11,7 +11,9 @@ import psutil
 import pytest
 import torch.distributed as dist
 
-os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # compile in this process: no worker pool that outlives a test
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = (
+    "1"  # compile in this process: no worker pool that outlives a test
+)
 
 
 @pytest.fixture(autouse=True)
@@ -19,9 +21,7 @@ def _no_leaks():
     environment, threads = dict(os.environ), set(threading.enumerate())
     children = set(psutil.Process().children())
     yield
-    ours = {
-        k: v for k, v in os.environ.items() if k not in ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")
-    }
+    ours = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST" and "TORCHINDUCTOR" not in k}
     assert ours == {k: environment.get(k) for k in ours}  # torch sets the latter itself
     fresh = {t for t in set(threading.enumerate()) - threads if t.is_alive() and not t.daemon}
     assert not fresh, f"threads left behind: {fresh}"

@@ -48,7 +48,7 @@ def measure(claim: str, case: str, seed: int, quick: bool, fresh: bool) -> dict[
 
 def run(module: ModuleType, seeds: int, quick: bool, fresh: bool = False, until: float | None = None) -> bool:
     """Run all cases over ``seeds`` and write the record; False when ``until`` (monotonic seconds) came first."""
-    console = Console()
+    console = terminal()
     runs: Runs = defaultdict(lambda: defaultdict(list))
     cases = list(module.cases(record.device()))
     for seed in range(seeds):
@@ -67,6 +67,12 @@ def run(module: ModuleType, seeds: int, quick: bool, fresh: bool = False, until:
     path = record.write(module.CLAIM, module.rows(runs), quick)
     show(json.loads(path.read_text()), console)
     return True
+
+
+def terminal() -> Console:
+    """The terminal; output into a file is wide enough for a record's table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=180)
 
 
 def show(found: dict, console: Console) -> None:

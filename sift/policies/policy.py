@@ -1,32 +1,124 @@
-"""What a policy is, and the check of the ``keep`` share that all of them take."""
+"""What a policy is, what it is told, and the check of the ``keep`` share that most of them take."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from loopwise.errors import InputError
 
 
-class Policy(Protocol):
-    """A callable from losses to keep probabilities; a plain function will do.
+@dataclass(slots=True)
+class Pool:
+    """Samples that a policy decides about together, in the order in which the loader gave them.
 
-    It is called once a pool with the finite per-sample losses, float32 of shape ``(samples,)`` on
-    the CPU, in the order in which the loader gave the samples, and returns the probability in
-    [0, 1] that each is kept, of the same shape.
+    A pool is a few batches where samples are scored as they come, or all samples with a remembered
+    loss where an epoch is planned ahead.  Tensors are on the CPU, with one entry a sample.
     """
 
-    def __call__(self, losses: torch.Tensor, /) -> torch.Tensor: ...
+    losses: torch.Tensor
+    """Finite losses, float32 of shape (n,)."""
+    indices: torch.Tensor | None = None
+    """Indices in the dataset, int64 of shape (n,), where they are known."""
+    classes: torch.Tensor | None = None
+    """Class labels, int64 of shape (n,), where they are known."""
+    gradients: torch.Tensor | None = None
+    """Norms of the loss's gradient by the model's output, float32 of shape (n,); when needed."""
+    features: torch.Tensor | None = None
+    """The model's outputs, flattened, float32 of shape (n, d); when needed."""
+    last_trained: torch.Tensor | None = None
+    """Epoch in which each sample last reached the training step, int64 of shape (n,), -1: never."""
+    epoch: int = 0
+    """The current epoch, from 0."""
+    losses_of: Callable[[nn.Module], torch.Tensor] | None = None
+    """Losses of the same samples under another model, float32 of shape (n,), where there is a batch."""
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    def at(self, where: torch.Tensor) -> Pool:
+        """The samples at the positions or in the mask ``where``."""
+
+        def pick(values: torch.Tensor | None) -> torch.Tensor | None:
+            return None if values is None else values[where]
+
+        others = self.losses_of
+        return Pool(
+            self.losses[where],
+            pick(self.indices),
+            pick(self.classes),
+            pick(self.gradients),
+            pick(self.features),
+            pick(self.last_trained),
+            self.epoch,
+            None if others is None else lambda model: others(model)[where],
+        )
 
 
-def check_keep(keep: float) -> float:
+class Policy:
+    """Decides which samples of a pool reach the training step.
+
+    Subclasses implement ``probabilities``; what they draw on beside the losses they name in
+    ``needs``, and attributes that change while training goes on they name in ``state``.  A plain
+    function from losses to keep probabilities is a policy too.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Fields of ``Pool`` that must be there, of ``indices``, ``classes``, ``gradients``, ``features``,
+    ``last_trained`` and ``losses_of``; what cannot be had is an error at the first pool."""
+    state: ClassVar[tuple[str, ...]] = ()
+    """Attributes that ``state_dict`` holds."""
+
+    def probabilities(self, pool: Pool) -> torch.Tensor:
+        """Keep probabilities in [0, 1], float32 of shape (n,)."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"policy": repr(self)} | {name: getattr(self, name) for name in self.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state.get("policy") != repr(self):
+            raise InputError(
+                f"the state of policy {state.get('policy')}",
+                f"the state of {self!r}",
+                "the run was saved with another policy or other settings of it",
+                "make the loader with the policy of the saved run, or start without its state",
+            )
+        for name in self.state:
+            setattr(self, name, state[name])
+
+
+class Function(Policy):
+    """A plain function from losses to keep probabilities as a policy."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.function = function
+
+    def probabilities(self, pool: Pool) -> torch.Tensor:
+        return self.function(pool.losses)
+
+    def __repr__(self) -> str:
+        return f"Function({getattr(self.function, '__qualname__', type(self.function).__name__)})"
+
+
+def check_keep(keep: float, name: str = "keep") -> float:
     """``keep`` as a float in (0, 1], or an error that says what it should be."""
     if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
         raise InputError(
-            f"keep={keep!r}",
+            f"{name}={keep!r}",
             "the share of samples to train on, a number in (0, 1]",
             "a percentage instead of a fraction, or 0 for 'keep nothing'",
-            "pass a fraction, for instance keep=0.5",
+            f"pass a fraction, for instance {name}=0.5",
         )
     return float(keep)
+
+
+def take(keep: float, samples: int, owed: float) -> tuple[int, float]:
+    """How many of ``samples`` to keep, and the fraction of one that is carried to the next pool."""
+    owed += keep * samples
+    count = min(int(owed + 1e-6), samples)
+    return count, owed - count

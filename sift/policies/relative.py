@@ -6,10 +6,10 @@ import torch
 
 from loopwise.errors import InputError
 
-from .policy import check_keep
+from .policy import Policy, Pool, check_keep
 
 
-class RelativeLoss:
+class RelativeLoss(Policy):
     """Keep probability = (percentile of the loss among the last ``history`` losses) ** ``beta``.
 
     The rule of Selective-Backprop (Jiang et al. 2019) and of SageMaker smart sifting.  Percentiles
@@ -23,6 +23,8 @@ class RelativeLoss:
         beta: selectivity, >= 0, instead of ``keep``; larger keeps fewer.
         history: number of past losses that a new one is ranked among.
     """
+
+    state = ("_past",)
 
     def __init__(self, keep: float | None = None, *, beta: float | None = None, history: int = 2048) -> None:
         if keep is not None and beta is not None:
@@ -52,11 +54,20 @@ class RelativeLoss:
         self.history = history
         self._past = torch.empty(0)
 
-    def __call__(self, losses: torch.Tensor) -> torch.Tensor:
-        self._past = torch.cat([self._past, losses])[-max(self.history, len(losses)) :]
+    @property
+    def keep(self) -> float:
+        """Expected share of samples kept; setting it sets ``beta``."""
+        return 1 / (1 + self.beta)
+
+    @keep.setter
+    def keep(self, keep: float) -> None:
+        self.beta = 1 / check_keep(keep) - 1
+
+    def probabilities(self, pool: Pool) -> torch.Tensor:
+        self._past = torch.cat([self._past, pool.losses])[-max(self.history, len(pool)) :]
         ranked = self._past.sort().values
-        below = torch.searchsorted(ranked, losses, right=False)
-        up_to = torch.searchsorted(ranked, losses, right=True)
+        below = torch.searchsorted(ranked, pool.losses, right=False)
+        up_to = torch.searchsorted(ranked, pool.losses, right=True)
         percentile = (below + up_to).to(torch.float64) / (2 * max(len(ranked), 1))
         return (percentile**self.beta).float()
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from .policy import check_keep
+from .policy import Policy, Pool, check_keep
 
 
-class TopLoss:
+class TopLoss(Policy):
     """Keep the share ``keep`` of each pool that has the highest losses, the rest not at all.
 
     The rule of online batch selection (Loshchilov and Hutter 2015) with a hard cut.  Fractions of
@@ -18,16 +18,16 @@ class TopLoss:
         keep: share of samples kept, a fraction in (0, 1].
     """
 
+    state = ("_owed",)
+
     def __init__(self, keep: float = 0.5) -> None:
         self.keep = check_keep(keep)
         self._owed = 0.0
 
-    def __call__(self, losses: torch.Tensor) -> torch.Tensor:
-        self._owed += self.keep * len(losses)
-        count = min(int(self._owed + 1e-6), len(losses))
-        self._owed -= count
-        probabilities = torch.zeros_like(losses)
-        probabilities[losses.topk(count).indices] = 1.0
+    def probabilities(self, pool: Pool) -> torch.Tensor:
+        count, self._owed = take(self.keep, len(pool), self._owed)
+        probabilities = torch.zeros(len(pool))
+        probabilities[pool.losses.topk(count).indices] = 1.0
         return probabilities
 
     def __repr__(self) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import nn
+
+from loopwise import random_state
 
 
 @contextmanager
@@ -25,8 +25,7 @@ def preserve(*modules: nn.Module, training: bool | None = None) -> Iterator[None
         modules: the modules whose mode and buffers are kept.
         training: put every submodule into this mode inside the body; ``None`` leaves the modes.
     """
-    states = (random.getstate(), np.random.get_state(), torch.get_rng_state())
-    devices = _device_states()
+    state = random_state.get()
     parts = [part for module in modules for part in module.modules()]
     modes = [part.training for part in parts]
     buffers = [(part, dict(part._buffers)) for part in parts if part._buffers]
@@ -46,22 +45,8 @@ def preserve(*modules: nn.Module, training: bool | None = None) -> Iterator[None
         with torch.no_grad():
             for buffer, copy in copies.values():
                 buffer.data.copy_(copy)  # .data: no version bump for a graph that saved it
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        for module_name, state in devices.items():
-            getattr(torch, module_name).set_rng_state_all(state)
+        random_state.set(state)
 
 
 def _same(now: dict[str, torch.Tensor | None], then: dict[str, torch.Tensor | None]) -> bool:
     return now.keys() == then.keys() and all(now[name] is then[name] for name in then)
-
-
-def _device_states() -> dict[str, list[torch.Tensor]]:
-    """Random state of every accelerator that this process has already initialised."""
-    states = {}
-    for name in ("cuda", "xpu"):
-        module = getattr(torch, name, None)
-        if module is not None and module.is_available() and module.is_initialized():
-            states[name] = module.get_rng_state_all()
-    return states

@@ -2,6 +2,8 @@
 
 from .loader import SiftingDataLoader as SiftingDataLoader
 from .policies import Policy as Policy
+from .policies import Pool as Pool
 from .policies import RelativeLoss as RelativeLoss
 from .policies import TopLoss as TopLoss
 from .report import Report as Report
+from .source import Indexed as Indexed

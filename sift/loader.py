@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -12,25 +11,37 @@ import torch
 from torch import nn
 
 from loopwise import batch as batches
+from loopwise import random_state
 from loopwise.errors import InputError, StateError
+from loopwise.ranks import rank, world_size
 from loopwise.run import Run
 
-from .buffer import Buffer, Concatenate
-from .policies import Policy, RelativeLoss
+from . import check
+from .buffer import Concatenate, Part
+from .choose import PLANNABLE, Chooser
+from .memory import Memory
+from .policies import Function, Policy, RelativeLoss
 from .policies.policy import check_keep
 from .report import Report
-from .scoring import Scorer
-
-POOL_BYTES = 64 * 2**20  # read ahead at most this much: activations of a scoring pass are far larger
-POOL_BATCHES = 4  # more gains under 2 % per scored sample (ResNet-18 at 64x64, two CPU cores)
+from .reuse import Reuse
+from .scoring import Scorer, takes_model
+from .sieve import ALL, FRESH, REMEMBERED, Settings, Sieve
+from .source import Source
 
 
 class SiftingDataLoader:
-    """Wraps a loader: scores samples by loss and yields full batches of the informative ones.
+    """Wraps a loader: yields full batches of the samples that are worth a training step.
 
     The batches keep the structure and size of the wrapped loader's.  The last of an epoch may be
-    short, unless ``drop_last``.  With ``keep=1.0`` nothing is scored and the wrapped loader's own
-    batches come through.  A sample is scored as it will be trained on: after augmentation.
+    short, unless ``drop_last``.  With ``keep=1.0`` the wrapped loader's own batches come through.
+
+    Losses come from the training steps themselves where the wrapped loader is a plain
+    ``DataLoader`` over a map-style dataset and ``loss`` is a criterion: each sample's last loss is
+    remembered, each epoch is decided ahead from the remembered losses, and samples left out are not
+    even loaded.  Elsewhere, and with ``score_every=1``, each sample is scored by a forward pass
+    without gradient after it was loaded and augmented.
+
+    Under ``torch.distributed`` all ranks yield the same number of batches, whatever their data.
 
     Args:
         loader: any iterable of batches; its ``batch_size`` and ``drop_last`` are honoured.
@@ -39,11 +50,27 @@ class SiftingDataLoader:
         loss: a per-sample criterion for ``(input, target)`` batches, such as
             ``nn.CrossEntropyLoss(reduction="none")``; or ``def loss(model, batch) -> Tensor[B]``
             (its first parameter is named ``model``) for batches of any other form.
-        keep: share of samples to train on, a fraction in (0, 1]; default 0.5.
-        policy: which samples to keep: ``RelativeLoss`` (default), ``TopLoss`` or any callable from
-            losses to keep probabilities; instead of ``keep``.
+        keep: share of samples to train on, a fraction in (0, 1], or a function from the epoch to
+            it; default 0.5.
+        policy: which samples to keep (see ``loopwise.sift.policies``), or any function from losses
+            to keep probabilities; default ``RelativeLoss(keep)``.
         delay: number of the wrapped loader's batches that come through unscored at the start of
             training, while losses say little yet.
+        delay_every_epoch: begin every epoch with that many unscored batches.
+        epochs: number of epochs of the whole training, for ``anneal``.
+        anneal: last share of ``epochs`` that trains on all data, a fraction in [0, 1).
+        score_every: 1: score every sample in every epoch; k: in every k-th epoch, remembered losses
+            between; 0: never, only losses of training steps (``loader.record`` gives them where
+            ``loss`` is no criterion); ``"auto"``: 0 where that works, else 1.
+        weights: add importance weights to the batches, float32 of shape (batch,), 1 on average:
+            expected share kept / keep probability.  As a last element of tuples and lists, as
+            ``"weights"`` of dicts.  ``(losses * weights).mean()`` has the full data's gradient in
+            expectation.
+        classes: function from a batch to its class labels, int64 of shape (batch,); default: integer
+            targets of ``(input, target)`` batches.
+        scorer: a cheaper module that scores in place of ``model`` and takes the same input.
+        auto: score only as long as that pays: training never takes more than about 2 % longer than
+            by a plain loop.
         pool: number of batches scored in one forward pass; ``"auto"``: up to 4 within 64 MiB.
             A pool is read ahead, as a prefetching worker would.
         dtype: autocast dtype of the scoring pass; ``"auto"``: what the hardware multiplies fastest.
@@ -65,9 +92,17 @@ class SiftingDataLoader:
         model: nn.Module,
         *,
         loss: Callable[..., torch.Tensor],
-        keep: float | None = None,
-        policy: Policy | None = None,
+        keep: float | Callable[[int], float] | None = None,
+        policy: Policy | Callable[[torch.Tensor], torch.Tensor] | None = None,
         delay: int = 0,
+        delay_every_epoch: bool = False,
+        epochs: int | None = None,
+        anneal: float = 0.0,
+        score_every: int | str = "auto",
+        weights: bool = False,
+        classes: Callable[[Any], torch.Tensor] | None = None,
+        scorer: nn.Module | None = None,
+        auto: bool = False,
         pool: int | str = "auto",
         dtype: torch.dtype | str = "auto",
         compile: bool = False,
@@ -77,190 +112,216 @@ class SiftingDataLoader:
         seed: int | None = None,
         run: Run | None = None,
     ) -> None:
-        if keep is not None and policy is not None:
-            raise InputError(
-                f"keep={keep!r} and policy={policy!r}",
-                "one of keep and policy",
-                "a policy says itself how much it keeps",
-                f"drop keep, or give it to the policy: {type(policy).__name__}({keep!r})",
-            )
-        if pool != "auto":
-            _at_least("pool", pool, 1)
-        self.delay = _at_least("delay", delay, 0)
-        self.loader = loader
-        self.keep = check_keep(0.5 if keep is None else keep) if policy is None else None
-        self.policy: Policy = policy if policy is not None else RelativeLoss(self.keep)
+        check.arguments(keep, policy, delay, epochs, anneal, score_every, pool)
+        self.loader, self.model = loader, model
+        self.keep = 0.5 if keep is None and policy is None else keep
+        if not callable(self.keep) and self.keep is not None:
+            self.keep = check_keep(self.keep)
+        chosen = policy if policy is not None else RelativeLoss(self._keep_of(0))
+        self.policy = chosen if isinstance(chosen, Policy) else Function(chosen)
         self.epoch = 0
+        self.epochs, self.anneal = epochs, anneal
         sampler = getattr(loader, "batch_sampler", None)
-        self.batch_size = (
-            batch_size or getattr(loader, "batch_size", None) or getattr(sampler, "batch_size", None)
+        size = batch_size or getattr(loader, "batch_size", None) or getattr(sampler, "batch_size", None)
+        own_last = bool(getattr(loader, "drop_last", False) or getattr(sampler, "drop_last", False))
+        self.batch_size = size
+        self.drop_last = own_last if drop_last is None else bool(drop_last)
+        source = Source(loader, size, self.drop_last)
+        self._memory, self._report, self._told = Memory(), Report(), set[str]()
+        criterion = not takes_model(loss)
+        check.criterion(loss)
+        plannable = self.keep != 1.0 and source.plans and criterion and set(self.policy.needs) <= PLANNABLE
+        self._auto_score = score_every == "auto"
+        self.score_every = (0 if plannable else 1) if score_every == "auto" else int(score_every)
+        check.needs(self.policy, self.score_every, criterion)
+        self._reuse = Reuse(model, loss, self._memory) if criterion and self.score_every != 1 else None
+        start = torch.initial_seed() if seed is None else seed
+        self._draws = torch.Generator().manual_seed((start + rank()) % 2**63)
+        scoring = Scorer(model if scorer is None else scorer, loss, dtype, compile, self.policy.needs)
+        regroup = not source.plans and (batch_size is not None or drop_last is not None)
+        settings = Settings(
+            size,
+            self.drop_last,
+            regroup,
+            delay,
+            delay_every_epoch,
+            None if pool == "auto" else int(pool),
+            auto,
+            weights,
+            self.score_every != 1 or "last_trained" in self.policy.needs,
+            concatenate,
+            classes,
         )
-        self.drop_last = bool(
-            getattr(loader, "drop_last", False) or getattr(sampler, "drop_last", False)
-            if drop_last is None
-            else drop_last
+        chooser = Chooser(
+            self.policy, scoring, self._memory, self._draws, self._report, self._tell, settings.remembers
         )
-        self._pool_size: int | None = None if pool == "auto" else int(pool)
-        self._scorer = Scorer(model, loss, dtype, compile)
-        self._concatenate = concatenate
-        self._draws = torch.Generator().manual_seed(torch.initial_seed() if seed is None else seed)
+        self._sieve = Sieve(settings, source, chooser, self._memory, self._report)
         self._run = run
-        self._report = Report()
-        self._told: set[str] = set()
-        self._given = 0
+        self._last: torch.Tensor | None = None
+        self._start: dict[str, Any] = {}
+        self._resume: dict[str, Any] | None = None
+
+    # -- iteration ------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
-        before, complete = dataclasses.replace(self._report), False
+        before, complete = self._report.copy(), False
         try:
-            yield from self._batches()
+            self._open()
+            while (part := self._sieve.take()) is not None:
+                yield from self._hand_out(part)
             complete = True
         finally:
+            if self._reuse is not None:
+                self._reuse.forget()
             self._report.epochs += complete
             self._log(before, complete)
+            self._settle(complete)
             self.epoch += complete
+
+    def _open(self) -> None:
+        resume, self._resume = self._resume, None
+        if callable(self.keep) and hasattr(self.policy, "keep"):
+            self.policy.keep = self._keep_of(self.epoch)
+        generators = self._sieve.source.generators()
+        if resume is None:
+            self._start = random_state.get(generators)
+            self._sieve.begin(self._mode(), self.epoch)
+        else:
+            self._start = resume["start"]
+            random_state.set(self._start, generators)
+            self._sieve.load_state_dict(resume["sieve"])
+            random_state.set(resume["now"], generators)
+
+    def _mode(self) -> str:
+        if self.keep == 1.0 or (self.epochs and self.epoch >= self.epochs * (1 - self.anneal) - 1e-9):
+            return ALL
+        if self.score_every == 1 or (self.score_every and self.epoch % self.score_every == 0):
+            return FRESH
+        return REMEMBERED
+
+    def _hand_out(self, part: Part) -> Iterator[Any]:
+        report, indices = self._report, part.along.get("index")
+        report.batches += 1
+        report.trained += part.size
+        self._last = indices
+        if indices is not None and self._sieve.settings.remembers:
+            self._memory.note_trained(indices, self.epoch)
+            if self._reuse is not None:
+                self._reuse.expect(indices, part.batch)
+        batch, size = part.batch, part.size
+        if self._sieve.settings.weights:
+            batch = _with_weights(batch, part.along["weight"])
+        del part
+        start = time.perf_counter()
+        yield batch
+        report.time_step(time.perf_counter() - start, size)
+        if self._reuse is not None and self._reuse.wrong is not None:
+            raise self._reuse.wrong  # the criterion gave no losses a sample: a mistake at the door
+
+    def _settle(self, complete: bool) -> None:
+        """After an epoch: fetch losses, and score by forward passes if the training step gave none."""
+        reuse = self._reuse
+        if not self._sieve.settings.remembers:
+            return
+        self._memory.flush()
+        if reuse is None or not complete or 2 * reuse.fired >= reuse.expected:
+            return
+        why = reuse.trouble or "its forward pass was not seen (a compiled model? pass the compiled one)"
+        self._reuse = None
+        if self._auto_score:
+            self.score_every = 1
+            self._tell("reuse", f"no losses from the training step: {why}; scoring by forward passes instead")
+        else:
+            self._tell(
+                "reuse", f"no losses from the training step: {why}; loader.record(losses) can give them"
+            )
+
+    # -- what the user calls --------------------------------------------------------------------
 
     def __len__(self) -> int:
         """Batches in an epoch: exact with ``keep=1.0``, else an estimate from the share kept so far."""
         total = len(self.loader)  # type: ignore[arg-type]  # a TypeError of the user's loader passes
         if self.keep == 1.0:
             return total
-        share = self._report.share if self._report.epochs else self.keep or 1.0
+        expected = self.keep if isinstance(self.keep, float) else getattr(self.policy, "keep", 1.0)
+        share = self._report.share if self._report.epochs else expected
         return max(1, round(total * share))
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch here and on the wrapped loader's sampler or dataset, where they have one."""
         self.epoch = epoch
-        parts: list[Any] = [
-            self.loader,
-            getattr(self.loader, "sampler", None),
-            getattr(self.loader, "dataset", None),
-        ]
+        parts: list[Any] = [self.loader, *(getattr(self.loader, name, None) for name in ("sampler", "dataset"))]
         for part in parts:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 
     def report(self) -> Report:
         """Counts and seconds since this loader was made."""
-        return dataclasses.replace(self._report)
+        return self._report.copy()
 
-    def _batches(self) -> Iterator[Any]:
-        if self.keep == 1.0:
-            for batch, size in self._source():
-                self._report.kept += size
-                yield from self._hand_out(batch, size)
-            return
-        report, buffer = self._report, None
-        for pool, sizes, scored in self._pools():
-            start, size = time.perf_counter(), sum(sizes)
-            buffer = buffer or Buffer(self.batch_size or sizes[0], self._concatenate)
-            kept, scoring = self._choose(pool, sizes) if scored else (torch.arange(size), 0.0)
-            report.kept += len(kept)
-            report.dropped += size - len(kept)
-            report.scoring_seconds += scoring
-            start += scoring
-            for full, length in buffer.fill(pool, size, kept):
-                report.selecting_seconds += time.perf_counter() - start
-                yield from self._hand_out(full, length)
-                start = time.perf_counter()
-            del pool
-            report.selecting_seconds += time.perf_counter() - start
-        if buffer is not None and self.drop_last:
-            report.dropped += buffer.waiting
-            report.kept -= buffer.waiting
-        elif buffer is not None:
-            for full, length in buffer.drain():
-                yield from self._hand_out(full, length)
+    def record(self, losses: torch.Tensor) -> None:
+        """Give the per-sample losses of the batch handed out last, shape (batch,), of any device.
 
-    def _hand_out(self, full: Any, length: int) -> Iterator[Any]:
-        self._report.batches += 1
-        self._report.trained += length
-        start = time.perf_counter()
-        yield full
-        self._report.training_seconds += time.perf_counter() - start
-
-    def _pools(self) -> Iterator[tuple[Any, list[int], bool]]:
-        """Batches to score, joined to pools, and batches of the delay as they come (not to score)."""
-        pool: list[Any] = []
-        sizes: list[int] = []
-        for batch, size in self._source():
-            if self._given <= self.delay:
-                yield batch, [size], False
-                continue
-            if self._pool_size is None:
-                self._pool_size = max(1, min(POOL_BATCHES, POOL_BYTES // max(batches.nbytes(batch), 1)))
-            pool.append(batch)
-            sizes.append(size)
-            del batch
-            if len(pool) >= self._pool_size:
-                joined, lengths = self._concatenate(pool, sizes), sizes
-                pool, sizes = [], []
-                yield joined, lengths, True
-                del joined
-        if pool:
-            yield self._concatenate(pool, sizes), sizes, True
-
-    def _source(self) -> Iterator[tuple[Any, int]]:
-        source, start = iter(self.loader), time.perf_counter()
-        empty = True
-        while True:
-            try:
-                batch = next(source)
-            except StopIteration:
-                break
-            except RuntimeError as error:
-                if "DataLoader worker" in str(error) and "exited unexpectedly" in str(error):
-                    raise _dead_worker(error) from error
-                raise
-            self._report.loading_seconds += time.perf_counter() - start
-            size = batches.length(batch, self.batch_size)
-            self._report.seen += size
-            self._given += 1
-            empty = False
-            yield batch, size
-            del batch
-            start = time.perf_counter()
-        if empty:
+        They are remembered by sample index, and no forward pass of ours is needed for them.
+        """
+        if self._last is None or losses.shape != self._last.shape:
             raise InputError(
-                "a loader that yields no batch",
-                "at least one batch an epoch",
-                "an empty dataset, fewer samples than batch_size with drop_last=True, or an iterator "
-                "that an earlier epoch used up",
-                "check len(dataset), or give a loader that can be gone through again",
+                f"record() of losses of shape {tuple(losses.shape)}",
+                f"losses of shape {tuple(self._last.shape)}, those of the last batch"
+                if self._last is not None
+                else "a batch whose samples have known indices",
+                "losses of another batch or averaged ones, or a loader that hides the samples' indices",
+                "call it after each batch with reduction='none'; wrap the dataset in Indexed where it is hidden",
             )
+        self._reuse = None
+        self._memory.note_losses(self._last, losses)
 
-    def _score(self, pool: Any, sizes: list[int]) -> torch.Tensor:
-        """Losses of a pool; batch by batch from then on when the device has no memory for it at once."""
-        try:
-            return self._scorer(pool, sum(sizes))
-        except torch.OutOfMemoryError:
-            if len(sizes) == 1:
-                raise
-        self._tell(
-            "memory",
-            f"no memory to score {len(sizes)} batches at once; from now on one by one, as with pool=1",
-        )
-        self._pool_size = 1
-        parts = zip(batches.split(pool, sizes), sizes, strict=True)
-        return torch.cat([self._scorer(part, size) for part, size in parts])
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the batches to come depend on; between any two batches or epochs.
 
-    def _choose(self, pool: Any, sizes: list[int]) -> tuple[torch.Tensor, float]:
-        """Indices of the samples to keep, and the seconds spent scoring."""
-        start, size = time.perf_counter(), sum(sizes)
-        losses = self._score(pool, sizes)
-        scoring = time.perf_counter() - start
-        self._report.scored += size
-        finite = losses.isfinite()
-        wild = size - int(finite.sum())
-        if wild:
-            self._report.not_finite += wild
-            self._tell(
-                "not finite",
-                f"{wild} of {size} samples have a loss that is NaN or infinite; they are kept and counted in "
-                "report().not_finite. Likely causes: a diverging model, or corrupt samples.",
+        Holds the random states of Python, NumPy and torch, so that the resumed training goes on to the bit.
+        """
+        generators = self._sieve.source.generators()
+        return {
+            "epoch": self.epoch,
+            "world": world_size(),
+            "rank": rank(),
+            "sieve": self._sieve.state_dict(),
+            "policy": self.policy.state_dict(),
+            "memory": self._memory.state_dict(),
+            "report": self._report.state_dict(),
+            "draws": self._draws.get_state(),
+            "score_every": self.score_every,
+            "start": self._start,
+            "now": random_state.get(generators),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken: the next iteration yields the batches that were to come.
+
+        The wrapped loader is gone through again up to there, without loading where its dataset is
+        map-style and it has no workers.
+        """
+        if (state.get("world"), state.get("rank")) != (world_size(), rank()):
+            raise StateError(
+                f"the state of rank {state.get('rank')} of {state.get('world')}",
+                f"the state of rank {rank()} of {world_size()}",
+                "each rank has its own state, and samples are spread differently over another number of ranks",
+                "save and load one state a rank, with the same number of ranks",
             )
-        probabilities = torch.ones(size)
-        probabilities[finite] = _probabilities(self.policy, losses[finite])
-        return (torch.rand(size, generator=self._draws) < probabilities).nonzero().flatten(), scoring
+        self.set_epoch(state["epoch"])
+        if callable(self.keep) and hasattr(self.policy, "keep"):
+            self.policy.keep = self._keep_of(self.epoch)
+        self.policy.load_state_dict(state["policy"])
+        self._memory.load_state_dict(state["memory"])
+        self._report.load_state_dict(state["report"])
+        self._draws.set_state(state["draws"])
+        self.score_every = state["score_every"]
+        self._sieve.given = state["sieve"]["given"]
+        self._resume = None if state["sieve"]["over"] else state
+
+    def _keep_of(self, epoch: int) -> float:
+        return check_keep(self.keep(epoch) if callable(self.keep) else self.keep or 1.0)
 
     def _log(self, before: Report, complete: bool) -> None:
         if self._run is None:
@@ -281,37 +342,9 @@ class SiftingDataLoader:
             warnings.warn(f"loopwise.sift: {text}", RuntimeWarning, stacklevel=2)
 
 
-def _at_least(name: str, value: object, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(
-            f"{name}={value!r}",
-            f"a whole number of batches, at least {least}",
-            "a fraction, a negative number or a text",
-            f"pass for instance {name}={max(least, 4)}",
-        )
-    return value
-
-
-def _dead_worker(error: RuntimeError) -> StateError:
-    return StateError(
-        f"a worker process of the wrapped DataLoader died ({error})",
-        "workers that live until the epoch ends",
-        "out of memory (the kernel killed it), too little shared memory, or a crash in native code",
-        "lower num_workers or batch_size, enlarge /dev/shm, or use num_workers=0 to see the crash itself",
-    )
-
-
-def _probabilities(policy: Policy, losses: torch.Tensor) -> torch.Tensor:
-    given = policy(losses)
-    valid = isinstance(given, torch.Tensor) and given.shape == losses.shape
-    if not valid or not bool(((given >= 0) & (given <= 1)).all()):
-        seen = f"shape {tuple(given.shape)}" if isinstance(given, torch.Tensor) else type(given).__name__
-        if valid:
-            seen = f"values from {float(given.min())} to {float(given.max())}"
-        raise InputError(
-            f"keep probabilities of {seen} from policy {policy!r}",
-            f"a Tensor of shape ({len(losses)},) with values in [0, 1]",
-            "the policy returns scores, indices or a mask of another length",
-            "return one keep probability a loss",
-        )
-    return given
+def _with_weights(batch: Any, weights: torch.Tensor) -> Any:
+    if isinstance(batch, dict):
+        return {**batch, "weights": weights}
+    if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
+        return type(batch)([*batch, weights])
+    return batch, weights

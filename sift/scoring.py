@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,20 +16,48 @@ from loopwise.errors import InputError
 from loopwise.preserve import preserve
 
 
+@dataclass(slots=True)
+class Scores:
+    """What a scoring pass found, on the CPU."""
+
+    losses: torch.Tensor
+    """float32 of shape (n,)."""
+    gradients: torch.Tensor | None = None
+    """Norms of the loss's gradient by the model's output, float32 of shape (n,)."""
+    features: torch.Tensor | None = None
+    """The model's outputs, flattened, float32 of shape (n, d)."""
+
+
+_Found = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+
+
 class _Scored(nn.Module):
     """Model and loss as one module, so that ``functional_call`` can lend it other weight layouts."""
 
-    def __init__(self, model: nn.Module, loss: Callable[..., torch.Tensor]) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[..., torch.Tensor], needs: frozenset[str]) -> None:
         super().__init__()
         self.model = model
+        self.needs = needs
         self.__dict__["loss"] = loss  # not a submodule: a criterion's buffers stay its own
-        self.takes_model = not isinstance(loss, nn.Module) and _first_parameter(loss) == "model"
+        self.takes_model = takes_model(loss)
 
-    def forward(self, batch: Any) -> torch.Tensor:
+    def forward(self, batch: Any) -> _Found:
         if self.takes_model:
-            return self.loss(self.model, batch)  # type: ignore[no-any-return, operator]
-        inputs, targets = _pair(batch)
-        return self.loss(self.model(inputs), targets)  # type: ignore[no-any-return, operator]
+            return self.loss(self.model, batch), None, None  # type: ignore[operator]
+        inputs, targets = pair(batch)
+        outputs, gradients = self.model(inputs), None
+        if "gradients" in self.needs:
+            with torch.enable_grad():
+                leaf = outputs.detach().float().requires_grad_()
+                (slope,) = torch.autograd.grad(self.loss(leaf, targets).sum(), leaf)  # type: ignore[operator]
+            gradients = slope.flatten(1).norm(dim=1)
+        features = outputs.flatten(1) if "features" in self.needs else None
+        return self.loss(outputs, targets), gradients, features  # type: ignore[operator]
+
+
+def takes_model(loss: Callable[..., Any]) -> bool:
+    """Whether ``loss`` is a function of (model, batch), not a criterion of (output, target)."""
+    return not isinstance(loss, nn.Module) and _first_parameter(loss) == "model"
 
 
 def _first_parameter(function: Callable[..., Any]) -> str | None:
@@ -38,7 +67,8 @@ def _first_parameter(function: Callable[..., Any]) -> str | None:
         return None
 
 
-def _pair(batch: Any) -> tuple[Any, Any]:
+def pair(batch: Any) -> tuple[Any, Any]:
+    """Input and target of a batch that has no more than the two."""
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
     raise InputError(
@@ -62,6 +92,7 @@ class Scorer:
         dtype: autocast dtype; ``torch.float32`` for none; ``"auto"`` for bfloat16 where the
             hardware multiplies it natively, float16 on older GPUs, else float32.
         compiled: run the scoring pass through ``torch.compile``.
+        needs: what to find beside the losses, of ``gradients`` and ``features``.
     """
 
     def __init__(
@@ -70,13 +101,16 @@ class Scorer:
         loss: Callable[..., torch.Tensor],
         dtype: torch.dtype | str,
         compiled: bool = False,
+        needs: frozenset[str] = frozenset(),
     ) -> None:
         while isinstance(model, DistributedDataParallel):
             model = model.module
         self.model = model
-        self.scored = _Scored(model, loss)
+        self.scored = _Scored(model, loss, needs)
         self.dtype = dtype
-        self._run: Callable[..., torch.Tensor] = torch.compile(self._plain) if compiled else self._plain
+        compiled = compiled and "gradients" not in needs
+        self._run: Callable[..., _Found] = torch.compile(self._plain) if compiled else self._plain
+        self._others: dict[int, Scorer] = {}
 
     def device(self, batch: Any) -> torch.device:
         """The device to score on, after checking that the batch can be there."""
@@ -95,8 +129,14 @@ class Scorer:
             f"model.to({str(given)!r}), or let the loader yield batches on the CPU",
         )
 
-    def __call__(self, batch: Any, size: int) -> torch.Tensor:
-        """Losses of a batch of ``size``: float32 of shape (size,), on the CPU."""
+    def of(self, model: nn.Module) -> Scorer:
+        """A scorer of the same loss and dtype for another model."""
+        if id(model) not in self._others:
+            self._others[id(model)] = Scorer(model, self.scored.__dict__["loss"], self.dtype)
+        return self._others[id(model)]
+
+    def __call__(self, batch: Any, size: int) -> Scores:
+        """Scores of a batch of ``size``."""
         device = self.device(batch)
         moved = batches.map_tensors(lambda t: t.to(device, non_blocking=True), batch)
         dtype = self._dtype(device)
@@ -107,10 +147,14 @@ class Scorer:
             cache_enabled=False,  # a cached cast without gradient would reach an enclosing autocast
         )
         with preserve(self.model, training=False), torch.no_grad(), autocast:
-            losses = self._forward(moved)
-        return _checked(losses, size).float().cpu()
+            losses, gradients, features = self._forward(moved)
+        return Scores(
+            checked(losses, size).float().cpu(),
+            None if gradients is None else gradients.cpu(),
+            None if features is None else features.float().cpu(),
+        )
 
-    def _forward(self, batch: Any) -> torch.Tensor:
+    def _forward(self, batch: Any) -> _Found:
         images = [t for t in batches.leaves(batch) if isinstance(t, torch.Tensor) and t.ndim == 4]
         weights = {
             f"model.{name}": weight.contiguous(memory_format=torch.channels_last)
@@ -119,7 +163,7 @@ class Scorer:
         }
         return self._run(weights, batches.map_tensors(_channels_last, batch) if weights else batch)
 
-    def _plain(self, weights: dict[str, torch.Tensor], batch: Any) -> torch.Tensor:
+    def _plain(self, weights: dict[str, torch.Tensor], batch: Any) -> _Found:
         if not weights:
             return self.scored(batch)  # type: ignore[no-any-return]
         return torch.func.functional_call(self.scored, weights, (batch,))  # type: ignore[no-any-return]
@@ -143,7 +187,8 @@ def native_dtype(device: torch.device) -> torch.dtype:
     return torch.float32  # emulated bfloat16 is 5 x slower (ResNet-18 at 64x64, AVX2)
 
 
-def _checked(losses: Any, size: int) -> torch.Tensor:
+def checked(losses: Any, size: int) -> torch.Tensor:
+    """``losses`` when they are one a sample of a batch of ``size``."""
     if not isinstance(losses, torch.Tensor):
         raise InputError(
             f"a loss of type {type(losses).__name__}",

@@ -77,6 +77,13 @@ class Policy:
         """Keep probabilities in [0, 1], float32 of shape (n,)."""
         raise NotImplementedError
 
+    def tell(self) -> torch.Tensor:
+        """Past losses that the other ranks' policies want to know, float32; by default none."""
+        return torch.empty(0)
+
+    def hear(self, others: torch.Tensor) -> None:
+        """Take the past losses of all other ranks, at the start of an epoch."""
+
     def state_dict(self) -> dict[str, Any]:
         return {"policy": repr(self)} | {name: getattr(self, name) for name in self.state}
 

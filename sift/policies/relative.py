@@ -24,7 +24,7 @@ class RelativeLoss(Policy):
         history: number of past losses that a new one is ranked among.
     """
 
-    state = ("_past",)
+    state = ("_past", "_elsewhere")
 
     def __init__(self, keep: float | None = None, *, beta: float | None = None, history: int = 2048) -> None:
         if keep is not None and beta is not None:
@@ -53,6 +53,7 @@ class RelativeLoss(Policy):
         self.beta = float(beta)
         self.history = history
         self._past = torch.empty(0)
+        self._elsewhere = torch.empty(0)
 
     @property
     def keep(self) -> float:
@@ -65,11 +66,25 @@ class RelativeLoss(Policy):
 
     def probabilities(self, pool: Pool) -> torch.Tensor:
         self._past = torch.cat([self._past, pool.losses])[-max(self.history, len(pool)) :]
-        ranked = self._past.sort().values
-        below = torch.searchsorted(ranked, pool.losses, right=False)
-        up_to = torch.searchsorted(ranked, pool.losses, right=True)
-        percentile = (below + up_to).to(torch.float64) / (2 * max(len(ranked), 1))
+        below = len(self._past) * _percentile(self._past, pool.losses)
+        below = below + len(self._elsewhere) * _percentile(self._elsewhere, pool.losses)
+        percentile = below / max(len(self._past) + len(self._elsewhere), 1)
         return (percentile**self.beta).float()
+
+    def tell(self) -> torch.Tensor:
+        """Past losses, for the policies of the other ranks."""
+        return self._past
+
+    def hear(self, others: torch.Tensor) -> None:
+        """Rank among the past losses of the other ranks, too: percentiles are global, as of then."""
+        self._elsewhere = others
 
     def __repr__(self) -> str:
         return f"RelativeLoss(beta={self.beta:g}, history={self.history})"
+
+
+def _percentile(losses: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    """The share of ``losses`` below each of ``of``, ties counted half: float64."""
+    ranked = losses.sort().values
+    below = torch.searchsorted(ranked, of, right=False) + torch.searchsorted(ranked, of, right=True)
+    return below.to(torch.float64) / (2 * max(len(ranked), 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .policy import Policy, Pool, check_keep
+from .policy import Policy, Pool, check_keep, take
 
 
 class TopLoss(Policy):

@@ -27,11 +27,21 @@ def refused(seen, expected, cause, fix, **options):
 
 def test_mean_reduced_loss():
     refused(
+        "a criterion with reduction='mean'",
+        "one loss a sample: reduction='none'",
+        "the criterion of the training step was passed, which averages over the batch",
+        "pass loss=CrossEntropyLoss(reduction='none'); the one in the training step stays as it is",
+        loss=nn.CrossEntropyLoss(),
+    )
+
+
+def test_a_loss_function_that_averages():
+    refused(
         "a loss that is a single number",
         "a Tensor of shape (8,): one loss a sample",
         "the criterion averages over the batch (reduction='mean' is the default)",
         "make the criterion with reduction='none'; the one in the training step stays as it is",
-        loss=nn.CrossEntropyLoss(),
+        loss=lambda output, target: nn.functional.cross_entropy(output, target),
     )
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from loopwise import batch as batches
 from loopwise.run import Run, read
-from loopwise.sift import RelativeLoss, SiftingDataLoader, TopLoss
+from loopwise.sift import SiftingDataLoader, TopLoss
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")
 
@@ -20,6 +20,7 @@ def dataset(n=100):
 
 
 def sift(loader, model=None, loss=CRITERION, **options):
+    options = {"score_every": 1} | options
     return SiftingDataLoader(loader, model or nn.Linear(6, 3), loss=loss, **options)
 
 
@@ -215,14 +216,6 @@ def test_set_epoch_reaches_the_sampler():
     assert (loader.epoch, sampler.epoch) == (7, 7)
 
 
-@pytest.mark.parametrize("policy", [RelativeLoss(0.5), TopLoss(0.5)])
-def test_policies_give_probabilities(policy):
-    for losses in (torch.randn(50).abs(), torch.zeros(50), torch.empty(0)):
-        p = policy(losses)
-        assert p.shape == losses.shape
-        assert bool(((p >= 0) & (p <= 1)).all())
-
-
 def test_a_pool_too_large_for_memory_is_scored_batch_by_batch():
     sizes = []
 
@@ -278,7 +271,7 @@ def test_the_buffer_holds_less_than_two_batches_in_bytes():
     for x, y in loader:
         most = max(most, live() - before)
         del x, y
-    assert most <= 1.01 * (4 + 2) * unit  # a hundredth for indices
+    assert most <= (4 + 2) * unit + 16384  # some kilobytes of random state and indices
 
 
 def test_compiled_scoring_gives_the_same_losses():

@@ -28,6 +28,9 @@ from .scoring import Scorer, takes_model
 from .sieve import ALL, FRESH, REMEMBERED, Settings, Sieve
 from .source import Source
 
+FLOOR = 0.25
+"""Least keep probability by the default policy, as a part of ``keep``."""
+
 
 class SiftingDataLoader:
     """Wraps a loader: yields full batches of the samples that are worth a training step.
@@ -53,7 +56,8 @@ class SiftingDataLoader:
         keep: share of samples to train on, a fraction in (0, 1], or a function from the epoch to
             it; default 0.5.
         policy: which samples to keep (see ``loopwise.sift.policies``), or any function from losses
-            to keep probabilities; default ``RelativeLoss(keep)``.
+            to keep probabilities; default
+            ``RelativeLoss(keep, floor=keep / 4)``.
         delay: number of the wrapped loader's batches that come through unscored at the start of
             training, while losses say little yet.
         delay_every_epoch: begin every epoch with that many unscored batches.
@@ -117,7 +121,8 @@ class SiftingDataLoader:
         self.keep = 0.5 if keep is None and policy is None else keep
         if not callable(self.keep) and self.keep is not None:
             self.keep = check_keep(self.keep)
-        chosen = policy if policy is not None else RelativeLoss(self._keep_of(0))
+        share = self._keep_of(0)
+        chosen = policy if policy is not None else RelativeLoss(share, floor=FLOOR * share)
         self.policy = chosen if isinstance(chosen, Policy) else Function(chosen)
         self.epoch = 0
         self.epochs, self.anneal = epochs, anneal

@@ -10,33 +10,50 @@ from .policy import Policy, Pool, check_keep
 
 
 class RelativeLoss(Policy):
-    """Keep probability = (percentile of the loss among the last ``history`` losses) ** ``beta``.
+    """Keep probability = floor + (1 - floor) * (percentile of the loss among the last ones) ** ``beta``.
 
-    The rule of Selective-Backprop (Jiang et al. 2019) and of SageMaker smart sifting.  Percentiles
-    are uniform, so the expected share kept is 1 / (1 + beta): beta 0.5 keeps 67 %, 1 keeps 50 %,
-    3 keeps 25 %.  Changed here: a tie takes the middle of its percentiles, so that equal losses
-    keep that share too, and a loss is ranked in a history that already contains its own pool, so
-    that the very first pool is sifted sensibly.
+    The rule of Selective-Backprop (Jiang et al. 2019) and of SageMaker smart sifting, with
+    ``floor=0``.  Percentiles are uniform, so without a floor the expected share kept is
+    1 / (1 + beta): beta 0.5 keeps 67 %, 1 keeps 50 %, 3 keeps 25 %.  Changed here: a tie takes the
+    middle of its percentiles, so that equal losses keep that share too; a loss is ranked in a
+    history that already contains its own pool, so that the very first pool is sifted sensibly; and
+    a floor keeps every sample in play, with bounded importance weights: sample it every 1 / floor
+    epochs at least, on average.
 
     Args:
         keep: expected share of samples kept, a fraction in (0, 1]; sets ``beta``.
         beta: selectivity, >= 0, instead of ``keep``; larger keeps fewer.
+        floor: least keep probability, in [0, 1), less than ``keep``.
         history: number of past losses that a new one is ranked among.
     """
 
     state = ("_past", "_elsewhere")
 
-    def __init__(self, keep: float | None = None, *, beta: float | None = None, history: int = 2048) -> None:
+    def __init__(
+        self,
+        keep: float | None = None,
+        *,
+        beta: float | None = None,
+        floor: float = 0.0,
+        history: int = 2048,
+    ) -> None:
         if keep is not None and beta is not None:
             raise InputError(
                 f"keep={keep!r} and beta={beta!r}",
                 "one of keep and beta",
-                "both say how much is kept: keep = 1 / (1 + beta)",
+                "both say how much is kept: without a floor keep = 1 / (1 + beta)",
                 "drop one of the two",
             )
-        if beta is None:
-            beta = 1 / check_keep(0.5 if keep is None else keep) - 1
-        if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 <= beta < float("inf"):
+        if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor < 1:
+            raise InputError(
+                f"floor={floor!r}",
+                "the least keep probability, a number in [0, 1)",
+                "a percentage instead of a fraction",
+                "pass a fraction, for instance floor=0.1",
+            )
+        if beta is not None and (
+            isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 <= beta < float("inf")
+        ):
             raise InputError(
                 f"beta={beta!r}",
                 "a finite number of at least 0",
@@ -50,26 +67,37 @@ class RelativeLoss(Policy):
                 "a percentile needs something to be ranked among",
                 "pass for instance history=2048",
             )
-        self.beta = float(beta)
+        self.floor = float(floor)
         self.history = history
+        if beta is None:
+            self.keep = 0.5 if keep is None else keep
+        else:
+            self.beta = float(beta)
         self._past = torch.empty(0)
         self._elsewhere = torch.empty(0)
 
     @property
     def keep(self) -> float:
         """Expected share of samples kept; setting it sets ``beta``."""
-        return 1 / (1 + self.beta)
+        return self.floor + (1 - self.floor) / (1 + self.beta)
 
     @keep.setter
     def keep(self, keep: float) -> None:
-        self.beta = 1 / check_keep(keep) - 1
+        if check_keep(keep) <= self.floor:
+            raise InputError(
+                f"keep={keep!r} with floor={self.floor!r}",
+                "a floor below keep",
+                "the floor alone keeps as much",
+                f"pass for instance floor={keep / 4:g}",
+            )
+        self.beta = (1 - self.floor) / (keep - self.floor) - 1
 
     def probabilities(self, pool: Pool) -> torch.Tensor:
         self._past = torch.cat([self._past, pool.losses])[-max(self.history, len(pool)) :]
         below = len(self._past) * _percentile(self._past, pool.losses)
         below = below + len(self._elsewhere) * _percentile(self._elsewhere, pool.losses)
         percentile = below / max(len(self._past) + len(self._elsewhere), 1)
-        return (percentile**self.beta).float()
+        return (self.floor + (1 - self.floor) * percentile**self.beta).float()
 
     def tell(self) -> torch.Tensor:
         """Past losses, for the policies of the other ranks."""
@@ -80,7 +108,7 @@ class RelativeLoss(Policy):
         self._elsewhere = others
 
     def __repr__(self) -> str:
-        return f"RelativeLoss(beta={self.beta:g}, history={self.history})"
+        return f"RelativeLoss(beta={self.beta:g}, floor={self.floor:g}, history={self.history})"
 
 
 def _percentile(losses: torch.Tensor, of: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,272 @@
+"""Sifting ahead of loading, by losses that the training steps left behind."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from loopwise.errors import InputError
+from loopwise.sift import Indexed, RelativeLoss, SiftingDataLoader, TopLoss
+
+CRITERION = nn.CrossEntropyLoss(reduction="none")
+
+
+class Counted(Dataset):
+    """Class i % 3 of one-hot-like inputs with random noise at every access; counts its accesses."""
+
+    def __init__(self, n=60):
+        self.x = torch.randn(n, 6, generator=torch.Generator().manual_seed(0))
+        self.loaded = []
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        self.loaded.append(i)
+        return self.x[i] + 0.01 * torch.randn(6), i % 3
+
+
+def keep_all(losses):
+    return torch.ones_like(losses)
+
+
+def train(loader, model, epochs=1, record=None, run=None):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    batches = []
+    for _ in range(epochs):
+        for x, y in loader:
+            batches.append((x, y))
+            optimizer.zero_grad()
+            losses = CRITERION((run or model)(x), y)
+            if record:
+                loader.record(losses)
+            losses.mean().backward()
+            optimizer.step()
+    return batches
+
+
+def sift(data, model, batch_size=10, loss=CRITERION, **options):
+    loader = DataLoader(data, batch_size, shuffle=True)
+    return SiftingDataLoader(loader, model, loss=loss, **options)
+
+
+def test_samples_left_out_are_not_loaded():
+    torch.manual_seed(0)
+    data, model = Counted(), nn.Linear(6, 3)
+    loader = sift(data, model, policy=TopLoss(0.5))
+    assert len(train(loader, model)) == 6
+    assert sorted(data.loaded) == list(range(60))
+    losses = loader._memory.losses[:60]
+    worst = set(losses.topk(30).indices.tolist())
+    data.loaded.clear()
+    assert [len(y) for _, y in train(loader, model)] == [10, 10, 10]
+    assert set(data.loaded) == worst
+    report = loader.report()
+    assert (report.seen, report.skipped, report.kept, report.trained, report.scored) == (120, 30, 90, 90, 0)
+    assert report.dropped == 30
+
+
+def test_remembered_losses_are_those_of_the_training_steps():
+    torch.manual_seed(0)
+    data, model = Counted(), nn.Sequential(nn.Linear(6, 8), nn.Dropout(), nn.Linear(8, 3))
+    loader = sift(data, model, keep=0.5)
+    expected = {}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for x, y in loader:
+        losses = CRITERION(model(x), y)
+        expected |= dict(zip(loader._last.tolist(), losses.tolist(), strict=True))
+        model(x).sum()  # a second forward of the same batch does not count
+        optimizer.zero_grad()
+        losses.mean().backward()
+        optimizer.step()
+    assert loader._memory.losses[:60].tolist() == pytest.approx([expected[i] for i in range(60)])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_is_bit_identical_when_all_is_kept(workers):
+    def weights(wrap):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3))
+        loader = DataLoader(Counted(), 16, shuffle=True, num_workers=workers)
+        train(wrap(loader, model), model, epochs=3)
+        return model.state_dict()
+
+    plain = weights(lambda loader, model: loader)
+    sifted = weights(lambda loader, model: SiftingDataLoader(loader, model, loss=CRITERION, policy=keep_all))
+    assert all(torch.equal(plain[name], sifted[name]) for name in plain)
+
+
+def test_recorded_losses_serve_where_the_loss_is_a_function():
+    data, model = Counted(), nn.Linear(6, 3)
+    loader = sift(
+        data, model, loss=lambda model, batch: pytest.fail("no scoring"), policy=TopLoss(0.5), score_every=0
+    )
+    train(loader, model, epochs=2, record=True)
+    assert loader.report().trained == 90
+
+
+def test_losses_that_do_not_fit_are_refused():
+    loader = sift(Counted(), nn.Linear(6, 3))
+    next(iter(loader))
+    with pytest.raises(InputError, match=r"record\(\) of losses of shape \(3,\)"):
+        loader.record(torch.ones(3))
+
+
+def test_models_are_copied_and_pickled_without_our_hook():
+    model = nn.Linear(6, 3)
+    loader = sift(Counted(), model)
+    batches = iter(loader)
+    x, _ = next(batches)
+    assert len(model._forward_hooks) == 1
+    model(x)
+    assert not model._forward_hooks
+    copy.deepcopy(model)
+    torch.save(model, io.BytesIO())
+    next(batches)
+    batches.close()
+    assert not model._forward_hooks
+
+
+def test_a_compiled_model_gives_its_losses_and_one_inside_falls_back():
+    data, inner = Counted(), nn.Linear(6, 3)
+    model = torch.compile(inner, backend="eager")
+    loader = sift(data, model, policy=TopLoss(0.5))
+    train(loader, model, epochs=2)
+    assert loader.report().trained == 90
+    loader = sift(data, inner, policy=TopLoss(0.5))
+    elsewhere = copy.deepcopy(inner)
+    with pytest.warns(RuntimeWarning, match="no losses from the training step"):
+        train(loader, inner, run=elsewhere)
+    train(loader, inner)
+    assert loader.report().scored == 60
+
+
+def test_an_output_that_the_criterion_cannot_take_falls_back():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return {"logits": self.layer(x)}
+
+    model = Pair()
+    loader = sift(Counted(), model)
+    with pytest.warns(RuntimeWarning, match="no losses from the training step: .*AttributeError"):
+        for x, y in loader:
+            CRITERION(model(x)["logits"], y).mean().backward()
+    assert loader.score_every == 1
+
+
+def test_every_kth_epoch_is_scored():
+    data, model = Counted(), nn.Linear(6, 3)
+    loader = sift(data, model, policy=TopLoss(0.5), score_every=3)
+    scored = []
+    for _ in range(7):
+        train(loader, model)
+        scored.append(loader.report().scored)
+    assert scored == [60, 60, 60, 120, 120, 120, 180]
+    assert loader.report().trained == 7 * 30
+
+
+def test_a_loader_that_hides_its_indices_works_when_indexed():
+    class Hiding:
+        def __init__(self, loader):
+            self.loader = loader
+
+        def __iter__(self):
+            return iter(self.loader)
+
+    data, model = Counted(), nn.Linear(6, 3)
+    hidden = Hiding(DataLoader(Indexed(data), 10))
+    loader = SiftingDataLoader(hidden, model, loss=CRITERION, policy=TopLoss(0.5), score_every=0)
+    batches = train(loader, model, epochs=2)
+    assert [len(y) for _, y in batches] == [10] * 9
+    collated = DataLoader(Indexed(data), 10, collate_fn=Indexed.collate(torch.utils.data.default_collate))
+    x, y = next(iter(SiftingDataLoader(Hiding(collated), model, loss=CRITERION, policy=TopLoss(0.5))))
+    assert x.shape == (10, 6)
+    plain = SiftingDataLoader(Hiding(DataLoader(data, 10)), model, loss=CRITERION, keep=0.5, score_every=0)
+    with pytest.raises(InputError, match="wrap the dataset: DataLoader"):
+        list(plain)
+
+
+def test_annealing_and_a_schedule_of_keep():
+    data, model = Counted(), nn.Linear(6, 3)
+    loader = sift(data, model, policy=TopLoss(0.5), epochs=8, anneal=0.25)
+    trained = []
+    for _ in range(8):
+        trained.append(sum(len(y) for _, y in train(loader, model)))
+    assert trained == [60, 30, 30, 30, 30, 30, 60, 60]
+    loader = SiftingDataLoader(
+        DataLoader(data, 10),
+        model,
+        loss=CRITERION,
+        policy=TopLoss(0.5),
+        keep=lambda epoch: (1.0, 0.5, 0.2)[epoch],
+    )
+    assert [sum(len(y) for _, y in train(loader, model)) for _ in range(3)] == [60, 30, 12]
+
+
+def test_a_delay_in_every_epoch():
+    data, model = Counted(), nn.Linear(6, 3)
+    loader = sift(data, model, policy=TopLoss(0.5), delay=2, delay_every_epoch=True, score_every=1)
+    assert [sum(len(y) for _, y in train(loader, model)) for _ in range(2)] == [40, 40]
+    assert loader.report().scored == 80
+
+
+def test_the_report_counts_classes_and_estimates_the_saving():
+    data, model = Counted(), nn.Linear(6, 3)
+    loader = sift(data, model, keep=0.5, score_every=1)
+    train(loader, model, epochs=2)
+    report = loader.report()
+    assert {label: seen for label, (seen, _) in report.classes.items()} == {0: 40, 1: 40, 2: 40}
+    assert sum(kept for _, kept in report.classes.values()) == report.kept
+    low, high = report.saved_interval
+    assert low <= report.saved_seconds <= high
+
+
+@pytest.mark.parametrize("score_every", [0, 1])
+@pytest.mark.parametrize("policy", [RelativeLoss(0.3, floor=0.1), lambda losses: 0.1 + 0.9 * losses / losses.max()])
+def test_weights_make_the_expected_gradient_that_of_all_data(score_every, policy):
+    torch.manual_seed(0)
+    data, model = Counted(90), nn.Linear(6, 3)
+    data.x = data.x.round(decimals=1)
+    x, y = data.x, torch.arange(90) % 3
+    full = torch.autograd.grad(CRITERION(model(x), y).mean(), model.weight)[0]
+    fixed = torch.utils.data.TensorDataset(x, y)
+    loader = SiftingDataLoader(
+        DataLoader(fixed, 90),
+        model,
+        loss=CRITERION,
+        policy=policy,
+        weights=True,
+        score_every=score_every,
+        pool=1,
+        seed=0,
+    )
+    if not score_every:
+        for inputs, targets, _ in loader:
+            loader.record(CRITERION(model(inputs), targets))
+    total, kept = torch.zeros_like(full), 0
+    for _ in range(600):
+        for inputs, targets, weights in loader:
+            total += torch.autograd.grad((CRITERION(model(inputs), targets) * weights).sum(), model.weight)[0]
+            kept += len(targets)
+    torch.testing.assert_close(total / kept, full, rtol=0.1, atol=0.1 * full.abs().max().item())
+    biased = torch.autograd.grad(
+        (CRITERION(model(x), y) * CRITERION(model(x), y).detach()).mean(), model.weight
+    )[0]
+    assert (total / kept - full).norm() < 0.2 * (biased - full).norm()
+
+
+def test_weights_ride_along_in_every_structure():
+    data = [({"x": torch.ones(4, 6), "y": torch.arange(4) % 3}) for _ in range(4)]
+    loss = lambda model, batch: batch["x"].sum(1)  # noqa: E731
+    batch = next(iter(SiftingDataLoader(data, nn.Linear(6, 3), loss=loss, keep=0.5, weights=True, seed=1)))
+    assert batch["weights"].shape == (4,)
+    pairs = [(torch.ones(4, 6), torch.arange(4) % 3)] * 4
+    batch = next(iter(SiftingDataLoader(pairs, nn.Linear(6, 3), loss=CRITERION, keep=1.0, weights=True)))
+    assert batch[2].tolist() == [1.0] * 4

@@ -124,6 +124,13 @@ class Chooser:
         chances = self._ahead[indices]
         return (torch.rand(len(indices), generator=self.draws) < chances).nonzero().flatten()
 
+    def foreseen(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What was decided for the present epoch, by sample index: keep probabilities and weights."""
+        return self._ahead, self.weights
+
+    def recall(self, foreseen: tuple[torch.Tensor, torch.Tensor]) -> None:
+        self._ahead, self.weights = foreseen
+
     def _chances(self, pool: Pool) -> torch.Tensor:
         for name in self.policy.needs:
             if getattr(pool, name) is None:

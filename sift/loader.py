@@ -165,6 +165,7 @@ class SiftingDataLoader:
         self._last: torch.Tensor | None = None
         self._start: dict[str, Any] = {}
         self._resume: dict[str, Any] | None = None
+        self._open_pass = False
 
     # -- iteration ------------------------------------------------------------------------------
 
@@ -178,13 +179,14 @@ class SiftingDataLoader:
         finally:
             if self._reuse is not None:
                 self._reuse.forget()
+            self._open_pass = False
             self._report.epochs += complete
             self._log(before, complete)
             self._settle(complete)
             self.epoch += complete
 
     def _open(self) -> None:
-        resume, self._resume = self._resume, None
+        resume, self._resume, self._open_pass = self._resume, None, True
         if callable(self.keep) and hasattr(self.policy, "keep"):
             self.policy.keep = self._keep_of(self.epoch)
         generators = self._sieve.source.generators()
@@ -255,7 +257,10 @@ class SiftingDataLoader:
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch here and on the wrapped loader's sampler or dataset, where they have one."""
         self.epoch = epoch
-        parts: list[Any] = [self.loader, *(getattr(self.loader, name, None) for name in ("sampler", "dataset"))]
+        parts: list[Any] = [
+            self.loader,
+            *(getattr(self.loader, name, None) for name in ("sampler", "dataset")),
+        ]
         for part in parts:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
@@ -289,6 +294,7 @@ class SiftingDataLoader:
         generators = self._sieve.source.generators()
         return {
             "epoch": self.epoch,
+            "open": self._open_pass,
             "world": world_size(),
             "rank": rank(),
             "sieve": self._sieve.state_dict(),
@@ -323,7 +329,7 @@ class SiftingDataLoader:
         self._draws.set_state(state["draws"])
         self.score_every = state["score_every"]
         self._sieve.given = state["sieve"]["given"]
-        self._resume = None if state["sieve"]["over"] else state
+        self._resume = state if state["open"] else None
 
     def _keep_of(self, epoch: int) -> float:
         return check_keep(self.keep(epoch) if callable(self.keep) else self.keep or 1.0)

@@ -17,7 +17,7 @@ from .buffer import Buffer, Concatenate, Part, join
 from .choose import Chooser
 from .memory import Memory
 from .report import Report
-from .source import Choice, Given, Source
+from .source import Given, Source
 
 POOL_BYTES = 64 * 2**20  # read ahead at most this much: activations of a scoring pass are far larger
 POOL_BATCHES = 4  # more gains under 2 % per scored sample (ResNet-18 at 64x64, two CPU cores)
@@ -65,27 +65,28 @@ class Sieve:
         self._ahead: Part | None = None
         self._trouble: BaseException | None = None
         self._over = True
+        self._exhausted = False
         self._counted = 0
 
     # -- a pass ---------------------------------------------------------------------------------
 
-    def begin(self, mode: str, epoch: int, skip: int = 0, chosen: torch.Tensor | None = None) -> None:
-        """Open a pass; on resume after its first ``skip`` batches, with the samples ``chosen`` then."""
-        self.mode, self.epoch = mode, epoch
-        self.pulled, self._over, self._ahead, self._trouble = 0, False, None, None
-        self._buffer, self._counted = None, 0
-        if self.agreement.live and mode != ALL and not skip:
+    def begin(self, mode: str, epoch: int) -> None:
+        """Open a pass over the wrapped loader."""
+        self._reset(mode, epoch)
+        if self.agreement.live and mode != ALL:
             self._exchange()
-        if mode == REMEMBERED and chosen is None:
+        if mode == REMEMBERED:
             self.chooser.foresee(epoch)
-        choose: Choice | None = None
-        if mode == REMEMBERED and self.source.plans:
-            choose = (lambda order: chosen) if chosen is not None else self._plan
-        self._stream = self.source.open(choose, skip)
-        self.pulled = skip
+        plans = mode == REMEMBERED and self.source.plans
+        self._stream = self.source.open(self._plan if plans else None, 0)
         self.agreement.start()
         if self.agreement.live:
             self._look_ahead()
+
+    def _reset(self, mode: str, epoch: int) -> None:
+        self.mode, self.epoch, self.pulled = mode, epoch, 0
+        self._over, self._exhausted, self._counted = False, False, 0
+        self._buffer, self._ahead, self._trouble = None, None, None
 
     def take(self) -> Part | None:
         """The next batch for the training step; ``None`` when the pass is over, on all ranks."""
@@ -148,6 +149,7 @@ class Sieve:
             self.report.loading_seconds += time.perf_counter() - start
             self._count_skipped()
             if given is None:
+                self._exhausted = True
                 if not pool and not self.pulled:
                     self._check_empty()
                 return (pool, True) if pool else None
@@ -307,23 +309,33 @@ class Sieve:
             "counted": self._counted,
             "over": self._over,
             "chosen": None if self.source.chosen is None else self.source.chosen.clone(),
+            "exhausted": self._exhausted,
+            "source": None if self._exhausted or self._over else self.source.state_dict(),
+            "foreseen": self.chooser.foreseen(),
             "waiting": None if part is None else (part.batch, part.size, part.along),
             "batch_size": self._batch_size,
             "pool": self._pool_size,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on in the middle of a pass: ``begin`` is done here."""
+        """Go on in the middle of a pass, in place of ``begin``."""
         self.given, self._batch_size, self._pool_size = state["given"], state["batch_size"], state["pool"]
-        if state["over"]:
+        if state["over"]:  # the last batch was handed out, and nothing came after it
+            self._over = True
             return
-        live, self.agreement.live = self.agreement.live, False
-        self.begin(state["mode"], state["epoch"], state["pulled"], state["chosen"])
-        self.agreement.live = live
-        self._counted = state["counted"]
+        self._reset(state["mode"], state["epoch"])
+        self.chooser.recall(state["foreseen"])
+        self.pulled, self._counted, self._exhausted = state["pulled"], state["counted"], state["exhausted"]
+        if self._exhausted:
+            self._stream = iter(())
+        else:
+            chosen = state["chosen"]
+            choose = None if chosen is None else lambda order: chosen
+            self._stream = self.source.open(choose, self.pulled, state["source"])
         if state["waiting"] is not None:
             part = Part(*state["waiting"])
             self._buffer = Buffer(self._batch_size or part.size, self.settings.concatenate)
             self._buffer.offer(part, torch.arange(part.size))
-        if live:
+        self.agreement.start()
+        if self.agreement.live:
             self._look_ahead()

@@ -80,12 +80,23 @@ class _Planner(Sampler[list[int]]):
         self.total = 0
         self.chosen: torch.Tensor | None = None
         self.issued: deque[list[int]] = deque()
+        self._ready: torch.Tensor | None = None
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def prepare(self) -> torch.Tensor:
+        """Go through the user's sampler and choose, now instead of when the first batch is asked for."""
         order = torch.tensor(list(self.sampler), dtype=torch.int64)
         self.total = len(order)
         self.chosen = self.choose(order) if self.choose is not None else None
-        left = order if self.chosen is None else self.chosen
+        self._ready = order if self.chosen is None else self.chosen
+        return self._ready
+
+    def forget(self) -> None:
+        """Undo ``prepare``."""
+        self._ready = None
+
+    def __iter__(self) -> Iterator[list[int]]:
+        left = self.prepare() if self._ready is None else self._ready
+        self._ready = None
         stop = len(left) - len(left) % self.batch_size if self.drop_last else len(left)
         for start in range(self.skip * self.batch_size, stop, self.batch_size):
             indices = left[start : start + self.batch_size].tolist()
@@ -131,14 +142,25 @@ class Source:
         found = [getattr(part, "generator", None) for part in (self.loader, sampler)]
         return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
-    def open(self, choose: Choice | None, skip: int) -> Iterator[Given]:
+    def state_dict(self) -> Any:
+        """The state of a loader that keeps its own (torchdata's ``StatefulDataLoader``), else ``None``."""
+        stateful = not self.plans and hasattr(self.loader, "load_state_dict")
+        return self.loader.state_dict() if stateful else None
+
+    def open(self, choose: Choice | None, skip: int, state: Any = None) -> Iterator[Given]:
         """Start an epoch with the samples that ``choose`` leaves, after its first ``skip`` batches."""
+        if state is not None:
+            self.loader.load_state_dict(state)
+            return self._given(iter(self.loader))
         planner, workers = self._planner, getattr(self.loader, "num_workers", 0)
         if planner is not None:
             planner.choose, planner.skip = choose, 0 if workers else skip
             planner.issued.clear()
+            planner.forget()
             skip = skip if workers else 0
         source = iter(self._copy)
+        if planner is not None and planner.skip:
+            planner.prepare()  # the sampler draws while the random state is that of the epoch's start
         for _ in range(skip):
             next(source, None)
             if planner is not None:

@@ -229,7 +229,9 @@ def test_the_report_counts_classes_and_estimates_the_saving():
 
 
 @pytest.mark.parametrize("score_every", [0, 1])
-@pytest.mark.parametrize("policy", [RelativeLoss(0.3, floor=0.1), lambda losses: 0.1 + 0.9 * losses / losses.max()])
+@pytest.mark.parametrize(
+    "policy", [RelativeLoss(0.3, floor=0.1), lambda losses: 0.1 + 0.9 * losses / losses.max()]
+)
 def test_weights_make_the_expected_gradient_that_of_all_data(score_every, policy):
     torch.manual_seed(0)
     data, model = Counted(90), nn.Linear(6, 3)

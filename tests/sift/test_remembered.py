@@ -186,7 +186,7 @@ def test_a_loader_that_hides_its_indices_works_when_indexed():
     batches = train(loader, model, epochs=2)
     assert [len(y) for _, y in batches] == [10] * 9
     collated = DataLoader(Indexed(data), 10, collate_fn=Indexed.collate(torch.utils.data.default_collate))
-    x, y = next(iter(SiftingDataLoader(Hiding(collated), model, loss=CRITERION, policy=TopLoss(0.5))))
+    x, _ = next(iter(SiftingDataLoader(Hiding(collated), model, loss=CRITERION, policy=TopLoss(0.5))))
     assert x.shape == (10, 6)
     plain = SiftingDataLoader(Hiding(DataLoader(data, 10)), model, loss=CRITERION, keep=0.5, score_every=0)
     with pytest.raises(InputError, match="wrap the dataset: DataLoader"):

@@ -1,6 +1,10 @@
 """Choose which samples reach the training step: wrap a loader, keep the informative ones."""
 
+from .cheap import LowResolution as LowResolution
+from .cheap import Padded as Padded
 from .loader import SiftingDataLoader as SiftingDataLoader
+from .pilot import Forecast as Forecast
+from .pilot import pilot as pilot
 from .policies import Policy as Policy
 from .policies import Pool as Pool
 from .policies import RelativeLoss as RelativeLoss

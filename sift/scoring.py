@@ -129,6 +129,11 @@ class Scorer:
             f"model.to({str(given)!r}), or let the loader yield batches on the CPU",
         )
 
+    def moved(self, batch: Any) -> Any:
+        """The batch on the device to score on."""
+        device = self.device(batch)
+        return batches.map_tensors(lambda t: t.to(device, non_blocking=True), batch)
+
     def of(self, model: nn.Module) -> Scorer:
         """A scorer of the same loss and dtype for another model."""
         if id(model) not in self._others:
@@ -138,7 +143,7 @@ class Scorer:
     def __call__(self, batch: Any, size: int) -> Scores:
         """Scores of a batch of ``size``."""
         device = self.device(batch)
-        moved = batches.map_tensors(lambda t: t.to(device, non_blocking=True), batch)
+        moved = self.moved(batch)
         dtype = self._dtype(device)
         autocast = torch.autocast(
             device.type,

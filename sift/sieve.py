@@ -163,7 +163,8 @@ class Sieve:
             if self._pool_size is None:
                 nbytes = max(batches.nbytes(given.batch), 1)
                 self._pool_size = max(1, min(POOL_BATCHES, POOL_BYTES // nbytes))
-            limit = 1 if self.chooser.one_by_one else self._pool_size
+            probe = self.settings.auto and not self.report.scored
+            limit = 1 if probe or self.chooser.one_by_one else self._pool_size
             if self.settings.auto and len(pool) == 1 and not self._pays(given.size * limit):
                 return pool, False
             if len(pool) >= limit:

@@ -11,3 +11,4 @@ from .policies import RelativeLoss as RelativeLoss
 from .policies import TopLoss as TopLoss
 from .report import Report as Report
 from .source import Indexed as Indexed
+from .tokens import RhoTokens as RhoTokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -166,6 +167,7 @@ class SiftingDataLoader:
         self._start: dict[str, Any] = {}
         self._resume: dict[str, Any] | None = None
         self._open_pass = False
+        self._handed: deque[Part] = deque(maxlen=0)
 
     # -- iteration ------------------------------------------------------------------------------
 
@@ -177,7 +179,7 @@ class SiftingDataLoader:
                 yield from self._hand_out(part)
             complete = True
         finally:
-            if self._reuse is not None:
+            if self._reuse is not None and not complete:
                 self._reuse.forget()
             self._open_pass = False
             self._report.epochs += complete
@@ -210,6 +212,7 @@ class SiftingDataLoader:
         report, indices = self._report, part.along.get("index")
         report.batches += 1
         report.trained += part.size
+        self._handed.append(part)
         self._last = indices
         if indices is not None and self._sieve.settings.remembers:
             self._memory.note_trained(indices, self.epoch)
@@ -265,6 +268,11 @@ class SiftingDataLoader:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 
+    @property
+    def running(self) -> bool:
+        """Whether a pass over the data is open."""
+        return self._open_pass or self._resume is not None
+
     def report(self) -> Report:
         """Counts and seconds since this loader was made."""
         return self._report.copy()
@@ -286,18 +294,27 @@ class SiftingDataLoader:
         self._reuse = None
         self._memory.note_losses(self._last, losses)
 
-    def state_dict(self) -> dict[str, Any]:
+    def fetched_ahead(self, most: int) -> None:
+        """Hold the last ``most`` batches, for ``state_dict(untrained)``: a framework fetches ahead."""
+        self._handed = deque(maxlen=most)
+
+    def state_dict(self, untrained: int = 0) -> dict[str, Any]:
         """Everything that the batches to come depend on; between any two batches or epochs.
 
         Holds the random states of Python, NumPy and torch, so that the resumed training goes on to the bit.
+
+        Args:
+            untrained: number of batches handed out last that no training step has seen yet; they
+                come again after ``load_state_dict``.  Needs ``fetched_ahead``.
         """
+        again = list(self._handed)[len(self._handed) - untrained :]
         generators = self._sieve.source.generators()
         return {
-            "epoch": self.epoch,
-            "open": self._open_pass,
+            "epoch": self._sieve.epoch if again else self.epoch,
+            "open": self._open_pass or bool(again),
             "world": world_size(),
             "rank": rank(),
-            "sieve": self._sieve.state_dict(),
+            "sieve": self._sieve.state_dict(again),
             "policy": self.policy.state_dict(),
             "memory": self._memory.state_dict(),
             "report": self._report.state_dict(),

@@ -296,9 +296,9 @@ class Sieve:
 
     # -- state ----------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state at a batch boundary: the samples on their way, and where the loader stands."""
-        waiting = [self._ahead] if self._ahead is not None else []
+    def state_dict(self, again: list[Part]) -> dict[str, Any]:
+        """The state at a batch boundary: the samples on their way, after those of ``again``."""
+        waiting = [*again, *([self._ahead] if self._ahead is not None else [])]
         if self._buffer is not None and (rest := self._buffer.peek()) is not None:
             waiting.append(rest)
         part = join(waiting, self.settings.concatenate) if waiting else None
@@ -308,7 +308,7 @@ class Sieve:
             "given": self.given,
             "pulled": self.pulled,
             "counted": self._counted,
-            "over": self._over,
+            "over": self._over and not again,
             "chosen": None if self.source.chosen is None else self.source.chosen.clone(),
             "exhausted": self._exhausted,
             "source": None if self._exhausted or self._over else self.source.state_dict(),

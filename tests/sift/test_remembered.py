@@ -85,6 +85,26 @@ def test_remembered_losses_are_those_of_the_training_steps():
     assert loader._memory.losses[:60].tolist() == pytest.approx([expected[i] for i in range(60)])
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_losses_go_to_their_batch_when_batches_are_fetched_ahead(copied):
+    data, model = Counted(), nn.Linear(6, 3)
+    loader = sift(data, model, keep=0.5)
+    expected, ahead = {}, []
+
+    def step(x, y, indices):
+        losses = CRITERION(model(x.clone() if copied else x), y)
+        expected.update(zip(indices, losses.tolist(), strict=True))
+
+    for x, y in loader:
+        ahead.append((x, y, loader._last.tolist()))
+        if len(ahead) == 2:
+            step(*ahead.pop(0))
+    assert len(expected) == 50
+    loader._memory.flush()
+    for index, loss in expected.items():
+        assert loader._memory.losses[index].item() == pytest.approx(loss)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_is_bit_identical_when_all_is_kept(workers):
     def weights(wrap):

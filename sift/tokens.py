@@ -1,0 +1,136 @@
+"""Choose the tokens of a language model's batch that are worth training on."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from loopwise.errors import InputError
+
+from .policies.policy import check_keep
+
+
+class RhoTokens:
+    """Keeps the share ``keep`` of a batch's tokens with the highest excess loss.
+
+    Rho-1 (Lin et al., "Rho-1: Not All Tokens Are What You Need", NeurIPS 2024): the excess is the
+    loss above that of a reference model that was trained on high-quality text.  Without a reference
+    the plain loss decides, which prefers noise.  Changed here: the share is of the tokens that are
+    valid, rounded, and at least one token is kept.  A training step uses it as::
+
+        token_losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        mask = rho.weights(logits, labels, rho.reference(inputs))  # or rho(token_losses, reference_losses)
+        loss = (token_losses * mask).sum() / mask.sum()
+
+    The sequences keep their full length in the forward pass: what is saved is training steps, not
+    the time of one.  Nothing here waits for the device.
+
+    Args:
+        keep: share of the valid tokens kept, a fraction in (0, 1].
+        reference: the reference model, which is frozen in place (evaluation mode, no gradients) and
+            held as ``reference`` for the training step to call; calls must then pass what it gave.
+    """
+
+    def __init__(self, keep: float = 0.6, reference: nn.Module | None = None) -> None:
+        self.keep = check_keep(keep)
+        if reference is not None and not isinstance(reference, nn.Module):
+            raise InputError(
+                f"reference of type {type(reference).__name__}",
+                "the reference model, an nn.Module, or None",
+                "losses or logits of the reference, which belong to a batch",
+                "pass the model here, and its losses or logits with each batch",
+            )
+        self.reference = None if reference is None else reference.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        losses: torch.Tensor,
+        reference_losses: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """1 for the tokens kept, 0 for all others: float32 of shape (batch, tokens), on their device.
+
+        Args:
+            losses: loss of each token, of shape (batch, tokens).
+            reference_losses: the same under the reference.
+            mask: which tokens are valid, bool of that shape; others (padding) are never kept.
+
+        Raises:
+            InputError: tensors of other shapes, or no losses of the reference that there is.
+        """
+        if losses.ndim != 2:
+            raise _wrong("losses", losses, "(batch, tokens)", "losses averaged over the batch or its tokens")
+        for name, other in (("reference_losses", reference_losses), ("mask", mask)):
+            if other is not None and other.shape != losses.shape:
+                raise _wrong(name, other, str(tuple(losses.shape)), "one of the two is shifted or padded")
+        if mask is not None and mask.dtype != torch.bool:
+            raise InputError(
+                f"a mask of dtype {mask.dtype}",
+                "a mask of dtype torch.bool: True for the valid tokens",
+                "an attention mask of 0 and 1, or one to be added to the scores",
+                "pass attention_mask.bool()",
+            )
+        if self.reference is not None and reference_losses is None:
+            raise InputError(
+                "no losses of the reference",
+                "the reference's losses or logits with every batch, as RhoTokens was given a reference",
+                "only the losses of the model in training were passed",
+                "pass rho.weights(logits, labels, rho.reference(inputs)), or make RhoTokens without a reference",
+            )
+        valid = torch.ones_like(losses, dtype=torch.bool) if mask is None else mask
+        excess = losses.float() if reference_losses is None else losses.float() - reference_losses.float()
+        lowest = torch.finfo(torch.float32).min
+        ranked = torch.where(valid, excess.clamp_min(lowest), -torch.inf).flatten()
+        order = ranked.argsort(descending=True, stable=True)
+        rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        count = (self.keep * valid.sum()).round().clamp_min(1)
+        return ((rank.view_as(losses) < count) & valid).float()
+
+    @torch.no_grad()
+    def weights(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        reference_logits: torch.Tensor | None = None,
+        ignore_index: int = -100,
+    ) -> torch.Tensor:
+        """The same from logits and labels, by their cross-entropy in float32.
+
+        Logits and labels must be aligned: shift them first, as for the loss.
+
+        Args:
+            logits: of shape (batch, tokens, vocabulary).
+            labels: int64 of shape (batch, tokens).
+            reference_logits: the same as ``logits`` under the reference.
+            ignore_index: label of the tokens that are not valid.
+        """
+        if labels.ndim != 2:
+            raise _wrong("labels", labels, "(batch, tokens)", "one-hot labels, or a flattened batch")
+        for name, given in (("logits", logits), ("reference_logits", reference_logits)):
+            if given is not None and (given.ndim != 3 or given.shape[:2] != labels.shape):
+                expected = f"({labels.shape[0]}, {labels.shape[1]}, vocabulary)"
+                raise _wrong(
+                    name, given, expected, "logits and labels are not shifted alike, or are flattened"
+                )
+
+        def losses(given: torch.Tensor) -> torch.Tensor:
+            scores = given.float().transpose(1, 2)
+            return cross_entropy(scores, labels, ignore_index=ignore_index, reduction="none")
+
+        reference_losses = None if reference_logits is None else losses(reference_logits)
+        return self(losses(logits), reference_losses, labels != ignore_index)
+
+    def __repr__(self) -> str:
+        reference = None if self.reference is None else type(self.reference).__name__
+        return f"RhoTokens(keep={self.keep:g}, reference={reference})"
+
+
+def _wrong(name: str, given: torch.Tensor, expected: str, cause: str) -> InputError:
+    return InputError(
+        f"{name} of shape {tuple(given.shape)}",
+        f"{name} of shape {expected}",
+        cause,
+        "pass tensors of one batch, aligned token by token",
+    )

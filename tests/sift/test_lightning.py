@@ -1,0 +1,125 @@
+"""The callback in a real Lightning Trainer: sifts, resumes to the bit, finds the loss."""
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from loopwise.errors import InputError
+from loopwise.sift import TopLoss
+from loopwise.sift.lightning import SiftingCallback
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own, about workers and loggers
+
+
+class Module(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.2), nn.Linear(8, 3))
+        self.criterion = nn.CrossEntropyLoss()
+        self.sizes, self.validated = [], 0
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, _):
+        x, y = batch
+        self.sizes.append(len(y))
+        return self.criterion(self(x), y)
+
+    def validation_step(self, batch, _):
+        self.validated += 1
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters())
+
+    def train_dataloader(self):
+        data = TensorDataset(
+            torch.randn(80, 6, generator=torch.Generator().manual_seed(0)), torch.arange(80) % 3
+        )
+        return DataLoader(data, 8, shuffle=True)
+
+    def val_dataloader(self):
+        return DataLoader(TensorDataset(torch.zeros(1, 6), torch.zeros(1, dtype=torch.int64)))
+
+
+class StopAt(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, module, *_):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(trainer.default_root_dir + "/stopped.ckpt")
+            raise KeyboardInterrupt
+
+
+def fit(tmp_path, sifting, *callbacks, checkpoint=None, epochs=3):
+    torch.manual_seed(1)
+    module = Module()
+    trainer = Trainer(
+        max_epochs=epochs,
+        callbacks=[sifting, *callbacks],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        default_root_dir=str(tmp_path),
+        accelerator="cpu",
+    )
+    trainer.fit(module, ckpt_path=checkpoint)
+    return module
+
+
+@pytest.mark.parametrize("score_every", ["auto", 1])
+def test_a_trainer_sifts(tmp_path, score_every):
+    sifting = SiftingCallback(policy=TopLoss(0.5), score_every=score_every)
+    module = fit(tmp_path, sifting)
+    epochs = [80, 40, 40] if score_every == "auto" else [40, 40, 40]
+    assert sum(module.sizes) == sum(epochs)
+    assert set(module.sizes) == {8}
+    assert module.validated == 3 + 1  # once an epoch, and the sanity check
+    report = sifting.loader.report()
+    assert (report.epochs, report.seen) == (3, 240)
+
+
+@pytest.mark.parametrize("score_every", ["auto", 1])
+@pytest.mark.parametrize("step", [3, 12])
+def test_resume_to_the_bit(tmp_path, score_every, step):
+    def sifting():
+        return SiftingCallback(policy=TopLoss(0.7), score_every=score_every, seed=1)
+
+    whole = fit(tmp_path, sifting())
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(tmp_path, sifting(), StopAt(step))
+    again = fit(tmp_path, sifting(), checkpoint=str(tmp_path / "stopped.ckpt"))
+    assert len(again.sizes) == len(whole.sizes) - step
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_checkpoints_of_lightning_hold_the_state(tmp_path):
+    fit(tmp_path, SiftingCallback(keep=0.5), ModelCheckpoint(str(tmp_path), save_last=True))
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    assert "ranks" in saved["callbacks"]["SiftingCallback"]
+
+
+def test_a_module_without_criterion_says_what_to_pass(tmp_path):
+    class Bare(Module):
+        def __init__(self):
+            super().__init__()
+            del self.criterion
+
+    module = Bare()
+    trainer = Trainer(
+        max_epochs=1, callbacks=[SiftingCallback()], logger=False, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False, accelerator="cpu",
+    )  # fmt: skip
+    with pytest.raises(InputError) as error:
+        trainer.fit(module)
+    assert str(error.value) == (
+        "seen: 0 criteria in Bare: none\nexpected: one attribute that is one of torch's losses\n"
+        "likely cause: the loss is computed by a function in training_step, or there are several\n"
+        "fix: pass SiftingCallback(loss=nn.CrossEntropyLoss(reduction='none')) or a function"
+    )

@@ -24,7 +24,11 @@ try:
     from lightning.pytorch import Callback, LightningModule, Trainer
 except ImportError:
     try:
-        from pytorch_lightning import Callback, LightningModule, Trainer
+        from pytorch_lightning import (  # type: ignore[assignment]  # the same, by its older name
+            Callback,
+            LightningModule,
+            Trainer,
+        )
     except ImportError:
         raise MissingExtra.of("lightning", "lightning", "SiftingCallback") from None
 
@@ -72,7 +76,7 @@ class SiftingCallback(Callback):
         self._state: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loop = trainer.fit_loop
+        loop: Any = trainer.fit_loop
         combined = loop._combined_loader
         if combined is None or len(combined.flattened) != 1:
             raise InputError(

@@ -27,7 +27,7 @@ from .report import Report
 from .reuse import Reuse
 from .scoring import Scorer, takes_model
 from .sieve import ALL, FRESH, REMEMBERED, Settings, Sieve
-from .source import Source
+from .source import Source, batching
 
 FLOOR = 0.25
 """Least keep probability by the default policy, as a part of ``keep``."""
@@ -120,17 +120,10 @@ class SiftingDataLoader:
         check.arguments(keep, policy, delay, epochs, anneal, score_every, pool)
         self.loader, self.model = loader, model
         self.keep = 0.5 if keep is None and policy is None else keep
-        if not callable(self.keep) and self.keep is not None:
-            self.keep = check_keep(self.keep)
-        share = self._keep_of(0)
-        chosen = policy if policy is not None else RelativeLoss(share, floor=FLOOR * share)
-        self.policy = chosen if isinstance(chosen, Policy) else Function(chosen)
-        self.epoch = 0
-        self.epochs, self.anneal = epochs, anneal
-        sampler = getattr(loader, "batch_sampler", None)
-        size = batch_size or getattr(loader, "batch_size", None) or getattr(sampler, "batch_size", None)
-        own_last = bool(getattr(loader, "drop_last", False) or getattr(sampler, "drop_last", False))
-        self.batch_size = size
+        self.policy = _policy(policy, self._keep_of(0))
+        self.epoch, self.epochs, self.anneal = 0, epochs, anneal
+        own_size, own_last = batching(loader)
+        self.batch_size = size = batch_size or own_size
         self.drop_last = own_last if drop_last is None else bool(drop_last)
         source = Source(loader, size, self.drop_last)
         self._memory, self._report, self._told = Memory(), Report(), set[str]()
@@ -368,6 +361,12 @@ class SiftingDataLoader:
         if topic not in self._told:
             self._told.add(topic)
             warnings.warn(f"loopwise.sift: {text}", RuntimeWarning, stacklevel=2)
+
+
+def _policy(policy: Policy | Callable[[torch.Tensor], torch.Tensor] | None, keep: float) -> Policy:
+    if policy is None:
+        return RelativeLoss(keep, floor=FLOOR * keep)
+    return policy if isinstance(policy, Policy) else Function(policy)
 
 
 def _with_weights(batch: Any, weights: torch.Tensor) -> Any:

@@ -144,8 +144,8 @@ class Source:
 
     def state_dict(self) -> Any:
         """The state of a loader that keeps its own (torchdata's ``StatefulDataLoader``), else ``None``."""
-        stateful = not self.plans and hasattr(self.loader, "load_state_dict")
-        return self.loader.state_dict() if stateful else None
+        kinds = [kind.__name__ for kind in type(self.loader).__mro__]
+        return self.loader.state_dict() if "StatefulDataLoader" in kinds else None
 
     def open(self, choose: Choice | None, skip: int, state: Any = None) -> Iterator[Given]:
         """Start an epoch with the samples that ``choose`` leaves, after its first ``skip`` batches."""
@@ -184,6 +184,13 @@ class Source:
                 indices = torch.tensor(self._planner.issued.popleft(), dtype=torch.int64)
             yield Given(batch, batches.length(batch, self.batch_size), indices)
             del batch
+
+
+def batching(loader: Any) -> tuple[int | None, bool]:
+    """The loader's own batch size, where it tells one, and whether it drops a short last batch."""
+    sampler = getattr(loader, "batch_sampler", None)
+    size = getattr(loader, "batch_size", None) or getattr(sampler, "batch_size", None)
+    return size, bool(getattr(loader, "drop_last", False) or getattr(sampler, "drop_last", False))
 
 
 def _can_plan(loader: Any) -> bool:

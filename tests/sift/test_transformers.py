@@ -1,0 +1,152 @@
+"""The mixin in a real Hugging Face Trainer: dict batches, padding, steps, resume."""
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainingArguments,
+)
+
+from loopwise.errors import InputError
+from loopwise.sift import TopLoss
+from loopwise.sift.transformers import SiftingTrainerMixin
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the Trainer's own
+
+
+class SiftingTrainer(SiftingTrainerMixin, Trainer):
+    def training_step(self, model, inputs, *args, **kwargs):
+        self.sizes = [*getattr(self, "sizes", []), len(inputs["labels"])]
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+def samples(n=48):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {"input_ids": torch.randint(5, 50, (4 + i % 5,), generator=generator).tolist(), "labels": i % 3}
+        for i in range(n)
+    ]
+
+
+def collate(batch):
+    longest = max(len(s["input_ids"]) for s in batch)
+    ids = torch.tensor([s["input_ids"] + [0] * (longest - len(s["input_ids"])) for s in batch])
+    return {
+        "input_ids": ids,
+        "attention_mask": (ids > 0).long(),
+        "labels": torch.tensor([s["labels"] for s in batch]),
+    }
+
+
+def bert():
+    torch.manual_seed(0)
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=50,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            num_labels=3,
+            max_position_embeddings=16,
+        )
+    )
+
+
+def trainer(tmp_path, model=None, data=None, sift=None, **options):
+    defaults = {
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 3,
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        "seed": 1,
+    }
+    args = TrainingArguments(str(tmp_path), **(defaults | options))
+    sift = {"policy": TopLoss(0.5), "seed": 3} if sift is None else sift
+    collator = collate if data is None else None
+    return SiftingTrainer(
+        model or bert(), args, train_dataset=data or samples(), data_collator=collator, sift=sift
+    )
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_trainer_sifts(tmp_path, accumulate):
+    run = trainer(tmp_path, gradient_accumulation_steps=accumulate)
+    result = run.train()
+    assert len(run.sift_feed) == 6
+    assert result.global_step == 18 // accumulate
+    assert run.sizes == [4] * 18
+    report = run.sift_feed.loader.report()
+    assert report.trained == 72
+    assert report.scored == report.seen == 144
+
+
+def test_a_language_model_with_tokens_as_labels(tmp_path):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2))
+    data = [{"input_ids": row, "labels": row} for row in torch.randint(0, 50, (32, 12)).tolist()]
+    run = trainer(tmp_path, model, data, num_train_epochs=1)
+    batch = {"input_ids": torch.tensor([data[0]["input_ids"]]), "labels": torch.tensor([data[0]["labels"]])}
+    model.eval()
+    assert run.sift_loss(model, batch).item() == pytest.approx(model(**batch).loss.item(), rel=1e-5)
+    assert run.train().global_step == 4
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resume_to_the_bit(tmp_path, accumulate):
+    options = {"gradient_accumulation_steps": accumulate}
+    whole = trainer(tmp_path / "whole", **options)
+    whole.train()
+    step = 8 // accumulate
+    saving = {"save_strategy": "steps", "save_steps": step, "max_steps": -1}
+    trainer(tmp_path / "part", **options, **saving).train()
+    again = trainer(tmp_path / "part", **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "part" / f"checkpoint-{step}"))
+    assert len(again.sizes) == 18 - step * accumulate
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+def test_without_options_nothing_changes(tmp_path):
+    run = trainer(tmp_path, num_train_epochs=1)
+    run.sift = None
+    assert run.train().global_step == 12
+
+
+def test_remembered_losses_are_refused(tmp_path):
+    run = trainer(tmp_path, sift={"keep": 0.5, "score_every": 0})
+    with pytest.raises(InputError) as error:
+        run.train()
+    assert str(error.value) == (
+        "seen: score_every=0 in a Hugging Face Trainer\nexpected: score_every=1\n"
+        "likely cause: its loader hides the samples' indices\nfix: drop it, or train by a plain loop"
+    )
+
+
+def test_accelerate_prepares_first(tmp_path):
+    from accelerate import Accelerator
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from loopwise.sift import SiftingDataLoader
+
+    accelerator = Accelerator(cpu=True)
+    model = torch.nn.Linear(6, 3)
+    data = TensorDataset(torch.randn(40, 6), torch.arange(40) % 3)
+    model, optimizer, loader = accelerator.prepare(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), DataLoader(data, 8, shuffle=True)
+    )
+    criterion = torch.nn.CrossEntropyLoss(reduction="none")
+    loader = SiftingDataLoader(loader, model, loss=criterion, policy=TopLoss(0.5))
+    for x, y in loader:
+        optimizer.zero_grad()
+        accelerator.backward(criterion(model(x), y).mean())
+        optimizer.step()
+    assert loader.report().trained == 20
+    state = loader.state_dict()
+    loader.load_state_dict(state)

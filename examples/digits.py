@@ -38,7 +38,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--lr", type=float, default=2e-3, metavar="LR", help="learning rate (default: 2e-3)")
     parser.add_argument(
-        "--keep", type=float, default=0.33, metavar="K", help="share trained on (default: 0.33)"
+        "--keep", type=float, default=0.4, metavar="K", help="share trained on (default: 0.4)"
     )
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="random seed (default: 1)")
     parser.add_argument("--only", choices=["plain", "sifted"], help="train one of the two")
@@ -104,12 +104,7 @@ def train(args: argparse.Namespace, sifted: bool, progress: Progress) -> dict[st
     loader = DataLoader(dataset, batch_size=args.batch_size, shuffle=True)
     if sifted:
         loader = SiftingDataLoader(
-            loader,
-            model,
-            loss=nn.CrossEntropyLoss(reduction="none"),
-            keep=args.keep,
-            delay=2 * len(loader),
-            run=run,
+            loader, model, loss=nn.CrossEntropyLoss(reduction="none"), keep=args.keep, run=run
         )
 
     trained = 0

@@ -30,7 +30,7 @@ def arguments(
             f"keep={keep!r} and policy={policy!r}",
             "one of keep and policy",
             "a policy says itself how much it keeps",
-            f"drop keep, or give it to the policy: {type(policy).__name__}({keep!r})",
+            "drop keep, and give the share to the policy where it takes one",
         )
     whole("delay", delay, 0)
     if pool != "auto":

@@ -13,6 +13,7 @@ from loopwise.errors import InputError
 
 from .memory import Memory
 from .policies import Policy, Pool
+from .policies.policy import checked
 from .report import Report
 from .scoring import Scorer, Scores
 
@@ -135,19 +136,7 @@ class Chooser:
         for name in self.policy.needs:
             if getattr(pool, name) is None:
                 raise _lacking(self.policy, name)
-        given = self.policy.probabilities(pool)
-        valid = isinstance(given, torch.Tensor) and given.shape == pool.losses.shape
-        if valid and bool(((given >= 0) & (given <= 1)).all()):
-            return given.float()
-        seen = f"shape {tuple(given.shape)}" if isinstance(given, torch.Tensor) else type(given).__name__
-        if valid:
-            seen = f"values from {float(given.min())} to {float(given.max())}"
-        raise InputError(
-            f"keep probabilities of {seen} from policy {self.policy!r}",
-            f"a Tensor of shape ({len(pool)},) with values in [0, 1]",
-            "the policy returns scores, indices, NaN or a mask of another length",
-            "return one keep probability a loss",
-        )
+        return checked(self.policy, self.policy.probabilities(pool), pool).float()
 
     def _count_wild(self, wild: int, size: int) -> None:
         if wild:

@@ -342,7 +342,9 @@ class SiftingDataLoader:
         self._resume = state if state["open"] else None
 
     def _keep_of(self, epoch: int) -> float:
-        return check_keep(self.keep(epoch) if callable(self.keep) else self.keep or 1.0)
+        if self.keep is None:
+            return 1.0
+        return check_keep(self.keep(epoch) if callable(self.keep) else self.keep)
 
     def _log(self, before: Report, complete: bool) -> None:
         if self._run is None:

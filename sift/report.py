@@ -24,6 +24,8 @@ class Report:
     """Samples chosen for the training step, unscored ones among them."""
     dropped: int = 0
     """Samples that no training step will see: those not chosen, and a tail cut by ``drop_last``."""
+    cut: int = 0
+    """Of those dropped, chosen ones: a tail cut by ``drop_last`` or because another rank's data ended."""
     not_finite: int = 0
     """Samples whose loss was NaN or infinite: kept, whatever the policy."""
     batches: int = 0

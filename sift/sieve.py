@@ -100,8 +100,7 @@ class Sieve:
         if not self.agreement.go():
             self._over, self._ahead = True, None
             left = (ahead.size if ahead else 0) + (self._buffer.waiting if self._buffer else 0)
-            self.report.dropped += left
-            self.report.kept -= left
+            self._cut(left)
             return None
         self._look_ahead()
         return ahead
@@ -133,10 +132,14 @@ class Sieve:
         self._over = not self.agreement.live
         rest = self._buffer.drain() if self._buffer else None
         if rest is not None and self.settings.drop_last and rest.size < (self._batch_size or 0):
-            self.report.dropped += rest.size
-            self.report.kept -= rest.size
+            self._cut(rest.size)
             return None
         return rest
+
+    def _cut(self, samples: int) -> None:
+        self.report.cut += samples
+        self.report.dropped += samples
+        self.report.kept -= samples
 
     # -- what the loader gives ------------------------------------------------------------------
 

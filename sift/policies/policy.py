@@ -106,10 +106,26 @@ class Function(Policy):
         self.function = function
 
     def probabilities(self, pool: Pool) -> torch.Tensor:
-        return self.function(pool.losses)
+        return checked(self, self.function(pool.losses), pool)
 
     def __repr__(self) -> str:
         return f"Function({getattr(self.function, '__qualname__', type(self.function).__name__)})"
+
+
+def checked(policy: Policy, given: Any, pool: Pool) -> torch.Tensor:
+    """What ``policy`` gave for ``pool``, when it is one keep probability a sample."""
+    valid = isinstance(given, torch.Tensor) and given.shape == pool.losses.shape
+    if valid and bool(((given >= 0) & (given <= 1)).all()):
+        return given  # type: ignore[no-any-return]
+    seen = f"shape {tuple(given.shape)}" if isinstance(given, torch.Tensor) else type(given).__name__
+    if valid:
+        seen = f"values from {float(given.min())} to {float(given.max())}"
+    raise InputError(
+        f"keep probabilities of {seen} from policy {policy!r}",
+        f"a Tensor of shape ({len(pool)},) with values in [0, 1]",
+        "the policy returns scores, indices, NaN or a mask of another length",
+        "return one keep probability a loss",
+    )
 
 
 def check_keep(keep: float, name: str = "keep") -> float:

@@ -9,7 +9,22 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from loopwise.errors import InputError
-from loopwise.sift import Indexed, RelativeLoss, SiftingDataLoader, TopLoss
+from loopwise.sift import (
+    ClassFloor,
+    Diverse,
+    GradNorm,
+    Indexed,
+    Mixture,
+    NoiseCap,
+    Presence,
+    PrunedHistory,
+    ReducibleLoss,
+    RelativeLoss,
+    SiftingDataLoader,
+    Threshold,
+    TopLoss,
+    Uniform,
+)
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")
 
@@ -292,3 +307,40 @@ def test_weights_ride_along_in_every_structure():
     pairs = [(torch.ones(4, 6), torch.arange(4) % 3)] * 4
     batch = next(iter(SiftingDataLoader(pairs, nn.Linear(6, 3), loss=CRITERION, keep=1.0, weights=True)))
     assert batch[2].tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("score_every", ["auto", 1])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Diverse(0.5),
+        GradNorm(0.5),
+        PrunedHistory(0.5),
+        ReducibleLoss(torch.zeros(60), keep=0.5),
+        ReducibleLoss(nn.Linear(6, 3), keep=0.5),
+        Threshold(1.0),
+        Uniform(0.5),
+        Mixture((1, TopLoss(0.5)), (1, Uniform(0.5))),
+        ClassFloor(TopLoss(0.3), share=0.3),
+        NoiseCap(TopLoss(0.5), top=0.1),
+        Presence(TopLoss(0.5), epochs=2),
+    ],
+    ids=repr,
+)
+def test_every_policy_works_in_the_loader(policy, score_every):
+    torch.manual_seed(0)
+    data, model = Counted(), nn.Linear(6, 3)
+    loader = sift(data, model, policy=copy.deepcopy(policy), score_every=score_every, weights=True, seed=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for _ in range(4):
+        for x, y, weights in loader:
+            optimizer.zero_grad()
+            (CRITERION(model(x), y) * weights).mean().backward()
+            optimizer.step()
+    report = loader.report()
+    assert report.seen == 240
+    assert 0 < report.trained <= 240
+    if not isinstance(policy, Threshold):
+        assert report.trained < 240
+    late = set(policy.needs) & {"gradients", "features", "losses_of"}
+    assert (report.scored == 0) == (score_every == "auto" and not late)

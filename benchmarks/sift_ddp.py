@@ -1,0 +1,121 @@
+"""Sifting in 2 and 4 gloo processes over random data: equal counts of batches, no hang, one process's statistics."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+
+from . import harness
+from .record import ROOT, Row
+
+CLAIM = "sift_ddp"
+QUICK = False
+RUNS = 100
+KEEP = 0.5
+
+
+def run(number: int, rank: int, world: int) -> tuple[list[int], int, int]:
+    """Batches of both epochs, samples scored and samples kept of them, in one random setting."""
+    import torch
+    from torch import nn
+    from torch.nn.parallel import DistributedDataParallel
+    from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
+
+    from loopwise.sift import RelativeLoss, SiftingDataLoader
+
+    class Shard(IterableDataset):
+        def __iter__(self):
+            yield from ((torch.randn(6), i % 3) for i in range(sizes[rank]))
+
+    torch.manual_seed(number)
+    shape = random.Random(number)
+    sizes = [shape.randint(1, 200) for _ in range(world)]
+    model = DistributedDataParallel(nn.Linear(6, 3))
+    if shape.random() < 0.5:
+        loader = DataLoader(Shard(), 8)
+    else:
+        data = TensorDataset(torch.randn(sum(sizes), 6), torch.arange(sum(sizes)) % 3)
+        loader = DataLoader(data, 8, sampler=DistributedSampler(data))
+    criterion = nn.CrossEntropyLoss(reduction="none")
+    score_every = shape.choice([1, "auto"])
+    policy = RelativeLoss(KEEP)
+    sifting = SiftingDataLoader(
+        loader, model, loss=criterion, policy=policy, score_every=score_every, seed=number
+    )
+    counts = []
+    for _ in range(2):
+        counts.append(0)
+        for x, y in sifting:
+            criterion(model(x), y).mean().backward()
+            counts[-1] += 1
+    report = sifting.report()
+    return counts, report.scored, report.scored - report.dropped + report.cut if report.scored else 0
+
+
+def child(rank: int, world: int, seed: int, runs: int, store: str) -> None:
+    """All runs of one rank; rank 0 prints what it and the others counted."""
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    found = [run(seed * runs + number, rank, world) for number in range(runs)]
+    everything: list = [None] * world
+    dist.all_gather_object(everything, found)
+    if rank == 0:
+        unequal = sum(len({json.dumps(one[number][0]) for one in everything}) > 1 for number in range(runs))
+        scored = sum(one[number][1] for one in everything for number in range(runs))
+        kept = sum(one[number][2] for one in everything for number in range(runs))
+        print(json.dumps({"runs": runs, "unequal": unequal, "share": kept / scored}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def measure(world: int, seed: int) -> dict[str, float]:
+    """``RUNS`` random settings in ``world`` processes; a hang ends in an error after ten minutes."""
+    runs = RUNS // 10 if QUICK else RUNS
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks.sift_ddp", "child"]
+        tail = [str(world), str(seed), str(runs), os.path.join(folder, "store")]
+        others = [
+            subprocess.Popen([*command, str(rank), *tail], cwd=ROOT, stdout=subprocess.DEVNULL)
+            for rank in range(1, world)
+        ]
+        done = subprocess.run(
+            [*command, "0", *tail], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=600, check=True
+        )
+        codes = [other.wait(60) for other in others]
+    if any(codes):
+        raise RuntimeError(f"ranks ended with {codes}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
+    """Case -> one run of it with a seed."""
+    return {f"{world} ranks": functools.partial(measure, world) for world in (2, 4)}
+
+
+def rows(runs: harness.Runs) -> list[Row]:
+    """The claims of the README."""
+    found = []
+    for name, quantities in runs.items():
+        total, unequal = [sum(quantities["runs"])], [sum(quantities["unequal"])]
+        found.append(Row(f"{name}: random runs without a hang", total, None, "", "", "ours >= 500"))
+        found.append(Row(f"{name}: runs with unequal counts", unequal, None, "", "", "ours <= 0"))
+        asked = [KEEP] * len(quantities["share"])
+        found.append(Row(f"{name}: share kept", quantities["share"], asked, "asked for", "", None))
+    return found
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["child"]:
+        rank, world, seed, runs, store = sys.argv[2:]
+        child(int(rank), int(world), int(seed), int(runs), store)
+    else:
+        harness.main(sys.modules[__name__])

@@ -1,0 +1,91 @@
+"""Keep the samples from which most can be learned: those of the highest reducible loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from loopwise.errors import InputError
+
+from .policy import Policy, Pool, check_keep, take
+
+
+class ReducibleLoss(Policy):
+    """Keep the share ``keep`` of each pool with the highest loss above that of a reference model.
+
+    RHO-LOSS (Mindermann et al., "Prioritized Training on Points that are Learnable, Worth Learning,
+    and Not Yet Learnt", ICML 2022).  A model that was trained on held-out data tells what loss
+    remains when a sample has been learned; of noise and wrong labels that is much, so they are not
+    chosen, however high their loss.  Changed here: fractions of a sample are carried to the next
+    pool, as in ``TopLoss``; and the paper's pools are 10 batches, of which it keeps one: pass
+    ``pool=10`` to the loader for that.
+
+    Args:
+        reference: the trained reference model, on the device of the model in training; it is frozen
+            in place (evaluation mode, no gradients) and scores every pool.  Or the irreducible
+            losses themselves, finite, of shape (samples,), by index in the dataset: those cost
+            nothing while training, but know no augmentation.
+        keep: share of samples kept, a fraction in (0, 1].
+    """
+
+    state = ("_owed",)
+
+    def __init__(self, reference: nn.Module | torch.Tensor | np.ndarray[Any, Any], keep: float = 0.1) -> None:
+        self.keep = check_keep(keep)
+        self.reference = reference if isinstance(reference, nn.Module) else _table(reference)
+        if isinstance(self.reference, nn.Module):
+            self.reference.requires_grad_(False).eval()
+        self._owed = 0.0
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # it depends on the reference
+        """``losses_of`` with a reference model, ``indices`` with losses."""
+        return frozenset({"losses_of" if isinstance(self.reference, nn.Module) else "indices"})
+
+    def probabilities(self, pool: Pool) -> torch.Tensor:
+        reducible = pool.losses - self._irreducible(pool)
+        count, self._owed = take(self.keep, len(pool), self._owed)
+        probabilities = torch.zeros(len(pool))
+        probabilities[reducible.topk(count).indices] = 1.0
+        return probabilities
+
+    def _irreducible(self, pool: Pool) -> torch.Tensor:
+        if isinstance(self.reference, nn.Module):
+            assert pool.losses_of is not None
+            return pool.losses_of(self.reference)
+        assert pool.indices is not None
+        if len(pool) and int(pool.indices.max()) >= len(self.reference):
+            raise InputError(
+                f"a sample of index {int(pool.indices.max())}, with {len(self.reference)} irreducible losses",
+                "one irreducible loss for every sample of the dataset, by its index",
+                "the reference scored another dataset, or only a part of it",
+                "score the whole training dataset with the reference, in order (shuffle=False)",
+            )
+        return self.reference[pool.indices]
+
+    def __repr__(self) -> str:
+        known = isinstance(self.reference, nn.Module)
+        name = type(self.reference).__name__ if known else f"{len(self.reference)} losses"  # type: ignore[arg-type]
+        return f"ReducibleLoss(reference={name}, keep={self.keep:g})"
+
+
+def _table(losses: object) -> torch.Tensor:
+    """Irreducible losses as float32 of shape (samples,)."""
+    given = type(losses).__name__
+    if isinstance(losses, (torch.Tensor, np.ndarray)):
+        given = f"{given} of shape {tuple(losses.shape)}"
+        if losses.ndim == 1:
+            table = torch.asarray(losses, dtype=torch.float32, device="cpu", copy=True).detach()
+            wild = int((~table.isfinite()).sum())
+            if not wild:
+                return table
+            given += f" with {wild} values that are not finite"
+    raise InputError(
+        f"reference: {given}",
+        "a reference model (nn.Module), or finite losses of shape (samples,) as a Tensor or array",
+        "a function or a file name, losses a batch instead of a sample, or samples that were not scored",
+        "pass the model that was trained on held-out data, or its losses by index in the dataset",
+    )

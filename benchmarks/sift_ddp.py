@@ -72,9 +72,9 @@ def child(rank: int, world: int, seed: int, runs: int, store: str) -> None:
         unequal = sum(len({json.dumps(one[number][0]) for one in everything}) > 1 for number in range(runs))
         scored = sum(one[number][1] for one in everything for number in range(runs))
         kept = sum(one[number][2] for one in everything for number in range(runs))
-        print(json.dumps({"runs": runs, "unequal": unequal, "share": kept / scored}))
+        print(json.dumps({"runs": runs, "unequal": unequal, "share": kept / scored}), flush=True)
     dist.barrier()
-    dist.destroy_process_group()
+    os._exit(0)  # torch can abort while it tears down a hundred DDP models' threads at exit
 
 
 def measure(world: int, seed: int) -> dict[str, float]:

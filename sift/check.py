@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
 from loopwise.errors import InputError
 
 from .choose import PLANNABLE
@@ -72,6 +75,17 @@ def needs(policy: Policy, score_every: int, criterion: bool) -> None:
             "score_every=1",
             f"it needs {' and '.join(sorted(late))}, which only a scoring pass gives",
             "leave score_every at 'auto' or set it to 1",
+        )
+
+
+def sharded(model: nn.Module, score_every: int) -> None:
+    """Check that a model sharded by FSDP needs no scoring pass."""
+    if score_every and any(isinstance(module, FSDPModule) for module in model.modules()):
+        raise InputError(
+            f"a model sharded by fully_shard with score_every={score_every}",
+            "score_every=0: losses of the training steps",
+            "a scoring pass would gather weights on one rank while another trains, and both would wait for ever",
+            "give a plain DataLoader over a map-style dataset and a criterion, or pass an unsharded scorer=",
         )
 
 

@@ -91,6 +91,10 @@ class SiftingDataLoader:
         InputError: arguments or batches that cannot be used, each with its cause and fix.
     """
 
+    _last: torch.Tensor | None = None
+    _resume: dict[str, Any] | None = None
+    _open_pass = False
+
     def __init__(
         self,
         loader: Iterable[Any],
@@ -133,6 +137,7 @@ class SiftingDataLoader:
         self._auto_score = score_every == "auto"
         self.score_every = (0 if plannable else 1) if score_every == "auto" else int(score_every)
         check.needs(self.policy, self.score_every, criterion)
+        check.sharded(model if scorer is None else scorer, self.score_every)
         self._reuse = Reuse(model, loss, self._memory) if criterion and self.score_every != 1 else None
         start = torch.initial_seed() if seed is None else seed
         self._draws = torch.Generator().manual_seed((start + rank()) % 2**63)
@@ -156,10 +161,7 @@ class SiftingDataLoader:
         )
         self._sieve = Sieve(settings, source, chooser, self._memory, self._report)
         self._run = run
-        self._last: torch.Tensor | None = None
         self._start: dict[str, Any] = {}
-        self._resume: dict[str, Any] | None = None
-        self._open_pass = False
         self._handed: deque[Part] = deque(maxlen=0)
 
     # -- iteration ------------------------------------------------------------------------------

@@ -193,3 +193,45 @@ print(json.dumps(same))
     results = ranks(code)
     assert all(map(all, results))
     assert len(results[0]) >= 8
+
+
+def test_a_sharded_model_sifts_by_its_training_losses(ranks):
+    code = (
+        SETUP
+        + """
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
+data = TensorDataset(torch.randn(64, 6), torch.arange(64) % 3)
+loader = DataLoader(data, 8, sampler=DistributedSampler(data))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+sifting = SiftingDataLoader(loader, model, loss=criterion, policy=TopLoss(0.5))
+counts = []
+for _ in range(3):
+    counts.append(0)
+    for x, y in sifting:
+        optimizer.zero_grad()
+        criterion(model(x), y).mean().backward()
+        optimizer.step()
+        counts[-1] += 1
+try:
+    SiftingDataLoader(loader, model, loss=criterion, score_every=1)
+except LoopwiseError as error:
+    print(json.dumps([counts, sifting.report().scored, str(error)]))
+"""
+    )
+    first, second = ranks(code)
+    assert first == second
+    counts, scored, said = first
+    assert counts[0] == 4
+    assert 1 <= counts[1] <= 3
+    assert scored == 0
+    assert said == (
+        "seen: a model sharded by fully_shard with score_every=1\n"
+        "expected: score_every=0: losses of the training steps\n"
+        "likely cause: a scoring pass would gather weights on one rank while another trains, "
+        "and both would wait for ever\n"
+        "fix: give a plain DataLoader over a map-style dataset and a criterion, or pass an unsharded scorer="
+    )

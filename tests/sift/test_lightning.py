@@ -123,3 +123,50 @@ def test_a_module_without_criterion_says_what_to_pass(tmp_path):
         "likely cause: the loss is computed by a function in training_step, or there are several\n"
         "fix: pass SiftingCallback(loss=nn.CrossEntropyLoss(reduction='none')) or a function"
     )
+
+
+def test_under_ddp_all_ranks_step_together(ranks, tmp_path):
+    code = f"""
+    import os, warnings
+    warnings.simplefilter("ignore")
+    rank = dist.get_rank()
+    os.environ |= {{"TORCHELASTIC_RUN_ID": "test", "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}}
+    os.environ |= {{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}}  # the group exists already
+    from lightning.pytorch import LightningModule, Trainer
+    from torch.utils.data import DataLoader, TensorDataset
+    from loopwise.sift import RelativeLoss
+    from loopwise.sift.lightning import SiftingCallback
+
+    class Module(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Linear(6, 3)
+            self.criterion = torch.nn.CrossEntropyLoss()
+            self.steps = 0
+
+        def forward(self, x):
+            return self.net(x)
+
+        def training_step(self, batch, _):
+            self.steps += 1
+            return self.criterion(self(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(90, 6), torch.arange(90) % 3)
+    module, sifting = Module(), SiftingCallback(policy=RelativeLoss(0.5), score_every=1, seed=0)
+    trainer = Trainer(
+        max_epochs=2, callbacks=[sifting], logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, accelerator="cpu", devices=2, strategy="ddp", default_root_dir={str(tmp_path)!r},
+    )
+    trainer.fit(module, DataLoader(data, 8, shuffle=True))
+    states = sifting.state_dict()["ranks"]
+    print(json.dumps([module.steps, sifting.loader.report().seen, len(states), float(module.net.weight.sum())]))
+    """
+    first, second = ranks(code)
+    assert first[0] == second[0] > 4
+    assert first[2] == 2
+    assert first[3] == second[3]
+    assert first[1] + second[1] == pytest.approx(180, abs=32)

@@ -85,7 +85,7 @@ class Chooser:
         size = sum(sizes)
         scores = self.score(pool, sizes)
         finite = scores.losses.isfinite()
-        self._count_wild(size - int(finite.sum()), size)
+        self.count_wild(size - int(finite.sum()), size)
         trained = None
         if indices is not None and self.remembers:
             self.memory.note_losses(indices, scores.losses)
@@ -138,7 +138,8 @@ class Chooser:
                 raise _lacking(self.policy, name)
         return checked(self.policy, self.policy.probabilities(pool), pool).float()
 
-    def _count_wild(self, wild: int, size: int) -> None:
+    def count_wild(self, wild: int, size: int) -> None:
+        """Count, and say once, that ``wild`` of ``size`` samples have a loss that is not finite."""
         if wild:
             self.report.not_finite += wild
             self.tell(

@@ -229,6 +229,9 @@ class SiftingDataLoader:
         if not self._sieve.settings.remembers:
             return
         self._memory.flush()
+        if self._sieve.mode != FRESH:
+            self._sieve.chooser.count_wild(self._memory.wild, len(self._memory))
+        self._memory.wild = 0
         if reuse is None or not complete or 2 * reuse.fired >= reuse.expected:
             return
         why = reuse.trouble or "its forward pass was not seen (a compiled model? pass the compiled one)"

@@ -21,6 +21,8 @@ class Memory:
         """-1: not known."""
         self.trained = torch.empty(0, dtype=torch.int64)
         """Epoch, -1: never."""
+        self.wild = 0
+        """Losses noted that were not finite."""
         self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._fresh: list[torch.Tensor] = []
 
@@ -59,7 +61,9 @@ class Memory:
         losses = torch.cat([losses.float() for _, losses in self._waiting]).cpu()
         self._waiting = []
         self.grow(int(indices.max()) + 1)
-        losses[~losses.isfinite()] = torch.nan
+        wild = ~losses.isfinite()
+        self.wild += int(wild.sum())
+        losses[wild] = torch.nan
         self.losses[indices] = losses  # of an index noted twice the last one counts (in order on the CPU)
         self._fresh.append(indices)
 

@@ -165,6 +165,20 @@ def test_models_are_copied_and_pickled_without_our_hook():
     assert not model._forward_hooks
 
 
+def test_losses_that_are_not_finite_keep_their_sample():
+    data, model = Counted(), nn.Linear(6, 3)
+    data.x[7] = torch.nan
+    loader = sift(data, model, policy=TopLoss(0.5))
+    with pytest.warns(RuntimeWarning, match=r"\d+ of \d+ samples have a loss that is NaN"):
+        for x, y in loader:
+            CRITERION(model(x), y)
+    assert loader.report().not_finite == 1
+    data.loaded.clear()
+    list(loader)
+    assert 7 in data.loaded
+    assert len(data.loaded) in (30, 31)
+
+
 def test_a_compiled_model_gives_its_losses_and_one_inside_falls_back():
     data, inner = Counted(), nn.Linear(6, 3)
     model = torch.compile(inner, backend="eager")

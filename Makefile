@@ -14,6 +14,8 @@ types: $(READY)
 	.ci/types
 bench: $(READY)
 	$(BIN)/python -m benchmarks.sift_overhead $(ARGS)
+	$(BIN)/python -m benchmarks.sift_ddp $(ARGS)
+	$(BIN)/python -m benchmarks.sift $(ARGS)
 	$(BIN)/python -m benchmarks
 peers: $(READY)
 	$(BIN)/python -m benchmarks.peers

@@ -29,9 +29,15 @@ Runs = dict[str, dict[str, list[float]]]
 _MARK = "result: "
 
 
+def kept_at(claim: str, case: str, seed: int, quick: bool) -> Path:
+    """Where the quantities of one run of the present code are kept."""
+    name = f"{case}-{seed}{'-quick' * quick}.json"
+    return CACHE / claim / record.device() / record.sources() / name
+
+
 def measure(claim: str, case: str, seed: int, quick: bool, fresh: bool) -> dict[str, float]:
     """The quantities of one run, from the cache or from a process of its own."""
-    kept = CACHE / claim / record.device() / record.sources() / f"{case}-{seed}{'-quick' * quick}.json"
+    kept = kept_at(claim, case, seed, quick)
     if kept.exists() and not fresh:
         return json.loads(kept.read_text())
     command = [python_of(case), "-m", "benchmarks.harness", claim, case, str(seed)]
@@ -46,11 +52,22 @@ def measure(claim: str, case: str, seed: int, quick: bool, fresh: bool) -> dict[
     return json.loads(kept.read_text())
 
 
-def run(module: ModuleType, seeds: int, quick: bool, fresh: bool = False, until: float | None = None) -> bool:
-    """Run all cases over ``seeds`` and write the record; False when ``until`` (monotonic seconds) came first."""
+def run(
+    module: ModuleType,
+    seeds: int,
+    quick: bool,
+    fresh: bool = False,
+    until: float | None = None,
+    only: list[str] | None = None,
+) -> bool:
+    """Run all cases over ``seeds`` and write the record; False when ``until`` (monotonic seconds) came first.
+
+    With ``only`` run cases whose name, up to its first dot, is listed; the record has also those of
+    the others that earlier calls ran over all ``seeds`` with the same code.
+    """
     console = terminal()
     runs: Runs = defaultdict(lambda: defaultdict(list))
-    cases = list(module.cases(record.device()))
+    cases = [case for case in module.cases(record.device()) if _wanted(module, case, seeds, quick, only)]
     for seed in range(seeds):
         for case in cases:
             if until is not None and time.monotonic() > until:
@@ -59,7 +76,8 @@ def run(module: ModuleType, seeds: int, quick: bool, fresh: bool = False, until:
                 )
                 return False
             start = time.monotonic()
-            for quantity, value in measure(module.CLAIM, case, seed, quick, fresh).items():
+            anew = fresh and (not only or case.partition(".")[0] in only)
+            for quantity, value in measure(module.CLAIM, case, seed, quick, anew).items():
                 runs[case][quantity].append(value)
             console.print(
                 f"{module.CLAIM}: seed {seed}, {case}: {time.monotonic() - start:.1f} s", highlight=False
@@ -67,6 +85,14 @@ def run(module: ModuleType, seeds: int, quick: bool, fresh: bool = False, until:
     path = record.write(module.CLAIM, module.rows(runs), quick)
     show(json.loads(path.read_text()), console)
     return True
+
+
+def _wanted(module: ModuleType, case: str, seeds: int, quick: bool, only: list[str] | None) -> bool:
+    return (
+        not only
+        or case.partition(".")[0] in only
+        or all(kept_at(module.CLAIM, case, seed, quick).exists() for seed in range(seeds))
+    )
 
 
 def terminal() -> Console:
@@ -93,8 +119,15 @@ def main(module: ModuleType) -> None:
     parser.add_argument(
         "--fresh", action="store_true", help="measure again what is kept from an earlier call"
     )
+    groups = list(dict.fromkeys(case.partition(".")[0] for case in module.cases(record.device())))
+    parser.add_argument(
+        "--only", metavar="NAMES", help=f"run these cases, with commas between: {', '.join(groups)}"
+    )
     args = parser.parse_args()
-    run(module, 2 if args.quick else args.seeds, args.quick, args.fresh)
+    only = args.only.split(",") if args.only else None
+    if unknown := set(only or ()) - set(groups):
+        parser.error(f"--only {','.join(sorted(unknown))}: no such cases; there are {', '.join(groups)}")
+    run(module, 2 if args.quick else args.seeds, args.quick, args.fresh, only=only)
 
 
 def _child() -> None:

@@ -4,6 +4,8 @@ A record is ``results/<claim>_<device>_<yyyymmdd>.json``: ``{claim, machine, ver
 rows: [{quantity, ours, peer, peer_name, ratio, unit, bar, met, runs}]}``.  ``ours`` and ``peer``
 are ``[median, lowest, highest]`` over the runs, ``ratio`` is ours over the peer's by the medians,
 ``bar`` a text such as ``ratio <= 0.5`` or ``ours <= 50``, or null, and ``met`` is computed from it.
+What was never reached is infinite in a ``Row`` (and meets no ``<=``), and the text ``never`` here: JSON has
+no infinite numbers.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 import operator
 import platform
 import statistics
@@ -30,6 +33,10 @@ _COMPARE = {"<=": operator.le, ">=": operator.ge}
 
 def median_range(values: list[float]) -> list[float]:
     return [statistics.median(values), min(values), max(values)]
+
+
+def _finite(value: float) -> float | str:
+    return value if math.isfinite(value) else "never"
 
 
 @dataclass(frozen=True)
@@ -55,10 +62,10 @@ class Row:
             met = _COMPARE[compare](value, float(limit))
         return {
             "quantity": self.quantity,
-            "ours": ours,
-            "peer": peer,
+            "ours": [_finite(value) for value in ours],
+            "peer": peer and [_finite(value) for value in peer],
             "peer_name": self.peer_name,
-            "ratio": ratio,
+            "ratio": None if ratio is None else _finite(ratio),
             "unit": self.unit,
             "bar": self.bar,
             "met": met,
@@ -125,11 +132,13 @@ def write(claim: str, rows: list[Row], quick: bool) -> Path:
     return path
 
 
-def number(value: float | None) -> str:
+def number(value: float | str | None) -> str:
+    if isinstance(value, str):
+        return value
     return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def spread(values: list[float] | None) -> str:
+def spread(values: list[float | str] | None) -> str:
     return "" if values is None else f"{number(values[0])} ({number(values[1])}-{number(values[2])})"
 
 

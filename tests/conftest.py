@@ -9,8 +9,10 @@ import threading
 
 import psutil
 import pytest
+import torch
 import torch.distributed as dist
 
+torch.set_num_threads(1)  # tests are small, and OpenMP's threads wait for each other on a busy machine
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = (
     "1"  # compile in this process: no worker pool that outlives a test
 )

@@ -1,0 +1,122 @@
+"""Whether data sifting pays: seconds to the plain loader's final accuracy, beside peers, on five tasks."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from . import baselines, harness
+from .peers import installed
+from .sift_rows import rows as rows
+from .tasks import TASKS
+from .training import Method, train
+
+CLAIM = "sift"
+QUICK = False
+
+OURS: dict[str, dict[str, Any]] = {
+    "ours": {"keep": 0.5},
+    "ours-best": {"keep": 0.35},
+    "auto": {"auto": True},
+    "auto-scored": {"auto": True, "score_every": 1},
+}
+"""Method -> arguments of ``SiftingDataLoader``.  ``ours`` is the default policy.  Chosen by validation data
+(``python -m benchmarks.sift TASK METHOD``), never by the test's."""
+
+TABLE = ("digits", "glyphs", "glyphs-noise", "bytes")
+PEERS = ("original", "selective-backprop", "infobatch", "uniform")
+
+
+def plain(task: Any, loader: Any, model: Any, epochs: int, seed: int) -> Iterable[Any]:
+    return loader
+
+
+def ours(
+    options: dict[str, Any], task: Any, loader: Any, model: Any, epochs: int, seed: int
+) -> Iterable[Any]:
+    """The sifting loader; imported late, for the environments of peers do not have what it needs."""
+    from loopwise.sift import SiftingDataLoader
+
+    return SiftingDataLoader(loader, model, loss=task.losses, epochs=epochs, seed=seed, **options)
+
+
+def rule(
+    kind: Callable[..., Any], task: Any, loader: Any, model: Any, epochs: int, seed: int
+) -> Iterable[Any]:
+    return kind(loader, model, task.losses, epochs, seed)
+
+
+def uniform(task: Any, loader: Any, model: Any, epochs: int, seed: int) -> Iterable[Any]:
+    """As large a share of the samples as ``ours`` takes, epoch by epoch."""
+    options = OURS["ours"]
+    full = epochs * (1 - options.get("anneal", 0.0)) - 1e-9
+    first = 0 if options.get("score_every") == 1 else 1  # without scoring, the first epoch is all unknown
+    keep = options.get("keep", 0.5)
+    shares = [1.0 if epoch < first or epoch >= full else keep for epoch in range(epochs)]
+    return baselines.Uniform(loader, shares, seed)
+
+
+def composer(task: Any, loader: Any, model: Any, epochs: int, seed: int) -> Iterable[Any]:
+    """Composer's own function, in its own environment."""
+    from composer.algorithms.selective_backprop.selective_backprop import select_using_loss
+
+    return baselines.SelectiveBackprop(loader, model, task.losses, epochs, seed, select_using_loss)
+
+
+METHODS: dict[str, Method] = {
+    "plain": plain,
+    **{name: functools.partial(ours, options) for name, options in OURS.items()},
+    "original": functools.partial(rule, baselines.PercentileRule),
+    "selective-backprop": functools.partial(rule, baselines.SelectiveBackprop),
+    "infobatch": functools.partial(rule, baselines.InfoBatch),
+    "uniform": uniform,
+    "plain@composer": plain,
+    "selective-backprop@composer": composer,
+    "plain-again": plain,
+}
+
+
+def one(task: str, method: str, device: str, seed: int, part: str = "test") -> dict[str, float]:
+    """One run of a method on a task."""
+    return train(TASKS[task], METHODS[method], seed, device, QUICK, part)
+
+
+def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
+    """Case -> one run of it with a seed."""
+    kind = "cpu" if device == "cpu" else "cuda"
+    names = [(task, method) for task in TABLE for method in ("plain", "ours", "ours-best", *PEERS)]
+    if kind == "cpu" and installed("composer"):
+        names += [("digits", "plain@composer"), ("digits", "selective-backprop@composer")]
+    names += [("cheap", method) for method in ("plain", "auto", "auto-scored", "plain-again")]
+    return {f"{task}.{method}": functools.partial(one, task, method, kind) for task, method in names}
+
+
+def trial() -> None:
+    """``python -m benchmarks.sift TASK METHOD``: one run's curve on validation data, to choose settings by."""
+    parser = argparse.ArgumentParser(description=trial.__doc__)
+    parser.add_argument("task", choices=list(TASKS))
+    parser.add_argument("method", choices=list(METHODS))
+    parser.add_argument("--seed", type=int, default=100)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--options", type=json.loads, default={}, help="JSON, changes OURS[method]")
+    args = parser.parse_args()
+    global QUICK
+    QUICK = args.quick
+    if args.method in OURS:
+        OURS[args.method].update(args.options)
+    found = one(args.task, args.method, "cpu", args.seed, "valid")
+    for n in range(sum(name.startswith("metric@") for name in found)):
+        curve = (found[f"{what}@{n}"] for what in ("seconds", "samples", "metric"))
+        print("epoch {}: {:.1f} s, {:,.0f} samples, {:.4f}".format(n, *curve))
+    print(f"processor share {found['processor share']:.3f}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+        trial()
+    else:
+        harness.main(sys.modules[__name__])

@@ -1,0 +1,151 @@
+"""The rows of the sifting table: from each run's curve to seconds and samples until plain's final metric."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from .harness import Runs
+from .record import Row
+from .tasks import TASKS
+
+Quantities = dict[str, list[float]]
+PEERS = ("original", "selective-backprop", "infobatch", "uniform")
+PAYS = ("digits", "glyphs", "bytes")
+"""Tasks whose seconds are held to a bar; the one with label noise is held to its final metric."""
+
+
+class Reached(NamedTuple):
+    """Where a run's curve first comes to the target; infinite if it never does."""
+
+    seconds: float
+    samples: float
+
+
+def reach(found: Quantities, run: int, target: float, higher: bool) -> Reached:
+    """The first crossing of the target by the run's curve, linear between checkpoints."""
+    sign = 1.0 if higher else -1.0
+    count = sum(name.startswith("metric@") for name in found)
+    names = ("metric", "seconds", "samples")
+    curve = [[found[f"{name}@{n}"][run] for name in names] for n in range(count)]
+    if sign * (curve[0][0] - target) >= 0:
+        return Reached(0.0, 0.0)
+    for before, after in itertools.pairwise(curve):
+        if sign * (after[0] - target) >= 0:
+            part = (target - before[0]) / (after[0] - before[0])
+            return Reached(
+                *(low + part * (high - low) for low, high in zip(before[1:], after[1:], strict=True))
+            )
+    return Reached(math.inf, math.inf)
+
+
+def in_standard_errors(ours: list[float], plain: list[float], higher: bool) -> float:
+    """How far ours is better than plain, run by run of the same seed, in standard errors of the mean."""
+    gains = [(a - b) if higher else (b - a) for a, b in zip(ours, plain, strict=True)]
+    mean = statistics.fmean(gains)
+    error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    return mean / max(error, abs(mean) / 99, 1e-12)  # no more than 99, where all runs gain the same
+
+
+@dataclass
+class Table:
+    """What the methods of one task reached."""
+
+    task: str
+    runs: Runs
+    plain: str = "plain"
+    reached: dict[str, list[Reached]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        higher = TASKS[self.task].higher
+        target = statistics.median(self.of(self.plain)["metric"])
+        for case, found in self.runs.items():
+            task, _, method = case.partition(".")
+            if task == self.task and ("@" in method) == ("@" in self.plain):
+                seeds = range(len(found["metric"]))
+                self.reached[method] = [reach(found, run, target, higher) for run in seeds]
+
+    def of(self, method: str) -> Quantities:
+        return self.runs[f"{self.task}.{method}"]
+
+    def seconds(self, method: str) -> list[float]:
+        return [one.seconds for one in self.reached[method]]
+
+    def best_peer(self) -> str | None:
+        peers = [name for name in PEERS if name in self.reached]
+        return min(peers, key=lambda name: statistics.median(self.seconds(name)), default=None)
+
+    def rows(self) -> list[Row]:
+        found = self.speed("ours", 0.65 if self.task in PAYS else None)
+        found += self.speed("ours-best", 0.5 if self.task == "glyphs" else None)
+        for method in ("ours", "ours-best", *PEERS):
+            found += self.final(method) if method in self.reached else []
+        return found
+
+    def speed(self, method: str, bar: float | None) -> list[Row]:
+        """Seconds to plain's final metric beside plain and peers, and samples through backward."""
+        if method not in self.reached:
+            return []
+        goal, found, best = f"plain's final {TASKS[self.task].metric}", [], self.best_peer()
+        for peer in ("plain", *(PEERS if method == "ours" else [best])):
+            if peer in self.reached:
+                limit = bar if peer == "plain" else 0.85 if peer == best and self.task in PAYS else None
+                name = f"{peer}, the best peer" if peer == best else peer
+                label = f"{self.task}, {method}: seconds to {goal}"
+                text = None if limit is None else f"ratio <= {limit}"
+                found.append(Row(label, self.seconds(method), self.seconds(peer), name, "s", text))
+        ours, plain = ([one.samples for one in self.reached[name]] for name in (method, "plain"))
+        label = f"{self.task}, {method}: samples through backward to it"
+        text = "ratio <= 0.4" if self.task in PAYS and method == "ours" else None
+        return [*found, Row(label, ours, plain, "plain", "samples", text)]
+
+    def final(self, method: str) -> list[Row]:
+        """The metric at the end beside plain's, and the difference."""
+        task, ours, plain = TASKS[self.task], self.of(method)["metric"], self.of("plain")["metric"]
+        better = in_standard_errors(ours, plain, task.higher)
+        label = f"{self.task}, {method}: final {task.metric}"
+        found = [Row(label, ours, plain, "plain", task.metric, None)]
+        if method in PEERS:
+            return found
+        gain = f"{label}, better than plain's by"
+        return [*found, Row(gain, [better], None, "", "standard errors", "ours >= -1")]
+
+
+def cheap(runs: Runs) -> list[Row]:
+    """A task where sifting cannot pay, with ``auto=True``; the plain loader twice shows the noise."""
+    labels = {
+        "auto": "auto=True",
+        "auto-scored": "auto=True, score_every=1",
+        "plain-again": "plain, measured twice",
+    }
+    found = []
+    for method, label in labels.items():
+        bar = "ratio <= 1.03" if method.startswith("auto") else None
+        ours, plain = (runs[f"cheap.{name}"]["seconds"] for name in (method, "plain"))
+        found.append(Row(f"cheap, {label}: seconds of the whole training", ours, plain, "plain", "s", bar))
+    return found
+
+
+def composer(runs: Runs) -> list[Row]:
+    """Composer's own selection beside plain, both with Composer's torch."""
+    table = Table("digits", runs, plain="plain@composer")
+    theirs, plain = (table.seconds(name) for name in ("selective-backprop@composer", "plain@composer"))
+    label = "digits, Composer's selective-backprop in its own environment: seconds to plain's final accuracy"
+    return [Row(label, theirs, plain, "plain@composer", "s", None)]
+
+
+def rows(runs: Runs) -> list[Row]:
+    """The rows of the tasks that have runs."""
+    found: list[Row] = []
+    for task in TASKS:
+        if task != "cheap" and f"{task}.plain" in runs:
+            found += Table(task, runs).rows()
+    if "digits.plain@composer" in runs:
+        found += composer(runs)
+    if "cheap.plain" in runs:
+        found += cheap(runs)
+    shares = [share for quantities in runs.values() for share in quantities["processor share"]]
+    return [*found, Row("all runs: processor seconds a second of training", shares, None, "", "", None)]

@@ -1,0 +1,7 @@
+"""Tasks that methods of choosing training samples are compared on: one file a source of data."""
+
+from . import digits, glyphs, language
+from .task import Task
+
+TASKS: dict[str, Task] = {task.name: task for source in (digits, glyphs, language) for task in source.tasks()}
+"""Name -> task.  Data, networks and budgets were settled with the plain loader on validation data."""

@@ -1,0 +1,98 @@
+"""What a task is: data in three parts, a model, a loss a sample, an optimizer and a budget."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+FOLDER = Path(__file__).parent.parent / ".cache" / "data"
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+class Samples(Dataset[Pair]):
+    """Inputs and targets, fetched a batch at a time: ``prepare`` distorts the inputs of each access.
+
+    A fetched batch is complete, so the loader's ``collate_fn`` is ``as_is``.
+    """
+
+    def __init__(
+        self,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        prepare: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        self.inputs, self.targets, self.prepare = inputs, targets, prepare
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitems__(self, indices: list[int]) -> Pair:
+        chosen = torch.tensor(indices)
+        inputs = self.inputs[chosen]
+        return self.prepare(inputs) if self.prepare else inputs, self.targets[chosen]
+
+    def __getitem__(self, index: int) -> Pair:
+        inputs, targets = self.__getitems__([index])
+        return inputs[0], targets[0]
+
+    def first(self, count: int) -> Samples:
+        return Samples(self.inputs[:count], self.targets[:count], self.prepare)
+
+
+def as_is(batch: Pair) -> Pair:
+    return batch
+
+
+class Data(NamedTuple):
+    """Samples to train on, and held-out ones: ``valid`` to choose settings by, ``test`` to report."""
+
+    train: Samples
+    valid: Pair
+    test: Pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One training task with its budget; the same for every method."""
+
+    name: str
+    data: Callable[[], Data]
+    model: Callable[[], nn.Module]
+    losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    """From output and target to one loss a sample, shape (batch,)."""
+    values: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    """From output and target to the metric of each sample; the metric is their mean."""
+    metric: str
+    higher: bool
+    """Whether more of the metric is better."""
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    batch_size: int
+    epochs: int
+    every: int = 1
+    """Epochs from one measurement of the metric to the next; it divides ``epochs``."""
+
+
+def right(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """1 for each sample whose class was recognised, else 0."""
+    return (output.argmax(1) == target).float()
+
+
+def cached(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Arrays from ``.cache/data/<name>.npz``, made and stored there the first time."""
+    path = FOLDER / f"{name}.npz"
+    if not path.exists():
+        arrays: dict[str, Any] = make()
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        own = path.with_suffix(f".{os.getpid()}.npz")
+        np.savez(own, **arrays)
+        os.replace(own, path)
+    with np.load(path) as found:
+        return {key: found[key] for key in found.files}

@@ -14,7 +14,7 @@ import itertools
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store, default_pg_timeout
 
 from loopwise.errors import StateError
 from loopwise.ranks import rank, world_size
@@ -53,7 +53,9 @@ class Agreement:
 
     def go(self) -> bool:
         """Whether all ranks have the next batch.  Waits for the slowest rank to say so."""
-        verdict = self._store.get(f"{self._key(self._step)}/go").decode()
+        key = f"{self._key(self._step)}/go"
+        self._store.wait([key], default_pg_timeout)  # as long as a collective: one rank may be evaluating
+        verdict = self._store.get(key).decode()
         self._step += 1
         if verdict.startswith("!"):
             number, _, trouble = verdict[1:].partition(" ")

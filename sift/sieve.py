@@ -216,11 +216,11 @@ class Sieve:
             before = self.report.scoring_seconds
             kept = self._score(part, sizes)
             scoring = self.report.scoring_seconds - before
-        elif self.mode == REMEMBERED and not self.source.plans:
+        elif self.mode == REMEMBERED and not self.source.plans and not self._delayed():
             kept = self._recall(part)
         else:
             kept = torch.arange(part.size)
-            if self.mode == REMEMBERED and self.settings.weights:
+            if self.mode == REMEMBERED and self.settings.weights and self.source.plans:
                 part.along["weight"] = self.chooser.weights[part.along["index"]]
         self.report.kept += len(kept)
         self.report.dropped += part.size - len(kept)
@@ -285,7 +285,13 @@ class Sieve:
         return None
 
     def _plan(self, order: torch.Tensor) -> torch.Tensor:
-        return order[self.chooser.draw(order)]
+        kept = self.chooser.draw(order)
+        done = 0 if self.settings.delay_every_epoch else self.given
+        free = max(0, self.settings.delay - done) * (self._batch_size or 1)
+        if free:
+            kept = torch.cat([torch.arange(min(free, len(order))), kept[kept >= free]])
+            self.chooser.weights[order[:free]] = 1.0
+        return order[kept]
 
     def _exchange(self) -> None:
         """What the ranks have learnt since the last epoch becomes known to all."""

@@ -44,6 +44,16 @@ class Counted(Dataset):
         return self.x[i] + 0.01 * torch.randn(6), i % 3
 
 
+class Hiding:
+    """A loader that tells nothing but its batches."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __iter__(self):
+        return iter(self.loader)
+
+
 def keep_all(losses):
     return torch.ones_like(losses)
 
@@ -222,13 +232,6 @@ def test_every_kth_epoch_is_scored():
 
 
 def test_a_loader_that_hides_its_indices_works_when_indexed():
-    class Hiding:
-        def __init__(self, loader):
-            self.loader = loader
-
-        def __iter__(self):
-            return iter(self.loader)
-
     data, model = Counted(), nn.Linear(6, 3)
     hidden = Hiding(DataLoader(Indexed(data), 10))
     loader = SiftingDataLoader(hidden, model, loss=CRITERION, policy=TopLoss(0.5), score_every=0)
@@ -264,6 +267,24 @@ def test_a_delay_in_every_epoch():
     loader = sift(data, model, policy=TopLoss(0.5), delay=2, delay_every_epoch=True, score_every=1)
     assert [sum(len(y) for _, y in train(loader, model)) for _ in range(2)] == [40, 40]
     assert loader.report().scored == 80
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_delay_holds_for_remembered_losses_too(indexed):
+    data, model = Counted(), nn.Linear(6, 3)
+
+    def counts(**options):
+        loader = DataLoader(Indexed(data), 10) if indexed else DataLoader(data, 10)
+        source = Hiding(loader) if indexed else loader
+        sifting = SiftingDataLoader(
+            source, model, loss=CRITERION, policy=TopLoss(0.5), score_every=0, batch_size=10, **options
+        )
+        return [sum(len(y) for _, y in train(sifting, model)) for _ in range(3)]
+
+    assert counts(delay=12) == [60, 60, 30]
+    first, *others = counts(delay=3, delay_every_epoch=True)
+    assert first == 60
+    assert all(40 <= count <= 50 for count in others)  # 30 free and, of the others, those of the worst 30
 
 
 def test_the_report_counts_classes_and_estimates_the_saving():

@@ -22,42 +22,66 @@ Method = Callable[[Task, DataLoader[Any], nn.Module, int, int], Iterable[Any]]
 """From task, plain loader, model, number of epochs and seed to the batches of an epoch."""
 
 
+class Training:
+    """One training of a task with a method, epoch by epoch, with the seconds that its epochs took.
+
+    Model, its first weights, the order of the samples and the learning rate of each epoch are the
+    same for all methods of a seed.
+    """
+
+    def __init__(self, task: Task, method: Method, seed: int, device: str, quick: bool) -> None:
+        torch.set_num_threads(THREADS)
+        self.task, self.device, self.data = task, device, task.data()
+        samples = self.data.train
+        samples = samples.first(len(samples) // QUICK_SHARE) if quick else samples
+        self.epochs, self.every = (QUICK_EPOCHS, 1) if quick else (task.epochs, task.every)
+        torch.manual_seed(seed)
+        self.model = task.model().to(device)
+        self.optimizer = task.optimizer(self.model.parameters())
+        self.rate = self.optimizer.param_groups[0]["lr"]
+        order = RandomSampler(samples, generator=torch.Generator().manual_seed(seed))
+        plain = DataLoader(samples, task.batch_size, sampler=order, collate_fn=as_is)
+        self.loader = method(task, plain, self.model, self.epochs, seed)
+        self.seconds = self.processor = 0.0
+        self.epoch = self.samples = 0
+
+    def run_epoch(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * (1 + math.cos(math.pi * self.epoch / self.epochs)) / 2
+        self.model.train()
+        start, start_processor = time.perf_counter(), time.process_time()
+        self.samples += one_epoch(self.task, self.loader, self.model, self.optimizer, self.device)
+        self.seconds += time.perf_counter() - start
+        self.processor += time.process_time() - start_processor
+        self.epoch += 1
+
+
 def train(task: Task, method: Method, seed: int, device: str, quick: bool, part: str) -> dict[str, float]:
     """Train with ``method``; checkpoint 0 is before training, checkpoint i after i times ``every`` epochs.
 
-    Model, its first weights, the order of the samples and the learning rate of each epoch are the
-    same for all methods of a seed.  The clock stands while the metric is measured, on ``part``
-    (``valid`` or ``test``) of the data.
+    The clock stands while the metric is measured, on ``part`` (``valid`` or ``test``) of the data.
     """
-    torch.set_num_threads(THREADS)
-    data = task.data()
-    held_out: Pair = getattr(data, part)
-    samples = data.train.first(len(data.train) // QUICK_SHARE) if quick else data.train
-    epochs, every = (QUICK_EPOCHS, 1) if quick else (task.epochs, task.every)
-    torch.manual_seed(seed)
-    model = task.model().to(device)
-    optimizer = task.optimizer(model.parameters())
-    rate = optimizer.param_groups[0]["lr"]
-    order = RandomSampler(samples, generator=torch.Generator().manual_seed(seed))
-    plain = DataLoader(samples, task.batch_size, sampler=order, collate_fn=as_is)
-    loader = method(task, plain, model, epochs, seed)
+    run = Training(task, method, seed, device, quick)
+    held_out: Pair = getattr(run.data, part)
+    found = {"metric@0": metric(task, run.model, held_out, device), "seconds@0": 0.0, "samples@0": 0.0}
+    for number in range(1, run.epochs // run.every + 1):
+        for _ in range(run.every):
+            run.run_epoch()
+        now = metric(task, run.model, held_out, device)
+        found |= {f"seconds@{number}": run.seconds, f"samples@{number}": run.samples, f"metric@{number}": now}
+    found |= {"seconds": run.seconds, "samples": run.samples, "metric": now}
+    return found | {"processor share": run.processor / run.seconds}
 
-    found = {"metric@0": metric(task, model, held_out, device), "seconds@0": 0.0, "samples@0": 0.0}
-    seconds = processor = trained = 0.0
-    for epoch in range(epochs):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * (1 + math.cos(math.pi * epoch / epochs)) / 2
-        model.train()
-        start, start_processor = time.perf_counter(), time.process_time()
-        trained += one_epoch(task, loader, model, optimizer, device)
-        seconds += time.perf_counter() - start
-        processor += time.process_time() - start_processor
-        if (epoch + 1) % every == 0:
-            now = metric(task, model, held_out, device)
-            number = (epoch + 1) // every
-            found |= {f"seconds@{number}": seconds, f"samples@{number}": trained, f"metric@{number}": now}
-    found |= {"seconds": seconds, "samples": trained, "metric": now}
-    return found | {"processor share": processor / seconds}
+
+def beside(task: Task, methods: list[Method], seed: int, device: str, quick: bool) -> dict[str, float]:
+    """Train with two methods in one process, an epoch of each in turn: a ratio of a few percent is smaller
+    than a shared machine's drift from one run to the next."""
+    one, other = (Training(task, method, seed, device, quick) for method in methods)
+    for epoch in range(one.epochs):
+        for run in (one, other) if epoch % 2 else (other, one):
+            run.run_epoch()
+    share = (one.processor + other.processor) / (one.seconds + other.seconds)
+    return {"seconds": one.seconds, "other seconds": other.seconds, "processor share": share}
 
 
 def one_epoch(

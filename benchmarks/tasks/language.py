@@ -64,7 +64,7 @@ def losses(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def _optimizer(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=5e-3)
+    return torch.optim.AdamW(parameters, lr=4e-3)
 
 
 def tasks() -> list[Task]:
@@ -78,7 +78,7 @@ def tasks() -> list[Task]:
             metric="nats/byte",
             higher=False,
             optimizer=_optimizer,
-            batch_size=32,
+            batch_size=16,
             epochs=8,
         )
     ]

@@ -166,7 +166,7 @@ class InfoBatch:
 
 
 class Uniform:
-    """A random share of the samples each epoch, anew; the shares are those of the sifting that it is beside."""
+    """A random share of the samples each epoch, anew; as large a share as the sifting beside it."""
 
     def __init__(self, loader: DataLoader[Any], shares: list[float], seed: int) -> None:
         self.loader, self.shares, self.epoch = loader, shares, 0

@@ -102,7 +102,7 @@ def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
 
 
 def trial() -> None:
-    """``python -m benchmarks.sift TASK METHOD``: one run's curve on validation data, to choose settings by."""
+    """``python -m benchmarks.sift TASK METHOD``: one run on validation data, to choose settings by."""
     parser = argparse.ArgumentParser(description=trial.__doc__)
     parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("method", choices=list(METHODS))

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits with random shifts and rotations; and a task that leaves nothing to save."""
+"""scikit-learn's digits with random shifts and rotations; and a task that leaves nothing to save."""
 
 from __future__ import annotations
 

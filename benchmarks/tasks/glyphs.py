@@ -46,7 +46,7 @@ def faces(part: str) -> list[Path]:
 
 
 def atlas(paths: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every character in every face, float (faces, 95, 64, 64) in [0, 1], and its width; the last is blank."""
+    """Every character in every face, (faces, 95, 64, 64) in [0, 1], and its width; the last is blank."""
     from PIL import Image, ImageDraw, ImageFont
 
     images = np.zeros((len(paths), CLASSES + 1, _BOX, _BOX), np.uint8)

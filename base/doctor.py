@@ -17,6 +17,8 @@ OPTIONAL = {
     "torchvision": ("demo", "loopwise demo"),
     "scikit-learn": ("demo", "loopwise demo"),
     "s3fs": ("s3", "run folders at s3:// URLs"),
+    "lightning": ("lightning", "sifting in a Lightning Trainer"),
+    "transformers": ("transformers", "sifting in a Hugging Face Trainer"),
 }
 """Optional package -> (extra that brings it, what does not work without it)."""
 

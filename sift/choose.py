@@ -16,6 +16,7 @@ from .policies import Policy, Pool
 from .policies.policy import checked
 from .report import Report
 from .scoring import Scorer, Scores
+from .source import HIDDEN
 
 PLANNABLE = {"indices", "classes", "last_trained"}
 """What a policy may need and still decide before the samples are loaded."""
@@ -157,16 +158,13 @@ def _weights(chances: torch.Tensor) -> torch.Tensor:
 
 def _lacking(policy: Policy, name: str) -> InputError:
     causes = {
-        "indices": (
-            "the wrapped loader is not a plain DataLoader over a map-style dataset, so samples have no index",
-            "wrap the dataset: DataLoader(Indexed(dataset), ...) with Indexed from loopwise.sift",
-        ),
+        "indices": HIDDEN,
+        "last_trained": HIDDEN,
         "classes": (
             "the batches are not (input, target) pairs with integer targets of shape (batch,)",
             "pass classes=function to the loader, from a batch to an int64 Tensor of shape (batch,)",
         ),
     }
-    causes["last_trained"] = causes["indices"]
     cause, fix = causes.get(
         name,
         (

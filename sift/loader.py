@@ -184,8 +184,7 @@ class SiftingDataLoader:
 
     def _open(self) -> None:
         resume, self._resume, self._open_pass = self._resume, None, True
-        if callable(self.keep) and hasattr(self.policy, "keep"):
-            self.policy.keep = self._keep_of(self.epoch)
+        self._follow_schedule()
         generators = self._sieve.source.generators()
         if resume is None:
             self._start = random_state.get(generators)
@@ -336,8 +335,7 @@ class SiftingDataLoader:
                 "save and load one state a rank, with the same number of ranks",
             )
         self.set_epoch(state["epoch"])
-        if callable(self.keep) and hasattr(self.policy, "keep"):
-            self.policy.keep = self._keep_of(self.epoch)
+        self._follow_schedule()
         self.policy.load_state_dict(state["policy"])
         self._memory.load_state_dict(state["memory"])
         self._report.load_state_dict(state["report"])
@@ -345,6 +343,10 @@ class SiftingDataLoader:
         self.score_every = state["score_every"]
         self._sieve.given = state["sieve"]["given"]
         self._resume = state if state["open"] else None
+
+    def _follow_schedule(self) -> None:
+        if callable(self.keep) and hasattr(self.policy, "keep"):
+            self.policy.keep = self._keep_of(self.epoch)
 
     def _keep_of(self, epoch: int) -> float:
         if self.keep is None:

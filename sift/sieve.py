@@ -17,7 +17,7 @@ from .buffer import Buffer, Concatenate, Part, join
 from .choose import Chooser
 from .memory import Memory
 from .report import Report
-from .source import Given, Source
+from .source import HIDDEN, Given, Source
 
 POOL_BYTES = 64 * 2**20  # read ahead at most this much: activations of a scoring pass are far larger
 POOL_BATCHES = 4  # more gains under 2 % per scored sample (ResNet-18 at 64x64, two CPU cores)
@@ -264,8 +264,7 @@ class Sieve:
             raise InputError(
                 "score_every other than 1 without indices of the samples",
                 "the index of every sample in its dataset",
-                "the wrapped loader is not a plain DataLoader over a map-style dataset, so samples have no index",
-                "wrap the dataset: DataLoader(Indexed(dataset), ...) with Indexed from loopwise.sift",
+                *HIDDEN,
             )
         indices = part.along["index"]
         kept = self.chooser.draw(indices)

@@ -16,6 +16,12 @@ from loopwise.errors import InputError, StateError
 Choice = Callable[[torch.Tensor], torch.Tensor]
 """From the indices of an epoch's samples, in order, to those of them that are to be loaded."""
 
+HIDDEN = (
+    "the wrapped loader is not a plain DataLoader over a map-style dataset, so samples have no index",
+    "wrap the dataset: DataLoader(Indexed(dataset), ...) with Indexed from loopwise.sift",
+)
+"""Cause and fix where samples have no index."""
+
 
 class Sample(NamedTuple):
     """A sample, or a batch of them, with its index in the dataset."""

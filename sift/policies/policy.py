@@ -128,16 +128,28 @@ def checked(policy: Policy, given: Any, pool: Pool) -> torch.Tensor:
     )
 
 
-def check_keep(keep: float, name: str = "keep") -> float:
+def check_keep(keep: float) -> float:
     """``keep`` as a float in (0, 1], or an error that says what it should be."""
     if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
         raise InputError(
-            f"{name}={keep!r}",
+            f"keep={keep!r}",
             "the share of samples to train on, a number in (0, 1]",
             "a percentage instead of a fraction, or 0 for 'keep nothing'",
-            f"pass a fraction, for instance {name}=0.5",
+            "pass a fraction, for instance keep=0.5",
         )
     return float(keep)
+
+
+def check_floor(floor: float) -> float:
+    """``floor`` as a float in [0, 1), or an error that says what it should be."""
+    if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor < 1:
+        raise InputError(
+            f"floor={floor!r}",
+            "the least keep probability, a number in [0, 1)",
+            "a percentage instead of a fraction",
+            "pass a fraction, for instance floor=0.1",
+        )
+    return float(floor)
 
 
 def take(keep: float, samples: int, owed: float) -> tuple[int, float]:
@@ -145,3 +157,11 @@ def take(keep: float, samples: int, owed: float) -> tuple[int, float]:
     owed += keep * samples
     count = min(int(owed + 1e-6), samples)
     return count, owed - count
+
+
+def top(keep: float, scores: torch.Tensor, owed: float) -> tuple[torch.Tensor, float]:
+    """Probability 1 for the share ``keep`` of the highest scores, 0 for the rest; and what ``take`` carries."""
+    count, owed = take(keep, len(scores), owed)
+    probabilities = torch.zeros(len(scores))
+    probabilities[scores.topk(count).indices] = 1.0
+    return probabilities, owed

@@ -10,7 +10,7 @@ from torch import nn
 
 from loopwise.errors import InputError
 
-from .policy import Policy, Pool, check_keep, take
+from .policy import Policy, Pool, check_keep, top
 
 
 class ReducibleLoss(Policy):
@@ -47,9 +47,7 @@ class ReducibleLoss(Policy):
 
     def probabilities(self, pool: Pool) -> torch.Tensor:
         reducible = pool.losses - self._irreducible(pool)
-        count, self._owed = take(self.keep, len(pool), self._owed)
-        probabilities = torch.zeros(len(pool))
-        probabilities[reducible.topk(count).indices] = 1.0
+        probabilities, self._owed = top(self.keep, reducible, self._owed)
         return probabilities
 
     def _irreducible(self, pool: Pool) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from loopwise.errors import InputError
 
-from .policy import Policy, Pool, check_keep
+from .policy import Policy, Pool, check_floor, check_keep
 
 
 class RelativeLoss(Policy):
@@ -44,13 +44,7 @@ class RelativeLoss(Policy):
                 "both say how much is kept: without a floor keep = 1 / (1 + beta)",
                 "drop one of the two",
             )
-        if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor < 1:
-            raise InputError(
-                f"floor={floor!r}",
-                "the least keep probability, a number in [0, 1)",
-                "a percentage instead of a fraction",
-                "pass a fraction, for instance floor=0.1",
-            )
+        self.floor = check_floor(floor)
         if beta is not None and (
             isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 <= beta < float("inf")
         ):
@@ -67,7 +61,6 @@ class RelativeLoss(Policy):
                 "a percentile needs something to be ranked among",
                 "pass for instance history=2048",
             )
-        self.floor = float(floor)
         self.history = history
         if beta is None:
             self.keep = 0.5 if keep is None else keep

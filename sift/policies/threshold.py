@@ -8,7 +8,7 @@ import torch
 
 from loopwise.errors import InputError
 
-from .policy import Policy, Pool
+from .policy import Policy, Pool, check_floor
 
 
 class Threshold(Policy):
@@ -31,14 +31,7 @@ class Threshold(Policy):
                 "a criterion was passed instead of a value of it",
                 "pass a loss that a well learned sample has, for instance loss=0.1",
             )
-        if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor < 1:
-            raise InputError(
-                f"floor={floor!r}",
-                "the least keep probability, a number in [0, 1)",
-                "a percentage instead of a fraction",
-                "pass a fraction, for instance floor=0.1",
-            )
-        self.loss, self.floor = float(loss), float(floor)
+        self.loss, self.floor = float(loss), check_floor(floor)
 
     def probabilities(self, pool: Pool) -> torch.Tensor:
         return torch.where(pool.losses >= self.loss, 1.0, self.floor).float()

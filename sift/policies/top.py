@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .policy import Policy, Pool, check_keep, take
+from .policy import Policy, Pool, check_keep, top
 
 
 class TopLoss(Policy):
@@ -25,9 +25,7 @@ class TopLoss(Policy):
         self._owed = 0.0
 
     def probabilities(self, pool: Pool) -> torch.Tensor:
-        count, self._owed = take(self.keep, len(pool), self._owed)
-        probabilities = torch.zeros(len(pool))
-        probabilities[pool.losses.topk(count).indices] = 1.0
+        probabilities, self._owed = top(self.keep, pool.losses, self._owed)
         return probabilities
 
     def __repr__(self) -> str:

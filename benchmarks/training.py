@@ -29,12 +29,15 @@ class Training:
     same for all methods of a seed.
     """
 
-    def __init__(self, task: Task, method: Method, seed: int, device: str, quick: bool) -> None:
+    def __init__(
+        self, task: Task, method: Method, seed: int, device: str, quick: bool, stretch: float = 1.0
+    ) -> None:
         torch.set_num_threads(THREADS)
         self.task, self.device, self.data = task, device, task.data()
         samples = self.data.train
         samples = samples.first(len(samples) // QUICK_SHARE) if quick else samples
         self.epochs, self.every = (QUICK_EPOCHS, 1) if quick else (task.epochs, task.every)
+        self.epochs = round(self.epochs * stretch / self.every) * self.every
         torch.manual_seed(seed)
         self.model = task.model().to(device)
         self.optimizer = task.optimizer(self.model.parameters())
@@ -56,12 +59,14 @@ class Training:
         self.epoch += 1
 
 
-def train(task: Task, method: Method, seed: int, device: str, quick: bool, part: str) -> dict[str, float]:
-    """Train with ``method``; checkpoint 0 is before training, checkpoint i after i times ``every`` epochs.
+def train(
+    task: Task, method: Method, seed: int, device: str, quick: bool, part: str, stretch: float = 1.0
+) -> dict[str, float]:
+    """Train for ``stretch`` times the task's epochs with ``method``; checkpoint 0 is before training, checkpoint i after i times ``every`` epochs.
 
     The clock stands while the metric is measured, on ``part`` (``valid`` or ``test``) of the data.
     """
-    run = Training(task, method, seed, device, quick)
+    run = Training(task, method, seed, device, quick, stretch)
     held_out: Pair = getattr(run.data, part)
     found = {"metric@0": metric(task, run.model, held_out, device), "seconds@0": 0.0, "samples@0": 0.0}
     for number in range(1, run.epochs // run.every + 1):

@@ -170,6 +170,6 @@ def tasks() -> list[Task]:
         "batch_size": 128,
     }
     return [
-        Task(name="glyphs", data=data, epochs=10, **common),
+        Task(name="glyphs", data=data, epochs=16, **common),
         Task(name="glyphs-noise", data=functools.partial(data, WRONG), epochs=6, **common),
     ]

@@ -25,7 +25,14 @@ def whole(name: str, value: object, least: int, unit: str = "batches") -> None:
 
 
 def arguments(
-    keep: Any, policy: Any, delay: Any, epochs: Any, anneal: Any, score_every: Any, pool: Any
+    keep: Any,
+    policy: Any,
+    delay: Any,
+    epochs: Any,
+    anneal: Any,
+    score_every: Any,
+    pool: Any,
+    compile: Any,
 ) -> None:
     """Check what does not depend on the wrapped loader."""
     if keep is not None and policy is not None and not callable(keep):
@@ -48,6 +55,13 @@ def arguments(
             "the last share of training that uses all data, a number in [0, 1)",
             "a percentage or a number of epochs instead of a fraction",
             "pass a fraction, for instance anneal=0.125",
+        )
+    if compile not in (True, False, "auto"):
+        raise InputError(
+            f"compile={compile!r}",
+            "True, False or 'auto'",
+            "a mode or options of torch.compile",
+            "pass compile='auto' to have it tried and measured",
         )
     if anneal and epochs is None:
         raise InputError(
@@ -78,15 +92,17 @@ def needs(policy: Policy, score_every: int, criterion: bool) -> None:
         )
 
 
-def sharded(model: nn.Module, score_every: int) -> None:
-    """Check that a model sharded by FSDP needs no scoring pass."""
-    if score_every and any(isinstance(module, FSDPModule) for module in model.modules()):
+def sharded(model: nn.Module, score_every: int, auto: bool) -> bool:
+    """Whether ``model`` is sharded by FSDP; then nothing that a rank decides by itself may stop a scoring pass."""
+    found = any(isinstance(module, FSDPModule) for module in model.modules())
+    if found and score_every and auto:
         raise InputError(
-            f"a model sharded by fully_shard with score_every={score_every}",
-            "score_every=0: losses of the training steps",
-            "a scoring pass would gather weights on one rank while another trains, and both would wait for ever",
-            "give a plain DataLoader over a map-style dataset and a criterion, or pass an unsharded scorer=",
+            f"a model sharded by fully_shard with auto=True and score_every={score_every}",
+            "auto=False, or score_every=0: losses of the training steps",
+            "each rank would decide by its own clock whether to score, and scoring takes all ranks",
+            "drop auto; report() tells whether scoring pays",
         )
+    return found
 
 
 def criterion(loss: Any) -> None:

@@ -13,7 +13,6 @@ from loopwise.errors import InputError
 
 from .memory import Memory
 from .policies import Policy, Pool
-from .policies.policy import checked
 from .report import Report
 from .scoring import Scorer, Scores
 from .source import HIDDEN
@@ -58,7 +57,7 @@ class Chooser:
         try:
             return self.scorer(pool, sum(sizes))
         except torch.OutOfMemoryError:
-            if len(sizes) == 1:
+            if len(sizes) == 1 or self.scorer.sharded:  # the other ranks score the pool at once
                 raise
         self.tell(
             "memory",
@@ -137,7 +136,7 @@ class Chooser:
         for name in self.policy.needs:
             if getattr(pool, name) is None:
                 raise _lacking(self.policy, name)
-        return checked(self.policy, self.policy.probabilities(pool), pool).float()
+        return self.policy.decide(pool)
 
     def count_wild(self, wild: int, size: int) -> None:
         """Count, and say once, that ``wild`` of ``size`` samples have a loss that is not finite."""

@@ -20,6 +20,7 @@ from loopwise.run import Run
 from . import check
 from .buffer import Concatenate, Part
 from .choose import PLANNABLE, Chooser
+from .in_step import InStep
 from .memory import Memory
 from .policies import Function, Policy, RelativeLoss
 from .policies.policy import check_keep
@@ -79,7 +80,8 @@ class SiftingDataLoader:
         pool: number of batches scored in one forward pass; ``"auto"``: up to 4 within 64 MiB.
             A pool is read ahead, as a prefetching worker would.
         dtype: autocast dtype of the scoring pass; ``"auto"``: what the hardware multiplies fastest.
-        compile: score through ``torch.compile``: faster a sample, after seconds of compiling.
+        compile: score through ``torch.compile``: faster a sample, after seconds of compiling; ``"auto"``:
+            try it when scoring has taken as long as compiling would, and keep the faster.
         batch_size: samples per yielded batch; default: the wrapped loader's.
         drop_last: whether a short last batch is dropped; default: the wrapped loader's.
         concatenate: joins a list of batches (and the list of their sizes) into one; for batches
@@ -114,14 +116,14 @@ class SiftingDataLoader:
         auto: bool = False,
         pool: int | str = "auto",
         dtype: torch.dtype | str = "auto",
-        compile: bool = False,
+        compile: bool | str = False,
         batch_size: int | None = None,
         drop_last: bool | None = None,
         concatenate: Concatenate = batches.concatenate,
         seed: int | None = None,
         run: Run | None = None,
     ) -> None:
-        check.arguments(keep, policy, delay, epochs, anneal, score_every, pool)
+        check.arguments(keep, policy, delay, epochs, anneal, score_every, pool, compile)
         self.loader, self.model = loader, model
         self.keep = 0.5 if keep is None and policy is None else keep
         self.policy = _policy(policy, self._keep_of(0))
@@ -137,7 +139,7 @@ class SiftingDataLoader:
         self._auto_score = score_every == "auto"
         self.score_every = (0 if plannable else 1) if score_every == "auto" else int(score_every)
         check.needs(self.policy, self.score_every, criterion)
-        check.sharded(model if scorer is None else scorer, self.score_every)
+        in_step = check.sharded(model if scorer is None else scorer, self.score_every, auto)
         self._reuse = Reuse(model, loss, self._memory) if criterion and self.score_every != 1 else None
         start = torch.initial_seed() if seed is None else seed
         self._draws = torch.Generator().manual_seed((start + rank()) % 2**63)
@@ -159,7 +161,8 @@ class SiftingDataLoader:
         chooser = Chooser(
             self.policy, scoring, self._memory, self._draws, self._report, self._tell, settings.remembers
         )
-        self._sieve = Sieve(settings, source, chooser, self._memory, self._report)
+        sieve = InStep if in_step else Sieve
+        self._sieve = sieve(settings, source, chooser, self._memory, self._report)
         self._run = run
         self._start: dict[str, Any] = {}
         self._handed: deque[Part] = deque(maxlen=0)
@@ -272,6 +275,7 @@ class SiftingDataLoader:
 
     def report(self) -> Report:
         """Counts and seconds since this loader was made."""
+        self._report.policies = self.policy.tally()
         return self._report.copy()
 
     def record(self, losses: torch.Tensor) -> None:

@@ -42,6 +42,9 @@ class Report:
     """Between a batch being handed out and the next one being asked for."""
     classes: dict[int, list[int]] = field(default_factory=dict)
     """Class -> samples seen and samples kept, where scores are made as batches come."""
+    policies: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """Policy -> samples that it decided about, and the expected number of them that it dropped; the whole
+    policy first, then what it is made of."""
     steps: list[float] = field(default_factory=lambda: [0, 0.0, 0.0])
     """Batches timed, sum and sum of squares of their training seconds a sample, the first batch left out."""
 
@@ -92,7 +95,8 @@ class Report:
 
     def copy(self) -> Report:
         classes = {label: list(counts) for label, counts in self.classes.items()}
-        return dataclasses.replace(self, classes=classes, steps=list(self.steps))
+        policies = dict(self.policies)
+        return dataclasses.replace(self, classes=classes, policies=policies, steps=list(self.steps))
 
     def record(self) -> dict[str, float]:
         """The counts and seconds as a dict, for a JSON line."""
@@ -114,6 +118,10 @@ class Report:
             ("samples scored", f"{self.scored:,}"),
             ("samples kept", f"{self.kept:,} ({self.share:.1%})"),
             ("samples trained on", f"{self.trained:,} in {self.batches:,} batches"),
+            *(
+                (f"dropped by {name}", f"{dropped:,.0f} of {of:,}")
+                for name, (of, dropped) in self.policies.items()
+            ),
             ("losses not finite", f"{self.not_finite:,}"),
             ("loading", f"{self.loading_seconds:.2f} s"),
             ("scoring", f"{self.scoring_seconds:.2f} s"),
@@ -121,4 +129,4 @@ class Report:
             ("training", f"{self.training_seconds:.2f} s"),
             ("estimated saving", f"{self.saved_seconds:.2f} s{interval}"),
         ]
-        return "\n".join(f"{name:<20}{value}" for name, value in rows)
+        return "\n".join(f"{name:<19} {value}" for name, value in rows)

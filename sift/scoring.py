@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from loopwise import batch as batches
 from loopwise.errors import InputError
 from loopwise.preserve import preserve
+
+from .compiled import WhenItPays
 
 
 @dataclass(slots=True)
@@ -91,7 +95,7 @@ class Scorer:
         loss: a per-sample criterion, or ``loss(model, batch)``.
         dtype: autocast dtype; ``torch.float32`` for none; ``"auto"`` for bfloat16 where the
             hardware multiplies it natively, float16 on older GPUs, else float32.
-        compiled: run the scoring pass through ``torch.compile``.
+        compiled: run the scoring pass through ``torch.compile``; ``"auto"``: where that proves faster.
         needs: what to find beside the losses, of ``gradients`` and ``features``.
     """
 
@@ -100,16 +104,20 @@ class Scorer:
         model: nn.Module,
         loss: Callable[..., torch.Tensor],
         dtype: torch.dtype | str,
-        compiled: bool = False,
+        compiled: bool | str = False,
         needs: frozenset[str] = frozenset(),
     ) -> None:
         while isinstance(model, DistributedDataParallel):
             model = model.module
         self.model = model
+        self.sharded = any(isinstance(module, FSDPModule) for module in model.modules())
         self.scored = _Scored(model, loss, needs)
         self.dtype = dtype
-        compiled = compiled and "gradients" not in needs
-        self._run: Callable[..., _Found] = torch.compile(self._plain) if compiled else self._plain
+        plain = "gradients" in needs or (compiled == "auto" and self.sharded)  # ranks must not differ
+        self._trial = WhenItPays(self._plain, torch.compile)
+        self._trial.decided = plain or compiled != "auto"
+        if compiled is True and not plain:
+            self._trial.run = torch.compile(self._plain)
         self._others: dict[int, Scorer] = {}
 
     def device(self, batch: Any) -> torch.device:
@@ -142,7 +150,7 @@ class Scorer:
 
     def __call__(self, batch: Any, size: int) -> Scores:
         """Scores of a batch of ``size``."""
-        device = self.device(batch)
+        start, device = time.perf_counter(), self.device(batch)
         moved = self.moved(batch)
         dtype = self._dtype(device)
         autocast = torch.autocast(
@@ -153,11 +161,20 @@ class Scorer:
         )
         with preserve(self.model, training=False), torch.no_grad(), autocast:
             losses, gradients, features = self._forward(moved)
-        return Scores(
+            self._reshard()
+        found = Scores(
             checked(losses, size).float().cpu(),
             None if gradients is None else gradients.cpu(),
             None if features is None else features.float().cpu(),
         )
+        self._trial.note(time.perf_counter() - start, size)  # the copies have waited for the device
+        return found
+
+    def _reshard(self) -> None:
+        """Without a backward pass FSDP's root would keep gathered weights, which the next update makes stale."""
+        for module in self.model.modules() if self.sharded else ():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def _forward(self, batch: Any) -> _Found:
         images = [t for t in batches.leaves(batch) if isinstance(t, torch.Tensor) and t.ndim == 4]
@@ -166,7 +183,10 @@ class Scorer:
             for name, weight in self.model.named_parameters()
             if images and weight.ndim == 4 and type(weight) is nn.Parameter
         }
-        return self._run(weights, batches.map_tensors(_channels_last, batch) if weights else batch)
+        found: _Found = self._trial.run(
+            weights, batches.map_tensors(_channels_last, batch) if weights else batch
+        )
+        return found
 
     def _plain(self, weights: dict[str, torch.Tensor], batch: Any) -> _Found:
         if not weights:

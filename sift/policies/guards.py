@@ -54,7 +54,7 @@ class ClassFloor(Guard):
 
     def probabilities(self, pool: Pool) -> torch.Tensor:
         assert pool.classes is not None
-        chances = self.policy.probabilities(pool).double()
+        chances = self.policy.decide(pool).double()
         names, member = torch.unique(pool.classes, return_inverse=True)
         sums = torch.zeros(len(names), dtype=torch.float64).index_add_(0, member, chances)
         mean = sums / torch.bincount(member, minlength=len(names))
@@ -100,7 +100,7 @@ class NoiseCap(Guard):
         self._past = torch.cat([self._past, pool.losses])[-max(self.history, len(pool)) :]
         rest = pool.losses <= self._cap()
         chances = torch.zeros(len(pool))
-        chances[rest] = self.policy.probabilities(pool.at(rest)).float()
+        chances[rest] = self.policy.decide(pool.at(rest))
         return chances
 
     def _cap(self) -> float:
@@ -133,7 +133,7 @@ class Presence(Guard):
 
     def probabilities(self, pool: Pool) -> torch.Tensor:
         assert pool.last_trained is not None
-        chances = self.policy.probabilities(pool).float()
+        chances = self.policy.decide(pool)
         return chances.masked_fill(pool.epoch - pool.last_trained >= self.epochs, 1.0)
 
     def __repr__(self) -> str:

@@ -41,7 +41,7 @@ class Mixture(Nested):
     def probabilities(self, pool: Pool) -> torch.Tensor:
         mean = torch.zeros(len(pool), dtype=torch.float64)
         for weight, part in zip(self.weights, self.parts, strict=True):
-            mean += weight * part.probabilities(pool)
+            mean += weight * part.decide(pool)
         return mean.float()
 
     def __repr__(self) -> str:

@@ -53,6 +53,10 @@ class Nested(Policy):
             raise AttributeError(f"no part of {self!r} has a share keep")  # hasattr is False, as it should be
         return sharing
 
+    def tally(self) -> dict[str, tuple[int, float]]:
+        parts = [part.tally() for part in self.parts]
+        return super().tally() | {name: decided for part in parts for name, decided in part.items()}
+
     def tell(self) -> torch.Tensor:
         """The longest of the parts' past losses: all parts have seen the same pools."""
         return max((part.tell() for part in self.parts), key=len)

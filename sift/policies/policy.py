@@ -72,10 +72,23 @@ class Policy:
     ``last_trained`` and ``losses_of``; what cannot be had is an error at the first pool."""
     state: ClassVar[tuple[str, ...]] = ()
     """Attributes that ``state_dict`` holds."""
+    decided: tuple[int, float] = (0, 0.0)
+    """Samples that it decided about, and the expected number of them that it dropped."""
 
     def probabilities(self, pool: Pool) -> torch.Tensor:
         """Keep probabilities in [0, 1], float32 of shape (n,)."""
         raise NotImplementedError
+
+    def decide(self, pool: Pool) -> torch.Tensor:
+        """``probabilities``, checked and counted."""
+        chances = checked(self, self.probabilities(pool), pool).float()
+        samples, dropped = self.decided
+        self.decided = samples + len(pool), dropped + len(pool) - float(chances.sum(dtype=torch.float64))
+        return chances
+
+    def tally(self) -> dict[str, tuple[int, float]]:
+        """What it, and each policy that it is made of, ``decided``, by its repr."""
+        return {repr(self): self.decided}
 
     def tell(self) -> torch.Tensor:
         """Past losses that the other ranks' policies want to know, float32; by default none."""
@@ -85,7 +98,8 @@ class Policy:
         """Take the past losses of all other ranks, at the start of an epoch."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"policy": repr(self)} | {name: getattr(self, name) for name in self.state}
+        own = {"policy": repr(self), "decided": self.decided}
+        return own | {name: getattr(self, name) for name in self.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state.get("policy") != repr(self):
@@ -95,7 +109,7 @@ class Policy:
                 "the run was saved with another policy or other settings of it",
                 "make the loader with the policy of the saved run, or start without its state",
             )
-        for name in self.state:
+        for name in ("decided", *self.state):
             setattr(self, name, state[name])
 
 
@@ -106,7 +120,7 @@ class Function(Policy):
         self.function = function
 
     def probabilities(self, pool: Pool) -> torch.Tensor:
-        return checked(self, self.function(pool.losses), pool)
+        return self.function(pool.losses)
 
     def __repr__(self) -> str:
         return f"Function({getattr(self.function, '__qualname__', type(self.function).__name__)})"

@@ -217,7 +217,7 @@ for _ in range(3):
         optimizer.step()
         counts[-1] += 1
 try:
-    SiftingDataLoader(loader, model, loss=criterion, score_every=1)
+    SiftingDataLoader(loader, model, loss=criterion, score_every=1, auto=True)
 except LoopwiseError as error:
     print(json.dumps([counts, sifting.report().scored, str(error)]))
 """
@@ -229,9 +229,104 @@ except LoopwiseError as error:
     assert 1 <= counts[1] <= 3
     assert scored == 0
     assert said == (
-        "seen: a model sharded by fully_shard with score_every=1\n"
-        "expected: score_every=0: losses of the training steps\n"
-        "likely cause: a scoring pass would gather weights on one rank while another trains, "
-        "and both would wait for ever\n"
-        "fix: give a plain DataLoader over a map-style dataset and a criterion, or pass an unsharded scorer="
+        "seen: a model sharded by fully_shard with auto=True and score_every=1\n"
+        "expected: auto=False, or score_every=0: losses of the training steps\n"
+        "likely cause: each rank would decide by its own clock whether to score, and scoring takes all ranks\n"
+        "fix: drop auto; report() tells whether scoring pays"
     )
+
+
+SHARDED = (
+    SETUP
+    + """
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+torch.manual_seed(0)
+def made(shard):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    if shard:
+        mesh = init_device_mesh("cpu", (world,))
+        fully_shard(model[0], mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        return model
+    return nn.parallel.DistributedDataParallel(model)
+def shard_of(batches):
+    draws = torch.Generator().manual_seed(rank)
+    return [(torch.randn(8, 6, generator=draws), torch.arange(8) % 3) for _ in range(batches)]
+"""
+)
+
+
+def test_scoring_through_a_sharded_model_keeps_what_scoring_through_a_replica_keeps(ranks):
+    code = (
+        SHARDED
+        + """
+found = []
+for shard in (False, True):
+    model = made(shard)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = SiftingDataLoader(shard_of(12), model, loss=criterion, policy=TopLoss(0.4), pool=1, delay=2, seed=0)
+    sums = []
+    for _ in range(2):
+        for x, y in loader:
+            sums.append(round(x.sum().item(), 3))
+            optimizer.zero_grad()
+            criterion(model(x), y).mean().backward()
+            optimizer.step()
+    found.append(sums)
+print(json.dumps(found))
+"""
+    )
+    for replica, sharded in ranks(code):
+        assert len(replica) > 8
+        assert replica == sharded
+
+
+def test_sharded_ranks_of_uneven_data_score_in_step(ranks):
+    code = (
+        SHARDED
+        + """
+model = made(True)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+keep_all_on_one = lambda losses: torch.full((len(losses),), 1.0 if rank else 0.3)
+loader = SiftingDataLoader(shard_of(20 - 7 * rank), model, loss=criterion, policy=keep_all_on_one, seed=0)
+counts = []
+for _ in range(3):
+    counts.append(0)
+    for x, y in loader:
+        optimizer.zero_grad()
+        criterion(model(x), y).mean().backward()
+        optimizer.step()
+        counts[-1] += 1
+report = loader.report()
+assert report.seen == report.kept + report.dropped, report
+print(json.dumps(counts))
+"""
+    )
+    first, second = ranks(code)
+    assert first == second
+    assert min(first) >= 4
+
+
+def test_a_bad_batch_under_a_sharded_model_ends_all_ranks(ranks):
+    code = (
+        SHARDED
+        + """
+data = shard_of(8)
+if rank:
+    data[5] = (data[5][0], data[5][1][:3])
+model = made(True)
+loader = SiftingDataLoader(data, model, loss=criterion, policy=TopLoss(0.5), pool=1)
+try:
+    for x, y in loader:
+        criterion(model(x), y).mean().backward()
+    said = ""
+except LoopwiseError as error:
+    said = str(error).splitlines()[0]
+print(json.dumps(said))
+"""
+    )
+    first, second = ranks(code)
+    assert first.startswith("seen: rank 1 could not make its next batch: InputError")
+    assert "3" in second

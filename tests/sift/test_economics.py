@@ -140,3 +140,32 @@ def test_batches_padded_to_different_lengths_are_joined():
     assert joined["input_ids"].tolist() == [[1, 1, 1, 0, 0]] * 2 + [[1] * 5]
     assert joined["labels"].tolist() == [[0, 0, 0, -100, -100]] * 2 + [[0] * 5]
     assert joined["n"].tolist() == [0, 1, 0]
+
+
+def test_the_report_says_what_each_policy_dropped():
+    from loopwise.sift import NoiseCap, Uniform
+
+    policy = NoiseCap(Uniform(0.5), top=0.1)
+    data = TensorDataset(torch.randn(200, 6), torch.arange(200) % 3)
+    loader = SiftingDataLoader(
+        DataLoader(data, 20), nn.Linear(6, 3), loss=CRITERION, policy=policy, score_every=1
+    )
+    for _ in loader:
+        pass
+    report = loader.report()
+    (whole, (asked, dropped)), (part, (rest, chosen)) = report.policies.items()
+    assert (whole, part) == (repr(policy), "Uniform(keep=0.5)")
+    assert asked == 200
+    assert rest == pytest.approx(180, abs=6)
+    assert chosen == pytest.approx(rest / 2)
+    assert dropped == pytest.approx(asked - rest + chosen)
+    assert f"dropped by {part}" in str(report)
+    other = SiftingDataLoader(
+        DataLoader(data, 20),
+        nn.Linear(6, 3),
+        loss=CRITERION,
+        policy=NoiseCap(Uniform(0.5), top=0.1),
+        score_every=1,
+    )
+    other.load_state_dict(loader.state_dict())
+    assert other.report().policies == report.policies

@@ -150,3 +150,33 @@ def test_accelerate_prepares_first(tmp_path):
     assert loader.report().trained == 20
     state = loader.state_dict()
     loader.load_state_dict(state)
+
+
+def test_a_trainer_under_ddp(ranks, tmp_path):
+    code = f"""
+    import importlib.util, pathlib, warnings
+    warnings.simplefilter("ignore")
+    os.environ |= {{"LOCAL_RANK": os.environ["RANK"], "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}}
+    spec = importlib.util.spec_from_file_location("t", {__file__!r})
+    t = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(t)
+    folder = pathlib.Path({str(tmp_path)!r})
+    keep = lambda losses: torch.full((len(losses),), 0.3 + 0.4 * dist.get_rank())
+    sift = {{"policy": keep, "seed": 3}}
+    whole = t.trainer(folder / "whole", sift=sift, num_train_epochs=2)
+    whole.train()
+    saving = {{"save_strategy": "steps", "save_steps": 4}}
+    t.trainer(folder / "part", sift=sift, num_train_epochs=2, **saving).train()
+    again = t.trainer(folder / "part", sift=sift, num_train_epochs=2)
+    again.train(resume_from_checkpoint=str(folder / "part" / "checkpoint-4"))
+    weights = [p.sum().item() for p in whole.model.parameters()]
+    resumed = [p.sum().item() for p in again.model.parameters()]
+    report = whole.sift_feed.loader.report()
+    print(json.dumps([whole.state.global_step, whole.sizes, report.seen, weights, resumed]))
+    """
+    first, second = ranks(code)
+    assert first[0] == second[0] == len(first[1])
+    assert len(first[1]) == len(second[1])
+    assert first[3] == second[3]
+    assert first[3] == first[4]
+    assert first[2] >= 24

@@ -30,6 +30,15 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def anywhere(flag: bool) -> bool:
+    """Whether ``flag`` is true on any rank.  Collective when a process group is live."""
+    if not _live():
+        return flag
+    flags: list[bool] = [False] * world_size()
+    dist.all_gather_object(flags, flag)
+    return any(flags)
+
+
 def from_main(function: Callable[[], T]) -> T:
     """Call ``function`` on rank 0 only and return its (picklable) result on every rank.
 

@@ -14,6 +14,7 @@ from torch import nn
 from loopwise import batch as batches
 from loopwise import random_state
 from loopwise.errors import InputError, StateError
+from loopwise.loss import takes_model
 from loopwise.ranks import rank, world_size
 from loopwise.run import Run
 
@@ -26,7 +27,7 @@ from .policies import Function, Policy, RelativeLoss
 from .policies.policy import check_keep
 from .report import Report
 from .reuse import Reuse
-from .scoring import Scorer, takes_model
+from .scoring import Scorer
 from .sieve import ALL, FRESH, REMEMBERED, Settings, Sieve
 from .source import Source, batching
 

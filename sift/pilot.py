@@ -16,10 +16,11 @@ from torch import nn
 from loopwise import batch as batches
 from loopwise import random_state
 from loopwise.errors import InputError
+from loopwise.loss import pair, takes_model
 
 from . import check
 from .policies.policy import check_keep
-from .scoring import Scorer, pair, takes_model
+from .scoring import Scorer
 from .source import Source
 
 Spread = tuple[float, float, float]

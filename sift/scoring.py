@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from loopwise import batch as batches
+from loopwise.devices import native_dtype
 from loopwise.errors import InputError
+from loopwise.loss import pair, takes_model
 from loopwise.preserve import preserve
 
 from .compiled import WhenItPays
@@ -57,30 +58,6 @@ class _Scored(nn.Module):
             gradients = slope.flatten(1).norm(dim=1)
         features = outputs.flatten(1) if "features" in self.needs else None
         return self.loss(outputs, targets), gradients, features  # type: ignore[operator]
-
-
-def takes_model(loss: Callable[..., Any]) -> bool:
-    """Whether ``loss`` is a function of (model, batch), not a criterion of (output, target)."""
-    return not isinstance(loss, nn.Module) and _first_parameter(loss) == "model"
-
-
-def _first_parameter(function: Callable[..., Any]) -> str | None:
-    try:
-        return next(iter(inspect.signature(function).parameters), None)
-    except (TypeError, ValueError):  # builtins without a signature are criteria
-        return None
-
-
-def pair(batch: Any) -> tuple[Any, Any]:
-    """Input and target of a batch that has no more than the two."""
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], batch[1]
-    raise InputError(
-        f"a batch of another form than (input, target): {batches.describe(batch)}",
-        "a pair of input and target when the loss is a criterion",
-        "a criterion does not know which fields are the model's input and target",
-        "pass loss=function, with def function(model, batch) returning a Tensor of one loss a sample",
-    )
 
 
 class Scorer:
@@ -201,15 +178,6 @@ class Scorer:
 
 def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-
-
-def native_dtype(device: torch.device) -> torch.dtype:
-    """The fastest dtype that ``device`` multiplies natively, for scores (not for training)."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
-        return torch.bfloat16
-    return torch.float32  # emulated bfloat16 is 5 x slower (ResNet-18 at 64x64, AVX2)
 
 
 def checked(losses: Any, size: int) -> torch.Tensor:

@@ -1,0 +1,266 @@
+"""What compiling the training step gains: milliseconds and bytes beside eager and torch.compile."""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import harness
+from .harness import Runs
+from .models import MODELS
+from .record import Row
+
+CLAIM = "compile"
+QUICK = False
+THREADS = 1
+"""Of torch, as in ``benchmarks/sift.py``."""
+STEPS, WARM = 15, 3
+FORMS = ("eager", "torch.compile", "ours")
+LANGUAGE = ("gpt-8k", "gpt-32k")
+LEARNING_RATE = 1e-4
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+
+
+def loop(model: Any, loss: Any, optimizer: torch.optim.Optimizer) -> Callable[[Any], torch.Tensor]:
+    """The usual training step."""
+
+    def step(batch: Any) -> torch.Tensor:
+        value = loss(model, batch) if isinstance(batch, dict) else loss(model(batch[0]), batch[1])
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return value.detach()
+
+    return step
+
+
+def made(form: str, model: nn.Module, loss: Any) -> Callable[[Any], torch.Tensor]:
+    """The training step in one of the ``FORMS``."""
+    if form == "ours":
+        from loopwise.compile import TrainStep
+
+        return TrainStep(model, loss, optimizer_of(model))
+    if form == "torch.compile":
+        model.compile()
+    return loop(model, loss, optimizer_of(model))
+
+
+def timed(name: str, seed: int) -> dict[str, float]:
+    """Median milliseconds of a step in each form, an interleaved step of each, and seconds to the first one."""
+    torch.set_num_threads(THREADS)
+    torch._dynamo.config.recompile_limit = 64
+    steps, found = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        import os
+
+        os.environ["LOOPWISE_CACHE"] = folder  # measured anew in each run
+        for form in FORMS:
+            torch.manual_seed(seed)
+            model, loss, batch = MODELS[name]()
+            start = time.perf_counter()
+            step = made(form, model, loss)
+            step(batch)
+            found[f"{form}: first step, s"] = time.perf_counter() - start
+            steps[form] = functools.partial(step, batch)
+        times: dict[str, list[float]] = {form: [] for form in FORMS}
+        for number in range(WARM + (4 if QUICK else STEPS)):
+            for form, run in steps.items():
+                start = time.perf_counter()
+                run()
+                if number >= WARM:
+                    times[form].append(1e3 * (time.perf_counter() - start))
+    return found | {f"{form}: step, ms": statistics.median(values) for form, values in times.items()}
+
+
+def head(vocabulary: int, seed: int) -> dict[str, float]:
+    """Milliseconds and peak bytes of forward and backward of the loss head alone, 1,024 tokens, width 256."""
+    from loopwise.compile import linear_cross_entropy
+    from loopwise.compile.measure import peak_bytes, seconds
+
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(seed)
+    x, weight = torch.randn(1024, 256, requires_grad=True), torch.randn(vocabulary, 256, requires_grad=True)
+    target = torch.randint(0, vocabulary, (1024,))
+
+    def plain(x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(nn.functional.linear(x, weight), target)
+
+    forms = {"eager": plain, "torch.compile": torch.compile(plain), "ours": linear_cross_entropy}
+    device = torch.device("cpu")
+
+    def both(form: Callable[..., torch.Tensor]) -> None:
+        x.grad = weight.grad = None
+        form(x, weight, target).backward()
+
+    steps = {name: functools.partial(both, form) for name, form in forms.items()}
+    found = {}
+    for name, times in seconds(steps, device, repeats=4 if QUICK else STEPS).items():
+        found[f"{name}: head, ms"] = 1e3 * statistics.median(times)
+        x.grad = weight.grad = None
+        found[f"{name}: head, MiB"] = peak_bytes(steps[name], device) / 2**20
+    return found
+
+
+def saved(seed: int) -> dict[str, float]:
+    """MiB of activations kept for backward, and milliseconds of forward and backward, by budget."""
+    from loopwise.compile import Plan, TrainStep
+    from loopwise.compile.backend import Log
+    from loopwise.compile.measure import seconds
+
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(seed)
+    model, loss, batch = MODELS["gpt-8k"]()
+    step = TrainStep(model, loss, optimizer_of(model))
+    plans = {"eager": Plan(), "ours": Plan(graph="inductor", loss_head=True, budget=0.3)}
+    computes = {name: step.make(plan, Log()) for name, plan in plans.items()}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    found = {}
+    for name, compute in computes.items():
+        kept: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            result = compute(batch)
+        found[f"{name}: saved, MiB"] = sum(kept.values()) / 2**20
+        result.backward()
+    runs = {name: lambda compute=compute: compute(batch).backward() for name, compute in computes.items()}
+    times = seconds(runs, torch.device("cpu"), repeats=4 if QUICK else STEPS)
+    return found | {
+        f"{name}: forward and backward, ms": 1e3 * statistics.median(t) for name, t in times.items()
+    }
+
+
+def equal(seed: int) -> dict[str, float]:
+    """500 steps on the digits: largest difference of two loss curves, smoothed over 20 steps."""
+    from sklearn.datasets import load_digits
+
+    from loopwise.compile import Plan, TrainStep
+
+    torch.set_num_threads(THREADS)
+    images, labels = (torch.tensor(values) for values in load_digits(return_X_y=True))
+    images = images.float() / 16
+
+    def curve(form: str) -> torch.Tensor:
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.LayerNorm(128), nn.Linear(128, 10))
+        loss, optimizer = nn.CrossEntropyLoss(), optimizer_of(model)
+        plan = Plan(graph="inductor", loss_head=True, optimizer="fused")
+        step: Any = (
+            TrainStep(model, loss, optimizer, plan=plan) if form == "ours" else loop(model, loss, optimizer)
+        )
+        draws, losses = torch.Generator().manual_seed(seed), []
+        for _ in range(500):
+            rows = torch.randint(len(labels), (64,), generator=draws)
+            rows = rows.flip(0) if form == "other order" else rows
+            losses.append(step((images[rows], labels[rows])))
+        return torch.stack(losses).unfold(0, 20, 1).mean(1)
+
+    eager = curve("eager")
+    return {f"{form}: apart": (curve(form) - eager).abs().max().item() for form in ("ours", "other order")}
+
+
+def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
+    found: dict[str, Callable[[int], dict[str, float]]] = {}
+    for name in MODELS:
+        found[f"step.{name}"] = functools.partial(timed, name)
+    for vocabulary in (8192, 32768):
+        found[f"head.{vocabulary}"] = functools.partial(head, vocabulary)
+    return found | {"saved.gpt-8k": saved, "equal.digits": equal}
+
+
+def rows(runs: Runs) -> list[Row]:
+    found: list[Row] = []
+    for case, values in runs.items():
+        kind, _, name = case.partition(".")
+        found += {"step": _steps, "head": _head, "saved": _saved, "equal": _equal}[kind](name, values)
+    others = [f"step.{name}" for name in MODELS if name not in LANGUAGE and f"step.{name}" in runs]
+    if others:
+        ratios = [_beside_faster(runs[case]) for case in others]
+        label = f"{len(others)} models, step beside the faster of eager and torch.compile: "
+        found.append(
+            Row(label + "median of the models", [statistics.median(ratios)], None, "", "", "ours <= 0.95")
+        )
+        found.append(Row(label + "worst of the models", [max(ratios)], None, "", "", "ours <= 1.03"))
+    return found
+
+
+def _beside_faster(values: dict[str, list[float]]) -> float:
+    eager, other, ours = (statistics.median(values[f"{form}: step, ms"]) for form in FORMS)
+    return ours / min(eager, other)
+
+
+def _steps(name: str, values: dict[str, list[float]]) -> list[Row]:
+    ours, bars = values["ours: step, ms"], {"torch.compile": "ratio <= 0.85", "eager": "ratio <= 0.75"}
+    found = []
+    for peer, bar in bars.items():
+        text = bar if name in LANGUAGE else None
+        found.append(Row(f"{name}: step", ours, values[f"{peer}: step, ms"], peer, "ms", text))
+    first = values["ours: first step, s"]
+    return [
+        *found,
+        Row(f"{name}: first step", first, values["torch.compile: first step, s"], "torch.compile", "s", None),
+    ]
+
+
+def _head(name: str, values: dict[str, list[float]]) -> list[Row]:
+    found = []
+    for unit, bar in (("MiB", "ratio <= 0.35"), ("ms", "ratio <= 1.05")):
+        what = f"loss head, vocabulary {int(name):,}: {'peak memory' if unit == 'MiB' else 'forward and backward'}"
+        for peer in ("torch.compile", "eager"):
+            text = bar if peer == "torch.compile" else None
+            found.append(
+                Row(what, values[f"ours: head, {unit}"], values[f"{peer}: head, {unit}"], peer, unit, text)
+            )
+    return found
+
+
+def _saved(name: str, values: dict[str, list[float]]) -> list[Row]:
+    both = (
+        ("saved, MiB", "activations saved", "MiB", "ratio <= 0.25"),
+        (
+            "forward and backward, ms",
+            "its forward and backward",
+            "ms",
+            "ratio <= 1.0",
+        ),
+    )
+    return [
+        Row(
+            f"{name}, budget 0.3: {label}",
+            values[f"ours: {key}"],
+            values[f"eager: {key}"],
+            "eager",
+            unit,
+            bar,
+        )
+        for key, label, unit, bar in both
+    ]
+
+
+def _equal(name: str, values: dict[str, list[float]]) -> list[Row]:
+    label = f"{name}: 500 steps, largest distance of the loss curve from eager's"
+    peer = [max(value, math.ulp(1.0)) for value in values["other order: apart"]]
+    return [
+        Row(label, values["ours: apart"], peer, "eager, samples in another order", "nats", "ratio <= 1.0")
+    ]
+
+
+if __name__ == "__main__":
+    harness.main(sys.modules[__name__])

@@ -1,0 +1,86 @@
+"""Language models: a small GPT of our own in plain PyTorch, and Hugging Face's with random weights."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention
+
+BATCH, TOKENS = 8, 128
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before, self.after = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mix, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = self.mix(self.before(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        seen = scaled_dot_product_attention(*heads, is_causal=True)
+        x = x + self.out(seen.transpose(1, 2).flatten(2))
+        return x + self.down(gelu(self.up(self.after(x))))
+
+
+class GPT(nn.Module):
+    """From tokens (batch, 128) to logits (batch, 128, vocabulary)."""
+
+    def __init__(self, vocabulary: int, layers: int = 4, width: int = 256, heads: int = 4) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.places = nn.Parameter(0.02 * torch.randn(TOKENS, width))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.blocks(self.tokens(tokens) + self.places)))
+
+
+def next_token(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def gpt(vocabulary: int, layers: int = 4) -> tuple[nn.Module, Any, Any]:
+    tokens = torch.randint(0, vocabulary, (BATCH, TOKENS + 1))
+    return GPT(vocabulary, layers), next_token, (tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+
+def own_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A Hugging Face model computes its loss itself."""
+    return model(**batch).loss
+
+
+def hugging_face(kind: str, **settings: Any) -> tuple[nn.Module, Any, Any]:
+    import transformers
+
+    config = getattr(transformers, f"{kind.split('For')[0].removesuffix('LMHeadModel')}Config")(**settings)
+    model = getattr(transformers, kind)(config)
+    tokens = torch.randint(0, config.vocab_size, (4, 64))
+    labels = torch.arange(4) % 2 if kind.endswith("SequenceClassification") else tokens
+    return model, own_loss, {"input_ids": tokens, "labels": labels}
+
+
+def language_models() -> dict[str, Callable[[], tuple[nn.Module, Any, Any]]]:
+    small: dict[str, Any] = {"vocab_size": 4096, "hidden_size": 128, "num_hidden_layers": 2}
+    small |= {"num_attention_heads": 4, "intermediate_size": 512}
+    gpt2 = {"vocab_size": 4096, "n_embd": 128, "n_layer": 2, "n_head": 4}
+    gpt2 |= {"bos_token_id": 0, "eos_token_id": 0, "loss_type": "ForCausalLM"}
+    t5 = {"vocab_size": 4096, "d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 2, "num_heads": 4}
+    t5 |= {"decoder_start_token_id": 0}
+    return {
+        "gpt-8k": functools.partial(gpt, 8192),
+        "gpt-32k": functools.partial(gpt, 32768),
+        "gpt2": functools.partial(hugging_face, "GPT2LMHeadModel", **gpt2),
+        "llama": functools.partial(hugging_face, "LlamaForCausalLM", num_key_value_heads=4, **small),
+        "qwen2": functools.partial(hugging_face, "Qwen2ForCausalLM", num_key_value_heads=4, **small),
+        "bert": functools.partial(hugging_face, "BertForSequenceClassification", **small),
+        "bert-lm": functools.partial(hugging_face, "BertForMaskedLM", **small),
+        "roberta": functools.partial(hugging_face, "RobertaForSequenceClassification", **small),
+        "t5": functools.partial(hugging_face, "T5ForConditionalGeneration", **t5),
+    }

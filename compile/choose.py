@@ -1,0 +1,124 @@
+"""From a batch to a plan: which forms of the step to try, and the one that stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from loopwise.errors import InputError
+from loopwise.ranks import from_main
+
+from .backend import Log
+from .gate import Reference, reference
+from .plan import Plan
+from .shadow import Compute
+from .trials import Trial, attempt, best_of, has_images, race
+
+BUDGETS = (0.7, 0.5, 0.3, 0.15, 0.0)
+"""Shares of activations to save that are tried, in this order, to get below a memory budget."""
+
+
+class Step(Protocol):
+    """What choosing needs to know of a training step."""
+
+    model: nn.Module
+    loss: Any
+    device: torch.device
+    level: str
+    tune: str
+    memory: int | None
+
+    def make(self, plan: Plan, log: Log) -> Compute: ...
+
+    def computation(self, model: nn.Module, loss: Any) -> Any: ...
+
+
+@dataclass
+class Search:
+    """All that was tried, the eager step first, and what stays."""
+
+    trials: list[Trial]
+    best: Trial
+    known: bool = False
+    """The plan was pinned, or measured in an earlier run: only compared, not timed."""
+    notes: list[str] = field(default_factory=list)
+
+
+def choose(step: Step, batch: Any, known: Plan | None) -> Search:
+    """Try plans on ``batch`` and say which one stays.  Collective under DDP: rank 0's times decide."""
+    eager = Trial(Plan(level=step.level))
+    eager.compute = step.make(eager.plan, eager.log)
+    assert eager.compute is not None
+    expected = reference(eager.compute, step.computation, step.model, step.loss, batch)
+    if known is not None or step.tune == "off":
+        return _without_race(step, batch, eager, expected, known or _first_choice(step))
+    trials = [eager, *_rewritten(step, batch, expected)]
+    race(trials, step.model, batch, step.device)
+    best = trials[from_main(lambda: _place(trials, step))]
+    if step.memory is not None and best.peak > step.memory:
+        best = _within(step, batch, expected, trials)
+    return Search(trials, best)
+
+
+def _first_choice(step: Step) -> Plan:
+    """What is used where nothing is to be measured."""
+    return Plan(graph="inductor", loss_head=True, level=step.level)
+
+
+def _without_race(step: Step, batch: Any, eager: Trial, expected: Reference, plan: Plan) -> Search:
+    if plan.graph == "eager" and plan.layout == "as_is":
+        eager.plan = plan
+        return Search([eager], eager, known=True)
+    trial = attempt(plan, step.make, step.model, batch, expected)
+    if trial.compute is not None:
+        return Search([eager, trial], trial, known=True)
+    return Search([eager, trial], eager, known=True, notes=[f"{plan}: {trial.refused}"])
+
+
+def _rewritten(step: Step, batch: Any, expected: Reference) -> list[Trial]:
+    """The plans beside the eager one that make sense for this model, each tried once."""
+    base = Plan(level=step.level)
+
+    def tried(**changes: Any) -> Trial:
+        return attempt(base.changed(**changes), step.make, step.model, batch, expected)
+
+    head = tried(graph="captured", loss_head=True)
+    found = [head] if any(outcome.rewritten for outcome in head.log.outcomes) or head.refused else []
+    if has_images(step.model):
+        found.append(tried(layout="channels_last"))
+    found.append(tried(graph="inductor"))
+    if head.compute is not None and found[0] is head:
+        found.append(tried(graph="inductor", loss_head=True))
+    if has_images(step.model):
+        found.append(tried(graph="inductor", layout="channels_last"))
+    if step.tune == "max":
+        found.append(tried(graph="inductor", loss_head=bool(found[0] is head), autotune=True))
+    return found
+
+
+def _place(trials: list[Trial], step: Step) -> int:
+    return next(n for n, trial in enumerate(trials) if trial is best_of(trials))
+
+
+def _within(step: Step, batch: Any, expected: Reference, trials: list[Trial]) -> Trial:
+    """The fastest that holds no more than the memory budget, with recomputation where needed."""
+    assert step.memory is not None
+    head = any(outcome.rewritten for trial in trials for outcome in trial.log.outcomes)
+    for budget in BUDGETS:
+        plan = Plan(graph="inductor", loss_head=head, budget=budget, level=step.level)
+        trial = attempt(plan, step.make, step.model, batch, expected)
+        race([trial], step.model, batch, step.device)
+        trials.append(trial)
+        fitting = [t for t in trials if t.compute is not None and t.peak <= step.memory]
+        if from_main(lambda: bool(fitting)):  # noqa: B023  # called at once
+            return trials[from_main(lambda: trials.index(best_of(fitting)))]  # noqa: B023
+    least = min(trial.peak for trial in trials if trial.compute is not None)
+    raise InputError(
+        f"a memory budget of {step.memory / 2**20:,.2f} MiB",
+        f"at least {least / 2**20:,.2f} MiB for a batch of this size",
+        "that much is held even when all activations are computed again",
+        "raise the budget, or take a smaller batch",
+    )

@@ -1,0 +1,121 @@
+"""Whether a compiled step computes what the eager step computes, by an error budget."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .shadow import Compute, Observed, in_double, observe
+
+MARGIN = 4.0
+"""A candidate may be this many times further from float64 than the eager step is."""
+SLACK = 16.0
+"""Beside it, so many units in the last place of the dtype: an eager error may be 0 by luck."""
+FAINT = 1e-4
+"""Gradients smaller than this part of the largest one are rounding noise (a bias before BatchNorm)."""
+RANDOM = 1e-3
+"""Relative budget where random layers leave no float64 reference with the same draws."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A tensor whose error is over its budget; both are relative to the tensor's root mean square."""
+
+    tensor: str
+    error: float
+    budget: float
+
+    def __str__(self) -> str:
+        return f"{self.tensor} is off by {self.error:.2g} of its size, the budget is {self.budget:.2g}"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the eager step computes, and the same in float64 where that can be had."""
+
+    eager: Observed
+    exact: Observed | None
+    """``None``: the model draws random numbers, or its copy in float64 does not run."""
+
+
+def reference(eager: Compute, compute: Any, model: nn.Module, loss: Any, batch: Any) -> Reference:
+    """Observe the eager step and its float64 twin.
+
+    Args:
+        eager: the eager computation, in the precision of the step.
+        compute: makes the full-precision computation from a model and a loss.
+        model: the model in training.
+        loss: the loss of the step.
+        batch: the batch to compare on.
+    """
+    found = observe(eager, model, batch)
+    try:
+        twin, criterion, doubled = in_double(model, loss, batch)
+        draws = _draws(compute(twin, criterion), twin, doubled)
+        exact = None if draws else observe(compute(twin, criterion), twin, doubled)
+    except Exception:  # an op without float64, a model that cannot be copied: compare with eager alone
+        exact = None
+    return Reference(found, exact)
+
+
+def _draws(compute: Compute, model: nn.Module, batch: Any) -> bool:
+    """Whether the step's result depends on the random state."""
+    losses = []
+    for seed in (0, 1):
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            losses.append(compute(batch))
+    return not torch.equal(*losses)
+
+
+def check(found: Observed, expected: Reference) -> Difference | None:
+    """The tensor that is furthest over its error budget, or ``None``."""
+    if missing := set(expected.eager) ^ set(found):
+        return Difference(f"{min(missing)} (only one of both steps has it)", math.inf, 0.0)
+    worst: Difference | None = None
+    least = FAINT * max(
+        (_size(v) for k, v in expected.eager.items() if k.startswith("gradient/")), default=0.0
+    )
+    for name, eager in expected.eager.items():
+        exact = None if expected.exact is None else expected.exact[name]
+        error, budget = _error(found[name], eager, exact, least if name.startswith("gradient/") else 0.0)
+        if not error <= budget and (worst is None or error / budget > worst.error / worst.budget):
+            worst = Difference(name, error, budget)
+    return worst
+
+
+def _error(
+    found: torch.Tensor, eager: torch.Tensor, exact: torch.Tensor | None, least: float
+) -> tuple[float, float]:
+    """Relative error and budget of one tensor; ``least`` is the size that counts for a smaller one."""
+    if found.shape != eager.shape:
+        return math.inf, 1.0
+    if not eager.is_floating_point():
+        return (0.0 if torch.equal(found, eager) else math.inf), 1.0
+    if exact is None:
+        return _apart(found, eager, least), RANDOM
+    unit = torch.finfo(eager.dtype).eps
+    return _apart(found, exact, least), MARGIN * _apart(eager, exact, least) + SLACK * unit
+
+
+def _size(tensor: torch.Tensor) -> float:
+    """Root mean square; 0 of an empty tensor or one that is not finite."""
+    size = tensor.double().square().mean().sqrt().item() if tensor.numel() else 0.0
+    return size if math.isfinite(size) else 0.0
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor, least: float) -> float:
+    """Root mean square of the difference over that of ``other``; NaNs at the same places agree."""
+    if not one.numel():
+        return 0.0
+    one, other = one.double(), other.double()
+    same = (one == other) | (one.isnan() & other.isnan())
+    difference = torch.where(same, 0.0, one - other).square().mean().sqrt().item()
+    size = max(_size(other), least)
+    if difference == 0.0:
+        return 0.0
+    return difference / size if size > 0 and math.isfinite(difference) else math.inf

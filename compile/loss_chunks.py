@@ -1,0 +1,261 @@
+"""Rows of features to losses and gradients, a chunk of logits at a time: the arithmetic of ``loss_head``.
+
+Shapes: N rows, d features, V classes.  ``_stream`` holds one chunk of logits and turns it in place into the
+gradient by the logits; from there come the gradients by input, weight and bias, as in Liger Kernel's
+``fused_linear_cross_entropy`` (https://arxiv.org/abs/2410.10989) and Apple's "Cut Your Losses in
+Large-Vocabulary Language Models" (https://arxiv.org/abs/2411.09009).  Other than there, ignored rows are left
+out of the matrix products on the CPU, and each row's factor (class weight, 1/N, scale) is put on its d
+features, not on its V logits, so that a chunk is passed over as few times as possible and small
+probabilities fit float16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from loopwise.errors import InputError
+
+CPU_CHUNK_BYTES = (4 << 20, 16 << 20)
+"""Least and most logits in a chunk on the CPU, in between half the weight's bytes (its gradient is held beside
+it).  More rows make faster products, but at N = 1024, d = 256, V = 32768: 8 MiB 856 ms, 16 MiB 801 ms, 32 MiB
+768 ms for 17 MiB more (AMD EPYC, one core, AVX2, MKL of torch 2.15); torch.compile without chunks: 948 ms."""
+CPU_BLOCK = 2048
+"""Classes in one matrix product for logits on the CPU: 10 % faster than all at once at V = 32768, d = 256
+(same machine); the other two products gain nothing from blocks."""
+
+Gradients = tuple[Tensor, Tensor, Tensor]
+
+
+class Options(NamedTuple):
+    ignore_index: int
+    label_smoothing: float
+    reduction: str
+    scale: float
+    softcap: float | None
+    z_loss: float
+    chunk: int
+
+
+def chunk_rows(n: int, classes: int, features: int, device: str, itemsize: int = 4) -> int:
+    """Rows of logits at a time, at least 1: see ``CPU_CHUNK_BYTES``; Liger's rule elsewhere than on the CPU."""
+    if device == "cpu":
+        least, most = CPU_CHUNK_BYTES
+        size = min(max(classes * features * itemsize // 2, least), most)
+        return max(1, min(n, size // (classes * itemsize)))
+    rows = -(-n // -(-classes // max(features, 1)))  # as many as make a chunk of logits as large as x
+    return 1 << max(rows - 1, 0).bit_length()
+
+
+def sums_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def kept_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of a gradient until the loss's gradient scales it: float16 would lose what is below 6e-8."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, alpha: float, out: Tensor) -> None:
+    """``out = alpha * (x @ weight.T + bias)``."""
+    classes = len(weight)
+    block = CPU_BLOCK if out.device.type == "cpu" else classes
+    for start in range(0, classes, block):
+        part = slice(start, min(start + block, classes))
+        into = out[:, part]
+        base, beta = (into, 0.0) if bias is None else (bias[part], alpha)
+        torch.addmm(base, x, weight[part].t(), beta=beta, alpha=alpha, out=into)
+
+
+def _softmax_(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax of each row, in place on the CPU; the row's largest logit; logsumexp less that."""
+    largest = logits.amax(1)
+    # the CPU's kernel reads a row before it writes it; nothing says so of the others
+    p = torch.softmax(logits, 1, out=logits) if logits.device.type == "cpu" else torch.softmax(logits, 1)
+    return p, largest, p.amax(1).log_().neg_()
+
+
+class _Rows(NamedTuple):
+    """Rows and what is known of them before any logits; vectors of shape (N,), all but ``target`` of sums' dtype."""
+
+    x: Tensor
+    target: Tensor
+    """Classes in [0, V); 0 where a row is ignored."""
+    valid: Tensor
+    """1, or 0 where a row is ignored."""
+    row: Tensor
+    """Class weight of the target (1 without class weights), 0 where a row is ignored."""
+
+
+class _Tangents(NamedTuple):
+    loss: Tensor
+    """Gradient by each row's loss, of shape (N,)."""
+    square: Tensor
+    """Gradient by each row's squared logsumexp, of shape (N,)."""
+
+    def at(self, rows: slice) -> _Tangents:
+        return _Tangents(self.loss[rows], self.square[rows])
+
+
+def _stream(
+    rows: _Rows,
+    weight: Tensor,
+    bias: Tensor | None,
+    class_weight: Tensor | None,
+    tangents: _Tangents | None,
+    options: Options,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Gradients]:
+    """Loss and logsumexp of each row, (N,), and the gradients that ``needs`` names for ``tangents``."""
+    x, (n, d), classes, sums = rows.x, rows.x.shape, len(weight), sums_dtype(weight.dtype)
+    smooth, cap = options.label_smoothing / classes, options.softcap
+    step = options.chunk or chunk_rows(n, classes, d, x.device.type, sums.itemsize)
+    buffer = x.new_empty(min(step, n), classes, dtype=sums)
+    low = None if x.dtype == sums else x.new_empty(min(step, n), classes)
+    weights = weight.new_ones(classes, dtype=sums) if class_weight is None else class_weight.to(sums)
+    losses, lse = rows.row.new_empty(n), rows.row.new_empty(n)
+    gradients = _zeros(x, weight, sums, needs)
+    for start in range(0, n, step):
+        at = slice(start, min(start + step, n))
+        part = _Rows(*(value[at] for value in rows))
+        z = buffer[: at.stop - start]
+        products = z if low is None else low[: len(z)]
+        _logits(part.x, weight, bias, options.scale / (cap or 1.0), products)
+        if low is not None:
+            z.copy_(products)
+        tanh = z.tanh_().clone() if cap else None
+        if cap:
+            z.mul_(cap)
+        picked = z.gather(1, part.target[:, None])[:, 0]
+        spread = z @ weights if smooth else None
+        p, largest, log_sum = _softmax_(z)
+        lse[at] = largest + log_sum
+        losses[at] = (1 - options.label_smoothing) * part.row * ((largest - picked) + log_sum)
+        if spread is not None:
+            losses[at] += smooth * part.valid * (weights.sum() * lse[at] - spread)
+        if tangents is not None and any(needs):
+            factor = _to_gradient_(p, part, lse[at], tangents.at(at), weights, options)
+            if tanh is not None:
+                p.addcmul_(p, tanh.square_(), value=-1.0)
+            _add_products_(gradients, needs, at, p, products, part.x, weight, options.scale * factor)
+    return losses, lse, gradients
+
+
+def _to_gradient_(
+    p: Tensor, rows: _Rows, lse: Tensor, tangents: _Tangents, weights: Tensor, options: Options
+) -> Tensor:
+    """Turn probabilities into the gradient by the logits, but for the factor of each row that it returns.
+
+    The gradient is ``a * p - b * onehot - c * class_weight``; without smoothing and z-loss a = b, and then it
+    is the d features of a row that are multiplied with a, instead of its V logits.
+    """
+    target, smoothing = rows.target[:, None], options.label_smoothing
+    b = (1 - smoothing) * tangents.loss * rows.row
+    if not smoothing and not options.z_loss:
+        p.scatter_add_(1, target, p.new_full(target.shape, -1.0))
+        return b
+    c = smoothing / len(weights) * tangents.loss * rows.valid
+    p.mul_((b + c * weights.sum() + 2 * lse * tangents.square * rows.valid)[:, None])
+    p.scatter_add_(1, target, -b[:, None])
+    if smoothing:
+        p.addr_(c, weights, alpha=-1)
+    return torch.ones_like(b)
+
+
+def _zeros(x: Tensor, weight: Tensor, sums: torch.dtype, needs: Sequence[bool]) -> Gradients:
+    """Where gradients are summed up: by input, weight and bias, of shape (0,) where there is no need."""
+    return (
+        x.new_zeros(x.shape if needs[0] else 0, dtype=kept_dtype(x.dtype)),
+        weight.new_zeros(weight.shape if needs[1] else 0, dtype=sums),
+        weight.new_zeros(len(weight) if needs[2] else 0, dtype=sums),
+    )
+
+
+def _add_products_(
+    gradients: Gradients,
+    needs: Sequence[bool],
+    at: slice,
+    p: Tensor,
+    products: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    factor: Tensor,
+) -> None:
+    """Add a chunk's share; ``products`` is p itself, or where it goes in the inputs' dtype."""
+    dx, dw, db = gradients
+    by_logits = p if products.dtype == p.dtype else products.copy_(p)
+    if needs[0]:
+        dx[at] = torch.mm(by_logits, weight) * factor[:, None]
+    if needs[1]:
+        scaled = (x * factor[:, None]).to(x.dtype)
+        if dw.dtype == x.dtype:
+            dw.addmm_(by_logits.t(), scaled, beta=float(at.start > 0))
+        else:
+            dw.add_(torch.mm(by_logits.t(), scaled))
+    if needs[2]:
+        db.addmv_(p.t(), factor)
+
+
+def _rows(
+    x: Tensor, weight: Tensor, target: Tensor, cw: Tensor | None, ignored: int
+) -> tuple[_Rows, Tensor | None]:
+    """What to stream, and which rows these are where ignored ones are left out (on the CPU)."""
+    sums, valid, kept = sums_dtype(x.dtype), target != ignored, None
+    if x.device.type == "cpu":
+        if not bool(valid.all()):
+            kept = valid.nonzero()[:, 0]
+            x, target, valid = x[kept], target[kept], valid[kept]
+        if len(target) and not 0 <= int(target.min()) <= int(target.max()) < len(weight):
+            seen = f"target with classes from {int(target.min())} to {int(target.max())}"
+            fix = f"check the labels, or set ignore_index (now {ignored}) to the one that stands for no class"
+            raise InputError(
+                seen, f"in [0, {len(weight)}), the weight's rows", "padding, or a class too many", fix
+            )
+    target = target.where(valid, 0)
+    row = valid.to(sums) if cw is None else cw.to(sums)[target] * valid
+    return _Rows(x, target, valid.to(sums), row), kept
+
+
+def run(
+    x: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    class_weight: Tensor | None,
+    tangent: Tensor | None,
+    options: Options,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss (a scalar, or (N,) for "none") and gradients for ``tangent``, (N,) for "none", else for 1."""
+    rows, kept = _rows(x, weight, target, class_weight, options.ignore_index)
+    z_loss, mean, one = options.z_loss, options.reduction == "mean", rows.row.new_ones(())
+    weighed, count = (rows.row.sum(), rows.valid.sum()) if mean else (one, one)
+    if options.reduction == "none":
+        by_loss = None if tangent is None else (tangent if kept is None else tangent[kept]).to(one.dtype)
+    else:
+        by_loss = torch.where(weighed == 0, 0, 1 / weighed).expand(len(rows.target))
+    tangents, late = None, None
+    if by_loss is not None:
+        by_square = z_loss * (torch.where(count == 0, 0, 1 / count).expand_as(by_loss) if mean else by_loss)
+        if x.dtype == torch.float16 and by_loss.numel():  # 1/N times a feature may be too small for float16
+            late = by_loss.abs().max().clamp(min=torch.finfo(one.dtype).tiny)
+            by_loss, by_square = by_loss / late, by_square / late
+        tangents = _Tangents(by_loss, by_square)
+    # a weight whose rows and columns both have strides would be copied for every chunk
+    dense = weight if 1 in weight.stride() else weight.contiguous()
+    losses, lse, gradients = _stream(rows, dense, bias, class_weight, tangents, options, needs)
+    if late is not None:
+        gradients = tuple(g.mul_(late) for g in gradients)  # type: ignore[assignment]
+    squares = rows.valid * lse.square() * z_loss if z_loss else None
+    dx, dw, db = gradients
+    if kept is not None:
+        dx = dx.new_zeros(x.shape).index_copy_(0, kept, dx) if needs[0] else dx
+    dw, db = dw.to(kept_dtype(x.dtype)), db.to(kept_dtype(x.dtype))
+    if options.reduction == "none":
+        losses = losses if squares is None else losses + squares
+        return losses if kept is None else losses.new_zeros(len(x)).index_copy_(0, kept, losses), dx, dw, db
+    loss = losses.sum() / weighed
+    return loss if squares is None else loss + squares.sum() / count, dx, dw, db

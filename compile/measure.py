@@ -1,0 +1,65 @@
+"""Seconds and bytes of training steps, measured on this device."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.autograd.profiler_legacy
+
+from loopwise.devices import wait_for
+
+Step = Callable[[], Any]
+WARM, REPEATS = 2, 7
+
+
+def seconds(
+    steps: dict[str, Step], device: torch.device, repeats: int = REPEATS, warm: int = WARM
+) -> dict[str, list[float]]:
+    """Seconds of each step, interleaved (A B C A B C ...), so that a drifting machine drifts for all."""
+    found: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(warm + repeats):
+        for name, step in steps.items():
+            wait_for(device)
+            start = time.perf_counter()
+            step()
+            wait_for(device)
+            if number >= warm:
+                found[name].append(time.perf_counter() - start)
+    return found
+
+
+def peak_bytes(step: Step, device: torch.device) -> int:
+    """Most memory that tensors held during ``step``, in bytes above what they held before it.
+
+    On a GPU by the allocator's counter, on the CPU by the allocator's events in a profile (private
+    calls: there is no public timeline of a CPU's allocations); buffers that libraries allocate for
+    themselves are not seen there.  What was held before must not be freed by ``step``.
+    """
+    if device.type == "cuda":
+        wait_for(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        wait_for(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    private: Any = torch.autograd
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # it is the older profiler, which alone writes nothing to the terminal
+        config = private.profiler_legacy.profile(profile_memory=True).config()
+    private._enable_profiler_legacy(config)
+    try:
+        step()
+    finally:
+        records = private._disable_profiler_legacy()
+    held = peak = 0
+    for event in (event for thread in records for event in thread):
+        if event.kind() == "memory_alloc":
+            held += event.cpu_memory_usage()
+            peak = max(peak, held)
+    return peak

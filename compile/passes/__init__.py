@@ -1,0 +1,1 @@
+"""Rewrites of the training graph, one a file."""

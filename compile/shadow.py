@@ -1,0 +1,88 @@
+"""Training steps that leave no trace: for measuring and for comparing."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from loopwise import batch as batches
+from loopwise.preserve import preserve
+
+from . import door
+
+Compute = Callable[[Any], torch.Tensor]
+Observed = dict[str, torch.Tensor]
+
+
+@contextlib.contextmanager
+def shadow(model: nn.Module) -> Iterator[None]:
+    """Restore on leaving what a forward and backward pass changes: gradients, buffers, modes, random states."""
+    kept = [(parameter, parameter.grad) for parameter in model.parameters()]
+    alone = model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+    try:
+        with preserve(model), alone:
+            for parameter, _ in kept:
+                parameter.grad = None
+            yield
+    finally:
+        for parameter, grad in kept:
+            parameter.grad = grad
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model without DDP's wrapper."""
+    while isinstance(model, DistributedDataParallel):
+        model = model.module
+    return model
+
+
+def observe(compute: Compute, model: nn.Module, batch: Any) -> Observed:
+    """One forward and backward pass: loss, gradients by parameter, and buffers after it; all restored."""
+    with shadow(model):
+        loss = compute(batch)
+        door.scalar(loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+        found = {"loss": loss.detach().clone()}
+        inner = unwrapped(model)
+        for name, parameter in inner.named_parameters():
+            if parameter.grad is not None:
+                found[f"gradient/{name}"] = parameter.grad.detach().clone()
+        found |= {f"buffer/{name}": buffer.detach().clone() for name, buffer in inner.named_buffers()}
+    return found
+
+
+def step_of(compute: Compute, model: nn.Module, batch: Any) -> Callable[[], None]:
+    """A forward and backward pass to be timed, inside ``shadow``."""
+    parameters = list(model.parameters())
+
+    def step() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        compute(batch).backward()  # type: ignore[no-untyped-call]
+
+    return step
+
+
+def in_double(model: nn.Module, loss: Any, batch: Any) -> tuple[nn.Module, Any, Any]:
+    """Copies of all three in float64; the model without DDP's wrapper."""
+    model = unwrapped(model)
+    grads = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in grads:
+            parameter.grad = None  # deepcopy would copy them
+        model = copy.deepcopy(model).double()
+    finally:
+        for parameter, grad in grads:
+            parameter.grad = grad
+    loss = copy.deepcopy(loss).double() if isinstance(loss, nn.Module) else loss
+
+    def doubled(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    return model, loss, batches.map_tensors(doubled, batch)

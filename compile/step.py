@@ -1,0 +1,267 @@
+"""The training step as one object: forward, loss, backward, clipping and update, by a measured plan."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from loopwise import batch as batches
+from loopwise.devices import native_dtype
+from loopwise.loss import pair, takes_model
+from loopwise.ranks import from_main
+
+from . import door, optimizers
+from . import plan as plans
+from .backend import Log, captured
+from .choose import Search, choose
+from .explain import Explanation
+from .gate import Difference, check, reference
+from .plan import Plan
+from .shadow import Compute, observe
+from .trials import lay_out
+
+RARE = 8
+"""Batches of a shape other than the usual one that run eagerly before that shape is compiled, too."""
+SYNCS = 100
+"""Batches between two looks at whether a loss on a GPU is finite."""
+
+
+class TrainStep:
+    """One call a batch: ``loss = step(batch)`` in place of forward, backward, clipping and update.
+
+    At the first batch it finds a plan: forms of the same step are compiled, compared with the eager
+    step and with float64, timed beside each other, and the fastest right one stays, which may be the
+    eager one.  None of that shows in the model, its gradients, buffers, or any random state.
+    A batch of a rare shape (the last of an epoch) runs eagerly instead of being compiled.
+
+    Args:
+        model: the model in training, or DDP's wrapper of it.
+        loss: a criterion for ``(input, target)`` batches that gives one number, such as
+            ``nn.CrossEntropyLoss()``, or ``def loss(model, batch)`` (its first parameter named
+            ``model``) for batches of any other form.
+        optimizer: of the model's parameters.
+        scaler: a ``torch.amp.GradScaler``; its steps are as in the usual loop.
+        clip: largest norm of all gradients together; ``None``: no clipping.
+        accumulate: batches to an update.  Gradients are averaged over them.
+        level: ``exact``: nothing changes beyond the order of floating-point additions; ``fast``: autocast.
+        memory: bytes that forward and backward may hold beside parameters, as a number, as text
+            (``"6GiB"``), or as a fraction of the device's memory; solved by recomputing activations.
+        tune: ``off``: compile without measuring; ``fast``: measure the usual forms; ``max``: more of them.
+        plan: use this plan instead of finding one; it is still compared with the eager step.
+        verify: compare with the eager step at the first batch and after each recompilation.
+
+    Raises:
+        InputError: arguments, losses or batches that cannot be used; a memory budget that cannot be met.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[..., torch.Tensor],
+        optimizer: Optimizer,
+        *,
+        scaler: Any = None,
+        clip: float | None = None,
+        accumulate: int = 1,
+        level: str = "exact",
+        memory: float | str | None = None,
+        tune: str = "fast",
+        plan: Plan | None = None,
+        verify: bool = True,
+    ) -> None:
+        self.device = door.device_of(model)
+        door.arguments(model, loss, optimizer, clip, accumulate, level, tune, plan)
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.scaler, self.clip, self.accumulate = scaler, clip, accumulate
+        self.level, self.tune, self.verifies = level, tune, verify
+        self.memory = None if memory is None else door.bytes_of(memory, self.device)
+        self.plan = plan
+        self._pinned = plan is not None
+        self._eager = _eager(model, loss, level)
+        self._compiled: Compute = self._eager
+        self._log = Log()
+        self._events: list[str] = []
+        if level == "fast" and native_dtype(self.device) is torch.float32:
+            self._events.append(
+                "level='fast' is as 'exact': this device multiplies no dtype faster than float32"
+            )
+        self._search: Search | None = None
+        self._choice: optimizers.Choice | None = None
+        self._usual: Any = None
+        self._ready = False
+        self._shapes: Counter[Any] = Counter()
+        self._graphs = 0
+        self._batches = 0
+        self._updated = self._wild = False
+
+    def __call__(self, batch: Any) -> torch.Tensor:
+        """Train on one batch; returns its loss, detached, a tensor of shape () on the model's device."""
+        self.prepare(batch)
+        self._batches += 1
+        last = self._batches % self.accumulate == 0
+        compute = self._route(batch)
+        silent = isinstance(self.model, DistributedDataParallel) and not last
+        with self.model.no_sync() if silent else contextlib.nullcontext():  # type: ignore[operator]
+            loss = compute(batch)
+            door.scalar(loss)
+            scaled = loss if self.accumulate == 1 else loss / self.accumulate
+            (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
+        if compute is not self._eager:
+            self._watch(loss, batch)
+        if last:
+            self._update()
+        return loss.detach()
+
+    # -- finding a plan -------------------------------------------------------------------------
+
+    def prepare(self, batch: Any) -> None:
+        """Find the plan now, for batches of the shape of ``batch``; the first step does it otherwise."""
+        if self._ready:
+            return
+        self._ready, self._usual = True, shape_of(batch)
+        digest = plans.situation(
+            self.model, self.optimizer, self._usual, (self.level, self.memory, self.tune)
+        )
+        known = self.plan if self._pinned else from_main(lambda: plans.recall(digest))
+        self._search = choose(self, batch, known)
+        best = self._search.best
+        self.plan, self._log = best.plan, best.log
+        assert best.compute is not None
+        self._compiled, self._graphs = best.compute, best.log.graphs
+        self._updated = self.plan.optimizer != "as_is" or self._pinned or self.tune == "off"
+        if self._updated:
+            optimizers.choose(self.optimizer, self.plan.optimizer)
+        lay_out(self.model, self.plan.layout)
+        if not self._pinned and known is None and self.tune != "off":
+            from_main(lambda: plans.remember(digest, best.plan))
+        self._digest = digest
+
+    def make(self, plan: Plan, log: Log) -> Compute:
+        """The computation of a batch's loss by ``plan``."""
+        if plan.layout == "as_is":
+            return captured(self._eager, plan, log)
+        inner = captured(self._eager, plan, log)
+
+        def compute(batch: Any) -> torch.Tensor:
+            return inner(batches.map_tensors(_channels_last, batch))  # type: ignore[no-any-return]
+
+        return compute
+
+    def _choose_optimizer(self) -> None:
+        """With the first gradients: which implementation of the update is the fastest."""
+        assert self.plan is not None
+        self._updated = True
+        self._choice = from_main(lambda: optimizers.measured(self.optimizer, self.device))
+        self.plan = self.plan.changed(optimizer=self._choice.kind)
+        optimizers.choose(self.optimizer, self._choice.kind)
+        plan = self.plan
+        from_main(lambda: plans.remember(self._digest, plan))
+
+    # -- a step ---------------------------------------------------------------------------------
+
+    def _route(self, batch: Any) -> Compute:
+        """The compiled form for the usual shape, and for others once they are no longer rare."""
+        if self._compiled is self._eager:
+            return self._eager
+        shape = shape_of(batch)
+        if shape == self._usual:
+            return self._compiled
+        self._shapes[shape] += 1
+        return self._compiled if self._shapes[shape] > RARE else self._eager
+
+    def _update(self) -> None:
+        if not self._updated and self.scaler is None:
+            self._choose_optimizer()
+        if self.clip is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(self.optimizer)
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.clip)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    # -- trust ----------------------------------------------------------------------------------
+
+    def _watch(self, loss: torch.Tensor, batch: Any) -> None:
+        """Where new code came into being or the loss is not finite: compare, and step back if it is wrong."""
+        if not self.verifies:
+            return
+        if self._log.graphs > self._graphs:
+            self._graphs = self._log.graphs
+            self._compare("after a recompilation", batch)
+        often = self.device.type == "cpu" or self._batches % SYNCS == 0  # asking a GPU waits for it
+        if often and not self._wild and not bool(loss.isfinite()):
+            self._wild = True
+            self._compare("the loss is not finite", batch)
+
+    def _compare(self, when: str, batch: Any) -> None:
+        if (difference := self.verify(batch)) is not None:
+            self.step_back(f"{when}: {difference}")
+
+    def verify(self, batch: Any) -> Difference | None:
+        """Compare the plan's forward and backward pass on ``batch`` with the eager one and with float64.
+
+        Nothing is trained.  Returns the tensor that is furthest over its error budget, or ``None``.
+        """
+        self.prepare(batch)
+        expected = reference(self._eager, self.computation, self.model, self.loss, batch)
+        return check(observe(self._compiled, self.model, batch), expected)
+
+    def computation(self, model: nn.Module, loss: Any) -> Compute:
+        """The eager computation with another model and loss, for references."""
+        return _eager(model, loss, "exact")
+
+    def step_back(self, reason: str) -> None:
+        """Go on with the eager step, and say why, once."""
+        assert self.plan is not None
+        self._compiled, self.plan = self._eager, self.plan.changed(graph="eager", loss_head=False)
+        self._events.append(f"stepped back: {reason}")
+        warnings.warn(f"loopwise.compile: back to the eager step: {reason}", RuntimeWarning, stacklevel=3)
+
+    def explain(self) -> Explanation:
+        """What is on, what each piece gained, what was refused and why."""
+        return Explanation.of(self.plan, self._search, self._choice, self._log, self._events, self._shapes)
+
+
+def _eager(model: nn.Module, loss: Callable[..., torch.Tensor], level: str) -> Compute:
+    """The step's computation as the user would write it: from a batch to its loss."""
+    whole = takes_model(loss)
+    device = door.device_of(model)
+    dtype = native_dtype(device) if level == "fast" else torch.float32
+
+    def compute(batch: Any) -> torch.Tensor:
+        if whole:
+            return loss(model, batch)
+        inputs, targets = pair(batch)
+        return loss(model(inputs), targets)
+
+    if dtype is torch.float32:
+        return compute
+
+    def lowered(batch: Any) -> torch.Tensor:
+        with torch.autocast(device.type, dtype=dtype):
+            return compute(batch)
+
+    return lowered
+
+
+def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+def shape_of(batch: Any) -> Any:
+    """Shapes and dtypes of a batch's tensors."""
+    tensors = [leaf for leaf in batches.leaves(batch) if isinstance(leaf, torch.Tensor)]
+    return tuple((tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors)

@@ -1,0 +1,146 @@
+"""The gate: wrong rewrites are caught and named, slow ones are not chosen."""
+
+import operator
+
+import pytest
+import torch
+from torch import nn
+
+from loopwise.compile import Plan, TrainStep, backend
+from loopwise.compile.gate import Reference, check, reference
+from loopwise.compile.shadow import observe
+from loopwise.compile.step import _eager
+
+CRITERION = nn.CrossEntropyLoss()
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 3))
+
+
+def batch(size=16):
+    return torch.randn(size, 6), torch.arange(size) % 3
+
+
+CAPTURED = Plan(graph="captured", loss_head=True)
+
+
+def step_of(net, **options):
+    return TrainStep(net, CRITERION, torch.optim.SGD(net.parameters(), lr=0.1), plan=CAPTURED, **options)
+
+
+def plant(monkeypatch, change):
+    """A pass that applies ``change(graph, node)`` to the first node of the graph where it returns true."""
+
+    def wrong(gm):
+        any(change(gm.graph, node) for node in list(gm.graph.nodes) if node.op == "call_function")
+        gm.recompile()
+        return []
+
+    monkeypatch.setattr(backend, "loss_head", wrong)
+
+
+def scaled(by, place):
+    def change(graph, node):
+        if place not in str(node.target):
+            return False
+        with graph.inserting_after(node):
+            new = graph.call_function(operator.mul, (node, by))
+        node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        return True
+
+    return change
+
+
+@pytest.mark.parametrize("by", [1 + 2e-5, 1.001, 2.0, -1.0, float("nan")])
+@pytest.mark.parametrize("place", ["linear", "gelu", "layer_norm", "cross_entropy"])
+def test_a_wrong_pass_is_caught_and_named(monkeypatch, by, place):
+    plant(monkeypatch, scaled(by, place))
+    step = step_of(model())
+    step.prepare(batch())
+    assert step.plan.graph == "eager"
+    text = str(step.explain())
+    assert "captured + loss head: wrong: " in text
+    assert "is off by" in text
+
+
+def test_a_wrong_pass_after_a_recompilation_steps_back(monkeypatch):
+    net = model()
+    step = step_of(net)
+    step(batch())
+    plant(monkeypatch, scaled(1.01, "gelu"))
+    with pytest.warns(RuntimeWarning, match="back to the eager step: after a recompilation: "):
+        for _ in range(10):
+            step(batch(5))
+    assert step.plan.graph == "eager"
+    step(batch(5))
+
+
+def test_a_loss_that_is_not_finite_is_compared_once():
+    net = model()
+    step = step_of(net)
+    step(batch())
+    x, y = batch()
+    step((x * float("nan"), y))  # the eager step says the same
+    assert step.plan.graph == "captured"
+
+
+def test_a_slow_form_is_not_chosen(monkeypatch):
+    def slow(gm):
+        graph = gm.graph
+        node = next(n for n in graph.nodes if "gelu" in str(n.target))
+        with graph.inserting_after(node):
+            new = graph.call_function(_the_long_way, (node,))
+        node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        gm.recompile()
+        return [backend.Outcome(True, "here", "", 0)]
+
+    monkeypatch.setattr(backend, "loss_head", slow)
+    net = model()
+    step = TrainStep(net, CRITERION, torch.optim.SGD(net.parameters(), lr=0.1))
+    step.prepare(batch())
+    assert step.plan.loss_head is False
+
+
+@torch.library.custom_op("tests::the_long_way", mutates_args=())
+def _the_long_way(x: torch.Tensor) -> torch.Tensor:
+    for _ in range(300):
+        x = x + 0.0
+    return x
+
+
+_the_long_way.register_fake(torch.empty_like)
+_the_long_way.register_autograd(lambda ctx, grad: grad)
+
+
+def test_random_models_are_compared_with_eager_alone():
+    net = nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.5), nn.Linear(16, 3))
+    found = reference(
+        _eager(net, CRITERION, "exact"), lambda m, c: _eager(m, c, "exact"), net, CRITERION, batch()
+    )
+    assert found.exact is None
+
+
+def test_a_missing_gradient_is_a_difference():
+    net = model()
+    data = batch()
+    eager = observe(_eager(net, CRITERION, "exact"), net, data)
+    short = {name: value for name, value in eager.items() if name != "gradient/0.weight"}
+    assert "gradient/0.weight (only one of both steps has it)" in str(check(short, Reference(eager, None)))
+    assert check(eager, Reference(eager, None)) is None
+
+
+def test_a_gradient_of_rounding_noise_is_no_difference():
+    net = nn.Sequential(
+        nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 3)
+    )  # the first bias has gradient 0
+    data = batch()
+    expected = reference(
+        _eager(net, CRITERION, "exact"), lambda m, c: _eager(m, c, "exact"), net, CRITERION, data
+    )
+    assert expected.exact is not None
+    noisy = {
+        k: v + 1e-9 * torch.randn_like(v) if k == "gradient/0.bias" else v for k, v in expected.eager.items()
+    }
+    assert check(noisy, expected) is None

@@ -19,7 +19,7 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 
 
 def arguments(
-    model: Any, loss: Any, optimizer: Any, clip: Any, accumulate: Any, level: Any, tune: Any, plan: Any
+    model: Any, optimizer: Any, clip: Any, accumulate: Any, level: Any, tune: Any, plan: Any
 ) -> None:
     """Check what does not depend on a batch."""
     one_of("level", level, LEVELS)
@@ -56,14 +56,6 @@ def arguments(
             "it would be compiled twice",
             "pass the model that was given to torch.compile",
         )
-    reduction = getattr(loss, "reduction", "mean")
-    if reduction == "none":
-        raise InputError(
-            "a criterion with reduction='none'",
-            "one that gives one number: reduction='mean' or 'sum'",
-            "the per-sample criterion of a sifting loader was passed",
-            f"pass {type(loss).__name__}()",
-        )
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -79,17 +71,17 @@ def device_of(model: nn.Module) -> torch.device:
     return devices.pop() if devices else torch.device("cpu")
 
 
-def scalar(loss: Any) -> None:
-    """The loss of a batch must be one number that backward can start from."""
-    if isinstance(loss, torch.Tensor) and loss.numel() == 1 and loss.requires_grad:
+def trainable(loss: Any) -> None:
+    """The loss of a batch must be one number, or one a sample, that backward can start from."""
+    if isinstance(loss, torch.Tensor) and loss.ndim <= 1 and loss.numel() and loss.requires_grad:
         return
     what = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"type {type(loss).__name__}"
-    flat = isinstance(loss, torch.Tensor) and loss.numel() == 1
+    flat = isinstance(loss, torch.Tensor) and loss.ndim <= 1 and loss.numel()
     raise InputError(
         "a loss that needs no gradient" if flat else f"a loss of {what}",
-        "a tensor of one number that depends on the model's parameters",
-        "parameters are frozen, or the model ran under no_grad" if flat else "the criterion does not reduce",
-        "train some parameters" if flat else "use reduction='mean', or return loss.mean()",
+        "a tensor of one number, or of one a sample, that depends on the model's parameters",
+        "parameters are frozen, or the model ran under no_grad" if flat else "losses per token or pixel",
+        "train some parameters" if flat else "average over all dimensions but the first",
     )
 
 

@@ -35,6 +35,12 @@ def shadow(model: nn.Module) -> Iterator[None]:
             parameter.grad = grad
 
 
+def total(loss: torch.Tensor) -> torch.Tensor:
+    """The number that backward starts from: the loss, or the mean of one loss a sample."""
+    door.trainable(loss)
+    return loss.mean() if loss.ndim else loss
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model without DDP's wrapper."""
     while isinstance(model, DistributedDataParallel):
@@ -45,8 +51,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def observe(compute: Compute, model: nn.Module, batch: Any) -> Observed:
     """One forward and backward pass: loss, gradients by parameter, and buffers after it; all restored."""
     with shadow(model):
-        loss = compute(batch)
-        door.scalar(loss)
+        loss = total(compute(batch))
         loss.backward()  # type: ignore[no-untyped-call]
         found = {"loss": loss.detach().clone()}
         inner = unwrapped(model)
@@ -64,7 +69,7 @@ def step_of(compute: Compute, model: nn.Module, batch: Any) -> Callable[[], None
     def step() -> None:
         for parameter in parameters:
             parameter.grad = None
-        compute(batch).backward()  # type: ignore[no-untyped-call]
+        total(compute(batch)).backward()  # type: ignore[no-untyped-call]
 
     return step
 

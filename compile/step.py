@@ -25,7 +25,7 @@ from .choose import Search, choose
 from .explain import Explanation
 from .gate import Difference, check, reference
 from .plan import Plan
-from .shadow import Compute, observe
+from .shadow import Compute, observe, total
 from .trials import lay_out
 
 RARE = 8
@@ -44,9 +44,10 @@ class TrainStep:
 
     Args:
         model: the model in training, or DDP's wrapper of it.
-        loss: a criterion for ``(input, target)`` batches that gives one number, such as
-            ``nn.CrossEntropyLoss()``, or ``def loss(model, batch)`` (its first parameter named
-            ``model``) for batches of any other form.
+        loss: a criterion for ``(input, target)`` batches, such as ``nn.CrossEntropyLoss()``, or
+            ``def loss(model, batch)`` (its first parameter named ``model``) for batches of any other
+            form.  It gives one number, or one a sample (``reduction="none"``): then their mean is
+            trained on and ``losses`` has them, for a sifting loader's ``record``.
         optimizer: of the model's parameters.
         scaler: a ``torch.amp.GradScaler``; its steps are as in the usual loop.
         clip: largest norm of all gradients together; ``None``: no clipping.
@@ -78,12 +79,13 @@ class TrainStep:
         verify: bool = True,
     ) -> None:
         self.device = door.device_of(model)
-        door.arguments(model, loss, optimizer, clip, accumulate, level, tune, plan)
+        door.arguments(model, optimizer, clip, accumulate, level, tune, plan)
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.scaler, self.clip, self.accumulate = scaler, clip, accumulate
         self.level, self.tune, self.verifies = level, tune, verify
         self.memory = None if memory is None else door.bytes_of(memory, self.device)
         self.plan = plan
+        self.losses: torch.Tensor | None = None
         self._pinned = plan is not None
         self._eager = _eager(model, loss, level)
         self._compiled: Compute = self._eager
@@ -110,14 +112,15 @@ class TrainStep:
         compute = self._route(batch)
         silent = isinstance(self.model, DistributedDataParallel) and not last
         with self.model.no_sync() if silent else contextlib.nullcontext():  # type: ignore[operator]
-            loss = compute(batch)
-            door.scalar(loss)
+            losses = compute(batch)
+            loss = total(losses)
             scaled = loss if self.accumulate == 1 else loss / self.accumulate
             (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
         if compute is not self._eager:
             self._watch(loss, batch)
         if last:
             self._update()
+        self.losses = losses.detach() if losses.ndim else None
         return loss.detach()
 
     # -- finding a plan -------------------------------------------------------------------------

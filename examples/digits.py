@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from loopwise.compile import TrainStep
 from loopwise.errors import LoopwiseError, MissingExtra
 from loopwise.run import Run
 from loopwise.sift import SiftingDataLoader
@@ -43,14 +44,11 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="random seed (default: 1)")
     parser.add_argument("--only", choices=["plain", "sifted"], help="train one of the two")
     parser.add_argument("--run", metavar="DIR", help="folder for the sifting statistics")
-    parser.add_argument("--compile", action="store_true", help="compile the step (not available yet)")
+    parser.add_argument("--compile", action="store_true", help="train by a measured, compiled step")
     parser.add_argument("--watch", action="store_true", help="watch the training (not available yet)")
     args = parser.parse_args(argv)
-    for name in ("compile", "watch"):
-        if getattr(args, name):
-            parser.error(
-                f"--{name} arrives with loopwise.{name.replace('watch', 'debug')}, which this version lacks"
-            )
+    if args.watch:
+        parser.error("--watch arrives with loopwise.debug, which this version lacks")
     return args
 
 
@@ -99,13 +97,13 @@ def train(args: argparse.Namespace, sifted: bool, progress: Progress) -> dict[st
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
     criterion = nn.CrossEntropyLoss()
+    losses = nn.CrossEntropyLoss(reduction="none")
+    step = TrainStep(model, losses, optimizer) if args.compile else None
     run = Run(args.run) if args.run and sifted else None
 
     loader = DataLoader(dataset, batch_size=args.batch_size, shuffle=True)
     if sifted:
-        loader = SiftingDataLoader(
-            loader, model, loss=nn.CrossEntropyLoss(reduction="none"), keep=args.keep, run=run
-        )
+        loader = SiftingDataLoader(loader, model, loss=losses, keep=args.keep, run=run)
 
     trained = 0
     bar = progress.add_task("sifted" if sifted else "plain ", total=args.epochs * len(dataset))
@@ -113,9 +111,14 @@ def train(args: argparse.Namespace, sifted: bool, progress: Progress) -> dict[st
     model.train()
     for epoch in range(args.epochs):
         for images, labels in loader:
-            optimizer.zero_grad()
-            criterion(model(images), labels).backward()
-            optimizer.step()
+            if step is not None:
+                step((images, labels))
+                if sifted:
+                    loader.record(step.losses)
+            else:
+                optimizer.zero_grad()
+                criterion(model(images), labels).backward()
+                optimizer.step()
             trained += len(labels)
             seen = loader.report().seen if sifted else trained
             progress.update(bar, completed=seen)
@@ -124,6 +127,8 @@ def train(args: argparse.Namespace, sifted: bool, progress: Progress) -> dict[st
     seconds = time.perf_counter() - start
     if run is not None:
         run.close()
+    if step is not None:
+        progress.console.print(step.explain(), markup=False, highlight=False)
 
     return {
         "accuracy": accuracy(model, test_images, test_labels),

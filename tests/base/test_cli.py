@@ -37,7 +37,7 @@ def test_doctor_says_what_is_here():
         assert word in done.stdout
 
 
-@pytest.mark.parametrize(("flag", "part"), [("--compile", "loopwise.compile"), ("--watch", "loopwise.debug")])
+@pytest.mark.parametrize(("flag", "part"), [("--watch", "loopwise.debug")])
 def test_switches_of_later_parts_say_so(flag, part):
     done = loopwise("demo", flag)
     assert done.returncode == 2

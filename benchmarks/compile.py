@@ -123,7 +123,7 @@ def saved(seed: int) -> dict[str, float]:
     torch.manual_seed(seed)
     model, loss, batch = MODELS["gpt-8k"]()
     step = TrainStep(model, loss, optimizer_of(model))
-    plans = {"eager": Plan(), "ours": Plan(graph="inductor", loss_head=True, budget=0.3)}
+    plans = {"eager": Plan(), "ours": Plan(graph="inductor", passes=("loss_head",), budget=0.3)}
     computes = {name: step.make(plan, Log()) for name, plan in plans.items()}
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     found = {}
@@ -161,7 +161,7 @@ def equal(seed: int) -> dict[str, float]:
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.LayerNorm(128), nn.Linear(128, 10))
         loss, optimizer = nn.CrossEntropyLoss(), optimizer_of(model)
-        plan = Plan(graph="inductor", loss_head=True, optimizer="fused")
+        plan = Plan(graph="inductor", passes=("loss_head",), optimizer="fused")
         step: Any = (
             TrainStep(model, loss, optimizer, plan=plan) if form == "ours" else loop(model, loss, optimizer)
         )

@@ -16,7 +16,7 @@ from torch import fx
 
 from loopwise.errors import InputError
 
-from .passes.loss_head import Outcome, loss_head
+from .passes import PASSES, Outcome
 from .plan import Plan
 
 Compiled = Callable[..., Any]
@@ -35,6 +35,8 @@ class Log:
     """What each pass rewrote, and what it left and why."""
     failures: list[str] = field(default_factory=list)
     """Graphs that could not be compiled and run by eager kernels."""
+    breaks: list[str] = field(default_factory=list)
+    """Graph breaks: the user's line, what happened and how to avoid it."""
 
 
 class Backend:
@@ -51,8 +53,8 @@ class Backend:
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], **unknown: Any) -> Compiled:
         start = time.perf_counter()
         self.log.graphs += 1
-        if self.plan.loss_head:
-            self.log.outcomes += loss_head(gm)
+        for name in self.plan.passes:
+            self.log.outcomes += PASSES[name](gm)
         try:
             return self._compiled(gm, example_inputs)
         except Exception as error:  # training goes on, as if it had not been compiled
@@ -86,7 +88,7 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
-OPTIONS: dict[str, Any] = {"level": "exact", "budget": 1.0, "loss_head": True, "autotune": False}
+OPTIONS: dict[str, Any] = {"level": "exact", "budget": 1.0, "passes": tuple(PASSES), "autotune": False}
 """Options of ``torch.compile(model, backend="loopwise", options={...})`` and their defaults."""
 
 

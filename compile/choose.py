@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from loopwise.ranks import from_main
 
 from .backend import Log
 from .gate import Reference, reference
+from .passes import PASSES
 from .plan import Plan
 from .shadow import Compute
 from .trials import Trial, attempt, best_of, has_images, race
@@ -65,7 +67,7 @@ def choose(step: Step, batch: Any, known: Plan | None) -> Search:
 
 def _first_choice(step: Step) -> Plan:
     """What is used where nothing is to be measured."""
-    return Plan(graph="inductor", loss_head=True, level=step.level)
+    return Plan(graph="inductor", passes=tuple(PASSES), level=step.level)
 
 
 def _without_race(step: Step, batch: Any, eager: Trial, expected: Reference, plan: Plan) -> Search:
@@ -85,18 +87,39 @@ def _rewritten(step: Step, batch: Any, expected: Reference) -> list[Trial]:
     def tried(**changes: Any) -> Trial:
         return attempt(base.changed(**changes), step.make, step.model, batch, expected)
 
-    head = tried(graph="captured", loss_head=True)
-    found = [head] if any(outcome.rewritten for outcome in head.log.outcomes) or head.refused else []
-    if has_images(step.model):
+    found = _with_passes(tried)
+    passes = found[0].plan.passes if found and found[0].compute is not None else ()
+    if images := has_images(step.model):
         found.append(tried(layout="channels_last"))
     found.append(tried(graph="inductor"))
-    if head.compute is not None and found[0] is head:
-        found.append(tried(graph="inductor", loss_head=True))
-    if has_images(step.model):
+    if passes:
+        found.append(tried(graph="inductor", passes=passes))
+    if images:
         found.append(tried(graph="inductor", layout="channels_last"))
     if step.tune == "max":
-        found.append(tried(graph="inductor", loss_head=bool(found[0] is head), autotune=True))
+        found.append(tried(graph="inductor", passes=passes, autotune=True))
     return found
+
+
+def _with_passes(tried: Callable[..., Trial]) -> list[Trial]:
+    """The captured graph with the passes that find something and compute the right thing, which stands first."""
+    whole = tried(graph="captured", passes=tuple(PASSES))
+    useful = _useful(whole)
+    if not useful and not whole.refused:
+        return []
+    if whole.compute is not None:
+        whole.plan = whole.plan.changed(passes=useful)
+        return [whole]
+    alone = [tried(graph="captured", passes=(name,)) for name in PASSES]  # which one is wrong?
+    right = tuple(n for trial in alone if trial.compute is not None for n in _useful(trial))
+    rest = [trial for trial in alone if trial.compute is not None and trial.plan.passes == right]
+    return [*rest, whole, *(trial for trial in alone if trial.compute is None)]
+
+
+def _useful(trial: Trial) -> tuple[str, ...]:
+    """The passes of a trial that rewrote something."""
+    rewrote = {outcome.what.replace(" ", "_") for outcome in trial.log.outcomes if outcome.rewritten}
+    return tuple(name for name in trial.plan.passes if name in rewrote)
 
 
 def _place(trials: list[Trial], step: Step) -> int:
@@ -106,9 +129,9 @@ def _place(trials: list[Trial], step: Step) -> int:
 def _within(step: Step, batch: Any, expected: Reference, trials: list[Trial]) -> Trial:
     """The fastest that holds no more than the memory budget, with recomputation where needed."""
     assert step.memory is not None
-    head = any(outcome.rewritten for trial in trials for outcome in trial.log.outcomes)
+    passes = next((trial.plan.passes for trial in trials if trial.plan.passes and trial.compute), ())
     for budget in BUDGETS:
-        plan = Plan(graph="inductor", loss_head=head, budget=budget, level=step.level)
+        plan = Plan(graph="inductor", passes=passes, budget=budget, level=step.level)
         trial = attempt(plan, step.make, step.model, batch, expected)
         race([trial], step.model, batch, step.device)
         trials.append(trial)

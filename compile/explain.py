@@ -39,6 +39,7 @@ class Explanation:
         rows = [_row(trial, trial is search.best) for trial in search.trials]
         remarks = [*search.notes, *_break_even(search), *_optimizer(choice), *_passes(log)]
         remarks += [f"could not be compiled: {failure}" for failure in log.failures]
+        remarks += [f"graph break at {place}" for place in log.breaks]
         if log.graphs > 1:
             remarks.append(f"{log.graphs} graphs were compiled: graph breaks, or other shapes")
         if shapes:
@@ -92,7 +93,8 @@ def _optimizer(choice: Choice | None) -> list[str]:
 def _passes(log: Log) -> list[str]:
     found = []
     for outcome in log.outcomes:
-        saved = f"logits of {outcome.saved_bytes / 2**20:.1f} MiB are not materialised"
+        size = f"{outcome.saved_bytes / 2**20:.1f} MiB"
+        saved = f"{'logits' if outcome.what == 'loss head' else 'scores'} of {size} are not materialised"
         what = saved if outcome.rewritten else f"left as it is: {outcome.why}"
-        found.append(f"loss head at {outcome.where}: {what}")
+        found.append(f"{outcome.what} at {outcome.where}: {what}")
     return list(dict.fromkeys(found))

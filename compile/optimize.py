@@ -11,6 +11,7 @@ from torch import nn
 from loopwise.errors import InputError
 
 from .backend import Backend, Log
+from .passes import PASSES
 from .plan import Plan
 
 T = TypeVar("T")
@@ -32,14 +33,14 @@ def optimize(target: Any = None, *, plan: Plan | None = None) -> Any:
 
     Args:
         target: module, class of modules, or function.
-        plan: what is on; default: Inductor with the loss head, where the loss is inside ``target``.
+        plan: what is on; default: Inductor with all passes.
 
     Raises:
         InputError: something else than these, or a module that is compiled already.
     """
     if target is None:
         return functools.partial(optimize, plan=plan)
-    plan = plan or Plan(graph="inductor", loss_head=True)
+    plan = plan or Plan(graph="inductor", passes=tuple(PASSES))
     if isinstance(target, nn.Module):
         return _in_place(target, plan)
     if isinstance(target, type) and issubclass(target, nn.Module):

@@ -15,6 +15,8 @@ import torch
 from loopwise import __version__
 from loopwise.errors import InputError
 
+from .passes import PASSES
+
 GRAPHS = ("eager", "captured", "inductor")
 LAYOUTS = ("as_is", "channels_last")
 OPTIMIZERS = ("as_is", "foreach", "fused", "compiled")
@@ -28,7 +30,8 @@ class Plan:
     Args:
         graph: ``eager``: the model as it is; ``captured``: its graph with our passes, run by
             PyTorch's eager kernels (no compile time); ``inductor``: the same compiled.
-        loss_head: linear + cross-entropy without materialised logits, where the graph has them.
+        passes: rewrites of the captured graph, by name: ``loss_head`` (linear + cross-entropy without
+            materialised logits), ``attention`` (written out -> ``scaled_dot_product_attention``).
         layout: memory format of convolution weights and images.
         optimizer: which implementation of the optimizer's update; the same arithmetic.
         budget: share of the activations that the compiled graph may save for backward, in [0, 1];
@@ -39,7 +42,7 @@ class Plan:
     """
 
     graph: str = "eager"
-    loss_head: bool = False
+    passes: tuple[str, ...] = ()
     layout: str = "as_is"
     optimizer: str = "as_is"
     budget: float = 1.0
@@ -50,6 +53,9 @@ class Plan:
         choices = {"graph": GRAPHS, "layout": LAYOUTS, "optimizer": OPTIMIZERS, "level": LEVELS}
         for name, valid in choices.items():
             one_of(name, getattr(self, name), valid)
+        object.__setattr__(self, "passes", tuple(self.passes))  # JSON has lists
+        for name in self.passes:
+            one_of("passes", name, tuple(PASSES))
         if isinstance(self.budget, bool) or not 0 <= self.budget <= 1:
             raise InputError(
                 f"budget={self.budget!r}",
@@ -80,7 +86,8 @@ class Plan:
         """What differs from the eager step, in few words."""
         default = Plan()
         parts = [self.graph]
-        parts += ["loss head"] * self.loss_head + [self.layout] * (self.layout != default.layout)
+        parts += [name.replace("_", " ") for name in self.passes]
+        parts += [self.layout] * (self.layout != default.layout)
         parts += [f"budget {self.budget:g}"] * (self.budget < 1) + ["autotuned"] * self.autotune
         parts += [f"{self.optimizer} optimizer"] * (self.optimizer != default.optimizer)
         return " + ".join(parts)

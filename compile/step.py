@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -21,11 +22,14 @@ from loopwise.ranks import from_main
 from . import door, optimizers
 from . import plan as plans
 from .backend import Log, captured
+from .breaks import recompilations
 from .choose import Search, choose
 from .explain import Explanation
 from .gate import Difference, check, reference
+from .pace import Pace
 from .plan import Plan
 from .shadow import Compute, observe, total
+from .side_by_side import side_by_side
 from .trials import lay_out
 
 RARE = 8
@@ -97,6 +101,7 @@ class TrainStep:
             )
         self._search: Search | None = None
         self._choice: optimizers.Choice | None = None
+        self._pace: Pace | None = None
         self._usual: Any = None
         self._ready = False
         self._shapes: Counter[Any] = Counter()
@@ -111,11 +116,14 @@ class TrainStep:
         last = self._batches % self.accumulate == 0
         compute = self._route(batch)
         silent = isinstance(self.model, DistributedDataParallel) and not last
+        start = time.perf_counter()
         with self.model.no_sync() if silent else contextlib.nullcontext():  # type: ignore[operator]
             losses = compute(batch)
             loss = total(losses)
             scaled = loss if self.accumulate == 1 else loss / self.accumulate
             (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
+        if self._pace is not None and shape_of(batch) == self._usual:
+            self._pace.note(time.perf_counter() - start, compute is self._eager)
         if compute is not self._eager:
             self._watch(loss, batch)
         if last:
@@ -137,6 +145,10 @@ class TrainStep:
         self._search = choose(self, batch, known)
         best = self._search.best
         self.plan, self._log = best.plan, best.log
+        self._guards = len(recompilations())
+        eager = self._search.trials[0]
+        if best is not eager and best.times and self.memory is None and self.device.type == "cpu":
+            self._pace = Pace(eager.seconds)  # on a GPU a clock would have to wait for each step
         assert best.compute is not None
         self._compiled, self._graphs = best.compute, best.log.graphs
         self._updated = self.plan.optimizer != "as_is" or self._pinned or self.tune == "off"
@@ -149,14 +161,7 @@ class TrainStep:
 
     def make(self, plan: Plan, log: Log) -> Compute:
         """The computation of a batch's loss by ``plan``."""
-        if plan.layout == "as_is":
-            return captured(self._eager, plan, log)
-        inner = captured(self._eager, plan, log)
-
-        def compute(batch: Any) -> torch.Tensor:
-            return inner(batches.map_tensors(_channels_last, batch))  # type: ignore[no-any-return]
-
-        return compute
+        return _by_plan(self._eager, plan, log)
 
     def _choose_optimizer(self) -> None:
         """With the first gradients: which implementation of the update is the fastest."""
@@ -176,7 +181,7 @@ class TrainStep:
             return self._eager
         shape = shape_of(batch)
         if shape == self._usual:
-            return self._compiled
+            return self._eager if self._pace is not None and self._pace.eager_turn else self._compiled
         self._shapes[shape] += 1
         return self._compiled if self._shapes[shape] > RARE else self._eager
 
@@ -198,11 +203,16 @@ class TrainStep:
     # -- trust ----------------------------------------------------------------------------------
 
     def _watch(self, loss: torch.Tensor, batch: Any) -> None:
-        """Where new code came into being or the loss is not finite: compare, and step back if it is wrong."""
+        """Where new code came into being or the loss is not finite: compare; step back if it is wrong or slow."""
+        if self._pace is not None and self._pace.verdict:
+            self.step_back(self._pace.verdict)
+            return
         if not self.verifies:
             return
         if self._log.graphs > self._graphs:
             self._graphs = self._log.graphs
+            self._events += [f"recompiled: {reason}" for reason in recompilations()[self._guards :]]
+            self._guards = len(recompilations())
             self._compare("after a recompilation", batch)
         often = self.device.type == "cpu" or self._batches % SYNCS == 0  # asking a GPU waits for it
         if often and not self._wild and not bool(loss.isfinite()):
@@ -213,14 +223,24 @@ class TrainStep:
         if (difference := self.verify(batch)) is not None:
             self.step_back(f"{when}: {difference}")
 
-    def verify(self, batch: Any) -> Difference | None:
+    def verify(self, batch: Any, steps: int = 0) -> Difference | None:
         """Compare the plan's forward and backward pass on ``batch`` with the eager one and with float64.
 
-        Nothing is trained.  Returns the tensor that is furthest over its error budget, or ``None``.
+        With ``steps`` copies of model and optimizer train for so many steps as well, by the plan and
+        eagerly, and their losses are compared.  Nothing is trained.  Returns the tensor (or the loss)
+        that is furthest over its error budget, or ``None``.
         """
         self.prepare(batch)
         expected = reference(self._eager, self.computation, self.model, self.loss, batch)
-        return check(observe(self._compiled, self.model, batch), expected)
+        found = check(observe(self._compiled, self.model, batch), expected)
+        if found is not None or not steps:
+            return found
+        assert self.plan is not None
+
+        def make(model: nn.Module, loss: Any, plan: Plan) -> Compute:
+            return _by_plan(_eager(model, loss, self.level), plan, Log())
+
+        return side_by_side(make, self.model, self.loss, self.optimizer, self.plan, batch, steps)
 
     def computation(self, model: nn.Module, loss: Any) -> Compute:
         """The eager computation with another model and loss, for references."""
@@ -229,7 +249,8 @@ class TrainStep:
     def step_back(self, reason: str) -> None:
         """Go on with the eager step, and say why, once."""
         assert self.plan is not None
-        self._compiled, self.plan = self._eager, self.plan.changed(graph="eager", loss_head=False)
+        self._pace = None
+        self._compiled, self.plan = self._eager, self.plan.changed(graph="eager", passes=())
         self._events.append(f"stepped back: {reason}")
         warnings.warn(f"loopwise.compile: back to the eager step: {reason}", RuntimeWarning, stacklevel=3)
 
@@ -258,6 +279,18 @@ def _eager(model: nn.Module, loss: Callable[..., torch.Tensor], level: str) -> C
             return compute(batch)
 
     return lowered
+
+
+def _by_plan(eager: Compute, plan: Plan, log: Log) -> Compute:
+    """A computation in the form that ``plan`` says."""
+    inner = captured(eager, plan, log)
+    if plan.layout == "as_is":
+        return inner
+
+    def compute(batch: Any) -> torch.Tensor:
+        return inner(batches.map_tensors(_channels_last, batch))
+
+    return compute
 
 
 def _channels_last(tensor: torch.Tensor) -> torch.Tensor:

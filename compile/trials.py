@@ -15,6 +15,7 @@ from torch import nn
 from loopwise.ranks import anywhere
 
 from .backend import Log, first_line
+from .breaks import listening
 from .gate import Difference, Reference, check
 from .measure import peak_bytes, seconds
 from .plan import Plan
@@ -90,7 +91,8 @@ def _try(trial: Trial, compute: Compute, model: nn.Module, batch: Any, expected:
     with laid_out(model, trial.plan.layout):
         start = time.perf_counter()
         try:
-            found = observe(compute, model, batch)
+            with listening(trial.log.breaks):
+                found = observe(compute, model, batch)
         except Exception as error:
             trial.refused = first_line(error)
             return

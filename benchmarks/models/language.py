@@ -66,7 +66,15 @@ def hugging_face(kind: str, **settings: Any) -> tuple[nn.Module, Any, Any]:
     return model, own_loss, {"input_ids": tokens, "labels": labels}
 
 
-def language_models() -> dict[str, Callable[[], tuple[nn.Module, Any, Any]]]:
+def written_out(name: str) -> Callable[[], tuple[nn.Module, Any, Any]]:
+    """The Hugging Face model ``name`` with its attention in plain PyTorch and without dropout."""
+    made = language_models()[name]
+    off = {"gpt2": ("attn_pdrop",), "llama": (), "bert": ("attention_probs_dropout_prob",)}[name]
+    settings = made.keywords | {"attn_implementation": "eager"} | dict.fromkeys(off, 0.0)
+    return functools.partial(hugging_face, *made.args, **settings)
+
+
+def language_models() -> dict[str, functools.partial[tuple[nn.Module, Any, Any]]]:
     small: dict[str, Any] = {"vocab_size": 4096, "hidden_size": 128, "num_hidden_layers": 2}
     small |= {"num_attention_heads": 4, "intermediate_size": 512}
     gpt2 = {"vocab_size": 4096, "n_embd": 128, "n_layer": 2, "n_head": 4}

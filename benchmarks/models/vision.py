@@ -40,5 +40,12 @@ def vit_tiny() -> tuple[nn.Module, Any, Any]:
     return model, nn.CrossEntropyLoss(), (torch.randn(BATCH, 3, SIDE, SIDE), torch.arange(BATCH) % 10)
 
 
+def swin() -> tuple[nn.Module, Any, Any]:
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    model = SwinTransformer([4, 4], 48, [2, 2], [2, 4], [7, 7], num_classes=10, stochastic_depth_prob=0.0)
+    return model, nn.CrossEntropyLoss(), (torch.randn(2, 3, SIDE, SIDE), torch.arange(2))
+
+
 def vision_models() -> dict[str, Callable[[], tuple[nn.Module, Any, Any]]]:
     return {**{name: functools.partial(classifier, name) for name in NAMES}, "vit_tiny": vit_tiny}

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from loopwise.compile import Plan, TrainStep, backend
+from loopwise.compile import Plan, TrainStep
 from loopwise.compile.gate import Reference, check, reference
+from loopwise.compile.passes import PASSES, Outcome
 from loopwise.compile.shadow import observe
 from loopwise.compile.step import _eager
 
@@ -23,7 +24,7 @@ def batch(size=16):
     return torch.randn(size, 6), torch.arange(size) % 3
 
 
-CAPTURED = Plan(graph="captured", loss_head=True)
+CAPTURED = Plan(graph="captured", passes=("loss_head",))
 
 
 def step_of(net, **options):
@@ -38,7 +39,7 @@ def plant(monkeypatch, change):
         gm.recompile()
         return []
 
-    monkeypatch.setattr(backend, "loss_head", wrong)
+    monkeypatch.setitem(PASSES, "loss_head", wrong)
 
 
 def scaled(by, place):
@@ -94,13 +95,13 @@ def test_a_slow_form_is_not_chosen(monkeypatch):
             new = graph.call_function(_the_long_way, (node,))
         node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
         gm.recompile()
-        return [backend.Outcome(True, "here", "", 0)]
+        return [Outcome(True, "here", what="loss head")]
 
-    monkeypatch.setattr(backend, "loss_head", slow)
+    monkeypatch.setitem(PASSES, "loss_head", slow)
     net = model()
     step = TrainStep(net, CRITERION, torch.optim.SGD(net.parameters(), lr=0.1))
     step.prepare(batch())
-    assert step.plan.loss_head is False
+    assert step.plan.passes == ()
 
 
 @torch.library.custom_op("tests::the_long_way", mutates_args=())

@@ -11,7 +11,7 @@ from loopwise.compile import Plan, TrainStep
 from loopwise.compile.optimizers import candidates
 
 CRITERION = nn.CrossEntropyLoss()
-CAPTURED = Plan(graph="captured", loss_head=True)
+CAPTURED = Plan(graph="captured", passes=("loss_head",))
 
 
 def model(dropout=0.0):
@@ -111,6 +111,7 @@ def test_a_frequent_shape_is_compiled_too():
         step(batch)
     assert step._log.graphs == 2
     assert step.plan.graph == "captured"
+    assert "recompiled: " in str(step.explain())
 
 
 def test_a_loss_of_model_and_batch():

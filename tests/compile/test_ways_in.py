@@ -14,7 +14,7 @@ from loopwise.compile import Plan, TrainStep, fit, load_cache, optimize
 from loopwise.errors import InputError
 
 CRITERION = nn.CrossEntropyLoss()
-CAPTURED = Plan(graph="captured", loss_head=True)
+CAPTURED = Plan(graph="captured", passes=("loss_head",))
 
 
 class Net(nn.Module):
@@ -31,7 +31,7 @@ def test_by_name_without_an_import():
         "import torch, sys\n"
         "torch.set_num_threads(1)\n"
         "net = torch.nn.Linear(4, 2)\n"
-        "step = torch.compile(net, backend='loopwise', options={'loss_head': False})\n"
+        "step = torch.compile(net, backend='loopwise', options={'passes': ['loss_head']})\n"
         "x = torch.randn(3, 4)\n"
         "step(x).sum().backward()\n"
         "assert torch.allclose(step(x), net(x))\n"
@@ -122,6 +122,8 @@ def test_data_dependent_control_flow_runs():
     expected = loss(net, data).item()
     assert step(data).item() == pytest.approx(expected)
     assert step.plan.graph == "captured"
+    place = "test_ways_in.py:115 (return CRITERION(out, batch[1]) * (2.0 if out.sum() > 0 else 1.0)): "
+    assert place + "a branch on a tensor's value: use torch.where" in str(step.explain())
     assert "2 graphs were compiled: graph breaks, or other shapes" in str(step.explain())
 
 
@@ -155,7 +157,7 @@ def test_a_cache_travels_to_another_process(tmp_path):
         "path, loads = sys.argv[1], sys.argv[2] == 'load'\n"
         "if loads: assert load_cache(path)\n"
         "net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.GELU(), torch.nn.Linear(8, 3))\n"
-        "plan = Plan(graph='inductor', loss_head=True)\n"
+        "plan = Plan(graph='inductor', passes=['loss_head'])\n"
         "step = TrainStep(net, torch.nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), lr=0.1), plan=plan)\n"
         "step((torch.ones(4, 6), torch.arange(4) % 3))\n"
         "if not loads: save_cache(path)\n"

@@ -1,9 +1,11 @@
-"""In the real trainers: by the backend's name in Hugging Face's, by ``optimize`` in Lightning's."""
+"""``optimize`` in the real trainers: Hugging Face's and Lightning's."""
 
+import lightning.pytorch as lightning
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from loopwise.compile import Plan, optimize
 from loopwise.compile.passes import PASSES
@@ -12,19 +14,18 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the trainers' own
 CAPTURED = Plan(graph="captured", passes=tuple(PASSES))
 
 
-def test_hugging_face_by_name(tmp_path):
-    from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
-
+def test_hugging_face(tmp_path):
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     data = [{"input_ids": torch.arange(5, 13) + i % 7, "labels": i % 2} for i in range(16)]
     losses = {}
-    for backend in (None, "loopwise"):
+    for compiled in (False, True):
         torch.manual_seed(0)
         model = BertForSequenceClassification(
             BertConfig(vocab_size=50, max_position_embeddings=16, **shape, **dropout)
         )
-        options = {"torch_compile": True, "torch_compile_backend": backend} if backend else {}
+        if compiled:
+            optimize(model, plan=CAPTURED)
         arguments = TrainingArguments(
             str(tmp_path),
             per_device_train_batch_size=4,
@@ -33,15 +34,12 @@ def test_hugging_face_by_name(tmp_path):
             report_to=[],
             save_strategy="no",
             disable_tqdm=True,
-            **options,
         )
-        losses[backend] = Trainer(model, arguments, train_dataset=data).train().training_loss
-    assert losses["loopwise"] == pytest.approx(losses[None], rel=1e-4)
+        losses[compiled] = Trainer(model, arguments, train_dataset=data).train().training_loss
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
 
 
 def test_lightning_with_optimize(tmp_path):
-    import lightning.pytorch as lightning
-
     class Module(lightning.LightningModule):
         def __init__(self, compiled):
             super().__init__()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .harness import Runs
-from .record import Row
+from .record import Row, device
 from .tasks import TASKS
 
 Quantities = dict[str, list[float]]
@@ -19,7 +19,11 @@ PAYS = ("digits", "glyphs", "bytes")
 
 
 class Reached(NamedTuple):
-    """Where a run's curve first comes to the target; infinite if it never does."""
+    """Where a run's curve first comes to the target; infinite if it never does.
+
+    Seconds on a CPU are the processor's: runs have one thread and wait for nothing, so on a quiet
+    machine they are those of the clock, and on a shared one they leave out the others' turns.
+    """
 
     seconds: float
     samples: float
@@ -40,6 +44,11 @@ def reach(found: Quantities, run: int, target: float, higher: bool) -> Reached:
                 *(low + part * (high - low) for low, high in zip(before[1:], after[1:], strict=True))
             )
     return Reached(math.inf, math.inf)
+
+
+def _busy(reached: Reached, share: float) -> Reached:
+    """With the processor's seconds, where the device is a processor."""
+    return reached._replace(seconds=reached.seconds * share) if device() == "cpu" else reached
 
 
 def in_standard_errors(ours: list[float], plain: list[float], higher: bool) -> float:
@@ -65,8 +74,10 @@ class Table:
         for case, found in self.runs.items():
             task, _, method = case.partition(".")
             if task == self.task and ("@" in method) == ("@" in self.plain):
-                seeds = range(len(found["metric"]))
-                self.reached[method] = [reach(found, run, target, higher) for run in seeds]
+                self.reached[method] = [
+                    _busy(reach(found, run, target, higher), found["processor share"][run])
+                    for run in range(len(found["metric"]))
+                ]
 
     def of(self, method: str) -> Quantities:
         return self.runs[f"{self.task}.{method}"]

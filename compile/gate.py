@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +20,17 @@ SLACK = 16.0
 FAINT = 1e-4
 """Gradients smaller than this part of the largest one are rounding noise (a bias before BatchNorm)."""
 RANDOM = 1e-3
-"""Relative budget where random layers leave no float64 reference with the same draws."""
+"""Relative budget where nothing tells how far the eager step itself is off."""
+DRAWING = (
+    "Dropout",
+    "AlphaDropout",
+    "FeatureAlphaDropout",
+    "StochasticDepth",
+    "DropPath",
+    "DropBlock",
+    "RReLU",
+)
+"""Beginnings of the names of modules that draw random numbers in training."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,8 @@ class Reference:
     eager: Observed
     exact: Observed | None
     """``None``: the model draws random numbers, or its copy in float64 does not run."""
+    noise: dict[str, float] = field(default_factory=dict)
+    """Of a model that draws random numbers: relative errors of the eager step by tensor, without the draws."""
 
 
 def reference(eager: Compute, compute: Any, model: nn.Module, loss: Any, batch: Any) -> Reference:
@@ -55,11 +69,38 @@ def reference(eager: Compute, compute: Any, model: nn.Module, loss: Any, batch: 
     found = observe(eager, model, batch)
     try:
         twin, criterion, doubled = in_double(model, loss, batch)
-        draws = _draws(compute(twin, criterion), twin, doubled)
-        exact = None if draws else observe(compute(twin, criterion), twin, doubled)
+        exactly = compute(twin, criterion)
+        if not _draws(exactly, twin, doubled):
+            return Reference(found, observe(exactly, twin, doubled))
+        with _quiet(twin), _quiet(model):
+            if _draws(exactly, twin, doubled):
+                return Reference(found, None)
+            exact, calm = observe(exactly, twin, doubled), observe(eager, model, batch)
     except Exception:  # an op without float64, a model that cannot be copied: compare with eager alone
-        exact = None
-    return Reference(found, exact)
+        return Reference(found, None)
+    least = _faint(calm)
+    noise = {n: _apart(v, exact[n], least.get(n, 0.0)) for n, v in calm.items() if v.is_floating_point()}
+    return Reference(found, None, noise)
+
+
+@contextlib.contextmanager
+def _quiet(model: nn.Module) -> Iterator[None]:
+    """The modules that draw random numbers, as far as their names tell, in evaluation mode."""
+    drawing = [m for m in model.modules() if m.training and type(m).__name__.startswith(DRAWING)]
+    for module in drawing:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in drawing:
+            module.training = True
+
+
+def _faint(observed: Observed) -> dict[str, float]:
+    """Gradient -> the size that counts where it is smaller."""
+    gradients = [name for name in observed if name.startswith("gradient/")]
+    least = FAINT * max((_size(observed[name]) for name in gradients), default=0.0)
+    return dict.fromkeys(gradients, least)
 
 
 def _draws(compute: Compute, model: nn.Module, batch: Any) -> bool:
@@ -77,28 +118,27 @@ def check(found: Observed, expected: Reference) -> Difference | None:
     if missing := set(expected.eager) ^ set(found):
         return Difference(f"{min(missing)} (only one of both steps has it)", math.inf, 0.0)
     worst: Difference | None = None
-    least = FAINT * max(
-        (_size(v) for k, v in expected.eager.items() if k.startswith("gradient/")), default=0.0
-    )
-    for name, eager in expected.eager.items():
-        exact = None if expected.exact is None else expected.exact[name]
-        error, budget = _error(found[name], eager, exact, least if name.startswith("gradient/") else 0.0)
+    least = _faint(expected.eager)
+    for name in expected.eager:
+        error, budget = _error(name, found[name], expected, least.get(name, 0.0))
         if not error <= budget and (worst is None or error / budget > worst.error / worst.budget):
             worst = Difference(name, error, budget)
     return worst
 
 
-def _error(
-    found: torch.Tensor, eager: torch.Tensor, exact: torch.Tensor | None, least: float
-) -> tuple[float, float]:
+def _error(name: str, found: torch.Tensor, expected: Reference, least: float) -> tuple[float, float]:
     """Relative error and budget of one tensor; ``least`` is the size that counts for a smaller one."""
+    eager = expected.eager[name]
+    exact = None if expected.exact is None else expected.exact[name]
     if found.shape != eager.shape:
         return math.inf, 1.0
     if not eager.is_floating_point():
         return (0.0 if torch.equal(found, eager) else math.inf), 1.0
-    if exact is None:
-        return _apart(found, eager, least), RANDOM
     unit = torch.finfo(eager.dtype).eps
+    if exact is None:  # both are off, each in its own way
+        noise = expected.noise.get(name)
+        budget = RANDOM if noise is None else 2 * MARGIN * noise + 2 * SLACK * unit
+        return _apart(found, eager, least), budget
     return _apart(found, exact, least), MARGIN * _apart(eager, exact, least) + SLACK * unit
 
 

@@ -145,3 +145,17 @@ def test_a_gradient_of_rounding_noise_is_no_difference():
         k: v + 1e-9 * torch.randn_like(v) if k == "gradient/0.bias" else v for k, v in expected.eager.items()
     }
     assert check(noisy, expected) is None
+
+
+def test_dropout_has_a_budget_from_the_step_without_it(monkeypatch):
+    plant(monkeypatch, scaled(1 + 1e-4, "gelu"))  # under the fixed budget of random models
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Dropout(0.5), nn.Linear(16, 3))
+    step = step_of(net)
+    step.prepare(batch())
+    assert step.plan.graph == "eager"
+    monkeypatch.undo()
+    step = step_of(net)
+    step.prepare(batch())
+    assert step.plan.graph == "captured"
+    assert net[2].training

@@ -128,7 +128,7 @@ def train(args: argparse.Namespace, sifted: bool, progress: Progress) -> dict[st
     if run is not None:
         run.close()
     if step is not None:
-        progress.console.print(step.explain(), markup=False, highlight=False)
+        progress.console.print(str(step.explain()), markup=False, highlight=False)
 
     return {
         "accuracy": accuracy(model, test_images, test_labels),

@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from loopwise.errors import InputError
@@ -48,6 +49,13 @@ def arguments(
             "a Plan",
             "its text, or a dict of its fields",
             "pass Plan.from_json(text)",
+        )
+    if any(isinstance(module, FSDPModule) for module in model.modules()):
+        raise InputError(
+            "a model sharded by fully_shard",
+            "a model that each rank holds whole, with DDP around it or without",
+            "the step compares with copies of the model, which a shard cannot make",
+            "optimize() its blocks before fully_shard, and keep the usual loop",
         )
     if hasattr(model, "_orig_mod"):
         raise InputError(

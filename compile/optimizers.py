@@ -33,8 +33,11 @@ def _hooked(optimizer: Optimizer) -> bool:
 
 
 def choose(optimizer: Optimizer, kind: str) -> None:
-    """Switch ``optimizer`` in place to the implementation ``kind``; its state stays."""
-    if kind == "as_is":
+    """Switch ``optimizer`` in place to the implementation ``kind``; its state stays.
+
+    Where the user chose one, or there are no others, it stays as it is.
+    """
+    if kind == "as_is" or kind not in candidates(optimizer):
         return
     for group in optimizer.param_groups:
         group["fused"], group["foreach"] = kind == "fused", kind == "foreach"

@@ -19,7 +19,7 @@ from .passes import PASSES
 
 GRAPHS = ("eager", "captured", "inductor")
 LAYOUTS = ("as_is", "channels_last")
-OPTIMIZERS = ("as_is", "foreach", "fused", "compiled")
+OPTIMIZERS = ("as_is", "foreach", "fused")
 LEVELS = ("exact", "fast")
 
 

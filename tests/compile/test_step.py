@@ -185,8 +185,28 @@ def test_the_optimizer_is_measured_and_agrees():
     assert again._search.known
 
 
+def test_a_scheduler_goes_on_with_the_chosen_optimizer():
+    """A scheduler wraps the optimizer's step: the measured copies must not call the original's."""
+    ours, theirs = model(), model()
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in (ours, theirs)]
+    schedules = [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5) for optimizer in optimizers]
+    step = TrainStep(ours, CRITERION, optimizers[0])
+    step.prepare(batches()[0])
+    for batch in batches():
+        step(batch)
+        plain(theirs, optimizers[1], [batch])
+        for schedule in schedules:
+            schedule.step()
+    assert set(step._choice.seconds) == {"as_is", "foreach", "fused"}
+    same(ours.state_dict(), theirs.state_dict())
+
+
 def test_a_chosen_optimizer_stays():
     net = model()
+    chosen = torch.optim.AdamW(net.parameters(), foreach=True)
+    TrainStep(net, CRITERION, chosen, plan=Plan(optimizer="fused")).prepare(batches()[0])
+    assert chosen.param_groups[0]["foreach"] is True
+    assert not chosen.param_groups[0]["fused"]
     assert candidates(torch.optim.AdamW(net.parameters(), foreach=True)) == ["as_is"]
     assert candidates(torch.optim.AdamW(net.parameters(), fused=True)) == ["as_is"]
     assert candidates(torch.optim.LBFGS(net.parameters())) == ["as_is"]
@@ -238,6 +258,25 @@ def test_every_rank_has_the_same_plan_and_weights(ranks):
     (ours, expected), (others, _) = ranks(code)
     assert ours == others
     assert ours[0] == pytest.approx(expected, abs=2e-4)
+
+
+def test_a_sharded_model_is_refused(ranks):
+    code = """
+    from torch import nn
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from loopwise.compile import TrainStep
+    net = nn.Linear(6, 4)
+    fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+    try:
+        TrainStep(net, nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), lr=0.1))
+    except ValueError as error:
+        print(json.dumps(str(error)))
+    """
+    for said in ranks(code):
+        assert said.startswith(
+            "seen: a model sharded by fully_shard\nexpected: a model that each rank holds whole"
+        )
 
 
 def test_a_plan_is_json():

@@ -9,14 +9,16 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from loopwise.devices import native_dtype
 from loopwise.errors import InputError
 from loopwise.ranks import from_main
 
 from .backend import Log
+from .floor import Floor, floor_of
 from .gate import Reference, reference
 from .passes import PASSES
 from .plan import Plan
-from .shadow import Compute
+from .shadow import Compute, shadow, step_of
 from .trials import Trial, attempt, best_of, has_images, race
 
 BUDGETS = (0.7, 0.5, 0.3, 0.15, 0.0)
@@ -47,6 +49,8 @@ class Search:
     known: bool = False
     """The plan was pinned, or measured in an earlier run: only compared, not timed."""
     notes: list[str] = field(default_factory=list)
+    floor: Floor | None = None
+    """What no form of the step can be faster than, where forms were timed."""
 
 
 def choose(step: Step, batch: Any, known: Plan | None) -> Search:
@@ -62,7 +66,17 @@ def choose(step: Step, batch: Any, known: Plan | None) -> Search:
     best = trials[from_main(lambda: _place(trials, step))]
     if step.memory is not None and best.peak > step.memory:
         best = _within(step, batch, expected, trials)
-    return Search(trials, best)
+    return Search(trials, best, floor=_floor(step, eager.compute, batch))
+
+
+def _floor(step: Step, eager: Compute, batch: Any) -> Floor | None:
+    """``None`` where operations cannot be counted; that is no reason to stop."""
+    dtype = native_dtype(step.device) if step.level == "fast" else torch.float32
+    try:
+        with shadow(step.model):
+            return floor_of(step_of(eager, step.model, batch), step.device, dtype)
+    except Exception:
+        return None
 
 
 def _first_choice(step: Step) -> Plan:

@@ -37,7 +37,7 @@ class Explanation:
         if search is None:
             return cls(None, [], ["no batch yet: the plan is found at the first one"])
         rows = [_row(trial, trial is search.best) for trial in search.trials]
-        remarks = [*search.notes, *_break_even(search), *_optimizer(choice), *_passes(log)]
+        remarks = [*search.notes, *_break_even(search), *_floor(search), *_optimizer(choice), *_passes(log)]
         remarks += [f"could not be compiled: {failure}" for failure in log.failures]
         remarks += [f"graph break at {place}" for place in log.breaks]
         if log.graphs > 1:
@@ -80,6 +80,12 @@ def _break_even(search: Search) -> list[str]:
     if gain <= 0:
         return [f"slower than the eager step by {-1e3 * gain:.1f} ms, for its memory"]
     return [f"finding it took {spent:.1f} s, earned back after {spent / gain:,.0f} batches"]
+
+
+def _floor(search: Search) -> list[str]:
+    if search.floor is None or not search.floor.flops or not search.best.times:
+        return []
+    return [search.floor.beside(search.best.seconds)]
 
 
 def _optimizer(choice: Choice | None) -> list[str]:

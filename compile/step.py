@@ -288,7 +288,8 @@ def _by_plan(eager: Compute, plan: Plan, log: Log) -> Compute:
         return inner
 
     def compute(batch: Any) -> torch.Tensor:
-        return inner(batches.map_tensors(_channels_last, batch))
+        loss: torch.Tensor = inner(batches.map_tensors(_channels_last, batch))
+        return loss
 
     return compute
 

@@ -81,6 +81,11 @@ def test_finding_a_plan_leaves_no_trace(tune):
     text = str(step.explain())
     assert text.startswith("plan: ")
     assert "inductor" in text
+    if tune == "fast":
+        assert (
+            step._search.floor.flops == 3 * 2 * 8 * (6 * 16 + 16 * 3) - 2 * 8 * 6 * 16
+        )  # no gradient of the input
+        assert "floor: its matrix products at the speed of a large one" in text
 
 
 def test_a_compiled_step_trains_as_the_eager_one():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 import types
@@ -54,7 +55,7 @@ class Backend:
         start = time.perf_counter()
         self.log.graphs += 1
         for name in self.plan.passes:
-            self.log.outcomes += PASSES[name](gm)
+            self._pass(name, gm)
         try:
             return self._compiled(gm, example_inputs)
         except Exception as error:  # training goes on, as if it had not been compiled
@@ -68,6 +69,19 @@ class Backend:
             return gm.forward
         finally:
             self.log.seconds += time.perf_counter() - start
+
+    def _pass(self, name: str, gm: fx.GraphModule) -> None:
+        """Apply a pass; the graph is as it was before where the pass fails."""
+        before = copy.deepcopy(gm.graph)
+        try:
+            self.log.outcomes += PASSES[name](gm)
+        except Exception as error:
+            gm.graph = before
+            gm.recompile()
+            what = name.replace("_", " ")
+            self.log.outcomes.append(
+                Outcome(False, "the graph", f"it failed: {first_line(error)}", what=what)
+            )
 
     def _compiled(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
         if self.plan.graph != "inductor":

@@ -66,6 +66,19 @@ def test_a_wrong_pass_is_caught_and_named(monkeypatch, by, place):
     assert "is off by" in text
 
 
+def test_a_pass_that_fails_leaves_the_graph(monkeypatch):
+    def failing(gm):
+        node = next(n for n in gm.graph.nodes if "gelu" in str(n.target))
+        node.replace_all_uses_with(node.args[0])
+        raise KeyError("a bug")
+
+    monkeypatch.setitem(PASSES, "loss_head", failing)
+    step = step_of(model())
+    step.prepare(batch())
+    assert step.plan.graph == "captured"
+    assert "loss head at the graph: left as it is: it failed: KeyError: 'a bug'" in str(step.explain())
+
+
 def test_a_wrong_pass_after_a_recompilation_steps_back(monkeypatch):
     net = model()
     step = step_of(net)

@@ -3,6 +3,7 @@
 import copy
 import io
 import os
+import re
 import subprocess
 import sys
 
@@ -122,8 +123,8 @@ def test_data_dependent_control_flow_runs():
     expected = loss(net, data).item()
     assert step(data).item() == pytest.approx(expected)
     assert step.plan.graph == "captured"
-    place = "test_ways_in.py:115 (return CRITERION(out, batch[1]) * (2.0 if out.sum() > 0 else 1.0)): "
-    assert place + "a branch on a tensor's value: use torch.where" in str(step.explain())
+    line = r"graph break at .*test_ways_in.py:\d+ \(return CRITERION.*\): a branch on a tensor's value: use torch.where"
+    assert re.search(line, str(step.explain()))
     assert "2 graphs were compiled: graph breaks, or other shapes" in str(step.explain())
 
 

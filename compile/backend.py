@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import time
 import types
 import warnings
 from collections.abc import Callable, Sequence
@@ -30,8 +29,6 @@ class Log:
 
     graphs: int = 0
     """Graphs handed to the backend; more than one for a model and shape means graph breaks."""
-    seconds: float = 0.0
-    """In the backend: passes and compiling the forward graph (the backward graph follows at its first use)."""
     outcomes: list[Outcome] = field(default_factory=list)
     """What each pass rewrote, and what it left and why."""
     failures: list[str] = field(default_factory=list)
@@ -52,7 +49,6 @@ class Backend:
         self.plan, self.log = plan, log
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], **unknown: Any) -> Compiled:
-        start = time.perf_counter()
         self.log.graphs += 1
         for name in self.plan.passes:
             self._pass(name, gm)
@@ -67,8 +63,6 @@ class Backend:
                 stacklevel=2,
             )
             return gm.forward
-        finally:
-            self.log.seconds += time.perf_counter() - start
 
     def _pass(self, name: str, gm: fx.GraphModule) -> None:
         """Apply a pass; the graph is as it was before where the pass fails."""

@@ -63,7 +63,7 @@ def choose(step: Step, batch: Any, known: Plan | None) -> Search:
         return _without_race(step, batch, eager, expected, known or _first_choice(step))
     trials = [eager, *_rewritten(step, batch, expected)]
     race(trials, step.model, batch, step.device)
-    best = trials[from_main(lambda: _place(trials, step))]
+    best = trials[from_main(lambda: trials.index(best_of(trials)))]
     if step.memory is not None and best.peak > step.memory:
         best = _within(step, batch, expected, trials)
     return Search(trials, best, floor=_floor(step, eager.compute, batch))
@@ -134,10 +134,6 @@ def _useful(trial: Trial) -> tuple[str, ...]:
     """The passes of a trial that rewrote something."""
     rewrote = {outcome.what.replace(" ", "_") for outcome in trial.log.outcomes if outcome.rewritten}
     return tuple(name for name in trial.plan.passes if name in rewrote)
-
-
-def _place(trials: list[Trial], step: Step) -> int:
-    return next(n for n, trial in enumerate(trials) if trial is best_of(trials))
 
 
 def _within(step: Step, batch: Any, expected: Reference, trials: list[Trial]) -> Trial:

@@ -8,10 +8,10 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from loopwise.errors import InputError
+from loopwise.model import is_sharded
 
 from .plan import LEVELS, Plan, one_of
 
@@ -50,7 +50,7 @@ def arguments(
             "its text, or a dict of its fields",
             "pass Plan.from_json(text)",
         )
-    if any(isinstance(module, FSDPModule) for module in model.modules()):
+    if is_sharded(model):
         raise InputError(
             "a model sharded by fully_shard",
             "a model that each rank holds whole, with DDP around it or without",

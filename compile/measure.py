@@ -10,10 +10,14 @@ from typing import Any
 import torch
 import torch.autograd.profiler_legacy
 
-from loopwise.devices import wait_for
-
 Step = Callable[[], Any]
 WARM, REPEATS = 2, 7
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when everything that was asked of ``device`` is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def seconds(

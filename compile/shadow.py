@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from loopwise import batch as batches
+from loopwise.model import unwrapped
 from loopwise.preserve import preserve
 
 from . import door
@@ -39,13 +40,6 @@ def total(loss: torch.Tensor) -> torch.Tensor:
     """The number that backward starts from: the loss, or the mean of one loss a sample."""
     door.trainable(loss)
     return loss.mean() if loss.ndim else loss
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model without DDP's wrapper."""
-    while isinstance(model, DistributedDataParallel):
-        model = model.module
-    return model
 
 
 def observe(compute: Compute, model: nn.Module, batch: Any) -> Observed:

@@ -11,11 +11,12 @@ from torch import nn
 
 from loopwise import batch as batches
 from loopwise import random_state
+from loopwise.model import unwrapped
 
 from . import optimizers
 from .gate import MARGIN, SLACK, Difference
 from .plan import Plan
-from .shadow import Compute, total, unwrapped
+from .shadow import Compute, total
 
 Make = Callable[[nn.Module, Any, Plan], Compute]
 """From a model, a loss and a plan to the computation of a batch's loss."""

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from loopwise import batch as batches
-from loopwise.devices import native_dtype
+from loopwise.devices import channels_last, native_dtype
 from loopwise.loss import pair, takes_model
 from loopwise.ranks import from_main
 
@@ -288,14 +288,10 @@ def _by_plan(eager: Compute, plan: Plan, log: Log) -> Compute:
         return inner
 
     def compute(batch: Any) -> torch.Tensor:
-        loss: torch.Tensor = inner(batches.map_tensors(_channels_last, batch))
+        loss: torch.Tensor = inner(batches.map_tensors(channels_last, batch))
         return loss
 
     return compute
-
-
-def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def shape_of(batch: Any) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from loopwise.errors import InputError
+from loopwise.model import is_sharded
 
 from .choose import PLANNABLE
 from .policies import Policy
@@ -94,7 +94,7 @@ def needs(policy: Policy, score_every: int, criterion: bool) -> None:
 
 def sharded(model: nn.Module, score_every: int, auto: bool) -> bool:
     """Whether ``model`` is sharded by FSDP; then nothing that a rank decides by itself may stop a scoring pass."""
-    found = any(isinstance(module, FSDPModule) for module in model.modules())
+    found = is_sharded(model)
     if found and score_every and auto:
         raise InputError(
             f"a model sharded by fully_shard with auto=True and score_every={score_every}",

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.nn.parallel import DistributedDataParallel
 
 from loopwise import batch as batches
-from loopwise.devices import native_dtype
+from loopwise.devices import channels_last, native_dtype
 from loopwise.errors import InputError
 from loopwise.loss import pair, takes_model
+from loopwise.model import is_sharded, unwrapped
 from loopwise.preserve import preserve
 
 from .compiled import WhenItPays
@@ -84,11 +84,9 @@ class Scorer:
         compiled: bool | str = False,
         needs: frozenset[str] = frozenset(),
     ) -> None:
-        while isinstance(model, DistributedDataParallel):
-            model = model.module
-        self.model = model
-        self.sharded = any(isinstance(module, FSDPModule) for module in model.modules())
-        self.scored = _Scored(model, loss, needs)
+        self.model = unwrapped(model)
+        self.sharded = is_sharded(self.model)
+        self.scored = _Scored(self.model, loss, needs)
         self.dtype = dtype
         plain = "gradients" in needs or (compiled == "auto" and self.sharded)  # ranks must not differ
         self._trial = WhenItPays(self._plain, torch.compile)
@@ -161,7 +159,7 @@ class Scorer:
             if images and weight.ndim == 4 and type(weight) is nn.Parameter
         }
         found: _Found = self._trial.run(
-            weights, batches.map_tensors(_channels_last, batch) if weights else batch
+            weights, batches.map_tensors(channels_last, batch) if weights else batch
         )
         return found
 
@@ -174,10 +172,6 @@ class Scorer:
         if isinstance(self.dtype, torch.dtype):
             return self.dtype
         return native_dtype(device)
-
-
-def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def checked(losses: Any, size: int) -> torch.Tensor:

@@ -19,6 +19,11 @@ from torch.distributed.distributed_c10d import PrefixStore, _get_default_store, 
 from loopwise.errors import StateError
 from loopwise.ranks import rank, world_size
 
+
+class Elsewhere(Exception):
+    """Another rank could not make its batch; it posts why, and ``go`` raises that here."""
+
+
 _loaders = itertools.count()  # ranks make their loaders in the same order, as they make their modules
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .agree import Elsewhere
 from .buffer import Part
 from .sieve import FRESH, Sieve
 from .source import Given
@@ -38,7 +39,9 @@ class InStep(Sieve):
             said = self.agreement.share(_TROUBLE if trouble else _SCORES if pool and pool[1] else over)
             if trouble:
                 raise trouble
-            if _TROUBLE in said or _OVER in said:  # the agreement that follows says which to everyone
+            if _TROUBLE in said:
+                raise Elsewhere
+            if _OVER in said:
                 self._leave(pool[0] if pool else [])
                 return part
             if pool:

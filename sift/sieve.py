@@ -12,7 +12,7 @@ import torch
 from loopwise import batch as batches
 from loopwise.errors import InputError
 
-from .agree import Agreement
+from .agree import Agreement, Elsewhere
 from .buffer import Buffer, Concatenate, Part, join
 from .choose import Chooser
 from .memory import Memory
@@ -109,6 +109,8 @@ class Sieve:
         self._ahead, text = None, ""
         try:
             self._ahead = self._made()
+        except Elsewhere:
+            return
         except Exception as error:  # raised when this batch's turn comes, on every rank
             self._trouble, text = error, f"{type(error).__name__}: {error}"
         self.agreement.post(self._ahead is not None, text)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from loopwise.preserve import preserve
+
 from .shadow import Compute, Observed, in_double, observe
 
 MARGIN = 4.0
@@ -107,7 +109,7 @@ def _draws(compute: Compute, model: nn.Module, batch: Any) -> bool:
     """Whether the step's result depends on the random state."""
     losses = []
     for seed in (0, 1):
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with preserve(model), torch.no_grad():
             torch.manual_seed(seed)
             losses.append(compute(batch))
     return not torch.equal(*losses)

@@ -61,7 +61,8 @@ class TrainStep:
             (``"6GiB"``), or as a fraction of the device's memory; solved by recomputing activations.
         tune: ``off``: compile without measuring; ``fast``: measure the usual forms; ``max``: more of them.
         plan: use this plan instead of finding one; it is still compared with the eager step.
-        verify: compare with the eager step at the first batch and after each recompilation.
+        verify: compare again after each recompilation and when a loss is not finite; at the first batch
+            the step is compared in any case.
 
     Raises:
         InputError: arguments, losses or batches that cannot be used; a memory budget that cannot be met.

@@ -16,6 +16,7 @@ from torch import fx
 
 from loopwise.errors import InputError
 
+from . import regions
 from .passes import PASSES, Outcome
 from .plan import Plan
 
@@ -33,8 +34,15 @@ class Log:
     """What each pass rewrote, and what it left and why."""
     failures: list[str] = field(default_factory=list)
     """Graphs that could not be compiled and run by eager kernels."""
+    regions: list[str] = field(default_factory=list)
+    """A line for each graph whose repeated blocks were compiled once."""
     breaks: list[str] = field(default_factory=list)
     """Graph breaks: the user's line, what happened and how to avoid it."""
+
+    @property
+    def saved_bytes(self) -> int:
+        """Of tensors that the passes keep from being made."""
+        return sum(outcome.saved_bytes for outcome in self.outcomes if outcome.rewritten)
 
 
 class Backend:
@@ -80,6 +88,12 @@ class Backend:
     def _compiled(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
         if self.plan.graph != "inductor":
             return gm.forward
+        if self.plan.regions and (pieces := regions.find(gm)):
+            self.log.regions.append(regions.counted(pieces))
+            return regions.compiled(gm, example_inputs, pieces, self._by_inductor)
+        return self._by_inductor(gm, example_inputs)
+
+    def _by_inductor(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
         from torch._inductor.compile_fx import compile_fx
 
         patches: dict[str, Any] = {"fallback_random": self.plan.level == "exact"}
@@ -96,7 +110,13 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
-OPTIONS: dict[str, Any] = {"level": "exact", "budget": 1.0, "passes": tuple(PASSES), "autotune": False}
+OPTIONS: dict[str, Any] = {
+    "level": "exact",
+    "budget": 1.0,
+    "passes": tuple(PASSES),
+    "autotune": False,
+    "regions": False,
+}
 """Options of ``torch.compile(model, backend="loopwise", options={...})`` and their defaults."""
 
 

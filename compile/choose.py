@@ -23,6 +23,9 @@ from .trials import Trial, attempt, best_of, has_images, race
 
 BUDGETS = (0.7, 0.5, 0.3, 0.15, 0.0)
 """Shares of activations to save that are tried, in this order, to get below a memory budget."""
+CERTAIN = 16 * 2**20
+"""Bytes of tensors not materialised from which on the passes are not doubted: Inductor's form is tried with
+them only, unless ``tune="max"`` (one compilation less)."""
 
 
 class Step(Protocol):
@@ -81,7 +84,7 @@ def _floor(step: Step, eager: Compute, batch: Any) -> Floor | None:
 
 def _first_choice(step: Step) -> Plan:
     """What is used where nothing is to be measured."""
-    return Plan(graph="inductor", passes=tuple(PASSES), level=step.level)
+    return Plan(graph="inductor", passes=tuple(PASSES), level=step.level, regions=True)
 
 
 def _without_race(step: Step, batch: Any, eager: Trial, expected: Reference, plan: Plan) -> Search:
@@ -96,21 +99,28 @@ def _without_race(step: Step, batch: Any, eager: Trial, expected: Reference, pla
 
 def _rewritten(step: Step, batch: Any, expected: Reference) -> list[Trial]:
     """The plans beside the eager one that make sense for this model, each tried once."""
-    base = Plan(level=step.level)
+    base, whole = Plan(level=step.level), step.tune == "max"
 
     def tried(**changes: Any) -> Trial:
-        return attempt(base.changed(**changes), step.make, step.model, batch, expected)
+        trial = attempt(base.changed(**changes), step.make, step.model, batch, expected)
+        if not trial.log.regions:
+            trial.plan = trial.plan.changed(regions=False)
+        return trial
 
     found = _with_passes(tried)
-    passes = found[0].plan.passes if found and found[0].compute is not None else ()
+    best = found[0] if found and found[0].compute is not None else None
+    passes = best.plan.passes if best is not None else ()
     if images := has_images(step.model):
         found.append(tried(layout="channels_last"))
-    found.append(tried(graph="inductor"))
+    if whole or best is None or best.log.saved_bytes < CERTAIN:
+        found.append(tried(graph="inductor", regions=True))
     if passes:
+        found.append(tried(graph="inductor", passes=passes, regions=True))
+    if whole and found[-1].plan.regions:
         found.append(tried(graph="inductor", passes=passes))
     if images:
-        found.append(tried(graph="inductor", layout="channels_last"))
-    if step.tune == "max":
+        found.append(tried(graph="inductor", layout="channels_last", regions=True))
+    if whole:
         found.append(tried(graph="inductor", passes=passes, autotune=True))
     return found
 
@@ -141,7 +151,7 @@ def _within(step: Step, batch: Any, expected: Reference, trials: list[Trial]) ->
     assert step.memory is not None
     passes = next((trial.plan.passes for trial in trials if trial.plan.passes and trial.compute), ())
     for budget in BUDGETS:
-        plan = Plan(graph="inductor", passes=passes, budget=budget, level=step.level)
+        plan = Plan(graph="inductor", passes=passes, budget=budget, level=step.level, regions=True)
         trial = attempt(plan, step.make, step.model, batch, expected)
         race([trial], step.model, batch, step.device)
         trials.append(trial)

@@ -40,6 +40,7 @@ class Explanation:
         remarks = [*search.notes, *_break_even(search), *_floor(search), *_optimizer(choice), *_passes(log)]
         remarks += [f"could not be compiled: {failure}" for failure in log.failures]
         remarks += [f"graph break at {place}" for place in log.breaks]
+        remarks += log.regions
         if log.graphs > 1:
             remarks.append(f"{log.graphs} graphs were compiled: graph breaks, or other shapes")
         if shapes:

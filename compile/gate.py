@@ -13,7 +13,7 @@ from torch import nn
 
 from loopwise.preserve import preserve
 
-from .shadow import Compute, Observed, in_double, observe
+from .shadow import Compute, Observed, in_double, observe, observe_draws
 
 MARGIN = 4.0
 """A candidate may be this many times further from float64 than the eager step is."""
@@ -72,10 +72,11 @@ def reference(eager: Compute, compute: Any, model: nn.Module, loss: Any, batch: 
     try:
         twin, criterion, doubled = in_double(model, loss, batch)
         exactly = compute(twin, criterion)
-        if not _draws(exactly, twin, doubled):
-            return Reference(found, observe(exactly, twin, doubled))
+        exact, drew = observe_draws(exactly, twin, doubled)
+        if not drew or not _differs(exactly, twin, doubled):
+            return Reference(found, exact)
         with _quiet(twin), _quiet(model):
-            if _draws(exactly, twin, doubled):
+            if _differs(exactly, twin, doubled):
                 return Reference(found, None)
             exact, calm = observe(exactly, twin, doubled), observe(eager, model, batch)
     except Exception:  # an op without float64, a model that cannot be copied: compare with eager alone
@@ -105,7 +106,7 @@ def _faint(observed: Observed) -> dict[str, float]:
     return dict.fromkeys(gradients, least)
 
 
-def _draws(compute: Compute, model: nn.Module, batch: Any) -> bool:
+def _differs(compute: Compute, model: nn.Module, batch: Any) -> bool:
     """Whether the step's result depends on the random state."""
     losses = []
     for seed in (0, 1):

@@ -11,7 +11,7 @@ import torch
 import torch.autograd.profiler_legacy
 
 Step = Callable[[], Any]
-WARM, REPEATS = 2, 7
+WARM, REPEATS, LEAST = 2, 7, 4
 
 
 def wait_for(device: torch.device) -> None:
@@ -21,11 +21,21 @@ def wait_for(device: torch.device) -> None:
 
 
 def seconds(
-    steps: dict[str, Step], device: torch.device, repeats: int = REPEATS, warm: int = WARM
+    steps: dict[str, Step],
+    device: torch.device,
+    repeats: int = REPEATS,
+    warm: int = WARM,
+    budget: float = float("inf"),
 ) -> dict[str, list[float]]:
-    """Seconds of each step, interleaved (A B C A B C ...), so that a drifting machine drifts for all."""
+    """Seconds of each step, interleaved (A B C A B C ...), so that a drifting machine drifts for all.
+
+    Once it has taken ``budget`` seconds, ``LEAST`` repeats are enough.
+    """
     found: dict[str, list[float]] = {name: [] for name in steps}
+    begin = time.perf_counter()
     for number in range(warm + repeats):
+        if number >= warm + LEAST and time.perf_counter() - begin > budget:
+            break
         for name, step in steps.items():
             wait_for(device)
             start = time.perf_counter()

@@ -39,6 +39,7 @@ class Plan:
         level: ``exact``: nothing beyond the order of floating-point additions; ``fast``: autocast to
             the dtype that the device multiplies fastest, which changes the numbers.
         autotune: kernels chosen by timing (``max_autotune_gemm``).
+        regions: repeated blocks of the model are found in its graph and compiled once.
     """
 
     graph: str = "eager"
@@ -48,6 +49,7 @@ class Plan:
     budget: float = 1.0
     level: str = "exact"
     autotune: bool = False
+    regions: bool = False
 
     def __post_init__(self) -> None:
         choices = {"graph": GRAPHS, "layout": LAYOUTS, "optimizer": OPTIMIZERS, "level": LEVELS}
@@ -89,6 +91,7 @@ class Plan:
         parts += [name.replace("_", " ") for name in self.passes]
         parts += [self.layout] * (self.layout != default.layout)
         parts += [f"budget {self.budget:g}"] * (self.budget < 1) + ["autotuned"] * self.autotune
+        parts += ["regions"] * self.regions
         parts += [f"{self.optimizer} optimizer"] * (self.optimizer != default.optimizer)
         return " + ".join(parts)
 

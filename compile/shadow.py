@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves
 
 from loopwise import batch as batches
+from loopwise import random_state
 from loopwise.model import unwrapped
 from loopwise.preserve import preserve
 
@@ -44,16 +46,29 @@ def total(loss: torch.Tensor) -> torch.Tensor:
 
 def observe(compute: Compute, model: nn.Module, batch: Any) -> Observed:
     """One forward and backward pass: loss, gradients by parameter, and buffers after it; all restored."""
+    return observe_draws(compute, model, batch)[0]
+
+
+def observe_draws(compute: Compute, model: nn.Module, batch: Any) -> tuple[Observed, bool]:
+    """As ``observe``, and whether the pass drew random numbers."""
     with shadow(model):
+        before = _randomness()
         loss = total(compute(batch))
         loss.backward()  # type: ignore[no-untyped-call]
+        drew = before != _randomness()
         found = {"loss": loss.detach().clone()}
         inner = unwrapped(model)
         for name, parameter in inner.named_parameters():
             if parameter.grad is not None:
                 found[f"gradient/{name}"] = parameter.grad.detach().clone()
         found |= {f"buffer/{name}": buffer.detach().clone() for name, buffer in inner.named_buffers()}
-    return found
+    return found, drew
+
+
+def _randomness() -> list[Any]:
+    """The random states of Python, NumPy, torch and its devices, to compare."""
+    leaves = tree_leaves(random_state.get())
+    return [leaf.tolist() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
 
 
 def step_of(compute: Compute, model: nn.Module, batch: Any) -> Callable[[], None]:

@@ -23,6 +23,8 @@ from .shadow import Compute, observe, shadow, step_of
 
 TIE = 0.02
 """A plan must be faster than a simpler one by this share of its time: less is noise."""
+BUDGET = 10.0
+"""Seconds of timing after which fewer repeats are enough."""
 Make = Callable[[Plan, Log], Compute]
 """From a plan to the computation of a batch's loss by it."""
 
@@ -110,7 +112,7 @@ def race(trials: list[Trial], model: nn.Module, batch: Any, device: torch.device
     running = {str(n): trial for n, trial in enumerate(trials) if trial.compute is not None}
     with shadow(model):
         steps = {name: _in_layout(trial, model, batch) for name, trial in running.items()}
-        for name, times in seconds(steps, device).items():
+        for name, times in seconds(steps, device, warm=1, budget=BUDGET).items():
             running[name].times = times
         for name, trial in running.items():
             model.zero_grad(set_to_none=True)

@@ -11,7 +11,7 @@ from torch import nn
 
 from loopwise.devices import native_dtype
 from loopwise.errors import InputError
-from loopwise.ranks import from_main
+from loopwise.ranks import anywhere, from_main
 
 from .backend import Log
 from .floor import Floor, floor_of
@@ -52,24 +52,35 @@ class Search:
     known: bool = False
     """The plan was pinned, or measured in an earlier run: only compared, not timed."""
     notes: list[str] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
+    """Of the eager step by tensor, relative, as far as they were measured."""
     floor: Floor | None = None
     """What no form of the step can be faster than, where forms were timed."""
 
 
-def choose(step: Step, batch: Any, known: Plan | None) -> Search:
-    """Try plans on ``batch`` and say which one stays.  Collective under DDP: rank 0's times decide."""
+def choose(step: Step, batch: Any, known: Plan | None, noise: dict[str, float] | None = None) -> Search:
+    """Try plans on ``batch`` and say which one stays.  Collective under DDP: rank 0's times decide.
+
+    Args:
+        step: the training step.
+        batch: a batch of usual shape.
+        known: a plan that is only compared, not timed.
+        noise: the eager step's errors where ``known`` was measured.
+    """
     eager = Trial(Plan(level=step.level))
     eager.compute = step.make(eager.plan, eager.log)
     assert eager.compute is not None
-    expected = reference(eager.compute, step.computation, step.model, step.loss, batch)
+    expected = reference(eager.compute, step.computation, step.model, step.loss, batch, noise)
     if known is not None or step.tune == "off":
-        return _without_race(step, batch, eager, expected, known or _first_choice(step))
+        search = _without_race(step, batch, eager, expected, known or _first_choice(step))
+        wrong = search.trials[-1].difference is not None
+        return choose(step, batch, known) if noise and anywhere(wrong) else search
     trials = [eager, *_rewritten(step, batch, expected)]
     race(trials, step.model, batch, step.device)
     best = trials[from_main(lambda: trials.index(best_of(trials)))]
     if step.memory is not None and best.peak > step.memory:
         best = _within(step, batch, expected, trials)
-    return Search(trials, best, floor=_floor(step, eager.compute, batch))
+    return Search(trials, best, errors=expected.errors(), floor=_floor(step, eager.compute, batch))
 
 
 def _floor(step: Step, eager: Compute, batch: Any) -> Floor | None:
@@ -88,13 +99,15 @@ def _first_choice(step: Step) -> Plan:
 
 
 def _without_race(step: Step, batch: Any, eager: Trial, expected: Reference, plan: Plan) -> Search:
+    errors = expected.errors()
     if plan.graph == "eager" and plan.layout == "as_is":
         eager.plan = plan
-        return Search([eager], eager, known=True)
+        return Search([eager], eager, known=True, errors=errors)
     trial = attempt(plan, step.make, step.model, batch, expected)
     if trial.compute is not None:
-        return Search([eager, trial], trial, known=True)
-    return Search([eager, trial], eager, known=True, notes=[f"{plan}: {trial.refused}"])
+        return Search([eager, trial], trial, known=True, errors=errors)
+    notes = [f"{plan}: {trial.refused}"]
+    return Search([eager, trial], eager, known=True, notes=notes, errors=errors)
 
 
 def _rewritten(step: Step, batch: Any, expected: Reference) -> list[Trial]:

@@ -55,10 +55,24 @@ class Reference:
     exact: Observed | None
     """``None``: the model draws random numbers, or its copy in float64 does not run."""
     noise: dict[str, float] = field(default_factory=dict)
-    """Of a model that draws random numbers: relative errors of the eager step by tensor, without the draws."""
+    """Where ``exact`` is missing: relative errors of the eager step by tensor, measured without the random
+    draws or in an earlier run."""
+
+    def errors(self) -> dict[str, float]:
+        """Relative errors of the eager step by tensor, to be kept for a later run."""
+        if self.exact is None:
+            return self.noise
+        return _errors(self.eager, self.exact)
 
 
-def reference(eager: Compute, compute: Any, model: nn.Module, loss: Any, batch: Any) -> Reference:
+def reference(
+    eager: Compute,
+    compute: Any,
+    model: nn.Module,
+    loss: Any,
+    batch: Any,
+    noise: dict[str, float] | None = None,
+) -> Reference:
     """Observe the eager step and its float64 twin.
 
     Args:
@@ -67,8 +81,11 @@ def reference(eager: Compute, compute: Any, model: nn.Module, loss: Any, batch: 
         model: the model in training.
         loss: the loss of the step.
         batch: the batch to compare on.
+        noise: ``errors()`` of an earlier run in the same situation; then nothing is run in float64.
     """
     found = observe(eager, model, batch)
+    if noise:
+        return Reference(found, None, noise)
     try:
         twin, criterion, doubled = in_double(model, loss, batch)
         exactly = compute(twin, criterion)
@@ -81,9 +98,12 @@ def reference(eager: Compute, compute: Any, model: nn.Module, loss: Any, batch: 
             exact, calm = observe(exactly, twin, doubled), observe(eager, model, batch)
     except Exception:  # an op without float64, a model that cannot be copied: compare with eager alone
         return Reference(found, None)
-    least = _faint(calm)
-    noise = {n: _apart(v, exact[n], least.get(n, 0.0)) for n, v in calm.items() if v.is_floating_point()}
-    return Reference(found, None, noise)
+    return Reference(found, None, _errors(calm, exact))
+
+
+def _errors(observed: Observed, exact: Observed) -> dict[str, float]:
+    least = _faint(observed)
+    return {n: _apart(v, exact[n], least.get(n, 0.0)) for n, v in observed.items() if v.is_floating_point()}
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,21 +128,24 @@ def folder() -> Path:
     return Path(given) if given else Path.home() / ".cache" / "loopwise"
 
 
-def recall(digest: str) -> Plan | None:
-    """The plan that was measured in this situation before, if it can be read."""
+def recall(digest: str) -> tuple[Plan, dict[str, float]] | None:
+    """The plan that was measured in this situation before and the eager step's errors, if they can be read."""
     try:
-        return Plan.from_json((folder() / "plans" / f"{digest}.json").read_text())
-    except (OSError, ValueError):
+        kept = json.loads((folder() / "plans" / f"{digest}.json").read_text())
+        noise = {str(name): float(error) for name, error in kept["errors"].items()}
+        return Plan.from_json(json.dumps(kept["plan"])), noise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def remember(digest: str, plan: Plan) -> None:
-    """Keep a measured plan; a folder that cannot be written is no reason to stop."""
+def remember(digest: str, plan: Plan, noise: dict[str, float]) -> None:
+    """Keep a measured plan and the eager step's errors; a folder that cannot be written is no reason to stop."""
     path = folder() / "plans" / f"{digest}.json"
+    finite = {name: error for name, error in noise.items() if math.isfinite(error)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         own = path.with_suffix(f".{os.getpid()}")
-        own.write_text(plan.to_json())
+        own.write_text(json.dumps({"plan": dataclasses.asdict(plan), "errors": finite}))
         os.replace(own, path)
     except OSError:
         return

@@ -142,12 +142,13 @@ class TrainStep:
         digest = plans.situation(
             self.model, self.optimizer, self._usual, (self.level, self.memory, self.tune)
         )
-        known = self.plan if self._pinned else from_main(lambda: plans.recall(digest))
-        self._search = choose(self, batch, known)
-        best = self._search.best
+        kept = None if self._pinned else from_main(lambda: plans.recall(digest))
+        known, noise = kept or (self.plan, None)
+        self._search = search = choose(self, batch, known, noise)
+        best = search.best
         self.plan, self._log = best.plan, best.log
         self._guards = len(recompilations())
-        eager = self._search.trials[0]
+        eager = search.trials[0]
         if best is not eager and best.times and self.memory is None and self.device.type == "cpu":
             self._pace = Pace(eager.seconds)  # on a GPU a clock would have to wait for each step
         assert best.compute is not None
@@ -157,7 +158,7 @@ class TrainStep:
             optimizers.choose(self.optimizer, self.plan.optimizer)
         lay_out(self.model, self.plan.layout)
         if not self._pinned and known is None and self.tune != "off":
-            from_main(lambda: plans.remember(digest, best.plan))
+            from_main(lambda: plans.remember(digest, best.plan, search.errors))
         self._digest = digest
 
     def make(self, plan: Plan, log: Log) -> Compute:
@@ -167,12 +168,13 @@ class TrainStep:
     def _choose_optimizer(self) -> None:
         """With the first gradients: which implementation of the update is the fastest."""
         assert self.plan is not None
+        assert self._search is not None
         self._updated = True
         self._choice = from_main(lambda: optimizers.measured(self.optimizer, self.device))
         self.plan = self.plan.changed(optimizer=self._choice.kind)
         optimizers.choose(self.optimizer, self._choice.kind)
-        plan = self.plan
-        from_main(lambda: plans.remember(self._digest, plan))
+        plan, errors = self.plan, self._search.errors
+        from_main(lambda: plans.remember(self._digest, plan, errors))
 
     # -- a step ---------------------------------------------------------------------------------
 

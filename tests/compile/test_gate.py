@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from loopwise.compile import Plan, TrainStep
+from loopwise.compile import Plan, TrainStep, choose, gate, trials
 from loopwise.compile.gate import Reference, check, reference
 from loopwise.compile.passes import PASSES, Outcome
 from loopwise.compile.shadow import observe
@@ -184,3 +184,26 @@ def test_buffers_are_compared_with_those_of_one_exact_pass():
         torch.testing.assert_close(expected.exact[name].float(), expected.eager[name])
     wrong = expected.eager | {"buffer/1.running_var": expected.eager["buffer/1.running_var"] * 1.001}
     assert check(wrong, expected).tensor == "buffer/1.running_var"
+
+
+def test_a_later_run_needs_no_float64_unless_it_doubts(monkeypatch):
+    doubled, real = [], gate.in_double
+    monkeypatch.setattr(gate, "in_double", lambda *given: doubled.append(1) or real(*given))
+    monkeypatch.setattr(choose, "best_of", lambda trials: trials[1])
+    monkeypatch.setattr(
+        choose, "_rewritten", lambda step, *given: [trials.attempt(CAPTURED, step.make, step.model, *given)]
+    )
+    net, data = model(), batch()
+
+    def plan_of_a_run():
+        step = TrainStep(net, CRITERION, torch.optim.SGD(net.parameters(), lr=0.1))
+        step.prepare(data)
+        return step.plan
+
+    assert plan_of_a_run() == CAPTURED
+    assert len(doubled) == 1
+    assert plan_of_a_run() == CAPTURED
+    assert len(doubled) == 1  # by the errors that the first run kept
+    plant(monkeypatch, scaled(1.01, "gelu"))
+    assert plan_of_a_run().graph == "eager"
+    assert len(doubled) == 2

@@ -157,7 +157,7 @@ class TrainStep:
         if self._updated:
             optimizers.choose(self.optimizer, self.plan.optimizer)
         lay_out(self.model, self.plan.layout)
-        if not self._pinned and known is None and self.tune != "off":
+        if not self._pinned and known is None:
             from_main(lambda: plans.remember(digest, best.plan, search.errors))
         self._digest = digest
 

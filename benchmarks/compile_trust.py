@@ -1,0 +1,268 @@
+"""How soon a compiled training step is there, what its checks catch, and how well memory is foretold."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import harness
+from .compile import loop, optimizer_of
+from .harness import Runs
+from .models import MODELS
+from .models.language import gpt
+from .record import ROOT, Row
+
+CLAIM = "compile_trust"
+QUICK = False
+LAYERS, VOCABULARY = 12, 8192
+PLANTED = 50
+"""Wrong and slow passes each, in a run."""
+HARMLESS = 2e-5
+"""A relative change of no tensor by more than this is no wrong pass: float32 is off by as much."""
+SIZED = ("gpt-8k", "bert", "resnet18", "vit_tiny")
+
+
+# -- cold start -------------------------------------------------------------------------------------
+
+
+def first_step(form: str, seed: int) -> None:
+    """Print the processor seconds until the first training step of a 12-layer GPT is done, compilers included."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    model, loss, batch = gpt(VOCABULARY, 2 if QUICK else LAYERS)
+    from loopwise.compile import TrainStep
+
+    before = sum(os.times()[:4])
+    if form == "torch.compile":
+        model.compile()
+        step: Any = loop(model, loss, optimizer_of(model))
+    else:
+        step = TrainStep(
+            model, loss, optimizer_of(model), tune="off" if form == "compiled at once" else "fast"
+        )
+    step(batch)
+    print(sum(os.times()[:4]) - before)
+
+
+def cold(seed: int) -> dict[str, float]:
+    """Each form in a process of its own, with an empty cache, and again with what the first one left."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for form in ("torch.compile", "compiled at once", "measured"):
+            own = f"{folder}/{form.replace(' ', '_')}"
+            places = {"TORCHINDUCTOR_CACHE_DIR": f"{own}/inductor", "LOOPWISE_CACHE": f"{own}/loopwise"}
+            alone = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}  # no pool: its processor time would not be seen
+            call = f"from benchmarks import compile_trust as c; c.QUICK = {QUICK}; c.first_step({form!r}, {seed})"
+            for turn in ("first", "second"):
+                done = subprocess.run(
+                    [sys.executable, "-c", call],
+                    env=os.environ | places | alone,
+                    cwd=ROOT,
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                )
+                found[f"{form}: {turn}"] = float(done.stdout.split()[-1])
+    return found
+
+
+# -- the gate ---------------------------------------------------------------------------------------
+
+
+def network(draws: random.Random) -> tuple[nn.Module, Any]:
+    """A small model of one of three kinds, and a batch."""
+    width = draws.choice([16, 24, 48])
+    torch.manual_seed(draws.randrange(2**31))
+    kind = draws.choice(["dense", "images", "tokens"])
+    if kind == "dense":
+        layers = [nn.Linear(8, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, width), nn.SiLU()]
+        return nn.Sequential(*layers, nn.Linear(width, 5)), (torch.randn(32, 8), torch.arange(32) % 5)
+    if kind == "images":
+        layers = [nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 8, 3), nn.ReLU()]
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5))
+        return model, (torch.randn(16, 3, 12, 12), torch.arange(16) % 5)
+    layers = [nn.Embedding(11, width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.LayerNorm(6 * width), nn.Linear(6 * width, 5))
+    return model, (torch.randint(0, 11, (24, 6)), torch.arange(24) % 5)
+
+
+def _wrong(draws: random.Random) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What a wrong kernel may do to a tensor: off by a factor, by an offset, in one element, in its gradient."""
+    by = 10 ** draws.uniform(-3, 0)
+    return draws.choice(
+        [
+            lambda t: t * (1 + by),
+            lambda t: t + by * t.detach().std(),
+            lambda t: torch.where(
+                torch.arange(t.numel()).view(t.shape) == t.numel() // 2, t * (1 + 10 * by), t
+            ),
+            lambda t: t + by * (t - t.detach()),
+            lambda t: t.roll(1, 0),
+        ]
+    )
+
+
+def _slow(draws: random.Random) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Right but slow: work that nobody needs."""
+    side = draws.choice([192, 256, 384])
+    return lambda t: (
+        t + 0 * torch.ones(side, side).mm(torch.ones(side, side)).mm(torch.ones(side, side)).sum()
+    )
+
+
+def _plant(
+    change: Callable[[torch.Tensor], torch.Tensor], draws: random.Random
+) -> Callable[[Any], list[Any]]:
+    """A pass that changes the result of one operation of the graph, always the same one."""
+    place = draws.random()
+
+    def planted(gm: Any) -> list[Any]:
+        found = [n for n in gm.graph.nodes if n.op.startswith("call") and _floating(n)]
+        node = found[int(place * len(found))]
+        with gm.graph.inserting_after(node):
+            new = gm.graph.call_function(change, (node,))
+        node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        gm.recompile()
+        return []
+
+    return planted
+
+
+def _floating(node: Any) -> bool:
+    value = node.meta.get("example_value")
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() > 1
+
+
+def _matters(model: nn.Module, batch: Any, plan: Any) -> bool:
+    """Whether the planted pass changes anything in float64 (LayerNorm undoes a scale or an offset before it)."""
+    from loopwise.compile import TrainStep
+    from loopwise.compile.backend import Log
+    from loopwise.compile.shadow import in_double, observe
+
+    twin, loss, doubled = in_double(model, nn.CrossEntropyLoss(), batch)
+    step = TrainStep(twin, loss, optimizer_of(twin))
+    right, changed = (observe(step.make(p, Log()), twin, doubled) for p in (type(plan)(), plan))
+    sizes = {name: value.double().norm().item() for name, value in right.items()}
+    least = 1e-4 * max(size for name, size in sizes.items() if name.startswith("gradient/"))
+    apart = (
+        ((changed[name] - value).double().norm() / max(sizes[name], least)).item()
+        for name, value in right.items()
+    )
+    return any(not ratio < HARMLESS for ratio in apart)
+
+
+def planted(seed: int) -> dict[str, float]:
+    """How many of the planted passes are stepped back from, and how many right ones are."""
+    from loopwise.compile import Plan, TrainStep, passes
+    from loopwise.compile.gate import reference
+    from loopwise.compile.trials import attempt, best_of, race
+
+    torch.set_num_threads(1)
+    torch._dynamo.config.recompile_limit = 10_000
+    draws = random.Random(seed)
+    found = {"wrong": 0.0, "named": 0.0, "slow": 0.0, "right": 0.0}
+    plan, count = Plan(graph="captured", passes=("attention",)), 10 if QUICK else PLANTED
+    own = passes.PASSES["attention"]
+    for kind in ("wrong", "slow", "right"):
+        for _ in range(count):
+            make = {"wrong": _wrong, "slow": _slow, "right": lambda _: lambda t: t * 1.0}[kind]
+            while True:
+                model, batch = network(draws)
+                passes.PASSES["attention"] = _plant(make(draws), draws)
+                if kind != "wrong" or _matters(model, batch, plan):
+                    break
+            step = TrainStep(model, nn.CrossEntropyLoss(), optimizer_of(model), plan=plan)
+            if kind == "slow":
+                expected = reference(step._eager, step.computation, model, step.loss, batch)
+                trials = [attempt(p, step.make, model, batch, expected) for p in (Plan(), plan)]
+                assert not any(trial.refused for trial in trials), trials
+                race(trials, model, batch, step.device)
+                found[kind] += best_of(trials) is trials[0]
+                continue
+            step.prepare(batch)
+            assert step.plan is not None
+            back = step.plan.graph == "eager"
+            found[kind] += back if kind == "wrong" else not back
+            found["named"] += "attention: wrong: " in str(step.explain()) and kind == "wrong"
+    passes.PASSES["attention"] = own
+    return {f"{kind}, share": value / count for kind, value in found.items()}
+
+
+# -- memory -----------------------------------------------------------------------------------------
+
+
+def peak(name: str, seed: int) -> dict[str, float]:
+    """The peak that ``fit`` foretells for twice the batch, over the one that it then measures."""
+    from loopwise.compile import Plan, TrainStep, fit
+
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    model, loss, batch = MODELS[name]()
+    plan = Plan(graph="captured", passes=("loss_head",))
+    found = fit(TrainStep(model, loss, optimizer_of(model), plan=plan), batch, largest=16 if QUICK else 64)
+    pairs = [(size.predicted, size.peak) for size in found.sizes if size.predicted is not None]
+    return {
+        "furthest from 1": max(
+            (foretold / measured for foretold, measured in pairs), key=lambda r: abs(r - 1)
+        )
+    }
+
+
+def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
+    sized = {f"peak.{name}": functools.partial(peak, name) for name in SIZED}
+    return {f"cold.gpt-{LAYERS}": cold, "planted.passes": planted, **sized}
+
+
+def rows(runs: Runs) -> list[Row]:
+    found: list[Row] = []
+    for case, values in runs.items():
+        kind, _, name = case.partition(".")
+        found += {"cold": _cold, "planted": _planted, "peak": _peak}[kind](name, values)
+    return found
+
+
+def _cold(name: str, values: dict[str, list[float]]) -> list[Row]:
+    peer = values["torch.compile: first"]
+    found = []
+    for turn, bar in (("first", "ratio <= 0.4"), ("second", "ratio <= 0.15")):
+        process = {"first": "first step", "second": "first step of a second process"}[turn]
+        for form, text in (("compiled at once", bar), ("measured", None)):
+            what = {"compiled at once": 'tune="off"', "measured": 'tune="fast"'}[form]
+            label = f"{name} layers: {process}, {what}"
+            found.append(Row(label, values[f"{form}: {turn}"], peer, "torch.compile, empty cache", "s", text))
+    again = values["torch.compile: second"]
+    label = f'{name} layers: first step of a second process, tune="fast"'
+    return [*found, Row(label, values["measured: second"], again, "torch.compile, second process", "s", None)]
+
+
+def _planted(name: str, values: dict[str, list[float]]) -> list[Row]:
+    labels = {
+        "wrong": "wrong passes that are stepped back from",
+        "named": "wrong passes that are named with the tensor",
+        "slow": "slow passes that are not chosen",
+        "right": "right passes that are kept",
+    }
+    bars = dict.fromkeys(("wrong", "named", "slow"), "ours >= 1.0")
+    return [
+        Row(f"{label}, {PLANTED} a run", values[f"{kind}, share"], None, "", "share", bars.get(kind))
+        for kind, label in labels.items()
+    ]
+
+
+def _peak(name: str, values: dict[str, list[float]]) -> list[Row]:
+    ratios = values["furthest from 1"]
+    off = [abs(ratio - 1) for ratio in ratios]
+    return [Row(f"{name}: foretold peak memory, off by at most", off, None, "", "share", "ours <= 0.1")]
+
+
+if __name__ == "__main__":
+    harness.main(sys.modules[__name__])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from loopwise.errors import InputError
+from loopwise.errors import InputError, StateError
 from loopwise.model import is_sharded
 
 from .plan import LEVELS, Plan, one_of
@@ -25,7 +25,7 @@ def arguments(
     """Check what does not depend on a batch."""
     one_of("level", level, LEVELS)
     one_of("tune", tune, TUNE)
-    if not isinstance(optimizer, Optimizer):
+    if not isinstance(optimizer, Optimizer | None):
         raise InputError(
             f"an optimizer of type {type(optimizer).__name__}",
             "a torch.optim.Optimizer",
@@ -64,6 +64,31 @@ def arguments(
             "it would be compiled twice",
             "pass the model that was given to torch.compile",
         )
+
+
+def innermost(optimizer: Any) -> Optimizer | None:
+    """torch's optimizer inside the wrappers of Lightning or Accelerate."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer  # type: ignore[no-any-return]
+
+
+def without_optimizer() -> InputError:
+    return InputError(
+        "a training step without an optimizer",
+        "TrainStep(model, loss, optimizer)",
+        "it was made for a framework that updates the weights itself",
+        "pass the optimizer, or call forward(batch) and let the framework do the rest",
+    )
+
+
+def not_prepared() -> StateError:
+    return StateError(
+        "forward() of a training step that has no plan yet, under several ranks",
+        "prepare(batch) before the first forward()",
+        "finding a plan runs backward passes, which a wrapper's forward pass around it would take for its own",
+        "call step.prepare(batch) where the batch starts, in Lightning in on_train_batch_start",
+    )
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -163,6 +163,10 @@ def _advice(step: TrainStep, given: int, best: int) -> list[str]:
     if best == given:
         return ["the batch size stays as it is"]
     factor = best / given
+    if step.optimizer is None:
+        return [
+            f"{factor:g} times the batch: the learning rate changes by that factor (SGD) or its square root (Adam)"
+        ]
     adaptive = "adam" in type(step.optimizer).__name__.lower()
     rule, by = ("square-root", math.sqrt(factor)) if adaptive else ("linear", factor)
     rate = float(step.optimizer.param_groups[0]["lr"])

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from loopwise import batch as batches
 from loopwise.devices import channels_last, native_dtype
 from loopwise.loss import pair, takes_model
-from loopwise.ranks import from_main
+from loopwise.ranks import from_main, world_size
 
 from . import door, optimizers
 from . import plan as plans
@@ -52,7 +52,8 @@ class TrainStep:
             ``def loss(model, batch)`` (its first parameter named ``model``) for batches of any other
             form.  It gives one number, or one a sample (``reduction="none"``): then their mean is
             trained on and ``losses`` has them, for a sifting loader's ``record``.
-        optimizer: of the model's parameters.
+        optimizer: of the model's parameters, or a framework's wrapper of it; ``None`` where something
+            else does backward and update, and only ``forward`` is used.
         scaler: a ``torch.amp.GradScaler``; its steps are as in the usual loop.
         clip: largest norm of all gradients together; ``None``: no clipping.
         accumulate: batches to an update.  Gradients are averaged over them.
@@ -72,7 +73,7 @@ class TrainStep:
         self,
         model: nn.Module,
         loss: Callable[..., torch.Tensor],
-        optimizer: Optimizer,
+        optimizer: Optimizer | None = None,
         *,
         scaler: Any = None,
         clip: float | None = None,
@@ -85,7 +86,8 @@ class TrainStep:
     ) -> None:
         self.device = door.device_of(model)
         door.arguments(model, optimizer, clip, accumulate, level, tune, plan)
-        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.model, self.loss, self.optimizer = model, loss, door.innermost(optimizer)
+        self._outer = optimizer
         self.scaler, self.clip, self.accumulate = scaler, clip, accumulate
         self.level, self.tune, self.verifies = level, tune, verify
         self.memory = None if memory is None else door.bytes_of(memory, self.device)
@@ -112,6 +114,8 @@ class TrainStep:
 
     def __call__(self, batch: Any) -> torch.Tensor:
         """Train on one batch; returns its loss, detached, a tensor of shape () on the model's device."""
+        if self._outer is None:
+            raise door.without_optimizer()
         self.prepare(batch)
         self._batches += 1
         last = self._batches % self.accumulate == 0
@@ -131,6 +135,24 @@ class TrainStep:
             self._update()
         self.losses = losses.detach() if losses.ndim else None
         return loss.detach()
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        """The loss of a batch by the plan, to call ``backward`` on, where a framework does the rest.
+
+        Under several ranks without DDP's wrapper around ``model``, call ``prepare`` first, outside of
+        any wrapper's forward pass.
+        """
+        if not self._ready and world_size() > 1 and not isinstance(self.model, DistributedDataParallel):
+            raise door.not_prepared()
+        self.prepare(batch)
+        self._batches += 1
+        compute = self._route(batch)
+        losses = compute(batch)
+        loss = total(losses)
+        if compute is not self._eager:
+            self._watch(loss.detach(), batch)
+        self.losses = losses.detach() if losses.ndim else None
+        return loss
 
     # -- finding a plan -------------------------------------------------------------------------
 
@@ -154,7 +176,7 @@ class TrainStep:
         assert best.compute is not None
         self._compiled, self._graphs = best.compute, best.log.graphs
         self._updated = self.plan.optimizer != "as_is" or self._pinned or self.tune == "off"
-        if self._updated:
+        if self._updated and self.optimizer is not None:
             optimizers.choose(self.optimizer, self.plan.optimizer)
         lay_out(self.model, self.plan.layout)
         if not self._pinned and known is None:
@@ -169,10 +191,12 @@ class TrainStep:
         """With the first gradients: which implementation of the update is the fastest."""
         assert self.plan is not None
         assert self._search is not None
+        optimizer = self.optimizer
+        assert optimizer is not None
         self._updated = True
-        self._choice = from_main(lambda: optimizers.measured(self.optimizer, self.device))
+        self._choice = from_main(lambda: optimizers.measured(optimizer, self.device))
         self.plan = self.plan.changed(optimizer=self._choice.kind)
-        optimizers.choose(self.optimizer, self._choice.kind)
+        optimizers.choose(optimizer, self._choice.kind)
         plan, errors = self.plan, self._search.errors
         from_main(lambda: plans.remember(self._digest, plan, errors))
 
@@ -189,6 +213,8 @@ class TrainStep:
         return self._compiled if self._shapes[shape] > RARE else self._eager
 
     def _update(self) -> None:
+        assert self._outer is not None
+        assert self.optimizer is not None
         if not self._updated and self.scaler is None:
             self._choose_optimizer()
         if self.clip is not None:
@@ -197,11 +223,11 @@ class TrainStep:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.clip)
         if self.scaler is None:
-            self.optimizer.step()
+            self._outer.step()
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._outer.zero_grad(set_to_none=True)
 
     # -- trust ----------------------------------------------------------------------------------
 

@@ -1,42 +1,182 @@
 """``optimize`` in the real trainers: Hugging Face's and Lightning's."""
 
+from pathlib import Path
+
 import lightning.pytorch as lightning
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
-from loopwise.compile import Plan, optimize
+from loopwise.compile import Plan, TrainStep, optimize
 from loopwise.compile.passes import PASSES
+from loopwise.compile.transformers import CompilingTrainerMixin
+from loopwise.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the trainers' own
 CAPTURED = Plan(graph="captured", passes=tuple(PASSES))
 
 
-def test_hugging_face(tmp_path):
+class CompilingTrainer(CompilingTrainerMixin, Trainer):
+    pass
+
+
+def bert():
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    data = [{"input_ids": torch.arange(5, 13) + i % 7, "labels": i % 2} for i in range(16)]
+    torch.manual_seed(0)
+    return BertForSequenceClassification(
+        BertConfig(vocab_size=50, max_position_embeddings=16, **shape, **dropout)
+    )
+
+
+def llama():
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=50, **shape, num_key_value_heads=2))
+
+
+def arguments(folder, **options):
+    fixed = {"use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True}
+    return TrainingArguments(str(folder), per_device_train_batch_size=4, max_steps=3, **fixed, **options)
+
+
+SENTENCES = [{"input_ids": torch.arange(5, 13) + i % 7, "labels": i % 2} for i in range(32)]
+TEXTS = [{"input_ids": torch.arange(5, 13) + i % 7, "labels": torch.arange(5, 13) + i % 7} for i in range(32)]
+
+
+def test_hugging_face(tmp_path):
     losses = {}
     for compiled in (False, True):
-        torch.manual_seed(0)
-        model = BertForSequenceClassification(
-            BertConfig(vocab_size=50, max_position_embeddings=16, **shape, **dropout)
-        )
+        model = bert()
         if compiled:
             optimize(model, plan=CAPTURED)
-        arguments = TrainingArguments(
-            str(tmp_path),
-            per_device_train_batch_size=4,
-            max_steps=3,
-            use_cpu=True,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
-        )
-        losses[compiled] = Trainer(model, arguments, train_dataset=data).train().training_loss
+        losses[compiled] = Trainer(model, arguments(tmp_path), train_dataset=SENTENCES).train().training_loss
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+
+
+@pytest.mark.parametrize(("make", "data"), [(bert, SENTENCES), (llama, TEXTS)])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_compiling_trainer_trains_as_the_plain_one(tmp_path, make, data, accumulate):
+    """A Llama's Trainer divides by the number of tokens of the whole update: that stays its own affair."""
+    weights, losses = [], []
+    for options in (None, {"plan": CAPTURED}):
+        settings = arguments(tmp_path, gradient_accumulation_steps=accumulate)
+        trainer = CompilingTrainer(make(), settings, train_dataset=data, eval_dataset=data, compile=options)
+        losses.append([trainer.train().training_loss, trainer.evaluate()["eval_loss"]])
+        weights.append(trainer.model.state_dict())
+    assert trainer.compile_step.plan == CAPTURED
+    assert "loss head at" in str(trainer.explain())
+    assert "not materialised" in str(trainer.explain())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert weights[0].keys() == weights[1].keys()
+    torch.testing.assert_close(*weights)
+
+
+def test_the_compiling_trainer_refuses_losses_it_cannot_see(tmp_path):
+    settings = arguments(tmp_path, label_smoothing_factor=0.1)
+    with pytest.raises(InputError, match="with label_smoother"):
+        CompilingTrainer(bert(), settings, train_dataset=SENTENCES, compile={})
+
+
+class Manual(lightning.LightningModule):
+    """The whole step by ``TrainStep``."""
+
+    automatic_optimization = False
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 3))
+        self.whole = None
+
+    def training_step(self, batch, _):
+        if self.whole is None:
+            self.whole = TrainStep(self.net, nn.CrossEntropyLoss(), self.optimizers(), plan=CAPTURED)
+        self.log("loss", self.whole(batch))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Automatic(Manual):
+    """The loss by ``TrainStep``, the rest by Lightning."""
+
+    automatic_optimization = True
+
+    def __init__(self, plan):
+        super().__init__()
+        self.whole = TrainStep(self.net, nn.CrossEntropyLoss(), plan=plan)
+
+    def on_train_batch_start(self, batch, _):
+        self.whole.prepare(batch)
+
+    def training_step(self, batch, _):
+        loss = self.whole.forward(batch)
+        self.log("loss", loss)
+        return loss
+
+
+def fitted(module, folder, **options):
+    torch.manual_seed(0)
+    data = DataLoader(TensorDataset(torch.randn(32, 6), torch.arange(32) % 3), 8)
+    off = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(max_epochs=2, default_root_dir=folder, accelerator="cpu", **off, **options)
+    trainer.fit(module, data)
+    return trainer
+
+
+def test_lightning_by_whole_steps_and_by_losses(tmp_path):
+    states = []
+    for make in (lambda: Automatic(Plan()), lambda: Automatic(CAPTURED), Manual):
+        torch.manual_seed(0)
+        module = make()
+        trainer = fitted(module, tmp_path, enable_checkpointing=make is Manual)
+        assert trainer.global_step == 8
+        assert "loss" in trainer.callback_metrics
+        states.append(module.state_dict())
+    assert module.whole.plan == CAPTURED
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        torch.testing.assert_close(state, states[0])
+    assert list(tmp_path.rglob("*step=8.ckpt"))
+
+
+def test_lightning_under_ddp(ranks, tmp_path):
+    """Preparing runs backward passes; they must not be taken for those of Lightning's own wrapper."""
+    code = f"""
+    import sys, warnings
+    warnings.simplefilter("ignore")
+    sys.path.insert(0, {str(Path(__file__).parent)!r})
+    os.environ |= {{"TORCHELASTIC_RUN_ID": "test", "LOCAL_RANK": os.environ["RANK"], "GROUP_RANK": "0"}}
+    os.environ |= {{"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}}  # the group exists
+    from loopwise.errors import StateError
+    from test_frameworks import CAPTURED, Automatic, Plan, fitted
+    states = []
+    for plan in (Plan(), CAPTURED):
+        torch.manual_seed(0)
+        module = Automatic(plan)
+        fitted(module, {str(tmp_path)!r}, enable_checkpointing=False, strategy="ddp", devices=2)
+        states.append(module.state_dict())
+    assert module.whole.plan == CAPTURED, module.whole.explain()
+    torch.testing.assert_close(*states)
+    try:
+        Automatic(CAPTURED).whole.forward((torch.randn(4, 6), torch.arange(4) % 3))
+        said = ""
+    except StateError as error:
+        said = str(error).splitlines()[0]
+    print(json.dumps([said, *(value.sum().item() for value in states[1].values())]))
+    """
+    first, second = ranks(code)
+    assert first == second
+    assert first[0] == "seen: forward() of a training step that has no plan yet, under several ranks"
 
 
 def test_lightning_with_optimize(tmp_path):

@@ -18,12 +18,14 @@ from loopwise import batch as batches
 from loopwise.devices import channels_last, native_dtype
 from loopwise.loss import pair, takes_model
 from loopwise.ranks import from_main, world_size
+from loopwise.run import Run
 
 from . import door, optimizers
 from . import plan as plans
 from .backend import Log, captured
 from .breaks import recompilations
 from .choose import Search, choose
+from .events import Events
 from .explain import Explanation
 from .gate import Difference, check, reference
 from .pace import Pace
@@ -64,6 +66,7 @@ class TrainStep:
         plan: use this plan instead of finding one; it is still compared with the eager step.
         verify: compare again after each recompilation and when a loss is not finite; at the first batch
             the step is compared in any case.
+        run: a ``Run`` that receives the plan with what each form took, and what happens to it later.
 
     Raises:
         InputError: arguments, losses or batches that cannot be used; a memory budget that cannot be met.
@@ -83,6 +86,7 @@ class TrainStep:
         tune: str = "fast",
         plan: Plan | None = None,
         verify: bool = True,
+        run: Run | None = None,
     ) -> None:
         self.device = door.device_of(model)
         door.arguments(model, optimizer, clip, accumulate, level, tune, plan)
@@ -97,10 +101,10 @@ class TrainStep:
         self._eager = _eager(model, loss, level)
         self._compiled: Compute = self._eager
         self._log = Log()
-        self._events: list[str] = []
+        self._events = Events(run)
         if level == "fast" and native_dtype(self.device) is torch.float32:
-            self._events.append(
-                "level='fast' is as 'exact': this device multiplies no dtype faster than float32"
+            self._events.add(
+                0, "level='fast' is as 'exact': this device multiplies no dtype faster than float32"
             )
         self._search: Search | None = None
         self._choice: optimizers.Choice | None = None
@@ -182,6 +186,7 @@ class TrainStep:
         if not self._pinned and known is None:
             from_main(lambda: plans.remember(digest, best.plan, search.errors))
         self._digest = digest
+        self._events.plan(self._batches, self.explain())
 
     def make(self, plan: Plan, log: Log) -> Compute:
         """The computation of a batch's loss by ``plan``."""
@@ -199,6 +204,7 @@ class TrainStep:
         optimizers.choose(optimizer, self._choice.kind)
         plan, errors = self.plan, self._search.errors
         from_main(lambda: plans.remember(self._digest, plan, errors))
+        self._events.plan(self._batches, self.explain())
 
     # -- a step ---------------------------------------------------------------------------------
 
@@ -240,7 +246,8 @@ class TrainStep:
             return
         if self._log.graphs > self._graphs:
             self._graphs = self._log.graphs
-            self._events += [f"recompiled: {reason}" for reason in recompilations()[self._guards :]]
+            for reason in recompilations()[self._guards :]:
+                self._events.add(self._batches, f"recompiled: {reason}")
             self._guards = len(recompilations())
             self._compare("after a recompilation", batch)
         often = self.device.type == "cpu" or self._batches % SYNCS == 0  # asking a GPU waits for it
@@ -265,6 +272,8 @@ class TrainStep:
         if found is not None or not steps:
             return found
         assert self.plan is not None
+        if self.optimizer is None:
+            raise door.without_optimizer()
 
         def make(model: nn.Module, loss: Any, plan: Plan) -> Compute:
             return _by_plan(_eager(model, loss, self.level), plan, Log())
@@ -280,12 +289,13 @@ class TrainStep:
         assert self.plan is not None
         self._pace = None
         self._compiled, self.plan = self._eager, self.plan.changed(graph="eager", passes=())
-        self._events.append(f"stepped back: {reason}")
+        self._events.add(self._batches, f"stepped back: {reason}")
         warnings.warn(f"loopwise.compile: back to the eager step: {reason}", RuntimeWarning, stacklevel=3)
 
     def explain(self) -> Explanation:
         """What is on, what each piece gained, what was refused and why."""
-        return Explanation.of(self.plan, self._search, self._choice, self._log, self._events, self._shapes)
+        events = self._events.texts
+        return Explanation.of(self.plan, self._search, self._choice, self._log, events, self._shapes)
 
 
 def _eager(model: nn.Module, loss: Callable[..., torch.Tensor], level: str) -> Compute:

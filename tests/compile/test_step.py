@@ -9,6 +9,7 @@ from torch import nn
 
 from loopwise.compile import Plan, TrainStep
 from loopwise.compile.optimizers import candidates
+from loopwise.run import Run, read
 
 CRITERION = nn.CrossEntropyLoss()
 CAPTURED = Plan(graph="captured", passes=("loss_head",))
@@ -315,7 +316,8 @@ def test_bad_models_losses_and_plans():
     optimizer = torch.optim.SGD(net.parameters())
     cases = [
         (lambda: TrainStep(torch.compile(net), CRITERION, optimizer), "a model that torch.compile wrapped"),
-        (lambda: TrainStep(net, CRITERION, None), "an optimizer of type NoneType"),
+        (lambda: TrainStep(net, CRITERION, torch.optim.SGD), "an optimizer of type type"),
+        (lambda: TrainStep(net, CRITERION)(batches()[0]), "a training step without an optimizer"),
         (lambda: Plan(graph="triton"), "graph='triton'"),
         (lambda: Plan(budget=30), "budget=30"),
         (lambda: Plan.from_json('{"grapf": "eager"}'), "a plan with grapf"),
@@ -337,3 +339,29 @@ def test_bad_models_losses_and_plans():
 
 def _split():
     return nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3, device="meta"))
+
+
+def test_the_run_folder_tells_of_the_plan_and_what_became_of_it(tmp_path):
+    net = model()
+    with Run(str(tmp_path / "run")) as run:
+        step = TrainStep(net, CRITERION, torch.optim.SGD(net.parameters(), 0.1), plan=CAPTURED, run=run)
+        step(batches()[0])
+        with pytest.warns(RuntimeWarning, match="back to the eager step"):
+            step.step_back("a reason")
+    (plan,), torn = read(run.path, "compile", "plans")
+    assert plan["plan"]["graph"] == "captured"
+    assert [form["verdict"] for form in plan["forms"]] == ["", "chosen"]
+    assert any("not materialised" in remark for remark in plan["remarks"])
+    assert read(run.path, "compile", "events") == ([{"batch": 1, "text": "stepped back: a reason"}], 0)
+    assert torn == 0
+
+
+def test_a_run_folder_that_cannot_be_written_is_said_once(tmp_path):
+    net = model()
+    run = Run(str(tmp_path / "run"))
+    run.append = None
+    step = TrainStep(net, CRITERION, torch.optim.SGD(net.parameters(), 0.1), plan=CAPTURED, run=run)
+    with pytest.warns(RuntimeWarning, match="could not be written") as said:
+        step(batches()[0])
+        step._events.add(1, "more")
+    assert len(said) == 1

@@ -36,6 +36,9 @@ from .trials import lay_out
 
 RARE = 8
 """Batches of a shape other than the usual one that run eagerly before that shape is compiled, too."""
+MANY = 24
+"""Batches of other shapes, all together, after which they are compiled whatever their shape: Dynamo
+then compiles one form for any size of the dimensions that change."""
 SYNCS = 100
 """Batches between two looks at whether a loss on a GPU is finite."""
 
@@ -216,7 +219,8 @@ class TrainStep:
         if shape == self._usual:
             return self._eager if self._pace is not None and self._pace.eager_turn else self._compiled
         self._shapes[shape] += 1
-        return self._compiled if self._shapes[shape] > RARE else self._eager
+        often = self._shapes[shape] > RARE or self._shapes.total() > MANY
+        return self._compiled if often else self._eager
 
     def _update(self) -> None:
         assert self._outer is not None

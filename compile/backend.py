@@ -21,6 +21,8 @@ from .passes import PASSES, Outcome
 from .plan import Plan
 
 Compiled = Callable[..., Any]
+NOTHING = 1e-6
+"""A budget that saves nothing but what must be saved."""
 _copies = itertools.count()
 
 
@@ -100,7 +102,8 @@ class Backend:
         if self.plan.autotune:
             patches["max_autotune_gemm"] = True
         # the partitioner reads the budget while the forward graph is compiled; it is no key of Inductor's
-        with functorch_config.patch(activation_memory_budget=self.plan.budget):
+        # a budget of 0 is a way of its own, which would run the loss head twice
+        with functorch_config.patch(activation_memory_budget=max(self.plan.budget, NOTHING)):
             compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches)
             return compiled  # type: ignore[no-any-return]
 

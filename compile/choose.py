@@ -75,7 +75,7 @@ def choose(step: Step, batch: Any, known: Plan | None, noise: dict[str, float] |
         search = _without_race(step, batch, eager, expected, known or _first_choice(step))
         wrong = search.trials[-1].difference is not None
         return choose(step, batch, known) if noise and anywhere(wrong) else search
-    trials = [eager, *_rewritten(step, batch, expected)]
+    trials = [eager, *_rewritten(step, batch, expected, eager)]
     race(trials, step.model, batch, step.device)
     best = trials[from_main(lambda: trials.index(best_of(trials)))]
     if step.memory is not None and best.peak > step.memory:
@@ -110,7 +110,7 @@ def _without_race(step: Step, batch: Any, eager: Trial, expected: Reference, pla
     return Search([eager, trial], eager, known=True, notes=notes, errors=errors)
 
 
-def _rewritten(step: Step, batch: Any, expected: Reference) -> list[Trial]:
+def _rewritten(step: Step, batch: Any, expected: Reference, eager: Trial) -> list[Trial]:
     """The plans beside the eager one that make sense for this model, each tried once."""
     base, whole = Plan(level=step.level), step.tune == "max"
 
@@ -123,19 +123,29 @@ def _rewritten(step: Step, batch: Any, expected: Reference) -> list[Trial]:
     found = _with_passes(tried)
     best = found[0] if found and found[0].compute is not None else None
     passes = best.plan.passes if best is not None else ()
-    if images := has_images(step.model):
-        found.append(tried(layout="channels_last"))
-    if whole or best is None or best.log.saved_bytes < CERTAIN:
+    layouts = ["as_is"]
+    if has_images(step.model):
+        turned = tried(layout="channels_last")
+        found.append(turned)
+        layouts = ["as_is", "channels_last"] if whole else [_faster(step, batch, eager, turned).plan.layout]
+    if "as_is" in layouts and (whole or best is None or best.log.saved_bytes < CERTAIN):
         found.append(tried(graph="inductor", regions=True))
-    if passes:
+    if "as_is" in layouts and passes:
         found.append(tried(graph="inductor", passes=passes, regions=True))
     if whole and found[-1].plan.regions:
         found.append(tried(graph="inductor", passes=passes))
-    if images:
-        found.append(tried(graph="inductor", layout="channels_last", regions=True))
+    if "channels_last" in layouts:
+        found.append(tried(graph="inductor", passes=passes, layout="channels_last", regions=True))
     if whole:
         found.append(tried(graph="inductor", passes=passes, autotune=True))
     return found
+
+
+def _faster(step: Step, batch: Any, eager: Trial, turned: Trial) -> Trial:
+    """Of the two layouts of weights and images the one to compile, by a few eager steps of each."""
+    both = [eager, turned]
+    race(both, step.model, batch, step.device, repeats=3)
+    return both[from_main(lambda: both.index(best_of(both)))]
 
 
 def _with_passes(tried: Callable[..., Trial]) -> list[Trial]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils.flop_counter import register_flop_formula
 
 from loopwise.errors import InputError, StateError
 
@@ -215,3 +216,17 @@ def _is_one(tangent: Tensor) -> bool:
 
 
 linear_cross_entropy_op.register_autograd(_backward, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.loopwise.linear_cross_entropy)
+def _flops(x: Sequence[int], weight: Sequence[int], *rest: Any, out_shape: Any = None, **options: Any) -> int:
+    """Of the logits and of the gradients computed with them; without it a recomputation budget takes the op for free."""
+    needs = rest[-1] if len(rest) == 11 else options.get("needs", (True, True, True))
+    return 2 * x[0] * x[1] * weight[0] * (1 + int(needs[0]) + int(needs[1]))
+
+
+@register_flop_formula(torch.ops.loopwise.linear_cross_entropy_backward)
+def _backward_flops(
+    tangent: Sequence[int], x: Sequence[int], weight: Sequence[int], *rest: Any, **more: Any
+) -> int:
+    return 2 * x[0] * x[1] * weight[0] * 3

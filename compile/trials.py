@@ -17,7 +17,7 @@ from loopwise.ranks import anywhere
 from .backend import Log, first_line
 from .breaks import listening
 from .gate import Difference, Reference, check
-from .measure import peak_bytes, seconds
+from .measure import REPEATS, peak_bytes, seconds
 from .plan import Plan
 from .shadow import Compute, observe, shadow, step_of
 
@@ -107,12 +107,14 @@ def _try(trial: Trial, compute: Compute, model: nn.Module, batch: Any, expected:
         trial.refused = f"wrong: {trial.difference}"
 
 
-def race(trials: list[Trial], model: nn.Module, batch: Any, device: torch.device) -> None:
+def race(
+    trials: list[Trial], model: nn.Module, batch: Any, device: torch.device, repeats: int = REPEATS
+) -> None:
     """Time those that were not refused, an interleaved pass of each, and measure their memory."""
     running = {str(n): trial for n, trial in enumerate(trials) if trial.compute is not None}
     with shadow(model):
         steps = {name: _in_layout(trial, model, batch) for name, trial in running.items()}
-        for name, times in seconds(steps, device, warm=1, budget=BUDGET).items():
+        for name, times in seconds(steps, device, repeats, warm=1, budget=BUDGET).items():
             running[name].times = times
         for name, trial in running.items():
             model.zero_grad(set_to_none=True)

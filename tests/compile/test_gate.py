@@ -191,7 +191,9 @@ def test_a_later_run_needs_no_float64_unless_it_doubts(monkeypatch):
     monkeypatch.setattr(gate, "in_double", lambda *given: doubled.append(1) or real(*given))
     monkeypatch.setattr(choose, "best_of", lambda trials: trials[1])
     monkeypatch.setattr(
-        choose, "_rewritten", lambda step, *given: [trials.attempt(CAPTURED, step.make, step.model, *given)]
+        choose,
+        "_rewritten",
+        lambda step, *given: [trials.attempt(CAPTURED, step.make, step.model, *given[:2])],
     )
     net, data = model(), batch()
 

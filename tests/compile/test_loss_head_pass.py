@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
 
+from loopwise.compile import Plan
+from loopwise.compile import loss_head as operator
+from loopwise.compile.backend import Log, captured
 from loopwise.compile.passes.loss_head import loss_head
 
 B, T, D, V = 2, 5, 6, 11
@@ -319,3 +322,16 @@ def test_what_is_there_for_its_effect_stays():
     torch.compile(loss, backend=backend)(torch.randn(8, 6), torch.arange(8) % 3)
     assert [outcome.rewritten for outcome in outcomes] == [True]
     assert net[1].num_batches_tracked == 1
+
+
+def test_recomputation_leaves_the_loss_head_alone(monkeypatch, tmp_path):
+    """It makes gradients in the forward pass: the partitioner took it for free and ran it a second time."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # not a graph that was divided before
+    calls, real = [], operator.run
+    monkeypatch.setattr(operator, "run", lambda *given: calls.append(1) or real(*given))
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 64))
+    plan = Plan(graph="inductor", passes=("loss_head",), budget=0.0)
+    compute = captured(lambda x, y: F.cross_entropy(net(x), y), plan, Log())
+    compute(torch.randn(16, 8), torch.arange(16)).backward()
+    assert len(calls) == 1

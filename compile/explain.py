@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class Explanation:
         if search is None:
             return cls(None, [], ["no batch yet: the plan is found at the first one"])
         rows = [_row(trial, trial is search.best) for trial in search.trials]
-        remarks = [*search.notes, *_break_even(search), *_floor(search), *_optimizer(choice), *_passes(log)]
+        remarks = [*search.notes, *_pieces(search), *_break_even(search), *_floor(search)]
+        remarks += [*_optimizer(choice), *_passes(log)]
         remarks += [f"could not be compiled: {failure}" for failure in log.failures]
         remarks += [f"graph break at {place}" for place in log.breaks]
         remarks += log.regions
@@ -70,6 +72,25 @@ def _row(trial: Trial, chosen: bool) -> dict[str, Any]:
         "compile s": trial.compile_seconds,
         "verdict": "chosen" if chosen else trial.refused,
     }
+
+
+def _pieces(search: Search) -> list[str]:
+    """What each piece gained: of two timed forms that differ in one thing."""
+    timed = [trial for trial in search.trials if trial.times]
+    found = []
+    for number, one in enumerate(timed):
+        for other in timed[:number]:
+            changed = [name for name, value in _parts(one.plan).items() if value != _parts(other.plan)[name]]
+            if len(changed) == 1:
+                change, memory = 1e3 * (one.seconds - other.seconds), (one.peak - other.peak) / 2**20
+                found.append(f"{one.plan} beside {other.plan}: {change:+.1f} ms, {memory:+.1f} MiB")
+    return found
+
+
+def _parts(plan: Plan) -> dict[str, Any]:
+    """The things that are on or off; a captured graph without passes is the eager step."""
+    graph = "eager" if plan.graph == "captured" else plan.graph
+    return dataclasses.asdict(plan) | {"graph": graph}
 
 
 def _break_even(search: Search) -> list[str]:

@@ -215,3 +215,20 @@ def test_lightning_with_optimize(tmp_path):
         torch.testing.assert_close(value, states[1][name])
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     assert "net.0.weight" in torch.load(checkpoint, weights_only=False)["state_dict"]
+
+
+def test_accelerate():
+    from accelerate import Accelerator
+
+    states = []
+    for prepared in (True, False):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 3))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        if prepared:
+            net, optimizer = Accelerator(cpu=True).prepare(net, optimizer)
+        step = TrainStep(net, nn.CrossEntropyLoss(), optimizer, plan=CAPTURED if prepared else Plan())
+        for _ in range(3):
+            step((torch.ones(4, 6), torch.arange(4) % 3))
+        states.append(net.state_dict())
+    torch.testing.assert_close(*states)

@@ -16,7 +16,8 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.sift_overhead $(ARGS)
 	$(BIN)/python -m benchmarks.sift_ddp $(ARGS)
 	$(BIN)/python -m benchmarks.sift $(ARGS)
-	$(BIN)/python -m benchmarks.compile --only step,head,saved,equal $(ARGS)
+	$(BIN)/python -m benchmarks.compile $(ARGS)
+	$(BIN)/python -m benchmarks.compile_models --seeds 1 $(ARGS)
 	$(BIN)/python -m benchmarks.compile_trust --seeds 2 $(ARGS)
 	$(BIN)/python -m benchmarks.compile_coverage
 	$(BIN)/python -m benchmarks

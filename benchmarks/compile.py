@@ -27,8 +27,6 @@ THREADS = 1
 STEPS, WARM = 15, 3
 FORMS = ("eager", "torch.compile", "ours")
 LANGUAGE = ("gpt-8k", "gpt-32k")
-FEW = (*LANGUAGE, "resnet18", "vit_tiny")
-"""Models of the group ``step``; the group ``models`` has the others."""
 LEARNING_RATE = 1e-4
 BUDGET = 0.2
 """Share of the compiled graph's activations that the group ``saved`` keeps."""
@@ -187,8 +185,8 @@ def equal(seed: int) -> dict[str, float]:
 
 def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
     found: dict[str, Callable[[int], dict[str, float]]] = {}
-    for name in MODELS:
-        found[f"{'step' if name in FEW else 'models'}.{name}"] = functools.partial(timed, name)
+    for name in LANGUAGE:
+        found[f"step.{name}"] = functools.partial(timed, name)
     for vocabulary in (8192, 32768):
         found[f"head.{vocabulary}"] = functools.partial(head, vocabulary)
     return found | {"saved.gpt-8k": saved, "equal.digits": equal}
@@ -198,27 +196,12 @@ def rows(runs: Runs) -> list[Row]:
     found: list[Row] = []
     for case, values in runs.items():
         kind, _, name = case.partition(".")
-        kinds = {"step": _steps, "models": _steps, "head": _head, "saved": _saved, "equal": _equal}
+        kinds = {"step": step_rows, "head": _head, "saved": _saved, "equal": _equal}
         found += kinds[kind](name, values)
-    others = [
-        case for case in runs if case.startswith("models.") or case in ("step.resnet18", "step.vit_tiny")
-    ]
-    if others:
-        ratios = [_beside_faster(runs[case]) for case in others]
-        label = f"{len(others)} models, step beside the faster of eager and torch.compile: "
-        found.append(
-            Row(label + "median of the models", [statistics.median(ratios)], None, "", "", "ours <= 0.95")
-        )
-        found.append(Row(label + "worst of the models", [max(ratios)], None, "", "", "ours <= 1.03"))
     return found
 
 
-def _beside_faster(values: dict[str, list[float]]) -> float:
-    eager, other, ours = (statistics.median(values[f"{form}: step, ms"]) for form in FORMS)
-    return ours / min(eager, other)
-
-
-def _steps(name: str, values: dict[str, list[float]]) -> list[Row]:
+def step_rows(name: str, values: dict[str, list[float]]) -> list[Row]:
     ours = values["ours: step, ms"]
     bars = {"torch.compile": "ratio <= 0.85", "eager": "ratio <= 0.75", "max-autotune": None}
     found = []

@@ -46,13 +46,10 @@ class Region:
 
     def __post_init__(self) -> None:
         own, steps = {node: number for number, node in enumerate(self.nodes)}, []
-        seen: dict[fx.Node, None] = {}
+        seen: dict[fx.Node, int] = {}
 
         def name(node: fx.Node) -> str:
-            if node in own:
-                return f"%{own[node]}"
-            seen.setdefault(node)
-            return f"<{list(seen).index(node)}"
+            return f"%{own[node]}" if node in own else f"<{seen.setdefault(node, len(seen))}"
 
         for node in self.nodes:
             steps.append((node.op, node.target, repr(fx.node.map_arg((node.args, node.kwargs), name))))
@@ -77,8 +74,10 @@ class Region:
 
 
 def _tensor(node: fx.Node) -> torch.Tensor | None:
+    """The tensor that a node gives, if its sizes are numbers."""
     value = node.meta.get("example_value")
-    return value if isinstance(value, torch.Tensor) else None
+    fixed = isinstance(value, torch.Tensor) and all(isinstance(size, int) for size in value.shape)
+    return value if fixed else None
 
 
 def _kind(node: fx.Node) -> Hashable:

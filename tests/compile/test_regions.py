@@ -173,6 +173,18 @@ def test_a_mode_entered_and_left_inside_a_piece_is_no_obstacle():
     assert sum(piece.repeated for piece in found) == 4
 
 
+def test_a_graph_of_any_size_is_left_whole():
+    found, model = [], Stack([Block() for _ in range(4)])
+
+    def backend(gm, inputs):
+        found.append(regions.find(gm))
+        return gm.forward
+
+    compiled = torch.compile(lambda x: model(x).sum(), backend=backend, dynamic=True)
+    compiled(tokens()[0])
+    assert found == [[]]
+
+
 def test_the_backend_says_what_was_compiled_once():
     log = Log()
     model = Stack([Block() for _ in range(6)])

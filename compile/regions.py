@@ -96,6 +96,8 @@ def _path(node: fx.Node) -> tuple[str, ...]:
 def find(gm: fx.GraphModule) -> list[Region]:
     """Cut a captured graph into pieces; empty where that does not pay or cannot be done."""
     nodes = [node for node in gm.graph.nodes if node.op.startswith("call_")]
+    if getattr(TracingContext.try_get(), "fakify_first_call", False):
+        return []  # DDP's optimizer, which makes a graph for each bucket, asks the compiler about each one
     if any(node.op == "call_module" for node in nodes) or not nodes:
         return []
     regions, depth = [Region(nodes)], 0
@@ -107,6 +109,8 @@ def find(gm: fx.GraphModule) -> list[Region]:
             piece.repeated = counts[piece.key] > 1 and len(piece.nodes) >= SMALLEST
         regions, depth = pieces, depth + 1
     regions = _joined(regions)
+    if not any(region.repeated for region in regions):
+        return []
     once = {region.key: len(region.nodes) for region in regions if not region.small}
     if sum(once.values()) > (1 - SHARE) * len(nodes) or not all(region.closed for region in regions):
         return []

@@ -1,6 +1,7 @@
 """Repeated blocks: found in models of many forms, compiled once each, and the same step."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -209,3 +210,28 @@ def test_a_step_by_inductor_trains_as_eager():
     assert step.plan == Plan()
     torch.testing.assert_close(*losses)
     torch.testing.assert_close(dict(model.named_parameters()), dict(twin.named_parameters()))
+
+
+def test_ddp_with_a_graph_for_each_bucket_is_not_cut(ranks):
+    """DDP's optimizer wants to know what AOTAutograd found out about each bucket: in pieces it was refused."""
+    code = f"""
+    import copy, sys
+    from torch import nn
+    from torch._dynamo.backends.debugging import aot_eager
+    from torch.nn.parallel import DistributedDataParallel
+    sys.path.insert(0, {str(Path(__file__).parent)!r})
+    from test_regions import Backend, Block, Plan, Stack, TrainStep
+    Backend._by_inductor = lambda self, gm, inputs: aot_eager(gm, inputs)
+    torch.manual_seed(0)
+    net = Stack([Block(1024) for _ in range(24)], 1024)
+    losses = []
+    for plan in (Plan(), Plan(graph="inductor", regions=True)):
+        model = DistributedDataParallel(copy.deepcopy(net), bucket_cap_mb=1.5)
+        step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), 0.1), plan=plan)
+        losses.append([step((torch.arange(12).view(3, 4) % 11, torch.arange(3))).item() for _ in range(3)])
+    assert step.plan == plan, step.explain()
+    print(json.dumps([losses, step._log.regions]))
+    """
+    for losses, found in ranks(code):
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+        assert found == []

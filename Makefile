@@ -18,7 +18,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.sift $(ARGS)
 	$(BIN)/python -m benchmarks.compile $(ARGS)
 	$(BIN)/python -m benchmarks.compile_models --seeds 1 $(ARGS)
-	$(BIN)/python -m benchmarks.compile_trust --seeds 2 $(ARGS)
+	$(BIN)/python -m benchmarks.compile_trust --seeds 1 $(ARGS)
 	$(BIN)/python -m benchmarks.compile_coverage
 	$(BIN)/python -m benchmarks
 peers: $(READY)

@@ -24,7 +24,7 @@ from .record import ROOT, Row
 CLAIM = "compile_trust"
 QUICK = False
 LAYERS, VOCABULARY = 12, 8192
-PLANTED = 50
+PLANTED = 100
 """Wrong and slow passes each, in a run."""
 HARMLESS = 2e-5
 """A relative change of no tensor by more than this is no wrong pass: float32 is off by as much."""

@@ -15,7 +15,7 @@ from loopwise.errors import InputError
 
 from . import door
 from .backend import Log
-from .measure import peak_bytes, seconds
+from .measure import held, peak_of, seconds
 from .shadow import shadow, step_of
 from .step import TrainStep
 from .trials import TIE
@@ -36,6 +36,8 @@ class Size:
     """Bytes held at most, beyond parameters and batch."""
     predicted: int | None
     """The same, as it was predicted from the two sizes before."""
+    changes: list[int] = field(default_factory=list, repr=False)
+    """Of the memory held, one after another."""
 
     @property
     def rate(self) -> float:
@@ -91,7 +93,7 @@ def fit(step: TrainStep, batch: Any, *, memory: float | str | None = None, large
     step.prepare(batch)
     limit = _limit(step, memory)
     sizes: list[Size] = []
-    samples, stopped = max(1, given // 4), ""
+    samples, stopped = max(min(2, given), given // 4), ""  # one sample may go other ways than many
     while not stopped:
         predicted = _predicted(sizes, samples)
         if largest is not None and samples > largest:
@@ -104,7 +106,7 @@ def fit(step: TrainStep, batch: Any, *, memory: float | str | None = None, large
     if not sizes:
         raise InputError(
             f"a memory budget of {limit / 2**20:,.1f} MiB",
-            f"enough for {max(1, given // 4)} samples",
+            f"enough for {max(min(2, given), given // 4)} samples",
             stopped,
             "raise the budget, or pass a smaller batch",
         )
@@ -126,12 +128,18 @@ def _limit(step: TrainStep, memory: float | str | None) -> int:
 
 
 def _predicted(sizes: list[Size], samples: int) -> int | None:
-    """Bytes for ``samples``, on the line through the two largest sizes measured."""
+    """Bytes for ``samples``: each allocation grows as it did between the two largest sizes measured.
+
+    Where the peak is in a step is another matter for many samples than for few, so its height is on no
+    line.  Steps that allocate more often for a larger batch (chunks) are foretold by the line of their peaks.
+    """
     if len(sizes) < 2:
         return None
     low, high = sizes[-2:]
-    slope = (high.peak - low.peak) / (high.samples - low.samples)
-    return round(high.peak + slope * (samples - high.samples))
+    further = (samples - high.samples) / (high.samples - low.samples)
+    if len(low.changes) != len(high.changes):
+        return round(high.peak + further * (high.peak - low.peak))
+    return peak_of([round(b + further * (b - a)) for a, b in zip(low.changes, high.changes, strict=True)])
 
 
 def _measure(
@@ -149,12 +157,13 @@ def _measure(
             once()
             times = seconds({"": once}, step.device, REPEATS, warm=1)[""]
             step.model.zero_grad(set_to_none=True)
-            peak = peak_bytes(once, step.device)
+            changes = held(once, step.device)
     except torch.OutOfMemoryError:
         return f"{samples} samples do not fit into the device's memory"
+    peak = peak_of(changes)
     if peak > limit:
         return f"{samples} samples need {peak / 2**20:,.1f} MiB of {limit / 2**20:,.1f}"
-    sizes.append(Size(samples, statistics.median(times), peak, predicted))
+    sizes.append(Size(samples, statistics.median(times), peak, predicted, changes))
     flat = len(sizes) > 2 and sizes[-1].rate < sizes[-2].rate * (1 + TIE) < sizes[-3].rate * (1 + TIE) ** 2
     return "two doublings in a row gained nothing" if flat else ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
 from collections.abc import Callable
@@ -47,11 +48,21 @@ def seconds(
 
 
 def peak_bytes(step: Step, device: torch.device) -> int:
-    """Most memory that tensors held during ``step``, in bytes above what they held before it.
+    """Most memory that tensors held during ``step``, in bytes above what they held before it."""
+    return peak_of(held(step, device))
 
-    On a GPU by the allocator's counter, on the CPU by the allocator's events in a profile (private
-    calls: there is no public timeline of a CPU's allocations); buffers that libraries allocate for
-    themselves are not seen there.  What was held before must not be freed by ``step``.
+
+def peak_of(changes: list[int]) -> int:
+    """The most that is held, when memory changes by these bytes one after another."""
+    return max(0, *itertools.accumulate(changes)) if changes else 0
+
+
+def held(step: Step, device: torch.device) -> list[int]:
+    """Changes of the memory that tensors hold, in bytes, in the order of their happening during ``step``.
+
+    On the CPU by the allocator's events in a profile (private calls: there is no public timeline of
+    a CPU's allocations); buffers that libraries allocate for themselves are not seen there.  On a GPU
+    one change, up to the peak, by the allocator's counter.  What was held before must not be freed by ``step``.
     """
     if device.type == "cuda":
         wait_for(device)
@@ -59,7 +70,7 @@ def peak_bytes(step: Step, device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         step()
         wait_for(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        return [torch.cuda.max_memory_allocated(device) - before]
     private: Any = torch.autograd
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -71,9 +82,5 @@ def peak_bytes(step: Step, device: torch.device) -> int:
         step()
     finally:
         records = private._disable_profiler_legacy()
-    held = peak = 0
-    for event in (event for thread in records for event in thread):
-        if event.kind() == "memory_alloc":
-            held += event.cpu_memory_usage()
-            peak = max(peak, held)
-    return peak
+    events = (event for thread in records for event in thread)
+    return [event.cpu_memory_usage() for event in events if event.kind() == "memory_alloc"]

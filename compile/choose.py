@@ -127,10 +127,10 @@ def _rewritten(step: Step, batch: Any, expected: Reference, eager: Trial) -> lis
     if has_images(step.model):
         turned = tried(layout="channels_last")
         found.append(turned)
-        layouts = ["as_is", "channels_last"] if whole else [_faster(step, batch, eager, turned).plan.layout]
-    if "as_is" in layouts and (whole or best is None or best.log.saved_bytes < CERTAIN):
+        layouts += ["channels_last"] * (whole or _faster(step, batch, eager, turned) is turned)
+    if whole or best is None or best.log.saved_bytes < CERTAIN:
         found.append(tried(graph="inductor", regions=True))
-    if "as_is" in layouts and passes:
+    if passes:
         found.append(tried(graph="inductor", passes=passes, regions=True))
     if whole and found[-1].plan.regions:
         found.append(tried(graph="inductor", passes=passes))
@@ -142,7 +142,7 @@ def _rewritten(step: Step, batch: Any, expected: Reference, eager: Trial) -> lis
 
 
 def _faster(step: Step, batch: Any, eager: Trial, turned: Trial) -> Trial:
-    """Of the two layouts of weights and images the one to compile, by a few eager steps of each."""
+    """Of the two layouts of weights and images the better one, by a few eager steps of each."""
     both = [eager, turned]
     race(both, step.model, batch, step.device, repeats=3)
     return both[from_main(lambda: both.index(best_of(both)))]

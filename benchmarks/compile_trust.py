@@ -146,18 +146,13 @@ def _matters(model: nn.Module, batch: Any, plan: Any) -> bool:
     """Whether the planted pass changes anything in float64 (LayerNorm undoes a scale or an offset before it)."""
     from loopwise.compile import TrainStep
     from loopwise.compile.backend import Log
+    from loopwise.compile.gate import errors
     from loopwise.compile.shadow import in_double, observe
 
     twin, loss, doubled = in_double(model, nn.CrossEntropyLoss(), batch)
     step = TrainStep(twin, loss, optimizer_of(twin))
     right, changed = (observe(step.make(p, Log()), twin, doubled) for p in (type(plan)(), plan))
-    sizes = {name: value.double().norm().item() for name, value in right.items()}
-    least = 1e-4 * max(size for name, size in sizes.items() if name.startswith("gradient/"))
-    apart = (
-        ((changed[name] - value).double().norm() / max(sizes[name], least)).item()
-        for name, value in right.items()
-    )
-    return any(not ratio < HARMLESS for ratio in apart)
+    return any(not error < HARMLESS for error in errors(changed, right).values())
 
 
 def planted(seed: int) -> dict[str, float]:

@@ -17,6 +17,7 @@ from torch import fx
 from loopwise.errors import InputError
 
 from . import regions
+from .loss_head import keep_gradients
 from .passes import PASSES, Outcome
 from .plan import Plan
 
@@ -90,6 +91,7 @@ class Backend:
     def _compiled(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
         if self.plan.graph != "inductor":
             return gm.forward
+        keep_gradients(gm)
         if self.plan.regions and (pieces := regions.find(gm)):
             self.log.regions.append(regions.counted(pieces))
             return regions.compiled(gm, example_inputs, pieces, self._by_inductor)

@@ -19,7 +19,7 @@ from .gate import Reference, reference
 from .passes import PASSES
 from .plan import Plan
 from .shadow import Compute, shadow, step_of
-from .trials import Trial, attempt, best_of, has_images, race
+from .trials import Trial, attempt, best_of, has_images, race, time_them
 
 BUDGETS = (0.7, 0.5, 0.3, 0.15, 0.0)
 """Shares of activations to save that are tried, in this order, to get below a memory budget."""
@@ -80,7 +80,7 @@ def choose(step: Step, batch: Any, known: Plan | None, noise: dict[str, float] |
     best = trials[from_main(lambda: trials.index(best_of(trials)))]
     if step.memory is not None and best.peak > step.memory:
         best = _within(step, batch, expected, trials)
-    return Search(trials, best, errors=expected.errors(), floor=_floor(step, eager.compute, batch))
+    return Search(trials, best, errors=expected.noise, floor=_floor(step, eager.compute, batch))
 
 
 def _floor(step: Step, eager: Compute, batch: Any) -> Floor | None:
@@ -99,7 +99,7 @@ def _first_choice(step: Step) -> Plan:
 
 
 def _without_race(step: Step, batch: Any, eager: Trial, expected: Reference, plan: Plan) -> Search:
-    errors = expected.errors()
+    errors = expected.noise
     if plan.graph == "eager" and plan.layout == "as_is":
         eager.plan = plan
         return Search([eager], eager, known=True, errors=errors)
@@ -112,40 +112,46 @@ def _without_race(step: Step, batch: Any, eager: Trial, expected: Reference, pla
 
 def _rewritten(step: Step, batch: Any, expected: Reference, eager: Trial) -> list[Trial]:
     """The plans beside the eager one that make sense for this model, each tried once."""
-    base, whole = Plan(level=step.level), step.tune == "max"
+    whole = step.tune == "max"
 
     def tried(**changes: Any) -> Trial:
-        trial = attempt(base.changed(**changes), step.make, step.model, batch, expected)
-        if not trial.log.regions:
-            trial.plan = trial.plan.changed(regions=False)
-        return trial
+        return _tried(step, batch, expected, **changes)
 
     found = _with_passes(tried)
     best = found[0] if found and found[0].compute is not None else None
     passes = best.plan.passes if best is not None else ()
-    layouts = ["as_is"]
+    turns = False
     if has_images(step.model):
         turned = tried(layout="channels_last")
         found.append(turned)
-        layouts += ["channels_last"] * (whole or _faster(step, batch, eager, turned) is turned)
+        turns = whole or _faster(step, batch, eager, turned)
     if whole or best is None or best.log.saved_bytes < CERTAIN:
         found.append(tried(graph="inductor", regions=True))
     if passes:
         found.append(tried(graph="inductor", passes=passes, regions=True))
     if whole and found[-1].plan.regions:
         found.append(tried(graph="inductor", passes=passes))
-    if "channels_last" in layouts:
+    if turns:
         found.append(tried(graph="inductor", passes=passes, layout="channels_last", regions=True))
     if whole:
         found.append(tried(graph="inductor", passes=passes, autotune=True))
     return found
 
 
-def _faster(step: Step, batch: Any, eager: Trial, turned: Trial) -> Trial:
-    """Of the two layouts of weights and images the better one, by a few eager steps of each."""
+def _tried(step: Step, batch: Any, expected: Reference, **changes: Any) -> Trial:
+    """A plan tried once; it says ``regions`` only where some were found."""
+    plan = Plan(level=step.level).changed(**changes)
+    trial = attempt(plan, step.make, step.model, batch, expected)
+    if not trial.log.regions:
+        trial.plan = plan.changed(regions=False)
+    return trial
+
+
+def _faster(step: Step, batch: Any, eager: Trial, turned: Trial) -> bool:
+    """Whether images and weights in another layout are faster, by a few eager steps of each."""
     both = [eager, turned]
-    race(both, step.model, batch, step.device, repeats=3)
-    return both[from_main(lambda: both.index(best_of(both)))]
+    time_them(both, step.model, batch, step.device, repeats=3)
+    return from_main(lambda: best_of(both) is turned)
 
 
 def _with_passes(tried: Callable[..., Trial]) -> list[Trial]:
@@ -174,8 +180,7 @@ def _within(step: Step, batch: Any, expected: Reference, trials: list[Trial]) ->
     assert step.memory is not None
     passes = next((trial.plan.passes for trial in trials if trial.plan.passes and trial.compute), ())
     for budget in BUDGETS:
-        plan = Plan(graph="inductor", passes=passes, budget=budget, level=step.level, regions=True)
-        trial = attempt(plan, step.make, step.model, batch, expected)
+        trial = _tried(step, batch, expected, graph="inductor", passes=passes, budget=budget, regions=True)
         race([trial], step.model, batch, step.device)
         trials.append(trial)
         fitting = [t for t in trials if t.compute is not None and t.peak <= step.memory]

@@ -55,14 +55,8 @@ class Reference:
     exact: Observed | None
     """``None``: the model draws random numbers, or its copy in float64 does not run."""
     noise: dict[str, float] = field(default_factory=dict)
-    """Where ``exact`` is missing: relative errors of the eager step by tensor, measured without the random
-    draws or in an earlier run."""
-
-    def errors(self) -> dict[str, float]:
-        """Relative errors of the eager step by tensor, to be kept for a later run."""
-        if self.exact is None:
-            return self.noise
-        return _errors(self.eager, self.exact)
+    """Relative errors of the eager step by tensor, as far as they are known.  Where ``exact`` is missing they
+    were measured without the random draws, or in an earlier run."""
 
 
 def reference(
@@ -81,7 +75,7 @@ def reference(
         model: the model in training.
         loss: the loss of the step.
         batch: the batch to compare on.
-        noise: ``errors()`` of an earlier run in the same situation; then nothing is run in float64.
+        noise: that of an earlier run in the same situation; then nothing is run in float64.
     """
     found = observe(eager, model, batch)
     if noise:
@@ -91,17 +85,18 @@ def reference(
         exactly = compute(twin, criterion)
         exact, drew = observe_draws(exactly, twin, doubled)
         if not drew or not _differs(exactly, twin, doubled):
-            return Reference(found, exact)
+            return Reference(found, exact, errors(found, exact))
         with _quiet(twin), _quiet(model):
             if _differs(exactly, twin, doubled):
                 return Reference(found, None)
-            exact, calm = observe(exactly, twin, doubled), observe(eager, model, batch)
+            noise = errors(observe(eager, model, batch), observe(exactly, twin, doubled))
     except Exception:  # an op without float64, a model that cannot be copied: compare with eager alone
         return Reference(found, None)
-    return Reference(found, None, _errors(calm, exact))
+    return Reference(found, None, noise)
 
 
-def _errors(observed: Observed, exact: Observed) -> dict[str, float]:
+def errors(observed: Observed, exact: Observed) -> dict[str, float]:
+    """Relative errors by floating-point tensor."""
     least = _faint(observed)
     return {n: _apart(v, exact[n], least.get(n, 0.0)) for n, v in observed.items() if v.is_floating_point()}
 
@@ -162,7 +157,7 @@ def _error(name: str, found: torch.Tensor, expected: Reference, least: float) ->
         noise = expected.noise.get(name)
         budget = RANDOM if noise is None else 2 * MARGIN * noise + 2 * SLACK * unit
         return _apart(found, eager, least), budget
-    return _apart(found, exact, least), MARGIN * _apart(eager, exact, least) + SLACK * unit
+    return _apart(found, exact, least), MARGIN * expected.noise[name] + SLACK * unit
 
 
 def _size(tensor: torch.Tensor) -> float:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils._python_dispatch import _get_current_dispatch_mode
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.checkpoint import CheckpointPolicy
 
 from loopwise.errors import InputError, StateError
 
@@ -218,15 +218,11 @@ def _is_one(tangent: Tensor) -> bool:
 linear_cross_entropy_op.register_autograd(_backward, setup_context=_save)
 
 
-@register_flop_formula(torch.ops.loopwise.linear_cross_entropy)
-def _flops(x: Sequence[int], weight: Sequence[int], *rest: Any, out_shape: Any = None, **options: Any) -> int:
-    """Of the logits and of the gradients computed with them; without it a recomputation budget takes the op for free."""
-    needs = rest[-1] if len(rest) == 11 else options.get("needs", (True, True, True))
-    return 2 * x[0] * x[1] * weight[0] * (1 + int(needs[0]) + int(needs[1]))
+def keep_gradients(gm: fx.GraphModule) -> None:
+    """Mark the operator's outputs in a captured graph as to be saved.
 
-
-@register_flop_formula(torch.ops.loopwise.linear_cross_entropy_backward)
-def _backward_flops(
-    tangent: Sequence[int], x: Sequence[int], weight: Sequence[int], *rest: Any, **more: Any
-) -> int:
-    return 2 * x[0] * x[1] * weight[0] * 3
+    It makes its gradients in the forward pass; a recomputation budget takes an unknown operator for free
+    and would run it a second time in the backward pass.
+    """
+    for node in gm.graph.find_nodes(op="call_function", target=linear_cross_entropy_op._opoverload):
+        node.meta["recompute"] = CheckpointPolicy.MUST_SAVE

@@ -36,11 +36,11 @@ class Region:
     """Consecutive operations of a graph."""
 
     nodes: list[fx.Node]
-    inputs: list[fx.Node] = field(default_factory=list)
+    inputs: list[fx.Node] = field(init=False)
     """What they take from outside, in the order of use."""
-    outputs: list[fx.Node] = field(default_factory=list)
+    outputs: list[fx.Node] = field(init=False)
     """What is used outside."""
-    key: Hashable = None
+    key: Hashable = field(init=False)
     """Equal for pieces that one compiled form can serve."""
     repeated: bool = False
 

@@ -124,14 +124,11 @@ class TrainStep:
         if self._outer is None:
             raise door.without_optimizer()
         self.prepare(batch)
-        self._batches += 1
-        last = self._batches % self.accumulate == 0
-        compute = self._route(batch)
+        last = (self._batches + 1) % self.accumulate == 0
         silent = isinstance(self.model, DistributedDataParallel) and not last
         start = time.perf_counter()
         with self.model.no_sync() if silent else contextlib.nullcontext():  # type: ignore[operator]
-            losses = compute(batch)
-            loss = total(losses)
+            compute, loss = self._computed(batch)
             scaled = loss if self.accumulate == 1 else loss / self.accumulate
             (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
         if self._pace is not None and shape_of(batch) == self._usual:
@@ -140,7 +137,6 @@ class TrainStep:
             self._watch(loss, batch)
         if last:
             self._update()
-        self.losses = losses.detach() if losses.ndim else None
         return loss.detach()
 
     def forward(self, batch: Any) -> torch.Tensor:
@@ -152,14 +148,19 @@ class TrainStep:
         if not self._ready and world_size() > 1 and not isinstance(self.model, DistributedDataParallel):
             raise door.not_prepared()
         self.prepare(batch)
+        compute, loss = self._computed(batch)
+        if compute is not self._eager:
+            self._watch(loss, batch)
+        return loss
+
+    def _computed(self, batch: Any) -> tuple[Compute, torch.Tensor]:
+        """The form that this batch goes through, and its loss."""
         self._batches += 1
         compute = self._route(batch)
         losses = compute(batch)
         loss = total(losses)
-        if compute is not self._eager:
-            self._watch(loss.detach(), batch)
         self.losses = losses.detach() if losses.ndim else None
-        return loss
+        return compute, loss
 
     # -- finding a plan -------------------------------------------------------------------------
 

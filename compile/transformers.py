@@ -71,7 +71,7 @@ class CompilingTrainerMixin:
         if self.compile is None or return_outputs or not model.training:
             return trainer.compute_loss(model, inputs, return_outputs=return_outputs, **options)
         if self.compile_step is None or self.compile_step.model is not model:
-            self.compile_step = TrainStep(model, self._loss, **self.compile)
+            self.compile_step = TrainStep(model, self.compile_loss, **self.compile)
         step = self.compile_step
 
         def planned(**batch: Any) -> dict[str, torch.Tensor]:
@@ -80,13 +80,6 @@ class CompilingTrainerMixin:
             return {"loss": step.forward(batch | numbers)}
 
         return trainer.compute_loss(planned, inputs, **options)  # it scales the loss as it always does
-
-    @property
-    def _loss(self) -> Any:
-        def loss(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-            return self.compile_loss(model, batch)
-
-        return loss
 
     def explain(self) -> Explanation | None:
         """What the plan does and what each piece gained; ``None`` before the first batch."""

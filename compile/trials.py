@@ -107,18 +107,24 @@ def _try(trial: Trial, compute: Compute, model: nn.Module, batch: Any, expected:
         trial.refused = f"wrong: {trial.difference}"
 
 
-def race(
+def time_them(
     trials: list[Trial], model: nn.Module, batch: Any, device: torch.device, repeats: int = REPEATS
 ) -> None:
-    """Time those that were not refused, an interleaved pass of each, and measure their memory."""
-    running = {str(n): trial for n, trial in enumerate(trials) if trial.compute is not None}
+    """Time those that were not refused, an interleaved pass of each."""
+    running = [trial for trial in trials if trial.compute is not None]
     with shadow(model):
-        steps = {name: _in_layout(trial, model, batch) for name, trial in running.items()}
-        for name, times in seconds(steps, device, repeats, warm=1, budget=BUDGET).items():
-            running[name].times = times
-        for name, trial in running.items():
-            model.zero_grad(set_to_none=True)
-            trial.peak = peak_bytes(steps[name], device)
+        steps = {str(n): _in_layout(trial, model, batch) for n, trial in enumerate(running)}
+        found = seconds(steps, device, repeats, warm=1, budget=BUDGET)
+    for trial, times in zip(running, found.values(), strict=True):
+        trial.times = times
+
+
+def race(trials: list[Trial], model: nn.Module, batch: Any, device: torch.device) -> None:
+    """Time those that were not refused, and measure their memory."""
+    time_them(trials, model, batch, device)
+    for trial in (trial for trial in trials if trial.compute is not None):
+        with shadow(model):
+            trial.peak = peak_bytes(_in_layout(trial, model, batch), device)
             trial.compile_seconds = max(0.0, trial.compile_seconds - trial.seconds)
 
 

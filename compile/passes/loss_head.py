@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx
-from torch.utils.checkpoint import CheckpointPolicy
 
 from ..loss_head import linear_cross_entropy_op
 from .rewriting import (
@@ -244,9 +243,6 @@ def _replace(loss: fx.Node, chain: _Chain, arguments: dict[str, Any]) -> None:
         options = (ignored, float(smoothing), reduction, float(scale), cap, 0.0, 0, needs)
         operands = (x, weight, target, bias, arguments.get("weight"), *options)
         made = put(linear_cross_entropy_op._opoverload, *operands)
-        made.meta["recompute"] = (
-            CheckpointPolicy.MUST_SAVE
-        )  # its gradients, as it makes them in the forward pass
         result = put(operator.getitem, made, 0)
         if reduction == "none":
             result = put("view_as", result, arguments["target"])

@@ -21,21 +21,55 @@ from . import door
 
 Compute = Callable[[Any], torch.Tensor]
 Observed = dict[str, torch.Tensor]
+PLACES = 4
+"""Last places that a nudge moves float32 by, about what the order of additions does; lower precisions by one."""
+FINE = 1e-6
+"""Last places below this are those of float32 and float64."""
 
 
 @contextlib.contextmanager
 def shadow(model: nn.Module) -> Iterator[None]:
     """Restore on leaving what a forward and backward pass changes: gradients, buffers, modes, random states."""
     kept = [(parameter, parameter.grad) for parameter in model.parameters()]
-    alone = model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
     try:
-        with preserve(model), alone:
+        with preserve(model), _alone(model):
             for parameter, _ in kept:
                 parameter.grad = None
             yield
     finally:
         for parameter, grad in kept:
             parameter.grad = grad
+
+
+@contextlib.contextmanager
+def _alone(model: nn.Module) -> Iterator[None]:
+    """DDP's wrapper without what it does together with other ranks: one rank may doubt what no other does."""
+    if not isinstance(model, DistributedDataParallel):
+        yield
+        return
+    together = model.require_forward_param_sync
+    try:
+        with model.no_sync():
+            model.require_forward_param_sync = False  # buffers are not sent, either
+            yield
+    finally:
+        model.require_forward_param_sync = together
+
+
+@contextlib.contextmanager
+def nudged(model: nn.Module, seed: int) -> Iterator[None]:
+    """The model's parameters a few last places off, each up or down by chance; restored on leaving."""
+    kept = [(p, p.data) for p in model.parameters() if p.is_floating_point()]
+    draws = {device: torch.Generator(device).manual_seed(seed) for device in {p.device for p, _ in kept}}
+    try:
+        for parameter, data in kept:
+            unit = torch.finfo(data.dtype).eps
+            signs = torch.empty_like(data).bernoulli_(generator=draws[data.device]) * 2 - 1
+            parameter.data = data * (1 + (PLACES if unit < FINE else 1) * unit * signs)
+        yield
+    finally:
+        for parameter, data in kept:
+            parameter.data = data
 
 
 def total(loss: torch.Tensor) -> torch.Tensor:

@@ -209,3 +209,79 @@ def test_a_later_run_needs_no_float64_unless_it_doubts(monkeypatch):
     plant(monkeypatch, scaled(1.01, "gelu"))
     assert plan_of_a_run().graph == "eager"
     assert len(doubled) == 2
+
+
+def by_columns(gm):
+    """A right rewrite of a linear layer whose sums are added in another order."""
+    node = next(n for n in gm.graph.nodes if "linear" in str(n.target))
+    with gm.graph.inserting_after(node):
+        new = gm.graph.call_function(_by_columns, node.args)
+    node.replace_all_uses_with(new)
+    gm.graph.erase_node(node)
+    gm.recompile()
+    return [Outcome(True, "here", what="loss head")]
+
+
+@torch.fx.wrap
+def _by_columns(x, weight, bias):
+    total = bias
+    for column in reversed(range(x.shape[1])):
+        total = total + x[:, column, None] * weight[:, column]
+    return total
+
+
+def on_an_edge():
+    """A model and a batch where the order of a sum decides whether a ReLU lets gradients pass."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3))
+    x, y = torch.rand(16, 3) + torch.tensor([1.0, 0.0, 0.0]), torch.arange(16) % 3
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([1.0, -1.0, 1e-9]).expand(8, 3))
+        net[0].bias.zero_()
+        x[3] = 1.0  # 1 - 1 + 1e-9 is positive, 1e-9 - 1 + 1 is 0 in float32
+    return net, (x, y)
+
+
+def test_an_element_on_an_edge_is_no_reason_to_refuse(monkeypatch):
+    """MobileNetV2 stayed eager: behind ReLU6 a last place decides whether an element's gradient passes."""
+    monkeypatch.setitem(PASSES, "loss_head", by_columns)
+    net, data = on_an_edge()
+    before = [p.detach().clone() for p in net.parameters()]
+    step = step_of(net)
+    step.prepare(data)
+    assert step._search.trials[-1].refused == ""
+    assert all(torch.equal(p, kept) for p, kept in zip(net.parameters(), before, strict=True))
+
+
+def test_an_edge_excuses_nothing_else(monkeypatch):
+    plant(monkeypatch, scaled(1 + 1e-4, "linear"))
+    net, data = on_an_edge()
+    step = step_of(net)
+    step.prepare(data)
+    assert step.plan.graph == "eager"
+
+
+def test_a_rank_that_compares_alone_changes_nothing(ranks):
+    """DDP's buffers were sent in the comparison, and then not in the training step that followed."""
+    code = """
+    from torch import nn
+    from loopwise.compile import Plan, TrainStep
+
+    def trained(alone):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.GELU(), nn.Linear(16, 3))
+        model = nn.parallel.DistributedDataParallel(net)
+        plan = Plan(graph="captured", passes=("loss_head",))
+        step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), lr=0.1), plan=plan)
+        torch.manual_seed(dist.get_rank())
+        for n in range(4):
+            batch = torch.randn(16, 6), torch.arange(16) % 3
+            if n == 3 and alone and dist.get_rank() == 1:
+                step._compare("asked for", batch)
+            step(batch)
+        return [value.double().sum().item() for value in net.state_dict().values()]
+
+    print(json.dumps([trained(True), trained(False)]))
+    """
+    for with_it, without in ranks(code):
+        assert with_it == without

@@ -10,6 +10,13 @@ from torch import nn
 
 from loopwise import random_state
 
+_depth = 0
+
+
+def inside() -> bool:
+    """Whether a body of ``preserve`` is running: its forward passes are none of the user's."""
+    return _depth > 0
+
 
 @contextmanager
 def preserve(*modules: nn.Module, training: bool | None = None) -> Iterator[None]:
@@ -25,17 +32,20 @@ def preserve(*modules: nn.Module, training: bool | None = None) -> Iterator[None
         modules: the modules whose mode and buffers are kept.
         training: put every submodule into this mode inside the body; ``None`` leaves the modes.
     """
+    global _depth
     state = random_state.get()
     parts = [part for module in modules for part in module.modules()]
     modes = [part.training for part in parts]
     buffers = [(part, dict(part._buffers)) for part in parts if part._buffers]
     copies = {id(b): (b, b.detach().clone()) for _, kept in buffers for b in kept.values() if b is not None}
+    _depth += 1
     try:
         if training is not None:
             for part in parts:
                 part.training = training
         yield
     finally:
+        _depth -= 1
         for part, mode in zip(parts, modes, strict=True):
             part.training = mode
         for part, kept in buffers:

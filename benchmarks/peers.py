@@ -7,9 +7,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
-PEERS = {"composer": ["mosaicml==0.32.1", "rich", "setuptools<81"]}
+PEERS = {
+    "composer": ["mosaicml==0.32.1", "rich", "setuptools<81"],
+    "smdebug": [
+        *["smdebug==1.0.34", "protobuf==3.20.3", "requests", "pandas", "numpy"],
+        *[f"torch=={version('torch').partition('+')[0]}", "psutil", "rich", "setuptools<81"],
+    ],
+}
 """Peer -> what pip installs; rich and psutil are the harness's."""
 
 FOLDER = Path(__file__).parent.parent / ".peers"

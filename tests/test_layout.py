@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PARTS = {"sift", "compile", "debug", "tune", "feed", "report"}
-SOURCES = [p for d in ("base", "sift", "compile", "examples", "benchmarks") for p in (ROOT / d).rglob("*.py")]
+SOURCES = [p for d in ("base", "sift", "compile", "debug", "examples", "benchmarks") for p in (ROOT / d).rglob("*.py")]
 
 
 def imports(source: str) -> set[str]:
@@ -57,7 +57,7 @@ def test_files_and_functions_stay_short():
 
 
 def test_the_base_stays_small():
-    assert sum(path.read_text().count("\n") for path in (ROOT / "base").glob("*.py")) <= 970
+    assert sum(path.read_text().count("\n") for path in (ROOT / "base").glob("*.py")) <= 1000
 
 
 def test_importing_loopwise_imports_nothing_else():

@@ -1,0 +1,9 @@
+"""Tensors of a training run: saved without hurting it, read while it runs."""
+
+from loopwise.schedule import at as at
+from loopwise.schedule import between as between
+from loopwise.schedule import every as every
+
+from .collection import Collection as Collection
+from .trial import Trial as Trial
+from .watch import Watch as Watch

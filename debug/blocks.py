@@ -1,0 +1,141 @@
+"""The bytes of blocks: mapped into memory where files are local, ranges of objects where they are not."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from loopwise.errors import StateError
+
+from .index import Block, Entry
+
+SMALL = 2**17
+"""Bytes; below, a copy is cheaper than a mapping (17 us and 22 us for 64 KiB, 34 us and 22 us for 256 KiB)."""
+NUMBER = struct.Struct("<d")
+PIECE = 2**22
+"""Bytes read at a time when a block is checked."""
+
+
+class Blocks:
+    """Reads parts of blocks.
+
+    Args:
+        fs: the fsspec file system.
+        folder: the folder ``debug`` of a run.
+        local: whether files can be opened by path.
+    """
+
+    def __init__(self, fs: Any, folder: str, local: bool) -> None:
+        self._fs, self._folder, self._local = fs, folder, local
+
+    def tensor(self, block: Block, entry: Entry) -> torch.Tensor:
+        """The tensor of a layout's entry.
+
+        Zero copy on local storage from ``SMALL`` bytes on; the memory is private, so that writing into it
+        changes neither the file nor what is read later.
+
+        Raises:
+            StateError: the bytes are not there.
+        """
+        if not entry.length:
+            return torch.empty(entry.shape, dtype=entry.dtype)
+        start, end = self._range(block, entry.offset, entry.length)
+        if self._local and entry.length >= SMALL and start % entry.dtype.itemsize == 0:
+            try:
+                mapped = torch.from_file(self._file(block), shared=False, size=end, dtype=torch.uint8)
+                return mapped[start:].view(entry.dtype).view(entry.shape)
+            except RuntimeError:  # the file is short or gone, or there is no more address space
+                pass
+        data = self.read(block, entry.offset, entry.length)
+        return torch.frombuffer(data, dtype=entry.dtype).view(entry.shape)
+
+    def read(self, block: Block, offset: int, length: int) -> bytearray:
+        """A copy of some bytes of a block.
+
+        Raises:
+            StateError: they are not there.
+        """
+        start, end = self._range(block, offset, length)
+        try:
+            if self._local:
+                with open(self._file(block), "rb", buffering=0) as file:
+                    file.seek(start)
+                    data = bytearray(length)
+                    size = 0
+                    while got := file.readinto(memoryview(data)[size:]):  # at most 2 GiB come at a time
+                        size += got
+                    data = data[:size] if size < length else data
+            else:
+                data = bytearray(self._fs.cat_file(self._file(block), start=start, end=end))
+        except FileNotFoundError:
+            raise _lost(block, f"no file {self._file(block)}") from None
+        if len(data) < length:
+            raise _lost(block, f"{self._file(block)} ends {length - len(data)} bytes early")
+        return data
+
+    def numbers(self, cells: Sequence[tuple[Block, int]]) -> list[float | None]:
+        """The float64 at each offset from the start of its block; ``None`` where it is not there."""
+        if not self._local:
+            return self._far_numbers(cells)
+        found: list[float | None] = [None] * len(cells)
+        files: dict[str, list[int]] = {}
+        for place, (block, _) in enumerate(cells):
+            files.setdefault(self._file(block), []).append(place)
+        for file, places in files.items():
+            try:
+                data = np.memmap(file, np.uint8, "r")
+            except (FileNotFoundError, ValueError):  # ValueError: it is empty
+                continue
+            for place in places:
+                start = cells[place][0].offset + cells[place][1]
+                if start + 8 <= data.size:
+                    found[place] = NUMBER.unpack_from(data, start)[0]
+        return found
+
+    def _far_numbers(self, cells: Sequence[tuple[Block, int]]) -> list[float | None]:
+        starts = [block.offset + offset for block, offset in cells]
+        files = [self._file(block) for block, _ in cells]
+        found = self._fs.cat_ranges(files, starts, [start + 8 for start in starts], on_error="return")
+        good = [isinstance(data, bytes) and len(data) == 8 for data in found]
+        return [NUMBER.unpack(data)[0] if fine else None for data, fine in zip(found, good, strict=True)]
+
+    def fault(self, block: Block) -> str | None:
+        """What is wrong with the bytes of a block, or ``None``."""
+        crc32 = 0
+        try:
+            for offset in range(0, block.length, PIECE):
+                crc32 = zlib.crc32(self.read(block, offset, min(PIECE, block.length - offset)), crc32)
+        except StateError as error:
+            return str(error.args[0])
+        return None if crc32 == block.crc32 else f"its CRC-32 is {crc32}, not {block.crc32}"
+
+    def size(self) -> tuple[int, int]:
+        """Number of files and their bytes."""
+        try:
+            sizes = [int(file["size"] or 0) for file in self._fs.ls(self._folder, detail=True)]
+        except FileNotFoundError:
+            return 0, 0
+        return len(sizes), sum(sizes)
+
+    def _range(self, block: Block, offset: int, length: int) -> tuple[int, int]:
+        """Where bytes of a block begin and end in its segment."""
+        if offset < 0 or offset + length > block.length:
+            raise _lost(block, f"bytes {offset} to {offset + length} of a block of {block.length}")
+        return block.offset + offset, block.offset + offset + length
+
+    def _file(self, block: Block) -> str:
+        return f"{self._folder}/tensors.rank{block.rank}.{block.segment}.seg"
+
+
+def _lost(block: Block, seen: str) -> StateError:
+    return StateError(
+        f"step {block.step} of rank {block.rank}: {seen}",
+        "the bytes that the index speaks of",
+        "a segment was cut, deleted or damaged after it was written",
+        "read another step; `loopwise debug check` lists all that are damaged",
+    )

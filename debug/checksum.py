@@ -1,0 +1,48 @@
+"""The CRC-32 of a block, computed while the block is written."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+LARGE = 2**20
+"""Bytes from which on a thread of its own is worth it: writing them takes 0.4 ms, the CRC-32 as much again."""
+
+
+class Checksum:
+    """Computes in a thread that waits while there is nothing to do."""
+
+    def __init__(self) -> None:
+        self._asked: queue.SimpleQueue[Sequence[Any] | None] = queue.SimpleQueue()
+        self._found: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = threading.Thread(
+            target=self._work, name="loopwise-debug-checksum", daemon=True
+        )
+        self._thread.start()
+
+    def begin(self, chunks: Sequence[Any]) -> Callable[[], int]:
+        """Begin with buffers of bytes; to be called for the CRC-32, before the next ``begin``."""
+        if self._thread is None or sum(len(chunk) for chunk in chunks) < LARGE:
+            return lambda: _crc32(chunks)
+        self._asked.put(chunks)
+        return self._found.get
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._asked.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _work(self) -> None:
+        while (chunks := self._asked.get()) is not None:
+            self._found.put(_crc32(chunks))
+
+
+def _crc32(chunks: Sequence[Any]) -> int:
+    crc = 0
+    for chunk in chunks:
+        crc = zlib.crc32(chunk, crc)
+    return crc

@@ -1,0 +1,67 @@
+"""Qualified names of modules and parameters of one or several models, as the user wrote them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from loopwise.errors import InputError
+from loopwise.model import unwrapped
+
+WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
+"""What torch.compile and torch.distributed put into names."""
+
+
+def by_key(given: Any, kind: type, what: str) -> dict[str, Any]:
+    """One object, or several by name, as a dict; the key of a lone one is empty.
+
+    Raises:
+        InputError: something else.
+    """
+    found = dict(given) if isinstance(given, Mapping) else {"": given}
+    if not found or not all(isinstance(value, kind) for value in found.values()):
+        raise InputError(
+            f"{what}={given!r}",
+            f"{kind.__name__}, or a dict from names to such",
+            "arguments in another order",
+            "Watch(model, optimizer, run=...)",
+        )
+    return found
+
+
+def plain(name: str) -> str:
+    """A name without what wrappers put into it."""
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def modules(models: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Prefix (``layer4.1.conv2.``; empty for a lone model itself) and module, each module once."""
+    for key, model in models.items():
+        for name, module in _root(model).named_modules():
+            yield _prefix(key) + plain(f"{name}." if name else ""), module
+
+
+def parameters(models: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Name and parameter, each parameter once."""
+    for key, model in models.items():
+        for name, parameter in _root(model).named_parameters():
+            yield _prefix(key) + plain(name), parameter
+
+
+def of_call(prefix: str, name: str, call: int) -> str:
+    """The name of a tensor of a module's ``call``-th call in a step, counted from 0: ``fc#1.output.0``."""
+    return f"{prefix.removesuffix('.')}#{call}.{name.removeprefix(prefix)}" if call else name
+
+
+def _prefix(key: str) -> str:
+    return f"{key}." if key else ""
+
+
+def _root(model: nn.Module) -> nn.Module:
+    """The model beneath the wrappers of DDP and torch.compile, in any order."""
+    inner = unwrapped(getattr(model, "_orig_mod", model))
+    return inner if inner is model else _root(inner)

@@ -1,0 +1,42 @@
+"""What has to be said: each kind of thing once, from the user's own call, and in the index."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Callable
+
+
+class Notices:
+    """Collects texts where they arise and warns of them later.
+
+    Args:
+        event: writes a text and its step into the index.
+    """
+
+    def __init__(self, event: Callable[[str, int], None]) -> None:
+        self._event = event
+        self._kinds: set[str] = set()
+        self._waiting: list[str] = []
+
+    def say(self, text: str, step: int, event: bool = True) -> None:
+        """Keep a text to be warned of; its kind is what stands before the first colon."""
+        kind = text.partition(":")[0]
+        if kind in self._kinds:
+            return
+        self._kinds.add(kind)
+        self._waiting.append(f"loopwise.debug: step {step}: {text}")
+        if event:
+            self._event(text, step)
+
+    def warn(self) -> None:
+        """Warn of what was kept: not inside a hook, where it could end a forward pass."""
+        waiting, self._waiting = self._waiting, []
+        for text in waiting:
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+
+def place(error: BaseException) -> str:
+    """Where an exception was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

@@ -1,0 +1,187 @@
+"""What one step saves, as it comes: tensors into a snapshot, statistics into tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .collection import Collection
+from .local import strided
+from .snapshot import Signature, Snapshot
+from .statistics import columns, table
+
+Names = tuple[str, ...]
+UPDATES = ("weight", "bias", "gradient", "optimizer_state")
+"""Kinds of what is taken at an update."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One piece of a block's layout: tensors that one collection put in together, or a table of theirs."""
+
+    collection: str
+    names: Names
+    signature: Signature
+    offsets: tuple[int, ...]
+    """Of each tensor, or of the table alone."""
+    columns: Names = ()
+    """Of a table."""
+    shards: tuple[Any, ...] = field(default=(), compare=False)
+    """Of each tensor its place in a larger one, where there are such."""
+
+    def group(self) -> dict[str, Any]:
+        """As the index has it."""
+        if self.columns:
+            of = [[_plain(dtype), list(shape)] for dtype, shape in self.signature]
+            found = {"collection": self.collection, "rows": list(self.names), "columns": list(self.columns)}
+            return found | {"offset": self.offsets[0]} | ({"of": of} if of else {})
+        shards = self.shards or (None,) * len(self.names)
+        tensors = [
+            [name, _plain(dtype), list(shape), offset, dtype.itemsize * shape.numel()]
+            + ([shard] if shard else [])
+            for name, (dtype, shape), offset, shard in zip(
+                self.names, self.signature, self.offsets, shards, strict=True
+            )
+        ]
+        return {"collection": self.collection, "tensors": tensors}
+
+
+REDUCED = ("min", "max", "mean", "std", "l2")
+"""Statistics that are saved where raw tensors were wanted and the storage is behind (policy ``reduce``)."""
+
+
+@dataclass
+class Saving:
+    """One step on its way to disk.
+
+    Args:
+        record: step, mode and marks, as the index has them.
+        collections: those that are due.
+        late: those that are due for weights, gradients and optimizer state only.
+        snapshot: called with the first tensor: where tensors go, and whether raw ones may; ``None``: nowhere.
+        failed: called with a collection that something went wrong in, and what.
+        memory: which tensors of a group a collection wants; shared by all steps.
+        reduces: save statistics where raw tensors may not go.
+    """
+
+    record: dict[str, Any]
+    collections: Sequence[Collection]
+    late: Sequence[Collection]
+    snapshot: Callable[[], tuple[Snapshot, bool] | None]
+    failed: Callable[[Collection, Exception], None]
+    memory: dict[tuple[Collection, str, Names], Sequence[int]]
+    reduces: bool = False
+    parts: list[Part] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+    """Names of tensors that came."""
+    calls: Counter[str] = field(default_factory=Counter)
+    """Input or output -> how often it came in this step."""
+    _placed: dict[Names, tuple[Signature, tuple[int, ...]]] = field(default_factory=dict)
+    ready: Any = None
+    """On a GPU, the event after which the snapshot is filled."""
+
+    def put(
+        self,
+        kind: str,
+        names: Names,
+        tensors: Sequence[torch.Tensor],
+        only: Sequence[Collection] | None = None,
+    ) -> None:
+        """Save tensors in every due collection that wants them.
+
+        Args:
+            kind: one of ``KINDS``.
+            names: of the tensors; the same object for the same group of tensors makes it fast.
+            tensors: of any layout, device and dtype; nothing is kept of them but copies.
+            only: collections that the tensors are known to belong to; default: by kind and name.
+        """
+        by_name = (*self.collections, *self.late) if kind in UPDATES else self.collections
+        for collection in by_name if only is None else only:
+            try:
+                chosen = range(len(names)) if only is not None else self._chosen(collection, kind, names)
+                if len(chosen) == len(names):
+                    self._keep(collection, names, tensors)
+                elif chosen:
+                    picked = tuple([names[i] for i in chosen])
+                    self._keep(collection, picked, [tensors[i] for i in chosen])
+            except Exception as error:
+                self.failed(collection, error)
+
+    def _keep(self, collection: Collection, names: Names, tensors: Sequence[torch.Tensor]) -> None:
+        self.seen.update(names)
+        place = self.snapshot()
+        if place is None:
+            return
+        parts, (snapshot, raw) = strided(names, tensors), place
+        statistics = collection.statistics
+        if collection.raw and raw:
+            if parts.names not in self._placed:  # another collection may have had them
+                self._placed[parts.names] = snapshot.put(parts.tensors)
+            signature, offsets = self._placed[parts.names]
+            self.parts.append(Part(collection.name, parts.names, signature, offsets, shards=parts.shards))
+        elif collection.raw and self.reduces:
+            statistics = tuple(dict.fromkeys((*statistics, *REDUCED)))
+        if statistics:
+            of = tuple([(tensor.dtype, tensor.shape) for tensor in parts.whole])
+            found = table(parts.whole, statistics)
+            self.parts.append(_table(collection, names, columns(statistics), found, of, snapshot))
+
+    def add_scalars(self, values: Mapping[str, float | torch.Tensor]) -> None:
+        """Save numbers in the due collections that want them."""
+        names = tuple(values)
+        for collection in self.collections:
+            try:
+                chosen = tuple([names[i] for i in self._chosen(collection, "scalar", names)])
+                if chosen and (place := self.snapshot()):
+                    self.seen.update(chosen)
+                    numbers = torch.stack([_number(values[name]) for name in chosen])
+                    self.parts.append(
+                        _table(collection, chosen, ("value",), numbers.unsqueeze(1), (), place[0])
+                    )
+            except Exception as error:
+                self.failed(collection, error)
+
+    def leave_out(self, collection: Collection) -> None:
+        """Save nothing more of it."""
+        self.collections = [c for c in self.collections if c is not collection]
+        self.late = [c for c in self.late if c is not collection]
+
+    def _chosen(self, collection: Collection, kind: str, names: Names) -> Sequence[int]:
+        key = (collection, kind, names)
+        if key not in self.memory:
+            self.memory[key] = [i for i, name in enumerate(names) if collection.wants(kind, name)]
+        return self.memory[key]
+
+    def layout(self) -> Hashable:
+        """Equal for blocks that hold the same at the same places."""
+        return tuple(self.parts)
+
+    def groups(self) -> list[dict[str, Any]]:
+        return [part.group() for part in self.parts]
+
+
+def _table(
+    collection: Collection,
+    names: Names,
+    heads: Names,
+    values: torch.Tensor,
+    of: Signature,
+    snapshot: Snapshot,
+) -> Part:
+    """``values`` is float64 of shape (names, heads)."""
+    _, offsets = snapshot.put([values])
+    return Part(collection.name, names, of, offsets, heads)
+
+
+def _number(value: float | torch.Tensor) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value.detach().double().mean() if value.numel() != 1 else value.detach().double().reshape(())
+    return torch.tensor(float(value), dtype=torch.float64)
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,67 @@
+"""Shards of one tensor, put together again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from loopwise.errors import StateError
+
+from .index import Block, Entry
+
+Box = tuple[tuple[int, ...], tuple[int, ...]]
+"""First element, and size."""
+Read = Callable[[Block, Entry], torch.Tensor]
+
+
+def joined(shards: Sequence[tuple[Block, Entry]], read: Read) -> torch.Tensor:
+    """The whole tensor.
+
+    Args:
+        shards: blocks of one step by rank, and the entry of the tensor in each.
+        read: gives the tensor of an entry.
+
+    Raises:
+        StateError: they do not cover it.
+    """
+    whole = shards[0][1].whole
+    places: dict[Box, tuple[Block, Entry]] = {}
+    for block, entry in sorted(shards, key=lambda shard: -shard[0].time):
+        if entry.start is None or entry.whole != whole or not entry.length:
+            continue
+        box = entry.start, entry.shape
+        if box in places:  # a replica
+            continue
+        if any(_overlap(box, other) for other in places):
+            break  # this and older ones are of ranks that were not resumed
+        places[box] = block, entry
+    if sum(math.prod(size) for _, size in places) < math.prod(whole):
+        raise _uncovered([block for block, _ in shards], shards[0][1])
+    if len(places) == 1:
+        return read(*next(iter(places.values())))
+    found = torch.empty(whole, dtype=shards[0][1].dtype)
+    for (start, sizes), (block, entry) in places.items():
+        part = found
+        for dimension, (first, size) in enumerate(zip(start, sizes, strict=True)):
+            part = part.narrow(dimension, first, size)
+        part.copy_(read(block, entry))
+    return found
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return all(
+        start < other_start + other_size and other_start < start + size
+        for start, size, other_start, other_size in zip(*one, *other, strict=True)
+    )
+
+
+def _uncovered(blocks: Sequence[Block], entry: Entry) -> StateError:
+    ranks = ", ".join(str(block.rank) for block in blocks)
+    return StateError(
+        f"step {blocks[0].step}: the shards of {entry.name!r} on rank {ranks} do not cover {entry.whole}",
+        "shards of all ranks",
+        "other ranks have not written this step yet, or their files are lost",
+        f"wait, or read one rank's shard with rank={blocks[0].rank}",
+    )

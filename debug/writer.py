@@ -1,0 +1,128 @@
+"""The thread that writes what was saved, while training goes on."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from loopwise.run import Run
+
+from .saving import Saving
+from .segments import Segments
+from .snapshot import Ring, Snapshot
+
+POLICIES = ("block", "drop", "reduce")
+"""When the storage is slower than training: wait, leave the step's raw tensors out, or keep statistics of them."""
+SNAPSHOTS = 2
+"""Saved steps held in host memory at most: one that is filled while another one is written."""
+PENDING = 256
+"""Steps without raw tensors that may wait to be written; then training waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A snapshot for one step."""
+
+    snapshot: Snapshot
+    raw: bool
+    """Whether raw tensors may go into it; not where the storage is behind."""
+    give_back: Callable[[], None]
+
+
+class Writer:
+    """Writes savings in the order of submission.
+
+    Args:
+        run: the run's folder.
+        pinned: snapshots in page-locked memory.
+        policy: one of ``POLICIES``.
+    """
+
+    def __init__(self, run: Run, pinned: bool, policy: str) -> None:
+        self._problems: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
+        self._segments = Segments(run, tell=self._tell)
+        self._ring, self._spare = Ring(SNAPSHOTS, pinned), Ring(0, pinned)
+        self._policy, self._pinned = policy, pinned
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(PENDING)
+        self._thread: threading.Thread | None = threading.Thread(
+            target=self._work, name="loopwise-debug-writer", daemon=True
+        )
+        self._thread.start()
+        atexit.register(self.close)
+
+    def lease(self, raw: bool) -> Lease:
+        """Memory for a step; waits for it where raw tensors are wanted and the policy says so."""
+        found = self._ring.take(wait=self._policy == "block") if raw else None
+        if found is not None:
+            return Lease(found, True, lambda: self._ring.give_back(found))
+        small = self._spare.take(wait=False) or Snapshot(self._pinned)
+        return Lease(small, not raw, lambda: self._spare.give_back(small))
+
+    def submit(self, saving: Saving, lease: Lease) -> None:
+        """Have a step written, and its snapshot given back."""
+
+        def write() -> None:
+            try:
+                self._write(saving, lease.snapshot)
+            finally:
+                lease.give_back()
+
+        self._jobs.put(self._guarded(write, "a step could not be written", saving.record["step"]))
+
+    def event(self, text: str, step: int) -> None:
+        """Note something in the index, in its turn."""
+        note = functools.partial(self._segments.event, text, step)
+        self._jobs.put(self._guarded(note, "an event could not be written", -1))
+
+    def problems(self) -> list[tuple[str, int]]:
+        """What went wrong since the last call, with the step that is lost by it, or -1."""
+        found = []
+        while not self._problems.empty():
+            found.append(self._problems.get())
+        return found
+
+    def close(self) -> None:
+        """Write what is pending and end the thread."""
+        if self._thread is None:
+            return
+        self._jobs.put(None)
+        self._thread.join()
+        self._thread = None
+        atexit.unregister(self.close)
+
+    def _write(self, saving: Saving, snapshot: Snapshot) -> None:
+        if saving.ready is not None:
+            saving.ready.synchronize()
+        layout = saving.layout()
+        groups = [] if self._segments.knows(layout) else saving.groups()
+        self._segments.write(layout, groups, snapshot.chunks(), saving.record)
+
+    def _work(self) -> None:
+        rest = self._guarded(self._segments.rest, "a segment could not be closed", -1)
+        while True:
+            try:
+                job = self._jobs.get(timeout=self._segments.patience)
+            except queue.Empty:
+                job = rest
+            if job is None:
+                break
+            job()
+        self._guarded(self._segments.close, "not all could be written", -1)()
+
+    def _guarded(self, job: Callable[[], None], what: str, step: int) -> Callable[[], None]:
+        """``job``, whose failure is told."""
+
+        def run() -> None:
+            try:
+                job()
+            except Exception as error:
+                self._tell(f"{what}: {error!r}", step)
+
+        return run
+
+    def _tell(self, text: str, step: int) -> None:
+        self._problems.put((text, step))

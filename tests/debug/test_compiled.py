@@ -1,0 +1,135 @@
+"""Inputs and outputs inside graphs that torch.compile makes."""
+
+import pytest
+import torch
+from torch import nn
+
+from loopwise.debug import Collection, Trial, Watch, every
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class Block(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.fc, self.act = nn.Linear(width, width), nn.GELU()
+
+    def forward(self, x):
+        return {"hidden": self.act(self.fc(x)), "skip": x}
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = Block(), Block()
+
+    def forward(self, x):
+        x = self.one(x)["hidden"]
+        return self.two(x)["hidden"]
+
+
+def data(step=0):
+    return torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
+
+
+def trained(run, compiled, save=every(2), late=False):
+    """Parameters after four steps, and Dynamo's count of graphs and breaks."""
+    net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    call = compiled(net)
+    if late:
+        call(data())
+    torch._dynamo.utils.counters.clear()
+    collections = ["inputs", "outputs", "gradients", Collection("s", include="output", keep=("mean", "l2"))]
+    watch = Watch(net, optimizer, run=run, save=save, collections=collections) if run else None
+    for step in range(4):
+        optimizer.zero_grad()
+        call(data(step)).square().sum().backward()
+        optimizer.step()
+        if watch is not None:
+            watch.step()
+    if watch is not None:
+        watch.close()
+    counts = torch._dynamo.utils.counters
+    return (
+        [p.detach().clone() for p in net.parameters()],
+        counts["stats"]["unique_graphs"],
+        counts["graph_break"],
+    )
+
+
+BACKENDS = {
+    "aot": lambda net: torch.compile(net, backend="aot_eager", fullgraph=True),
+    "inductor": lambda net: torch.compile(net, fullgraph=True),
+    "in place": lambda net: net.compile(backend="aot_eager", fullgraph=True) or net,
+}
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_a_whole_graph_saves_what_eager_code_saves(tmp_path, kind, late):
+    trained(tmp_path / "eager", lambda net: net)
+    _, graphs, breaks = trained(tmp_path / "compiled", BACKENDS[kind], late=late)
+    assert graphs == 1
+    assert not breaks
+    eager, compiled = Trial(tmp_path / "eager"), Trial(tmp_path / "compiled")
+    assert compiled.steps() == eager.steps() == [0, 2]
+    assert sorted(compiled.names()) == sorted(eager.names())
+    for step in eager.steps():
+        for name in eager.names(collection="outputs") + eager.names(collection="inputs"):
+            torch.testing.assert_close(compiled.value(name, step), eager.value(name, step))
+        for name in eager.names(collection="gradients"):
+            torch.testing.assert_close(compiled.value(name, step), eager.value(name, step))
+
+
+def test_a_compiled_training_is_the_same_to_the_bit(tmp_path):
+    plain, _, _ = trained(None, BACKENDS["inductor"])
+    torch._dynamo.reset()
+    watched, _, _ = trained(tmp_path / "run", BACKENDS["inductor"])
+    assert all(torch.equal(one, other) for one, other in zip(plain, watched, strict=True))
+
+
+def test_a_second_instance_has_its_own_hooks(tmp_path):
+    """Dynamo takes the graph of an instance without hooks for one with them, unless it is told to look."""
+    first, second = Net(), Net()
+    with Watch(second, run=tmp_path / "run", save=every(1), collections=["outputs"]) as watch:
+        torch.compile(first, backend="aot_eager")(data())
+        torch.compile(second, backend="aot_eager")(data())
+        watch.step()
+    assert len(Trial(tmp_path / "run").names()) == 9
+
+
+def test_a_graph_is_compiled_again_without_hooks_when_they_are_gone(tmp_path):
+    net = Net()
+    call = torch.compile(net, backend="aot_eager")
+    with Watch(net, run=tmp_path / "run", save=every(1), collections=["outputs"]) as watch:
+        call(data())
+        watch.step()
+    graphs = []
+    again = torch.compile(net, backend=lambda gm, inputs: graphs.append(gm) or gm.forward)
+    again(data())
+    assert not [node for node in graphs[0].graph.nodes if "observe" in str(node.target)]
+
+
+def test_checkpointed_blocks_in_a_graph_come_once(tmp_path):
+    from torch.utils.checkpoint import checkpoint
+
+    class Checkpointed(Net):
+        def forward(self, x):
+            x = checkpoint(self.one, x, use_reentrant=False)["hidden"]
+            return self.two(x)["hidden"]
+
+    net = Checkpointed()
+    call = torch.compile(net, backend="aot_eager", fullgraph=True)
+    with Watch(net, run=tmp_path / "run", save=every(1), collections=["outputs"]) as watch:
+        call(data()).sum().backward()
+        watch.step()
+    names = Trial(tmp_path / "run").names()
+    assert len(names) == 9
+    assert not [name for name in names if "#" in name]

@@ -1,0 +1,81 @@
+"""Several ranks: averaged gradients, shards, who writes."""
+
+import torch
+
+from loopwise.debug import Trial
+
+DDP = """
+    from torch import nn
+    from loopwise.debug import Watch, every
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    model = nn.parallel.DistributedDataParallel(net)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    local, averaged = [], []
+    with Watch(model, optimizer, run={run!r}, save=every(2), collections=["gradients", "outputs"]) as watch:
+        for step in range(4):
+            x = torch.randn(6, 4, generator=torch.Generator().manual_seed(10 * step + dist.get_rank()))
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            averaged.append(net[0].weight.grad.flatten().tolist())
+            optimizer.step()
+            watch.step()
+    print(json.dumps([averaged, sum(len(m._forward_hooks) for m in net.modules())]))
+"""
+
+
+def test_gradients_are_averaged_and_rank_0_writes(tmp_path, ranks):
+    (averaged, hooks), (other, _) = ranks(DDP.format(run=str(tmp_path / "run")))
+    assert averaged == other
+    assert hooks == 0
+    trial = Trial(tmp_path / "run")
+    assert trial.ranks == [0]
+    assert trial.steps() == [0, 2]
+    assert trial.names(collection="outputs") == ["0.output.0", "1.output.0", "output.0"]
+    for step in (0, 2):
+        assert trial.value("gradient/0.weight", step).flatten().tolist() == averaged[step]
+
+
+FSDP = """
+    from torch import nn
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.device_mesh import init_device_mesh
+    from loopwise.debug import Watch, every, Collection
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 3))
+    plain = nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 3))
+    plain.load_state_dict(net.state_dict())
+    mesh = init_device_mesh("cpu", (2,))
+    fully_shard(net[0], mesh=mesh)
+    fully_shard(net, mesh=mesh)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    collections = ["weights", "gradients", Collection("sums", include="^gradient", keep=("sum",))]
+    with Watch(net, optimizer, run={run!r}, save=every(1), collections=collections, gather={gather}) as watch:
+        x = torch.randn(6, 4, generator=torch.Generator().manual_seed(dist.get_rank()))
+        net(x).square().sum().backward()
+        optimizer.step()
+        watch.step()
+    both = [torch.randn(6, 4, generator=torch.Generator().manual_seed(r)) for r in range(2)]
+    (sum(plain(x).square().sum() for x in both) / 2).backward()
+    print(json.dumps([{{n: p.tolist() for n, p in plain.named_parameters()}},
+                      {{n: p.grad.tolist() for n, p in plain.named_parameters()}}]))
+"""
+
+
+def test_shards_are_put_together_when_they_are_read(tmp_path, ranks):
+    weights, gradients = ranks(FSDP.format(run=str(tmp_path / "run"), gather=False))[0]
+    trial = Trial(tmp_path / "run")
+    assert trial.ranks == [0, 1]
+    for name in ("0.weight", "2.weight"):
+        assert torch.equal(trial.value(name, 0), torch.tensor(weights[name]))
+        torch.testing.assert_close(trial.value(f"gradient/{name}", 0), torch.tensor(gradients[name]))
+    assert trial.value("0.weight", 0, rank=1).shape == (3, 4)
+
+
+def test_shards_are_gathered_when_they_are_saved(tmp_path, ranks):
+    weights, gradients = ranks(FSDP.format(run=str(tmp_path / "run"), gather=True))[0]
+    trial = Trial(tmp_path / "run")
+    assert trial.ranks == [0]
+    for name in ("0.weight", "2.weight"):
+        assert torch.equal(trial.value(name, 0, rank=0), torch.tensor(weights[name]))
+        torch.testing.assert_close(trial.value(f"gradient/{name}", 0), torch.tensor(gradients[name]))

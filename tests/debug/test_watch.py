@@ -1,0 +1,270 @@
+"""The user's calls: steps, modes, schedules, collections, and what happens when something goes wrong."""
+
+import pytest
+import torch
+from torch import nn
+
+from loopwise.debug import Collection, Trial, Watch, at, between, budget, every
+from loopwise.errors import InputError, StateError
+from loopwise.run import Run
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def steps(net, optimizer, watched, count, **scalars):
+    for _ in range(count):
+        optimizer.zero_grad()
+        loss = net(torch.ones(2, 4)).sum()
+        loss.backward()
+        optimizer.step()
+        watched.step(loss=loss, **scalars)
+
+
+def watched(tmp_path, **options):
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    return net, optimizer, Watch(net, optimizer, run=tmp_path / "run", **options)
+
+
+def test_by_default_losses_and_metrics_come_every_500_steps(tmp_path):
+    net, optimizer, w = watched(tmp_path)
+    with w:
+        steps(net, optimizer, w, 3, accuracy=0.5)
+    trial = Trial(tmp_path / "run")
+    assert trial.steps() == [0]
+    assert trial.names(collection="losses") == ["loss"]
+    assert trial.names(collection="metrics") == ["accuracy"]
+    assert trial.ended
+    assert not any(m._forward_hooks for m in net.modules())
+
+
+def test_each_mode_counts_its_own_steps(tmp_path):
+    net, optimizer, w = watched(tmp_path, save={"train": every(2), "eval": every(1)})
+    with w:
+        for _ in range(2):
+            steps(net, optimizer, w, 3)
+            with w.mode("eval"):
+                w.step(val_loss=torch.tensor([1.0, 2.0]))
+    trial = Trial(tmp_path / "run")
+    assert trial.steps("train") == [0, 2, 4]
+    assert trial.steps("eval") == [0, 1]
+    assert trial.steps() == [0, 2, 3, 5, 7]
+    assert trial.series("val_loss", mode="eval")[1].tolist() == [1.5, 1.5]
+
+
+def test_collections_have_schedules_and_statistics_of_their_own(tmp_path):
+    collections = [
+        "losses",
+        Collection("weights", save=at([1]), keep=("mean", "max")),
+        Collection("second", include=r"^2\.", save=between(2)),
+        Collection("chosen", where=lambda name: name == "gradient/0.bias", save=every(3)),
+        Collection("activation", modules=[], include="1.output", save=at([0])),
+    ]
+    net, optimizer, w = watched(tmp_path, save=every(2), collections=collections)
+    with w:
+        steps(net, optimizer, w, 4)
+    trial = Trial(tmp_path / "run")
+    assert trial.names(step=0) == ["1.output.0", "gradient/0.bias", "loss"]
+    assert trial.names(step=1) == ["0.weight", "2.weight"]
+    assert set(trial.names(step=2)) == {"2.weight", "2.bias", "2.output.0", "2.input.0", "loss"}
+    assert trial.names(step=3)[-1] != "loss"
+    assert trial.statistic("0.weight", "max", 1) > trial.statistic("0.weight", "mean", 1)
+
+
+def test_outputs_of_modules(tmp_path):
+    net = network()
+    with Watch(
+        net, run=tmp_path / "run", save=every(1), collections=[Collection("mine", modules=[net[1]])]
+    ) as w:
+        net(torch.ones(2, 4))
+        w.step()
+    assert Trial(tmp_path / "run").names() == ["1.output.0"]
+
+
+def test_the_losses_of_loss_modules_come_by_themselves(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.criterion = nn.Linear(4, 3), nn.CrossEntropyLoss()
+
+        def forward(self, x, y):
+            return self.criterion(self.fc(x), y)
+
+    net = Net()
+    with Watch(net, run=tmp_path / "run", save=every(1)) as w:
+        loss = net(torch.ones(2, 4), torch.tensor([0, 1]))
+        w.step()
+    trial = Trial(tmp_path / "run")
+    assert trial.names() == ["criterion.output.0"]
+    assert trial.value("criterion.output.0", 0) == loss
+
+
+def test_tensors_of_the_users(tmp_path):
+    net, optimizer, w = watched(
+        tmp_path, save=every(2), collections=["losses", Collection("mine", include="^attention")]
+    )
+    with w:
+        for step in range(3):
+            assert w.saves == (step % 2 == 0)
+            w.save("attention/probabilities", torch.full((2, 2), float(step)))
+            w.save("other", 3.0, collection="mine")
+            w.save("nobody's", torch.ones(1))
+            steps(net, optimizer, w, 1)
+    trial = Trial(tmp_path / "run")
+    assert trial.value("attention/probabilities", 2).tolist() == [[2.0, 2.0]] * 2
+    assert trial.value("other", 0) == 3.0
+    assert "nobody's" not in trial.names()
+
+
+def test_without_an_optimizer_weights_are_those_at_the_end_of_the_step(tmp_path):
+    net = network()
+    with Watch(net, run=tmp_path / "run", save=every(1), collections=["weights", "gradients"]) as w:
+        net(torch.ones(2, 4)).sum().backward()
+        w.step()
+    trial = Trial(tmp_path / "run")
+    assert torch.equal(trial.value("0.weight", 0), net[0].weight)
+    assert torch.equal(trial.value("gradient/2.bias", 0), net[2].bias.grad)
+
+
+def test_counters_go_on_after_a_checkpoint(tmp_path):
+    net, optimizer, w = watched(tmp_path, save=every(2))
+    with w:
+        steps(net, optimizer, w, 3)
+        state = w.state_dict()
+    with Run(tmp_path / "run", resume=True) as run:
+        again = Watch(net, optimizer, run=run, save=every(2))
+        again.load_state_dict(state)
+        steps(net, optimizer, again, 2)
+        again.close()
+    assert Trial(tmp_path / "run").steps() == [0, 2, 4]
+
+
+def test_what_never_comes_is_named(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.used(x)
+
+    def run(name, **options):
+        net = Net()
+        optimizer = torch.optim.SGD(net.used.parameters(), lr=0.1)
+        w = Watch(
+            net,
+            optimizer,
+            run=tmp_path / name,
+            save=every(1),
+            collections=["outputs", "weights", "gradients"],
+            **options,
+        )
+        net(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+        return w
+
+    w = run("warned")
+    with pytest.warns(RuntimeWarning, match="never|got nothing") as warned:
+        w.step()
+    w.close()
+    texts = [str(one.message) for one in warned]
+    assert any("'outputs' got nothing from unused.output" in t and "does not call" in t for t in texts)
+    assert any("'weights' got nothing from unused.weight" in t and "no optimizer" in t for t in texts)
+    assert any("'gradients' got nothing from gradient/unused.weight" in t for t in texts)
+    w = run("strict", strict=True)
+    with pytest.warns(RuntimeWarning), pytest.raises(StateError, match="got nothing from"):
+        w.step()
+    w.close()
+
+
+def test_a_failure_switches_its_collection_off_and_training_goes_on(tmp_path):
+    def bad(name):
+        if not w:
+            return True
+        raise KeyError("a bug")
+
+    w = None
+    net, optimizer, w = watched(tmp_path, save=every(1), collections=["losses", Collection("bad", where=bad)])
+    with pytest.warns(
+        RuntimeWarning,
+        match=r"step 0: the collection 'bad' is switched off: KeyError\('a bug'\) at .*test_watch.py",
+    ):
+        steps(net, optimizer, w, 1)
+    steps(net, optimizer, w, 2)
+    w.close()
+    trial = Trial(tmp_path / "run")
+    assert trial.steps() == [0, 1, 2]
+    assert w.counts["failed"] == 1
+    assert [event["event"][:31] for event in trial.events] == ["the collection 'bad' is switched"[:31]]
+
+
+def test_a_budget_of_overhead_thins_what_is_saved(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(budget.time, "perf_counter", lambda: clock[0])
+    net, optimizer, w = watched(tmp_path, save=every(1), collections=["losses", "weights"], max_overhead=0.1)
+
+    def slow(*given):
+        clock[0] += 1.0  # seconds that a saved step takes
+        return real(*given)
+
+    real, w._groups.of = w._groups.of, slow
+    with w, pytest.warns(RuntimeWarning, match="more than max_overhead=10.0%: fewer steps are saved"):
+        for _ in range(40):
+            clock[0] += 1.0
+            steps(net, optimizer, w, 1)
+    trial = Trial(tmp_path / "run")
+    raw = [step for step in trial.steps() if trial.has("0.weight", step)]
+    assert len(trial.steps()) == 40  # losses cost nothing
+    assert 2 <= len(raw) <= 6
+    assert w.counts["thinned"] == 40 - len(raw)
+
+
+def test_an_exception_in_training_ends_the_run_as_failed(tmp_path):
+    net, optimizer, w = watched(tmp_path, save=every(1))
+    with pytest.raises(ZeroDivisionError), w:
+        steps(net, optimizer, w, 1)
+        raise ZeroDivisionError
+    trial = Trial(tmp_path / "run")
+    assert trial.info["state"] == "failed"
+    assert trial.steps() == [0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"collections": ["weight"]}, "a built-in name: losses, metrics, weights"),
+        ({"collections": ["weights", Collection("weights")]}, "a name of its own for each"),
+        ({"save": 100}, "a schedule such as every(100)"),
+        ({"save": {"training": every(1)}}, "train, eval, predict"),
+        ({"policy": "wait"}, "one of block, drop, reduce"),
+        ({"max_overhead": 5}, "between 0 and 1"),
+        ({"model": "net"}, "model='net'"),
+        ({"optimizer": [1]}, "optimizer="),
+    ],
+)
+def test_arguments_that_cannot_be_used(tmp_path, options, message):
+    net = network()
+    given = {"model": net, "optimizer": torch.optim.SGD(net.parameters(), lr=0.1), "run": tmp_path / "run"}
+    with pytest.raises(
+        InputError, match="(?s)" + message.replace("(", r"\(").replace(")", r"\)").replace("[", r"\[")
+    ):
+        Watch(**(given | options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_collections_that_cannot_be_used():
+    with pytest.raises(InputError, match="a regular expression"):
+        Collection("mine", include="(")
+    with pytest.raises(InputError, match="mean"):
+        Collection("weights", keep=("average",))
+    with pytest.raises(InputError, match="one of train, eval, predict"), Watch.mode(None, "test"):
+        pass
+
+
+def test_a_folder_with_a_run_is_refused(tmp_path):
+    watched(tmp_path)[2].close()
+    with pytest.raises(StateError, match="resume=True"):
+        watched(tmp_path)

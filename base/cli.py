@@ -7,6 +7,10 @@ import importlib
 import click
 
 COMMANDS = {
+    "debug": (
+        "loopwise.debug.command:command",
+        "Read what a Watch saved: ls, show, diff, export, check.",
+    ),
     "demo": (
         "loopwise.examples.digits:command",
         "Train on real handwritten digits, plain and sifted, and compare.",

@@ -17,8 +17,10 @@ OPTIONAL = {
     "torchvision": ("demo", "loopwise demo"),
     "scikit-learn": ("demo", "loopwise demo"),
     "s3fs": ("s3", "run folders at s3:// URLs"),
-    "lightning": ("lightning", "sifting in a Lightning Trainer"),
-    "transformers": ("transformers", "sifting in a Hugging Face Trainer"),
+    "lightning": ("lightning", "callbacks for a Lightning Trainer"),
+    "transformers": ("transformers", "callbacks and mixins for a Hugging Face Trainer"),
+    "tensorboard": ("export", "loopwise debug export --to tensorboard"),
+    "safetensors": ("export", "loopwise debug export --to safetensors"),
 }
 """Optional package -> (extra that brings it, what does not work without it)."""
 

@@ -117,10 +117,7 @@ class Run:
     _lines: dict[tuple[str, str], Lines] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        self.fs, self.path = fsspec.core.url_to_fs(str(self.path))
-        self.local = "file" in (
-            self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
-        )
+        self._find()
         if not is_main():
             return
         if self.fs.exists(f"{self.path}/run.json") and not self.resume:
@@ -133,6 +130,25 @@ class Run:
         self.fs.makedirs(self.path, exist_ok=True)
         self._start = self.info()["start"] if self.resume and self.exists() else time.time()
         self._write("running", None)
+
+    @classmethod
+    def existing(cls, path: str | os.PathLike[str]) -> Run:
+        """A run that is there, to be read: nothing is written into it.
+
+        Raises:
+            InputError: there is none.
+        """
+        run = cls.__new__(cls)
+        run.path, run.resume, run._lines = os.fspath(path), False, {}
+        run._find()
+        run.info()
+        return run
+
+    def _find(self) -> None:
+        self.fs, self.path = fsspec.core.url_to_fs(str(self.path))
+        self.local = "file" in (
+            self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
+        )
 
     def exists(self) -> bool:
         return bool(self.fs.exists(f"{self.path}/run.json"))

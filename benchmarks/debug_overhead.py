@@ -274,7 +274,7 @@ def _overhead(
     found = [Row(f"{name}: {label}", values[key], peer.get(key), "smdebug", "%", f"ours <= {bar}")]
     if setting == "n100":
         key = "overhead, mean, %"
-        found.append(Row(f"{name}: the same, plain mean", values[key], peer.get(key), "smdebug", "%", None))
+        found.append(Row(f"{name}: {label}, plain mean", values[key], peer.get(key), "smdebug", "%", None))
     if setting == "compiled":
         for key, bar_of in {"extra graphs": "ours <= 0", "graph breaks": "ours <= 0"}.items():
             found.append(Row(f"{name}: {key}", values[key], peer.get(key), "smdebug", "count", bar_of))
@@ -285,19 +285,18 @@ def _every_step(
     name: str, setting: str, values: dict[str, list[float]], peer: dict[str, list[float]]
 ) -> list[Row]:
     """The bar depends on whether the disk is the limit: whether it needs longer for a step than training does."""
-    place = "disk" if setting == "n1" else setting
     fastest = [max(each) for each in zip(*(values[k] for k in values if "MB/s" in k), strict=True)]
     needs = [1e3 * size / MB / speed for size, speed in zip(values["bytes"], fastest, strict=True)]
     limited = statistics.median(needs) > statistics.median(values["bare, ms"])
-    label = f"{name}: weights and gradients of every step, folder in {'memory' if place == 'memory' else 'a disk'}"
+    label = f"{name}: weights and gradients of every step, {'disk' if setting == 'n1' else setting}"
     key, bar = "overhead, %", None if limited else "ours <= 25"
     return [
         Row(label, values[key], peer.get(key), "smdebug", "%", bar),
         Row(
-            f"{name}: the same, a step",
+            f"{label}: a step",
             values["watched, ms"],
             needs,
-            f"bytes / fastest way to write ({statistics.median(fastest):.0f} MB/s)",
+            f"bytes at the fastest write, {statistics.median(fastest):.0f} MB/s",
             "ms",
             "ratio <= 1.1" if limited else None,
         ),

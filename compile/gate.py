@@ -136,10 +136,15 @@ def _quiet(model: nn.Module) -> Iterator[None]:
 
 
 def _faint(observed: Observed) -> dict[str, float]:
-    """Gradient -> the size that counts where it is smaller."""
+    """Gradient or running mean -> the size that counts where it is smaller."""
     gradients = [name for name in observed if name.startswith("gradient/")]
     least = FAINT * max((_size(observed[name]) for name in gradients), default=0.0)
-    return dict.fromkeys(gradients, least)
+    found = dict.fromkeys(gradients, least)
+    for name in observed:
+        variance = name.removesuffix("mean") + "var"
+        if name.endswith("running_mean") and variance in observed:  # a mean may be 0 but for rounding
+            found[name] = math.sqrt(_size(observed[variance]))
+    return found
 
 
 def _differs(compute: Compute, model: nn.Module, batch: Any) -> bool:

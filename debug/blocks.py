@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
+from mmap import ACCESS_READ, mmap
 from typing import Any
 
-import numpy as np
 import torch
 
 from loopwise.errors import StateError
@@ -88,19 +88,22 @@ class Blocks:
             files.setdefault(self._file(block), []).append(place)
         for file, places in files.items():
             try:
-                data = np.memmap(file, np.uint8, "r")
+                with open(file, "rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as data:
+                    for place in places:
+                        start = cells[place][0].offset + cells[place][1]
+                        if start + 8 <= len(data):
+                            found[place] = NUMBER.unpack_from(data, start)[0]
             except (FileNotFoundError, ValueError):  # ValueError: it is empty
                 continue
-            for place in places:
-                start = cells[place][0].offset + cells[place][1]
-                if start + 8 <= data.size:
-                    found[place] = NUMBER.unpack_from(data, start)[0]
         return found
 
     def _far_numbers(self, cells: Sequence[tuple[Block, int]]) -> list[float | None]:
         starts = [block.offset + offset for block, offset in cells]
         files = [self._file(block) for block, _ in cells]
         found = self._fs.cat_ranges(files, starts, [start + 8 for start in starts], on_error="return")
+        for data in found:
+            if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
+                raise data  # storage that is down has lost nothing
         good = [isinstance(data, bytes) and len(data) == 8 for data in found]
         return [NUMBER.unpack(data)[0] if fine else None for data, fine in zip(found, good, strict=True)]
 

@@ -8,8 +8,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-LARGE = 2**20
-"""Bytes from which on a thread of its own is worth it: writing them takes 0.4 ms, the CRC-32 as much again."""
+LARGE = 2**22
+"""Bytes from which on a thread of its own is worth it: their CRC-32 takes 1.3 ms, as does writing them."""
 
 
 class Checksum:

@@ -57,7 +57,7 @@ class Layout:
         for group in groups:
             columns, offset = (group["columns"], group["offset"]) if "rows" in group else ((), 0)
             texts = [group["collection"], *_names(group), *columns]
-            if not all([type(text) is str for text in texts]) or type(offset) is not int:
+            if not all([type(text) is str for text in texts]) or type(offset) is not int or offset < 0:
                 raise TypeError
         self.groups = groups
 
@@ -209,13 +209,13 @@ class Index:
         """Note the index files that are there."""
         if self._local:
             try:
-                changed = os.stat(self._folder).st_mtime
+                changed, when = os.stat(self._folder).st_mtime, time.time()
+                if changed == self._changed and self._listed - changed > RACY:
+                    return
+                names = os.listdir(self._folder)
             except FileNotFoundError:
                 return
-            if changed == self._changed and self._listed - changed > RACY:
-                return
-            self._changed, self._listed = changed, time.time()
-            names = os.listdir(self._folder)
+            self._changed, self._listed = changed, when
         else:
             if not now and time.monotonic() - self._listed < POLL:
                 return

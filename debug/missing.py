@@ -50,12 +50,15 @@ class Check:
 
 
 def never_ran(collection: Collection, taps: Iterable[Tap]) -> list[str]:
-    """Inputs and outputs of modules that the collection wants and that did not come."""
+    """Inputs and outputs of modules that the collection wants and that did not come.
+
+    Not of the model itself: frameworks call a method of it that is not its forward pass.
+    """
     return [
         f"{tap.prefix}{which}"
         for tap in taps
         for which in ("input", "output")
-        if not tap.fired and tap.is_wanted(collection, which)
+        if tap.prefix and not tap.fired and tap.is_wanted(collection, which)
     ]
 
 

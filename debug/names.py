@@ -52,6 +52,19 @@ def parameters(models: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parame
             yield _prefix(key) + plain(name), parameter
 
 
+def identities(models: Mapping[str, nn.Module]) -> tuple[int, ...]:
+    """Of all modules and parameters: another tuple where one came or went."""
+    found: dict[int, None] = {}
+    left = list(models.values())
+    while left:
+        module = left.pop()
+        if id(module) not in found:
+            found[id(module)] = None
+            found.update([(id(parameter), None) for parameter in module._parameters.values()])
+            left += [child for child in module._modules.values() if child is not None]
+    return tuple(found)
+
+
 def of_call(prefix: str, name: str, call: int) -> str:
     """The name of a tensor of a module's ``call``-th call in a step, counted from 0: ``fc#1.output.0``."""
     return f"{prefix.removesuffix('.')}#{call}.{name.removeprefix(prefix)}" if call else name

@@ -65,6 +65,7 @@ class Saving:
         snapshot: called with the first tensor: where tensors go, and whether raw ones may; ``None``: nowhere.
         failed: called with a collection that something went wrong in, and what.
         memory: which tensors of a group a collection wants; shared by all steps.
+        scratch: memory for what statistics are made of later; shared by all steps.
         reduces: save statistics where raw tensors may not go.
     """
 
@@ -74,12 +75,16 @@ class Saving:
     snapshot: Callable[[], tuple[Snapshot, bool] | None]
     failed: Callable[[Collection, Exception], None]
     memory: dict[tuple[Collection, str, Names], Sequence[int]]
+    scratch: Snapshot
     reduces: bool = False
     parts: list[Part] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
     """Names of tensors that came."""
     calls: Counter[str] = field(default_factory=Counter)
     """Input or output -> how often it came in this step."""
+    _waiting: dict[tuple[Collection, Names, torch.device], list[tuple[str, torch.Tensor]]] = field(
+        default_factory=dict
+    )
     _placed: dict[Names, tuple[Signature, tuple[int, ...]]] = field(default_factory=dict)
     ready: Any = None
     """On a GPU, the event after which the snapshot is filled."""
@@ -104,14 +109,14 @@ class Saving:
             try:
                 chosen = range(len(names)) if only is not None else self._chosen(collection, kind, names)
                 if len(chosen) == len(names):
-                    self._keep(collection, names, tensors)
+                    self._keep(collection, kind, names, tensors)
                 elif chosen:
                     picked = tuple([names[i] for i in chosen])
-                    self._keep(collection, picked, [tensors[i] for i in chosen])
+                    self._keep(collection, kind, picked, [tensors[i] for i in chosen])
             except Exception as error:
                 self.failed(collection, error)
 
-    def _keep(self, collection: Collection, names: Names, tensors: Sequence[torch.Tensor]) -> None:
+    def _keep(self, collection: Collection, kind: str, names: Names, tensors: Sequence[torch.Tensor]) -> None:
         self.seen.update(names)
         place = self.snapshot()
         if place is None:
@@ -126,9 +131,30 @@ class Saving:
         elif collection.raw and self.reduces:
             statistics = tuple(dict.fromkeys((*statistics, *REDUCED)))
         if statistics:
-            of = tuple([(tensor.dtype, tensor.shape) for tensor in parts.whole])
-            found = table(parts.whole, statistics)
-            self.parts.append(_table(collection, names, columns(statistics), found, of, snapshot))
+            whole = parts.whole if kind in UPDATES else self._copies(parts.whole)
+            for name, tensor in zip(names, whole, strict=True):
+                key = (collection, statistics, tensor.device)
+                self._waiting.setdefault(key, []).append((name, tensor))
+
+    def _copies(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """What may be changed in place before the tables are made."""
+        if all([t.device.type == "cpu" and t.layout is torch.strided for t in tensors]):
+            return self.scratch.copies(tensors)
+        return [tensor.detach().clone() for tensor in tensors]
+
+    def make_tables(self) -> None:
+        """Of what waits for statistics, in few tables: many tensors at once cost little more than one."""
+        waiting, self._waiting = self._waiting, {}
+        for (collection, statistics, _), pairs in waiting.items():
+            try:
+                place = self.snapshot()
+                assert place is not None
+                names, tensors = tuple([name for name, _ in pairs]), [tensor for _, tensor in pairs]
+                of = tuple([(tensor.dtype, tensor.shape) for tensor in tensors])
+                found = table(tensors, statistics)
+                self.parts.append(_table(collection, names, columns(statistics), found, of, place[0]))
+            except Exception as error:
+                self.failed(collection, error)
 
     def add_scalars(self, values: Mapping[str, float | torch.Tensor]) -> None:
         """Save numbers in the due collections that want them."""

@@ -37,7 +37,6 @@ file of index records that has its number, and the layouts in it that it refers 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import time
@@ -48,6 +47,7 @@ from loopwise.ranks import rank
 from loopwise.run import Run, encode
 
 from .checksum import Checksum
+from .growing import Growing
 from .sending import Sender
 
 ALIGNMENT = 64
@@ -218,40 +218,6 @@ class Segments:
             return []
         pattern = re.compile(rf"(?:{kinds})\.rank{self._rank}\.(\d+)\.(?:seg|jsonl)")
         return [int(match[1]) for match in map(pattern.fullmatch, names) if match]
-
-
-class Growing:
-    """A new file that is appended to; what is not committed is taken back when it is closed.
-
-    Args:
-        path: must not be there yet.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path, self.size = path, 0
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-
-    def append(self, chunks: Sequence[Any]) -> None:
-        """Write buffers of bytes at the end.
-
-        Raises:
-            OSError: some of them may be there.
-        """
-        for chunk in chunks:
-            rest = memoryview(chunk)
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
-
-    def commit(self) -> None:
-        self.size = os.fstat(self._file).st_size
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            if os.fstat(self._file).st_size > self.size:
-                os.ftruncate(self._file, self.size)
-            if not self.size:
-                os.unlink(self.path)
-        os.close(self._file)
 
 
 def _silent(text: str, step: int) -> None:

@@ -120,3 +120,13 @@ class Sender:
         for file in batch.files:
             with contextlib.suppress(OSError):
                 os.unlink(file)
+
+
+def before_executors_end(function: Callable[[], None]) -> None:
+    """Have a function called when the program ends, as long as event loops can open connections.
+
+    ``atexit`` comes too late: the thread pool in which asyncio looks up addresses takes nothing then.
+    """
+    import concurrent.futures.thread  # noqa: F401  # its own end is registered by this, and comes after ours
+
+    threading._register_atexit(function)  # type: ignore[attr-defined]  # private, in CPython 3.9 to 3.14

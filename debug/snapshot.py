@@ -71,6 +71,11 @@ class Snapshot:
             torch._foreach_copy_(found.views, list(tensors), non_blocking=True)
         return signature, found.offsets
 
+    def copies(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Copy them and give the copies, which last until ``clear``."""
+        self.put(tensors)
+        return self._now[-1].views
+
     def _as_before(self, found: Arrangement) -> bool:
         """Whether the block that was here before had the same at this place, so that its gaps are zero still."""
         place = len(self._now)

@@ -6,10 +6,8 @@ import os
 import time
 from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
 import torch
-from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 from loopwise.errors import InputError, StateError
@@ -46,7 +44,7 @@ class Trial:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._run = _existing(path)
+        self._run = Run.existing(path)
         folder = f"{self._run.path}/debug"
         self._index = Index(self._run.fs, folder, self._run.local)
         self._blocks = Blocks(self._run.fs, folder, self._run.local)
@@ -360,14 +358,6 @@ class Trial:
                 f"series({name!r}, 'mean'), or values({name!r})",
             )
         return float(value)
-
-
-def _existing(path: str | os.PathLike[str]) -> Run:
-    run = Run.__new__(Run)  # the constructor would begin a run
-    run.fs, run.path = fsspec.core.url_to_fs(os.fspath(path))
-    run.local = isinstance(run.fs, LocalFileSystem)
-    run.info()
-    return run
 
 
 def _has_values(name: str, layout: Layout) -> bool:

@@ -101,7 +101,8 @@ class Watch:
         """Steps ``saved``, ``dropped`` or ``reduced`` by the policy, ``thinned`` by the budget, ``failed``."""
         self._scale, self._thinned = 0.0, False
         self._memory: dict[Any, Any] = {}
-        self._modules: tuple[int, ...] = ()
+        self._scratch = Snapshot()
+        self._members: tuple[int, ...] = ()
         self._groups = Groups()
         devices = {p.device for m in self._models.values() for p in m.parameters()}
         self._device = next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
@@ -121,7 +122,7 @@ class Watch:
 
     # -- the user's calls -----------------------------------------------------------------------
 
-    def step(self, **scalars: float | torch.Tensor) -> None:
+    def step(self, /, **scalars: float | torch.Tensor) -> None:
         """End the present step, with its losses and metrics by name: numbers, or tensors (their mean).
 
         Nothing waits for the device.  A name that has ``loss`` in it belongs to the collection ``losses``, any
@@ -180,7 +181,8 @@ class Watch:
         self._drop()
         self._step, self._steps = state["step"], Counter(state["steps"])
         if self._active and not self._closed:
-            self._open()
+            with self._guarded():
+                self._open()
 
     def close(self, state: str = "finished") -> None:
         """Write what is pending, take every hook off, and end the run where ``run`` was a path.
@@ -227,7 +229,9 @@ class Watch:
             wanted, late = [c for c in wanted if c.name in ("losses", "metrics")], []
         record = {"step": self._step, "mode": self._mode, "mode_step": step, "time": 0.0, "marks": {}}
         reduces = self._policy == "reduce"
-        self._saving = Saving(record, wanted, late, self._snapshot, self._fail, self._memory, reduces)
+        self._saving = Saving(
+            record, wanted, late, self._snapshot, self._fail, self._memory, self._scratch, reduces
+        )
         self._refresh()
         self._taps.open = bool(wanted)
         if self._scaler is not None:
@@ -241,6 +245,8 @@ class Watch:
             saving.add_scalars(scalars)
         if self._mode != "train" or not self._optimizers:
             self._take([p for _, p in names.parameters(self._models)], None)
+        saving.make_tables()
+        self._scratch.clear()
         self._look_for_updates(saving)
         self._check_for_missing(saving)
         self._saving = None
@@ -258,16 +264,18 @@ class Watch:
 
     def _look_for_updates(self, saving: Saving) -> None:
         """Where no optimizer updated, weights and gradients come with the next update."""
-        self._late = []
         if self._mode != "train" or not self._optimizers:
             return
+        self._late = []
         if self._scaler is not None and self._scaler.get_scale() < self._scale:
             saving.record["marks"]["skipped"] = ["optimizer"]
         if not self._updated:
             self._late = [c for c in (*saving.collections, *saving.late) if self._groups.interest(c)]
 
     def _check_for_missing(self, saving: Saving) -> None:
-        trained = self._mode == "train" and bool(self._updated or not self._optimizers)
+        if self._mode != "train":
+            return
+        trained = bool(self._updated or not self._optimizers)
         complete = [c for c in (*saving.collections, *saving.late) if c in self._collections]
         for text in self._check(complete, saving.seen, self._taps, self._groups, trained):
             self._say(text)
@@ -278,23 +286,24 @@ class Watch:
         if mode != self._mode and self._active and not self._closed:
             self._drop()
             self._mode = mode
-            self._open()
+            with self._guarded():
+                self._open()
 
     def _drop(self) -> None:
         """Forget the step that was begun."""
         self._saving, self._taps.open = None, False
+        self._scratch.clear()
         if self._lease is not None:
             self._lease.give_back()
             self._lease = None
 
     def _refresh(self) -> None:
         """Modules and parameters may have come and gone."""
-        modules = list(names.modules(self._models))
-        found = tuple([id(module) for _, module in modules])
-        self._groups.name(names.parameters(self._models))
-        if found != self._modules:
-            self._modules = found
-            self._taps.fit(modules, self._collections)
+        found = names.identities(self._models)
+        if found != self._members:
+            self._members = found
+            self._groups.name(names.parameters(self._models))
+            self._taps.fit(names.modules(self._models), self._collections)
 
     # -- tensors that come ----------------------------------------------------------------------
 
@@ -304,7 +313,8 @@ class Watch:
             return None
         if self._lease is None:
             assert self._saving is not None
-            raw = any(c.raw and c.name != "metrics" for c in (*self._saving.collections, *self._saving.late))
+            collections = (*self._saving.collections, *self._saving.late)
+            raw = any(c.raw and c.name not in ("losses", "metrics") for c in collections)
             self._lease = self._writer.lease(raw)
             if not self._lease.raw:
                 kind = "reduced" if self._policy == "reduce" else "dropped"
@@ -335,6 +345,8 @@ class Watch:
         self._updated.add(id(optimizer))
         with self._guarded():
             self._take([p for group in optimizer.param_groups for p in group["params"]], optimizer)
+            if self._saving is not None:
+                self._saving.make_tables()  # before the update changes them
 
     def _take(self, parameters: list[nn.Parameter], optimizer: Optimizer | None) -> None:
         saving = self._saving

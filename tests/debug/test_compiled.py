@@ -38,7 +38,7 @@ def data(step=0):
     return torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
 
 
-def trained(run, compiled, save=every(2), late=False):
+def trained(run, compiled, late=False):
     """Parameters after four steps, and Dynamo's count of graphs and breaks."""
     net = Net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -47,7 +47,7 @@ def trained(run, compiled, save=every(2), late=False):
         call(data())
     torch._dynamo.utils.counters.clear()
     collections = ["inputs", "outputs", "gradients", Collection("s", include="output", keep=("mean", "l2"))]
-    watch = Watch(net, optimizer, run=run, save=save, collections=collections) if run else None
+    watch = Watch(net, optimizer, run=run, save=every(2), collections=collections) if run else None
     for step in range(4):
         optimizer.zero_grad()
         call(data(step)).square().sum().backward()

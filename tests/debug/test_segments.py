@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopwise.debug import segments
+from loopwise.debug import Trial, segments
 from loopwise.debug.segments import Segments
 from loopwise.run import Run
 
@@ -222,7 +222,7 @@ def test_anything_written_is_read_back(tmp_path_factory, steps, full, resumes):
 
 def test_blocks_of_any_size_have_their_crc(run, folder):
     target = Segments(run)
-    large = [bytes(range(256)) * 5000, np.arange(2**18, dtype="<i8").tobytes(), b"", bytes(64)]
+    large = [bytes(range(256)) * 20000, np.arange(2**18, dtype="<i8").tobytes(), b"", bytes(64)]
     group = [{"collection": "c", "tensors": []}]
     for step, block in enumerate([[], [b""], large, [memoryview(large[0])], large]):
         target.write("empty", group, block, record(step))
@@ -231,6 +231,22 @@ def test_blocks_of_any_size_have_their_crc(run, folder):
     whole = zlib.crc32(b"".join(large))
     assert [line["crc32"] for line in lines] == [0, 0, whole, zlib.crc32(large[0]), whole]
     assert len(read_back(folder)) == 5
+
+
+def test_a_remote_segment_is_closed_when_it_is_old():
+    with Run("memory://old/run") as run:
+        target = Segments(run, old=1000.0)
+        assert target.patience is None
+        target.event("a remark", 0)
+        assert 0 < target.patience <= 1000
+        target.rest()
+        assert target.patience is not None
+        target._since -= 1000
+        assert target.patience == 0
+        target.rest()
+        assert target.patience is None
+        target.close()
+    assert len(Trial("memory://old/run").events) == 1
 
 
 # -- disks that fail ----------------------------------------------------------------------------

@@ -175,6 +175,24 @@ def test_memory_is_on_the_host_whatever_the_default_device():
     assert joined(snapshot) == expected([tensor])[0]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_tensors_of_a_gpu_come_into_locked_memory():
+    snapshot = Snapshot(pinned=True)
+    for _ in range(2):
+        tensors = [some(dtype, (3, 5)) for dtype in DTYPES] + [torch.randn(300, 500).t(), torch.randn(())]
+        there = [tensor.cuda() for tensor in tensors]
+        snapshot.put(there[:3])
+        snapshot.put(there[3:])
+        event = torch.cuda.Event()
+        event.record()
+        for tensor in there:
+            tensor.view(torch.uint8).zero_() if tensor.is_contiguous() and tensor.ndim else None
+        event.synchronize()
+        assert all(piece.is_pinned() for piece in snapshot._pieces)
+        assert joined(snapshot) == expected(tensors)[0]
+        snapshot.clear()
+
+
 def test_an_empty_block():
     snapshot = Snapshot()
     assert snapshot.put([]) == ((), ())

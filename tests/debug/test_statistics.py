@@ -16,7 +16,7 @@ from loopwise.errors import InputError
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 WHOLE = [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool]
 COMPLEX = [torch.complex64, torch.complex128]
-SHAPES = [(), (0,), (1,), (2, 0, 3), (7,), (3, 5, 2), (2048,), (2049,), (401, 400)]
+SHAPES = [(), (0,), (1,), (2, 0, 3), (7,), (3, 5, 2), (2048,), (2049,)]
 FIVE = ("min", "max", "mean", "std", "l2")
 
 
@@ -59,7 +59,7 @@ ORACLE = {
     "std": some(np.std),
     "variance": some(np.var),
     "sum": lambda x, _: x.sum(),
-    "prod": lambda x, _: x.prod(),
+    "prod": lambda x, _: 0 if np.isfinite(x).all() and not x.all() else x.astype(np.longdouble).prod(),
     "l1": lambda x, _: np.abs(x).sum(),
     "l2": lambda x, _: np.linalg.norm(x),
     "count": lambda x, _: len(x),
@@ -109,16 +109,38 @@ def way(request, monkeypatch):
 @pytest.mark.parametrize("dtype", FLOATS + WHOLE + COMPLEX, ids=str)
 def test_every_statistic_is_that_of_numpy_in_float64(dtype):
     assert ORACLE.keys() == STATISTICS.keys()
-    assert_right([sample(shape, dtype) for shape in SHAPES if math.prod(shape) < 1e4])
+    assert_right([sample(shape, dtype) for shape in SHAPES])
 
 
 @pytest.mark.parametrize("dtype", FLOATS + WHOLE + COMPLEX, ids=str)
 def test_of_several_pieces(dtype):
-    assert_right([sample((401, 400), dtype), sample((5,), dtype), sample((3, 2**18), dtype)])
+    assert_right([sample((5,), dtype), sample((3, 100_000), dtype)])
+
+
+@pytest.mark.usefixtures("way")
+def test_a_statistic_alone_is_the_same_as_among_others():
+    tensors = [
+        sample((5000,), torch.float32),
+        sample((9, 9), torch.complex64),
+        1e-30 * sample((2500,), torch.float32),
+    ]
+    tensors += [
+        torch.full((3000,), 7.0),
+        torch.full((3000,), math.nan),
+        torch.full((2100,), 3e38),
+        torch.zeros(2100),
+    ]
+    every = table(tensors, tuple(STATISTICS))
+    for name in STATISTICS:
+        at = columns(tuple(STATISTICS)).index(columns((name,))[0])
+        alone = table(tensors, (name,))
+        torch.testing.assert_close(
+            alone, every[:, at : at + alone.shape[1]], rtol=1e-6, atol=0, equal_nan=True
+        )
 
 
 def test_many_tensors_of_all_sizes_and_dtypes_keep_their_order():
-    shapes = [(n % 50, 1 + n % 7) for n in range(100)] + SHAPES
+    shapes = [(n % 50, 1 + n % 7) for n in range(50)] + SHAPES
     dtypes = (FLOATS + COMPLEX + WHOLE) * 9
     tensors = [
         sample(shape, dtype, seed) for seed, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=False))
@@ -128,7 +150,7 @@ def test_many_tensors_of_all_sizes_and_dtypes_keep_their_order():
 
 
 @pytest.mark.usefixtures("way")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(st.floats(width=32), max_size=40), min_size=1, max_size=5))
 def test_of_any_numbers(rows):
     exact = ("min", "max", "abs_min", "abs_max", "count", "nan", "inf", "zero", "subnormal")
@@ -155,7 +177,9 @@ def test_nan_and_inf_show_wherever_they_are(size):
     assert_right(tensors, names)
     quantiles = table(tensors, ("quantiles",))
     assert quantiles.isnan().all(dim=1).tolist() == [False, *[True] * 3, *[False] * 6, True, False]
-    torch.testing.assert_close(quantiles[0], torch.quantile(clean.double(), torch.tensor(PERCENTS) / 100.0))
+    torch.testing.assert_close(
+        quantiles[0], torch.quantile(clean.double(), torch.tensor(PERCENTS).double() / 100)
+    )
 
 
 @pytest.mark.parametrize("size", [100, 5000, 300_000])
@@ -188,6 +212,13 @@ def test_sums_of_half_precision_do_not_overflow_or_stall():
         for dtype in (torch.float16, torch.bfloat16)
     ]
     assert_right(tensors, ("sum", "mean", "l1", "l2", "std"))
+
+
+def test_squares_that_are_all_rounded_one_way():
+    values = sample((2**18,), torch.int32).float()
+    assert_right(
+        [values, torch.full((2**18,), 0.1), torch.cat((values, values)).bfloat16()], (*FIVE, "abs_std")
+    )
 
 
 def test_heavy_tails():
@@ -258,10 +289,8 @@ def test_sparse_tensors_are_like_dense_ones(kind):
     assert_right([sample((9,), torch.float32), tensor, sample((0,), torch.float32)])
 
 
-def test_quantiles_of_more_values_than_torch_takes():
+def test_quantiles_of_more_than_16_million_values():
     values = torch.arange(2**24 + 1, dtype=torch.float32).view(-1, 1).flip(0)
-    with pytest.raises(RuntimeError, match="too large"):
-        torch.quantile(values, 0.5)
     assert table([values], ("quantiles",))[0].tolist() == [p / 100 * 2**24 for p in PERCENTS]
 
 
@@ -272,7 +301,7 @@ def test_histogram_of_special_cases():
         torch.arange(65),
         ends,
         torch.full((3,), math.inf),
-        torch.tensor([-1.7e308, 1.7e308]).double(),
+        torch.tensor([-1.7e308, 1.7e308], dtype=torch.float64),
     ]
     low_high, counts = table(tensors, ("histogram",)).split((2, BINS), dim=1)
     assert low_high[:3].tolist() == [[3, 3], [0, 64], [ends[0].item(), ends[1].item()]]

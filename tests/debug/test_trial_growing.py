@@ -1,10 +1,9 @@
-"""Reading a run while it is written, by several ranks, resumed, cut short and damaged."""
+"""Reading a run while it is written, resumed, cut short and damaged."""
 
 import contextlib
 import json
 import math
 import threading
-from itertools import pairwise
 from random import Random
 
 import fsspec
@@ -251,6 +250,37 @@ def test_files_that_vanish(saving, tmp_path):
     assert Trial(tmp_path).steps() == []
 
 
+def test_remote_segments_that_vanish_and_storage_that_is_down(saving, tmp_path, monkeypatch):
+    place = f"memory://{tmp_path}"
+    run = saving(place, full=1)
+    add(run, 0, 1, 2)
+    run.end()
+    fs, trial = fsspec.filesystem("memory"), Trial(place)
+    fs.rm_file(f"{tmp_path}/debug/tensors.rank0.1.seg")
+    assert trial.series("loss")[0].tolist() == [0, 2]
+
+    def down(*arguments, **more):
+        raise ConnectionError("down")
+
+    monkeypatch.setattr(fs, "cat_file", down)
+    with pytest.raises(ConnectionError):
+        trial.series("loss")
+    with pytest.raises(ConnectionError):
+        trial.value("loss", 0)
+    monkeypatch.undo()
+    fs.rm(str(tmp_path), recursive=True)
+
+
+@pytest.mark.parametrize("offset", ["-64", "64.0", "null"])
+def test_a_table_at_no_place_is_a_lost_layout(saving, tmp_path, offset):
+    run = saving(tmp_path)
+    add(run, 0, 1)
+    text = index(tmp_path).read_text()
+    assert '"offset":64}' in text
+    index(tmp_path).write_text(text.replace('"offset":64}', f'"offset":{offset}}}'))
+    assert (Trial(tmp_path).steps(), Trial(tmp_path).torn) == ([], 3)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -297,82 +327,6 @@ def test_no_damage_to_an_index_raises_anything_else(saving, tmp_path):
                     ask(name, 1)
             with contextlib.suppress(InputError, StateError):
                 trial.series(name, "max")
-
-
-def test_steps_of_several_ranks_are_merged(saving, tmp_path):
-    first, second = saving(tmp_path), saving(tmp_path, rank=1)
-    add(first, 0, 1)
-    second.step(1, {"weights": {"w": -WEIGHT, "only here": WEIGHT}})
-    second.step(2, {"weights": {"w": -WEIGHT}})
-    second.event("slow", 2)
-    trial = Trial(tmp_path)
-    assert (trial.steps(), trial.ranks) == ([0, 1, 2], [0, 1])
-    assert torch.equal(trial.value("w", 1), WEIGHT + 1)
-    assert torch.equal(trial.value("w", 1, rank=1), -WEIGHT)
-    assert torch.equal(trial.value("w", 2), -WEIGHT)
-    assert torch.equal(trial.value("only here", 1), WEIGHT)
-    assert trial.values("w", rank=1)[0].tolist() == [1, 2]
-    assert trial.series("w", "max")[1].tolist() == [5.0, 6.0, 0.0]
-    assert trial.series("w", "max", rank=1)[1].tolist() == [0.0, 0.0]
-    assert trial.names() == ["w", "loss", "only here"]
-    assert trial.events == [{"event": "slow", "step": 2, "rank": 1}]
-    assert trial.has("w", 2, rank=1)
-    assert not trial.has("w", 2, rank=0)
-    with pytest.raises(InputError, match="rank=1 at step 0"):
-        trial.value("w", 0, rank=1)
-
-
-def rows(tensor, start, stop):
-    return tensor[start:stop], {"shape": list(tensor.shape), "start": [start] + [0] * (tensor.dim() - 1)}
-
-
-@pytest.mark.parametrize("cuts", [(0, 5), (0, 2, 5), (0, 2, 4, 5), (0, 3, 5, 5)])
-def test_shards_are_put_together(saving, tmp_path, cuts):
-    whole = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
-    for rank, (start, stop) in enumerate(pairwise(cuts)):
-        run = saving(tmp_path, rank=rank)
-        run.step(0, {"weights": {"w": rows(whole, start, stop)}})
-    trial = Trial(tmp_path)
-    assert torch.equal(trial.value("w", 0), whole)
-    assert trial.shape("w", 0) == (5, 3)
-    assert trial.statistic("w", "max", 0) == whole.max().item()
-    for rank, (start, stop) in enumerate(pairwise(cuts)):
-        assert torch.equal(trial.value("w", 0, rank=rank), whole[start:stop])
-        assert trial.shape("w", 0, rank=rank) == (stop - start, 3)
-
-
-def test_shards_in_two_dimensions_with_replicas(saving, tmp_path):
-    whole = torch.arange(24.0).reshape(4, 6)
-    places = [(0, 0), (0, 3), (2, 0), (2, 3)]
-    for rank, (row, column) in enumerate(places * 2):
-        shard = {"shape": [4, 6], "start": [row, column]}
-        saving(tmp_path, rank=rank).step(0, {"c": {"w": (whole[row : row + 2, column : column + 3], shard)}})
-    assert torch.equal(Trial(tmp_path).value("w", 0), whole)
-
-
-def test_shards_that_do_not_cover_are_no_tensor(saving, tmp_path):
-    whole = torch.arange(8.0)
-    saving(tmp_path).step(0, {"c": {"w": rows(whole, 0, 4)}})
-    trial = Trial(tmp_path)
-    with pytest.raises(StateError, match=r"the shards of 'w' on rank 0 do not cover \(8,\)"):
-        trial.value("w", 0)
-    assert torch.equal(trial.value("w", 0, rank=0), whole[:4])
-    assert trial.series("w", "max")[0].tolist() == []
-    saving(tmp_path, rank=1).step(0, {"c": {"w": rows(whole, 4, 8)}})
-    assert torch.equal(trial.value("w", 0), whole)
-
-
-def test_a_run_resumed_with_fewer_ranks_shows_no_old_shards(saving, tmp_path):
-    old, new = torch.zeros(8), torch.ones(8)
-    for rank in range(4):
-        saving(tmp_path, rank=rank).step(3, {"c": {"w": rows(old, 2 * rank, 2 * rank + 2)}}, time=100.0)
-    trial = Trial(tmp_path)
-    assert torch.equal(trial.value("w", 3), old)
-    saving(tmp_path, resume=True).step(3, {"c": {"w": rows(new, 0, 4)}}, time=200.0)
-    with pytest.raises(StateError, match="do not cover"):
-        trial.value("w", 3)
-    saving(tmp_path, rank=1, resume=True).step(3, {"c": {"w": rows(new, 4, 8)}}, time=200.0)
-    assert torch.equal(trial.value("w", 3), new)
 
 
 def test_waiting_for_a_step(saving, tmp_path):

@@ -74,6 +74,46 @@ def test_collections_have_schedules_and_statistics_of_their_own(tmp_path):
     assert trial.statistic("0.weight", "max", 1) > trial.statistic("0.weight", "mean", 1)
 
 
+def test_an_evaluation_does_not_lose_what_waits_for_an_update(tmp_path):
+    """With an update every second step, and an evaluation after each, gradients never came."""
+    save = {"train": every(4), "eval": every(1)}
+    net, optimizer, w = watched(tmp_path, save=save, collections=["gradients", "losses"])
+    with w:
+        for step in range(4):
+            net(torch.ones(2, 4)).sum().backward()
+            if step % 2:
+                optimizer.step()
+            w.step(loss=1.0, self=2.0)
+            with w.mode("eval"):
+                w.step(loss=1.0)
+    trial = Trial(tmp_path / "run")
+    assert [step for step in trial.steps("train") if trial.has("gradient/0.weight", step, mode="train")] == [
+        1
+    ]
+
+
+def test_a_run_that_only_evaluates_misses_nothing(tmp_path):
+    net, _, w = watched(tmp_path, save=every(1), collections=["all"], strict=True)
+    with w, w.mode("predict"):
+        net[0](torch.ones(2, 4))
+        w.step()
+    assert "0.output.0" in Trial(tmp_path / "run").names()
+
+
+def test_a_schedule_that_fails_does_not_end_training(tmp_path):
+    class Bad(type(every(1))):
+        def __call__(self, step):
+            if step:
+                raise KeyError("a bug")
+            return True
+
+    net, optimizer, w = watched(tmp_path, save=Bad(1, 0))
+    with pytest.warns(RuntimeWarning, match="a step could not be saved: KeyError"):
+        steps(net, optimizer, w, 3)
+    w.close()
+    assert Trial(tmp_path / "run").steps() == [0]
+
+
 def test_outputs_of_modules(tmp_path):
     net = network()
     with Watch(

@@ -54,15 +54,16 @@ def parameters(models: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parame
 
 def identities(models: Mapping[str, nn.Module]) -> tuple[int, ...]:
     """Of all modules and parameters: another tuple where one came or went."""
-    found: dict[int, None] = {}
-    left = list(models.values())
+    found: list[int] = []
+    seen: set[int] = set()
+    left: list[nn.Module | None] = list(models.values())
     while left:
         module = left.pop()
-        if id(module) not in found:
-            found[id(module)] = None
-            found.update([(id(parameter), None) for parameter in module._parameters.values()])
-            left += [child for child in module._modules.values() if child is not None]
-    return tuple(found)
+        if module is not None and id(module) not in seen:
+            seen.add(id(module))
+            found.extend(map(id, module._parameters.values()))
+            left.extend(module._modules.values())
+    return (*seen, *found)
 
 
 def of_call(prefix: str, name: str, call: int) -> str:

@@ -23,6 +23,7 @@ from . import door, missing, names
 from .budget import Budget
 from .collection import Collection, Save, collection_of, due
 from .notices import Notices, place
+from .precision import full_precision
 from .saving import UPDATES, Saving
 from .snapshot import Snapshot
 from .taps import Tap, Taps
@@ -369,7 +370,7 @@ class Watch:
     def _guarded(self) -> Iterator[None]:
         """Time in here is counted, nothing is recorded for backward, and nothing that fails gets out."""
         try:
-            with self._budget.counted(), torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            with self._budget.counted(), torch.no_grad(), full_precision(self._device):
                 yield
         except Exception as error:
             self._fail(None, error)

@@ -68,7 +68,11 @@ class Lines:
         folder = f"{run.path}/{part}"
         run.fs.makedirs(folder, exist_ok=True)
         self._fs, self._stem = run.fs, f"{folder}/{name}.rank{rank()}"
-        taken = [int(m[1]) for f in run.fs.ls(folder, detail=False) if (m := _numbered(f, name, rank()))]
+        try:
+            files = run.fs.ls(folder, detail=False)
+        except FileNotFoundError:  # object storage has no empty folders
+            files = []
+        taken = [int(m[1]) for f in files if (m := _numbered(f, name, rank()))]
         self._number = max(taken, default=-1) + 1
         self._pending: list[bytes] = []
         self._file: int | None = None
@@ -82,8 +86,13 @@ class Lines:
         if self._file is None:
             self._pending.append(line)
             return
-        while line:
-            line = line[os.write(self._file, line) :]
+        size = os.fstat(self._file).st_size
+        try:
+            while line:
+                line = line[os.write(self._file, line) :]
+        except OSError:
+            os.ftruncate(self._file, size)  # the next record must not be joined to a torn one
+            raise
 
     def flush(self) -> None:
         """Commit what is pending on remote storage; local records are committed already."""

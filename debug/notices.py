@@ -20,14 +20,29 @@ class Notices:
         self._waiting: list[str] = []
 
     def say(self, text: str, step: int, event: bool = True) -> None:
-        """Keep a text to be warned of; its kind is what stands before the first colon."""
+        """Keep a text to be warned of; its kind is what stands before the first colon.
+
+        Args:
+            text: what happened.
+            step: in which step; -1: in none.
+            event: note it in the index as well.
+        """
         kind = text.partition(":")[0]
         if kind in self._kinds:
             return
         self._kinds.add(kind)
-        self._waiting.append(f"loopwise.debug: step {step}: {text}")
+        self._waiting.append(
+            f"loopwise.debug: step {step}: {text}" if step >= 0 else f"loopwise.debug: {text}"
+        )
         if event:
             self._event(text, step)
+
+    def attempt(self, what: str, action: Callable[[], None]) -> None:
+        """Do something that training does not depend on; ``what`` is said if it fails."""
+        try:
+            action()
+        except Exception as error:
+            self.say(f"{what}: {error!r}", -1, event=False)
 
     def warn(self) -> None:
         """Warn of what was kept: not inside a hook, where it could end a forward pass."""

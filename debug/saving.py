@@ -164,10 +164,9 @@ class Saving:
                 chosen = tuple([names[i] for i in self._chosen(collection, "scalar", names)])
                 if chosen and (place := self.snapshot()):
                     self.seen.update(chosen)
-                    numbers = torch.stack([_number(values[name]) for name in chosen])
-                    self.parts.append(
-                        _table(collection, chosen, ("value",), numbers.unsqueeze(1), (), place[0])
-                    )
+                    for group in _by_device({name: _number(values[name]) for name in chosen}):
+                        numbers = torch.stack(list(group.values())).unsqueeze(1)
+                        self.parts.append(_table(collection, tuple(group), ("value",), numbers, (), place[0]))
             except Exception as error:
                 self.failed(collection, error)
 
@@ -201,6 +200,13 @@ def _table(
     """``values`` is float64 of shape (names, heads)."""
     _, offsets = snapshot.put([values])
     return Part(collection.name, names, of, offsets, heads)
+
+
+def _by_device(numbers: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    groups: dict[torch.device, dict[str, torch.Tensor]] = {}
+    for name, number in numbers.items():
+        groups.setdefault(number.device, {})[name] = number
+    return list(groups.values())
 
 
 def _number(value: float | torch.Tensor) -> torch.Tensor:

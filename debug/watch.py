@@ -126,8 +126,7 @@ class Watch:
     def step(self, /, **scalars: float | torch.Tensor) -> None:
         """End the present step, with its losses and metrics by name: numbers, or tensors (their mean).
 
-        Nothing waits for the device.  A name that has ``loss`` in it belongs to the collection ``losses``, any
-        other one to ``metrics``.
+        A name that has ``loss`` in it belongs to the collection ``losses``, any other one to ``metrics``.
         """
         if not self._active or self._closed:
             return
@@ -202,7 +201,7 @@ class Watch:
             self._writer.close()
             self._report()
         if self._own:
-            self.run.close(state)
+            self._notices.attempt("the end of the run could not be written", lambda: self.run.close(state))
         self._notices.warn()
 
     def __enter__(self) -> Watch:
@@ -392,7 +391,7 @@ class Watch:
         """Pass on what the writer ran into."""
         assert self._writer is not None
         for text, step in self._writer.problems():
-            self.counts["failed"] += 1
+            self.counts["failed"] += step >= 0
             self._notices.say(text, step, event=False)
 
     def _say(self, text: str) -> None:

@@ -61,12 +61,12 @@ def test_files_and_functions_stay_short():
 
 
 def test_the_base_stays_small():
-    assert sum(path.read_text().count("\n") for path in (ROOT / "base").glob("*.py")) <= 1010
+    assert sum(path.read_text().count("\n") for path in (ROOT / "base").glob("*.py")) <= 1020
 
 
 def test_importing_loopwise_imports_nothing_else():
     code = "import sys, loopwise; assert not {'torch', 'click', 'rich'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     for part in ("sift", "compile", "debug"):
-        code = f"import sys, loopwise.{part}; assert not {{'click', 'rich', 'sklearn', 'torchvision', 'transformers'}} & set(sys.modules)"
+        code = f"import sys, loopwise.{part}; assert not {{'click', 'rich', 'sklearn', 'torchvision', 'transformers', 'tensorboard', 'safetensors'}} & set(sys.modules)"
         subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from loopwise.debug import partials
 from loopwise.debug.segments import Segments
 from loopwise.run import Run
 
@@ -80,3 +81,13 @@ def saving(monkeypatch):
         return Saving(path, as_rank, resume, full)
 
     return make
+
+
+@pytest.fixture(params=["as it is", "joined", "apart"])
+def way(request, monkeypatch):
+    """How tensors are measured: as it is chosen; all joined, as on an accelerator; or all one by one."""
+    if request.param != "as it is":
+        monkeypatch.setattr(partials, "CACHED", 64)
+        monkeypatch.setattr(partials, "JOINED", 1024)
+        monkeypatch.setattr(partials, "SMALL", 2**40)
+        monkeypatch.setattr(partials, "MANY", 0 if request.param == "joined" else 2**40)

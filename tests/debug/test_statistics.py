@@ -6,12 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from loopwise.debug import partials
 from loopwise.debug.quantiles import BINS, PERCENTS
-from loopwise.debug.statistics import STATISTICS, checked, columns, table
-from loopwise.errors import InputError
+from loopwise.debug.statistics import STATISTICS, columns, table
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 WHOLE = [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool]
@@ -93,16 +90,6 @@ def assert_right(tensors, names=tuple(STATISTICS)):
             if name.removeprefix("abs_") in ("min", "max", "count", "nan", "inf", "zero", "subnormal"):
                 np.testing.assert_array_equal(row, truth(tensor, name), err_msg=message)
         at += width
-
-
-@pytest.fixture(params=["as it is", "joined", "apart"])
-def way(request, monkeypatch):
-    """How tensors are measured: as it is chosen; all joined, as on an accelerator; or all one by one."""
-    if request.param != "as it is":
-        monkeypatch.setattr(partials, "CACHED", 64)
-        monkeypatch.setattr(partials, "JOINED", 1024)
-        monkeypatch.setattr(partials, "SMALL", 2**40)
-        monkeypatch.setattr(partials, "MANY", 0 if request.param == "joined" else 2**40)
 
 
 @pytest.mark.usefixtures("way")
@@ -357,83 +344,3 @@ def test_the_caller_s_modes_make_no_difference():
         same()
     finally:
         torch.use_deterministic_algorithms(False)
-
-
-class Operations(TorchDispatchMode):
-    """Counts operations, and those for whose result an accelerator would have to be waited for."""
-
-    def __init__(self):
-        super().__init__()
-        self.count, self.waits = 0, []
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        self.count += 1
-        if any(
-            word in str(operation)
-            for word in ("_local_scalar_dense", "nonzero", "unique", "bincount", "equal.default")
-        ):
-            self.waits.append(str(operation))
-        return operation(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("way", ["joined"], indirect=True)
-def test_on_an_accelerator_nothing_is_waited_for(way):
-    names = tuple(name for name in STATISTICS if name not in ("quantiles", "histogram"))
-    tensors = [sample(shape, dtype) for shape in SHAPES for dtype in (torch.float32, torch.bfloat16)]
-    with Operations() as seen:
-        table(tensors, names)
-    assert not seen.waits
-    meta = table([tensor.to("meta") for tensor in tensors], tuple(STATISTICS))  # where waiting is an error
-    assert meta.device.type == "meta"
-    assert meta.shape == (len(tensors), len(columns(tuple(STATISTICS))))
-
-
-def test_on_a_cpu_it_is_and_the_test_above_could_fail():
-    with Operations() as seen:
-        table([torch.ones(5000)], FIVE)
-    assert seen.waits
-
-
-def test_many_small_tensors_take_as_many_operations_as_few():
-    counts = []
-    for many in (64, 400):
-        tensors = [sample((100 + n % 9,), torch.float32, n) for n in range(many)]
-        with Operations() as seen:
-            table(tensors, FIVE)
-        counts.append(seen.count)
-    assert counts[0] == counts[1] < 60
-
-
-def test_large_tensors_are_read_in_pieces_by_three_operations_each():
-    counts = []
-    for pieces in (2, 12):
-        with Operations() as seen:
-            table([sample((pieces, 2**18), torch.float32)], FIVE)
-        counts.append(seen.count)
-    assert counts[1] - counts[0] == 10 * 3
-
-
-def test_names_are_checked():
-    assert checked(["mean", "l2", "mean"]) == ("mean", "l2")
-    assert columns(("l2", "quantiles", "count"))[:3] == ("l2", "quantile_1", "quantile_5")
-    assert columns(("histogram",)) == ("bins_from", "bins_to", *(f"bin_{n}" for n in range(64)))
-    with pytest.raises(InputError) as error:
-        checked(["mean", "median", "norm"])
-    assert str(error.value) == (
-        "seen: the statistics 'median', 'norm'\n"
-        "expected: names among min, max, mean, std, variance, sum, prod, abs_min, abs_max, abs_mean, abs_std, "
-        "abs_variance, abs_sum, abs_prod, l1, l2, count, nan, inf, zero, subnormal, quantiles, histogram\n"
-        "likely cause: a misspelt name, or one of another library\n"
-        "fix: use the names above"
-    )
-
-
-def test_tables_of_nothing():
-    assert table([], FIVE).shape == (0, 5)
-    assert table([torch.ones(3)] * 2, ()).shape == (2, 0)
-    assert table([torch.ones(3)], FIVE).dtype == torch.float64
-
-
-def test_one_device_at_a_time():
-    with pytest.raises(InputError, match="tensors on cpu, meta"):
-        table([torch.ones(3), torch.ones(3, device="meta")], FIVE)

@@ -297,9 +297,10 @@ def test_a_folder_that_is_deleted(tmp_path):
     training.train(3)
     drain(training.watch)
     shutil.rmtree(tmp_path / "run")
-    with pytest.warns(RuntimeWarning, match="a step could not be written.*No such file"):
+    with pytest.warns(RuntimeWarning, match="could not be written.*No such file") as warned:
         training.train(4)
         training.watch.close()
+    assert sum("a step could not be written" in str(one.message) for one in warned) == 1
     assert training.watch.counts["failed"] >= 4
     assert training.steps == 7
 

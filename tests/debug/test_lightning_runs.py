@@ -3,6 +3,7 @@
 import copy
 import json
 
+import lightning_kit
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -142,7 +143,7 @@ def test_under_ddp_rank_0_writes_averaged_gradients(ranks, tmp_path):
     warnings.simplefilter("ignore")
     os.environ |= {{"TORCHELASTIC_RUN_ID": "test", "LOCAL_RANK": os.environ["RANK"], "GROUP_RANK": "0"}}
     os.environ |= {{"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}}  # the group exists
-    spec = importlib.util.spec_from_file_location("t", {__file__!r})
+    spec = importlib.util.spec_from_file_location("t", {lightning_kit.__file__!r})
     t = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(t)
     folder = pathlib.Path({str(tmp_path)!r})

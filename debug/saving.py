@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,17 @@ class Part:
             )
         ]
         return {"collection": self.collection, "tensors": tensors}
+
+
+class Layout(tuple[Part, ...]):
+    """Equal for blocks that hold the same at the same places.  Its hash, of every name in it, is taken once."""
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 REDUCED = ("min", "max", "mean", "std", "l2")
@@ -181,9 +193,8 @@ class Saving:
             self.memory[key] = [i for i, name in enumerate(names) if collection.wants(kind, name)]
         return self.memory[key]
 
-    def layout(self) -> Hashable:
-        """Equal for blocks that hold the same at the same places."""
-        return tuple(self.parts)
+    def layout(self) -> Layout:
+        return Layout(self.parts)
 
     def groups(self) -> list[dict[str, Any]]:
         return [part.group() for part in self.parts]

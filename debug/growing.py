@@ -7,6 +7,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+LARGE = 2**20
+"""Bytes of a write from which on the page cache is asked to let go of what is written, rather than grow."""
+
 
 class Growing:
     """A new file that is appended to; what is not committed is taken back when it is closed.
@@ -29,6 +32,8 @@ class Growing:
             rest = memoryview(chunk)
             while rest:
                 rest = rest[os.write(self._file, rest) :]
+            if len(chunk) >= LARGE and hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def commit(self) -> None:
         self.size = os.fstat(self._file).st_size

@@ -56,8 +56,6 @@ FULL = 256 * 2**20
 """Bytes after which a segment is closed."""
 OLD = 30.0
 """Seconds after which a segment bound for remote storage is closed, so that readers there see it."""
-LARGE = 2**20
-"""Bytes of a write from which on the page cache is asked to let go of what is written."""
 LAYOUTS = 1024
 """Layouts that are remembered; then they are counted from 0 again."""
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from loopwise.debug import partials
+from loopwise.debug import native, partials
 from loopwise.debug.segments import Segments
 from loopwise.run import Run
 
@@ -83,10 +83,13 @@ def saving(monkeypatch):
     return make
 
 
-@pytest.fixture(params=["as it is", "joined", "apart"])
+@pytest.fixture(params=["as it is", "without a compiler", "joined", "apart"])
 def way(request, monkeypatch):
-    """How tensors are measured: as it is chosen; all joined, as on an accelerator; or all one by one."""
+    """How tensors are measured: as it is chosen, with a compiler and without; all joined, as on an accelerator;
+    or all one by one."""
     if request.param != "as it is":
+        monkeypatch.setattr(native, "kernel", lambda: None)
+    if request.param in ("joined", "apart"):
         monkeypatch.setattr(partials, "CACHED", 64)
         monkeypatch.setattr(partials, "JOINED", 1024)
         monkeypatch.setattr(partials, "SMALL", 2**40)

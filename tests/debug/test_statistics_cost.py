@@ -44,7 +44,8 @@ def test_on_an_accelerator_nothing_is_waited_for(way):
     assert meta.shape == (len(tensors), len(columns(tuple(STATISTICS))))
 
 
-def test_on_a_cpu_it_is_and_the_test_above_could_fail():
+@pytest.mark.parametrize("way", ["without a compiler"], indirect=True)
+def test_on_a_cpu_it_is_and_the_test_above_could_fail(way):
     with Operations() as seen:
         table([torch.ones(5000)], FIVE)
     assert seen.waits
@@ -60,13 +61,23 @@ def test_many_small_tensors_take_as_many_operations_as_few():
     assert counts[0] == counts[1] < 60
 
 
-def test_large_tensors_are_read_in_pieces_by_three_operations_each():
+@pytest.mark.parametrize("way", ["without a compiler"], indirect=True)
+def test_large_tensors_are_read_in_pieces_by_three_operations_each(way):
     counts = []
     for pieces in (2, 12):
         with Operations() as seen:
             table([sample((pieces, 2**18), torch.float32)], FIVE)
         counts.append(seen.count)
     assert counts[1] - counts[0] == 10 * 3
+
+
+def test_with_a_compiler_tensors_are_read_by_one_call():
+    counts = []
+    for pieces in (2, 12):
+        with Operations() as seen:
+            table([sample((pieces, 2**18), torch.float32), sample((5,), torch.bfloat16)] * 40, FIVE)
+        counts.append(seen.count)
+    assert counts[0] == counts[1] < 200
 
 
 def test_names_are_checked():

@@ -61,6 +61,15 @@ def decode(data: bytes) -> tuple[list[dict[str, Any]], int]:
     return [json.loads(line) for line in lines], int(bool(tail))
 
 
+def listed(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    """Paths of the files in a folder as it is now; none where it is missing, as on object storage empty ones are."""
+    fs.invalidate_cache(folder)
+    try:
+        return list(fs.ls(folder, detail=False))
+    except FileNotFoundError:
+        return []
+
+
 class Lines:
     """Appends JSON lines.  Local: one write a record, nothing buffered.  Remote: a file a flush."""
 
@@ -68,11 +77,7 @@ class Lines:
         folder = f"{run.path}/{part}"
         run.fs.makedirs(folder, exist_ok=True)
         self._fs, self._stem = run.fs, f"{folder}/{name}.rank{rank()}"
-        try:
-            files = run.fs.ls(folder, detail=False)
-        except FileNotFoundError:  # object storage has no empty folders
-            files = []
-        taken = [int(m[1]) for f in files if (m := _numbered(f, name, rank()))]
+        taken = [int(m[1]) for f in listed(run.fs, folder) if (m := _numbered(f, name, rank()))]
         self._number = max(taken, default=-1) + 1
         self._pending: list[bytes] = []
         self._file: int | None = None
@@ -218,9 +223,7 @@ class Run:
 def read(path: str, part: str, name: str) -> tuple[list[dict[str, Any]], int]:
     """All committed records of ``name`` in ``part``, by rank and age, and the number of torn ones."""
     fs, folder = fsspec.core.url_to_fs(f"{path}/{part}")
-    found = (
-        [file for file in fs.ls(folder, detail=False) if _numbered(file, name)] if fs.exists(folder) else []
-    )
+    found = [file for file in listed(fs, folder) if _numbered(file, name)]
     records: list[dict[str, Any]] = []
     torn = 0
     for file in sorted(

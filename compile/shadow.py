@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -59,13 +59,22 @@ def _alone(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def nudged(model: nn.Module, seed: int) -> Iterator[None]:
     """The model's parameters a few last places off, each up or down by chance; restored on leaving."""
-    kept = [(p, p.data) for p in model.parameters() if p.is_floating_point()]
-    draws = {device: torch.Generator(device).manual_seed(seed) for device in {p.device for p, _ in kept}}
-    try:
-        for parameter, data in kept:
+    changed = [p for p in model.parameters() if p.is_floating_point()]
+    draws = {device: torch.Generator(device).manual_seed(seed) for device in {p.device for p in changed}}
+    with restored(changed):
+        for parameter in changed:
+            data = parameter.data
             unit = torch.finfo(data.dtype).eps
             signs = torch.empty_like(data).bernoulli_(generator=draws[data.device]) * 2 - 1
             parameter.data = data * (1 + (PLACES if unit < FINE else 1) * unit * signs)
+        yield
+
+
+@contextlib.contextmanager
+def restored(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """What is put in the place of the parameters' data is taken back on leaving."""
+    kept = [(parameter, parameter.data) for parameter in parameters]
+    try:
         yield
     finally:
         for parameter, data in kept:

@@ -19,7 +19,7 @@ from .breaks import listening
 from .gate import Difference, Reference, check
 from .measure import REPEATS, peak_bytes, seconds
 from .plan import Plan
-from .shadow import Compute, observe, shadow, step_of
+from .shadow import Compute, observe, restored, shadow, step_of
 
 TIE = 0.02
 """A plan must be faster than a simpler one by this share of its time: less is noise."""
@@ -54,13 +54,9 @@ class Trial:
 @contextlib.contextmanager
 def laid_out(model: nn.Module, layout: str) -> Iterator[None]:
     """The model's convolution weights in ``layout``; their layouts are restored on leaving."""
-    weights = [(p, p.data) for p in model.parameters() if p.ndim == 4 and layout == "channels_last"]
-    lay_out(model, layout)
-    try:
+    with restored(model.parameters()):
+        lay_out(model, layout)
         yield
-    finally:
-        for parameter, data in weights:
-            parameter.data = data
 
 
 def lay_out(model: nn.Module, layout: str) -> None:

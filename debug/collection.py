@@ -64,7 +64,11 @@ class Collection:
     def __post_init__(self) -> None:
         include = (self.include,) if isinstance(self.include, str) else tuple(self.include)
         put = object.__setattr__
-        put(self, "patterns", tuple(_pattern(self.name, text) for text in include))
+        put(
+            self,
+            "patterns",
+            tuple(pattern(text, f"include={text!r} in the collection {self.name!r}") for text in include),
+        )
         put(self, "modules", tuple(self.modules))
         keep = tuple(dict.fromkeys((self.keep,) if isinstance(self.keep, str) else self.keep))
         put(self, "keep", keep)
@@ -100,12 +104,17 @@ class Collection:
         return self.where is not None and bool(self.where(name))
 
 
-def _pattern(name: str, text: str) -> re.Pattern[str]:
+def pattern(text: str, seen: str) -> re.Pattern[str]:
+    """A regular expression.
+
+    Raises:
+        InputError: it is none; ``seen`` says what was given.
+    """
     try:
         return re.compile(text)
     except (re.error, TypeError) as error:
         raise InputError(
-            f"include={text!r} in the collection {name!r}",
+            seen,
             "a regular expression",
             str(error),
             "escape brackets and dots that are meant literally (re.escape)",

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from loopwise.errors import StateError
+from loopwise.run import listed
 
 RACY = 2.0
 """Seconds: a folder changed less than this before it was listed is listed again, for its clock is coarse."""
@@ -220,20 +221,13 @@ class Index:
             if not now and time.monotonic() - self._listed < POLL:
                 return
             self._listed = time.monotonic()
-            names = self._remote()
+            names = [file.rsplit("/", 1)[-1] for file in listed(self._fs, self._folder)]
         for match in filter(None, map(NUMBERED.fullmatch, names)):
             numbers = self._files.setdefault(int(match[1]), [])
             if int(match[2]) not in numbers:
                 numbers.append(int(match[2]))
         for numbers in self._files.values():
             numbers.sort()
-
-    def _remote(self) -> list[str]:
-        self._fs.invalidate_cache(self._folder)
-        try:
-            return [file.rsplit("/", 1)[-1] for file in self._fs.ls(self._folder, detail=False)]
-        except FileNotFoundError:
-            return []
 
     def _read(self, rank: int, state: _Rank, final: bool) -> None:
         """The new lines of one file; a tail without its newline waits for it, or is lost if ``final``."""

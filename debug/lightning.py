@@ -14,8 +14,7 @@ import torch
 from loopwise.errors import MissingExtra
 from loopwise.run import Run
 
-from .session import Session
-from .watch import Watch
+from .session import Watching
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -30,7 +29,7 @@ except ImportError:
         raise MissingExtra.of("lightning", "lightning", "WatchCallback") from None
 
 
-class WatchCallback(Callback):
+class WatchCallback(Watching, Callback):
     """A ``Watch`` over the LightningModule, from the start of ``Trainer.fit`` to its end.
 
     Each training batch is a step, and so is each batch of validation and test (mode ``eval``) and of
@@ -51,16 +50,11 @@ class WatchCallback(Callback):
     """
 
     def __init__(self, *, run: str | os.PathLike[str] | Run, **options: Any) -> None:
-        self._session = Session(run, options)
+        super().__init__(run=run, **options)
         self._loaded: dict[str, Any] = {}
         self._progress: Any = None
         self._done = 0
         self._before: dict[str, Any] = {}
-
-    @property
-    def watch(self) -> Watch | None:
-        """The ``Watch`` while training, to save tensors by hand."""
-        return self._session.watch
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._progress = trainer.fit_loop.epoch_loop.batch_progress

@@ -172,20 +172,3 @@ def span(steps: Sequence[int], beside: int | None = None) -> str:
         place = bisect.bisect(steps, beside)
         found += f", nearest {', '.join(map(str, steps[max(place - 1, 0) : place + 1]))}"
     return found
-
-
-def pattern(regex: str | None) -> re.Pattern[str]:
-    """A regular expression; ``None`` matches all.
-
-    Raises:
-        InputError: it is none.
-    """
-    try:
-        return re.compile(regex or "")
-    except re.error as error:
-        raise InputError(
-            f"regex={regex!r}",
-            "a regular expression",
-            str(error),
-            "escape brackets and dots that are meant literally (re.escape)",
-        ) from None

@@ -8,7 +8,7 @@ from loopwise.errors import StateError
 
 from .collection import Collection
 from .taps import Tap, Taps
-from .updates import Groups
+from .updates import Groups, is_bias
 
 SHOWN = 5
 """Names in a message."""
@@ -66,7 +66,7 @@ def never_updated(collection: Collection, names: Iterable[str], seen: Set[str]) 
     """Weights, biases and gradients of trained parameters that the collection wants and that did not come."""
     found = []
     for name in names:
-        kinds = (("bias" if name.endswith("bias") else "weight", name), ("gradient", f"gradient/{name}"))
+        kinds = (("bias" if is_bias(name) else "weight", name), ("gradient", f"gradient/{name}"))
         found += [n for kind, n in kinds if collection.wants(kind, n) and n not in seen]
     return found
 

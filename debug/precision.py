@@ -14,6 +14,6 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
     Where autocast is off there is nothing to do: entering and leaving would clear its cache, 0.2 ms.
     """
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()

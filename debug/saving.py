@@ -101,6 +101,11 @@ class Saving:
     ready: Any = None
     """On a GPU, the event after which the snapshot is filled."""
 
+    @property
+    def all(self) -> Sequence[Collection]:
+        """The collections that are due for anything."""
+        return (*self.collections, *self.late)
+
     def put(
         self,
         kind: str,
@@ -116,7 +121,7 @@ class Saving:
             tensors: of any layout, device and dtype; nothing is kept of them but copies.
             only: collections that the tensors are known to belong to; default: by kind and name.
         """
-        by_name = (*self.collections, *self.late) if kind in UPDATES else self.collections
+        by_name = self.all if kind in UPDATES else self.collections
         for collection in by_name if only is None else only:
             try:
                 chosen = range(len(names)) if only is not None else self._chosen(collection, kind, names)

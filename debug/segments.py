@@ -44,7 +44,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from loopwise.ranks import rank
-from loopwise.run import Run, encode
+from loopwise.run import Run, encode, listed
 
 from .checksum import Checksum
 from .growing import Growing
@@ -210,12 +210,8 @@ class Segments:
 
     def _taken(self) -> list[int]:
         """Numbers of files that are there from before."""
-        fs, kinds = self._run.fs, "tensors" if self._run.local else "tensors|index"
-        fs.invalidate_cache(self._folder)
-        try:
-            names = [file.rsplit("/", 1)[-1] for file in fs.ls(self._folder, detail=False)]
-        except FileNotFoundError:  # object storage has no empty folders
-            return []
+        kinds = "tensors" if self._run.local else "tensors|index"
+        names = [file.rsplit("/", 1)[-1] for file in listed(self._run.fs, self._folder)]
         pattern = re.compile(rf"(?:{kinds})\.rank{self._rank}\.(\d+)\.(?:seg|jsonl)")
         return [int(match[1]) for match in map(pattern.fullmatch, names) if match]
 

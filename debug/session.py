@@ -116,6 +116,23 @@ class Session:
                 warnings.warn(f"loopwise.debug: {error!r}", RuntimeWarning, stacklevel=3)
 
 
+class Watching:
+    """What the callback of every trainer is.
+
+    Args:
+        run: folder or fsspec URL of the run, or a ``Run``, which the caller closes.
+        options: those of ``Watch``.
+    """
+
+    def __init__(self, *, run: str | os.PathLike[str] | Run, **options: Any) -> None:
+        self._session = Session(run, options)
+
+    @property
+    def watch(self) -> Watch | None:
+        """The ``Watch`` while training, to save tensors by hand."""
+        return self._session.watch
+
+
 def numbers(found: Mapping[str, Any]) -> dict[str, float | torch.Tensor]:
     """The values that are one number each."""
     return {str(name): value for name, value in found.items() if _is_number(value)}

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -17,6 +15,7 @@ from loopwise.errors import InputError
 
 from .partials import Flat, flat, partials
 from .pieces import Partials
+from .precision import full_precision
 from .quantiles import BINS, PERCENTS, distributions
 
 
@@ -123,18 +122,13 @@ def table(tensors: Sequence[torch.Tensor], names: Sequence[str]) -> torch.Tensor
             "make one table for each device",
         )
     device = next(iter(devices), torch.device("cpu"))
-    with torch.inference_mode(False), torch.no_grad(), _no_autocast(device.type):
+    with torch.inference_mode(False), torch.no_grad(), full_precision(device):
         if not tensors or not rows:
             return torch.zeros(len(tensors), len(columns(names)), dtype=torch.float64, device=device)
         flats = [flat(tensor) for tensor in tensors]
         found = {absolute: _found(flats, rows, absolute) for absolute in {row.absolute for row in rows}}
         values = [row.value(found[row.absolute]) for row in rows]
         return torch.cat([value.view(len(tensors), -1) for value in values], dim=1)
-
-
-def _no_autocast(kind: str) -> AbstractContextManager[Any]:
-    active = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if active else nullcontext()
 
 
 def _found(flats: Sequence[Flat], rows: Sequence[Statistic], absolute: bool) -> Partials:

@@ -80,8 +80,8 @@ class Tap:
     Attributes:
         prefix: the module's name with a dot behind it.
         kinds: of ``input``, ``output`` and ``loss`` those that a collection may want.
-        owners: collections that want the module itself, by kind.
-        fired: whether anything came since it was set to ``False``.
+        owners: collections that want the module itself.
+        fired: whether anything came.
     """
 
     def __init__(self, taps: Taps, prefix: str, module: nn.Module, collections: list[Collection]) -> None:

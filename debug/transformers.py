@@ -13,8 +13,7 @@ from torch.optim import Optimizer
 
 from loopwise.run import Run
 
-from .session import Session, numbers
-from .watch import Watch
+from .session import Watching, numbers
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -27,7 +26,7 @@ KEPT = "loopwise.debug"
 """Where in the Trainer's state, which its checkpoints hold, the step counters are."""
 
 
-class WatchCallback(TrainerCallback):
+class WatchCallback(Watching, TrainerCallback):
     """A ``Watch`` over the Trainer's model, from the begin of ``train`` to its end.
 
     Each update is a step, whatever the number of batches accumulated for it: step n is the one that makes
@@ -52,15 +51,10 @@ class WatchCallback(TrainerCallback):
     """
 
     def __init__(self, *, run: str | os.PathLike[str] | Run, **options: Any) -> None:
-        self._session = Session(run, options)
+        super().__init__(run=run, **options)
         self._scalars: dict[str, Any] = {}
         self._evaluating = False
         self._end: Any = None
-
-    @property
-    def watch(self) -> Watch | None:
-        """The ``Watch`` while training, to save tensors by hand."""
-        return self._session.watch
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any

@@ -14,8 +14,9 @@ from loopwise.errors import InputError, StateError
 from loopwise.run import Run
 
 from .blocks import NUMBER, Blocks
+from .collection import pattern
 from .index import Block, Index, Layout
-from .lookup import Lookup, pattern, unique
+from .lookup import Lookup, unique
 from .shards import joined
 
 WAIT = 0.1
@@ -125,7 +126,7 @@ class Trial:
         Raises:
             InputError: a step or mode that is not there, a regular expression that is none.
         """
-        wanted = pattern(regex)
+        wanted = pattern(regex or "", f"regex={regex!r}")
         if step is None:
             self._lookup.by_step(mode)
             layouts = self._lookup.layouts(mode)

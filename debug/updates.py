@@ -25,18 +25,18 @@ class Updates:
     """Hooks on optimizers.
 
     Args:
-        optimizers: by name; names are used where there are several.
+        optimizers: each once.
         before: called with an optimizer right before it updates, where ``wanted()``.
     """
 
     def __init__(
         self,
-        optimizers: Mapping[str, Optimizer],
+        optimizers: Iterable[Optimizer],
         wanted: Callable[[], bool],
         before: Callable[[Optimizer], None],
     ) -> None:
         self._wanted, self._before = wanted, before
-        self._handles = [o.register_step_pre_hook(self._hook) for o in optimizers.values()]
+        self._handles = [o.register_step_pre_hook(self._hook) for o in optimizers]
 
     def remove(self) -> None:
         for handle in self._handles:
@@ -138,6 +138,7 @@ class Groups:
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
         self._trained: list[str] = []
+        self._parameters: list[nn.Parameter] = []
         self._interest: dict[Collection, tuple[str, ...]] = {}
         self._known: weakref.WeakKeyDictionary[Any, Group] = weakref.WeakKeyDictionary()
 
@@ -147,6 +148,7 @@ class Groups:
         names = {id(parameter): name for name, parameter in pairs}
         if names != self._names:
             self._names = names
+            self._parameters = [parameter for _, parameter in pairs]
             self._trained = [name for name, parameter in pairs if parameter.requires_grad]
             self._known.clear()
             self._interest.clear()
@@ -167,9 +169,12 @@ class Groups:
             )
         return self._interest[collection]
 
-    def of(self, optimizer: Optimizer | None, parameters: list[nn.Parameter]) -> Group:
+    def of(self, optimizer: Optimizer | None) -> Group:
         """The parameters of an optimizer, or of all models (``None``)."""
-        owner = self if optimizer is None else optimizer
+        owner: Groups | Optimizer = self
+        parameters = self._parameters
+        if optimizer is not None:
+            owner, parameters = optimizer, [p for group in optimizer.param_groups for p in group["params"]]
         group = self._known.get(owner)
         if group is None or not group.is_of(parameters):
             group = self._known[owner] = Group(parameters, self._names)

@@ -110,7 +110,9 @@ class Watch:
         self._writer = Writer(self.run, self._device.type == "cuda", policy) if writes else None
         self._notices = Notices(self._writer.event if self._writer else lambda text, step: None)
         self._taps = Taps(self._receive)
-        self._updates = Updates(self._optimizers if self._active else {}, self._wants, self._before_update)
+        self._updates = Updates(
+            self._optimizers.values() if self._active else (), self._wants, self._before_update
+        )
         self._cleanup = contextlib.ExitStack()
         self._closed = False
         if self._active:
@@ -244,7 +246,7 @@ class Watch:
         if scalars:
             saving.add_scalars(scalars)
         if self._mode != "train" or not self._optimizers:
-            self._take([p for _, p in names.parameters(self._models)], None)
+            self._take(None)
         saving.make_tables()
         self._scratch.clear()
         self._look_for_updates(saving)
@@ -270,13 +272,13 @@ class Watch:
         if self._scaler is not None and self._scaler.get_scale() < self._scale:
             saving.record["marks"]["skipped"] = ["optimizer"]
         if not self._updated:
-            self._late = [c for c in (*saving.collections, *saving.late) if self._groups.interest(c)]
+            self._late = [c for c in saving.all if self._groups.interest(c)]
 
     def _check_for_missing(self, saving: Saving) -> None:
         if self._mode != "train":
             return
         trained = bool(self._updated or not self._optimizers)
-        complete = [c for c in (*saving.collections, *saving.late) if c in self._collections]
+        complete = [c for c in saving.all if c in self._collections]
         for text in self._check(complete, saving.seen, self._taps, self._groups, trained):
             self._say(text)
             if self._strict:
@@ -313,8 +315,7 @@ class Watch:
             return None
         if self._lease is None:
             assert self._saving is not None
-            collections = (*self._saving.collections, *self._saving.late)
-            raw = any(c.raw and c.name not in ("losses", "metrics") for c in collections)
+            raw = any(c.raw and c.name not in ("losses", "metrics") for c in self._saving.all)
             self._lease = self._writer.lease(raw)
             if not self._lease.raw:
                 kind = "reduced" if self._policy == "reduce" else "dropped"
@@ -344,15 +345,15 @@ class Watch:
             return
         self._updated.add(id(optimizer))
         with self._guarded():
-            self._take([p for group in optimizer.param_groups for p in group["params"]], optimizer)
+            self._take(optimizer)
             if self._saving is not None:
                 self._saving.make_tables()  # before the update changes them
 
-    def _take(self, parameters: list[nn.Parameter], optimizer: Optimizer | None) -> None:
+    def _take(self, optimizer: Optimizer | None) -> None:
         saving = self._saving
         assert saving is not None
         wanted: set[str] = set()
-        for collection in (*saving.collections, *saving.late):
+        for collection in saving.all:
             try:
                 wanted.update(self._groups.interest(collection))
             except Exception as error:  # the user's own predicate
@@ -360,7 +361,7 @@ class Watch:
         if self._mode != "train":
             wanted.discard("gradient")
         if wanted:
-            group = self._groups.of(optimizer, parameters)
+            group = self._groups.of(optimizer)
             group.hand_on([kind for kind in UPDATES if kind in wanted], saving.put, optimizer, self._gather)
 
     # -- stepping aside -------------------------------------------------------------------------

@@ -15,11 +15,10 @@ import uuid
 import fsspec
 import psutil
 import pytest
-import torch
+import writing_kit
 from moto.server import ThreadedMotoServer
-from torch import nn
 
-from loopwise.debug import Trial, Watch, every, sending, writer
+from loopwise.debug import Trial, sending, writer
 from loopwise.debug.segments import Segments
 from loopwise.run import Run
 
@@ -161,30 +160,15 @@ def small(monkeypatch):
     monkeypatch.setattr(writer, "Segments", segments_of(1))
 
 
-class Training:
-    """One weight of 100 numbers that are all equal to the step."""
+class Training(writing_kit.Training):
+    """Its 100 numbers go to remote storage."""
 
     def __init__(self, run):
-        self.model = nn.Linear(100, 1, bias=False)
-        self.watch = Watch(self.model, run=run, save=every(1), collections=["losses", "weights"])
-        self.steps = 0
+        super().__init__(run, 100)
 
     @property
     def sender(self):
         return self.watch._writer._segments._sender
-
-    def train(self, steps=1):
-        for _ in range(steps):
-            with torch.no_grad():
-                self.model.weight.fill_(self.steps)
-            self.watch.step(loss=float(self.steps))
-            self.steps += 1
-
-    def drain(self):
-        """Wait until what was submitted is in the hands of the sender."""
-        done = threading.Event()
-        self.watch._writer._jobs.put(done.set)
-        assert done.wait(60)
 
     def wait_for(self, condition):
         """Wait until the sender is in some state."""
@@ -374,7 +358,7 @@ def test_where_nobody_closes_the_folder_is_named_at_exit(s3, proxy, small):
 SCRIPT = """
 import fsspec, sys
 fsspec.config.conf["s3"] = {options!r}
-sys.path.insert(0, {folder!r})
+sys.path[:0] = {folders!r}
 from test_remote import Training
 training = Training({url!r})
 training.train(5)
@@ -384,7 +368,7 @@ training.train(5)
 def test_a_script_that_ends_without_close_sends_everything(s3, proxy, spool):
     fresh = {"connector_args": {"keepalive_timeout": 0.001, "use_dns_cache": False}}  # as after some minutes
     there = {**options(proxy.port), "config_kwargs": {**OPTIONS, **fresh}}
-    code = SCRIPT.format(options=there, folder=os.path.dirname(__file__), url=s3)
+    code = SCRIPT.format(options=there, folders=[os.path.dirname(__file__), *sys.path], url=s3)
     environment = {**os.environ, "TMPDIR": str(spool)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,9 +1,7 @@
 """Segments: golden bytes, an independent reader, rotation, resuming, and disks that fail."""
 
-import contextlib
 import json
 import os
-import resource
 import shutil
 import zlib
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from writing_kit import room
 
 from loopwise.debug import Trial, segments
 from loopwise.debug.segments import Segments
@@ -250,17 +249,6 @@ def test_a_remote_segment_is_closed_when_it_is_old():
 
 
 # -- disks that fail ----------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def room(size):
-    """Files can have so many bytes: what does not fit is cut, then ``os.write`` fails."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def fill(target, steps):

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -12,37 +11,21 @@ import warnings
 
 import psutil
 import pytest
-import torch
-from torch import nn
+import writing_kit
 
-from loopwise.debug import Collection, Trial, Watch, every, snapshot, writer
+from loopwise.debug import Collection, Trial, snapshot, writer
 from loopwise.debug.segments import Segments
 from loopwise.run import Run, read
 
 SIZE = 1000
 
 
-class Training:
-    """One weight of ``SIZE`` numbers that are all equal to the step; saved raw and as statistics."""
+class Training(writing_kit.Training):
+    """Its ``SIZE`` numbers are saved raw and as statistics."""
 
-    def __init__(self, path, policy="block", save=None, **more):
-        self.model = nn.Linear(SIZE, 1, bias=False)
-        self.collections = [
-            "losses",
-            Collection("weights", keep=("raw",)),
-            Collection("some", include="^weight$", keep=("max",)),
-        ]
-        self.watch = Watch(
-            self.model, run=path, save=save or every(1), collections=self.collections, policy=policy, **more
-        )
-        self.steps = 0
-
-    def train(self, steps=1):
-        for _ in range(steps):
-            with torch.no_grad():
-                self.model.weight.fill_(self.steps)
-            self.watch.step(loss=float(self.steps))
-            self.steps += 1
+    def __init__(self, path, policy="block", **more):
+        raw, some = Collection("weights"), Collection("some", include="^weight$", keep=("max",))
+        super().__init__(path, SIZE, ["losses", raw, some], policy=policy, **more)
 
 
 def raw_steps(trial):
@@ -194,32 +177,14 @@ class Small(Segments):
         super().__init__(run, full=1, **more)
 
 
-@contextlib.contextmanager
-def room(size):
-    """Files can have so many bytes: what does not fit is cut, then ``os.write`` fails."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def drain(watch):
-    """Wait until what was submitted is written."""
-    done = threading.Event()
-    watch._writer._jobs.put(done.set)
-    assert done.wait(60)
-
-
 def in_trouble(training, trouble, match, failed=5):
     """Five steps, five more in trouble, and two without: what is said, which is one thing."""
     training.train(5)
-    drain(training.watch)
+    training.drain()
     with pytest.warns(RuntimeWarning, match=match) as said:
         with trouble:
             training.train(5)
-            drain(training.watch)
+            training.drain()
         training.train(2)
         training.watch.close()
     assert len(said) == 1, [str(one.message) for one in said]
@@ -228,7 +193,7 @@ def in_trouble(training, trouble, match, failed=5):
 
 def test_files_that_cannot_grow(tmp_path):
     training = Training(tmp_path / "run")
-    in_trouble(training, room(5 * 4288 + 100), "a step could not be written.*too large", failed=1)
+    in_trouble(training, writing_kit.room(5 * 4288 + 100), "a step could not be written.*too large", failed=1)
     trial = Trial(tmp_path / "run")
     assert trial.check() == []
     assert raw_steps(trial) == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
@@ -295,7 +260,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
 def test_a_folder_that_is_deleted(tmp_path):
     training = Training(tmp_path / "run")
     training.train(3)
-    drain(training.watch)
+    training.drain()
     shutil.rmtree(tmp_path / "run")
     with pytest.warns(RuntimeWarning, match="could not be written.*No such file") as warned:
         training.train(4)
@@ -366,7 +331,7 @@ def test_what_comes_after_the_end_is_told_and_stops_nothing(tmp_path):
 
 SCRIPT = """
 import sys
-sys.path.insert(0, {folder!r})
+sys.path[:0] = {folders!r}
 from test_writer import Training
 training = Training({path!r})
 training.train(30)
@@ -375,7 +340,7 @@ raise KeyError
 
 
 def test_a_script_that_ends_without_close_has_everything_written(tmp_path):
-    code = SCRIPT.format(folder=os.path.dirname(__file__), path=str(tmp_path / "run"))
+    code = SCRIPT.format(folders=[os.path.dirname(__file__), *sys.path], path=str(tmp_path / "run"))
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "KeyError")
     assert raw_steps(Trial(tmp_path / "run")) == list(range(30))
@@ -392,7 +357,7 @@ def test_a_snapshot_that_cannot_be_given_back_does_not_end_the_writer(tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(snapshot.Ring, "give_back", failing)
         training.train(1)
-        drain(training.watch)
+        training.drain()
     with pytest.warns(RuntimeWarning, match="out of memory"):
         training.train(3)
         training.watch.close()

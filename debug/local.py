@@ -30,7 +30,8 @@ def strided(names: tuple[str, ...], tensors: Sequence[torch.Tensor]) -> Parts:
     Raises:
         TypeError: a tensor without data (on the ``meta`` device).
     """
-    if all([type(t) in _PLAIN and t.layout is torch.strided and t.device.type != "meta" for t in tensors]):
+    layout = torch.strided
+    if all([type(t) in _PLAIN and t.layout is layout and not t.is_meta for t in tensors]):
         return Parts(names, tensors, (), tensors)
     found_names: list[str] = []
     found: list[torch.Tensor] = []

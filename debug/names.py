@@ -55,15 +55,19 @@ def parameters(models: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parame
 def identities(models: Mapping[str, nn.Module]) -> tuple[int, ...]:
     """Of all modules and parameters: another tuple where one came or went."""
     found: list[int] = []
-    seen: set[int] = set()
-    left: list[nn.Module | None] = list(models.values())
-    while left:
-        module = left.pop()
-        if module is not None and id(module) not in seen:
-            seen.add(id(module))
-            found.extend(map(id, module._parameters.values()))
-            left.extend(module._modules.values())
-    return (*seen, *found)
+    seen = {id(None)}
+    modules: list[nn.Module | None] = list(models.values())
+    for module in modules:
+        if id(module) in seen:
+            continue
+        inside = module.__dict__  # an attribute of a module is looked for in three places
+        seen.add(id(module))
+        found.append(id(module))
+        if inside["_parameters"]:
+            found.extend(map(id, inside["_parameters"].values()))
+        if inside["_modules"]:
+            modules.extend(inside["_modules"].values())
+    return tuple(found)
 
 
 def of_call(prefix: str, name: str, call: int) -> str:

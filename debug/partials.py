@@ -77,7 +77,7 @@ def partials(flats: Sequence[Flat], names: Set[str], absolute: bool = False) -> 
 @np.errstate(invalid="ignore")
 def _natively(flats: Sequence[Flat], names: Set[str], absolute: bool) -> Partials | None:
     """What the function in C gets right, and the rest by pieces; ``None`` where there is no compiler."""
-    fit = [i for i, (values, zeros) in enumerate(flats) if values.dtype in native.KINDS and not zeros]
+    fit = [i for i, flat in enumerate(flats) if flat.values.dtype in native.KINDS and not flat.zeros]
     measured = native.measure([flats[i].values for i in fit], absolute)
     if measured is None:
         return None
@@ -92,7 +92,8 @@ def _natively(flats: Sequence[Flat], names: Set[str], absolute: bool) -> Partial
     sure &= (found["spread"] >= LOST) | ~(found["min"] < found["max"])
     if not sure.all():
         doubtful = np.flatnonzero(~sure)
-        for name, column in _by_pieces([flats[i] for i in doubtful], names, absolute).items():
+        rest = [flats[int(i)] for i in doubtful]
+        for name, column in _by_pieces(rest, names, absolute).items():
             found[name][doubtful] = column.numpy()
     return {name: torch.from_numpy(found[name]) for name in names}
 

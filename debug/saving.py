@@ -62,6 +62,9 @@ class Layout(tuple[Part, ...]):
         return self._hash
 
 
+Pairs = list[tuple[str, torch.Tensor]]
+Waiting = dict[Collection, Pairs]
+"""What statistics are to be made of."""
 REDUCED = ("min", "max", "mean", "std", "l2")
 """Statistics that are saved where raw tensors were wanted and the storage is behind (policy ``reduce``)."""
 
@@ -94,9 +97,7 @@ class Saving:
     """Names of tensors that came."""
     calls: Counter[str] = field(default_factory=Counter)
     """Input or output -> how often it came in this step."""
-    _waiting: dict[tuple[Collection, Names, torch.device], list[tuple[str, torch.Tensor]]] = field(
-        default_factory=dict
-    )
+    _waiting: dict[tuple[Names, torch.device], Waiting] = field(default_factory=dict)
     _placed: dict[Names, tuple[Signature, tuple[int, ...]]] = field(default_factory=dict)
     ready: Any = None
     """On a GPU, the event after which the snapshot is filled."""
@@ -150,8 +151,8 @@ class Saving:
         if statistics:
             whole = parts.whole if kind in UPDATES else self._copies(parts.whole)
             for name, tensor in zip(names, whole, strict=True):
-                key = (collection, statistics, tensor.device)
-                self._waiting.setdefault(key, []).append((name, tensor))
+                waiting = self._waiting.setdefault((statistics, tensor.device), {})
+                waiting.setdefault(collection, []).append((name, tensor))
 
     def _copies(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """What may be changed in place before the tables are made."""
@@ -160,18 +161,31 @@ class Saving:
         return [tensor.detach().clone() for tensor in tensors]
 
     def make_tables(self) -> None:
-        """Of what waits for statistics, in few tables: many tensors at once cost little more than one."""
+        """Of what waits for statistics, all at once: many tensors cost little more than one."""
         waiting, self._waiting = self._waiting, {}
-        for (collection, statistics, _), pairs in waiting.items():
-            try:
-                place = self.snapshot()
-                assert place is not None
-                names, tensors = tuple([name for name, _ in pairs]), [tensor for _, tensor in pairs]
-                of = tuple([(tensor.dtype, tensor.shape) for tensor in tensors])
-                found = table(tensors, statistics)
-                self.parts.append(_table(collection, names, columns(statistics), found, of, place[0]))
-            except Exception as error:
-                self.failed(collection, error)
+        for (statistics, _), by_collection in waiting.items():
+            self._make_tables(statistics, by_collection)
+
+    def _make_tables(self, statistics: Names, waiting: Waiting) -> None:
+        try:
+            found = table([tensor for pairs in waiting.values() for _, tensor in pairs], statistics)
+            rows = torch.split(found, [len(pairs) for pairs in waiting.values()])
+            self.parts += [
+                self._rows(collection, pairs, columns(statistics), values)
+                for (collection, pairs), values in zip(waiting.items(), rows, strict=True)
+            ]
+        except Exception as error:
+            if len(waiting) == 1:
+                self.failed(next(iter(waiting)), error)
+            else:  # who is at fault?
+                for collection, pairs in waiting.items():
+                    self._make_tables(statistics, {collection: pairs})
+
+    def _rows(self, collection: Collection, pairs: Pairs, heads: Names, values: torch.Tensor) -> Part:
+        place = self.snapshot()
+        assert place is not None
+        of = tuple([(tensor.dtype, tensor.shape) for _, tensor in pairs])
+        return _table(collection, tuple([name for name, _ in pairs]), heads, values, of, place[0])
 
     def add_scalars(self, values: Mapping[str, float | torch.Tensor]) -> None:
         """Save numbers in the due collections that want them."""

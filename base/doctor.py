@@ -57,6 +57,8 @@ def _fallbacks() -> list[str]:
         found.append("this CPU does not multiply bfloat16: sift scores in float32")
     if shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None:
         found.append("no C++ compiler: torch.compile does not work on the CPU")
+    if not os.environ.get("CC") and shutil.which("cc") is None and shutil.which("clang") is None:
+        found.append("no C compiler: debug takes twice as long for statistics on the CPU")
     return found
 
 

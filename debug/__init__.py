@@ -5,5 +5,7 @@ from loopwise.schedule import between as between
 from loopwise.schedule import every as every
 
 from .collection import Collection as Collection
+from .rules import RULES as RULES
+from .rules import Finding as Finding
 from .trial import Trial as Trial
 from .watch import Watch as Watch

@@ -26,8 +26,12 @@ BUILT_IN = {
     "outputs": ("output",),
     "optimizer_state": ("optimizer_state",),
     "all": KINDS,
+    "health": ("weight", "bias", "gradient", "output"),
 }
-"""Collection -> the kinds in it.  Scalars are ``losses`` where their name says so, and ``metrics`` otherwise."""
+"""Collection -> the kinds in it.  Scalars are ``losses`` where their name says so, and ``metrics`` otherwise.
+``health`` has what the rules look at: also the inputs of the model itself, and updates."""
+HEALTH = ("min", "max", "mean", "std", "nan", "inf", "zero")
+"""The statistics that ``health`` keeps where no others are named."""
 RAW = "raw"
 Save = Schedule | Mapping[str, Schedule]
 
@@ -41,12 +45,12 @@ class Collection:
 
     Args:
         name: a built-in name (``losses``, ``metrics``, ``weights``, ``biases``, ``gradients``, ``inputs``,
-            ``outputs``, ``optimizer_state``, ``all``) or one of your own.
+            ``outputs``, ``optimizer_state``, ``all``, ``health``) or one of your own.
         include: regular expressions, searched in tensor names.
         modules: modules whose outputs belong to it.
         where: ``name -> bool`` over tensor names.
         save: when; a schedule, or one by mode (``train``, ``eval``, ``predict``); default: that of the ``Watch``.
-        keep: ``raw``, and names of statistics.
+        keep: ``raw``, and names of statistics; of ``health`` by default `HEALTH`.
 
     Raises:
         InputError: an unknown mode or statistic, a regular expression that is none, nothing to select by.
@@ -71,6 +75,8 @@ class Collection:
         )
         put(self, "modules", tuple(self.modules))
         keep = tuple(dict.fromkeys((self.keep,) if isinstance(self.keep, str) else self.keep))
+        if self.name == "health" and keep == (RAW,):
+            keep = HEALTH
         put(self, "keep", keep)
         checked(name for name in keep if name != RAW)
         check_save(self.save)
@@ -98,7 +104,9 @@ class Collection:
         if self.kinds or self.name == "metrics":
             if kind == "scalar":
                 return self.name in ("all", "losses" if "loss" in name.lower() else "metrics")
-            return kind in self.kinds
+            return kind in self.kinds or (
+                self.name == "health" and kind == "input" and name.startswith("input.")
+            )
         if any(pattern.search(name) for pattern in self.patterns):
             return True
         return self.where is not None and bool(self.where(name))

@@ -13,6 +13,7 @@ from loopwise.errors import InputError, LoopwiseError
 
 from .compare import compare, only
 from .export import WRITERS, export
+from .rules import at_least
 from .trial import Trial
 
 LISTED = 1000
@@ -130,6 +131,22 @@ def check(run: str) -> None:
     _table(("step", "rank", "what"), [(str(fault.step), str(fault.rank), fault.what) for fault in found])
     click.echo(f"{len(trial.steps())} steps, {len(found)} damaged blocks, {trial.torn} lost records")
     if found:
+        raise SystemExit(1)
+
+
+@command.command()
+@click.argument("run")
+@click.option("--rule", "rules", multiple=True, help="Only this rule; may be given several times.")
+def findings(run: str, rules: tuple[str, ...]) -> None:
+    """What rules find in RUN.  Exit status 1 if something critical."""
+    found = Trial(run).judge(rules or None)
+    _table(
+        ("step", "severity", "rule", "what", "advice"),
+        [(str(each.step), each.severity, each.rule, each.what, each.advice) for each in found],
+    )
+    critical = at_least(found, "critical")
+    click.echo(f"{len(found)} findings, {len(critical)} critical")
+    if critical:
         raise SystemExit(1)
 
 

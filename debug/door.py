@@ -8,6 +8,7 @@ from typing import Any
 from loopwise.errors import InputError
 
 from .collection import MODES, Collection, check_save
+from .rules import SEVERITIES
 from .writer import POLICIES
 
 
@@ -46,6 +47,16 @@ def options(save: Any, policy: str, max_overhead: float | None, together: bool) 
             "no max_overhead there",
             "each rank would leave out other steps, and shards would not fit together",
             "leave max_overhead out, and save fewer steps",
+        )
+
+
+def severity(given: str) -> None:
+    if given not in SEVERITIES:
+        raise InputError(
+            f"stop_on={given!r}",
+            f"one of {', '.join(SEVERITIES)}, or None",
+            "a typing error",
+            "stop_on='critical'",
         )
 
 

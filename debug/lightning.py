@@ -42,6 +42,7 @@ class WatchCallback(Watching, Callback):
 
     Args:
         run: folder or fsspec URL of the run, or a ``Run``, which the caller closes.
+        stop_on: severity of findings (``warning``, ``critical``) from which on ``trainer.should_stop`` is set.
         options: those of ``Watch``.
 
     Raises:
@@ -49,8 +50,10 @@ class WatchCallback(Watching, Callback):
         StateError: when training begins, where the folder holds another run.
     """
 
-    def __init__(self, *, run: str | os.PathLike[str] | Run, **options: Any) -> None:
-        super().__init__(run=run, **options)
+    def __init__(
+        self, *, run: str | os.PathLike[str] | Run, stop_on: str | None = None, **options: Any
+    ) -> None:
+        super().__init__(run=run, stop_on=stop_on, **options)
         self._loaded: dict[str, Any] = {}
         self._progress: Any = None
         self._done = 0
@@ -75,6 +78,8 @@ class WatchCallback(Watching, Callback):
             return returned | self._logged(trainer)
 
         self._session.step(read)
+        if self._stops():
+            trainer.should_stop = True
         self._done = self._progress.total.processed
 
     def on_train_epoch_end(self, *_: Any) -> None:

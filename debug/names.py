@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from loopwise.errors import InputError
@@ -50,6 +51,12 @@ def parameters(models: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parame
     for key, model in models.items():
         for name, parameter in _root(model).named_parameters():
             yield _prefix(key) + plain(name), parameter
+
+
+def device(models: Mapping[str, nn.Module]) -> torch.device:
+    """The accelerator that models are on, or the CPU."""
+    devices = {p.device for model in models.values() for p in model.parameters()}
+    return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
 
 
 def identities(models: Mapping[str, nn.Module]) -> tuple[int, ...]:

@@ -7,14 +7,14 @@
 #define LANES 32   /* sums kept side by side, so that compilers use vector registers */
 #define BLOCK 4096 /* elements that stay in the first cache while they are read twice */
 
-typedef struct { double sum, spread, low, high; } Sums;
+typedef struct { double sum, spread, low, high, zeros; } Sums;
 
 /* Of n > 0 numbers; spread is the sum of the squared distances from the mean. */
 static Sums of_block(const float *x, int64_t n) {
-    float sum[LANES] = {0}, far[LANES] = {0}, square[LANES] = {0}, low[LANES], high[LANES];
+    float sum[LANES] = {0}, far[LANES] = {0}, square[LANES] = {0}, none[LANES] = {0}, low[LANES], high[LANES];
     int64_t whole = n - n % LANES;
     double total = 0, off = 0, spread = 0;
-    Sums found = {0, 0, x[0], x[0]};
+    Sums found = {0, 0, x[0], x[0], 0};
     for (int j = 0; j < LANES; j++) low[j] = high[j] = x[0];
     for (int64_t i = 0; i < whole; i += LANES)
         for (int j = 0; j < LANES; j++) {
@@ -39,24 +39,26 @@ static Sums of_block(const float *x, int64_t n) {
             float distance = x[i + j] - mean;
             far[j] += distance;
             square[j] += distance * distance;
+            none[j] += x[i + j] == 0 ? 1.0f : 0.0f;
         }
     for (int64_t i = whole; i < n; i++) {
         double distance = (double)x[i] - mean;
         off += distance;
         spread += distance * distance;
+        found.zeros += x[i] == 0;
     }
-    for (int j = 0; j < LANES; j++) { off += far[j]; spread += square[j]; }
+    for (int j = 0; j < LANES; j++) { off += far[j]; spread += square[j]; found.zeros += none[j]; }
     found.sum = (double)mean * (double)n + off;
     found.spread = spread - off * off / (double)n;
     return found;
 }
 
-/* Row by row: count, sum, spread, squares, low, high.  Kinds: 0 float32, 1 bfloat16. */
+/* Row by row: count, sum, spread, squares, low, high, zeros.  Kinds: 0 float32, 1 bfloat16. */
 void measure(const void *const *rows, const int64_t *lengths, const int64_t *kinds, int64_t count,
              int64_t absolute, double *out) {
     float buffer[BLOCK];
-    for (int64_t row = 0; row < count; row++, out += 6) {
-        double seen = 0, sum = 0, spread = 0, squares = 0, low = INFINITY, high = -INFINITY;
+    for (int64_t row = 0; row < count; row++, out += 7) {
+        double zeros = 0, seen = 0, sum = 0, spread = 0, squares = 0, low = INFINITY, high = -INFINITY;
         for (int64_t start = 0; start < lengths[row]; start += BLOCK) {
             int64_t n = lengths[row] - start < BLOCK ? lengths[row] - start : BLOCK;
             const float *block = (const float *)rows[row] + start;
@@ -78,9 +80,10 @@ void measure(const void *const *rows, const int64_t *lengths, const int64_t *kin
             squares += here.spread + here.sum * here.sum / (double)n;
             sum += here.sum;
             seen += (double)n;
+            zeros += here.zeros;
             if (here.low < low) low = here.low;
             if (here.high > high) high = here.high;
         }
-        out[0] = seen, out[1] = sum, out[2] = spread, out[3] = squares, out[4] = low, out[5] = high;
+        out[0] = seen, out[1] = sum, out[2] = spread, out[3] = squares, out[4] = low, out[5] = high, out[6] = zeros;
     }
 }

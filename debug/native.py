@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-COLUMNS = ("count", "sum", "spread", "squares", "min", "max")
+COLUMNS = ("count", "sum", "spread", "squares", "min", "max", "zero")
 """What is measured; see `Partials`."""
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 """The dtypes, by their numbers in ``native.c``."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 import warnings
 from collections.abc import Callable
+
+from .rules import Finding
+
+LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "critical": logging.ERROR}
 
 
 class Notices:
@@ -49,6 +54,32 @@ class Notices:
         waiting, self._waiting = self._waiting, []
         for text in waiting:
             warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+
+class Findings:
+    """What rules found, told on the training thread.
+
+    Args:
+        tell: called with each; default: it is logged.
+    """
+
+    def __init__(self, tell: Callable[[Finding], None] | None) -> None:
+        self._tell = tell or _log
+        self._waiting: list[Finding] = []
+        self.all: list[Finding] = []
+
+    def add(self, found: list[Finding]) -> None:
+        self._waiting += found
+        self.all += found
+
+    def tell(self) -> None:
+        """Tell what was added since; the user's function may raise, which is the user's wish."""
+        while self._waiting:
+            self._tell(self._waiting.pop(0))
+
+
+def _log(finding: Finding) -> None:
+    logging.getLogger("loopwise.debug").log(LEVELS[finding.severity], "%s", finding)
 
 
 def place(error: BaseException) -> str:

@@ -187,6 +187,14 @@ class Saving:
         of = tuple([(tensor.dtype, tensor.shape) for _, tensor in pairs])
         return _table(collection, tuple([name for name, _ in pairs]), heads, values, of, place[0])
 
+    def add_table(
+        self, collection: Collection, names: Names, heads: Names, values: torch.Tensor, of: Signature
+    ) -> None:
+        """Save a table: float64 of shape (names, heads)."""
+        place = self.snapshot()
+        if place is not None:
+            self.parts.append(_table(collection, names, heads, values, of, place[0]))
+
     def add_scalars(self, values: Mapping[str, float | torch.Tensor]) -> None:
         """Save numbers in the due collections that want them."""
         names = tuple(values)

@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 
 from loopwise.run import Run
 
+from . import door
+from .rules import at_least
 from .watch import Watch
 
 
@@ -121,11 +123,26 @@ class Watching:
 
     Args:
         run: folder or fsspec URL of the run, or a ``Run``, which the caller closes.
+        stop_on: severity of findings (``warning``, ``critical``) from which on training is stopped; default: never.
         options: those of ``Watch``.
+
+    Raises:
+        InputError: there is no such severity.
     """
 
-    def __init__(self, *, run: str | os.PathLike[str] | Run, **options: Any) -> None:
-        self._session = Session(run, options)
+    def __init__(
+        self, *, run: str | os.PathLike[str] | Run, stop_on: str | None = None, **options: Any
+    ) -> None:
+        if stop_on is not None:
+            door.severity(stop_on)
+        self._session, self._stop_on = Session(run, options), stop_on
+
+    def _stops(self) -> bool:
+        """Whether training is to be stopped for what was found."""
+        watch = self._session.watch
+        return (
+            watch is not None and self._stop_on is not None and bool(at_least(watch.findings, self._stop_on))
+        )
 
     @property
     def watch(self) -> Watch | None:

@@ -131,6 +131,25 @@ def table(tensors: Sequence[torch.Tensor], names: Sequence[str]) -> torch.Tensor
         return torch.cat([value.view(len(tensors), -1) for value in values], dim=1)
 
 
+def single(value: torch.Tensor, statistic: str) -> float:
+    """One statistic of one tensor.
+
+    Raises:
+        InputError: there is no such statistic, or it is several numbers.
+    """
+    several = (name for name, row in STATISTICS.items() if statistic in row.columns)
+    names = [next(several, statistic)]
+    heads = columns(names)
+    if statistic not in heads:
+        raise InputError(
+            f"the statistic {statistic!r}",
+            f"one number: {', '.join(heads)}",
+            "it is several numbers",
+            f"ask for {heads[0]!r}",
+        )
+    return float(table([value], names)[0, heads.index(statistic)])
+
+
 def _found(flats: Sequence[Flat], rows: Sequence[Statistic], absolute: bool) -> Partials:
     """What those of ``rows`` need that are of the absolute values, or those that are not."""
     needs = {need for row in rows if row.absolute == absolute for need in row.needs}

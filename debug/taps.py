@@ -80,7 +80,8 @@ class Tap:
     Attributes:
         prefix: the module's name with a dot behind it.
         kinds: of ``input``, ``output`` and ``loss`` those that a collection may want.
-        owners: collections that want the module itself.
+        owners: collections that want the module itself.  In a compiled graph what ``health`` alone
+            wants is left alone, for looking at it costs fusion at every step.
         fired: whether anything came.
     """
 
@@ -95,6 +96,9 @@ class Tap:
         }
         if self.owners:
             self.kinds.add(output)
+        asked = [c for c in collections if c.name != "health"]
+        self._traced = {kind for kind in self.kinds if any(_may_want(c, kind, prefix) for c in asked)}
+        self._traced |= {output} if self.owners else set()
         self._handles: list[Any] = []
 
     def attach(self, module: nn.Module, token: torch.Tensor) -> Tap:
@@ -115,8 +119,9 @@ class Tap:
     def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Forward pre-hook."""
         if torch.compiler.is_compiling():
-            self._trace("input", args)
-            self._trace("input", kwargs)
+            if "input" in self._traced:
+                self._trace("input", args)
+                self._trace("input", kwargs)
         elif self._taps.open:
             self._take("input", args)
             self._take("input", kwargs)
@@ -124,7 +129,8 @@ class Tap:
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook."""
         if torch.compiler.is_compiling():
-            self._trace("output", output)
+            if self.output in self._traced:
+                self._trace("output", output)
         elif self._taps.open:
             self._take("output", output)
 

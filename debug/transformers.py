@@ -43,6 +43,7 @@ class WatchCallback(Watching, TrainerCallback):
 
     Args:
         run: folder or fsspec URL of the run, or a ``Run``, which the caller closes.
+        stop_on: severity of findings (``warning``, ``critical``) from which on training is stopped.
         options: those of ``Watch``.
 
     Raises:
@@ -50,8 +51,10 @@ class WatchCallback(Watching, TrainerCallback):
         StateError: when training begins, where the folder holds another run.
     """
 
-    def __init__(self, *, run: str | os.PathLike[str] | Run, **options: Any) -> None:
-        super().__init__(run=run, **options)
+    def __init__(
+        self, *, run: str | os.PathLike[str] | Run, stop_on: str | None = None, **options: Any
+    ) -> None:
+        super().__init__(run=run, stop_on=stop_on, **options)
         self._scalars: dict[str, Any] = {}
         self._evaluating = False
         self._end: Any = None
@@ -84,6 +87,8 @@ class WatchCallback(Watching, TrainerCallback):
     ) -> None:
         scalars, self._scalars = self._scalars, {}
         self._session.step(lambda: scalars)
+        if self._stops():
+            control.should_training_stop = True
         self._keep(state)
         self._expect(control)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from typing import Any, NamedTuple
@@ -11,13 +12,16 @@ import torch
 from numpy.typing import NDArray
 
 from loopwise.errors import InputError, StateError
-from loopwise.run import Run
+from loopwise.run import Run, read
 
 from .blocks import NUMBER, Blocks
 from .collection import pattern
 from .index import Block, Index, Layout
+from .judge import Judge, Rules
 from .lookup import Lookup, unique
+from .rules import Finding
 from .shards import joined
+from .statistics import single
 
 WAIT = 0.1
 """Seconds between two looks for a step that is waited for."""
@@ -207,7 +211,7 @@ class Trial:
                 return self._float(block, cells[statistic])
         if not any(_has_values(name, block.layout) for block in blocks):
             raise self._lookup.missing(name, [block.layout for block in blocks], statistic)
-        return _computed(self.value(name, step, mode=mode, rank=rank), statistic)
+        return single(self.value(name, step, mode=mode, rank=rank), statistic)
 
     def shape(
         self, name: str, step: int, *, mode: str | None = None, rank: int | None = None
@@ -305,6 +309,36 @@ class Trial:
                 return False
             time.sleep(WAIT)
 
+    def findings(self) -> list[Finding]:
+        """What rules found while the run went on, in order."""
+        self._run.info()
+        records, _ = read(self._run.path, "debug", "findings")
+        return [Finding.of(record) for record in records]
+
+    def judge(self, rules: Rules | None = None, *, rank: int | None = None) -> list[Finding]:
+        """What rules find in the saved steps: the same as while the run went on.
+
+        Args:
+            rules: names of rules, or thresholds by name (see `RULES`); default: all.
+            rank: whose steps; default: the lowest one that has them.
+
+        Raises:
+            InputError: an unknown rule or threshold.
+            StateError: bytes of a step are not there, or a rule failed.
+        """
+        judge, found = Judge(rules), []
+        for step in self.steps():
+            block = self._lookup.at(step, None, rank)[0]
+            found += judge.look(judge.step(block, block.layout, functools.partial(self._blocks.read, block)))
+            if judge.failures:
+                raise StateError(
+                    judge.failures[0],
+                    "steps that rules can read",
+                    "an error in the rule, or tensors that it does not expect",
+                    "leave the rule out, and report it",
+                )
+        return found
+
     def check(self) -> list[Fault]:
         """Read every block and compare its CRC-32; the damaged ones, by step and rank."""
         self.refresh()
@@ -363,19 +397,3 @@ class Trial:
 
 def _has_values(name: str, layout: Layout) -> bool:
     return name in layout.tensors or "value" in layout.cells(name)
-
-
-def _computed(value: torch.Tensor, statistic: str) -> float:
-    from .statistics import STATISTICS, columns, table
-
-    several = (name for name, row in STATISTICS.items() if statistic in row.columns)
-    names = [next(several, statistic)]
-    heads = columns(names)
-    if statistic not in heads:
-        raise InputError(
-            f"the statistic {statistic!r}",
-            f"one number: {', '.join(heads)}",
-            "it is several numbers",
-            f"ask for {heads[0]!r}",
-        )
-    return float(table([value], names)[0, heads.index(statistic)])

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from . import local
 from .collection import Collection
-from .saving import UPDATES, Names
+from .saving import UPDATES, Names, Saving
 
 Put = Callable[[str, Names, Sequence[torch.Tensor]], None]
 
@@ -168,6 +168,24 @@ class Groups:
                 if any(_wants(collection, kind, name) for name in self._names.values())
             )
         return self._interest[collection]
+
+    def hand_on(self, saving: Saving, optimizer: Optimizer | None, trained: bool, gather: bool) -> None:
+        """Put what a step's collections want of an optimizer's parameters, or of all (``None``), into it.
+
+        Args:
+            trained: gradients count.
+        """
+        wanted: set[str] = set()
+        for collection in saving.all:
+            try:
+                wanted.update(self.interest(collection))
+            except Exception as error:  # the user's own predicate
+                saving.failed(collection, error)
+        if not trained:
+            wanted.discard("gradient")
+        if wanted:
+            kinds = [kind for kind in UPDATES if kind in wanted]
+            self.of(optimizer).hand_on(kinds, saving.put, optimizer, gather)
 
     def of(self, optimizer: Optimizer | None) -> Group:
         """The parameters of an optimizer, or of all models (``None``)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -22,13 +22,17 @@ from loopwise.schedule import every
 from . import door, missing, names
 from .budget import Budget
 from .collection import Collection, Save, collection_of, due
-from .notices import Notices, place
+from .health import Health
+from .judge import Judge, Rules
+from .loan import Loan
+from .notices import Findings, Notices, place
 from .precision import full_precision
-from .saving import UPDATES, Saving
+from .rules import Finding
+from .saving import Saving
 from .snapshot import Snapshot
 from .taps import Tap, Taps
 from .updates import Groups, Updates
-from .writer import Lease, Writer
+from .writer import Writer
 
 
 class Watch:
@@ -50,6 +54,10 @@ class Watch:
         run: folder or fsspec URL of a new run, or a ``Run``, which the caller closes.
         save: when; a ``Schedule`` of steps, or one by mode.
         collections: names of built-in collections, and ``Collection`` objects.
+        rules: names of rules that look at each saved step, or thresholds by name (see `RULES`); default: all
+            where ``health`` is saved, none otherwise; ``()`` for none.
+        on_finding: called with each `Finding`, by ``step`` on the training thread, once it is known; default: it is
+            logged, under ``loopwise.debug``.
         scaler: the ``torch.amp.GradScaler``, so that steps which it skips are marked.
         policy: when storage is slower than training: ``block`` waits, ``drop`` leaves raw tensors of the
             step out, ``reduce`` saves statistics of them; what is left out is counted.
@@ -72,7 +80,9 @@ class Watch:
         *,
         run: str | Run,
         save: Save | None = None,
-        collections: Iterable[str | Collection] = ("losses", "metrics"),
+        collections: Iterable[str | Collection] = ("losses", "metrics", "health"),
+        rules: Rules | None = None,
+        on_finding: Callable[[Finding], None] | None = None,
         scaler: Any = None,
         policy: str = "block",
         max_overhead: float | None = None,
@@ -84,6 +94,8 @@ class Watch:
         self._collections = door.collections([collection_of(c) for c in collections])
         sharded = any(is_sharded(m) for m in self._models.values())
         door.options(save, policy, max_overhead, sharded and world_size() > 1)
+        healthy = any(c.name == "health" for c in self._collections)
+        self._health = Health(self._models, self._optimizers, healthy, self._guarded)
         self._save: Save = every(500) if save is None else save
         self._scaler, self._policy, self._budget = scaler, policy, Budget(max_overhead)
         self._gather, self._strict = gather and sharded, strict
@@ -93,7 +105,6 @@ class Watch:
         self._active = writes or self._gather
         self._mode, self._step, self._steps = "train", 0, Counter[str]()
         self._saving: Saving | None = None
-        self._lease: Lease | None = None
         self._late: list[Collection] = []
         self._updated: set[int] = set()
         self._check = missing.Check(self._collections)
@@ -105,9 +116,11 @@ class Watch:
         self._scratch = Snapshot()
         self._members: tuple[int, ...] = ()
         self._groups = Groups()
-        devices = {p.device for m in self._models.values() for p in m.parameters()}
-        self._device = next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
-        self._writer = Writer(self.run, self._device.type == "cuda", policy) if writes else None
+        self._device = names.device(self._models)
+        judge = Judge(rules) if rules is not None or healthy else None
+        self._writer = Writer(self.run, self._device.type == "cuda", policy, judge) if writes else None
+        self._loan = Loan(self._writer, policy, self.counts, self._say)
+        self._findings = Findings(on_finding)
         self._notices = Notices(self._writer.event if self._writer else lambda text, step: None)
         self._taps = Taps(self._receive)
         self._updates = Updates(
@@ -139,6 +152,7 @@ class Watch:
         with self._guarded():
             self._open()
         self._notices.warn()
+        self._findings.tell()
         if self._missing is not None:
             error, self._missing = self._missing, None
             raise error
@@ -174,6 +188,11 @@ class Watch:
         """Whether the present step is saved: to prepare what ``save`` gets only then."""
         return self._saving is not None
 
+    @property
+    def findings(self) -> list[Finding]:
+        """What the rules found so far, in order."""
+        return list(self._findings.all)
+
     def state_dict(self) -> dict[str, Any]:
         """The step counters, for a checkpoint."""
         return {"step": self._step, "steps": dict(self._steps)}
@@ -198,6 +217,7 @@ class Watch:
         self._drop()
         self._taps.remove()
         self._updates.remove()
+        self._health.close()
         self._cleanup.close()
         if self._writer is not None:
             self._writer.close()
@@ -205,6 +225,7 @@ class Watch:
         if self._own:
             self._notices.attempt("the end of the run could not be written", lambda: self.run.close(state))
         self._notices.warn()
+        self._findings.tell()
 
     def __enter__(self) -> Watch:
         return self
@@ -232,10 +253,12 @@ class Watch:
         record = {"step": self._step, "mode": self._mode, "mode_step": step, "time": 0.0, "marks": {}}
         reduces = self._policy == "reduce"
         self._saving = Saving(
-            record, wanted, late, self._snapshot, self._fail, self._memory, self._scratch, reduces
+            record, wanted, late, self._loan.take, self._fail, self._memory, self._scratch, reduces
         )
         self._refresh()
         self._taps.open = bool(wanted)
+        self._health.begin()
+        self._loan.begin(self._saving)
         if self._scaler is not None:
             self._scale = self._scaler.get_scale()
 
@@ -246,13 +269,14 @@ class Watch:
         if scalars:
             saving.add_scalars(scalars)
         if self._mode != "train" or not self._optimizers:
-            self._take(None)
+            self._groups.hand_on(saving, None, self._mode == "train", self._gather)
         saving.make_tables()
         self._scratch.clear()
+        self._health.finish(saving, self._mode, scalars.values())
         self._look_for_updates(saving)
         self._check_for_missing(saving)
         self._saving = None
-        if self._writer is None or self._lease is None:
+        if not self._loan.taken:
             return
         saving.record["time"] = time.time()
         if self._device.type == "cuda":
@@ -260,8 +284,7 @@ class Watch:
             saving.ready.record(torch.cuda.current_stream(self._device))
         self.counts["saved"] += 1
         self.counts["thinned"] += self._thinned
-        lease, self._lease = self._lease, None
-        self._writer.submit(saving, lease)
+        self._loan.submit(saving)
         self._report()
 
     def _look_for_updates(self, saving: Saving) -> None:
@@ -295,9 +318,7 @@ class Watch:
         """Forget the step that was begun."""
         self._saving, self._taps.open = None, False
         self._scratch.clear()
-        if self._lease is not None:
-            self._lease.give_back()
-            self._lease = None
+        self._loan.give_back()
 
     def _refresh(self) -> None:
         """Modules and parameters may have come and gone."""
@@ -308,20 +329,6 @@ class Watch:
             self._taps.fit(names.modules(self._models), self._collections)
 
     # -- tensors that come ----------------------------------------------------------------------
-
-    def _snapshot(self) -> tuple[Snapshot, bool] | None:
-        """Memory for the present step, taken when the first tensor comes."""
-        if self._writer is None:
-            return None
-        if self._lease is None:
-            assert self._saving is not None
-            raw = any(c.raw and c.name not in ("losses", "metrics") for c in self._saving.all)
-            self._lease = self._writer.lease(raw)
-            if not self._lease.raw:
-                kind = "reduced" if self._policy == "reduce" else "dropped"
-                self.counts[kind] += 1
-                self._say(f"storage is slower than training: raw tensors of some steps are {kind}")
-        return self._lease.snapshot, self._lease.raw
 
     def _receive(self, tap: Tap, which: str, name: str, tensor: torch.Tensor) -> None:
         saving = self._saving
@@ -345,24 +352,11 @@ class Watch:
             return
         self._updated.add(id(optimizer))
         with self._guarded():
-            self._take(optimizer)
-            if self._saving is not None:
-                self._saving.make_tables()  # before the update changes them
-
-    def _take(self, optimizer: Optimizer | None) -> None:
-        saving = self._saving
-        assert saving is not None
-        wanted: set[str] = set()
-        for collection in saving.all:
-            try:
-                wanted.update(self._groups.interest(collection))
-            except Exception as error:  # the user's own predicate
-                self._fail(collection, error)
-        if self._mode != "train":
-            wanted.discard("gradient")
-        if wanted:
-            group = self._groups.of(optimizer)
-            group.hand_on([kind for kind in UPDATES if kind in wanted], saving.put, optimizer, self._gather)
+            saving = self._saving
+            assert saving is not None
+            self._health.at_update(optimizer)
+            self._groups.hand_on(saving, optimizer, True, self._gather)
+            saving.make_tables()  # before the update changes them
 
     # -- stepping aside -------------------------------------------------------------------------
 
@@ -394,6 +388,7 @@ class Watch:
         for text, step in self._writer.problems():
             self.counts["failed"] += step >= 0
             self._notices.say(text, step, event=False)
+        self._findings.add(self._writer.findings())
 
     def _say(self, text: str) -> None:
         self._notices.say(text, self._step)

@@ -8,16 +8,22 @@ import queue
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 from loopwise.run import Run
 
+from .index import Layout
+from .judge import Judge
+from .rules import Finding
 from .saving import Saving
-from .segments import Segments
+from .segments import LAYOUTS, Segments
 from .sending import before_executors_end
 from .snapshot import Ring, Snapshot
 
+T = TypeVar("T")
 POLICIES = ("block", "drop", "reduce")
 """When the storage is slower than training: wait, leave the step's raw tensors out, or keep statistics of them."""
 SNAPSHOTS = 2
@@ -43,9 +49,13 @@ class Writer:
         run: the run's folder.
         pinned: snapshots in page-locked memory.
         policy: one of ``POLICIES``.
+        judge: looks at each step, on this thread; ``None``: nobody does.
     """
 
-    def __init__(self, run: Run, pinned: bool, policy: str) -> None:
+    def __init__(self, run: Run, pinned: bool, policy: str, judge: Judge | None = None) -> None:
+        self._run, self._judge = run, judge
+        self._found: queue.SimpleQueue[Finding] = queue.SimpleQueue()
+        self._layouts: dict[Any, Layout] = {}
         self._problems: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
         self._segments = Segments(run, tell=self._tell)
         self._ring, self._spare = Ring(SNAPSHOTS, pinned), Ring(0, pinned)
@@ -90,10 +100,7 @@ class Writer:
 
     def problems(self) -> list[tuple[str, int]]:
         """What went wrong since the last call, with the step that is lost by it, or -1."""
-        found = []
-        while not self._problems.empty():
-            found.append(self._problems.get())
-        return found
+        return _emptied(self._problems)
 
     def close(self) -> None:
         """Write what is pending and end the thread; again where the user interrupted it."""
@@ -114,7 +121,29 @@ class Writer:
             saving.ready.synchronize()
         layout = saving.layout()
         groups = [] if self._segments.knows(layout) else saving.groups()
-        self._segments.write(layout, groups, snapshot.chunks(), saving.record)
+        chunks = snapshot.chunks()
+        self._segments.write(layout, groups, chunks, saving.record)
+        if self._judge is not None:
+            self._judged(self._judge, saving, layout, chunks)
+
+    def _judged(self, judge: Judge, saving: Saving, key: Any, chunks: Sequence[memoryview]) -> None:
+        """What is found goes into the run and to the training thread."""
+        if key not in self._layouts:
+            if len(self._layouts) >= LAYOUTS:
+                self._layouts.clear()
+            self._layouts[key] = Layout(saving.groups())
+        found = judge.look(
+            judge.step(SimpleNamespace(**saving.record), self._layouts[key], functools.partial(_read, chunks))
+        )
+        for finding in found:
+            self._run.append("debug", "findings", finding.record())
+            self._found.put(finding)
+        while judge.failures:
+            self._tell(judge.failures.pop(0), -1)
+
+    def findings(self) -> list[Finding]:
+        """What was found since the last call."""
+        return _emptied(self._found)
 
     def _work(self) -> None:
         rest = self._guarded(self._segments.rest, "a segment could not be closed", -1)
@@ -141,6 +170,22 @@ class Writer:
 
     def _tell(self, text: str, step: int) -> None:
         self._problems.put((text, step))
+
+
+def _emptied(several: queue.SimpleQueue[T]) -> list[T]:
+    found = []
+    while not several.empty():
+        found.append(several.get())
+    return found
+
+
+def _read(chunks: Sequence[memoryview], offset: int, length: int) -> memoryview:
+    """Bytes of a block, which lie in one chunk."""
+    for chunk in chunks:
+        if offset < len(chunk) or not length:
+            return chunk[offset : offset + length]
+        offset -= len(chunk)
+    raise IndexError(offset)
 
 
 def _at_exit(method: weakref.WeakMethod[Callable[[], None]]) -> None:

@@ -30,8 +30,9 @@ def exact(values, absolute=False):
     x = values.double().numpy()
     x = np.abs(x) if absolute else x
     if not len(x):
-        return [0, 0, 0, 0, INF, -INF]
-    return [len(x), x.sum(), ((x - x.mean()) ** 2).sum(), (x**2).sum(), x.min(), x.max()]
+        return [0, 0, 0, 0, INF, -INF, 0]
+    sums = [len(x), x.sum(), ((x - x.mean()) ** 2).sum(), (x**2).sum()]
+    return [*sums, x.min(), x.max(), (x == 0).sum()]
 
 
 @settings(deadline=None, max_examples=60)
@@ -41,9 +42,10 @@ def exact(values, absolute=False):
     st.sampled_from([1e-9, 1.0, 1e9]),
     st.sampled_from(list(native.KINDS)),
     st.booleans(),
+    st.sampled_from([0.0, 0.5]),
 )
-def test_sums(lengths, mean, scale, dtype, absolute):
-    rows = [((torch.randn(n) + mean) * scale).to(dtype) for n in lengths]
+def test_sums(lengths, mean, scale, dtype, absolute, zeros):
+    rows = [((torch.randn(n) + mean) * scale * (torch.rand(n) > zeros)).to(dtype) for n in lengths]
     found = native.measure(rows, absolute)
     for row, line in zip(rows, found, strict=True):
         truth = exact(row, absolute)
@@ -80,7 +82,7 @@ STRANGE = {
 @pytest.mark.parametrize("what", STRANGE)
 def test_what_float32_gets_wrong_is_measured_again(what, monkeypatch):
     tensors = [torch.rand(100), torch.tensor(STRANGE[what]), torch.rand(5000)]
-    names = (*FIVE, "nan", "inf", "abs_max", "variance")
+    names = (*FIVE, "nan", "inf", "zero", "abs_max", "variance")
     torch.testing.assert_close(
         table(tensors, names), by_pieces(monkeypatch, tensors, names), rtol=1e-5, atol=0, equal_nan=True
     )
@@ -104,7 +106,7 @@ def test_other_dtypes_and_layouts_are_measured_beside(monkeypatch):
     torch.testing.assert_close(found, others, rtol=1e-5, atol=1e-6, equal_nan=True)
     # other statistics beside these change nothing about them
     torch.testing.assert_close(
-        table(tensors, (*FIVE, "zero"))[:, :5], found, rtol=1e-5, atol=1e-6, equal_nan=True
+        table(tensors, (*FIVE, "subnormal"))[:, :5], found, rtol=1e-5, atol=1e-6, equal_nan=True
     )
 
 

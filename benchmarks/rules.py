@@ -1,0 +1,139 @@
+"""Faults that the rules of ``loopwise.debug`` detect and name, and what they say of healthy trainings.
+
+52 faults and 24 healthy trainings, each in two halves.  Thresholds were chosen before any run; two rules were changed
+after a look at all faults with seed 0, and whatever is changed from now on is changed by the first half (``set``).  The
+other half is for reporting, with seeds that were not looked at.  A fault is detected where a rule
+that it is listed with speaks, and named where one does that names its cause.  A run in the background of each
+finds the same again in what was saved.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import harness
+from .harness import Runs
+from .record import Row
+from .zoo import Job
+from .zoo_faults import FAULTS
+
+CLAIM = "rules"
+QUICK = False
+HALVES = ("set", "report")
+OTHER = 100
+"""What the seeds of the half that is reported are off by."""
+OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
+    "sgd": functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+    "adam": functools.partial(torch.optim.Adam, lr=1e-3),
+    "adamw": functools.partial(torch.optim.AdamW, lr=2e-3),
+    "rmsprop": functools.partial(torch.optim.RMSprop, lr=1e-3),
+    "adagrad": functools.partial(torch.optim.Adagrad, lr=1e-2),
+    "nadam": functools.partial(torch.optim.NAdam, lr=1e-3),
+}
+DTYPES = (None, torch.bfloat16, torch.float64)
+HEALTHY = [
+    (kind, optimizer, DTYPES[(i + j) % 3])
+    for i, kind in enumerate(("mlp", "cnn", "rnn", "transformer"))
+    for j, optimizer in enumerate(OPTIMIZERS)
+]
+"""Model, optimizer, and dtype: float32, bfloat16 by autocast, or float64."""
+
+
+def half(number: int) -> str:
+    return HALVES[number % 2]
+
+
+def judged(job: Job) -> Any:
+    """The ``Watch`` of a finished training whose findings are found again in what it saved."""
+    from loopwise.debug import Trial
+
+    with tempfile.TemporaryDirectory() as folder:
+        watch = job.run(f"{folder}/run")
+        trial = Trial(f"{folder}/run")
+        recorded, again = trial.findings(), trial.judge()
+        assert str(recorded) == str(again) == str(watch.findings), (recorded, again)  # NaN is not NaN
+    return watch
+
+
+def faults(which: str, seed: int) -> dict[str, float]:
+    """Shares of the faults of a half."""
+    torch.set_num_threads(1)
+    found = Counter[str]()
+    for number, (name, fault) in enumerate(FAULTS.items()):
+        if half(number) != which:
+            continue
+        job = Job(fault.kind, seed + OTHER * (which == "report"))
+        fault.inject(job)
+        rules = {finding.rule for finding in judged(job).findings}
+        found["faults"] += 1
+        found["named"] += bool(rules & {*fault.named})
+        found["detected"] += (hit := bool(rules & {*fault.named, *fault.also}))
+        if not rules & {*fault.named}:
+            print(f"{'not named' if hit else 'missed'}: {name}: {', '.join(rules)}", file=sys.stderr)
+    shares = {f"{key}, %": 100 * found[key] / found["faults"] for key in ("detected", "named")}
+    return {"faults": found["faults"], **shares}
+
+
+def healthy(which: str, seed: int) -> dict[str, float]:
+    """What is said of the healthy trainings of a half."""
+    torch.set_num_threads(1)
+    found = Counter[str]()
+    for number, (kind, optimizer, dtype) in enumerate(HEALTHY):
+        if half(number + number // 6) != which:
+            continue
+        job = Job(
+            kind,
+            seed + OTHER * (which == "report"),
+            steps=160,
+            optimizer=OPTIMIZERS[optimizer],
+            evaluations=20 * (kind != "transformer"),
+        )
+        if dtype is torch.float64:
+            job.model.double()
+            job.dtype = dtype
+        job.autocast = dtype if dtype is torch.bfloat16 else None
+        found["runs"] += 1
+        for finding in judged(job).findings:
+            found[finding.severity] += 1
+            if finding.severity != "info":
+                print(f"{kind}, {optimizer}, {dtype}: {finding}", file=sys.stderr)
+    return {key: float(found[key]) for key in ("runs", "critical", "warning", "info")}
+
+
+def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
+    warnings.simplefilter("ignore")  # of numbers that the faults make
+    found: dict[str, Callable[[int], dict[str, float]]] = {}
+    for which in HALVES:
+        found[f"faults.{which}"] = functools.partial(faults, which)
+        found[f"healthy.{which}"] = functools.partial(healthy, which)
+    return found
+
+
+def rows(runs: Runs) -> list[Row]:
+    found = []
+    for case, values in runs.items():
+        what, _, which = case.partition(".")
+        note = "reported" if which == "report" else "that rules were changed after"
+        if what == "faults":
+            label = f"{values['faults'][0]:.0f} faults, half {note}"
+            for key, bar in {"detected, %": 90, "named, %": 70}.items():
+                held = f"ours >= {bar}" if which == "report" else None
+                found.append(Row(f"{label}: {key[:-3]}", values[key], None, "", "%", held))
+            continue
+        label = f"{values['runs'][0]:.0f} healthy trainings, half {note}"
+        for key, most in {"critical": 0, "warning": 0}.items():
+            held = f"ours <= {most}" if which == "report" else None
+            found.append(Row(f"{label}: {key} findings", values[key], None, "", "count", held))
+    return found
+
+
+if __name__ == "__main__":
+    harness.main(sys.modules[__name__])

@@ -1,0 +1,179 @@
+"""Small trainings on real data, healthy as they come; ``zoo_faults`` breaks them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+F = nn.functional
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+@functools.cache
+def digits() -> tuple[Batch, Batch]:
+    """Training and validation images of 8 x 8 with mean 0 and deviation 1, and their classes."""
+    data = load_digits()
+    x = torch.tensor(data.images, dtype=torch.float32)
+    x, y = (x - x.mean()) / x.std(), torch.tensor(data.target)
+    return (x[:1400], y[:1400]), (x[1400:], y[1400:])
+
+
+@functools.cache
+def text() -> torch.Tensor:
+    """Bytes of the standard library's source."""
+    return torch.frombuffer(bytearray(Path(contextlib.__file__).read_bytes()), dtype=torch.uint8).long() % 128
+
+
+# -- models -----------------------------------------------------------------------------------------
+
+
+def mlp() -> nn.Module:
+    layers = [nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, 64), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(64, 10))
+
+
+def cnn() -> nn.Module:
+    def block(a: int, b: int) -> list[nn.Module]:
+        return [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
+
+    head = [nn.MaxPool2d(2), *block(8, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)]
+    return nn.Sequential(nn.Unflatten(1, (1, 8)), *block(1, 8), *head)
+
+
+class Recurrent(nn.Module):
+    """Reads an image row by row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.act, self.head = nn.GRU(8, 32, batch_first=True), nn.Tanh(), nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.act(self.rnn(x)[0][:, -1]))
+
+
+class Transformer(nn.Module):
+    """Predicts the next byte."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.place = nn.Embedding(128, 32), nn.Parameter(torch.zeros(24, 32))
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(32, 2, 64, dropout=0.0, batch_first=True, norm_first=True)
+            for _ in range(2)
+        )
+        self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 128)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        x = self.embed(x) + self.place[: x.shape[1]]
+        for layer in self.layers:
+            x = layer(x, src_mask=mask, is_causal=True)
+        return self.head(self.norm(x)).transpose(1, 2)
+
+
+MODELS = {"mlp": mlp, "cnn": cnn, "rnn": Recurrent, "transformer": Transformer}
+
+
+# -- trainings --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Job:
+    """A training; faults put something else in the place of its parts."""
+
+    kind: str
+    seed: int
+    steps: int = 80
+    model: nn.Module = field(init=False)
+    optimizer: Callable[[Any], Any] = lambda parameters: torch.optim.AdamW(parameters, lr=2e-3)
+    criterion: Callable[..., torch.Tensor] = F.cross_entropy
+    forward: Callable[[torch.Tensor], torch.Tensor] | None = None
+    autocast: torch.dtype | None = None
+    evaluations: int = 0
+    """Training steps between two evaluations; 0: none."""
+    samples: int = 1400
+    dtype: torch.dtype = torch.float32
+    """Of the images."""
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(self.seed)
+        self.model = MODELS[self.kind]()
+        self._draws = torch.Generator().manual_seed(self.seed)
+
+    # what faults replace
+
+    def batch(self, step: int) -> Batch:
+        if self.kind == "transformer":
+            starts = torch.randint(len(text()) - 25, (16, 1), generator=self._draws)
+            window = text()[starts + torch.arange(25)]
+            return window[:, :-1], window[:, 1:]
+        (x, y), _ = digits()
+        chosen = torch.randint(min(len(x), self.samples), (32,), generator=self._draws)
+        return x[chosen].to(self.dtype), y[chosen]
+
+    def made(self) -> tuple[nn.Module, Any]:
+        """The model in training and its optimizer."""
+        return self.model, self.optimizer(self.model.parameters())
+
+    def before_backward(self, optimizer: Any, step: int) -> None:
+        optimizer.zero_grad()
+
+    def backward(self, loss: torch.Tensor, step: int) -> None:
+        loss.backward()
+
+    def update(self, optimizer: Any, step: int) -> None:
+        optimizer.step()
+
+    def set_mode(self, model: nn.Module, training: bool) -> None:
+        model.train(training)
+
+    # the loop
+
+    def run(self, folder: str, save: int = 1) -> Any:
+        """Train under a ``Watch`` with all rules; the ``Watch``, closed."""
+        from loopwise.debug import Watch, every
+
+        model, optimizer = self.made()
+        forward = self.forward or model
+        watch = Watch(
+            model,
+            optimizer,
+            run=folder,
+            save={"train": every(save), "eval": every(1)},
+            on_finding=lambda _: None,
+        )
+        with watch:
+            for step in range(self.steps):
+                self.set_mode(model, True)
+                x, y = self.batch(step)
+                with torch.autocast("cpu", self.autocast) if self.autocast else contextlib.nullcontext():
+                    loss = self.criterion(forward(x), y)
+                self.before_backward(optimizer, step)
+                self.backward(loss, step)
+                self.update(optimizer, step)
+                watch.step(loss=loss)
+                if self.evaluations and step % self.evaluations == self.evaluations - 1:
+                    self.evaluate(model, forward, watch)
+        assert not watch.counts["failed"], watch.counts
+        return watch
+
+    def evaluate(self, model: nn.Module, forward: Any, watch: Any) -> None:
+        self.set_mode(model, False)
+        x, y = digits()[1]
+        x = x.to(self.dtype)
+        with watch.mode("eval"), torch.no_grad():
+            watch.step(loss=self.criterion(forward(x), y))
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Another model with the same weights, as ``.to()`` of old or loading makes it."""
+    return copy.deepcopy(model)

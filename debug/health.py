@@ -1,0 +1,193 @@
+"""What a saved step tells beside its tensors: updates, and how the training is set up.
+
+Rules read it from the saved step: updates as a table, the rest as marks of its record.  Nothing is noted of
+what is as it should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.optim import Optimizer
+
+from . import names
+from .losses import of_loss
+from .partials import flat
+from .saving import Saving
+from .zeroing import Zeroing
+
+SAMPLE = 4096
+"""Elements of a weight that its update is measured by."""
+TYPED = (nn.ReLU, nn.ReLU6, nn.Tanh, nn.Sigmoid, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Modules whose class rules want to know."""
+NAMED = 50
+"""Names noted of one kind of trouble at most."""
+
+
+class Health:
+    """Looks at the models and optimizers of one ``Watch`` in the steps that are saved.
+
+    Args:
+        models, optimizers: by key, as the ``Watch`` has them.
+        active: otherwise it does nothing.
+        guard: what hooks are to run in, so that a failure ends no backward pass.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        optimizers: Mapping[str, Optimizer],
+        active: bool,
+        guard: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self._models, self._optimizers, self._active = models, optimizers, active
+        self._zeroing = Zeroing(guard)
+        self._noted: dict[str, str] = {}
+        self._classes = 0
+        self._versions: dict[int, int] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._before: list[tuple[str, nn.Parameter, torch.Tensor]] = []
+        self._facts: dict[str, Any] = {}
+        self._updated: list[Optimizer] = []
+
+    def at_update(self, optimizer: Optimizer) -> None:
+        """Right before an optimizer updates."""
+        if not self._active:
+            return
+        self._updated.append(optimizer)
+        named = {id(p): name for name, p in names.parameters(self._models)}
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        trained = [(named[id(p)], p) for p in held if id(p) in named and p.requires_grad]
+        without = [name for name, p in trained if p.grad is None]
+        if trained and len(without) == len(trained):
+            self._facts["no_gradients"] = True
+        elif without:
+            self._note("no_gradient", without)
+        self._note("evaluating", self._switched(training=False))
+        if not_zeroed := self._zeroing.ended(optimizer):
+            self._note("not_zeroed", [not_zeroed])
+        for name, parameter in trained:
+            if parameter.grad is not None:
+                self._before.append((name, parameter, _sample(parameter).clone()))
+
+    def finish(self, saving: Saving, mode: str, scalars: Iterable[Any]) -> None:
+        """A saved step ends: what it tells goes into it."""
+        if not self._active:
+            return
+        saving.record["marks"] |= self._marks(mode, scalars)
+        collection = next((c for c in saving.all if c.name == "health"), None)
+        found = self._changes()
+        if found is not None and collection is not None:
+            updated, values, of = found
+            saving.add_table(collection, tuple(f"update/{n}" for n in updated), ("size", "ratio"), values, of)
+        if mode == "train":
+            self._follow()
+
+    def _marks(self, mode: str, scalars: Iterable[Any]) -> dict[str, Any]:
+        if mode != "train":
+            self._note("training", self._switched(training=True))
+        else:
+            self._look_for_owners()
+            self._look_for_writes()
+            for value in scalars:
+                if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                    self._facts |= of_loss(value)
+            classes, self._classes = self._classes, self._facts.get("classes", self._classes)
+            if classes == self._classes:
+                self._facts.pop("classes", None)
+        marks: dict[str, Any] = {"facts": self._facts} if self._facts else {}
+        types = {
+            prefix.removesuffix("."): type(module).__name__
+            for prefix, module in names.modules(self._models)
+            if isinstance(module, TYPED)
+        }
+        if types != self._noted:
+            self._noted = marks["modules"] = types
+        return marks
+
+    def _changes(self) -> tuple[Sequence[str], torch.Tensor, tuple[Any, ...]] | None:
+        """Names, root mean square of weights and relative size of their updates, and dtypes and shapes.
+
+        The numbers are float64 of shape (weights, 2), on the device of the weights.
+        """
+        if not self._before:
+            return None
+        before = [old.double() for _, _, old in self._before]
+        after = [_sample(parameter).double() for _, parameter, _ in self._before]
+        device = before[0].device
+        change = torch.stack([n.to(device) for n in torch._foreach_norm(torch._foreach_sub(after, before))])
+        size = torch.stack([n.to(device) for n in torch._foreach_norm(before)])
+        count = torch.tensor([len(old) for old in before], dtype=torch.float64).to(device, non_blocking=True)
+        values = torch.stack([size / count.sqrt(), torch.where(size > 0, change / size, change)], dim=1)
+        found = [name for name, _, _ in self._before]
+        return found, values, tuple((p.dtype, p.shape) for _, p, _ in self._before)
+
+    def _follow(self) -> None:
+        """After a saved step's updates: see whether gradients are set to zero before the next ones."""
+        if torch.distributed.is_initialized() or any(_is_compiled(model) for model in self._models.values()):
+            return  # gradients come by other ways there
+        for optimizer in self._updated:
+            self._zeroing.begin(optimizer, names.parameters(self._models))
+
+    def close(self) -> None:
+        self._zeroing.close()
+
+    def _note(self, fact: str, found: list[str]) -> None:
+        if found:
+            self._facts[fact] = list(dict.fromkeys(self._facts.get(fact, []) + found))[:NAMED]
+
+    def _switched(self, training: bool) -> list[str]:
+        """Dropout and BatchNorm in that mode; in evaluation mode only those of models that are in it as a whole."""
+        found = []
+        for key, model in self._models.items():
+            if not training and model.training:
+                continue
+            prefix = f"{key}." if key else ""
+            for name, module in model.named_modules():
+                if module.training is training and _matters(module):
+                    found.append(prefix + names.plain(name))
+        return found
+
+    def _look_for_writes(self) -> None:
+        """Was any parameter written to since the saved step before?"""
+        versions = {id(p): p._version for _, p in names.parameters(self._models) if p.requires_grad}
+        before, self._versions = self._versions, versions
+        if before and self._optimizers and all(before.get(key) == n for key, n in versions.items()):
+            self._facts["still"] = True
+
+    def _look_for_owners(self) -> None:
+        if not self._optimizers:
+            return
+        groups = [group for optimizer in self._optimizers.values() for group in optimizer.param_groups]
+        held = {id(p): p for group in groups for p in group["params"]}
+        named = dict(names.parameters(self._models))
+        unheld = [name for name, p in named.items() if p.requires_grad and id(p) not in held]
+        if unheld:
+            self._note("unheld", unheld)
+            ours = {id(p) for p in named.values()}
+            foreign = [p.shape for key, p in held.items() if key not in ours]
+            self._facts["stale"] = any(named[name].shape in foreign for name in unheld)
+
+
+def _sample(parameter: torch.Tensor) -> torch.Tensor:
+    values = flat(getattr(parameter, "_local_tensor", parameter).detach()).values
+    return values[:: max(1, values.numel() // SAMPLE)]
+
+
+def _matters(module: nn.Module) -> bool:
+    if isinstance(module, _DropoutNd):
+        return module.p > 0
+    return isinstance(module, _BatchNorm) and module.track_running_stats
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    return hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules())

@@ -1,0 +1,65 @@
+"""Rules over saved steps: what is wrong with a training run, and what is usually done about it."""
+
+from __future__ import annotations
+
+from . import (
+    active_in_evaluation,
+    all_zero,
+    dead_relu,
+    detached_loss,
+    exploding_tensor,
+    gradient_not_zeroed,
+    initial_loss,
+    input_not_normalized,
+    loss_input,
+    loss_not_decreasing,
+    loss_spike,
+    missing_gradient,
+    missing_update,
+    overfit,
+    overtraining,
+    poor_weight_initialization,
+    repeated_batch,
+    saturated_activation,
+    unchanged_tensor,
+    unheld_parameter,
+    vanishing_gradient,
+    weight_update_ratio,
+    wrong_mode,
+)
+from .finding import SEVERITIES as SEVERITIES
+from .finding import Finding as Finding
+from .finding import Rule as Rule
+from .finding import Seen as Seen
+from .finding import at_least as at_least
+from .history import History as History
+
+RULES: dict[str, Rule] = {
+    module.__name__.rpartition(".")[2]: module.RULE
+    for module in (
+        exploding_tensor,
+        detached_loss,
+        unheld_parameter,
+        missing_gradient,
+        missing_update,
+        gradient_not_zeroed,
+        unchanged_tensor,
+        loss_input,
+        initial_loss,
+        wrong_mode,
+        active_in_evaluation,
+        input_not_normalized,
+        repeated_batch,
+        poor_weight_initialization,
+        vanishing_gradient,
+        dead_relu,
+        saturated_activation,
+        all_zero,
+        weight_update_ratio,
+        loss_not_decreasing,
+        loss_spike,
+        overfit,
+        overtraining,
+    )
+}
+"""Name -> rule."""

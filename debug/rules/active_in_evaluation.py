@@ -1,0 +1,21 @@
+"""Dropout or BatchNorm that works as in training while the model is evaluated.
+
+Statistic: ``training`` of such modules at the end of a saved step of mode ``eval`` or ``predict``.
+False alarms: dropout that is sampled on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .finding import Rule, Seen
+from .history import History
+
+
+def check(history: History) -> Iterator[Seen]:
+    names = tuple(history.now.marks.get("facts", {}).get("training", ()))
+    if names:
+        yield Seen(f"{', '.join(names[:3])} work as in training during evaluation", names)
+
+
+RULE = Rule(check, "warning", "call model.eval() before evaluation", mode="eval")

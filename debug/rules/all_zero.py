@@ -1,0 +1,40 @@
+"""Weights, gradients or outputs that are zero throughout.
+
+Statistic: minimum and maximum.  Default: both zero at two saved steps running; of weights and gradients only
+those of two dimensions or more, for biases and scales may begin at zero.
+False alarms: a branch that is switched off for some steps on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .finding import Rule, Seen
+from .history import Columns, History, matrices
+
+
+def zero(columns: Columns) -> NDArray[np.bool_]:
+    low, high = columns.values
+    return np.asarray(matrices(columns) & (low == 0) & (high == 0))
+
+
+def check(history: History, steps: float = 2) -> Iterator[Seen]:
+    for kind in ("weight", "gradient", "output"):
+        names = history.persistent(int(steps), kind, ("min", "max"), zero)
+        if names:
+            yield Seen(
+                f"the {kind} of {', '.join(names[:3])} is zero throughout",
+                tuple(f"{kind} {name}".strip() for name in names),
+                {name: history.points(kind, name, "max") for name in names[:3]},
+            )
+
+
+RULE = Rule(
+    check,
+    "warning",
+    "look for dead activations before it, a detach(), an initialisation with zeros on both sides of a product, "
+    "or a loss that does not use it",
+)

@@ -1,0 +1,41 @@
+"""ReLU layers that let next to nothing through.
+
+Statistic: share of zeros in the outputs of ReLU modules.  Default: more than 98 % at three saved steps running.
+Why: half of a fresh layer's outputs are zero, sparse healthy ones reach 90 %.
+False alarms: networks that are meant to be that sparse.  A ReLU called as a function is not seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .finding import Rule, Seen
+from .history import Columns, History
+
+TYPES = ("ReLU", "ReLU6")
+
+
+def check(history: History, share: float = 0.98, steps: float = 3) -> Iterator[Seen]:
+    def dead(columns: Columns) -> NDArray[np.bool_]:
+        sizes = np.array([max(1, math.prod(shape)) for shape in columns.shapes])
+        relu = np.array([history.type_of(name) in TYPES for name in columns.names], dtype=bool)
+        return relu & (columns.values[0] > share * sizes)
+
+    names = history.persistent(int(steps), "output", ("zero",), dead)
+    if names:
+        yield Seen(
+            f"more than {share:.0%} of the outputs of {', '.join(names[:3])} are zero",
+            names,
+            {name: history.points("output", name, "zero") for name in names[:3]},
+        )
+
+
+RULE = Rule(
+    check,
+    "warning",
+    "lower the learning rate, check the biases' initialisation, or use LeakyReLU or GELU",
+)

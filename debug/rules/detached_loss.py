@@ -1,0 +1,26 @@
+"""A loss from which no parameter learns.
+
+Statistic: whether any parameter that an optimizer holds has a gradient at its update.  Default: none at two saved
+steps running.
+False alarms: none known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .finding import Rule, Seen
+from .history import History
+
+
+def check(history: History, steps: float = 2) -> Iterator[Seen]:
+    last = history.last(int(steps))
+    if last is not None and all(step.marks.get("facts", {}).get("no_gradients") for step in last):
+        yield Seen("no parameter of the model has a gradient at the update", ())
+
+
+RULE = Rule(
+    check,
+    "critical",
+    "call loss.backward() before optimizer.step(), and look for detach(), .item(), argmax or no_grad() on the way",
+)

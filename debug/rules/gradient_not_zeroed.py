@@ -1,0 +1,24 @@
+"""Gradients that are never set to zero between two updates, so that those of all steps add up.
+
+Statistic: whether any backward pass between an update and the next began with no gradient in the smallest
+parameter of the optimizer.  Asked after each saved step, of eager models in one process.
+False alarms: none known; momentum that is kept in the gradients on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .finding import Rule, Seen
+from .history import History
+
+
+def check(history: History) -> Iterator[Seen]:
+    names = tuple(history.now.marks.get("facts", {}).get("not_zeroed", ()))
+    if names:
+        yield Seen(
+            f"gradients of earlier steps are still there when those of the next are added ({names[0]})", names
+        )
+
+
+RULE = Rule(check, "critical", "call optimizer.zero_grad() once for each optimizer.step(), before backward()")

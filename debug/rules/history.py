@@ -1,0 +1,239 @@
+"""What rules look at: the saved steps of a run, one after the other, as arrays over tensors."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..index import Layout
+
+WINDOW = 64
+"""Saved steps of a mode whose statistics are kept; scalars are kept of all."""
+Read = Callable[[int, int], Any]
+"""From an offset in the block and a length to its bytes."""
+Floats = NDArray[np.float64]
+_TAKEN = re.compile(r"^(?:(.*?)\.)?(input|output)\.")
+
+
+class Columns(NamedTuple):
+    """Statistics of the tensors of a kind, of those that have all that were asked for."""
+
+    names: tuple[str, ...]
+    """Of parameters for ``weight``, ``gradient`` and ``update``; of modules for ``input`` and ``output``."""
+    values: tuple[Floats, ...]
+    """For each statistic an array over the names."""
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...]
+
+
+def matrices(columns: Columns) -> NDArray[np.bool_]:
+    """Those of two dimensions or more: not biases and scales."""
+    return np.array([len(shape) > 1 for shape in columns.shapes], dtype=bool)
+
+
+class _Where(NamedTuple):
+    """Where statistics of some tensors stand: table, row, column."""
+
+    names: tuple[str, ...]
+    cells: tuple[tuple[tuple[int, int, int], ...], ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...]
+
+
+class View:
+    """Where the statistics stand in blocks of one layout."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.tables = [group for group in layout.groups if "rows" in group]
+        self.scalars: list[tuple[str, int, int, str]] = []
+        """Name, table, row, collection."""
+        self._cells: dict[str, dict[str, dict[str, tuple[int, int, int]]]] = {}
+        self._forms: dict[tuple[str, str], tuple[str, tuple[int, ...]]] = {}
+        self._where: dict[tuple[str, tuple[str, ...]], _Where] = {}
+        for number, group in enumerate(self.tables):
+            for row, name in enumerate(group["rows"]):
+                kind, of = kind_of(name)
+                if group["columns"] == ["value"] and kind == "weight":
+                    self.scalars.append((name, number, row, group["collection"]))
+                    continue
+                if "of" in group:
+                    dtype, shape = group["of"][row]
+                    self._forms.setdefault((kind, of), (dtype, tuple(shape)))
+                cells = self._cells.setdefault(kind, {}).setdefault(of, {})
+                for place, column in enumerate(group["columns"]):
+                    cells.setdefault(column, (number, row, place))
+
+    def where(self, kind: str, statistics: tuple[str, ...]) -> _Where:
+        key = (kind, statistics)
+        if key not in self._where:
+            having = [
+                (name, tuple(cells[each] for each in statistics))
+                for name, cells in self._cells.get(kind, {}).items()
+                if all(each in cells for each in statistics)
+            ]
+            names = tuple(name for name, _ in having)
+            forms = [self._forms.get((kind, name), ("", ())) for name in names]
+            by_statistic = tuple(zip(*(cells for _, cells in having), strict=True))
+            shapes, dtypes = tuple(shape for _, shape in forms), tuple(dtype for dtype, _ in forms)
+            self._where[key] = _Where(names, by_statistic, shapes, dtypes)
+        return self._where[key]
+
+
+def kind_of(name: str) -> tuple[str, str]:
+    """Kind of a tensor by its name, and the parameter or module that it is of."""
+    head, _, rest = name.partition("/")
+    if rest:
+        return head, rest
+    taken = _TAKEN.match(name)
+    return (taken[2], taken[1] or "") if taken else ("weight", name)
+
+
+@dataclass
+class Step:
+    """One saved step.
+
+    Args:
+        number: over all modes.
+        mode: of the step.
+        mode_step: of its mode.
+        marks: remarks of the index.
+        view: where its statistics stand.
+        read: gives its bytes; used while rules look at the step, not later.
+    """
+
+    number: int
+    mode: str
+    mode_step: int
+    marks: Mapping[str, Any]
+    view: View
+    read: Read
+    _tables: list[Floats] = field(default_factory=list)
+    _columns: dict[tuple[str, tuple[str, ...]], Columns] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for group in self.view.tables:
+            rows, columns = len(group["rows"]), len(group["columns"])
+            data = self.read(group["offset"], 8 * rows * columns)
+            self._tables.append(np.frombuffer(data, "<f8").reshape(rows, columns).copy())
+
+    def columns(self, kind: str, *statistics: str) -> Columns:
+        """Statistics of all ``weight``, ``gradient``, ``update``, ``input`` or ``output`` tensors that have them."""
+        key = (kind, statistics)
+        if key not in self._columns:
+            where = self.view.where(kind, statistics)
+            values = tuple(
+                np.array([self._tables[table][row, place] for table, row, place in cells])
+                for cells in where.cells
+            ) or tuple(np.empty(0) for _ in statistics)
+            self._columns[key] = Columns(where.names, values, where.shapes, where.dtypes)
+        return self._columns[key]
+
+    def scalars(self, collection: str | None = None) -> dict[str, float]:
+        """Numbers by name, of one collection (``losses``, ``metrics``) or of all."""
+        return {
+            name: float(self._tables[table][row, 0])
+            for name, table, row, of in self.view.scalars
+            if collection in (None, of)
+        }
+
+    def tensor(self, name: str) -> torch.Tensor | None:
+        """A copy of a tensor that was saved itself; of the latest step only."""
+        entry = self.view.layout.tensor(name)
+        if entry is None:
+            return None
+        data = bytearray(self.read(entry.offset, entry.length))
+        flat = torch.frombuffer(data, dtype=entry.dtype) if data else torch.empty(0, dtype=entry.dtype)
+        return flat.view(entry.shape)
+
+
+def _gone(offset: int, length: int) -> Any:
+    raise ValueError("the bytes of a step are there while rules look at it")
+
+
+class History:
+    """The saved steps so far, of one rank.
+
+    Attributes:
+        now: the latest one.
+        first: the first one of training.
+    """
+
+    now: Step
+    first: Step
+
+    def __init__(self) -> None:
+        self._steps: dict[str, deque[Step]] = {}
+        self._scalars: dict[tuple[str, str], tuple[list[int], list[float], str]] = {}
+        self._types: dict[str, str] = {}
+
+    def add(self, step: Step) -> None:
+        """Take in the next step."""
+        if hasattr(self, "now"):
+            self.now.read = _gone
+        if step.mode == "train" and not hasattr(self, "first"):
+            self.first = step
+        self.now = step
+        self._steps.setdefault(step.mode, deque(maxlen=WINDOW)).append(step)
+        for collection in ("losses", "metrics"):
+            for name, value in step.scalars(collection).items():
+                steps, values, _ = self._scalars.setdefault((step.mode, name), ([], [], collection))
+                steps.append(step.number)
+                values.append(value)
+        self._types |= step.marks.get("modules", {})
+
+    def steps(self, mode: str = "train") -> Sequence[Step]:
+        """The last steps of a mode, in order."""
+        return tuple(self._steps.get(mode, ()))
+
+    def last(self, count: int, mode: str = "train") -> Sequence[Step] | None:
+        """The last ``count`` steps; ``None`` where there are fewer."""
+        found = self._steps.get(mode, ())
+        return tuple(found)[-count:] if len(found) >= count else None
+
+    def scalar(self, name: str, mode: str = "train") -> tuple[list[int], list[float]]:
+        """Steps and values of a loss or metric; not to be changed."""
+        steps, values, _ = self._scalars.get((mode, name), ([], [], ""))
+        return steps, values
+
+    def losses(self, mode: str = "train") -> list[str]:
+        """Names of the losses."""
+        return [name for (of, name), entry in self._scalars.items() if of == mode and entry[2] == "losses"]
+
+    def type_of(self, module: str) -> str:
+        """Name of a module's class, where it is known."""
+        return self._types.get(module.partition("#")[0], "")
+
+    def points(self, kind: str, name: str, statistic: str, mode: str = "train") -> list[tuple[int, float]]:
+        """A statistic over the last steps: evidence."""
+        found = []
+        for step in self.steps(mode):
+            names, (values,), _, _ = step.columns(kind, statistic)
+            if name in names:
+                found.append((step.number, float(values[names.index(name)])))
+        return found
+
+    def persistent(
+        self, steps: int, kind: str, statistics: Sequence[str], test: Callable[..., NDArray[np.bool_]]
+    ) -> tuple[str, ...]:
+        """Names for which ``test`` holds at each of the last ``steps`` saved training steps.
+
+        Args:
+            test: called with the ``Columns`` of a step; true where it holds.
+        """
+        last = self.last(steps)
+        if last is None:
+            return ()
+        found: dict[str, None] | None = None
+        for step in last:
+            columns = step.columns(kind, *statistics)
+            here = {name: None for name, holds in zip(columns.names, test(columns), strict=True) if holds}
+            found = here if found is None else {name: None for name in found if name in here}
+        return tuple(found or ())

@@ -1,0 +1,38 @@
+"""A cross-entropy that begins far above that of guessing, or below nothing.
+
+Statistic: the first loss, over the logarithm of the number of classes, where ``step`` gets a cross-entropy with its
+autograd graph.  Default: more than 1.5 times as large, at the first step of a run.
+Why: a network that knows nothing and says so has exactly the logarithm; one that is sure of nothing but its
+initialisation has more.
+False alarms: a sum of several losses, or over samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from .finding import Rule, Seen
+from .history import History
+
+
+def check(history: History, ratio: float = 1.5) -> Iterator[Seen]:
+    classes = history.now.marks.get("facts", {}).get("classes", 0)
+    if history.now.mode_step or classes < 2:
+        return
+    for name, value in history.now.scalars("losses").items():
+        if value < 0:
+            yield Seen(f"{name} is a cross-entropy and negative: {value:.4g}", (name,))
+        if value > ratio * math.log(classes):
+            yield Seen(
+                f"{name} begins at {value:.4g}, guessing among {classes} classes has {math.log(classes):.4g}",
+                (name,),
+                {name: [(history.now.number, value)]},
+            )
+
+
+RULE = Rule(
+    check,
+    "warning",
+    "make the last layer's initial weights smaller, and check the sign, the targets, the reduction and the input's size",
+)

@@ -1,0 +1,47 @@
+"""Inputs of the model that are constant, or far from zero mean and unit size.
+
+Statistic: mean and standard deviation of the model's floating-point inputs of two dimensions or more.  Default:
+no spread at all, or a root mean square above 20, at two saved steps running.
+Why: pixels from 0 to 255 have about 130; normalised data has about 1, tabular data rarely more than 10.
+False alarms: models that normalise what they get themselves, as a first BatchNorm does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .finding import Rule, Seen
+from .history import Columns, History
+
+NORMS = ("BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "RMSNorm")
+
+
+def check(history: History, size: float = 20.0, steps: float = 2) -> Iterator[Seen]:
+    def is_data(columns: Columns) -> NDArray[np.bool_]:
+        forms = zip(columns.names, columns.shapes, columns.dtypes, strict=True)
+        return np.array([n == "" and len(s) > 1 and "float" in d for n, s, d in forms], dtype=bool)
+
+    def constant(columns: Columns) -> NDArray[np.bool_]:
+        low, high = columns.values[2:]
+        return np.asarray(is_data(columns) & (low == high))
+
+    def large(columns: Columns) -> NDArray[np.bool_]:
+        mean, std = columns.values[:2]
+        return np.asarray(is_data(columns) & (np.sqrt(mean**2 + std**2) > size))
+
+    statistics = ("mean", "std", "min", "max")
+    for test, what in ((constant, "constant"), (large, "not normalised")):
+        if history.persistent(int(steps), "input", statistics, test):
+            mean, std, low, high = (float(v[0]) for v in history.now.columns("input", *statistics).values)
+            yield Seen(
+                f"the model's input is {what}: mean {mean:.4g}, standard deviation {std:.4g}, "
+                f"from {low:.4g} to {high:.4g}",
+                ("input",),
+                {"mean": history.points("input", "", "mean"), "std": history.points("input", "", "std")},
+            )
+
+
+RULE = Rule(check, "warning", "subtract the training set's mean and divide by its standard deviation")

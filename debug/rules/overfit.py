@@ -1,0 +1,62 @@
+"""A validation loss that rises while the training loss falls.
+
+Statistic: the losses of mode ``eval``, and those of training since.  Default: three evaluations running above the
+least one by 5 % and each above the one before, while the training loss is lower than it was at the least one.
+Evaluations of several saved steps count by their mean.
+False alarms: validation on few samples, whose loss is noise.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from .finding import Rule, Seen
+from .history import History
+
+
+def check(history: History, ratio: float = 0.05, patience: float = 3) -> Iterator[Seen]:
+    trained, losses = history.scalar(next(iter(history.losses()), ""))
+    for name in history.losses("eval"):
+        if name not in history.now.scalars("losses"):
+            continue
+        rounds = evaluations(history, name)
+        if len(rounds) <= patience:
+            continue
+        values = [value for _, value in rounds]
+        least, last = int(np.argmin(values)), values[-int(patience) :]
+        rising = all(a < b for a, b in itertools.pairwise(last))
+        if least >= len(values) - patience or not rising or last[0] <= (1 + ratio) * values[least]:
+            continue
+        at, now = rounds[least][0], rounds[-1][0]
+        then = [v for s, v in zip(trained, losses, strict=True) if s <= at][-10:]
+        since = [v for s, v in zip(trained, losses, strict=True) if s <= now][-10:]
+        if then and np.mean(since) < np.mean(then):
+            yield Seen(
+                f"{name} in evaluation rose from {values[least]:.4g} at step {at} to {values[-1]:.4g}, "
+                f"while the training loss fell from {np.mean(then):.4g} to {np.mean(since):.4g}",
+                (name,),
+                {f"{name} in evaluation": rounds[-100:]},
+            )
+
+
+def evaluations(history: History, name: str) -> list[tuple[int, float]]:
+    """Last step and mean of a loss over each evaluation: saved steps of mode ``eval`` with no training step between."""
+    numbers, values = history.scalar(name, "eval")
+    found: list[list[tuple[int, float]]] = []
+    for number, value in zip(numbers, values, strict=True):
+        if found and number == found[-1][-1][0] + 1:
+            found[-1].append((number, value))
+        else:
+            found.append([(number, value)])
+    return [(group[-1][0], float(np.mean([value for _, value in group]))) for group in found]
+
+
+RULE = Rule(
+    check,
+    "warning",
+    "stop at the least validation loss, or use more data, augmentation, weight decay or dropout",
+    mode="eval",
+)

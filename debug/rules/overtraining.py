@@ -1,0 +1,34 @@
+"""A validation loss that has not improved for long.
+
+Statistic: the losses of mode ``eval``.  Default: ten evaluations running that are not below the least one before
+them by a thousandth of it.
+False alarms: none that matter; whether to go on is a matter of taste.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .finding import Rule, Seen
+from .history import History
+from .overfit import evaluations
+
+
+def check(history: History, patience: float = 10, delta: float = 1e-3) -> Iterator[Seen]:
+    for name in history.losses("eval"):
+        if name not in history.now.scalars("losses"):
+            continue
+        rounds = evaluations(history, name)
+        before, since = rounds[: -int(patience)], rounds[-int(patience) :]
+        if not before:
+            continue
+        at, least = min(before, key=lambda pair: pair[1])
+        if all(value > least - delta * abs(least) for _, value in since):
+            yield Seen(
+                f"{name} in evaluation is no better than at step {at} ({least:.4g}) for {len(since)} evaluations",
+                (name,),
+                {f"{name} in evaluation": rounds[-100:]},
+            )
+
+
+RULE = Rule(check, "info", "stop here, or lower the learning rate", mode="eval")

@@ -1,0 +1,42 @@
+"""Weights with a gradient that training does not change.
+
+Statistic: whether a step's update changed anything.  Default: nothing at three saved steps running, with a
+gradient that is not zero.  What an optimizer of its own design changes otherwise is seen as well: the weights
+themselves are compared.
+False alarms: a learning rate that is zero for some time on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .finding import Rule, Seen
+from .history import Columns, History
+
+
+def check(history: History, steps: float = 3) -> Iterator[Seen]:
+    def still(columns: Columns) -> NDArray[np.bool_]:
+        return np.asarray(columns.values[0] == 0)
+
+    def pushed(columns: Columns) -> NDArray[np.bool_]:
+        return np.asarray((columns.values[0] != 0) | (columns.values[1] != 0))
+
+    names = history.persistent(int(steps), "update", ("ratio",), still)
+    moved = set(history.persistent(int(steps), "gradient", ("min", "max"), pushed))
+    names = tuple(name for name in names if name in moved)
+    if names:
+        yield Seen(
+            f"{len(names)} weights with a gradient stay as they are, among them {', '.join(names[:3])}",
+            names,
+            {name: history.points("update", name, "ratio") for name in names[:3]},
+        )
+
+
+RULE = Rule(
+    check,
+    "critical",
+    "check that optimizer.step() is called, that the learning rate is not zero, and which parameters the optimizer has",
+)

@@ -1,0 +1,35 @@
+"""A trainable parameter that no optimizer holds, so that it never learns.
+
+Statistic: which parameters of the model want a gradient, and which ones the watched optimizers have.  Where the
+optimizer has parameters of the same shapes that are not the model's, it was made before the model was moved,
+wrapped or built anew.
+False alarms: parameters that another optimizer has, which the ``Watch`` does not know of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .finding import Rule, Seen
+from .history import History
+
+
+def check(history: History) -> Iterator[Seen]:
+    facts = history.now.marks.get("facts", {})
+    names = tuple(facts.get("unheld", ()))
+    if not names:
+        return
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    if facts.get("stale"):
+        what = f"the optimizer holds other parameters in the place of {shown}: those of an earlier copy of the model"
+    else:
+        what = f"no optimizer holds {shown}"
+    yield Seen(what, names)
+
+
+RULE = Rule(
+    check,
+    "critical",
+    "make the optimizer after the model is complete, moved and wrapped, with model.parameters(), "
+    "or set requires_grad=False",
+)

@@ -1,0 +1,114 @@
+"""Rules: what they find in trainings with a known fault, and what they say of healthy ones."""
+
+import importlib
+import pkgutil
+
+import pytest
+import torch
+
+from benchmarks.zoo import Job
+from benchmarks.zoo_faults import FAULTS
+from loopwise.debug import RULES, Trial, rules
+from loopwise.debug.rules import SEVERITIES
+
+ONE_EACH = {rule: name for name, fault in reversed(FAULTS.items()) for rule in fault.named}
+
+
+def trained(tmp_path, kind, fault=None, **more):
+    job = Job(kind, seed=0, **more)
+    if fault is not None:
+        FAULTS[fault].inject(job)
+    watch = job.run(str(tmp_path / "run"))
+    trial = Trial(tmp_path / "run")
+    assert str(watch.findings) == str(trial.findings()) == str(trial.judge())  # NaN is not NaN
+    return watch.findings
+
+
+def test_every_rule_has_a_fault():
+    assert {*ONE_EACH} == {*RULES}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_fault_is_named(tmp_path, rule):
+    name = ONE_EACH[rule]
+    found = {finding.rule: finding for finding in trained(tmp_path, FAULTS[name].kind, name)}
+    assert rule in found, found
+    finding = found[rule]
+    assert finding.severity == RULES[rule].severity
+    assert finding.advice == RULES[rule].advice
+    assert not finding.what.endswith(".")
+    assert all(points and all(len(point) == 2 for point in points) for points in finding.evidence.values())
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn", "rnn", "transformer"])
+def test_nothing_is_found_in_healthy_trainings(tmp_path, kind):
+    assert trained(tmp_path, kind, evaluations=0 if kind == "transformer" else 20) == []
+
+
+def test_every_file_is_a_rule_that_says_what_it_does():
+    files = {module.name for module in pkgutil.iter_modules(rules.__path__)} - {"finding", "history"}
+    assert files == {*RULES}
+    for name, rule in RULES.items():
+        text = importlib.import_module(f"loopwise.debug.rules.{name}").__doc__
+        assert "Statistic" in text, name
+        assert "False alarms:" in text, name
+        assert rule.severity in SEVERITIES
+        assert rule.mode in ("train", "eval")
+
+
+# -- what is not a fault ----------------------------------------------------------------------------
+
+
+def test_accumulation(tmp_path):
+    job = Job("mlp", 0)
+    job.before_backward = lambda optimizer, step: optimizer.zero_grad() if step % 4 == 0 else None
+    job.update = lambda optimizer, step: optimizer.step() if step % 4 == 3 else None
+    assert job.run(str(tmp_path / "run")).findings == []
+
+
+def test_gradients_set_to_zero_in_place(tmp_path):
+    job = Job("cnn", 0)
+    job.before_backward = lambda optimizer, step: optimizer.zero_grad(set_to_none=False)
+    assert job.run(str(tmp_path / "run")).findings == []
+
+
+def test_clipping(tmp_path):
+    job = Job("rnn", 0)
+
+    def backward(loss, step):
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(job.model.parameters(), 0.1)
+
+    job.backward = backward
+    assert job.run(str(tmp_path / "run")).findings == []
+
+
+def test_layers_that_are_frozen_on_purpose(tmp_path):
+    job = Job("cnn", 0)
+    job.model[1].requires_grad_(False)
+    assert job.run(str(tmp_path / "run")).findings == []
+
+
+def test_two_optimizers_of_which_one_loss_reaches_both_models(tmp_path):
+    """As in adversarial training: the generator's backward pass leaves gradients in the critic."""
+    from torch import nn
+
+    from loopwise.debug import Watch, every
+
+    torch.manual_seed(0)
+    generator, critic = nn.Linear(4, 8), nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+    models = {"generator": generator, "critic": critic}
+    optimizers = {name: torch.optim.Adam(model.parameters(), 1e-3) for name, model in models.items()}
+    with Watch(models, optimizers, run=tmp_path / "run", save=every(1)) as watch:
+        for _ in range(24):
+            real, noise = torch.randn(16, 8) + 1, torch.randn(16, 4)
+            optimizers["critic"].zero_grad()
+            critic_loss = critic(generator(noise).detach()).mean() - critic(real).mean()
+            critic_loss.backward()
+            optimizers["critic"].step()
+            optimizers["generator"].zero_grad()
+            loss = -critic(generator(noise)).mean()
+            loss.backward()
+            optimizers["generator"].step()
+            watch.step(critic_loss=critic_loss, loss=loss)
+    assert watch.findings == []

@@ -97,7 +97,7 @@ def commit() -> str:
 def sources() -> str:
     """A digest of the code that a measurement depends on: the base, the parts and the benchmarks."""
     digest = hashlib.sha256()
-    for path in sorted(p for d in SOURCES for p in (ROOT / d).rglob("*.py")):
+    for path in sorted(p for d in SOURCES for p in (ROOT / d).rglob("*.*") if p.suffix in (".py", ".c")):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

@@ -22,8 +22,7 @@ import torch
 from . import harness
 from .harness import Runs
 from .record import Row
-from .zoo import Job
-from .zoo_faults import FAULTS
+from .zoo import FAULTS, Job
 
 CLAIM = "rules"
 QUICK = False

@@ -19,6 +19,7 @@ WATCHED = [
     "inputs",
     "outputs",
     "optimizer_state",
+    "health",
     Collection("statistics", include=".", keep=("mean", "std", "min", "l2", "quantiles")),
 ]
 

@@ -6,8 +6,7 @@ import pkgutil
 import pytest
 import torch
 
-from benchmarks.zoo import Job
-from benchmarks.zoo_faults import FAULTS
+from benchmarks.zoo import FAULTS, Job
 from loopwise.debug import RULES, Trial, rules
 from loopwise.debug.rules import SEVERITIES
 

@@ -134,7 +134,7 @@ def test_the_losses_of_loss_modules_come_by_themselves(tmp_path):
             return self.criterion(self.fc(x), y)
 
     net = Net()
-    with Watch(net, run=tmp_path / "run", save=every(1)) as w:
+    with Watch(net, run=tmp_path / "run", save=every(1), collections=["losses", "metrics"]) as w:
         loss = net(torch.ones(2, 4), torch.tensor([0, 1]))
         w.step()
     trial = Trial(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Small trainings on real data, healthy as they come; ``zoo_faults`` breaks them."""
+"""A small training on real data, made of parts that faults put others in the place of."""
 
 from __future__ import annotations
 

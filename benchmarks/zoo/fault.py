@@ -1,0 +1,36 @@
+"""What a fault is, and all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .job import Job
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A change to a healthy ``Job``, and what rules make of it."""
+
+    inject: Callable[[Job], None]
+    kind: str
+    """Of the model."""
+    named: tuple[str, ...]
+    """Rules that name the cause."""
+    also: tuple[str, ...] = ()
+    """Rules that show that something is wrong without saying what."""
+
+
+FAULTS: dict[str, Fault] = {}
+LOST = ("loss_not_decreasing",)
+
+
+def fault(kind: str, *named: str, also: tuple[str, ...] = ()) -> Callable[[Callable[[Job], None]], Any]:
+    """Register a function that injects a fault."""
+
+    def add(inject: Callable[[Job], None]) -> Callable[[Job], None]:
+        FAULTS[inject.__name__] = Fault(inject, kind, named, also)
+        return inject
+
+    return add

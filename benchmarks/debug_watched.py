@@ -99,6 +99,7 @@ class Setting:
 SETTINGS = {
     "idle": Setting(0, 10, 0, 20, 8),
     "n100": Setting(100, 10, 0, 30, 20),
+    "rules": Setting(100, 10, 0, 30, 20, of=("health",)),
     "n10": Setting(10, 10, 0, 10, 5),
     "n1": Setting(1, 10, 4, 4, 2),
     "statistics": Setting(1, 10, 2, 10, 5, REDUCED),

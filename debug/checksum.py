@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import queue
 import threading
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .native import crc32
+
 LARGE = 2**22
-"""Bytes from which on a thread of its own is worth it: their CRC-32 takes 1.3 ms, as does writing them."""
+"""Bytes from which on a thread of its own is worth it: their CRC-32 takes 0.5 to 2 ms, as does writing them."""
 
 
 class Checksum:
@@ -44,5 +45,5 @@ class Checksum:
 def _crc32(chunks: Sequence[Any]) -> int:
     crc = 0
     for chunk in chunks:
-        crc = zlib.crc32(chunk, crc)
+        crc = crc32(chunk, crc)
     return crc

@@ -3,7 +3,8 @@
 Format, version 1, in the folder ``debug`` of a run (``loopwise.run`` says what a run folder is):
 
 ``tensors.rank<r>.<k>.seg``
-    Blocks back to back, nothing between and before them.  A block is what one rank saved of one step:
+    Blocks one after the other; before one of 1 MiB or more there are zeros up to a multiple of 4,096 bytes, as
+    disks like it, and nothing between others.  A block is what one rank saved of one step:
     tensors and tables, each beginning at a multiple of 64 bytes from the start of the block, C order,
     little endian.  ``k`` counts the segments of a rank from 0; a segment is never written to again
     once there is one with a higher number.
@@ -160,6 +161,7 @@ class Segments:
     ) -> None:
         os.stat(segment.path)  # one that was deleted would take bytes as before
         length = sum(len(chunk) for chunk in chunks)
+        segment.align(length)
         crc32 = self._checksum.begin(chunks)
         try:
             segment.append(chunks)

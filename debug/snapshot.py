@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .growing import PAGE
 from .segments import ALIGNMENT
 
 LEAST = 2**16
@@ -106,7 +107,9 @@ class Snapshot:
         self._forget()
 
     def _take(self, size: int) -> torch.Tensor:
-        return torch.zeros(size, dtype=torch.uint8, device="cpu", pin_memory=self._pinned)
+        memory = torch.zeros(size + PAGE, dtype=torch.uint8, device="cpu", pin_memory=self._pinned)
+        start = -memory.data_ptr() % PAGE
+        return memory[start : start + size]
 
     def _forget(self) -> None:
         self._seen.clear()

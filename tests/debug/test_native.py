@@ -1,6 +1,7 @@
 """The function in C: what it measures, what it leaves to others, and machines that cannot compile it."""
 
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -108,6 +109,19 @@ def test_other_dtypes_and_layouts_are_measured_beside(monkeypatch):
     torch.testing.assert_close(
         table(tensors, (*FIVE, "subnormal"))[:, :5], found, rtol=1e-5, atol=1e-6, equal_nan=True
     )
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.binary(max_size=300), st.integers(0, 3000), st.integers(0, 2**32 - 1))
+def test_crc32_is_that_of_zlib(more, blocks, before):
+    data = bytes(range(256)) * blocks + more
+    assert native.crc32(memoryview(data), before) == zlib.crc32(data, before)
+    assert native.crc32(memoryview(data)[3:], before) == zlib.crc32(data[3:], before)
+
+
+def test_crc32_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(native, "kernel", lambda: None)
+    assert native.crc32(bytes(10**6), 7) == zlib.crc32(bytes(10**6), 7)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ class Checksum:
 
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[Sequence[Any] | None] = queue.SimpleQueue()
-        self._found: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._found: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
         self._thread: threading.Thread | None = threading.Thread(
             target=self._work, name="loopwise-debug-checksum", daemon=True
         )
@@ -29,7 +29,13 @@ class Checksum:
         if self._thread is None or sum(len(chunk) for chunk in chunks) < LARGE:
             return lambda: _crc32(chunks)
         self._asked.put(chunks)
-        return self._found.get
+        return self._answer
+
+    def _answer(self) -> int:
+        found = self._found.get()
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def close(self) -> None:
         if self._thread is not None:
@@ -39,7 +45,10 @@ class Checksum:
 
     def _work(self) -> None:
         while (chunks := self._asked.get()) is not None:
-            self._found.put(_crc32(chunks))
+            try:
+                self._found.put(_crc32(chunks))
+            except Exception as error:  # without an answer the writer would wait for ever
+                self._found.put(error)
 
 
 def _crc32(chunks: Sequence[Any]) -> int:

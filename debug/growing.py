@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 from collections.abc import Sequence
@@ -61,10 +60,8 @@ class Growing:
         try:
             while done < whole:
                 done += os.write(self._file, chunk[done:whole])
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            self._direct = False  # this disk's sectors are larger, or it was filled to an odd place
+        except OSError:  # larger sectors, a write that ended at an odd place; a full disk says so again
+            self._direct = False
         finally:
             fcntl.fcntl(self._file, fcntl.F_SETFL, flags)
         return chunk[done:]

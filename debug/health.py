@@ -6,25 +6,29 @@ what is as it should be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
 from . import names
+from .collection import Collection
 from .losses import of_loss
 from .partials import flat
+from .pieces import uploaded
 from .saving import Saving
 from .zeroing import Zeroing
 
 SAMPLE = 4096
 """Elements of a weight that its update is measured by."""
-TYPED = (nn.ReLU, nn.ReLU6, nn.Tanh, nn.Sigmoid, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+TYPED = (*NORMS, nn.ReLU, nn.ReLU6, nn.Tanh, nn.Sigmoid, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Modules whose class rules want to know."""
 NAMED = 50
 """Names noted of one kind of trouble at most."""
@@ -35,21 +39,22 @@ class Health:
 
     Args:
         models, optimizers: by key, as the ``Watch`` has them.
-        active: otherwise it does nothing.
-        guard: what hooks are to run in, so that a failure ends no backward pass.
+        collection: ``health``; ``None``: it does nothing.
+        failed: called with what went wrong; then it does nothing more, and the step is saved without it.
     """
 
     def __init__(
         self,
         models: Mapping[str, nn.Module],
         optimizers: Mapping[str, Optimizer],
-        active: bool,
-        guard: Callable[[], AbstractContextManager[Any]],
+        collection: Collection | None,
+        failed: Callable[[Exception], None],
     ) -> None:
-        self._models, self._optimizers, self._active = models, optimizers, active
-        self._zeroing = Zeroing(guard)
+        self._models, self._optimizers = models, optimizers
+        self._collection, self._failed = collection, failed
+        self._zeroing = Zeroing(self._tried)
         self._noted: dict[str, str] = {}
-        self._classes = 0
+        self._classes: dict[str, int] = {}
         self._versions: dict[int, int] = {}
         self.begin()
 
@@ -59,10 +64,25 @@ class Health:
         self._facts: dict[str, Any] = {}
         self._updated: list[Optimizer] = []
 
-    def at_update(self, optimizer: Optimizer) -> None:
-        """Right before an optimizer updates."""
-        if not self._active:
-            return
+    @contextlib.contextmanager
+    def _tried(self) -> Iterator[None]:
+        """What fails in here ends no step and no backward pass."""
+        try:
+            with torch.no_grad():
+                yield
+        except Exception as error:
+            collection, self._collection = self._collection, None
+            self._zeroing.close()
+            if collection is not None:
+                self._failed(error)
+
+    def at_update(self, saving: Saving, optimizer: Optimizer) -> None:
+        """Right before an optimizer updates in a step that is saved."""
+        if self._collection in saving.all:
+            with self._tried():
+                self._look(optimizer)
+
+    def _look(self, optimizer: Optimizer) -> None:
         self._updated.append(optimizer)
         named = {id(p): name for name, p in names.parameters(self._models)}
         held = [p for group in optimizer.param_groups for p in group["params"]]
@@ -72,38 +92,33 @@ class Health:
             self._facts["no_gradients"] = True
         elif without:
             self._note("no_gradient", without)
-        self._note("evaluating", self._switched(training=False))
+        self._note("evaluating", self._switched(False, {id(p) for _, p in trained}))
+        self._look_for_owners()
         if not_zeroed := self._zeroing.ended(optimizer):
             self._note("not_zeroed", [not_zeroed])
         for name, parameter in trained:
             if parameter.grad is not None:
                 self._before.append((name, parameter, _sample(parameter).clone()))
 
-    def finish(self, saving: Saving, mode: str, scalars: Iterable[Any]) -> None:
+    def finish(self, saving: Saving, mode: str, scalars: Mapping[str, Any]) -> None:
         """A saved step ends: what it tells goes into it."""
-        if not self._active:
+        if self._collection not in saving.all:
             return
-        saving.record["marks"] |= self._marks(mode, scalars)
-        collection = next((c for c in saving.all if c.name == "health"), None)
-        found = self._changes()
-        if found is not None and collection is not None:
-            updated, values, of = found
-            saving.add_table(collection, tuple(f"update/{n}" for n in updated), ("size", "ratio"), values, of)
-        if mode == "train":
+        with self._tried():
+            saving.record["marks"] |= self._marks(mode, scalars)
+            found = self._changes()
+            if found is not None and self._collection is not None:
+                names, values, of = found
+                rows = tuple(f"update/{name}" for name in names)
+                saving.add_table(self._collection, rows, ("size", "ratio"), values, of)
             self._follow()
 
-    def _marks(self, mode: str, scalars: Iterable[Any]) -> dict[str, Any]:
+    def _marks(self, mode: str, scalars: Mapping[str, Any]) -> dict[str, Any]:
         if mode != "train":
-            self._note("training", self._switched(training=True))
+            self._note("training", self._switched(True, set()))
         else:
-            self._look_for_owners()
             self._look_for_writes()
-            for value in scalars:
-                if isinstance(value, torch.Tensor) and value.grad_fn is not None:
-                    self._facts |= of_loss(value)
-            classes, self._classes = self._classes, self._facts.get("classes", self._classes)
-            if classes == self._classes:
-                self._facts.pop("classes", None)
+            self._look_at_losses(scalars)
         marks: dict[str, Any] = {"facts": self._facts} if self._facts else {}
         types = {
             prefix.removesuffix("."): type(module).__name__
@@ -113,6 +128,17 @@ class Health:
         if types != self._noted:
             self._noted = marks["modules"] = types
         return marks
+
+    def _look_at_losses(self, scalars: Mapping[str, Any]) -> None:
+        classes = {}
+        for name, value in scalars.items():
+            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                found = of_loss(value)
+                if "classes" in found:
+                    classes[name] = found.pop("classes")
+                self._facts |= found
+        if classes and classes != self._classes:
+            self._classes = self._facts["classes"] = classes
 
     def _changes(self) -> tuple[Sequence[str], torch.Tensor, tuple[Any, ...]] | None:
         """Names, root mean square of weights and relative size of their updates, and dtypes and shapes.
@@ -126,7 +152,7 @@ class Health:
         device = before[0].device
         change = torch.stack([n.to(device) for n in torch._foreach_norm(torch._foreach_sub(after, before))])
         size = torch.stack([n.to(device) for n in torch._foreach_norm(before)])
-        count = torch.tensor([len(old) for old in before], dtype=torch.float64).to(device, non_blocking=True)
+        count = uploaded([len(old) for old in before], torch.float64, device)
         values = torch.stack([size / count.sqrt(), torch.where(size > 0, change / size, change)], dim=1)
         found = [name for name, _, _ in self._before]
         return found, values, tuple((p.dtype, p.shape) for _, p, _ in self._before)
@@ -145,11 +171,14 @@ class Health:
         if found:
             self._facts[fact] = list(dict.fromkeys(self._facts.get(fact, []) + found))[:NAMED]
 
-    def _switched(self, training: bool) -> list[str]:
-        """Dropout and BatchNorm in that mode; in evaluation mode only those of models that are in it as a whole."""
+    def _switched(self, training: bool, trained: Set[int]) -> list[str]:
+        """Dropout and BatchNorm in that mode.
+
+        In evaluation mode only those of models that are in it as a whole and of which something is ``trained``.
+        """
         found = []
         for key, model in self._models.items():
-            if not training and model.training:
+            if not training and (model.training or trained.isdisjoint(map(id, model.parameters()))):
                 continue
             prefix = f"{key}." if key else ""
             for name, module in model.named_modules():
@@ -158,19 +187,25 @@ class Health:
         return found
 
     def _look_for_writes(self) -> None:
-        """Was any parameter written to since the saved step before?"""
+        """Was any parameter written to since the saved step before?  Some optimizers write past the counter."""
         versions = {id(p): p._version for _, p in names.parameters(self._models) if p.requires_grad}
         before, self._versions = self._versions, versions
-        if before and self._optimizers and all(before.get(key) == n for key, n in versions.items()):
+        if (
+            before
+            and self._optimizers
+            and not self._updated
+            and all(before.get(key) == n for key, n in versions.items())
+        ):
             self._facts["still"] = True
 
     def _look_for_owners(self) -> None:
-        if not self._optimizers:
-            return
+        """Who holds the parameters that got a gradient?"""
         groups = [group for optimizer in self._optimizers.values() for group in optimizer.param_groups]
         held = {id(p): p for group in groups for p in group["params"]}
         named = dict(names.parameters(self._models))
-        unheld = [name for name, p in named.items() if p.requires_grad and id(p) not in held]
+        unheld = [
+            name for name, p in named.items() if p.requires_grad and p.grad is not None and id(p) not in held
+        ]
         if unheld:
             self._note("unheld", unheld)
             ours = {id(p) for p in named.values()}
@@ -179,8 +214,12 @@ class Health:
 
 
 def _sample(parameter: torch.Tensor) -> torch.Tensor:
+    """Elements from all over; never only of some columns."""
     values = flat(getattr(parameter, "_local_tensor", parameter).detach()).values
-    return values[:: max(1, values.numel() // SAMPLE)]
+    step, columns = max(1, values.numel() // SAMPLE), parameter.shape[-1] if parameter.ndim else 1
+    while step > 1 and math.gcd(step, columns) > 1:
+        step += 1
+    return values[::step]
 
 
 def _matters(module: nn.Module) -> bool:

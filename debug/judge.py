@@ -14,6 +14,8 @@ from .rules import RULES, Finding, History, Rule
 from .rules.history import Read, Step, View
 
 Rules = Iterable[str] | Mapping[str, Mapping[str, float]]
+VIEWS = 64
+"""Layouts that are remembered: there is one for each shape of outputs."""
 FEW = 20
 """Findings of one rule that are kept of a run; then it has been said."""
 
@@ -75,6 +77,8 @@ class Judge:
         """
         view = self._views.get(id(layout))
         if view is None or view.layout is not layout:
+            if len(self._views) >= VIEWS:
+                self._views.clear()
             view = self._views[id(layout)] = View(layout)
         return Step(record.step, record.mode, record.mode_step, record.marks, view, read)
 

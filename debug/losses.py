@@ -13,19 +13,14 @@ LOSSES = {
     "NllLoss2DBackward0": "nll",
     "BinaryCrossEntropyWithLogitsBackward0": "bce_with_logits",
 }
-MOVES = (
-    "View",
-    "Reshape",
-    "UnsafeView",
-    "ToCopy",
-    "Transpose",
-    "T",
-    "Permute",
-    "Squeeze",
-    "Unsqueeze",
-    "Slice",
+MOVES = frozenset(
+    ["View", "Reshape", "UnsafeView", "ToCopy", "Transpose", "T", "Permute", "Squeeze", "Unsqueeze", "Slice", "Clone", "Index", "Select", "IndexSelect", "MaskedSelect", "Expand", "Alias", "Stack", "Cat", "_DDPSink"]
 )
 """Operations that leave values alone; their nodes are called so, with ``Backward`` and a number behind it."""
+LOGITS = frozenset(
+    ["Addmm", "Mm", "Bmm", "Linear", "MkldnnLinear", "Convolution", "Relu", "NativeLayerNorm", "NativeBatchNorm"]
+)
+"""Operations that surely make no log-probabilities."""
 NORMALIZING = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
 
 
@@ -51,11 +46,11 @@ def of_loss(loss: torch.Tensor) -> dict[str, Any]:
             if _word(source) == "sigmoid"
             else {}
         )
-    if source is None or _kind(source) in ("CompiledFunction", "AccumulateGrad"):
-        return {}  # nobody knows
+    if source is None:
+        return {}
     if _word(source) != "log_softmax":
-        logarithm = _kind(source) == "Log"
-        return {} if logarithm else {"loss_input": ["no log_softmax before nll_loss", _kind(source).lower()]}
+        sure = _kind(source) in LOGITS or _word(source)
+        return {"loss_input": ["no log_softmax before nll_loss", _kind(source).lower()]} if sure else {}
     found: dict[str, Any] = {}
     metadata = getattr(source, "_input_metadata", None)
     if metadata and len(metadata[0].shape) > 1:

@@ -64,14 +64,15 @@ void measure(const void *const *rows, const int64_t *lengths, const int64_t *kin
         double zeros = 0, seen = 0, sum = 0, spread = 0, squares = 0, low = INFINITY, high = -INFINITY;
         for (int64_t start = 0; start < lengths[row]; start += BLOCK) {
             int64_t n = lengths[row] - start < BLOCK ? lengths[row] - start : BLOCK;
-            const float *block = (const float *)rows[row] + start;
-            if (kinds[row] == 1) {
+            const float *block = buffer;
+            if (kinds[row] == 0) {
+                block = (const float *)rows[row] + start;
+            } else {
                 const uint16_t *halves = (const uint16_t *)rows[row] + start;
                 for (int64_t i = 0; i < n; i++) {
                     uint32_t bits = (uint32_t)halves[i] << 16;
                     memcpy(buffer + i, &bits, 4);
                 }
-                block = buffer;
             }
             if (absolute) {
                 for (int64_t i = 0; i < n; i++) buffer[i] = fabsf(block[i]);

@@ -13,11 +13,15 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from loopwise.ranks import anywhere, world_size
 from loopwise.run import Run
 
 from . import door
 from .rules import at_least
 from .watch import Watch
+
+AGREE = 50
+"""Training steps between two of which several ranks ask each other whether to stop."""
 
 
 class Session:
@@ -135,14 +139,17 @@ class Watching:
     ) -> None:
         if stop_on is not None:
             door.severity(stop_on)
-        self._session, self._stop_on = Session(run, options), stop_on
+        self._session, self._stop_on, self._steps = Session(run, options), stop_on, 0
 
     def _stops(self) -> bool:
-        """Whether training is to be stopped for what was found."""
+        """Whether training is to be stopped for what was found; all ranks ask at once, and get one answer."""
+        if self._stop_on is None:
+            return False
+        self._steps += 1
+        if world_size() > 1 and self._steps % AGREE:
+            return False
         watch = self._session.watch
-        return (
-            watch is not None and self._stop_on is not None and bool(at_least(watch.findings, self._stop_on))
-        )
+        return anywhere(watch is not None and bool(at_least(watch.findings, self._stop_on)))
 
     @property
     def watch(self) -> Watch | None:

@@ -310,13 +310,14 @@ class Trial:
             time.sleep(WAIT)
 
     def findings(self) -> list[Finding]:
-        """What rules found while the run went on, in order."""
-        self._run.info()
+        """What rules found while the run went on, by rank and in order; what several ranks or a resumed run found
+        again, once."""
         records, _ = read(self._run.path, "debug", "findings")
-        return [Finding.of(record) for record in records]
+        found = [Finding.of(record) for record in records]
+        return list({(each.rule, each.tensors): each for each in reversed(found)}.values())[::-1]
 
     def judge(self, rules: Rules | None = None, *, rank: int | None = None) -> list[Finding]:
-        """What rules find in the saved steps: the same as while the run went on.
+        """What rules find in the saved steps: the same as while the run went on, if it was not resumed.
 
         Args:
             rules: names of rules, or thresholds by name (see `RULES`); default: all.

@@ -94,8 +94,9 @@ class Watch:
         self._collections = door.collections([collection_of(c) for c in collections])
         sharded = any(is_sharded(m) for m in self._models.values())
         door.options(save, policy, max_overhead, sharded and world_size() > 1)
-        healthy = any(c.name == "health" for c in self._collections)
-        self._health = Health(self._models, self._optimizers, healthy, self._guarded)
+        health = next((c for c in self._collections if c.name == "health"), None)
+        self._health = Health(self._models, self._optimizers, health, lambda error: self._fail(health, error))
+        judge = Judge(rules) if rules is not None or health is not None else None
         self._save: Save = every(500) if save is None else save
         self._scaler, self._policy, self._budget = scaler, policy, Budget(max_overhead)
         self._gather, self._strict = gather and sharded, strict
@@ -117,7 +118,6 @@ class Watch:
         self._members: tuple[int, ...] = ()
         self._groups = Groups()
         self._device = names.device(self._models)
-        judge = Judge(rules) if rules is not None or healthy else None
         self._writer = Writer(self.run, self._device.type == "cuda", policy, judge) if writes else None
         self._loan = Loan(self._writer, policy, self.counts, self._say)
         self._findings = Findings(on_finding)
@@ -151,6 +151,7 @@ class Watch:
         self._steps[self._mode] += 1
         with self._guarded():
             self._open()
+        self._report()
         self._notices.warn()
         self._findings.tell()
         if self._missing is not None:
@@ -272,7 +273,7 @@ class Watch:
             self._groups.hand_on(saving, None, self._mode == "train", self._gather)
         saving.make_tables()
         self._scratch.clear()
-        self._health.finish(saving, self._mode, scalars.values())
+        self._health.finish(saving, self._mode, scalars)
         self._look_for_updates(saving)
         self._check_for_missing(saving)
         self._saving = None
@@ -285,7 +286,6 @@ class Watch:
         self.counts["saved"] += 1
         self.counts["thinned"] += self._thinned
         self._loan.submit(saving)
-        self._report()
 
     def _look_for_updates(self, saving: Saving) -> None:
         """Where no optimizer updated, weights and gradients come with the next update."""
@@ -354,7 +354,7 @@ class Watch:
         with self._guarded():
             saving = self._saving
             assert saving is not None
-            self._health.at_update(optimizer)
+            self._health.at_update(saving, optimizer)
             self._groups.hand_on(saving, optimizer, True, self._gather)
             saving.make_tables()  # before the update changes them
 
@@ -384,7 +384,8 @@ class Watch:
 
     def _report(self) -> None:
         """Pass on what the writer ran into."""
-        assert self._writer is not None
+        if self._writer is None:
+            return
         for text, step in self._writer.problems():
             self.counts["failed"] += step >= 0
             self._notices.say(text, step, event=False)

@@ -124,7 +124,8 @@ class Writer:
         chunks = snapshot.chunks()
         self._segments.write(layout, groups, chunks, saving.record)
         if self._judge is not None:
-            self._judged(self._judge, saving, layout, chunks)
+            judged = functools.partial(self._judged, self._judge, saving, layout, chunks)
+            self._guarded(judged, "rules could not look at a step", -1)()
 
     def _judged(self, judge: Judge, saving: Saving, key: Any, chunks: Sequence[memoryview]) -> None:
         """What is found goes into the run and to the training thread."""
@@ -136,10 +137,13 @@ class Writer:
             judge.step(SimpleNamespace(**saving.record), self._layouts[key], functools.partial(_read, chunks))
         )
         for finding in found:
-            self._run.append("debug", "findings", finding.record())
             self._found.put(finding)
         while judge.failures:
             self._tell(judge.failures.pop(0), -1)
+        for finding in found:
+            self._run.append("debug", "findings", finding.record())
+        if found and not self._run.local:
+            self._run.flush()
 
     def findings(self) -> list[Finding]:
         """What was found since the last call."""

@@ -11,6 +11,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+PASSES = 16
+"""Backward passes after an update that are looked at: each waits for the device."""
+
 
 class Zeroing:
     """Follows the smallest parameter of an optimizer from one update to the next.
@@ -27,7 +30,7 @@ class Zeroing:
         """An update was made; follow what comes until the next."""
         names = {id(parameter): name for name, parameter in named}
         groups = optimizer.param_groups
-        fit = [p for g in groups for p in g["params"] if p.grad is not None and id(p) in names and p.numel()]
+        fit = [p for g in groups for p in g["params"] if id(p) in names and _can_be_followed(p)]
         if optimizer in self._followed:
             self._followed.pop(optimizer).end()
         if fit:
@@ -40,7 +43,7 @@ class Zeroing:
         if followed is None:
             return ""
         followed.end()
-        return followed.name if followed.added and not followed.fresh else ""
+        return followed.name if followed.is_added_to else ""
 
     def close(self) -> None:
         for followed in self._followed.values():
@@ -48,11 +51,18 @@ class Zeroing:
         self._followed.clear()
 
 
+def _can_be_followed(parameter: nn.Parameter) -> bool:
+    gradient = parameter.grad
+    plain = gradient is not None and gradient.layout is torch.strided
+    return plain and parameter.requires_grad and parameter.is_leaf and parameter.numel() > 0
+
+
 class _Followed:
     def __init__(
         self, name: str, parameter: nn.Parameter, guard: Callable[[], AbstractContextManager[Any]]
     ) -> None:
-        self.name, self.added, self.fresh, self._guard = name, False, False, guard
+        self.name, self.fresh, self._guard = name, False, guard
+        self._passes = 0
         self._came: torch.Tensor | None = None
         self._handles: list[Any] = [
             parameter.register_hook(self._comes),  # type: ignore[no-untyped-call]
@@ -60,7 +70,7 @@ class _Followed:
         ]
 
     def _comes(self, gradient: torch.Tensor) -> None:
-        if self.fresh:
+        if self.fresh or self._passes >= PASSES or _captures():
             return
         with self._guard():
             self._came = gradient.detach().clone()
@@ -70,11 +80,21 @@ class _Followed:
         if came is None or parameter.grad is None:
             return
         with self._guard():
-            self.added = True
+            self._passes += 1
             if not came.count_nonzero() or not came.isfinite().all() or torch.equal(parameter.grad, came):
                 self.fresh = True  # also where nothing can be told
+
+    @property
+    def is_added_to(self) -> bool:
+        """Whether gradients came, and none of them to nothing."""
+        return self._passes > 0 and not self.fresh
 
     def end(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+
+def _captures() -> bool:
+    """Whether a CUDA graph is being captured, in which nothing may be waited for."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

@@ -1,6 +1,6 @@
 """Dropout or BatchNorm that works as in training while the model is evaluated.
 
-Statistic: ``training`` of such modules at the end of a saved step of mode ``eval`` or ``predict``.
+Statistic: ``training`` of such modules at the end of a saved step of mode ``eval``.
 False alarms: dropout that is sampled on purpose.
 """
 

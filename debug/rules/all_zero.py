@@ -1,6 +1,6 @@
 """Weights, gradients or outputs that are zero throughout.
 
-Statistic: minimum and maximum.  Default: both zero at two saved steps running; of weights and gradients only
+Statistic: minimum and maximum.  Default: both zero at three saved steps running (a warmup begins with a rate of zero); of weights and gradients only
 those of two dimensions or more, for biases and scales may begin at zero.
 False alarms: a branch that is switched off for some steps on purpose.
 """
@@ -21,7 +21,7 @@ def zero(columns: Columns) -> NDArray[np.bool_]:
     return np.asarray(matrices(columns) & (low == 0) & (high == 0))
 
 
-def check(history: History, steps: float = 2) -> Iterator[Seen]:
+def check(history: History, steps: float = 3) -> Iterator[Seen]:
     for kind in ("weight", "gradient", "output"):
         names = history.persistent(int(steps), kind, ("min", "max"), zero)
         if names:

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from ..index import Layout
 
-WINDOW = 64
+WINDOW = 20
 """Saved steps of a mode whose statistics are kept; scalars are kept of all."""
 Read = Callable[[int, int], Any]
 """From an offset in the block and a length to its bytes."""
 Floats = NDArray[np.float64]
-_TAKEN = re.compile(r"^(?:(.*?)\.)?(input|output)\.")
+_TAKEN = re.compile(r"^(?:(.*)\.)?(input|output)\.")
 
 
 class Columns(NamedTuple):
@@ -58,10 +58,12 @@ class View:
         self._cells: dict[str, dict[str, dict[str, tuple[int, int, int]]]] = {}
         self._forms: dict[tuple[str, str], tuple[str, tuple[int, ...]]] = {}
         self._where: dict[tuple[str, tuple[str, ...]], _Where] = {}
+        rows = [name for group in self.tables for name in group["rows"]]
+        trained = {name.partition("/")[2] for name in rows if name.startswith(("gradient/", "update/"))}
         for number, group in enumerate(self.tables):
             for row, name in enumerate(group["rows"]):
-                kind, of = kind_of(name)
-                if group["columns"] == ["value"] and kind == "weight":
+                kind, of = ("weight", name) if name in trained else kind_of(name)
+                if group["columns"] == ["value"]:
                     self.scalars.append((name, number, row, group["collection"]))
                     continue
                 if "of" in group:
@@ -136,6 +138,13 @@ class Step:
             self._columns[key] = Columns(where.names, values, where.shapes, where.dtypes)
         return self._columns[key]
 
+    @property
+    def updated(self) -> bool:
+        """Whether there was an update, with gradients or without: not so while gradients accumulate."""
+        return bool(self.view.where("update", ("ratio",)).names) or "no_gradients" in self.marks.get(
+            "facts", {}
+        )
+
     def scalars(self, collection: str | None = None) -> dict[str, float]:
         """Numbers by name, of one collection (``losses``, ``metrics``) or of all."""
         return {
@@ -163,22 +172,26 @@ class History:
 
     Attributes:
         now: the latest one.
-        first: the first one of training.
+        first: the first one with an update.
+        sampled: whether steps of evaluations were left out, so that there are no means of whole ones.
     """
 
     now: Step
     first: Step
+    sampled: bool = False
 
     def __init__(self) -> None:
         self._steps: dict[str, deque[Step]] = {}
         self._scalars: dict[tuple[str, str], tuple[list[int], list[float], str]] = {}
         self._types: dict[str, str] = {}
+        self._rounds: dict[str, list[tuple[int, float, int]]] = {}
+        self._evaluated = (-1, -1)
 
     def add(self, step: Step) -> None:
         """Take in the next step."""
         if hasattr(self, "now"):
             self.now.read = _gone
-        if step.mode == "train" and not hasattr(self, "first"):
+        if step.updated and not hasattr(self, "first"):
             self.first = step
         self.now = step
         self._steps.setdefault(step.mode, deque(maxlen=WINDOW)).append(step)
@@ -187,7 +200,22 @@ class History:
                 steps, values, _ = self._scalars.setdefault((step.mode, name), ([], [], collection))
                 steps.append(step.number)
                 values.append(value)
+        if step.mode == "eval":
+            self._evaluate(step)
         self._types |= step.marks.get("modules", {})
+
+    def _evaluate(self, step: Step) -> None:
+        """Take a loss's value into the mean of its evaluation: eval steps with no training step between."""
+        number, mode_step = self._evaluated
+        self.sampled |= mode_step >= 0 and step.mode_step != mode_step + 1
+        for name, value in step.scalars("losses").items():
+            rounds = self._rounds.setdefault(name, [])
+            if rounds and step.number == number + 1:
+                _, total, count = rounds[-1]
+                rounds[-1] = (step.number, total + value, count + 1)
+            else:
+                rounds.append((step.number, value, 1))
+        self._evaluated = (step.number, step.mode_step)
 
     def steps(self, mode: str = "train") -> Sequence[Step]:
         """The last steps of a mode, in order."""
@@ -197,6 +225,31 @@ class History:
         """The last ``count`` steps; ``None`` where there are fewer."""
         found = self._steps.get(mode, ())
         return tuple(found)[-count:] if len(found) >= count else None
+
+    def updates(self, count: int) -> Sequence[Step] | None:
+        """The last ``count`` training steps with an update, up to now; ``None`` where there are fewer."""
+        found = [step for step in self.steps() if step.updated]
+        return found[-count:] if len(found) >= count and self.now.updated else None
+
+    def evaluations(self, name: str) -> list[tuple[int, float]]:
+        """Last step and mean of a loss over each evaluation; none where they are not saved as a whole.
+
+        An evaluation that is shorter than the one before goes on, perhaps, and is left out.
+        """
+        if self.sampled:
+            return []
+        rounds = self._rounds.get(name, [])
+        if len(rounds) > 1 and rounds[-1][2] < rounds[-2][2]:
+            rounds = rounds[:-1]
+        return [(number, total / count) for number, total, count in rounds]
+
+    @property
+    def begins_with_norm(self) -> bool:
+        """Whether the first module that is known normalises."""
+        first = next(iter(self._types.values()), "")
+        return any(
+            word in first for word in ("BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "RMSNorm")
+        )
 
     def scalar(self, name: str, mode: str = "train") -> tuple[list[int], list[float]]:
         """Steps and values of a loss or metric; not to be changed."""
@@ -223,17 +276,18 @@ class History:
     def persistent(
         self, steps: int, kind: str, statistics: Sequence[str], test: Callable[..., NDArray[np.bool_]]
     ) -> tuple[str, ...]:
-        """Names for which ``test`` holds at each of the last ``steps`` saved training steps.
+        """Names for which ``test`` holds at each of the last ``steps`` training steps that have such tensors.
+
+        Of steps that accumulate gradients some have outputs and others have gradients.
 
         Args:
             test: called with the ``Columns`` of a step; true where it holds.
         """
-        last = self.last(steps)
-        if last is None:
+        having = [each for step in self.steps() if (each := step.columns(kind, *statistics)).names]
+        if len(having) < steps or not self.now.columns(kind, *statistics).names:
             return ()
         found: dict[str, None] | None = None
-        for step in last:
-            columns = step.columns(kind, *statistics)
+        for columns in having[-steps:]:
             here = {name: None for name, holds in zip(columns.names, test(columns), strict=True) if holds}
             found = here if found is None else {name: None for name in found if name in here}
         return tuple(found or ())

@@ -17,10 +17,13 @@ from .history import History
 
 
 def check(history: History, ratio: float = 1.5) -> Iterator[Seen]:
-    classes = history.now.marks.get("facts", {}).get("classes", 0)
-    if history.now.mode_step or classes < 2:
+    classes_of = history.now.marks.get("facts", {}).get("classes", {})
+    if history.now.mode_step:
         return
     for name, value in history.now.scalars("losses").items():
+        classes = classes_of.get(name, 0)
+        if classes < 2:
+            continue
         if value < 0:
             yield Seen(f"{name} is a cross-entropy and negative: {value:.4g}", (name,))
         if value > ratio * math.log(classes):

@@ -3,7 +3,8 @@
 Statistic: mean and standard deviation of the model's floating-point inputs of two dimensions or more.  Default:
 no spread at all, or a root mean square above 20, at two saved steps running.
 Why: pixels from 0 to 255 have about 130; normalised data has about 1, tabular data rarely more than 10.
-False alarms: models that normalise what they get themselves, as a first BatchNorm does.
+Models whose first layer normalises are left out where the input is large.
+False alarms: models that normalise what they get in another way.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from numpy.typing import NDArray
 
 from .finding import Rule, Seen
 from .history import Columns, History
-
-NORMS = ("BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "RMSNorm")
 
 
 def check(history: History, size: float = 20.0, steps: float = 2) -> Iterator[Seen]:
@@ -33,7 +32,8 @@ def check(history: History, size: float = 20.0, steps: float = 2) -> Iterator[Se
         return np.asarray(is_data(columns) & (np.sqrt(mean**2 + std**2) > size))
 
     statistics = ("mean", "std", "min", "max")
-    for test, what in ((constant, "constant"), (large, "not normalised")):
+    tests = {"constant": constant} | ({} if history.begins_with_norm else {"not normalised": large})
+    for what, test in tests.items():
         if history.persistent(int(steps), "input", statistics, test):
             mean, std, low, high = (float(v[0]) for v in history.now.columns("input", *statistics).values)
             yield Seen(

@@ -1,7 +1,8 @@
 """A parameter that an optimizer holds and that gets no gradient.
 
-Statistic: whether ``grad`` is there at the update.  Default: missing at three saved steps running.
-False alarms: experts or branches that are not used at each step, with fewer saved steps than that takes.
+Statistic: whether ``grad`` is there at the update.  Default: missing at all of the last saved updates, twenty at most
+and three at least.
+False alarms: experts or branches that are used so seldom.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from .history import History
 
 
 def check(history: History, steps: float = 3) -> Iterator[Seen]:
-    last = history.last(int(steps))
-    if last is None:
+    last = [step for step in history.steps() if step.updated]
+    if len(last) < steps or not history.now.updated:
         return
     each = [step.marks.get("facts", {}).get("no_gradient", ()) for step in last]
     names = tuple(name for name in each[0] if all(name in other for other in each[1:]))

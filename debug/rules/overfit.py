@@ -2,7 +2,7 @@
 
 Statistic: the losses of mode ``eval``, and those of training since.  Default: three evaluations running above the
 least one by 5 % and each above the one before, while the training loss is lower than it was at the least one.
-Evaluations of several saved steps count by their mean.
+Evaluations of several steps count by their mean, and only where all their steps are saved.
 False alarms: validation on few samples, whose loss is noise.
 """
 
@@ -22,13 +22,17 @@ def check(history: History, ratio: float = 0.05, patience: float = 3) -> Iterato
     for name in history.losses("eval"):
         if name not in history.now.scalars("losses"):
             continue
-        rounds = evaluations(history, name)
+        rounds = history.evaluations(name)
         if len(rounds) <= patience:
             continue
         values = [value for _, value in rounds]
         least, last = int(np.argmin(values)), values[-int(patience) :]
         rising = all(a < b for a, b in itertools.pairwise(last))
-        if least >= len(values) - patience or not rising or last[0] <= (1 + ratio) * values[least]:
+        if (
+            least >= len(values) - patience
+            or not rising
+            or last[0] <= values[least] + ratio * abs(values[least])
+        ):
             continue
         at, now = rounds[least][0], rounds[-1][0]
         then = [v for s, v in zip(trained, losses, strict=True) if s <= at][-10:]
@@ -40,18 +44,6 @@ def check(history: History, ratio: float = 0.05, patience: float = 3) -> Iterato
                 (name,),
                 {f"{name} in evaluation": rounds[-100:]},
             )
-
-
-def evaluations(history: History, name: str) -> list[tuple[int, float]]:
-    """Last step and mean of a loss over each evaluation: saved steps of mode ``eval`` with no training step between."""
-    numbers, values = history.scalar(name, "eval")
-    found: list[list[tuple[int, float]]] = []
-    for number, value in zip(numbers, values, strict=True):
-        if found and number == found[-1][-1][0] + 1:
-            found[-1].append((number, value))
-        else:
-            found.append([(number, value)])
-    return [(group[-1][0], float(np.mean([value for _, value in group]))) for group in found]
 
 
 RULE = Rule(

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 
 from .finding import Rule, Seen
 from .history import History
-from .overfit import evaluations
 
 
 def check(history: History, patience: float = 10, delta: float = 1e-3) -> Iterator[Seen]:
     for name in history.losses("eval"):
         if name not in history.now.scalars("losses"):
             continue
-        rounds = evaluations(history, name)
+        rounds = history.evaluations(name)
         before, since = rounds[: -int(patience)], rounds[-int(patience) :]
         if not before:
             continue

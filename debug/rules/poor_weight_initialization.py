@@ -1,7 +1,7 @@
 """Weights that begin wrongly: all alike, or such that activations grow or shrink from layer to layer.
 
 Statistic, at the first saved step: standard deviation of each weight; that of the outputs of layers, the largest
-over the smallest.  Default: a weight of two dimensions or more whose elements are equal and not zero; a ratio of
+over the smallest.  Default: a linear or convolution layer whose weights are equal and not zero; a ratio of
 1,000 between layers of the same kind with ten elements at least.
 Why: equal weights get equal gradients for ever; initialisations that fit keep the ratio below 100 in depths that
 were looked at.
@@ -27,7 +27,11 @@ def check(history: History, ratio: float = 1e3) -> Iterator[Seen]:
     alike = tuple(
         name
         for name, shape, std, high in zip(weights.names, weights.shapes, *weights.values, strict=True)
-        if len(shape) > 1 and np.prod(shape) > 1 and std == 0 and high != 0
+        if len(shape) > 1
+        and std == 0
+        and high != 0
+        and np.prod(shape) > 1
+        and history.type_of(name.rpartition(".")[0]) in TYPES
     )
     if alike:
         yield Seen(f"all elements of {', '.join(alike[:3])} are equal", alike)

@@ -2,7 +2,8 @@
 
 Statistic: mean, standard deviation, minimum and maximum of the model's input.  Default: equal in every bit at four
 saved steps running, and not constant.
-False alarms: overfitting one batch on purpose.
+False alarms: training on all of the data or on one batch on purpose; a loader without shuffling whose epoch has a
+number of steps that the distance of saved steps is a multiple of.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """A trainable parameter that no optimizer holds, so that it never learns.
 
-Statistic: which parameters of the model want a gradient, and which ones the watched optimizers have.  Where the
+Statistic: which parameters of the model have a gradient at an update, and which ones the watched optimizers have.  Where the
 optimizer has parameters of the same shapes that are not the model's, it was made before the model was moved,
 wrapped or built anew.
-False alarms: parameters that another optimizer has, which the ``Watch`` does not know of.
+False alarms: parameters that another optimizer has, which the ``Watch`` does not know of; weights that an optimizer
+keeps copies of in float32.
 """
 
 from __future__ import annotations

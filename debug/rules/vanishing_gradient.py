@@ -3,7 +3,8 @@
 Statistic: root mean square of each weight's gradient, over the largest one at the same step.  Default: a
 ten-thousandth, at three saved steps running.  Biases and norms (fewer than two dimensions) are left out.
 Why: depths that train have ratios of 10 to 1,000; a chain of ten saturated layers has 1e-6 and less.
-False alarms: an embedding of which a batch uses less than one row in a hundred million.
+False alarms: an embedding of which a batch uses less than one row in a hundred million; of several models that are
+watched together, one whose gradients are that much smaller.
 """
 
 from __future__ import annotations

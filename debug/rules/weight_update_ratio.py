@@ -4,7 +4,7 @@ Statistic: root mean square of an update over that of its weight (over a sample 
 two dimensions or more.  Default: more than 0.1, or less than an eighth of the last place of the weight's dtype, at
 two saved steps running.
 Why: trainings that work have about 1e-3; half of a last place is rounded away.  A weight that begins with
-zeros (a root mean square below 1e-6) has a ratio of 1/n at its n-th update, so twice that is allowed on top.
+zeros (a root mean square below 1e-6) has a ratio of 1/n at its n-th update, of 2/n in a warmup, so twice that is allowed on top.
 False alarms: the first steps of a warmup from zero (updates too small).
 """
 
@@ -24,13 +24,15 @@ PLACES = 0.125
 
 
 def check(history: History, large: float = 0.1, places: float = PLACES, steps: float = 2) -> Iterator[Seen]:
+    if not history.now.updated:
+        return
     names, (sizes,), _, _ = history.first.columns("update", "size")
     from_zero = {name for name, size in zip(names, sizes, strict=True) if size <= LEAST}
 
     def beyond(columns: Columns) -> NDArray[np.bool_]:
         size, ratio = columns.values
         fresh = np.array([name in from_zero for name in columns.names], dtype=bool)
-        allowed = large + 2 / (1 + history.now.mode_step) * fresh
+        allowed = large + 4 / (1 + history.now.mode_step) * fresh
         return np.asarray(matrices(columns) & (size > LEAST) & (ratio > allowed))
 
     def below(columns: Columns) -> NDArray[np.bool_]:

@@ -122,7 +122,7 @@ def test_a_rule_says_so_much(tmp_path):
         for layer in list(net)[: FEW + 5]:
             net.append(nn.Linear(1, 1))  # which no optimizer holds
             optimizer.zero_grad()
-            layer(torch.randn(3, 1)).square().sum().backward()
+            net[-1](layer(torch.randn(3, 1))).square().sum().backward()
             optimizer.step()
             watch.step()
     found = [finding for finding in watch.findings if finding.rule == "unheld_parameter"]

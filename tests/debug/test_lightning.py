@@ -18,6 +18,7 @@ from lightning_kit import (
 from torch import nn
 
 from loopwise.debug import Collection, Trial
+from loopwise.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error:loopwise")  # all but ours, not those of Lightning
 
@@ -178,3 +179,24 @@ def test_training_is_the_same_to_the_bit(tmp_path):
     watched = fit(tmp_path, watching(tmp_path), module=Dropping(), **options)
     assert same_weights(bare, watched)
     assert before == (set(vars(watched.net[0])), [len(m._forward_hooks) for m in watched.modules()])
+
+
+class Faulty(Module):
+    """Its last layer is replaced when the optimizer is there already."""
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        self.net[2] = nn.Linear(8, 3)
+        return optimizer
+
+
+def test_a_finding_stops_the_trainer(tmp_path):
+    quiet = {"collections": ["health"], "on_finding": lambda _: None}
+    module = fit(tmp_path, watching(tmp_path, stop_on="critical", **quiet), module=Faulty(), max_epochs=50)
+    assert module.trainer.global_step < 200
+    found = Trial(tmp_path / "run").findings()
+    assert [finding.tensors for finding in found if finding.rule == "unheld_parameter"] == [
+        ("net.2.weight", "net.2.bias")
+    ]
+    with pytest.raises(InputError, match="stop_on='fatal'"):
+        watching(tmp_path, stop_on="fatal")

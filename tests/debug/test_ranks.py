@@ -79,3 +79,30 @@ def test_shards_are_gathered_when_they_are_saved(tmp_path, ranks):
     for name in ("0.weight", "2.weight"):
         assert torch.equal(trial.value(name, 0, rank=0), torch.tensor(weights[name]))
         torch.testing.assert_close(trial.value(f"gradient/{name}", 0), torch.tensor(gradients[name]))
+
+
+STOP = """
+    from torch import nn
+    from loopwise.debug import session
+    from loopwise.debug import every
+    session.AGREE = 5
+    watching = session.Watching(run={run!r}, save=every(1), stop_on="critical", on_finding=lambda _: None)
+    net = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)))
+    optimizer = torch.optim.SGD(net.module[0].parameters(), lr=0.1)
+    watching._session.open(net, optimizer)
+    for step in range(40):
+        optimizer.zero_grad()
+        net(torch.randn(6, 4)).square().sum().backward()
+        optimizer.step()
+        watching._session.step()
+        if watching._stops():
+            break
+    watching._session.close()
+    print(json.dumps(step))
+"""
+
+
+def test_ranks_stop_at_the_same_step(tmp_path, ranks):
+    first, second = ranks(STOP.format(run=str(tmp_path / "run")))
+    assert first == second < 39
+    assert first % 5 == 4

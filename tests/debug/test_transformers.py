@@ -311,3 +311,13 @@ def test_a_compiled_model(tmp_path):
     assert_saved(trial, [{n: v for n, v in record.items() if "classifier" in n} for record in expected[:1]])
     assert trial.names("gradient/bert.encoder.layer.0.attention.self.query.weight")
     assert trial.value("output.loss", 2).ndim == 0
+
+
+def test_a_finding_stops_the_trainer(tmp_path):
+    quiet = {"collections": ["health"], "on_finding": lambda _: None}
+    whole = trainer(
+        tmp_path, watching(tmp_path, stop_on="critical", **quiet), max_steps=200, learning_rate=0.0
+    )
+    whole.train()
+    assert whole.state.global_step < 200
+    assert "unchanged_tensor" in {finding.rule for finding in Trial(tmp_path / "run").findings()}

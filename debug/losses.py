@@ -13,13 +13,12 @@ LOSSES = {
     "NllLoss2DBackward0": "nll",
     "BinaryCrossEntropyWithLogitsBackward0": "bce_with_logits",
 }
-MOVES = frozenset(
-    ["View", "Reshape", "UnsafeView", "ToCopy", "Transpose", "T", "Permute", "Squeeze", "Unsqueeze", "Slice", "Clone", "Index", "Select", "IndexSelect", "MaskedSelect", "Expand", "Alias", "Stack", "Cat", "_DDPSink"]
-)
+MOVES = {"View", "Reshape", "UnsafeView", "ToCopy", "Transpose", "T", "Permute", "Squeeze", "Unsqueeze"}
+MOVES |= {"Slice", "Clone", "Index", "Select", "IndexSelect", "MaskedSelect", "Expand", "Alias", "Stack"}
+MOVES |= {"Cat", "_DDPSink"}
 """Operations that leave values alone; their nodes are called so, with ``Backward`` and a number behind it."""
-LOGITS = frozenset(
-    ["Addmm", "Mm", "Bmm", "Linear", "MkldnnLinear", "Convolution", "Relu", "NativeLayerNorm", "NativeBatchNorm"]
-)
+LOGITS = {"Addmm", "Mm", "Bmm", "Linear", "MkldnnLinear", "Convolution", "Relu", "NativeLayerNorm"}
+LOGITS |= {"NativeBatchNorm"}
 """Operations that surely make no log-probabilities."""
 NORMALIZING = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
 

@@ -21,6 +21,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.compile_trust --seeds 1 $(ARGS)
 	$(BIN)/python -m benchmarks.debug_overhead --seeds 1 $(ARGS)
 	$(BIN)/python -m benchmarks.debug_crash $(ARGS)
+	$(BIN)/python -m benchmarks.rules --seeds 2 $(ARGS)
 	$(BIN)/python -m benchmarks.compile_coverage
 	$(BIN)/python -m benchmarks
 peers: $(READY)

@@ -153,12 +153,12 @@ def test_health_leaves_compiled_graphs_alone(tmp_path, backend):
         return torch._dynamo.lookup_backend(backend)(graph, inputs)
 
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    net.compile(backend=keep, fullgraph=True)
+    forward = torch.compile(net, backend=keep, fullgraph=True)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, run=tmp_path / "run", save=every(1)) as watch:
         for _ in range(3):
             optimizer.zero_grad()
-            net(torch.randn(6, 4)).square().mean().backward()
+            forward(torch.randn(6, 4)).square().mean().backward()
             optimizer.step()
             watch.step()
     assert len(graphs) == 1

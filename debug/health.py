@@ -63,6 +63,7 @@ class Health:
         self._before: list[tuple[str, nn.Parameter, torch.Tensor]] = []
         self._facts: dict[str, Any] = {}
         self._updated: list[Optimizer] = []
+        self._known: dict[str, nn.Parameter] | None = None
 
     @contextlib.contextmanager
     def _tried(self) -> Iterator[None]:
@@ -84,7 +85,7 @@ class Health:
 
     def _look(self, optimizer: Optimizer) -> None:
         self._updated.append(optimizer)
-        named = {id(p): name for name, p in names.parameters(self._models)}
+        named = {id(p): name for name, p in self._parameters().items()}
         held = [p for group in optimizer.param_groups for p in group["params"]]
         trained = [(named[id(p)], p) for p in held if id(p) in named and p.requires_grad]
         without = [name for name, p in trained if p.grad is None]
@@ -162,10 +163,16 @@ class Health:
         if torch.distributed.is_initialized() or any(_is_compiled(model) for model in self._models.values()):
             return  # gradients come by other ways there
         for optimizer in self._updated:
-            self._zeroing.begin(optimizer, names.parameters(self._models))
+            self._zeroing.begin(optimizer, self._parameters().items())
 
     def close(self) -> None:
         self._zeroing.close()
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """By name; looked for once a step."""
+        if self._known is None:
+            self._known = dict(names.parameters(self._models))
+        return self._known
 
     def _note(self, fact: str, found: list[str]) -> None:
         if found:
@@ -188,7 +195,7 @@ class Health:
 
     def _look_for_writes(self) -> None:
         """Was any parameter written to since the saved step before?  Some optimizers write past the counter."""
-        versions = {id(p): p._version for _, p in names.parameters(self._models) if p.requires_grad}
+        versions = {id(p): p._version for p in self._parameters().values() if p.requires_grad}
         before, self._versions = self._versions, versions
         if (
             before
@@ -202,7 +209,7 @@ class Health:
         """Who holds the parameters that got a gradient?"""
         groups = [group for optimizer in self._optimizers.values() for group in optimizer.param_groups]
         held = {id(p): p for group in groups for p in group["params"]}
-        named = dict(names.parameters(self._models))
+        named = self._parameters()
         unheld = [
             name for name, p in named.items() if p.requires_grad and p.grad is not None and id(p) not in held
         ]

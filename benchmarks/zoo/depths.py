@@ -20,6 +20,13 @@ def _deep(width: int, depth: int, act: Callable[[], nn.Module]) -> nn.Sequential
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(width, 10))
 
 
+def _initialize(model: nn.Module, init: Callable[..., Any], **how: float) -> None:
+    """Have ``init`` fill the weights of all linear layers."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            init(layer.weight, **how)
+
+
 @fault("mlp", "vanishing_gradient", also=LOST)
 def deep_sigmoids(job: Job) -> None:
     job.model = _deep(64, 14, nn.Sigmoid)
@@ -38,9 +45,7 @@ def relus_of_a_cnn_that_never_open(job: Job) -> None:
 @fault("mlp", "saturated_activation", also=("poor_weight_initialization", "vanishing_gradient"))
 def tanh_at_its_limits(job: Job) -> None:
     job.model = _deep(64, 3, nn.Tanh)
-    for layer in job.model:
-        if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=5.0)
+    _initialize(job.model, nn.init.normal_, std=5.0)
 
 
 @fault("rnn", "saturated_activation")
@@ -52,9 +57,7 @@ def tanh_of_huge_states(job: Job) -> None:
 @fault("mlp", "poor_weight_initialization", also=("initial_loss", "loss_spike", "weight_update_ratio"))
 def weights_that_grow_from_layer_to_layer(job: Job) -> None:
     job.model = _deep(64, 6, nn.ReLU)
-    for layer in job.model:
-        if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=0.8)
+    _initialize(job.model, nn.init.normal_, std=0.8)
 
 
 @fault("mlp", "poor_weight_initialization")
@@ -65,9 +68,7 @@ def weights_all_alike(job: Job) -> None:
 
 @fault("mlp", "all_zero", also=("poor_weight_initialization", *LOST))
 def weights_all_zero(job: Job) -> None:
-    for layer in job.model:
-        if isinstance(layer, nn.Linear):
-            nn.init.zeros_(layer.weight)
+    _initialize(job.model, nn.init.zeros_)
 
 
 @fault("mlp", "overfit", also=("overtraining",))

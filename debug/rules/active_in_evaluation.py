@@ -13,7 +13,7 @@ from .history import History
 
 
 def check(history: History) -> Iterator[Seen]:
-    names = tuple(history.now.marks.get("facts", {}).get("training", ()))
+    names = tuple(history.now.facts.get("training", ()))
     if names:
         yield Seen(f"{', '.join(names[:3])} work as in training during evaluation", names)
 

@@ -28,7 +28,7 @@ def check(history: History, steps: float = 3) -> Iterator[Seen]:
             yield Seen(
                 f"the {kind} of {', '.join(names[:3])} is zero throughout",
                 tuple(f"{kind} {name}".strip() for name in names),
-                {name: history.points(kind, name, "max") for name in names[:3]},
+                history.evidence(kind, names, "max"),
             )
 
 

@@ -30,7 +30,7 @@ def check(history: History, share: float = 0.98, steps: float = 3) -> Iterator[S
         yield Seen(
             f"more than {share:.0%} of the outputs of {', '.join(names[:3])} are zero",
             names,
-            {name: history.points("output", name, "zero") for name in names[:3]},
+            history.evidence("output", names, "zero"),
         )
 
 

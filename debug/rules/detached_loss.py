@@ -15,7 +15,7 @@ from .history import History
 
 def check(history: History, steps: float = 2) -> Iterator[Seen]:
     last = history.updates(int(steps))
-    if last is not None and all(step.marks.get("facts", {}).get("no_gradients") for step in last):
+    if last is not None and all(step.facts.get("no_gradients") for step in last):
         yield Seen("no parameter of the model has a gradient at the update", ())
 
 

@@ -38,7 +38,7 @@ def check(history: History, share: float = 0.0) -> Iterator[Seen]:
                 if len(found) > 1
                 else f"the {kind} {found[0]} has {int(nan[bad[0]])} NaN and {int(inf[bad[0]])} infinite values",
                 tuple(f"{kind} {name}".strip() for name in found),
-                {name: history.points(kind, name, "nan") for name in found[:3]},
+                history.evidence(kind, found, "nan"),
             )
 
 

@@ -14,7 +14,7 @@ from .history import History
 
 
 def check(history: History) -> Iterator[Seen]:
-    names = tuple(history.now.marks.get("facts", {}).get("not_zeroed", ()))
+    names = tuple(history.now.facts.get("not_zeroed", ()))
     if names:
         yield Seen(
             f"gradients of earlier steps are still there when those of the next are added ({names[0]})", names

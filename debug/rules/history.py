@@ -16,6 +16,8 @@ from ..index import Layout
 
 WINDOW = 20
 """Saved steps of a mode whose statistics are kept; scalars are kept of all."""
+SHOWN = 3
+"""Tensors of a finding that are named in its sentence, and whose series are kept."""
 Read = Callable[[int, int], Any]
 """From an offset in the block and a length to its bytes."""
 Floats = NDArray[np.float64]
@@ -31,6 +33,11 @@ class Columns(NamedTuple):
     """For each statistic an array over the names."""
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def matrices(columns: Columns) -> NDArray[np.bool_]:
@@ -137,6 +144,12 @@ class Step:
             ) or tuple(np.empty(0) for _ in statistics)
             self._columns[key] = Columns(where.names, values, where.shapes, where.dtypes)
         return self._columns[key]
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What was not as it should be with the training's set-up; see ``loopwise.debug.health``."""
+        found: Mapping[str, Any] = self.marks.get("facts", {})
+        return found
 
     @property
     def updated(self) -> bool:
@@ -272,6 +285,10 @@ class History:
             if name in names:
                 found.append((step.number, float(values[names.index(name)])))
         return found
+
+    def evidence(self, kind: str, names: Sequence[str], statistic: str) -> dict[str, list[tuple[int, float]]]:
+        """A statistic over the last steps, of the first few names."""
+        return {name: self.points(kind, name, statistic) for name in names[:SHOWN]}
 
     def persistent(
         self, steps: int, kind: str, statistics: Sequence[str], test: Callable[..., NDArray[np.bool_]]

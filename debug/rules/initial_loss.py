@@ -17,7 +17,7 @@ from .history import History
 
 
 def check(history: History, ratio: float = 1.5) -> Iterator[Seen]:
-    classes_of = history.now.marks.get("facts", {}).get("classes", {})
+    classes_of = history.now.facts.get("classes", {})
     if history.now.mode_step:
         return
     for name, value in history.now.scalars("losses").items():

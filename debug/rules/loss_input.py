@@ -21,7 +21,7 @@ WRONG = {
 
 
 def check(history: History) -> Iterator[Seen]:
-    found = history.now.marks.get("facts", {}).get("loss_input")
+    found = history.now.facts.get("loss_input")
     if found and found[0] in WRONG:
         yield Seen(WRONG[found[0]].format(found[1]), ("loss",))
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .finding import Rule, Seen
-from .history import History
+from .history import History, some
 
 
 def check(history: History, steps: float = 3) -> Iterator[Seen]:
     last = [step for step in history.steps() if step.updated]
     if len(last) < steps or not history.now.updated:
         return
-    each = [step.marks.get("facts", {}).get("no_gradient", ()) for step in last]
+    each = [step.facts.get("no_gradient", ()) for step in last]
     names = tuple(name for name in each[0] if all(name in other for other in each[1:]))
     if names:
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        shown = some(names)
         yield Seen(f"{shown} never gets a gradient", names)
 
 

@@ -15,7 +15,7 @@ from .history import History
 
 def check(history: History, steps: float = 16) -> Iterator[Seen]:
     last = history.last(int(steps))
-    if last is not None and all(step.marks.get("facts", {}).get("still") for step in last):
+    if last is not None and all(step.facts.get("still") for step in last):
         yield Seen(f"no parameter was updated in {int(steps)} saved steps")
 
 

@@ -36,7 +36,7 @@ def check(history: History, share: float = 0.97, steps: float = 3) -> Iterator[S
         yield Seen(
             f"the outputs of {', '.join(names[:3])} are at the limits of the activation",
             names,
-            {name: history.points("output", name, "std") for name in names[:3]},
+            history.evidence("output", names, "std"),
         )
 
 

@@ -34,7 +34,7 @@ def check(history: History, steps: float = 3) -> Iterator[Seen]:
         yield Seen(
             f"{len(names)} weights with a gradient stay as they are, among them {', '.join(names[:3])}",
             names,
-            {name: history.points("update", name, "ratio") for name in names[:3]},
+            history.evidence("update", names, "ratio"),
         )
 
 

@@ -12,15 +12,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .finding import Rule, Seen
-from .history import History
+from .history import History, some
 
 
 def check(history: History) -> Iterator[Seen]:
-    facts = history.now.marks.get("facts", {})
+    facts = history.now.facts
     names = tuple(facts.get("unheld", ()))
     if not names:
         return
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    shown = some(names)
     if facts.get("stale"):
         what = f"the optimizer holds other parameters in the place of {shown}: those of an earlier copy of the model"
     else:

@@ -46,7 +46,7 @@ def check(history: History, large: float = 0.1, places: float = PLACES, steps: f
             yield Seen(
                 f"the updates of {', '.join(names[:3])} are {what} their weights",
                 names,
-                {name: history.points("update", name, "ratio") for name in names[:3]},
+                history.evidence("update", names, "ratio"),
             )
 
 

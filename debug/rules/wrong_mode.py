@@ -14,7 +14,7 @@ from .history import History
 
 
 def check(history: History) -> Iterator[Seen]:
-    names = tuple(history.now.marks.get("facts", {}).get("evaluating", ()))
+    names = tuple(history.now.facts.get("evaluating", ()))
     if names:
         yield Seen(
             f"the model trains in evaluation mode: {', '.join(names[:3])} do not work as in training", names

@@ -21,12 +21,15 @@ from loopwise.schedule import every
 
 from . import door, missing, names
 from .budget import Budget
+from .clock import Clock
 from .collection import Collection, Save, collection_of, due
+from .companions import Companions
 from .health import Health
 from .judge import Judge, Rules
 from .loan import Loan
-from .notices import Findings, Notices, place
+from .notices import place
 from .precision import full_precision
+from .reports import Reports
 from .rules import Finding
 from .saving import Saving
 from .snapshot import Snapshot
@@ -104,7 +107,7 @@ class Watch:
         self.run = run if isinstance(run, Run) else Run(str(run))
         writes = is_main() or (sharded and not gather)
         self._active = writes or self._gather
-        self._mode, self._step, self._steps = "train", 0, Counter[str]()
+        self._clock = Clock()
         self._saving: Saving | None = None
         self._late: list[Collection] = []
         self._updated: set[int] = set()
@@ -119,15 +122,15 @@ class Watch:
         self._groups = Groups()
         self._device = names.device(self._models)
         self._writer = Writer(self.run, self._device.type == "cuda", policy, judge) if writes else None
-        self._loan = Loan(self._writer, policy, self.counts, self._say)
-        self._findings = Findings(on_finding)
-        self._notices = Notices(self._writer.event if self._writer else lambda text, step: None)
+        self._reports = Reports(self.run, self._writer, self._clock, self.counts, on_finding)
+        self._loan = Loan(self._writer, policy, self.counts, self._reports.say)
         self._taps = Taps(self._receive)
         self._updates = Updates(
             self._optimizers.values() if self._active else (), self._wants, self._before_update
         )
         self._cleanup = contextlib.ExitStack()
         self._closed = False
+        self._companions = Companions((), self._reports.say)
         if self._active:
             self._refresh()
             if self._taps:
@@ -135,6 +138,7 @@ class Watch:
 
                 self._cleanup.enter_context(compiled.seen(self._models.values()))
             self._open()
+        self._companions.begin(0, "train")
 
     # -- the user's calls -----------------------------------------------------------------------
 
@@ -143,17 +147,16 @@ class Watch:
 
         A name that has ``loss`` in it belongs to the collection ``losses``, any other one to ``metrics``.
         """
-        if not self._active or self._closed:
+        if self._closed:
             return
         with self._guarded():
             self._finish(scalars)
-        self._step += 1
-        self._steps[self._mode] += 1
-        with self._guarded():
-            self._open()
-        self._report()
-        self._notices.warn()
-        self._findings.tell()
+        with self._budget.counted(), torch.no_grad():
+            self._companions.end(self._clock.step, self._clock.mode, scalars)
+        self._clock.tick()
+        self._begin()
+        self._reports.collect(self._companions)
+        self._reports.tell()
         if self._missing is not None:
             error, self._missing = self._missing, None
             raise error
@@ -162,7 +165,7 @@ class Watch:
     def mode(self, mode: str) -> Iterator[None]:
         """Steps inside are counted and scheduled as ``train``, ``eval`` or ``predict``."""
         door.mode(mode)
-        before = self._mode
+        before = self._clock.mode
         self._turn(mode)
         try:
             yield
@@ -192,19 +195,18 @@ class Watch:
     @property
     def findings(self) -> list[Finding]:
         """What the rules found so far, in order."""
-        return list(self._findings.all)
+        return self._reports.findings
 
     def state_dict(self) -> dict[str, Any]:
         """The step counters, for a checkpoint."""
-        return {"step": self._step, "steps": dict(self._steps)}
+        return self._clock.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on counting where a checkpoint's run was."""
         self._drop()
-        self._step, self._steps = state["step"], Counter(state["steps"])
-        if self._active and not self._closed:
-            with self._guarded():
-                self._open()
+        self._clock.load_state_dict(state)
+        if not self._closed:
+            self._begin()
 
     def close(self, state: str = "finished") -> None:
         """Write what is pending, take every hook off, and end the run where ``run`` was a path.
@@ -220,13 +222,13 @@ class Watch:
         self._updates.remove()
         self._health.close()
         self._cleanup.close()
+        self._companions.close()
+        self._reports.collect(self._companions)
         if self._writer is not None:
             self._writer.close()
-            self._report()
         if self._own:
-            self._notices.attempt("the end of the run could not be written", lambda: self.run.close(state))
-        self._notices.warn()
-        self._findings.tell()
+            self._reports.attempt("the end of the run could not be written", lambda: self.run.close(state))
+        self._reports.tell()
 
     def __enter__(self) -> Watch:
         return self
@@ -238,20 +240,26 @@ class Watch:
 
     # -- a step ---------------------------------------------------------------------------------
 
+    def _begin(self) -> None:
+        with self._guarded():
+            self._open()
+        with self._budget.counted(), torch.no_grad():
+            self._companions.begin(self._clock.step, self._clock.mode)
+
     def _open(self) -> None:
         """Begin a step: what of it is to be saved?"""
         self._updated.clear()
-        step = self._steps[self._mode]
-        wanted = [c for c in self._collections if due(c.save or self._save, self._mode, step)]
-        late = [c for c in self._late if c not in wanted] if self._mode == "train" else []
+        mode, step = self._clock.mode, self._clock.mode_step
+        wanted = [c for c in self._collections if due(c.save or self._save, mode, step)]
+        late = [c for c in self._late if c not in wanted] if mode == "train" else []
         self._saving, self._taps.open = None, False
-        if not wanted and not late:
+        if not self._active or (not wanted and not late):
             return
         self._thinned = bool(excess := self._budget.excess())
         if self._thinned:
-            self._say(excess)
+            self._reports.say(excess)
             wanted, late = [c for c in wanted if c.name in ("losses", "metrics")], []
-        record = {"step": self._step, "mode": self._mode, "mode_step": step, "time": 0.0, "marks": {}}
+        record = {"step": self._clock.step, "mode": mode, "mode_step": step, "time": 0.0, "marks": {}}
         reduces = self._policy == "reduce"
         self._saving = Saving(
             record, wanted, late, self._loan.take, self._fail, self._memory, self._scratch, reduces
@@ -269,11 +277,11 @@ class Watch:
             return
         if scalars:
             saving.add_scalars(scalars)
-        if self._mode != "train" or not self._optimizers:
-            self._groups.hand_on(saving, None, self._mode == "train", self._gather)
+        if self._clock.mode != "train" or not self._optimizers:
+            self._groups.hand_on(saving, None, self._clock.mode == "train", self._gather)
         saving.make_tables()
         self._scratch.clear()
-        self._health.finish(saving, self._mode, scalars)
+        self._health.finish(saving, self._clock.mode, scalars)
         self._look_for_updates(saving)
         self._check_for_missing(saving)
         self._saving = None
@@ -289,7 +297,7 @@ class Watch:
 
     def _look_for_updates(self, saving: Saving) -> None:
         """Where no optimizer updated, weights and gradients come with the next update."""
-        if self._mode != "train" or not self._optimizers:
+        if self._clock.mode != "train" or not self._optimizers:
             return
         self._late = []
         if self._scaler is not None and self._scaler.get_scale() < self._scale:
@@ -298,21 +306,20 @@ class Watch:
             self._late = [c for c in saving.all if self._groups.interest(c)]
 
     def _check_for_missing(self, saving: Saving) -> None:
-        if self._mode != "train":
+        if self._clock.mode != "train":
             return
         trained = bool(self._updated or not self._optimizers)
         complete = [c for c in saving.all if c in self._collections]
         for text in self._check(complete, saving.seen, self._taps, self._groups, trained):
-            self._say(text)
+            self._reports.say(text)
             if self._strict:
                 self._missing = missing.error(text)
 
     def _turn(self, mode: str) -> None:
-        if mode != self._mode and self._active and not self._closed:
+        if mode != self._clock.mode and not self._closed:
             self._drop()
-            self._mode = mode
-            with self._guarded():
-                self._open()
+            self._clock.mode = mode
+            self._begin()
 
     def _drop(self) -> None:
         """Forget the step that was begun."""
@@ -345,7 +352,7 @@ class Watch:
 
     def _wants(self) -> bool:
         saving = self._saving
-        return saving is not None and self._mode == "train"
+        return saving is not None and self._clock.mode == "train"
 
     def _before_update(self, optimizer: Optimizer) -> None:
         if id(optimizer) in self._updated:
@@ -374,22 +381,10 @@ class Watch:
         self.counts["failed"] += 1
         if collection is None:
             self._drop()
-            self._say(f"a step could not be saved: {error!r}{place(error)}")
+            self._reports.say(f"a step could not be saved: {error!r}{place(error)}")
             return
         self._collections = [c for c in self._collections if c is not collection]
         self._late = [c for c in self._late if c is not collection]
         if self._saving is not None:
             self._saving.leave_out(collection)
-        self._say(f"the collection {collection.name!r} is switched off: {error!r}{place(error)}")
-
-    def _report(self) -> None:
-        """Pass on what the writer ran into."""
-        if self._writer is None:
-            return
-        for text, step in self._writer.problems():
-            self.counts["failed"] += step >= 0
-            self._notices.say(text, step, event=False)
-        self._findings.add(self._writer.findings())
-
-    def _say(self, text: str) -> None:
-        self._notices.say(text, self._step)
+        self._reports.say(f"the collection {collection.name!r} is switched off: {error!r}{place(error)}")

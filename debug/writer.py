@@ -140,10 +140,13 @@ class Writer:
             self._found.put(finding)
         while judge.failures:
             self._tell(judge.failures.pop(0), -1)
-        for finding in found:
-            self._run.append("debug", "findings", finding.record())
-        if found and not self._run.local:
-            self._run.flush()
+        record(self._run, found)
+
+    def record(self, found: Sequence[Finding]) -> None:
+        """Write down what others found, in its turn."""
+        write = functools.partial(record, self._run, found)
+        if not self._closed:
+            self._jobs.put(self._guarded(write, "findings could not be written", -1))
 
     def findings(self) -> list[Finding]:
         """What was found since the last call."""
@@ -174,6 +177,14 @@ class Writer:
 
     def _tell(self, text: str, step: int) -> None:
         self._problems.put((text, step))
+
+
+def record(run: Run, found: Sequence[Finding]) -> None:
+    """Write findings into a run."""
+    for finding in found:
+        run.append("debug", "findings", finding.record())
+    if found and not run.local:
+        run.flush()
 
 
 def _emptied(several: queue.SimpleQueue[T]) -> list[T]:

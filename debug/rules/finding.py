@@ -63,6 +63,7 @@ class Finding:
         tensors: what it is wrong with.
         evidence: the series that shows it: name -> pairs of step and value.
         advice: what is usually done about it.
+        line: file and line of the user's code that it is about, where that is known.
     """
 
     rule: str
@@ -73,9 +74,11 @@ class Finding:
     tensors: tuple[str, ...]
     evidence: dict[str, Points]
     advice: str
+    line: str = ""
 
     def __str__(self) -> str:
-        return f"{self.severity}: {self.rule} at step {self.step}: {self.what}; {self.advice}"
+        where = f" ({self.line})" if self.line else ""
+        return f"{self.severity}: {self.rule} at step {self.step}: {self.what}{where}; {self.advice}"
 
     def record(self) -> dict[str, Any]:
         """As JSON lines have it."""
@@ -94,7 +97,8 @@ class Finding:
         }
         texts = {key: str(record[key]) for key in ("rule", "severity", "mode", "what", "advice")}
         tensors = tuple(map(str, record["tensors"]))
-        return cls(step=int(record["step"]), tensors=tensors, evidence=evidence, **texts)
+        line = str(record.get("line", ""))
+        return cls(step=int(record["step"]), tensors=tensors, evidence=evidence, line=line, **texts)
 
 
 def at_least(findings: Iterable[Finding], severity: str) -> list[Finding]:

@@ -1,0 +1,104 @@
+"""Utilisation, memory and power of NVIDIA's devices, through NVML."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+COLUMNS = ("", "_memory", "_power")
+"""Of each device, behind its name ``gpu0``: utilisation in %, bytes in use, watts."""
+
+
+class Devices:
+    """All devices of this machine; none where there is no NVML (the extra ``gpu``), no driver or no device.
+
+    Attributes:
+        names: ``gpu0``, ``gpu1``, ... in NVML's order.
+        totals: bytes of memory of each.
+        kinds: what each is.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.totals: list[float] = []
+        self.kinds: list[str] = []
+        self._handles: list[Any] = []
+        self._nvml = _nvml()
+        for index in range(int(self._nvml.nvmlDeviceGetCount()) if self._nvml is not None else 0):
+            self._add(index)
+
+    def _add(self, index: int) -> None:
+        nvml: Any = self._nvml
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        self._handles.append(handle)
+        self.names.append(f"gpu{index}")
+        self.totals.append(self._value(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total))
+        self.kinds.append(_text(nvml.nvmlDeviceGetName(handle)))
+
+    def read(self) -> list[float]:
+        """``COLUMNS`` of each device; NaN for what a device does not tell."""
+        return [value for handle in self._handles for value in self._of(handle)]
+
+    def _of(self, handle: Any) -> list[float]:
+        nvml: Any = self._nvml
+        return [
+            self._value(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+            self._value(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used),
+            self._value(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3),
+        ]
+
+    def used(self, identities: Iterable[str]) -> list[str]:
+        """Names of those with these UUIDs."""
+        wanted, nvml = set(identities), self._nvml
+        if nvml is None or not wanted:
+            return []
+        found = [_text(nvml.nvmlDeviceGetUUID(handle)).removeprefix("GPU-") for handle in self._handles]
+        return [name for name, identity in zip(self.names, found, strict=True) if identity in wanted]
+
+    def _value(self, ask: Callable[[], float]) -> float:
+        assert self._nvml is not None
+        try:
+            return float(ask())
+        except self._nvml.NVMLError:
+            return math.nan
+
+    def close(self) -> None:
+        if self._nvml is not None:
+            self._nvml.nvmlShutdown()
+            self._nvml, self._handles = None, []
+
+
+def _nvml() -> ModuleType | None:
+    """NVML, begun; ``None`` where there is none."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no driver
+        return None
+    return pynvml  # type: ignore[no-any-return]
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def identities(models: Iterable[nn.Module]) -> list[str]:
+    """UUIDs of the CUDA devices that the training uses on this machine.
+
+    They are those of the models' parameters, and with several ranks on the machine the first as many.
+    """
+    devices = {p.device for model in models for p in model.parameters() if p.device.type == "cuda"}
+    if not devices:
+        return []
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    indices = range(min(beside, torch.cuda.device_count())) if beside > 1 else {d.index or 0 for d in devices}
+    return [str(torch.cuda.get_device_properties(index).uuid) for index in indices]

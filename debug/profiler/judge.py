@@ -1,0 +1,140 @@
+"""Applies profiler rules to a rank's record at fixed points of it: what they find live they find again offline."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Any
+
+from loopwise.errors import InputError
+
+from ..rules.finding import Finding, Rule
+from . import series
+from .rules import PROFILE_RULES
+
+EVERY = 60.0
+"""Seconds of samples from one look to the next."""
+SAMPLES, RECORDS = 7200, 3600
+"""Samples, and records of phases, that are looked back upon: an hour of them."""
+ProfileRules = Iterable[str] | Mapping[str, Mapping[str, float]]
+
+
+class ProfileJudge:
+    """Takes the records of one session in the order in which they were written.
+
+    Each rule says the same thing once.  A rule that fails is switched off; the others go on.
+
+    Args:
+        rules: names of rules, or thresholds by name and parameter; ``None``: all.
+
+    Raises:
+        InputError: an unknown rule or threshold, or one that is no number.
+    """
+
+    def __init__(self, rules: ProfileRules | None = None) -> None:
+        self._rules = chosen(rules)
+        self._header: dict[str, Any] = {}
+        self._rows: list[Any] = []
+        self._records: list[dict[str, Any]] = []
+        self._samples, self._step = 0, 0
+        self._first: float | None = None
+        self._told: set[tuple[str, tuple[str, ...]]] = set()
+
+    def look(self, name: str, record: Mapping[str, Any]) -> list[Finding]:
+        """What is found now that was not before.
+
+        Args:
+            name: ``system``, ``phases``, or ``end``, after the last record.
+            record: a line of ``debug/<name>``.
+        """
+        if "session" in record:
+            if name == "system":
+                self._header = dict(record)
+            return []
+        if name == "phases":
+            self._add_phases(dict(record))
+        if name == "system":
+            self._rows.append(record["row"])
+            del self._rows[:-SAMPLES]
+            self._samples += 1
+        every = max(1, round(EVERY / self._header["interval"])) if self._header else 1
+        due = name == "end" or (name == "system" and self._samples % every == 0)
+        return self._judge() if due and self._header else []
+
+    def _add_phases(self, record: dict[str, Any]) -> None:
+        if not record["rows"]:
+            return
+        self._records.append(record)
+        del self._records[:-RECORDS]
+        self._step = int(record["rows"][-1][1])
+        if self._first is None:
+            at = 1 + record["columns"].index("time")
+            self._first = next((float(row[at]) for row in record["rows"] if row[0] == "train"), None)
+
+    def _judge(self) -> list[Finding]:
+        seen = series.Series(
+            float(self._header["session"]),
+            self._header,
+            series.table(self._header["columns"], self._rows),
+            series.phases(self._records),
+            self._first,
+        )
+        found: list[Finding] = []
+        for name, (rule, thresholds) in list(self._rules.items()):
+            try:
+                for each in rule.check(seen, **thresholds):
+                    if (name, each.tensors) not in self._told:
+                        self._told.add((name, each.tensors))
+                        found.append(
+                            Finding(
+                                name,
+                                rule.severity,
+                                self._step,
+                                "train",
+                                each.what,
+                                each.tensors,
+                                dict(each.evidence),
+                                rule.advice,
+                            )
+                        )
+            except Exception as error:
+                del self._rules[name]
+                logging.getLogger("loopwise.debug").warning("the rule %s is switched off: %r", name, error)
+        return found
+
+
+def chosen(rules: ProfileRules | None) -> dict[str, tuple[Rule, dict[str, float]]]:
+    """Rules and their thresholds by name.
+
+    Raises:
+        InputError: see `ProfileJudge`.
+    """
+    names = PROFILE_RULES if rules is None else (rules,) if isinstance(rules, str) else rules
+    given = rules if isinstance(rules, Mapping) else {name: {} for name in names}
+    for name, thresholds in given.items():
+        if name not in PROFILE_RULES:
+            raise InputError(
+                f"the profiler rule {name!r}",
+                f"one of: {', '.join(PROFILE_RULES)}",
+                "a typing error",
+                "use a name from the list",
+            )
+        known = list(inspect.signature(PROFILE_RULES[name].check).parameters)[1:]
+        if not isinstance(thresholds, Mapping) or set(thresholds) - set(known):
+            raise InputError(
+                f"the thresholds {thresholds!r} of the profiler rule {name}",
+                f"a dict of {', '.join(known)}",
+                "a typing error, or those of another rule",
+                f"rules={{{name!r}: {{{known[0]!r}: ...}}}}",
+            )
+        for key, value in thresholds.items():
+            if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) < float("inf"):
+                raise InputError(
+                    f"{key}={value!r} of the profiler rule {name}",
+                    "a number above 0",
+                    "a percentage as text, or a switch",
+                    "leave it out for the default, or leave the rule out",
+                )
+    return {name: (PROFILE_RULES[name], dict(thresholds)) for name, thresholds in given.items()}

@@ -1,0 +1,107 @@
+"""Goes along with a ``Watch`` and records what training waits for."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from loopwise.run import Run
+
+from .. import names
+from ..companions import Scalars
+from ..rules.finding import Finding
+from . import loaders
+from .events import Events
+from .gpu import identities
+from .judge import ProfileJudge
+from .options import Profile
+from .phases import Phases
+from .probes import Probes
+from .sampler import Sampler
+from .windows import Windows
+
+
+class Profiler:
+    """A companion of a ``Watch``: system metrics, the phases of each step, and windows of ``torch.profiler``.
+
+    Training is the same to the bit with and without it.
+
+    Args:
+        models: root modules by name, in their outermost wrappers.
+        optimizers: by name.
+        run: where records go, under ``debug``.
+        options: what to do.
+        spent: seconds that the ``Watch`` has taken so far.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        optimizers: Mapping[str, Optimizer],
+        run: Run,
+        options: Profile,
+        spent: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        device = names.device(models)
+        self._phases = Phases(spent, Events(device) if device.type == "cuda" else None)
+        self._judge = ProfileJudge(options.rules)
+        self._found: deque[Finding] = deque()
+        self._sampler = Sampler(
+            run,
+            options.interval,
+            used=identities(models.values()),
+            phases=self._phases.drain,
+            look=self._look,
+        )
+        self._windows = Windows(
+            run, options.windows, options.top, lambda record: self._sampler.put("operators", record)
+        )
+        self._probes = Probes(self._phases, models.values(), optimizers.values())
+        loaders.listen(self._phases)
+        self._closed = False
+        self._sampler.start()
+
+    def begin(self, step: int, mode: str) -> None:
+        """A step begins; steps are counted over all modes."""
+        if self._sampler.error is not None:
+            raise self._sampler.error
+        self._probes.fit()
+        self._windows.begin(step, mode)
+        self._phases.begin()
+
+    def end(self, step: int, mode: str, scalars: Scalars) -> None:
+        """A step ended."""
+        self._phases.end(step, mode)
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """The time inside belongs to the phase ``name`` of the step, a word of the user's or ``data``.
+
+        Raises:
+            InputError: the name of something else in a step's record.
+        """
+        return self._phases.phase(name)
+
+    def findings(self) -> list[Finding]:
+        """What was found since the last call."""
+        return [self._found.popleft() for _ in range(len(self._found))]
+
+    def close(self) -> None:
+        """Write what is left, and take every hook off."""
+        if self._closed:
+            return
+        self._closed = True
+        loaders.leave(self._phases)
+        self._probes.remove()
+        try:
+            self._windows.close()
+        finally:
+            self._phases.close_row()
+            self._sampler.close()
+
+    def _look(self, name: str, record: Mapping[str, Any]) -> None:
+        self._found.extend(self._judge.look(name, record))

@@ -1,0 +1,41 @@
+"""Devices that a larger batch would fill.
+
+Statistic: 95th percentiles of a device's utilisation, of its memory in use and of the machine's processors over the
+last 500 samples since the first step.  Default: all below 70 % (those of SageMaker Debugger): there is room
+on the device, and the processors are not what it waits for.
+False alarms: a batch size that the optimization asks for; short steps with pauses between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ...rules.finding import Rule, Seen
+from ..series import Series
+
+
+def check(
+    series: Series, utilization: float = 70.0, memory: float = 70.0, cpu: float = 70.0, samples: float = 500.0
+) -> Iterator[Seen]:
+    recent = series.recent(samples)
+    if not len(recent) or "cpu" not in recent or np.percentile(recent["cpu"], 95) >= cpu:
+        return
+    for name in series.devices():
+        total = series.header["totals"].get(f"{name}_memory", 0.0)
+        busy = np.percentile(recent[name], 95)
+        held = 100 * np.percentile(recent[f"{name}_memory"], 95) / total if total else 100.0
+        if busy < utilization and held < memory:
+            yield Seen(
+                f"{name} is below {busy:.0f} % of utilization and {held:.0f} % of memory in 95 % of the samples",
+                (name,),
+                series.points({f"{name}, %": recent[name]}, recent),
+            )
+
+
+RULE = Rule(
+    check,
+    "info",
+    "raise the batch size: loopwise.compile.fit measures which one trains the most samples a second in the memory",
+)

@@ -1,0 +1,42 @@
+"""A device that idles while a core is busy.
+
+Statistic: the share of the last 500 samples since the first step in which a device that the training uses is
+below 10 % of utilisation and a core of the machine above 90 %.  Default: more than half of them (as SageMaker
+Debugger; it takes every core by itself).
+False alarms: other programs on the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ...rules.finding import Rule, Seen
+from ..series import Series
+
+
+def check(
+    series: Series, gpu: float = 10.0, cpu: float = 90.0, share: float = 0.5, samples: float = 500.0
+) -> Iterator[Seen]:
+    recent = series.recent(samples)
+    cores = [recent[name] for name in recent.columns if name.removeprefix("cpu").isdecimal()]
+    if not len(recent) or not cores:
+        return
+    busiest = np.max(cores, axis=0)
+    for name in series.devices():
+        part = ((recent[name] < gpu) & (busiest > cpu)).mean()
+        if part > share:
+            yield Seen(
+                f"in {part:.0%} of the samples {name} is below {gpu:g} % and a core above {cpu:g} %",
+                (name,),
+                series.points({f"{name}, %": recent[name], "busiest core, %": busiest}, recent),
+            )
+
+
+RULE = Rule(
+    check,
+    "warning",
+    "give the loader more workers, move transforms to the device or do them once before training, and "
+    "look at the phases of a step for what keeps the processor busy",
+)

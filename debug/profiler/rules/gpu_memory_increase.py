@@ -1,0 +1,41 @@
+"""Memory of a device that grows and grows.
+
+Statistic: the most memory in use in each tenth of the last 600 samples since the first step.  Default: each tenth
+above the one before, by more than 5 % of the device's memory in all (SageMaker Debugger's 5 % over windows of
+10 samples; a tenth is as long as an epoch of a small data set).
+False alarms: sequences that get longer; an evaluation that begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ...rules.finding import Rule, Seen
+from ..series import Series
+
+PARTS = 10
+
+
+def check(series: Series, increase: float = 5.0, samples: float = 600.0) -> Iterator[Seen]:
+    recent = series.recent(samples)
+    if len(recent) < PARTS:
+        return
+    for name in series.devices():
+        total = series.header["totals"].get(f"{name}_memory", 0.0)
+        most = np.array([part.max() for part in np.array_split(recent[f"{name}_memory"], PARTS)])
+        if total and (np.diff(most) > 0).all() and 100 * (most[-1] - most[0]) > increase * total:
+            yield Seen(
+                f"memory in use of {name} grew from {most[0] / 2**30:.3g} to {most[-1] / 2**30:.3g} GiB "
+                f"in {samples * series.header['interval'] / 60:.3g} minutes",
+                (name,),
+                series.points({f"{name}, bytes": recent[f"{name}_memory"]}, recent),
+            )
+
+
+RULE = Rule(
+    check,
+    "warning",
+    "do not keep tensors with their graph from step to step: add up losses by loss.item() or loss.detach()",
+)

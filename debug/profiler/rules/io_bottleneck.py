@@ -1,0 +1,39 @@
+"""Training that waits for a disk.
+
+Statistic: cores of the machine that idle while something waits for a disk, in the last 120 samples since the first
+step, and the share of training time that is spent in waiting for the loader.  Default: more than half a
+core in more than half of the samples, and more than a quarter of the time.  (SageMaker Debugger asks for an
+idle device instead of a waiting loop; this works without one.)
+False alarms: another program that keeps the disk busy while the loader waits for something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...rules.finding import Rule, Seen
+from ..series import Series
+
+
+def check(
+    series: Series, cores: float = 0.5, share: float = 0.5, data: float = 0.25, samples: float = 120.0
+) -> Iterator[Seen]:
+    recent, train = series.recent(samples), series.train
+    if not len(recent) or "iowait" not in recent or not len(train):
+        return
+    waits = recent["iowait"] / 100 * series.cores
+    part, waiting = (waits > cores).mean(), float(train["data"].sum() / train["seconds"].sum())
+    if part > share and waiting > data:
+        yield Seen(
+            f"in {part:.0%} of the samples more than {cores:g} cores wait for a disk, and {waiting:.0%} of a "
+            "step is spent waiting for the loader",
+            (),
+            series.points({"cores that wait for a disk": waits}, recent),
+        )
+
+
+RULE = Rule(
+    check,
+    "warning",
+    "copy the data to a local disk or into memory, put many small files into few large ones, or read further ahead",
+)

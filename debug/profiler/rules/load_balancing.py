@@ -1,0 +1,36 @@
+"""Devices of one training that do not share its work.
+
+Statistic: the mean utilisation of each device that the training uses, over the last 500 samples since the first step.
+Default: the least is below half of the greatest (the 0.5 of SageMaker Debugger), which is 5 % or more.
+False alarms: stages of a pipeline that are meant to differ; another program on one of the devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...rules.finding import Rule, Seen
+from ..series import Series
+
+IDLE = 5.0
+
+
+def check(series: Series, ratio: float = 0.5, samples: float = 500.0) -> Iterator[Seen]:
+    recent = series.recent(samples)
+    means = {name: float(recent[name].mean()) for name in series.devices() if len(recent)}
+    if len(means) < 2:
+        return
+    least, most = min(means, key=lambda name: means[name]), max(means, key=lambda name: means[name])
+    if means[most] >= IDLE and means[least] < ratio * means[most]:
+        yield Seen(
+            f"{least} is at {means[least]:.0f} % on average while {most} is at {means[most]:.0f} %",
+            (least,),
+            series.points({f"{name}, %": recent[name] for name in (least, most)}, recent),
+        )
+
+
+RULE = Rule(
+    check,
+    "warning",
+    "train with DistributedDataParallel rather than DataParallel, and give each rank samples of the same size",
+)

@@ -1,0 +1,35 @@
+"""A device that is hardly used, or by fits and starts.
+
+Statistic: percentiles of a device's utilisation over the last 500 samples since the first step.  Default: the 95th
+is below 70 % and the 5th below 10 % (those of SageMaker Debugger).
+False alarms: long evaluations or checkpoints on the processor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ...rules.finding import Rule, Seen
+from ..series import Series
+
+
+def check(series: Series, p95: float = 70.0, p5: float = 10.0, samples: float = 500.0) -> Iterator[Seen]:
+    recent = series.recent(samples)
+    for name in series.devices() if len(recent) else []:
+        low, high = np.percentile(recent[name], [5, 95])
+        if high < p95 and low < p5:
+            yield Seen(
+                f"utilization of {name} is below {low:.0f} % in 5 % of the samples and below {high:.0f} % in 95 %",
+                (name,),
+                series.points({f"{name}, %": recent[name]}, recent),
+            )
+
+
+RULE = Rule(
+    check,
+    "warning",
+    "look at the phases of a step: a loader that is waited for wants workers, a short forward pass a larger "
+    "batch or a compiled step (loopwise.compile.TrainStep)",
+)

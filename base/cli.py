@@ -19,6 +19,8 @@ COMMANDS = {
         "loopwise.doctor:command",
         "Print versions, devices, what is installed and what will fall back.",
     ),
+    "report": ("loopwise.report.command:write", "Render a run as one HTML page that works offline."),
+    "watch": ("loopwise.report.command:watch", "Serve that page of a run live, while it goes on."),
 }
 """Name -> (module:attribute of a click command, help).  A new part adds a row."""
 

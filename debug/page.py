@@ -1,0 +1,137 @@
+"""What the page of a run shows of what a ``Watch`` saved; ``loopwise.report.sections`` says of what form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .lookup import span
+from .page_comparison import comparison
+from .page_layers import distributions, heat_maps
+from .page_scalars import scalars
+from .page_steps import Reader
+from .rules import Finding
+from .trial import Trial
+
+JUDGED = 500
+"""Saved steps of a run without findings that rules look at now; more take seconds."""
+SHOWN = 100
+"""Findings with their plots."""
+LATEST = 50
+"""Events."""
+
+
+def sections(path: str, other: str | None = None) -> list[dict[str, Any]]:
+    """Findings, losses and metrics, layers, distributions, what was saved, and where two runs part.
+
+    Args:
+        path: of a run.
+        other: of a run to compare it with.
+    """
+    trial, reader = Trial(path), Reader(path)
+    beside = None if other is None else Trial(other)
+    found = findings(trial)
+    named = [name for each in found for name in each.tensors]
+    shown = [
+        _section("comparison", "Two runs", 15, comparison(trial, beside)),
+        _section("findings", "Findings", 20, _findings(trial, found)),
+        _section("metrics", "Loss and metrics", 30, scalars(trial, reader, beside)),
+        *(
+            _section(key, title, order, blocks)
+            for key, title, order, blocks in (
+                ("layers", "Layers", 40, heat_maps(reader)),
+                ("distributions", "Distributions", 41, distributions(reader, named)),
+            )
+        ),
+        _section("saved", "What was saved", 90, _saved(trial)),
+    ]
+    return [each for each in shown if each["blocks"]]
+
+
+def _section(key: str, title: str, order: float, blocks: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"id": key, "title": title, "order": order, "blocks": blocks}
+
+
+def findings(trial: Trial) -> list[Finding]:
+    """What rules found while the run went on; where they found nothing, what they find now in a short run."""
+    found = trial.findings() or (trial.judge() if 0 < len(trial.steps()) <= JUDGED else [])
+    return sorted(found, key=lambda each: each.step)
+
+
+def _findings(trial: Trial, found: list[Finding]) -> list[dict[str, Any]]:
+    if not trial.steps() and not found:
+        return []
+    if not found:
+        again = len(trial.steps()) > JUDGED
+        looks = f" `loopwise debug findings {trial.path}` looks at all saved steps again." if again else ""
+        return [_text(f"No rule found anything wrong.{looks}")]
+    blocks = [] if len(found) <= SHOWN else [_text(f"The first {SHOWN} of {len(found)} findings.")]
+    return blocks + [_finding(each) for each in found[:SHOWN]]
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    keys = ("severity", "rule", "step", "what", "advice", "line")
+    return {"kind": "finding", **{key: getattr(finding, key) for key in keys}, "plot": _evidence(finding)}
+
+
+def _evidence(finding: Finding) -> dict[str, Any] | None:
+    series = {name: points for name, points in finding.evidence.items() if points}
+    if not series:
+        return None
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers" if len(points) < 60 else "lines",
+            "marker": {"size": 4},
+            "name": name,
+            "x": [step for step, _ in points],
+            "y": [value for _, value in points],
+        }
+        for name, points in series.items()
+    ]
+    positive = [value for points in series.values() for _, value in points if value > 0]
+    wide = len(positive) == sum(map(len, series.values())) and max(positive) > 100 * min(positive)
+    layout = {
+        "height": 220,
+        "showlegend": True,
+        "xaxis": {"title": {"text": "step"}},
+        "yaxis": {"type": "log" if wide else "linear"},
+        "shapes": [_line(finding.step, finding.severity)],
+    }
+    describe = f"{', '.join(series)} over the saved steps up to step {finding.step}"
+    return {"title": finding.rule.replace("_", " "), "describe": describe, "data": data, "layout": layout}
+
+
+def _line(step: int, color: str) -> dict[str, Any]:
+    """A line at a step."""
+    ends = {"x0": step, "x1": step, "y0": 0, "y1": 1, "yref": "paper"}
+    return {"type": "line", **ends, "line": {"color": color}}
+
+
+def _saved(trial: Trial) -> list[dict[str, Any]]:
+    steps, events = trial.steps(), trial.events
+    if not steps and not events and not trial.torn:
+        return []
+    world = int(trial.info.get("world", 1))
+    rows = [[f"steps of {mode}", span(trial.steps(mode))] for mode in trial.modes]
+    rows += [
+        [f"tensors and numbers in {name}", f"{len(trial.names(collection=name)):,}"]
+        for name in trial.collections()
+    ]
+    rows.append(["ranks that saved", f"{', '.join(map(str, trial.ranks)) or 'none'} of {world}"])
+    rows.append(["lost records", f"{trial.torn:,}"])
+    blocks = [_table("Steps and tensors", ["", ""], rows)]
+    if trial.torn:
+        blocks.append(_text("Records were cut by the end of a process or damaged; all others are shown."))
+    if events:
+        latest = [[each.get("step"), each["rank"], str(each["event"])] for each in events[-LATEST:]]
+        title = "Events" if len(events) <= LATEST else f"The last {LATEST} of {len(events)} events"
+        blocks.append(_table(title, ["step", "rank", "event"], latest))
+    return blocks
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"kind": "text", "text": text}
+
+
+def _table(title: str, columns: list[str], rows: list[list[Any]]) -> dict[str, Any]:
+    return {"kind": "table", "title": title, "columns": columns, "rows": rows}

@@ -1,0 +1,165 @@
+"use strict";
+// The page itself: its theme, where one is in it, and what is new of a run that goes on.
+
+const root = document.documentElement;
+const button = document.getElementById("theme");
+const prefers = matchMedia("(prefers-color-scheme: dark)");
+
+function kept(value) {
+  try {
+    if (value) localStorage.setItem("loopwise-theme", value);
+    return localStorage.getItem("loopwise-theme");
+  } catch {
+    return value; // storage is switched off
+  }
+}
+
+function theme() {
+  return root.dataset.theme ?? (prefers.matches ? "dark" : "light");
+}
+
+function show() {
+  const other = theme() === "dark" ? "light" : "dark";
+  button.textContent = other === "dark" ? "Dark" : "Light";
+  button.setAttribute("aria-label", `Use the ${other} colours`);
+  drawn().forEach(draw);
+}
+
+if (kept()) root.dataset.theme = kept();
+button.addEventListener("click", () => {
+  root.dataset.theme = theme() === "dark" ? "light" : "dark";
+  kept(root.dataset.theme);
+  show();
+});
+prefers.addEventListener("change", show);
+show();
+adopt(document);
+
+// -- where one is ----------------------------------------------------------------------------------
+
+const visible = new Set();
+const passing = new IntersectionObserver(
+  (entries) => {
+    for (const { target, isIntersecting } of entries) visible[isIntersecting ? "add" : "delete"](target.id);
+    mark();
+  },
+  { rootMargin: "-10% 0px -60% 0px" },
+);
+
+function mark() {
+  for (const link of document.querySelectorAll("nav a")) {
+    const here = visible.has(link.hash.slice(1));
+    here ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current");
+  }
+}
+document.querySelectorAll("section").forEach((section) => passing.observe(section));
+
+// -- what is new -----------------------------------------------------------------------------------
+
+const REACHED = "a, select, [tabindex]";
+
+function replace(element, block) {
+  if (element.dataset.hash === block.hash) return;
+  for (const [key, figure] of Object.entries(block.plots)) figures.set(key, figure);
+  if (document.activeElement?.matches("select") && element.contains(document.activeElement)) {
+    drawn(element).forEach(draw); // its list may be open
+    return;
+  }
+  element.dataset.hash = block.hash;
+  const place = [...element.querySelectorAll(REACHED)].indexOf(document.activeElement);
+  const { scrollTop = 0, scrollLeft = 0 } = element.querySelector(".scroll, ul") ?? {};
+  const chosen = element.querySelector("select")?.value;
+  const old = new Map(drawn(element).map((box) => [box.dataset.plot, box]));
+  const fresh = document.createElement("div");
+  fresh.innerHTML = block.html;
+  for (const option of fresh.querySelectorAll("option")) {
+    if (option.value === chosen) choose(Object.assign(option.closest("select"), { value: chosen }));
+  }
+  for (const box of fresh.querySelectorAll(".plot")) {
+    const same = old.get(box.dataset.plot);
+    same?.setAttribute("aria-label", box.getAttribute("aria-label"));
+    if (same) box.replaceWith(same);
+    old.delete(box.dataset.plot);
+  }
+  old.forEach((box) => Plotly.purge(box));
+  element.replaceChildren(...fresh.childNodes);
+  drawn(element).forEach(draw);
+  adopt(element);
+  Object.assign(element.querySelector(".scroll, ul") ?? {}, { scrollTop, scrollLeft });
+  if (place >= 0) element.querySelectorAll(REACHED)[place]?.focus({ preventScroll: true });
+}
+
+function fill(section, blocks) {
+  const old = new Map([...section.querySelectorAll(":scope > .block")].map((each) => [each.dataset.key, each]));
+  let last = section.querySelector("h2");
+  for (const block of blocks) {
+    const element = old.get(block.key) ?? document.createElement("div");
+    element.className = "block";
+    element.dataset.key = block.key;
+    if (last.nextElementSibling !== element) last.after(element);
+    replace(element, block);
+    old.delete(block.key);
+    last = element;
+  }
+  for (const gone of old.values()) {
+    drawn(gone).forEach((box) => Plotly.purge(box));
+    gone.remove();
+  }
+}
+
+function update(state) {
+  replace(document.getElementById("head"), state.head);
+  replace(document.getElementById("nav"), state.nav);
+  const main = document.getElementById("main");
+  let last = main.querySelector("noscript");
+  for (const each of state.sections) {
+    let section = document.getElementById(each.id);
+    if (!section) {
+      section = document.createElement("section");
+      section.id = each.id;
+      section.setAttribute("aria-labelledby", `${each.id}-h`);
+      section.append(Object.assign(document.createElement("h2"), { id: `${each.id}-h`, textContent: each.title }));
+      passing.observe(section);
+    }
+    if (last.nextElementSibling !== section) last.after(section);
+    fill(section, each.blocks);
+    last = section;
+  }
+  const ids = new Set(state.sections.map((each) => each.id));
+  for (const section of main.querySelectorAll("section")) if (!ids.has(section.id)) section.remove();
+  data.run = state.run;
+  data.etag = state.etag;
+  mark();
+}
+
+function clock(when) {
+  return new Date(when * 1000).toLocaleTimeString();
+}
+
+function said() {
+  const { state, written, quiet } = data.run;
+  if (lost) return `The server does not answer; this is how it was at ${clock(lost)}`;
+  if (state !== "running") return `The run is ${state}`;
+  if (written && Date.now() / 1000 - written > quiet) return `No longer writing: the last was at ${clock(written)}`;
+  return "Live";
+}
+
+let lost = 0;
+let heard = Date.now() / 1000;
+async function poll() {
+  if (!document.hidden) {
+    try {
+      const answer = await fetch("sections.json", { cache: "no-store", headers: { "If-None-Match": `"${data.etag}"` } });
+      if (answer.status === 200) update(await answer.json());
+      lost = 0;
+      heard = Date.now() / 1000;
+    } catch {
+      lost = heard;
+    }
+  }
+  const text = said();
+  const live = document.getElementById("live");
+  if (live.textContent !== text) live.textContent = text;
+  setTimeout(poll, 2000);
+}
+if (data.live) poll();

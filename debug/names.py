@@ -42,14 +42,14 @@ def plain(name: str) -> str:
 def modules(models: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
     """Prefix (``layer4.1.conv2.``; empty for a lone model itself) and module, each module once."""
     for key, model in models.items():
-        for name, module in _root(model).named_modules():
+        for name, module in root(model).named_modules():
             yield _prefix(key) + plain(f"{name}." if name else ""), module
 
 
 def parameters(models: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
     """Name and parameter, each parameter once."""
     for key, model in models.items():
-        for name, parameter in _root(model).named_parameters():
+        for name, parameter in root(model).named_parameters():
             yield _prefix(key) + plain(name), parameter
 
 
@@ -86,7 +86,7 @@ def _prefix(key: str) -> str:
     return f"{key}." if key else ""
 
 
-def _root(model: nn.Module) -> nn.Module:
+def root(model: nn.Module) -> nn.Module:
     """The model beneath the wrappers of DDP and torch.compile, in any order."""
     inner = unwrapped(getattr(model, "_orig_mod", model))
-    return inner if inner is model else _root(inner)
+    return inner if inner is model else root(inner)

@@ -23,7 +23,7 @@ from . import door, missing, names
 from .budget import Budget
 from .clock import Clock
 from .collection import Collection, Save, collection_of, due
-from .companions import Companions
+from .companions import Companion, Companions
 from .health import Health
 from .judge import Judge, Rules
 from .loan import Loan
@@ -34,6 +34,7 @@ from .rules import Finding
 from .saving import Saving
 from .snapshot import Snapshot
 from .taps import Tap, Taps
+from .trap import Trap
 from .updates import Groups, Updates
 from .writer import Writer
 
@@ -68,6 +69,8 @@ class Watch:
             is more, fewer steps are saved, which is said once and counted.  ``None``: no limit.
         gather: put shards of FSDP2 together and save whole tensors on rank 0 (a collective of all
             ranks at each saved step); otherwise each rank saves its own.
+        trap: look at each step's gradients and losses; where they are not finite, find out by a replay of the step
+            where that began, and write its batch into ``debug/blackbox``.
         strict: raise where something to be saved never came by the end of the first saved step;
             otherwise warn.
 
@@ -90,6 +93,7 @@ class Watch:
         policy: str = "block",
         max_overhead: float | None = None,
         gather: bool = False,
+        trap: bool = True,
         strict: bool = False,
     ) -> None:
         self._models = names.by_key(model, nn.Module, "model")
@@ -130,7 +134,7 @@ class Watch:
         )
         self._cleanup = contextlib.ExitStack()
         self._closed = False
-        self._companions = Companions((), self._reports.say)
+        self._companions = Companions(self._companions_wanted(trap), self._reports.say)
         if self._active:
             self._refresh()
             if self._taps:
@@ -139,6 +143,10 @@ class Watch:
                 self._cleanup.enter_context(compiled.seen(self._models.values()))
             self._open()
         self._companions.begin(0, "train")
+
+    def _companions_wanted(self, trap: bool) -> Iterator[Companion]:
+        if trap:
+            yield Trap(self._models, self._optimizers, self.run, self._scaler, lambda: self._reports.findings)
 
     # -- the user's calls -----------------------------------------------------------------------
 

@@ -1,0 +1,54 @@
+"""Whether tensors are finite, by one sum, and without waiting for an accelerator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch.distributed.tensor import DTensor
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def total(tensors: Iterable[torch.Tensor]) -> torch.Tensor | None:
+    """The sum of all elements: not finite where one of them is not, or where the sum overflows.
+
+    Returns:
+        A number on the device of the first tensor; ``None`` where there is nothing to sum.
+    """
+    sums: list[torch.Tensor] = []
+    for tensor in tensors:
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        if local.layout is torch.sparse_coo:
+            local = local._values()
+        sums.append(local.sum(dtype=torch.float32) if local.dtype in HALVES else local.sum())
+    if not sums:
+        return None
+    device = sums[0].device
+    if any([each.device != device or each.dtype != sums[0].dtype for each in sums]):
+        sums = [each.to(device, torch.float64, non_blocking=True) for each in sums]
+    return torch.stack(sums).sum()
+
+
+class Flag:
+    """A sum on its way to the host.
+
+    Args:
+        value: the sum; on an accelerator it is copied when the device gets there.
+    """
+
+    def __init__(self, value: torch.Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._host = value
+        if value.device.type == "cuda":
+            self._host = torch.empty((), dtype=value.dtype, pin_memory=True)
+            self._host.copy_(value, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(value.device))
+
+    def is_finite(self) -> bool:
+        """Waits until it is known."""
+        if self._event is not None:
+            self._event.synchronize()
+        return math.isfinite(self._host.item())

@@ -1,0 +1,297 @@
+"""Traps the first step whose loss or gradients are not finite, and finds out where that began.
+
+Each optimizer's step is preceded by one reduction over its gradients.  Where their sum is not finite, the model is
+called again with the inputs, the random states and the weights of that step, and each operation is looked at (`replay`).
+On the CPU the sum is known before the update.  On an accelerator it is read before the next one, so that nothing
+waits; the weights that the step began with are kept until then, if they are small beside the device's memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from loopwise.model import is_sharded
+from loopwise.run import Run
+
+from .. import names
+from ..companions import Scalars
+from ..rules import Finding
+from ..zeroing import captures
+from .blackbox import write
+from .calls import Calls
+from .flag import Flag, total
+from .origin import Origin
+from .replay import not_finite, replay
+
+KEEP = 3
+"""Steps in a black box."""
+ALARMS = 3
+"""Steps of a run that are replayed, and black boxes that are written, at most."""
+SHARE = 0.1
+"""Of an accelerator's memory that a copy of the weights may take."""
+LOSSES = 20
+"""Of the last losses those in a finding."""
+NO_REPLAY = (nn.SyncBatchNorm,)
+"""Modules whose forward pass talks to other ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A sum that is not known yet, and the parameters it is of."""
+
+    step: int
+    flag: Flag
+    parameters: Sequence[nn.Parameter]
+
+
+class Trap:
+    """Goes along with a ``Watch``.
+
+    Args:
+        models, optimizers: by key, as the ``Watch`` has them.
+        run: where black boxes are written.
+        scaler: the ``torch.amp.GradScaler``: gradients that overflow are its way to find the scale.
+        found: what rules found so far; a critical one and a loss spike write a black box, too.
+        deferred: read sums one step later; default: on accelerators.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        optimizers: Mapping[str, Optimizer],
+        run: Run,
+        scaler: Any = None,
+        found: Callable[[], list[Finding]] = list,
+        deferred: bool | None = None,
+    ) -> None:
+        self._models, self._run, self._scaler, self._found = models, run, scaler, found
+        self._deferred = _small(models, names.device(models)) if deferred is None else deferred
+        self._calls = Calls(models, KEEP, self._tried)
+        self._handles = [o.register_step_pre_hook(self._hook) for o in optimizers.values()]
+        self._optimizers = optimizers
+        self._waiting: list[_Waiting] = []
+        self._before: list[torch.Tensor] = []
+        self._step, self._alarmed, self._copied = 0, -2, -1
+        self._seen, self._boxes = 0, 0
+        self._losses: deque[tuple[int, float]] = deque(maxlen=LOSSES)
+        self._pending: list[tuple[int, Origin | None, str]] = []
+        self._findings: list[Finding] = []
+        self._error: Exception | None = None
+
+    def begin(self, step: int, mode: str) -> None:
+        self._step = step
+        self._calls.open = mode == "train" and self._boxes < ALARMS
+        self._calls.begin(step)
+
+    def end(self, step: int, mode: str, scalars: Scalars) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        if mode == "train" and self._calls.open:
+            self._look_at_losses(step, scalars)
+            self._write_box_of_rules(step)
+        self._calls.open = False
+        for number, origin, box in self._pending:
+            self._findings.append(self._finding(number, origin, box, scalars))
+        self._pending.clear()
+
+    def findings(self) -> list[Finding]:
+        found, self._findings = self._findings, []
+        return found
+
+    def close(self) -> None:
+        with self._tried():
+            self._settle()
+        for number, origin, box in self._pending:
+            self._findings.append(self._finding(number, origin, box, {}))
+        for handle in self._handles:
+            handle.remove()
+        self._calls.close()
+        self._before.clear()
+
+    # -- asking -----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _tried(self) -> Iterator[None]:
+        """What fails in a hook ends no training; it is raised where the ``Watch`` expects it."""
+        try:
+            with torch.no_grad():
+                yield
+        except Exception as error:
+            self._error = error
+
+    def _hook(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._calls.open or self._error is not None or captures():
+            return
+        with self._tried():
+            self._settle()
+            if self._scaler is not None and self._scaler.is_enabled():
+                return
+            held = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            value = total([p.grad for p in held if p.grad is not None])
+            if value is not None:
+                self._ask(value, held)
+            if self._deferred:
+                self._keep_weights()
+
+    def _ask(self, value: torch.Tensor, parameters: Sequence[nn.Parameter]) -> None:
+        self._waiting.append(_Waiting(self._step, Flag(value), parameters))
+        if not self._deferred:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Read the sums that are known by now."""
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            if each.flag.is_finite():
+                continue
+            late = each.step != self._step
+            gradients = [p.grad for p in each.parameters if p.grad is not None]
+            if late or not each.parameters or any(not_finite(_local(g)) for g in gradients):
+                self._alarm(each.step)
+
+    def _look_at_losses(self, step: int, scalars: Scalars) -> None:
+        """Losses too, for what comes of them may be finite all the same; without optimizers also gradients."""
+        losses = {name: value for name, value in scalars.items() if "loss" in name}
+        tensors = [v.detach() for v in losses.values() if isinstance(v, torch.Tensor)]
+        plain = [float(v) for v in losses.values() if not isinstance(v, torch.Tensor)]
+        known = [float(t) for t in tensors if t.device.type == "cpu" and t.numel() == 1]
+        self._losses.extend((step, value) for value in (plain + known)[:1])
+        if any(not math.isfinite(value) for value in plain):
+            self._alarm(step)
+        if tensors and (value := total(tensors)) is not None:
+            self._ask(value, ())
+        if not self._optimizers:
+            parameters = [
+                p for model in self._models.values() for p in model.parameters() if p.grad is not None
+            ]
+            value = total([p.grad for p in parameters if p.grad is not None])
+            if value is not None:
+                self._ask(value, parameters)
+
+    def _keep_weights(self) -> None:
+        """As they are before the first update of a step."""
+        if self._copied == self._step:
+            return
+        self._copied = self._step
+        parameters = self._parameters()
+        if len(self._before) != len(parameters):
+            self._before = [torch.empty_like(p) for p in parameters]
+        torch._foreach_copy_(self._before, parameters)
+
+    def _parameters(self) -> list[torch.Tensor]:
+        parameters = [p for model in self._models.values() for p in names.root(model).parameters()]
+        return [p.data for p in parameters]  # .data: no version bump for a graph that saved it
+
+    # -- finding out ------------------------------------------------------------------------------
+
+    def _alarm(self, step: int) -> None:
+        """A step that was not finite; not each of those that follow from it."""
+        last, self._alarmed = self._alarmed, step
+        if step <= last + 1 or self._boxes >= ALARMS:
+            return
+        with self._as_before():
+            origin = self._origin(step)
+            self._pending.append((step, origin, self._box(step)))
+
+    @contextlib.contextmanager
+    def _as_before(self) -> Iterator[None]:
+        """With the weights that the step began with, where they were kept."""
+        parameters = self._parameters()
+        if not self._deferred or len(self._before) != len(parameters):
+            yield
+            return
+        now = [parameter.clone() for parameter in parameters]
+        torch._foreach_copy_(parameters, self._before)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(parameters, now)
+
+    def _origin(self, step: int) -> Origin | None:
+        if any(_talks(model) for model in self._models.values()):
+            return None
+        for call in self._calls.of(step):
+            origin = replay(self._models[call.model], call)
+            if origin is not None:
+                return origin.of(call.model)
+        return None
+
+    def _box(self, step: int) -> str:
+        self._boxes += 1
+        return write(self._run, step, self._calls, self._models)
+
+    def _write_box_of_rules(self, step: int) -> None:
+        """A critical finding, and a loss that leapt: what came before it is worth keeping."""
+        new, self._seen = self._found()[self._seen :], len(self._found())
+        alarming = [f for f in new if f.severity == "critical" or f.rule == "loss_spike"]
+        if any(f.rule != "non_finite" for f in alarming) and self._boxes < ALARMS:
+            self._box(step)
+
+    def _finding(self, step: int, origin: Origin | None, box: str, scalars: Scalars) -> Finding:
+        calls = self._calls.of(step)
+        line = (origin.line if origin else "") or next((call.line for call in calls), "")
+        what = str(origin) if origin is not None else f"loss or gradients are not finite: {self._why(step)}"
+        if (origin is not None and origin.where == "loss") or (origin is None and calls):
+            what += _operations(scalars)
+        if any(call.changed for call in calls):
+            what += "; an input was changed in place since"
+        advice = (
+            origin.advice if origin is not None else "look at the loss's own operations, and at this batch"
+        )
+        evidence = {"loss": list(self._losses)} if self._losses else {}
+        tensors = (origin.module,) if origin is not None and origin.module else ()
+        return Finding(
+            "non_finite",
+            "critical",
+            step,
+            "train",
+            f"{what}; the batch is in {box}",
+            tensors,
+            evidence,
+            advice,
+            line,
+        )
+
+    def _why(self, step: int) -> str:
+        if any(_talks(model) for model in self._models.values()):
+            return "a model whose forward pass talks to other ranks is not called again"
+        if not self._calls.of(step):
+            return "the model was not called by itself, so it could not be called again"
+        return "calling the model again gave finite values, so it began in the loss, in another rank, or in compiled code"
+
+
+def _operations(scalars: Scalars) -> str:
+    """Names in the graph of the losses, from the loss towards the model."""
+    found: list[str] = []
+    for name, value in scalars.items():
+        node = value.grad_fn if isinstance(value, torch.Tensor) and "loss" in name else None
+        while node is not None and len(found) < 8:
+            found.append(node.name().removesuffix("Backward0"))
+            node = next((after for after, _ in node.next_functions if after is not None), None)
+    return f" (its operations, backwards: {', '.join(found)})" if found else ""
+
+
+def _talks(model: nn.Module) -> bool:
+    return is_sharded(model) or any(isinstance(module, NO_REPLAY) for module in model.modules())
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _small(models: Mapping[str, nn.Module], device: torch.device) -> bool:
+    """Whether sums are read later: on an accelerator that has room for another copy of the weights."""
+    if device.type != "cuda":
+        return False
+    size = sum(p.nbytes for model in models.values() for p in model.parameters())
+    return size <= SHARE * torch.cuda.get_device_properties(device).total_memory

@@ -150,19 +150,20 @@ class Run:
         """A run that is there, to be read: nothing is written into it.
 
         Raises:
-            InputError: there is none.
+            InputError: there is none, or it is of a newer schema.
         """
         run = cls.__new__(cls)
         run.path, run.resume, run._lines = os.fspath(path), False, {}
         run._find()
-        run.info()
+        if (found := run.info()["schema"]) > SCHEMA:
+            raise InputError(
+                f"{run.path!r} of schema {found}", f"at most {SCHEMA}", "by a newer Loopwise", "update it"
+            )
         return run
 
     def _find(self) -> None:
         self.fs, self.path = fsspec.core.url_to_fs(str(self.path))
-        self.local = "file" in (
-            self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
-        )
+        self.local = "file" in (self.fs.protocol, *self.fs.protocol)
 
     def exists(self) -> bool:
         return bool(self.fs.exists(f"{self.path}/run.json"))

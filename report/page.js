@@ -147,19 +147,21 @@ function said() {
 let lost = 0;
 let heard = Date.now() / 1000;
 async function poll() {
+  setTimeout(poll, 2000);
+  let fresh = null;
   if (!document.hidden) {
     try {
       const answer = await fetch("sections.json", { cache: "no-store", headers: { "If-None-Match": `"${data.etag}"` } });
-      if (answer.status === 200) update(await answer.json());
+      if (answer.status === 200) fresh = await answer.json();
       lost = 0;
       heard = Date.now() / 1000;
     } catch {
       lost = heard;
     }
   }
+  if (fresh) update(fresh);
   const text = said();
   const live = document.getElementById("live");
   if (live.textContent !== text) live.textContent = text;
-  setTimeout(poll, 2000);
 }
 if (data.live) poll();

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from loopwise.errors import LoopwiseError
 from loopwise.run import Run
 
 from .facts import signature
@@ -89,7 +90,14 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 30
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
+        try:
+            self._answer(self.path.partition("?")[0])
+        except (LoopwiseError, OSError) as error:  # the run is gone, or storage does not answer
+            self._send(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", str(error))
+
+    do_HEAD = do_GET
+
+    def _answer(self, path: str) -> None:
         if not self._is_asked_by_name():
             self._send(HTTPStatus.FORBIDDEN, "text/plain", "Only for this machine.")
         elif path == "/":
@@ -102,8 +110,6 @@ class Handler(BaseHTTPRequestHandler):
                 self._send(HTTPStatus.OK, "application/json", json.dumps(found), found["etag"])
         else:
             self._send(HTTPStatus.NOT_FOUND, "text/plain", "There is / and /sections.json.")
-
-    do_HEAD = do_GET
 
     def _is_asked_by_name(self) -> bool:
         """Whether the browser asks this machine: another site's name that leads here is refused."""

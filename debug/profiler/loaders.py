@@ -40,7 +40,9 @@ def leave(listener: Listener) -> None:
     with _lock:
         _listeners = tuple(each for each in _listeners if each is not listener)
         replaced = getattr(_BaseDataLoaderIter.__next__, "__wrapped__", None)
-        if not _listeners and _original is not None and replaced is _original:  # nobody else replaced it since
+        if (
+            not _listeners and _original is not None and replaced is _original
+        ):  # nobody else replaced it since
             _BaseDataLoaderIter.__next__ = _original  # type: ignore[method-assign]
             _original = None
 

@@ -220,4 +220,4 @@ def check(interval: float) -> None:
 
 def _short(value: float) -> float:
     """Without decimals that say nothing."""
-    return round(value, 1) if abs(value) < 1e4 else float(round(value))
+    return float(round(value)) if abs(value) >= 1e4 else round(value, 1)

@@ -58,21 +58,31 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
 
 def phases(records: Iterable[Mapping[str, Any]]) -> Table:
     """Records of ``debug/phases`` as one table; a phase that a record does not have took no time in it."""
-    records = list(records)
-    columns = list(FIXED)
-    for record in records:
-        columns += [name for name in record["columns"] if name not in columns]
-    modes: list[str] = []
-    parts = [np.empty((0, len(columns)))]
+    parts = [Table(FIXED, np.empty((0, len(FIXED))))]
     for record in records:
         rows = [row for row in record["rows"] if len(row) == len(record["columns"]) + 1]
-        modes += [str(row[0]) for row in rows]
-        part = np.zeros((len(rows), len(columns)))
-        part[:, [columns.index(name) for name in record["columns"]]] = np.array(
-            [row[1:] for row in rows], np.float64
-        ).reshape(len(rows), -1)
-        parts.append(part)
-    return Table(tuple(columns), np.concatenate(parts), tuple(modes))
+        numbers = np.array([row[1:] for row in rows], np.float64).reshape(len(rows), len(record["columns"]))
+        parts.append(Table(tuple(record["columns"]), numbers, tuple(str(row[0]) for row in rows)))
+    return joined(parts)
+
+
+def joined(tables: Sequence[Table]) -> Table:
+    """One behind the other; a column that one does not have is zero in it."""
+    columns = list(dict.fromkeys(name for each in tables for name in each.columns))
+    rows = np.zeros((sum(map(len, tables)), len(columns)))
+    at = 0
+    for each in tables:
+        rows[at : at + len(each), [columns.index(name) for name in each.columns]] = each.rows
+        at += len(each)
+    return Table(tuple(columns), rows, tuple(mode for each in tables for mode in each.modes))
+
+
+def percentiles(values: Floats, counts: Floats, of: Sequence[float]) -> list[float]:
+    """Percentiles of values that stand for several each, such as a row's mean for its steps."""
+    order = np.argsort(values)
+    reached = np.cumsum(counts[order])
+    at = np.searchsorted(reached, np.asarray(of) / 100 * reached[-1]).clip(max=len(values) - 1)
+    return [float(value) for value in values[order][at]]
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,8 @@ class Series:
             steps = np.zeros(len(of))
         every = max(1, -(-len(of) // SHOWN))
         return {
-            name: [(int(step), float(value)) for step, value in zip(steps[::every], found[::every], strict=True)]
+            name: [
+                (int(step), float(value)) for step, value in zip(steps[::every], found[::every], strict=True)
+            ]
             for name, found in values.items()
         }

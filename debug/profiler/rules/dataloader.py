@@ -17,9 +17,7 @@ from ...rules.finding import Rule, Seen
 from ..series import Series
 
 
-def check(
-    series: Series, share: float = 0.25, seconds: float = 30.0, workers: float = 2.0
-) -> Iterator[Seen]:
+def check(series: Series, share: float = 0.25, seconds: float = 30.0, workers: float = 2.0) -> Iterator[Seen]:
     train = series.train
     total = float((train["seconds"] - train["loopwise"]).sum())
     if not len(train) or total < seconds:
@@ -28,7 +26,11 @@ def check(
     if waiting > share * total:
         spare = max(total - waiting, 1e-3 * total)
         needed = math.ceil(now * total / spare if now else waiting / spare)
-        enough = f"about {needed} would fill it" if needed <= 2 * series.cores else "no number of them would do here"
+        enough = (
+            f"about {needed} would fill it"
+            if needed <= 2 * series.cores
+            else "no number of them would do here"
+        )
         each = train["count"]
         yield Seen(
             f"the loader is the bottleneck: {waiting / total:.0%} of a step is spent waiting for it, "

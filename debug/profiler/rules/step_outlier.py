@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from ...rules.finding import Rule, Seen
 from ..phases import KINDS
-from ..series import Series
+from ..series import Series, percentiles
 
 
 def check(
@@ -24,17 +22,20 @@ def check(
     total = float((train["seconds"] - train["loopwise"]).sum())
     if not len(train) or total < seconds:
         return
-    usual = float(np.median((train["seconds"] - train["loopwise"]) / train["count"]))
+    each = train["count"]
+    usual = percentiles((train["seconds"] - train["loopwise"]) / each, each, [50])[0]
     longest = train["longest"] - train["loopwise"]
     far = longest > ratio * usual
     lost = float((longest[far] - usual).sum())
     if far.sum() < outliers or lost <= share * total:
         return
-    kinds = (*KINDS, "other")
-    more = [float((train[kind][far] - np.median(train[kind] / train["count"]) * train["count"][far]).sum()) for kind in kinds]
+    more = {
+        kind: float((train[kind] - percentiles(train[kind] / each, each, [50])[0] * each)[far].sum())
+        for kind in (*KINDS, "other")
+    }
     yield Seen(
         f"{far.sum()} steps took more than {ratio:g} times the median of {usual:.3g} s, {lost / total:.0%} of the "
-        f"time in all, most of it in the phase {kinds[int(np.argmax(more))]!r}",
+        f"time in all, most of it in the phase {max(more, key=lambda kind: more[kind])!r}",
         (),
         series.points({"step, s": longest}, train),
     )

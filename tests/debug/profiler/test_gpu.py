@@ -1,0 +1,140 @@
+"""Columns of devices.  NVML and CUDA events are stood in for: what is held is what is made of what they tell."""
+
+import math
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from loopwise.debug.profiler import gpu, page, reading, series
+from loopwise.debug.profiler.events import GPU
+from loopwise.debug.profiler.phases import Phases
+from loopwise.debug.profiler.sampler import Sampler
+
+
+def nvml(devices=2, driver=True, power=True):
+    """A module in the place of pynvml, for devices at 10 %, 20 %, ..."""
+    found = types.ModuleType("pynvml")
+    found.calls = []
+
+    class NVMLError(Exception):
+        pass
+
+    def init():
+        if not driver:
+            raise NVMLError("no driver")
+        found.calls.append("init")
+
+    def watts(handle):
+        if not power:
+            raise NVMLError("not supported")
+        return 1000 * (100 + handle)
+
+    found.NVMLError, found.nvmlInit = NVMLError, init
+    found.nvmlShutdown = lambda: found.calls.append("shutdown")
+    found.nvmlDeviceGetCount = lambda: devices
+    found.nvmlDeviceGetHandleByIndex = lambda index: index
+    found.nvmlDeviceGetName = lambda handle: b"H200" if handle else "H200"
+    found.nvmlDeviceGetUUID = lambda handle: f"GPU-uuid-{handle}"
+    found.nvmlDeviceGetMemoryInfo = lambda handle: types.SimpleNamespace(
+        used=(1 + handle) * 2**30, total=2**37
+    )
+    found.nvmlDeviceGetUtilizationRates = lambda handle: types.SimpleNamespace(gpu=10 * (1 + handle))
+    found.nvmlDeviceGetPowerUsage = watts
+    return found
+
+
+@pytest.fixture
+def take(monkeypatch, run, clock):
+    """Sample with such a module: the session, and the module."""
+
+    def body(module, used=()):
+        monkeypatch.setitem(sys.modules, "pynvml", module)
+        sampler = Sampler(run, 0.5, clock=clock, used=used)
+        for _ in range(3):
+            clock.tick(0.5)
+            sampler.sample()
+        sampler.close()
+        return reading.sessions(run.path)[0]
+
+    return body
+
+
+def test_devices_have_columns(take, run):
+    module = nvml()
+    session = take(module, used=["uuid-1"])
+    table = session.system()
+    assert list(table["gpu0"]) == [10.0] * 3
+    assert list(table["gpu1"]) == [20.0] * 3
+    assert list(table["gpu1_memory"]) == [2.0**31] * 3
+    assert list(table["gpu1_power"]) == [101.0] * 3
+    assert session.header["devices"] == {"gpu0": "H200", "gpu1": "H200"}
+    assert session.header["totals"]["gpu0_memory"] == 2**37
+    assert session.header["used"] == ["gpu1"]
+    assert module.calls == ["init", "shutdown"]
+    system = next(each for each in page.sections(run.path) if each["id"] == "system")
+    titles = [block["title"] for block in system["blocks"]]
+    assert {"Device utilization", "Device memory", "Device power"} <= set(titles)
+
+
+def test_what_a_device_does_not_tell_is_nan(take):
+    table = take(nvml(power=False)).system()
+    assert all(math.isnan(value) for value in table["gpu0_power"])
+    assert list(table["gpu0"]) == [10.0] * 3
+
+
+@pytest.mark.parametrize("module", [None, nvml(driver=False), nvml(devices=0)])
+def test_without_a_device_there_are_no_columns(take, module):
+    session = take(module)
+    assert not [name for name in session.header["columns"] if name.startswith("gpu")]
+    assert session.header["devices"] == {}
+
+
+def test_no_device_is_used_by_a_model_on_the_cpu():
+    assert gpu.identities([nn.Linear(2, 2)]) == []
+
+
+class Event:
+    """Passes when its time has come."""
+
+    now = 0.0
+
+    def __init__(self, at):
+        self.at = at
+
+    def query(self):
+        return Event.now >= self.at
+
+    def elapsed_time(self, other):
+        assert self.query()
+        assert other.query()
+        return other.at - self.at
+
+
+def test_times_of_a_device_come_when_it_is_there(monkeypatch, clock):
+    """Each event passes 10 ms after the one before, long after the host recorded it."""
+    from loopwise.debug.profiler import events
+
+    made = []
+
+    def record(self):
+        made.append(Event(10.0 * len(made)))
+        return made[-1]
+
+    monkeypatch.setattr(events.Events, "record", record)
+    phases = Phases(lambda: 0.0, events.Events(torch.device("cuda", 0)), clock)
+    phases.begin()
+    phases.forward_begins()
+    phases.forward_ends(True)
+    clock.tick(1)
+    phases.optimizer_begins()
+    phases.optimizer_ends()
+    phases.end(0, "train")
+    assert phases.drain() is None
+    Event.now = 1e9
+    table = series.phases([phases.drain()])
+    assert [float(table[name][0]) for name in GPU] == pytest.approx([0.01, 0.01, 0.01])
+    assert table["other"][0] == 0
+    assert table["backward"][0] == 1

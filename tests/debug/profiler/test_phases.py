@@ -1,0 +1,296 @@
+"""Each second of a step is in one phase, by a clock that is told; and real loops are seen without a word in them."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from loopwise import preserve
+from loopwise.debug.profiler import Profile, Profiler, loaders, reading, series
+from loopwise.debug.profiler.phases import ROW, Phases
+from loopwise.errors import InputError
+
+
+@pytest.fixture
+def phases(clock):
+    found = Phases(lambda: 0.0, clock=clock)
+    found.begin()
+    return found
+
+
+def taken(phases):
+    """Seconds by phase of the rows so far, without zeros."""
+    phases.close_row()
+    table = series.phases([phases.drain()])
+    return {
+        name: pytest.approx(float(table[name].sum()), abs=1e-6)
+        for name in ("seconds", *table.columns[6:])
+        if table[name].any()
+    }
+
+
+def load(phases, clock, seconds, workers=0):
+    start = phases.loads()
+    clock.tick(seconds)
+    phases.loaded(start, workers)
+
+
+def forward(phases, clock, seconds, grad=True):
+    phases.forward_begins()
+    clock.tick(seconds)
+    phases.forward_ends(grad)
+
+
+def update(phases, clock, seconds):
+    phases.optimizer_begins()
+    clock.tick(seconds)
+    phases.optimizer_ends()
+
+
+def test_a_step(phases, clock):
+    load(phases, clock, 1)
+    clock.tick(2)
+    forward(phases, clock, 4)
+    clock.tick(8)
+    update(phases, clock, 16)
+    clock.tick(32)
+    phases.end(0, "train")
+    expected = {"data": 1, "to_device": 2, "forward": 4, "backward": 8, "optimizer": 16, "other": 32}
+    assert taken(phases) == expected | {"seconds": 63}
+
+
+def test_accumulated_batches(phases, clock):
+    for _ in range(2):
+        load(phases, clock, 1)
+        forward(phases, clock, 2)
+        clock.tick(4)
+    forward(phases, clock, 8)
+    clock.tick(16)
+    phases.end(0, "train")
+    assert taken(phases) == {"data": 2, "forward": 12, "backward": 24, "seconds": 38}
+
+
+def test_forward_without_gradients_has_no_backward(phases, clock):
+    load(phases, clock, 1)
+    forward(phases, clock, 2, grad=False)
+    clock.tick(4)
+    phases.end(0, "eval")
+    assert taken(phases) == {"data": 1, "forward": 2, "other": 4, "seconds": 7}
+
+
+def test_a_model_in_a_model_counts_once(phases, clock):
+    phases.forward_begins()
+    forward(phases, clock, 2)
+    clock.tick(1)
+    phases.forward_ends(True)
+    phases.end(0, "train")
+    assert taken(phases) == {"forward": 3, "seconds": 3}
+
+
+def test_a_closure(phases, clock):
+    phases.optimizer_begins()
+    for _ in range(2):
+        forward(phases, clock, 2)
+        clock.tick(4)
+    clock.tick(1)
+    phases.optimizer_ends()
+    clock.tick(8)
+    phases.end(0, "train")
+    assert taken(phases) == {"forward": 4, "backward": 9, "other": 8, "seconds": 21}
+
+
+def test_a_model_that_is_not_seen_is_other(phases, clock):
+    load(phases, clock, 1)
+    clock.tick(2)
+    update(phases, clock, 4)
+    phases.end(0, "train")
+    assert taken(phases) == {"data": 1, "optimizer": 4, "other": 2, "seconds": 7}
+
+
+def test_forward_passes_of_others_are_not_the_users(phases, clock):
+    load(phases, clock, 1)
+    with preserve.preserve():
+        forward(phases, clock, 2)
+    clock.tick(4)
+    forward(phases, clock, 8)
+    phases.end(0, "train")
+    assert taken(phases) == {"data": 1, "to_device": 4, "forward": 8, "other": 2, "seconds": 15}
+
+
+def test_what_the_watch_takes_is_in_no_other_phase(clock):
+    spent = [0.0]
+    phases = Phases(lambda: spent[0], clock=clock)
+    phases.begin()
+    phases.forward_begins()
+    clock.tick(3)
+    spent[0] += 1  # a tap in the forward pass
+    phases.forward_ends(True)
+    clock.tick(4)
+    spent[0] += 2
+    phases.end(0, "train")
+    assert taken(phases) == {"forward": 2, "backward": 2, "loopwise": 3, "seconds": 7}
+
+
+def test_phases_of_the_users(phases, clock):
+    with phases.phase("augmentation"):
+        clock.tick(1)
+        forward(phases, clock, 2)
+        assert phases.loads() is None
+        clock.tick(1)
+    with phases.phase("data"):
+        clock.tick(8)
+    phases.end(0, "train")
+    assert taken(phases) == {"augmentation": 4, "data": 8, "seconds": 12}
+
+
+@pytest.mark.parametrize("name", ["", None, "step", "count", "other", "loopwise", "mode", "gpu_forward"])
+def test_names_that_phases_cannot_have(phases, name):
+    with pytest.raises(InputError) as error, phases.phase(name):
+        pass
+    assert f"the phase {name!r}" in str(error.value)
+
+
+def test_a_step_that_ends_inside_of_a_phase(phases, clock):
+    with phases.phase("odd"):
+        clock.tick(1)
+        phases.end(0, "train")
+        phases.begin()
+        clock.tick(2)
+    forward(phases, clock, 4)
+    phases.end(1, "train")
+    assert taken(phases) == {"forward": 4, "other": 3, "seconds": 7}
+
+
+def test_other_threads_do_not_count(phases, clock):
+    def body():
+        forward(phases, clock, 1)
+        assert phases.loads() is None
+        with phases.phase("elsewhere"):
+            update(phases, clock, 1)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    phases.end(0, "train")
+    assert taken(phases) == {"other": 2, "seconds": 2}
+
+
+def test_short_steps_share_a_row_and_long_ones_do_not(phases, clock):
+    for step, seconds in enumerate([ROW / 4] * 6 + [2 * ROW] * 2):
+        phases.begin()
+        clock.tick(seconds)
+        phases.end(step, "eval" if step == 5 else "train")
+    phases.close_row()
+    table = series.phases([phases.drain()])
+    assert list(table["count"]) == [4, 1, 1, 1, 1]
+    assert list(table["step"]) == [3, 4, 5, 6, 7]
+    assert table.modes == ("train", "train", "eval", "train", "train")
+    assert table["longest"] == pytest.approx([ROW / 4] * 3 + [2 * ROW] * 2)
+    assert phases.drain() is None
+
+
+def test_a_step_that_is_begun_anew_is_none(phases, clock):
+    clock.tick(5)
+    phases.begin()
+    clock.tick(1)
+    phases.end(0, "eval")
+    assert taken(phases) == {"other": 1, "seconds": 1}
+
+
+# -- real loops -------------------------------------------------------------------------------------
+
+
+def parts():
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    data = TensorDataset(torch.randn(24, 4), torch.arange(24) % 3)
+    return net, torch.optim.SGD(net.parameters(), 0.1), data
+
+
+def train(net, optimizer, loader, profiler, epochs=1):
+    step = 0
+    profiler.begin(step, "train")
+    for _ in range(epochs):
+        for x, y in loader:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+            profiler.end(step, "train", {})
+            step += 1
+            profiler.begin(step, "train")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_real_loop(run, workers):
+    net, optimizer, data = parts()
+    profiler = Profiler({"": net}, {"": optimizer}, run, Profile())
+    train(net, optimizer, DataLoader(data, batch_size=4, num_workers=workers), profiler)
+    profiler.close()
+    table = reading.sessions(run.path)[0].phases()
+    assert table["count"].sum() == 6
+    assert (table["workers"] == workers).all()
+    for name in ("data", "to_device", "forward", "backward", "optimizer"):
+        assert (table[name] > 0).all(), name
+    parts_of = sum(table[name] for name in ("data", "to_device", "forward", "backward", "optimizer", "other"))
+    assert parts_of == pytest.approx(table["seconds"], abs=1e-4)
+
+
+def test_loaders_are_as_they_were_when_the_last_has_left():
+    before = _BaseDataLoaderIter.__next__
+    _, _, data = parts()
+    first, second = Phases(lambda: 0.0), Phases(lambda: 0.0)
+    loaders.listen(first)
+    patched = _BaseDataLoaderIter.__next__
+    loaders.listen(second)
+    assert _BaseDataLoaderIter.__next__ is patched is not before
+    for each in (first, second):
+        each.begin()
+    next(iter(DataLoader(data)))
+    assert first._seconds["data"] > 0
+    assert second._seconds["data"] > 0
+    loaders.leave(first)
+    assert _BaseDataLoaderIter.__next__ is patched
+    loaders.leave(second)
+    assert _BaseDataLoaderIter.__next__ is before
+    loaders.leave(second)
+
+
+def test_a_loader_that_somebody_else_replaced_stays_so(monkeypatch):
+    before, listener = _BaseDataLoaderIter.__next__, Phases(lambda: 0.0)
+    loaders.listen(listener)
+    ours = _BaseDataLoaderIter.__next__
+    theirs = lambda self: ours(self)  # noqa: E731
+    monkeypatch.setattr(_BaseDataLoaderIter, "__next__", theirs)
+    loaders.leave(listener)
+    assert _BaseDataLoaderIter.__next__ is theirs
+    _, _, data = parts()
+    assert len(list(DataLoader(data))) == 24
+    _BaseDataLoaderIter.__next__ = ours  # they leave after us
+    loaders.listen(listener)
+    loaders.leave(listener)
+    assert _BaseDataLoaderIter.__next__ is before
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata's own
+def test_loaders_of_torchdata(run):
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+    net, optimizer, data = parts()
+    profiler = Profiler({"": net}, {"": optimizer}, run, Profile())
+    train(net, optimizer, stateful.StatefulDataLoader(data, batch_size=4), profiler)
+    profiler.close()
+    assert reading.sessions(run.path)[0].phases()["data"].sum() > 0
+
+
+def test_a_custom_loop_that_calls_nothing_of_ours(run):
+    net, _, _ = parts()
+    profiler = Profiler({"": net}, {}, run, Profile())
+    for step in range(3):
+        profiler.begin(step, "train")
+        profiler.end(step, "train", {})
+    profiler.close()
+    table = reading.sessions(run.path)[0].phases()
+    assert table["count"].sum() == 3
+    assert table["forward"].sum() == 0

@@ -1,0 +1,238 @@
+"""Profiler rules: what each finds and does not find; live and offline they find the same."""
+
+import inspect
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from loopwise.debug.profiler import PROFILE_RULES, Profile, Profiler, reading
+from loopwise.debug.profiler.judge import ProfileJudge
+from loopwise.debug.profiler.phases import FIXED
+from loopwise.debug.profiler.series import Series, Table
+from loopwise.errors import InputError
+
+START, GIB = 1000.0, 2**30
+SAMPLES, STEPS = 1000, 400
+
+
+def machine(devices=0, **columns):
+    """Samples every half second of a machine with two cores; columns by name, as numbers or arrays."""
+    names = ["time", "late", "missed", "process_cpu", "process_memory", "cpu", "iowait", "cpu0", "cpu1"]
+    names += [f"gpu{i}{suffix}" for i in range(devices) for suffix in ("", "_memory", "_power")]
+    values = dict.fromkeys(names, 0.0) | {"cpu": 50.0, "cpu0": 60.0, "cpu1": 40.0, "process_memory": GIB}
+    for i in range(devices):
+        values |= {f"gpu{i}": 95.0, f"gpu{i}_memory": 30 * GIB, f"gpu{i}_power": 300.0}
+    values |= columns | {"time": START + 2 + 0.5 * np.arange(SAMPLES)}
+    rows = np.stack([np.broadcast_to(values[name], SAMPLES) for name in names], axis=1).astype(float)
+    totals = {f"gpu{i}_memory": 40 * GIB for i in range(devices)}
+    used = [f"gpu{i}" for i in range(devices)]
+    header = {"session": START, "interval": 0.5, "cores": 2, "totals": totals, "used": used, "columns": names}
+    return header, Table(tuple(names), rows)
+
+
+def loop(seconds=0.5, data=0.02, workers=2, **columns):
+    """Training steps, one a row."""
+    each = np.broadcast_to(np.asarray(seconds, float), STEPS)
+    values = dict.fromkeys(FIXED, 0.0) | {"step": np.arange(STEPS), "count": 1, "workers": workers}
+    values |= {"seconds": each, "longest": each, "time": START + 1 + np.cumsum(each), "data": data}
+    values |= {"forward": each - data} | columns
+    rows = np.stack([np.broadcast_to(values[name], STEPS) for name in FIXED], axis=1)
+    return Table(FIXED, rows.astype(float), ("train",) * STEPS)
+
+
+def seen(rule, system=None, phases=None, first=START + 1.5, **thresholds):
+    header, table = system or machine()
+    phases = loop() if phases is None else phases
+    return list(PROFILE_RULES[rule].check(Series(START, header, table, phases, first), **thresholds))
+
+
+rng = np.random.default_rng(0)
+saw = np.where(np.arange(SAMPLES) % 4, 0.0, 50.0)
+FAULTS = {
+    "batch_size": ({"system": machine(1, gpu0=30.0, gpu0_memory=8 * GIB)}, "gpu0 is below 30 %"),
+    "cpu_bottleneck": ({"system": machine(1, gpu0=2.0, cpu0=100.0)}, "in 100% of the samples gpu0"),
+    "dataloader": ({"phases": loop(data=0.3)}, "60% of a step"),
+    "gpu_memory_increase": (
+        {"system": machine(1, gpu0_memory=np.linspace(4, 30, SAMPLES) * GIB)},
+        "memory in use of gpu0 grew",
+    ),
+    "io_bottleneck": ({"system": machine(iowait=60.0), "phases": loop(data=0.3)}, "wait for a disk"),
+    "load_balancing": ({"system": machine(2, gpu1=10.0)}, "gpu1 is at 10 % on average while gpu0 is at 95 %"),
+    "low_gpu_utilization": ({"system": machine(1, gpu0=saw)}, "utilization of gpu0"),
+    "max_initialization_time": ({"first": START + 3600}, "the first step ended 60 minutes"),
+    "step_outlier": (
+        {"phases": loop(seconds=np.where(np.arange(STEPS) % 10, 0.2, 2.0))},
+        "40 steps took more than 3 times",
+    ),
+}
+
+
+def test_every_rule_has_a_fault():
+    assert set(FAULTS) == set(PROFILE_RULES)
+
+
+@pytest.mark.parametrize("rule", FAULTS)
+def test_each_rule_finds_its_fault(rule):
+    given, text = FAULTS[rule]
+    (found,) = seen(rule, **given)
+    assert text in found.what
+    for name, points in found.evidence.items():
+        assert name
+        assert 1 <= len(points) <= 101
+        assert all(isinstance(step, int) and isinstance(value, float) for step, value in points)
+
+
+@pytest.mark.parametrize("devices", [0, 1, 2])
+@pytest.mark.parametrize("rule", FAULTS)
+def test_no_rule_finds_anything_in_a_healthy_run(rule, devices):
+    noisy = loop(seconds=0.5 + 0.1 * rng.random(STEPS))
+    assert not seen(rule, machine(devices), noisy)
+    for i in range(devices):
+        memory = 20 * GIB + GIB * rng.random(SAMPLES)
+        assert not seen(rule, machine(devices, **{f"gpu{i}_memory": memory}), noisy)
+
+
+@pytest.mark.parametrize("rule", FAULTS)
+def test_a_machine_without_a_device_is_not_blamed_for_it(rule):
+    busy = machine(cpu=100.0, cpu0=100.0, cpu1=100.0)
+    assert not seen(rule, busy)
+    assert not seen(rule, busy, loop().where(np.zeros(STEPS, bool)), first=None, **{})
+
+
+@pytest.mark.parametrize("rule", FAULTS)
+def test_devices_of_other_programs_are_not_looked_at(rule):
+    header, table = machine(2, gpu0=saw, gpu1=2.0, cpu0=100.0)
+    assert not seen(rule, (header | {"used": []}, table))
+
+
+@pytest.mark.parametrize("rule", FAULTS)
+def test_each_rule_says_what_it_goes_by(rule):
+    text = inspect.getmodule(PROFILE_RULES[rule].check).__doc__
+    for word in ("Statistic:", "Default:", "False alarms:"):
+        assert word in text
+    assert PROFILE_RULES[rule].advice[0].islower()
+    assert "loopwise.feed" not in PROFILE_RULES[rule].advice
+
+
+@pytest.mark.parametrize(
+    ("workers", "data", "text"),
+    [
+        (0, 0.4, "num_workers=0; about 4 would fill it"),
+        (2, 0.25, "num_workers=2; about 4 would fill it"),
+        (2, 0.45, "num_workers=2; no number of them would do here"),
+    ],
+)
+def test_workers_that_would_do(workers, data, text):
+    (found,) = seen("dataloader", phases=loop(data=data, workers=workers))
+    assert text in found.what
+
+
+def test_more_workers_than_cores():
+    (found,) = seen("dataloader", phases=loop(workers=8))
+    assert found.what == "the loader has 8 workers on 2 cores"
+
+
+def test_what_the_watch_takes_and_the_first_step_are_no_outliers():
+    slow = np.where(np.arange(STEPS) % 10, 0.2, 2.0)
+    assert not seen("step_outlier", phases=loop(seconds=slow, loopwise=slow - 0.2))
+    first = np.full(STEPS, 0.2)
+    first[0] = 500.0
+    assert not seen("step_outlier", phases=loop(seconds=first), first=START + 501)
+
+
+# -- judged -----------------------------------------------------------------------------------------
+
+
+class Slow(Dataset):
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, index):
+        time.sleep(0.01)  # this is what it is slow by
+        return torch.ones(4), index % 3
+
+
+def trained(run, data, rules, batch_size=2):
+    torch.manual_seed(1)
+    net = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    profiler = Profiler({"": net}, {"": optimizer}, run, Profile(rules=rules))
+    step = 0
+    profiler.begin(step, "train")
+    for x, y in DataLoader(data, batch_size=batch_size):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        profiler.end(step, "train", {})
+        step += 1
+        profiler.begin(step, "train")
+    profiler.close()
+    return profiler.findings()
+
+
+def test_a_slow_loader_is_named_live_and_offline(run):
+    rules = {"dataloader": {"seconds": 0.1}}
+    live = trained(run, Slow(), rules)
+    assert [finding.rule for finding in live] == ["dataloader"]
+    assert live[0].severity == "warning"
+    assert "the loader is the bottleneck" in live[0].what
+    assert reading.judged(run.path, rules) == {0: live}
+
+
+def test_a_short_healthy_run_is_left_in_peace(run):
+    data = torch.utils.data.TensorDataset(torch.ones(60, 4), torch.arange(60) % 3)
+    assert trained(run, data, None) == []
+    assert trained(run, Slow(), None) == []
+
+
+def test_rules_look_every_minute_and_say_it_once():
+    header, table = machine(1, gpu0=saw)
+    judge, found = ProfileJudge(["low_gpu_utilization"]), []
+    assert judge.look("system", header | {"version": 1}) == []
+    judge.look("phases", {"columns": list(FIXED), "rows": [["train", *loop().rows[0]]]})
+    for number, row in enumerate(table.rows, 1):
+        if now := judge.look("system", {"row": list(row)}):
+            found.append((number, now))
+    assert [number for number, _ in found] == [600]  # 500 samples since the first step, at a whole minute
+    assert judge.look("end", {}) == []
+
+
+def test_a_rule_that_raises_is_named_and_the_others_go_on(monkeypatch, caplog):
+    def bad(series):
+        raise ZeroDivisionError("of a rule")
+        yield
+
+    rule = PROFILE_RULES["dataloader"]
+    monkeypatch.setitem(PROFILE_RULES, "dataloader", type(rule)(bad, "warning", ""))
+    judge = ProfileJudge()
+    judge.look("system", machine()[0])
+    judge._first = START + 3600
+    found = judge.look("end", {}) + judge.look("end", {})
+    assert [finding.rule for finding in found] == ["max_initialization_time"]
+    assert [record.message for record in caplog.records] == [
+        "the rule dataloader is switched off: ZeroDivisionError('of a rule')"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"rules": ["vanishing_gradient"]}, "the profiler rule 'vanishing_gradient'"),
+        ({"rules": {"dataloader": {"part": 1}}}, "a dict of share, seconds, workers"),
+        ({"rules": {"dataloader": {"share": 0}}}, "share=0 of the profiler rule dataloader"),
+        ({"rules": {"dataloader": {"share": "25 %"}}}, "a number above 0"),
+        ({"interval": 0.01}, "interval=0.01"),
+        ({"windows": 100}, "windows=100"),
+        ({"windows": [1, 2]}, "a Schedule, such as"),
+        ({"top": 0}, "top=0"),
+        ({"top": True}, "top=True"),
+    ],
+)
+def test_options_that_cannot_be(options, text):
+    with pytest.raises(InputError) as error:
+        Profile(**options)
+    assert text in str(error.value)

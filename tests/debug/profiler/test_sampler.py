@@ -1,0 +1,172 @@
+"""Samples come on a grid, are counted when they are missed, and are on disk when the process is killed."""
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import fsspec
+import pytest
+
+from loopwise.debug.profiler import reading
+from loopwise.debug.profiler.host import HOST, PROCESS, Counters
+from loopwise.debug.profiler.sampler import Sampler
+from loopwise.errors import InputError
+from loopwise.run import Run
+
+
+class Still:
+    """A machine with two cores that never does anything."""
+
+    def __init__(self, failing=False):
+        self.failing = failing
+
+    def read(self):
+        if self.failing:
+            raise OSError("no counters today")
+        return Counters(0.0, 1e6, [0.0, 0.0], [1.0, 1.0])
+
+    def close(self):
+        pass
+
+
+def column(path, name):
+    return list(reading.sessions(path)[0].system()[name])
+
+
+@pytest.mark.parametrize("interval", [0, 0.09, 60.1, -1, float("nan"), "0.5", None, True])
+def test_intervals_that_cannot_be(run, interval):
+    with pytest.raises(InputError) as error:
+        Sampler(run, interval)
+    assert f"interval={interval!r}" in str(error.value)
+    assert "seconds from 0.1 to 60" in str(error.value)
+
+
+def test_deadlines_do_not_drift_and_missed_samples_are_counted(run, clock):
+    sampler = Sampler(run, 0.5, clock=clock, read=Still())
+    for step in (0.5, 0.52, 0.48, 0.51, 1.7, 0.31):
+        clock.tick(step)
+        sampler.sample()
+    sampler.close()
+    assert column(run.path, "late") == pytest.approx([0, 0.02, 0, 0.01, 0.21, 0.02])
+    assert column(run.path, "missed") == [0, 0, 0, 0, 2, 2]
+    assert sampler.missed == 2
+    assert sampler.due == pytest.approx(100 + 0.5 * 9)
+
+
+def test_a_real_thread_takes_real_samples(run):
+    seen, enough = [], threading.Event()
+
+    def look(name, record):
+        seen.append((name, record))
+        if len(seen) == 4:
+            enough.set()
+
+    sampler = Sampler(run, 0.1, look=look).start()
+    assert enough.wait(60)
+    sampler.close()
+    (session,) = reading.sessions(run.path)
+    table = session.system()
+    assert table.columns[:5] == ("time", "late", "missed", *PROCESS)
+    assert set(HOST) < set(table.columns)
+    assert len(table) >= 3
+    assert (table["process_memory"] > 1e6).all()
+    assert (table["late"] >= 0).all()
+    assert [name for name, _ in seen if name == "end"] == ["end"]
+
+
+def test_only_one_rank_of_a_machine_reads_the_machine(run, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    sampler = Sampler(run, 0.5)
+    sampler.sample()
+    sampler.close()
+    (session,) = reading.sessions(run.path)
+    assert session.header["columns"] == ["time", "late", "missed", *PROCESS]
+
+
+def test_a_reader_that_fails_ends_the_thread_and_is_told(run):
+    source = Still()
+    sampler = Sampler(run, 0.1, read=source)
+    source.failing = True
+    sampler.start()
+    sampler._thread.join(60)
+    assert isinstance(sampler.error, OSError)
+    sampler.close()
+
+
+def test_records_of_others_are_written_with_the_samples(run, clock):
+    phases = [{"columns": ["step"], "rows": [["train", 3]]}]
+    sampler = Sampler(
+        run, 0.5, clock=clock, read=Still(), phases=lambda last: phases.pop() if phases else None
+    )
+    sampler.put("operators", {"step": 1})
+    for _ in range(2):
+        clock.tick(0.5)
+        sampler.sample()
+    sampler.close()
+    (session,) = reading.sessions(run.path)
+    assert [name for name, _ in session.records] == ["system", "system", "phases"]
+    assert session.operators == [{"step": 1}]
+
+
+def test_remote_storage_is_written_rarely_and_at_the_end(clock):
+    with Run("memory://sampled") as run:
+        sampler = Sampler(run, 10.0, clock=clock, read=Still())
+        files = []
+        for _ in range(7):
+            clock.tick(10)
+            sampler.sample()
+            files.append(len(fsspec.filesystem("memory").glob("/sampled/debug/system.*")))
+        sampler.close()
+        assert files == [0, 0, 1, 1, 1, 2, 2]
+        assert len(column("memory://sampled", "time")) == 7
+    fsspec.filesystem("memory").rm("/sampled", recursive=True)
+
+
+KILLED = """
+    import sys, time
+    from loopwise.run import Run
+    from loopwise.debug.profiler.sampler import Sampler
+    Sampler(Run({path!r}), 0.1, look=lambda name, record: print(name, flush=True)).start()
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_process_took_is_there(tmp_path):
+    path = str(tmp_path / "run")
+    code = textwrap.dedent(KILLED.format(path=path))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    lines = [process.stdout.readline() for _ in range(6)]  # the header's, and five samples'
+    process.send_signal(signal.SIGKILL)
+    lines += process.stdout.readlines()
+    process.wait()
+    process.stdout.close()
+    assert lines[0] == "system\n"
+    (session,) = reading.sessions(path)
+    assert len(session.system()) >= len(lines) - 1
+
+
+def test_a_torn_tail_and_a_spoilt_line_are_left_out(run, clock):
+    sampler = Sampler(run, 0.5, clock=clock, read=Still())
+    for _ in range(3):
+        clock.tick(0.5)
+        sampler.sample()
+    sampler.close()
+    file = next(iter(fsspec.filesystem("file").glob(f"{run.path}/debug/system.*")))
+    with open(file, "ab") as lines:
+        lines.write(b'{"row":[1,2]}\nnot json\n[1]\n{"row":[1,')
+    assert len(reading.sessions(run.path)[0].system()) == 3
+
+
+def test_a_newer_format_is_refused(run, clock):
+    sampler = Sampler(run, 0.5, clock=clock, read=Still())
+    sampler.close()
+    file = next(iter(fsspec.filesystem("file").glob(f"{run.path}/debug/system.*")))
+    with open(file) as lines:
+        header = json.loads(lines.readline())
+    with open(file, "w") as lines:
+        lines.write(json.dumps(header | {"version": 99}) + "\n")
+    with pytest.raises(InputError, match="version 99"):
+        reading.sessions(run.path)

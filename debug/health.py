@@ -19,10 +19,13 @@ from torch.optim import Optimizer
 
 from . import names
 from .collection import Collection
+from .lines import lines
 from .losses import of_loss
+from .outputs import HEADS, Outputs
 from .partials import flat
 from .pieces import uploaded
 from .saving import Saving
+from .scheduling import Rates
 from .zeroing import Zeroing
 
 SAMPLE = 4096
@@ -41,6 +44,9 @@ class Health:
         models, optimizers: by key, as the ``Watch`` has them.
         collection: ``health``; ``None``: it does nothing.
         failed: called with what went wrong; then it does nothing more, and the step is saved without it.
+
+    Attributes:
+        rates: a companion of the ``Watch``.
     """
 
     def __init__(
@@ -52,8 +58,15 @@ class Health:
     ) -> None:
         self._models, self._optimizers = models, optimizers
         self._collection, self._failed = collection, failed
-        self._zeroing = Zeroing(self._tried)
+        self._zeroing, self._outputs = Zeroing(self._tried), Outputs(self._tried)
+        used = collection is not None
+        self.rates = Rates(optimizers if used else {}, self._tried, self._zeroing.updating)
+        self._outputs.attach(models if used else {})
+        self._modules: list[tuple[str, nn.Module]] = []
+        self._members: tuple[int, ...] = ()
+        self._types: dict[str, str] = {}
         self._noted: dict[str, str] = {}
+        self._lines: dict[str, str] | None = None
         self._classes: dict[str, int] = {}
         self._versions: dict[int, int] = {}
         self.begin()
@@ -64,6 +77,8 @@ class Health:
         self._facts: dict[str, Any] = {}
         self._updated: list[Optimizer] = []
         self._known: dict[str, nn.Parameter] | None = None
+        if self._collection is not None:
+            self._outputs.begin()
 
     @contextlib.contextmanager
     def _tried(self) -> Iterator[None]:
@@ -74,6 +89,7 @@ class Health:
         except Exception as error:
             collection, self._collection = self._collection, None
             self._zeroing.close()
+            self._outputs.open = False
             if collection is not None:
                 self._failed(error)
 
@@ -95,11 +111,15 @@ class Health:
             self._note("no_gradient", without)
         self._note("evaluating", self._switched(False, {id(p) for _, p in trained}))
         self._look_for_owners()
+        self._refresh()
+        self._look_at_norms()
+        if (passes := self._zeroing.passes(optimizer)) > 1:
+            self._facts["passes"] = max(passes, self._facts.get("passes", 0))
         if not_zeroed := self._zeroing.ended(optimizer):
             self._note("not_zeroed", [not_zeroed])
         for name, parameter in trained:
             if parameter.grad is not None:
-                self._before.append((name, parameter, _sample(parameter).clone()))
+                self._before.append((name, parameter, sample(parameter).clone()))
 
     def finish(self, saving: Saving, mode: str, scalars: Mapping[str, Any]) -> None:
         """A saved step ends: what it tells goes into it."""
@@ -112,6 +132,9 @@ class Health:
                 names, values, of = found
                 rows = tuple(f"update/{name}" for name in names)
                 saving.add_table(self._collection, rows, ("size", "ratio"), values, of)
+            outputs = self._outputs.taken()
+            if mode == "train" and outputs is not None and self._collection is not None:
+                saving.add_table(self._collection, outputs[0], HEADS, outputs[1], ())
             self._follow()
 
     def _marks(self, mode: str, scalars: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,15 +143,35 @@ class Health:
         else:
             self._look_for_writes()
             self._look_at_losses(scalars)
+            if rates := self.rates.facts():
+                self._facts["rates"] = rates
         marks: dict[str, Any] = {"facts": self._facts} if self._facts else {}
-        types = {
-            prefix.removesuffix("."): type(module).__name__
-            for prefix, module in names.modules(self._models)
-            if isinstance(module, TYPED)
-        }
-        if types != self._noted:
-            self._noted = marks["modules"] = types
+        self._refresh()
+        if self._types != self._noted:
+            self._noted = marks["modules"] = self._types
+        if self._lines is None:
+            self._lines = lines(self._modules)
+            if self._lines:
+                marks["lines"] = self._lines
         return marks
+
+    def _refresh(self) -> None:
+        """Modules may have come and gone."""
+        members = names.identities(self._models)
+        if members != self._members:
+            self._members, self._modules = members, list(names.modules(self._models))
+            typed = [(prefix, module) for prefix, module in self._modules if isinstance(module, TYPED)]
+            self._types = {prefix.removesuffix("."): type(module).__name__ for prefix, module in typed}
+
+    def _look_at_norms(self) -> None:
+        """BatchNorm whose statistics are as they were made, and stay so, while its scale learns."""
+        found = [
+            prefix.removesuffix(".")
+            for prefix, module in self._modules
+            if isinstance(module, _BatchNorm) and _is_frozen(module) and _is_as_made(module)
+        ]
+        if any(model.training for model in self._models.values()):
+            self._note("frozen_norms", found)
 
     def _look_at_losses(self, scalars: Mapping[str, Any]) -> None:
         classes = {}
@@ -149,7 +192,7 @@ class Health:
         if not self._before:
             return None
         before = [old.double() for _, _, old in self._before]
-        after = [_sample(parameter).double() for _, parameter, _ in self._before]
+        after = [sample(parameter).double() for _, parameter, _ in self._before]
         device = before[0].device
         change = torch.stack([n.to(device) for n in torch._foreach_norm(torch._foreach_sub(after, before))])
         size = torch.stack([n.to(device) for n in torch._foreach_norm(before)])
@@ -167,6 +210,8 @@ class Health:
 
     def close(self) -> None:
         self._zeroing.close()
+        self._outputs.close()
+        self.rates.close()
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         """By name; looked for once a step."""
@@ -220,7 +265,7 @@ class Health:
             self._facts["stale"] = any(named[name].shape in foreign for name in unheld)
 
 
-def _sample(parameter: torch.Tensor) -> torch.Tensor:
+def sample(parameter: torch.Tensor) -> torch.Tensor:
     """Elements from all over; never only of some columns."""
     values = flat(getattr(parameter, "_local_tensor", parameter).detach()).values
     step, columns = max(1, values.numel() // SAMPLE), parameter.shape[-1] if parameter.ndim else 1
@@ -233,6 +278,19 @@ def _matters(module: nn.Module) -> bool:
     if isinstance(module, _DropoutNd):
         return module.p > 0
     return isinstance(module, _BatchNorm) and module.track_running_stats
+
+
+def _is_frozen(norm: _BatchNorm) -> bool:
+    learns = norm.weight is None or norm.weight.grad is not None
+    return norm.track_running_stats and learns and (not norm.training or norm.momentum == 0)
+
+
+def _is_as_made(norm: _BatchNorm) -> bool:
+    """Waits for the device."""
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None:
+        return False
+    return not mean.count_nonzero().item() and bool((variance == 1).all())
 
 
 def _is_compiled(model: nn.Module) -> bool:

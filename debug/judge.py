@@ -10,6 +10,7 @@ from typing import Any
 from loopwise.errors import InputError
 
 from .index import Layout
+from .lines import of_tensor
 from .rules import RULES, Finding, History, Rule
 from .rules.history import Read, Step, View
 
@@ -65,7 +66,8 @@ class Judge:
         told.update(tensors or ("",))
         self._counts[name] = self._counts.get(name, 0) + 1
         now = self._history.now
-        yield Finding(name, rule.severity, now.number, now.mode, what, tensors, evidence, rule.advice)
+        line = of_tensor(tensors[0], self._history.lines) if tensors else ""
+        yield Finding(name, rule.severity, now.number, now.mode, what, tensors, evidence, rule.advice, line)
 
     def step(self, record: Any, layout: Layout, read: Read) -> Step:
         """A step to look at.
@@ -80,7 +82,7 @@ class Judge:
             if len(self._views) >= VIEWS:
                 self._views.clear()
             view = self._views[id(layout)] = View(layout)
-        return Step(record.step, record.mode, record.mode_step, record.marks, view, read)
+        return Step(record.step, record.mode, record.mode_step, record.marks, view, read, record.time)
 
 
 def chosen(rules: Rules | None) -> dict[str, tuple[Rule, dict[str, float]]]:

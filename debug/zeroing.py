@@ -1,4 +1,4 @@
-"""Whether gradients are set to zero between two updates."""
+"""Whether gradients are set to zero between two updates, and how many backward passes there are."""
 
 from __future__ import annotations
 
@@ -45,6 +45,16 @@ class Zeroing:
         followed.end()
         return followed.name if followed.is_added_to else ""
 
+    def passes(self, optimizer: Optimizer) -> int:
+        """Backward passes that added up to the first update that was followed; 0 where none was."""
+        followed = self._followed.get(optimizer)
+        return 0 if followed is None else followed.passes
+
+    def updating(self, optimizer: Optimizer) -> None:
+        """An update comes, whether its step is saved or not."""
+        if (followed := self._followed.get(optimizer)) is not None:
+            followed.updated = True
+
     def close(self) -> None:
         for followed in self._followed.values():
             followed.end()
@@ -62,7 +72,8 @@ class _Followed:
         self, name: str, parameter: nn.Parameter, guard: Callable[[], AbstractContextManager[Any]]
     ) -> None:
         self.name, self.fresh, self._guard = name, False, guard
-        self._passes = 0
+        self.passes, self.updated = 0, False
+        self._parameter, self._compared = parameter, 0
         self._came: torch.Tensor | None = None
         self._handles: list[Any] = [
             parameter.register_hook(self._comes),  # type: ignore[no-untyped-call]
@@ -70,7 +81,9 @@ class _Followed:
         ]
 
     def _comes(self, gradient: torch.Tensor) -> None:
-        if self.fresh or self._passes >= PASSES or _captures():
+        if not self.updated:
+            self.passes = 1 if self._parameter.grad is None else self.passes + 1
+        if self.fresh or self._compared >= PASSES or captures():
             return
         with self._guard():
             self._came = gradient.detach().clone()
@@ -80,14 +93,14 @@ class _Followed:
         if came is None or parameter.grad is None:
             return
         with self._guard():
-            self._passes += 1
+            self._compared += 1
             if not came.count_nonzero() or not came.isfinite().all() or torch.equal(parameter.grad, came):
                 self.fresh = True  # also where nothing can be told
 
     @property
     def is_added_to(self) -> bool:
         """Whether gradients came, and none of them to nothing."""
-        return self._passes > 0 and not self.fresh
+        return self._compared > 0 and not self.fresh
 
     def end(self) -> None:
         for handle in self._handles:
@@ -95,6 +108,6 @@ class _Followed:
         self._handles.clear()
 
 
-def _captures() -> bool:
+def captures() -> bool:
     """Whether a CUDA graph is being captured, in which nothing may be waited for."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

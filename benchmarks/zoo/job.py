@@ -177,3 +177,36 @@ class Job:
 def copied(model: nn.Module) -> nn.Module:
     """Another model with the same weights, as ``.to()`` of old or loading makes it."""
     return copy.deepcopy(model)
+
+
+def accumulated(job: Job, count: int, divided: bool = True) -> None:
+    """Have ``count`` batches make one update."""
+    job.before_backward = lambda optimizer, step: optimizer.zero_grad() if step % count == 0 else None
+    job.update = lambda optimizer, step: optimizer.step() if step % count == count - 1 else None
+    if divided:
+        job.backward = lambda loss, step: (loss / count).backward()
+
+
+def scheduled(
+    job: Job,
+    make: Callable[[Any], Any],
+    update: Callable[[Any, Any, int], Any] = lambda optimizer, schedule, _: (
+        optimizer.step(),
+        schedule.step(),
+    ),
+) -> None:
+    """Have a learning-rate scheduler.
+
+    Args:
+        make: called with the optimizer.
+        update: called with optimizer, scheduler and step.
+    """
+    made, schedules = job.made, []
+
+    def both() -> tuple[nn.Module, Any]:
+        model, optimizer = made()
+        schedules.append(make(optimizer))
+        return model, optimizer
+
+    job.made = both
+    job.update = lambda optimizer, step: update(optimizer, schedules[-1], step)

@@ -75,8 +75,8 @@ def first_batch_again_and_again(job: Job) -> None:
 
 @fault("transformer", "repeated_batch")
 def loader_that_does_not_shuffle_four_batches(job: Job) -> None:
-    kept = job.batch(0)
-    job.batch = lambda step: kept
+    kept = [job.batch(step) for step in range(4)]
+    job.batch = lambda step: kept[step % 4]
 
 
 @fault("mlp", "exploding_tensor")
@@ -87,7 +87,7 @@ def nan_in_the_data(job: Job) -> None:
     )
 
 
-@fault("cnn", *LOST)
+@fault("cnn", "shuffled_targets", *LOST)
 def targets_shuffled(job: Job) -> None:
     _data(job, lambda x, y, _: (x, torch.randint(10, y.shape)))
 

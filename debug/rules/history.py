@@ -124,6 +124,8 @@ class Step:
     marks: Mapping[str, Any]
     view: View
     read: Read
+    time: float = 0.0
+    """Seconds since the epoch, at its end."""
     _tables: list[Floats] = field(default_factory=list)
     _columns: dict[tuple[str, tuple[str, ...]], Columns] = field(default_factory=dict)
 
@@ -187,6 +189,8 @@ class History:
         now: the latest one.
         first: the first one with an update.
         sampled: whether steps of evaluations were left out, so that there are no means of whole ones.
+        lines: of the user's code, by module.
+        classes: of the losses that are cross-entropies.
     """
 
     now: Step
@@ -197,6 +201,8 @@ class History:
         self._steps: dict[str, deque[Step]] = {}
         self._scalars: dict[tuple[str, str], tuple[list[int], list[float], str]] = {}
         self._types: dict[str, str] = {}
+        self.lines: dict[str, str] = {}
+        self.classes: dict[str, int] = {}
         self._rounds: dict[str, list[tuple[int, float, int]]] = {}
         self._evaluated = (-1, -1)
 
@@ -216,6 +222,8 @@ class History:
         if step.mode == "eval":
             self._evaluate(step)
         self._types |= step.marks.get("modules", {})
+        self.lines |= step.marks.get("lines", {})
+        self.classes |= step.facts.get("classes", {})
 
     def _evaluate(self, step: Step) -> None:
         """Take a loss's value into the mean of its evaluation: eval steps with no training step between."""

@@ -1,36 +1,49 @@
-"""The same batch again and again.
+"""The same batch again and again, or the same few in turn.
 
 Statistic: mean, standard deviation, minimum and maximum of the model's input.  Default: equal in every bit at four
-saved steps running, and not constant.
+saved steps running, or for four turns of five batches at most, and not constant.
 False alarms: training on all of the data or on one batch on purpose; a loader without shuffling whose epoch has a
 number of steps that the distance of saved steps is a multiple of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from .finding import Rule, Seen
-from .history import History
+from .history import History, Step
+
+PERIOD = 5
+"""Batches in turn: with four turns so many are remembered."""
+Batch = tuple[tuple[int, ...], float, float, float, float]
 
 
 def check(history: History, steps: float = 4) -> Iterator[Seen]:
-    last = history.last(int(steps))
-    if last is None:
-        return
-    batches = []
-    for step in last:
+    for period in range(1, PERIOD + 1):
+        last = history.last(period * int(steps))
+        batches = _batches(last) if last is not None else None
+        if last is None or batches is None:
+            return
+        if batches[period:] == batches[:-period] and any(low != high for *_, low, high in batches[:period]):
+            what = "the same batch" if period == 1 else f"the same {period} batches in turn"
+            yield Seen(
+                f"the model got {what} at steps {', '.join(str(step.number) for step in last)}",
+                ("input",),
+                {"mean": history.points("input", "", "mean")},
+            )
+            return
+
+
+def _batches(steps: Sequence[Step]) -> list[Batch] | None:
+    found: list[Batch] = []
+    for step in steps:
         names, values, shapes, _ = step.columns("input", "mean", "std", "min", "max")
         if "" not in names:
-            return
+            return None
         place = names.index("")
-        batches.append((shapes[place], *(float(each[place]) for each in values)))
-    if all(batch == batches[0] for batch in batches) and batches[0][3] != batches[0][4]:
-        yield Seen(
-            f"the model got the same batch at steps {', '.join(str(step.number) for step in last)}",
-            ("input",),
-            {"mean": history.points("input", "", "mean")},
-        )
+        mean, std, low, high = (float(each[place]) for each in values)
+        found.append((shapes[place], mean, std, low, high))
+    return found
 
 
 RULE = Rule(

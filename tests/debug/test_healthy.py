@@ -206,7 +206,7 @@ def test_layouts_are_forgotten(monkeypatch):
     from loopwise.debug.index import Layout
 
     one = judge.Judge(())
-    record = type("R", (), {"step": 0, "mode": "train", "mode_step": 0, "marks": {}})
+    record = type("R", (), {"step": 0, "mode": "train", "mode_step": 0, "marks": {}, "time": 0.0})
     for _ in range(10):
         one.step(record, Layout([]), lambda offset, length: b"")
         assert len(one._views) <= 3

@@ -1,0 +1,53 @@
+"""Gradients that are clipped while GradScaler's factor is still in them, so that next to nothing is left of them.
+
+Statistic: norm of all gradients at an update.  Default: equal to a thousandth at three saved updates, below 0.002, and a
+number of one digit (1, 0.5, ...) when it is multiplied by some power of two from 256 to 2^24, as scalers have.
+Why: the norm of scaled gradients is far above any limit, so they are always clipped to it, and divided by the
+factor after that.
+False alarms: gradients that are clipped to such a small norm on purpose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from .finding import Rule, Seen
+from .history import History, Step
+
+EQUAL = 1e-3
+
+
+def check(history: History, norm: float = 2e-3, steps: float = 3) -> Iterator[Seen]:
+    last = history.updates(int(steps))
+    if last is None:
+        return
+    norms = [_norm(step) for step in last]
+    if not 0 < norms[-1] < norm or max(norms) - min(norms) > EQUAL * norms[-1]:
+        return
+    limits = [norms[-1] * 2.0**power for power in range(8, 25)]
+    limit = next((each for each in limits if _is_round(each)), None)
+    if limit is not None:
+        yield Seen(
+            f"the norm of all gradients is {norms[-1]:.3g} at each update: clipped to {limit:.3g} while they were "
+            f"multiplied by {limit / norms[-1]:.0f}",
+            (),
+            {"norm of the gradients": [(s.number, n) for s, n in zip(last, norms, strict=True)]},
+        )
+
+
+def _norm(step: Step) -> float:
+    _, (mean, std), shapes, _ = step.columns("gradient", "mean", "std")
+    sizes = np.array([math.prod(shape) for shape in shapes])
+    return float(np.sqrt((sizes * (mean**2 + std**2)).sum()))
+
+
+def _is_round(value: float) -> bool:
+    """A number of one digit."""
+    digit = value / 10.0 ** math.floor(math.log10(value * (1 + EQUAL)))
+    return abs(digit - round(digit)) <= EQUAL * digit
+
+
+RULE = Rule(check, "critical", "call scaler.unscale_(optimizer) before clipping, once for each update")

@@ -1,0 +1,38 @@
+"""A model whose output is the same for every sample of a batch, though the samples differ.
+
+Statistic: the largest distance between the outputs of a batch (of 32 samples and 32 elements of each dimension at
+most), in last places of the dtype at the largest output.  Default: four at most, at four saved steps running.
+Why: rounding makes less than that, and whatever depends on its input more.  In training mode dropout can hide it.
+False alarms: a first output that is no prediction, such as a table that all samples share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .finding import Rule, Seen
+from .history import Columns, History
+
+
+def check(history: History, places: float = 4.0, steps: float = 4) -> Iterator[Seen]:
+    def alike(columns: Columns) -> NDArray[np.bool_]:
+        spread, varied = columns.values
+        return np.asarray((varied == 1) & (spread <= places))
+
+    for name in history.persistent(int(steps), "samples", ("spread", "varied"), alike):
+        yield Seen(
+            f"the output of {'the model' if name == 'model' else name} is the same for every sample of a batch",
+            (f"output {name}",) if name != "model" else ("output",),
+            {"spread": history.points("samples", name, "spread")},
+        )
+
+
+RULE = Rule(
+    check,
+    "warning",
+    "check that forward() uses its input, that the features are not lost on the way (dead activations, a pooling or "
+    "normalisation over the batch or over everything), and that the targets belong to their inputs",
+)

@@ -42,7 +42,24 @@ def small() -> tuple[nn.Module, torch.Tensor]:
     return nn.Sequential(*parts), torch.randn(8, 16)
 
 
-MODELS = {"mlp": mlp, "conv": conv, "small": small}
+class Encoder(nn.Module):
+    """Six layers of a transformer over the rows of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.TransformerEncoderLayer(256, 4, 1024, dropout=0.1, batch_first=True) for _ in range(6)]
+        self.layers, self.head = nn.Sequential(*layers), nn.Linear(256, 128)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layers(x).mean(1))
+
+
+def transformer() -> tuple[nn.Module, torch.Tensor]:
+    """4.77 M parameters in 74 tensors."""
+    return Encoder(), torch.randn(8, 32, 256)
+
+
+MODELS = {"mlp": mlp, "conv": conv, "small": small, "transformer": transformer}
 
 
 class Training:

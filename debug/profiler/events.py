@@ -37,7 +37,6 @@ class Events:
         """Put a row's seconds into it; false where the device is not there yet."""
         if not all(end.query() for _, _, end in row.spans):
             return False
-        for name, start, end in row.spans:
-            row.phases[name] = row.phases.get(name, 0.0) + start.elapsed_time(end) / 1e3
+        row.parts += [{name: start.elapsed_time(end) / 1e3} for name, start, end in row.spans]
         row.spans = []
         return True

@@ -18,13 +18,14 @@ compiled function), its time and that of backward are ``other``.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
+from loopwise import preserve
 from loopwise.errors import InputError
 
 from ..taps import absent
@@ -34,6 +35,7 @@ KINDS = ("data", "to_device", "forward", "backward", "optimizer")
 FIXED = ("step", "count", "time", "seconds", "longest", "workers", *KINDS, "loopwise", "other")
 """Of a row: its last step, how many it has, when it ended (seconds since the epoch), seconds of all its steps
 and of the longest one, worker processes of the loader, and seconds of each phase."""
+_ZERO = dict.fromkeys(KINDS, 0.0)
 ROW = 0.05
 """Seconds of training in a row, at least: steps that are shorter share one, or a fast loop would fill the disk."""
 
@@ -49,8 +51,8 @@ class Row:
     seconds: float = 0.0
     longest: float = 0.0
     loopwise: float = 0.0
-    phases: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
-    """Seconds by name; behind ``KINDS`` the user's own."""
+    parts: list[dict[str, float]] = field(default_factory=list)
+    """Seconds by name of each of its steps; behind ``KINDS`` the user's own."""
     spans: Spans = field(default_factory=list)
     """On a CUDA device, what is still to be read."""
 
@@ -71,15 +73,16 @@ class Phases:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._spent, self._events, self._clock = spent, events, clock
-        self._thread = threading.get_ident()
+        self._thread = get_ident()
         self._row: Row | None = None
         self._rows: deque[Row] = deque()
         self._workers = 0
         self._forget()
 
     def _forget(self) -> None:
-        self._seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
+        self._seconds: dict[str, float] = _ZERO.copy()
         self._spans: Spans = []
+        self._total = 0.0
         self._inside = False
         """Whether the time is that of a phase of the user's, or of a loader."""
         self._depth = 0
@@ -92,13 +95,15 @@ class Phases:
         return self._clock() - self._spent()
 
     def _add(self, kind: str, seconds: float) -> None:
-        self._seconds[kind] += seconds if seconds > 0 else 0.0
+        if seconds > 0:
+            self._seconds[kind] += seconds
+            self._total += seconds
 
     # -- steps ----------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """A step begins; the one that was begun and not ended is none."""
-        self._thread = threading.get_ident()
+        self._thread = get_ident()
         self._forget()
         self._start, self._own = self._clock(), self._spent()
 
@@ -114,11 +119,11 @@ class Phases:
         row.count += 1
         row.seconds += seconds
         row.loopwise += own
-        row.longest = max(row.longest, seconds)
-        row.spans += self._spans
-        total = row.phases
-        for name, value in self._seconds.items():
-            total[name] = total.get(name, 0.0) + value
+        if seconds > row.longest:
+            row.longest = seconds
+        if self._spans:
+            row.spans += self._spans
+        row.parts.append(self._seconds)
         if row.seconds >= ROW:
             self.close_row()
 
@@ -139,16 +144,17 @@ class Phases:
             found.append(self._rows.popleft())
         if not found:
             return None
-        more = sorted({name for row in found for name in row.phases} - set(KINDS))
+        totals = [_sums(row.parts) for row in found]
         gpu = GPU if self._events is not None else ()
-        more = [*gpu, *(name for name in more if name not in gpu)]
-        return {"columns": [*FIXED, *more], "rows": [self._numbers(row, more) for row in found]}
+        more = [*gpu, *sorted({name for each in totals for name in each} - {*KINDS, *GPU})]
+        rows = [self._numbers(row, each, more) for row, each in zip(found, totals, strict=True)]
+        return {"columns": [*FIXED, *more], "rows": rows}
 
-    def _numbers(self, row: Row, more: list[str]) -> list[Any]:
-        own = [value for name, value in row.phases.items() if name not in GPU]
+    def _numbers(self, row: Row, total: dict[str, float], more: list[str]) -> list[Any]:
+        own = [value for name, value in total.items() if name not in GPU]
         other = max(0.0, row.seconds - row.loopwise - sum(own))
-        seconds = [row.phases[kind] for kind in KINDS] + [row.loopwise, other]
-        seconds += [row.phases.get(name, 0.0) for name in more]
+        seconds = [total[kind] for kind in KINDS] + [row.loopwise, other]
+        seconds += [total.get(name, 0.0) for name in more]
         first = [row.mode, row.step, row.count, round(row.time, 3), round(row.seconds, 6)]
         return [*first, round(row.longest, 6), self._workers, *(round(value, 6) for value in seconds)]
 
@@ -164,7 +170,7 @@ class Phases:
                 "the name of something that a step's record has already",
                 'phase("augmentation")',
             )
-        if self._inside or threading.get_ident() != self._thread:
+        if self._inside or get_ident() != self._thread:
             yield
             return
         start = self._now()
@@ -181,7 +187,7 @@ class Phases:
 
     def loads(self) -> float | None:
         """A loader is asked for a batch: when, or ``None`` where that is none of the step's."""
-        if self._inside or threading.get_ident() != self._thread:
+        if self._inside or get_ident() != self._thread:
             return None
         now = self._now()
         self._end_backward(now)
@@ -195,7 +201,7 @@ class Phases:
         self._add("data", now - start)
 
     def forward_begins(self) -> None:
-        if self._inside or threading.get_ident() != self._thread or absent():
+        if self._inside or get_ident() != self._thread or absent():
             return
         self._depth += 1
         if self._depth > 1:  # a model in a model
@@ -210,14 +216,14 @@ class Phases:
 
     def forward_ends(self, grad: bool) -> None:
         """Args: grad: a backward pass may follow."""
-        if self._inside or threading.get_ident() != self._thread:
+        if self._inside or get_ident() != self._thread:
             return
-        if absent():
+        if not self._depth or preserve.inside():
             if self._arrived is not None:  # a pass that chose what is in the batch
                 self._arrived = self._now()
             return
-        if self._depth != 1:
-            self._depth = max(0, self._depth - 1)
+        if self._depth > 1:
+            self._depth -= 1
             return
         self._depth, now = 0, self._now()
         self._add("forward", now - self._began)
@@ -225,21 +231,20 @@ class Phases:
         self._after = now if grad else None
 
     def optimizer_begins(self) -> None:
-        if self._inside or threading.get_ident() != self._thread:
+        if self._inside or get_ident() != self._thread:
             return
         now = self._now()
         self._end_backward(now)
         self._arrived = None
-        self._updating = now, sum(self._seconds.values())
+        self._updating = now - self._total
         self._mark = self._recorded()
 
     def optimizer_ends(self) -> None:
-        if self._inside or threading.get_ident() != self._thread:
+        if self._inside or get_ident() != self._thread:
             return
         now = self._now()
         self._end_backward(now)  # of a closure
-        start, before = self._updating
-        self._add("optimizer", now - start - (sum(self._seconds.values()) - before))
+        self._add("optimizer", now - self._total - self._updating)
         self._span("optimizer")
 
     def _end_backward(self, now: float) -> None:
@@ -260,3 +265,11 @@ class Phases:
             if self._mark is not None and now is not None:
                 self._spans.append((f"gpu_{kind}", self._mark, now))
             self._mark = now
+
+
+def _sums(parts: list[dict[str, float]]) -> dict[str, float]:
+    total = _ZERO.copy()
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, 0.0) + value
+    return total

@@ -4,6 +4,7 @@ from loopwise.schedule import at as at
 from loopwise.schedule import between as between
 from loopwise.schedule import every as every
 
+from .check import check as check
 from .collection import Collection as Collection
 from .rules import RULES as RULES
 from .rules import Finding as Finding

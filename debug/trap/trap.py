@@ -26,8 +26,9 @@ from .. import names
 from ..companions import Scalars
 from ..rules import Finding
 from ..zeroing import captures
+from .alarm import Alarm, finding
 from .blackbox import write
-from .calls import Calls
+from .calls import Call, Calls
 from .flag import Flag, total
 from .origin import Origin
 from .replay import not_finite, replay
@@ -83,7 +84,7 @@ class Trap:
         self._step, self._alarmed, self._copied = 0, -2, -1
         self._seen, self._boxes = 0, 0
         self._losses: deque[tuple[int, float]] = deque(maxlen=LOSSES)
-        self._pending: list[tuple[int, Origin | None, str]] = []
+        self._pending: list[Alarm] = []
         self._findings: list[Finding] = []
         self._error: Exception | None = None
 
@@ -100,9 +101,7 @@ class Trap:
             self._look_at_losses(step, scalars)
             self._write_box_of_rules(step)
         self._calls.open = False
-        for number, origin, box in self._pending:
-            self._findings.append(self._finding(number, origin, box, scalars))
-        self._pending.clear()
+        self._tell(scalars)
 
     def findings(self) -> list[Finding]:
         found, self._findings = self._findings, []
@@ -111,8 +110,7 @@ class Trap:
     def close(self) -> None:
         with self._tried():
             self._settle()
-        for number, origin, box in self._pending:
-            self._findings.append(self._finding(number, origin, box, {}))
+        self._tell({})
         for handle in self._handles:
             handle.remove()
         self._calls.close()
@@ -200,8 +198,10 @@ class Trap:
         if step <= last + 1 or self._boxes >= ALARMS:
             return
         with self._as_before():
-            origin = self._origin(step)
-            self._pending.append((step, origin, self._box(step)))
+            talks = any(_talks(model) for model in self._models.values())
+            calls = self._calls.of(step)
+            origin = None if talks else self._origin(calls)
+            self._pending.append(Alarm(step, origin, calls, talks, self._box(step)))
 
     @contextlib.contextmanager
     def _as_before(self) -> Iterator[None]:
@@ -217,10 +217,13 @@ class Trap:
         finally:
             torch._foreach_copy_(parameters, now)
 
-    def _origin(self, step: int) -> Origin | None:
-        if any(_talks(model) for model in self._models.values()):
-            return None
-        for call in self._calls.of(step):
+    def _tell(self, scalars: Scalars) -> None:
+        for alarm in self._pending:
+            self._findings.append(finding(alarm, list(self._losses), scalars))
+        self._pending.clear()
+
+    def _origin(self, calls: Sequence[Call]) -> Origin | None:
+        for call in calls:
             origin = replay(self._models[call.model], call)
             if origin is not None:
                 return origin.of(call.model)
@@ -236,49 +239,6 @@ class Trap:
         alarming = [f for f in new if f.severity == "critical" or f.rule == "loss_spike"]
         if any(f.rule != "non_finite" for f in alarming) and self._boxes < ALARMS:
             self._box(step)
-
-    def _finding(self, step: int, origin: Origin | None, box: str, scalars: Scalars) -> Finding:
-        calls = self._calls.of(step)
-        line = (origin.line if origin else "") or next((call.line for call in calls), "")
-        what = str(origin) if origin is not None else f"loss or gradients are not finite: {self._why(step)}"
-        if (origin is not None and origin.where == "loss") or (origin is None and calls):
-            what += _operations(scalars)
-        if any(call.changed for call in calls):
-            what += "; an input was changed in place since"
-        advice = (
-            origin.advice if origin is not None else "look at the loss's own operations, and at this batch"
-        )
-        evidence = {"loss": list(self._losses)} if self._losses else {}
-        tensors = (origin.module,) if origin is not None and origin.module else ()
-        return Finding(
-            "non_finite",
-            "critical",
-            step,
-            "train",
-            f"{what}; the batch is in {box}",
-            tensors,
-            evidence,
-            advice,
-            line,
-        )
-
-    def _why(self, step: int) -> str:
-        if any(_talks(model) for model in self._models.values()):
-            return "a model whose forward pass talks to other ranks is not called again"
-        if not self._calls.of(step):
-            return "the model was not called by itself, so it could not be called again"
-        return "calling the model again gave finite values, so it began in the loss, in another rank, or in compiled code"
-
-
-def _operations(scalars: Scalars) -> str:
-    """Names in the graph of the losses, from the loss towards the model."""
-    found: list[str] = []
-    for name, value in scalars.items():
-        node = value.grad_fn if isinstance(value, torch.Tensor) and "loss" in name else None
-        while node is not None and len(found) < 8:
-            found.append(node.name().removesuffix("Backward0"))
-            node = next((after for after, _ in node.next_functions if after is not None), None)
-    return f" (its operations, backwards: {', '.join(found)})" if found else ""
 
 
 def _talks(model: nn.Module) -> bool:

@@ -168,6 +168,15 @@ class Step:
             if collection in (None, of)
         }
 
+    def of_collection(self, collection: str, statistic: str) -> dict[str, float]:
+        """A statistic by name, of what one collection keeps it of."""
+        found: dict[str, float] = {}
+        for group, table in zip(self.view.tables, self._tables, strict=True):
+            if group["collection"] == collection and statistic in group["columns"]:
+                place = group["columns"].index(statistic)
+                found |= {name: float(row[place]) for name, row in zip(group["rows"], table, strict=True)}
+        return found
+
     def tensor(self, name: str) -> torch.Tensor | None:
         """A copy of a tensor that was saved itself; of the latest step only."""
         entry = self.view.layout.tensor(name)

@@ -11,7 +11,11 @@ from benchmarks.zoo.job import accumulated
 from loopwise.debug import RULES, Trial, rules
 from loopwise.debug.rules import SEVERITIES
 
-ELSEWHERE = {"stalled_training": "test_stalled.py"}
+ELSEWHERE = {
+    "stalled_training": "test_stalled.py",
+    **dict.fromkeys(("class_imbalance", "confusion", "token_ratio"), "test_rules_arrays.py"),
+    **dict.fromkeys(("tensor_variance", "tree_depth", "feature_importance"), "test_rules_arrays.py"),
+}
 """Rules whose faults are in another file."""
 ONE_EACH = {rule: name for name, fault in reversed(FAULTS.items()) for rule in fault.named}
 
@@ -49,7 +53,7 @@ def test_nothing_is_found_in_healthy_trainings(tmp_path, kind):
 
 
 def test_every_file_is_a_rule_that_says_what_it_does():
-    files = {module.name for module in pkgutil.iter_modules(rules.__path__)} - {"finding", "history"}
+    files = {module.name for module in pkgutil.iter_modules(rules.__path__)} - {"arrays", "finding", "history"}
     assert files == {*RULES}
     for name, rule in RULES.items():
         text = importlib.import_module(f"loopwise.debug.rules.{name}").__doc__

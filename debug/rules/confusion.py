@@ -1,0 +1,49 @@
+"""A class that the model takes for another one, while it knows the rest.
+
+Statistic: the confusion matrix of the tensors that are saved as ``labels`` and ``predictions`` in mode ``eval``, over the last 20 saved
+steps: ``Collection("arrays", include="^(labels|predictions)$")`` among the collections, and inside ``with watch.mode("eval")``
+``watch.save("labels", y)``, ``watch.save("predictions", logits)`` before ``watch.step``.  Class indices, or one number a class in the
+second dimension, of which the largest counts.
+Default: more than half of a class with 20 labels at least is predicted as one other class, and the model makes less than half as
+many mistakes as one that always says the most frequent class.
+Why: a model that has learnt little confuses everything, which the loss says already.
+False alarms: classes that cannot be told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from .arrays import labels_and_predictions
+from .finding import Rule, Seen
+from .history import History
+
+
+def check(history: History, share: float = 0.5, samples: float = 20) -> Iterator[Seen]:
+    labels, predictions = labels_and_predictions(history)
+    counts = np.bincount(labels)
+    if not len(labels) or predictions.min() < 0:
+        return
+    if (predictions != labels).mean() > 0.5 * (1 - counts.max() / len(labels)):
+        return
+    matrix = np.zeros((len(counts), int(max(labels.max(), predictions.max())) + 1), np.int64)
+    np.add.at(matrix, (labels, predictions), 1)
+    for of in np.flatnonzero(counts >= samples):
+        taken = matrix[of].copy()
+        taken[of] = 0
+        other = int(taken.argmax())
+        if taken[other] > share * counts[of]:
+            yield Seen(
+                f"{taken[other]} of {counts[of]} samples of class {of} are predicted as class {other}",
+                (f"class {of}",),
+            )
+
+
+RULE = Rule(
+    check,
+    "warning",
+    "look at samples and labels of both classes, and at how classes are numbered in training and evaluation",
+    mode="eval",
+)

@@ -1,0 +1,38 @@
+"""Batches of tokens that are mostly padding.
+
+Statistic: share of the value 0 (or of ``value``) in the tensor of integers that is saved as ``tokens``, or in the model's own input of
+two dimensions where raw inputs are saved: ``Collection("arrays", include="^tokens$")`` among the collections and
+``watch.save("tokens", batch["input_ids"])`` before ``watch.step``; or ``Collection("arrays", include=r"^input\\.(0|input_ids)$")``.
+Default: more than half of the last three saved batches.
+Why: sorted or packed batches have less than a tenth; half of padding is half of the time.
+False alarms: vocabularies whose token 0 is a word (pass another ``value``, or leave the rule out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .arrays import recent
+from .finding import Rule, Seen
+from .history import History
+
+NAMES = ("tokens", "input.0", "input.input_ids")
+
+
+def check(history: History, share: float = 0.5, value: float = 0.0, steps: float = 3) -> Iterator[Seen]:
+    for name in NAMES:
+        entry = history.now.view.layout.tensors.get(name)
+        if entry is None or "int" not in entry[1] or len(entry[2]) < 2:
+            continue
+        last = [arrays[0] for arrays in recent(history, name)][-int(steps) :]
+        shares = [float((array == value).mean()) for array in last if array.size]
+        if len(shares) >= steps and min(shares) > share:
+            yield Seen(f"{shares[-1]:.0%} of the tokens of a batch are {value:g}", (name,))
+        return
+
+
+RULE = Rule(
+    check,
+    "warning",
+    "put samples of similar length into a batch, pad to the longest of the batch, or pack several into one row",
+)

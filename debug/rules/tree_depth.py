@@ -1,0 +1,29 @@
+"""Trees of an ensemble that are so deep that they learn single samples.
+
+Statistic: the largest depth in the tensor that is saved as ``tree_depths``, one number a tree, for instance of
+``model.trees_to_dataframe()``: ``Collection("arrays", include="^tree_depths$")`` among the collections and
+``watch.save("tree_depths", depths)`` before ``watch.step``.
+Default: more than 10 levels.
+Why: libraries of boosted trees begin at 3 to 6; a tree of 10 levels can tell a thousand cases apart.
+False alarms: random forests, whose trees are meant to be deep; trees that grow by leaves, with few of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .arrays import recent
+from .finding import Rule, Seen
+from .history import History
+
+
+def check(history: History, depth: float = 10) -> Iterator[Seen]:
+    for (depths,) in recent(history, "tree_depths")[-1:]:
+        deep = depths.reshape(-1) > depth
+        if deep.any():
+            yield Seen(
+                f"{deep.sum()} of {deep.size} trees are deeper than {depth:g}, the deepest {depths.max():g}"
+            )
+
+
+RULE = Rule(check, "warning", "set a smaller max_depth, or prune")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from .lookup import span
@@ -33,7 +34,7 @@ def sections(path: str, other: str | None = None) -> list[dict[str, Any]]:
     named = [name for each in found for name in each.tensors]
     shown = [
         _section("comparison", "Two runs", 15, comparison(trial, beside)),
-        _section("findings", "Findings", 20, _findings(trial, found)),
+        _section("findings", "Findings", 20, _findings(trial, reader, found)),
         _section("metrics", "Loss and metrics", 30, scalars(trial, reader, beside)),
         *(
             _section(key, title, order, blocks)
@@ -57,15 +58,31 @@ def findings(trial: Trial) -> list[Finding]:
     return sorted(found, key=lambda each: each.step)
 
 
-def _findings(trial: Trial, found: list[Finding]) -> list[dict[str, Any]]:
+def _findings(trial: Trial, reader: Reader, found: list[Finding]) -> list[dict[str, Any]]:
+    notes = [_text(text) for text in _lacking(trial, reader)]
     if not trial.steps() and not found:
-        return []
+        return notes
     if not found:
         again = len(trial.steps()) > JUDGED
         looks = f" `loopwise debug findings {trial.path}` looks at all saved steps again." if again else ""
-        return [_text(f"No rule found anything wrong.{looks}")]
-    blocks = [] if len(found) <= SHOWN else [_text(f"The first {SHOWN} of {len(found)} findings.")]
-    return blocks + [_finding(each) for each in found[:SHOWN]]
+        return [*notes, _text(f"No rule found anything wrong.{looks}")]
+    if len(found) > SHOWN:
+        notes.append(_text(f"The first {SHOWN} of {len(found)} findings."))
+    return notes + [_finding(each) for each in found[:SHOWN]]
+
+
+def _lacking(trial: Trial, reader: Reader) -> Iterator[str]:
+    """What of the run is not there."""
+    if trial.torn:
+        yield f"{trial.torn:,} records were cut by the end of a process, or damaged; they are left out."
+    ranks, last = trial.ranks, reader.last_steps()
+    if ranks in ([], [0]):  # the main process saves for all
+        return
+    world = range(max(int(trial.info.get("world", 1)), ranks[-1] + 1))
+    if missing := [str(rank) for rank in world if rank not in last]:
+        yield f"Ranks {', '.join(missing)} of {len(world)} saved nothing, though others did."
+    if behind := [f"{rank} (step {step:,})" for rank, step in last.items() if step < max(last.values())]:
+        yield f"Some ranks end before step {max(last.values()):,}: {', '.join(behind)}."
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
@@ -120,8 +137,6 @@ def _saved(trial: Trial) -> list[dict[str, Any]]:
     rows.append(["ranks that saved", f"{', '.join(map(str, trial.ranks)) or 'none'} of {world}"])
     rows.append(["lost records", f"{trial.torn:,}"])
     blocks = [_table("Steps and tensors", ["", ""], rows)]
-    if trial.torn:
-        blocks.append(_text("Records were cut by the end of a process or damaged; all others are shown."))
     if events:
         latest = [[each.get("step"), each["rank"], str(each["event"])] for each in events[-LATEST:]]
         title = "Events" if len(events) <= LATEST else f"The last {LATEST} of {len(events)} events"

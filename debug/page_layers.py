@@ -22,7 +22,7 @@ CHOICES = 200
 """Tensors of a kind whose distributions can be seen."""
 WHOLE = "(the model)"
 """The module without a name."""
-FEWER = 120
+FEWER = 100
 """Steps of a distribution."""
 
 

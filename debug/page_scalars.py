@@ -117,5 +117,7 @@ def _said(label: str, steps: Steps, values: Floats) -> str:
     finite = values[np.isfinite(values)]
     text = f"{label}: {len(steps):,} steps"
     if finite.size:
-        text += f", {finite[0]:.4g} first, {finite[-1]:.4g} last, from {finite.min():.4g} to {finite.max():.4g}"
+        text += (
+            f", {finite[0]:.4g} first, {finite[-1]:.4g} last, from {finite.min():.4g} to {finite.max():.4g}"
+        )
     return text + (f", NaN or infinite at {bad.size:,} steps from {steps[bad[0]]:,} on" if bad.size else "")

@@ -74,6 +74,14 @@ class Reader:
         ranks = self.index.blocks[step]
         return ranks[min(ranks)]
 
+    def last_steps(self) -> dict[int, int]:
+        """Rank -> the last step that it saved."""
+        found: dict[int, int] = {}
+        for step, ranks in self.index.blocks.items():
+            for rank in ranks:
+                found[rank] = max(step, found.get(rank, -1))
+        return dict(sorted(found.items()))
+
     def tables(
         self, kinds: Mapping[str, Sequence[str]], most: int = MOST, mode: str = "train"
     ) -> dict[str, Table]:

@@ -23,10 +23,11 @@ function scale(trace) {
   return [[0, color("c0")], [0.5, color("card")], [1, color("c1")]];
 }
 
-function dressed(trace, number) {
+function dressed(trace, number, all) {
   const wanted = trace.meta?.color ?? number;
   const own = color(typeof wanted === "string" ? wanted : `c${wanted % 8}`);
   const found = { ...trace };
+  if (trace.x === "same") found.x = all[0].x;
   if (trace.type === "heatmap") {
     found.colorscale ??= scale(trace);
     found.colorbar = { thickness: 10, outlinewidth: 0, ...trace.colorbar };

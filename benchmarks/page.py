@@ -1,0 +1,181 @@
+"""The page of a long run: 10,000 saved steps of a network of 200 layers.
+
+A ``Watch`` saves a loss, two metrics and the health of every layer at each of its first steps; the writer then writes the
+last of them again and again, with numbers that wander, as training itself would take hours.  The page is made and
+opened in headless Chromium from disk at a desktop's and a phone's width: ``open`` is the time from navigation until its
+first section is there and every plot within the window is drawn, the median of several loads by one browser.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import harness
+from .harness import Runs
+from .record import Row
+
+CLAIM = "page"
+QUICK = False
+LAYERS = 200
+STEPS = 10_000
+BEGUN = 5
+"""Steps that are trained."""
+FOUND = 10
+"""Findings."""
+LOADS = 7
+WINDOWS = {"desktop": (1280, 900), "phone": (375, 800)}
+"""Width and height in CSS pixels."""
+READY = """() => {
+  const near = [...document.querySelectorAll(".plot")].filter((box) => {
+    const { top, bottom } = box.getBoundingClientRect();
+    return bottom > 0 && top < innerHeight;
+  });
+  const drawn = near.every((box) => box.dataset.drawn && box.querySelector(".main-svg"));
+  return document.querySelector("section") && near.length && drawn && performance.now();
+}"""
+
+
+class Deep(nn.Module):
+    """Residual layers of width 8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(LAYERS))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + 0.05 * torch.relu(layer(x))
+        return x
+
+
+def begun(folder: str, seed: int) -> None:
+    """The first steps of a training, of which a ``Watch`` saves every one."""
+    from loopwise.debug import Watch, every
+
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    model = Deep()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    inputs = torch.randn(4096, 8)
+    targets = inputs[:, :4].argmax(dim=1)
+    with Watch(model, optimizer, run=folder, save=every(1)) as watch:
+        for _ in range(BEGUN):
+            rows = torch.randint(0, len(inputs), (16,))
+            outputs = model(inputs[rows])
+            loss = nn.functional.cross_entropy(outputs, targets[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            right = (outputs.argmax(dim=1) == targets[rows]).float()
+            watch.step(loss=loss, accuracy=right, spread=outputs.std())
+
+
+def make(folder: str, steps: int, seed: int) -> None:
+    """A run of so many steps, all saved: the last of the first ones again and again, its numbers wandering."""
+    from loopwise.debug.blocks import Blocks
+    from loopwise.debug.index import Index
+    from loopwise.debug.rules import Finding
+    from loopwise.debug.segments import Segments
+    from loopwise.run import Run
+
+    begun(f"{folder}.begun", seed)
+    old = Run.existing(f"{folder}.begun")
+    index = Index(old.fs, f"{old.path}/debug", True)
+    index.refresh()
+    block = index.blocks[BEGUN - 1][0]
+    numbers = np.frombuffer(Blocks(old.fs, f"{old.path}/debug", True).read(block, 0, block.length), "<f8")
+    random = np.random.default_rng(seed)
+    pace, phase = random.uniform(1e-4, 1e-2, numbers.size), random.uniform(0, 6, numbers.size)
+    with Run(folder) as run:
+        segments = Segments(run)
+        for step in range(steps):
+            noise = random.normal(0, 0.05, numbers.size)
+            now = numbers * np.exp(np.sin(pace * step + phase) + noise)
+            record = {"step": step, "mode": "train", "mode_step": step, "time": time.time(), "marks": {}}
+            segments.write(block.layout, block.layout.groups, [now.tobytes()], record)
+        segments.close()
+        for number in range(FOUND):
+            points = [(step, random.random()) for step in range(steps - 20, steps)]
+            text = "its gradients are thousands of times smaller than those of the layers behind it"
+            names = (f"layers.{number}.weight",)
+            found = Finding(
+                "vanishing_gradient",
+                "warning",
+                steps - 1,
+                "train",
+                text,
+                names,
+                {names[0]: points},
+                "add norms",
+            )
+            run.append("debug", "findings", found.record())
+
+
+def opened(path: Path) -> dict[str, float]:
+    """Median seconds until a page can be seen, by window."""
+    from playwright.sync_api import sync_playwright
+
+    found: dict[str, float] = {}
+    with sync_playwright() as playwright:
+        browser: Any = playwright.chromium.launch(executable_path=shutil.which("chromium"))
+        for name, (width, height) in WINDOWS.items():
+            times = []
+            for _ in range(LOADS):
+                page = browser.new_page(viewport={"width": width, "height": height})
+                page.goto(path.as_uri(), wait_until="commit")
+                times.append(page.wait_for_function(READY).json_value() / 1e3)
+                page.close()
+            found[f"open, {name}"] = statistics.median(times)
+        browser.close()
+    return found
+
+
+def measured(seed: int) -> dict[str, float]:
+    """Bytes and seconds of one run's page."""
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        run = f"{folder}/run"
+        make(run, STEPS // 10 if QUICK else STEPS, seed)
+        from loopwise.report import report
+
+        report(run)  # imports what it needs
+        start = time.perf_counter()
+        path = Path(report(run))
+        seconds = time.perf_counter() - start
+        size = path.stat().st_size / 1e6
+        return {"size": size, "make": seconds, **opened(path)}
+
+
+def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
+    return {"long": functools.partial(measured)}
+
+
+def rows(runs: Runs) -> list[Row]:
+    found = runs["long"]
+    steps = STEPS // 10 if QUICK else STEPS
+    of = f"page of {steps:,} steps x {LAYERS} layers"
+    shown = [
+        Row(f"{of}: size", found["size"], None, "", "MB", "ours <= 15"),
+        Row(f"{of}: time to make it", found["make"], None, "", "s", None),
+    ]
+    for name in WINDOWS:
+        key = f"open, {name}"
+        shown.append(Row(f"{of}: time to open it, {name}", found[key], None, "", "s", "ours <= 3"))
+    return shown
+
+
+if __name__ == "__main__":
+    harness.main(sys.modules[__name__])

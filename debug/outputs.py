@@ -95,9 +95,10 @@ class Outputs:
             with self._guard():
                 scales = [scale(rows, gradient, dim) for dim, rows in taken.items()]
                 if scales:
-                    found["scale"] = torch.stack(scales).nan_to_num(-1.0).amax()
+                    best = torch.stack(scales).nan_to_num(-1.0).amax()
+                    found["scale"] = torch.where(best > 0, best, torch.nan)
 
-        logits.register_hook(come)
+        logits.register_hook(come)  # type: ignore[no-untyped-call]
 
 
 class _Hook:

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from torch.nn.parallel import DistributedDataParallel
 
 from loopwise.model import is_sharded
@@ -90,8 +91,7 @@ class Replicas:
         self._live = dist.is_available() and dist.is_initialized() and world_size() > 1 and bool(whole)
         self._handles: list[Any] = []
         if self._live:
-            store = dist.distributed_c10d._get_default_store()
-            self._store = dist.PrefixStore(f"loopwise/debug/replicas/{number}", store)
+            self._store: Any = PrefixStore(f"loopwise/debug/replicas/{number}", _get_default_store())
             if self._wrapped:
                 first = next(iter(whole.values()))
                 self._handles = [first.register_forward_pre_hook(self._take, with_kwargs=True)]
@@ -131,7 +131,7 @@ class Replicas:
                 values = sample(given[0]).double()
                 self._input = torch.stack([values.sum(), values.abs().sum()]).cpu()
 
-    def _parameters(self) -> list[tuple[str, torch.Tensor]]:
+    def _parameters(self) -> list[tuple[str, nn.Parameter]]:
         plain = [(n, p) for n, p in names.parameters(self._models) if not hasattr(p, "_local_tensor")]
         some = [(n, p) for n, p in plain if p.is_floating_point() and p.layout is torch.strided and p.numel()]
         return some[:: -(-len(some) // PARAMETERS) or 1]
@@ -154,6 +154,7 @@ class Replicas:
     def _compare(self) -> None:
         for number, (own, looks) in list(self._pending.items()):
             if not self._live:
+                self._pending.clear()
                 return
             keys = {other: f"{number}/{other}" for other in _compared()}
             if self._store.check(list(keys.values())):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .rules import Finding
 
@@ -56,15 +56,18 @@ class Notices:
             warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
+Tell = Callable[[Finding], None]
+
+
 class Findings:
     """What rules found, told on the training thread.
 
     Args:
-        tell: called with each; default: it is logged.
+        tell: called with each, one function or several; default: it is logged.
     """
 
-    def __init__(self, tell: Callable[[Finding], None] | None) -> None:
-        self._tell = tell or _log
+    def __init__(self, tell: Tell | Sequence[Tell] | None) -> None:
+        self._tellers = (log,) if tell is None else (tell,) if callable(tell) else tuple(tell)
         self._waiting: list[Finding] = []
         self.all: list[Finding] = []
 
@@ -72,13 +75,28 @@ class Findings:
         self._waiting += found
         self.all += found
 
+    def tell_at_once(self, finding: Finding) -> None:
+        self.all.append(finding)
+        self._tell(finding)
+
     def tell(self) -> None:
         """Tell what was added since; the user's function may raise, which is the user's wish."""
         while self._waiting:
             self._tell(self._waiting.pop(0))
 
+    def close(self) -> None:
+        """Have what is still on its way delivered, for a limited time."""
+        for tell in self._tellers:
+            if callable(close := getattr(tell, "close", None)):
+                close()
 
-def _log(finding: Finding) -> None:
+    def _tell(self, finding: Finding) -> None:
+        for tell in self._tellers:
+            tell(finding)
+
+
+def log(finding: Finding) -> None:
+    """Log a finding under ``loopwise.debug``."""
     logging.getLogger("loopwise.debug").log(LEVELS[finding.severity], "%s", finding)
 
 

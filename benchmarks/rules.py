@@ -22,7 +22,7 @@ import torch
 from . import harness
 from .harness import Runs
 from .record import Row
-from .zoo import FAULTS, Job
+from .zoo import FAULTS, Job, injected, made
 
 CLAIM = "rules"
 QUICK = False
@@ -43,6 +43,7 @@ HEALTHY = [
     for i, kind in enumerate(("mlp", "cnn", "rnn", "transformer"))
     for j, optimizer in enumerate(OPTIMIZERS)
 ]
+HEALTHY += [("gan", "adam", None), ("gan", "rmsprop", None), ("ddp", "adamw", None), ("ddp", "adamw", None)]
 """Model, optimizer, and dtype: float32, bfloat16 by autocast, or float64."""
 
 
@@ -73,8 +74,7 @@ def faults(which: str, seed: int) -> dict[str, float]:
     for number, (name, fault) in enumerate(FAULTS.items()):
         if half(number) != which:
             continue
-        job = Job(fault.kind, seed + OTHER * (which == "report"))
-        fault.inject(job)
+        job = injected(name, seed + OTHER * (which == "report"))
         rules = {finding.rule for finding in judged(job).findings}
         found["faults"] += 1
         found["named"] += bool(rules & {*fault.named})
@@ -85,6 +85,21 @@ def faults(which: str, seed: int) -> dict[str, float]:
     return {"faults": found["faults"], **shares}
 
 
+def sound(kind: str, optimizer: str, dtype: torch.dtype | None, seed: int) -> Any:
+    """A healthy training."""
+    job = made(kind, seed, steps=160)
+    if kind == "gan":
+        job.optimizer = OPTIMIZERS[optimizer]
+    if not isinstance(job, Job):
+        return job
+    job.optimizer, job.evaluations = OPTIMIZERS[optimizer], 20 * (kind != "transformer")
+    if dtype is torch.float64:
+        job.model.double()
+        job.dtype = dtype
+    job.autocast = dtype if dtype is torch.bfloat16 else None
+    return job
+
+
 def healthy(which: str, seed: int) -> dict[str, float]:
     """What is said of the healthy trainings of a half."""
     torch.set_num_threads(1)
@@ -92,17 +107,7 @@ def healthy(which: str, seed: int) -> dict[str, float]:
     for number, (kind, optimizer, dtype) in enumerate(HEALTHY):
         if half(number + number // 6) != which:
             continue
-        job = Job(
-            kind,
-            seed + OTHER * (which == "report"),
-            steps=160,
-            optimizer=OPTIMIZERS[optimizer],
-            evaluations=20 * (kind != "transformer"),
-        )
-        if dtype is torch.float64:
-            job.model.double()
-            job.dtype = dtype
-        job.autocast = dtype if dtype is torch.bfloat16 else None
+        job = sound(kind, optimizer, dtype, seed + OTHER * (which == "report"))
         found["runs"] += 1
         for finding in judged(job).findings:
             found[finding.severity] += 1

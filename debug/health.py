@@ -165,13 +165,11 @@ class Health:
 
     def _look_at_norms(self) -> None:
         """BatchNorm whose statistics are as they were made, and stay so, while its scale learns."""
-        found = [
-            prefix.removesuffix(".")
-            for prefix, module in self._modules
-            if isinstance(module, _BatchNorm) and _is_frozen(module) and _is_as_made(module)
-        ]
-        if any(model.training for model in self._models.values()):
-            self._note("frozen_norms", found)
+        inside = [model.modules() for model in self._models.values() if model.training]
+        training = {id(module) for modules in inside for module in modules}
+        norms = [(p, m) for p, m in self._modules if isinstance(m, _BatchNorm) and id(m) in training]
+        found = [prefix.removesuffix(".") for prefix, m in norms if _is_frozen(m) and _is_as_made(m)]
+        self._note("frozen_norms", found)
 
     def _look_at_losses(self, scalars: Mapping[str, Any]) -> None:
         classes = {}

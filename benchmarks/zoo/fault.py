@@ -6,16 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .job import Job
-
 
 @dataclass(frozen=True)
 class Fault:
-    """A change to a healthy ``Job``, and what rules make of it."""
+    """A change to a healthy training, and what rules make of it."""
 
-    inject: Callable[[Job], None]
+    inject: Callable[[Any], None]
     kind: str
-    """Of the model."""
+    """Of the model: one of a ``Job``; ``gan`` for an ``Adversarial``, ``ddp`` for a ``Parallel``."""
     named: tuple[str, ...]
     """Rules that name the cause."""
     also: tuple[str, ...] = ()
@@ -26,10 +24,10 @@ FAULTS: dict[str, Fault] = {}
 LOST = ("loss_not_decreasing",)
 
 
-def fault(kind: str, *named: str, also: tuple[str, ...] = ()) -> Callable[[Callable[[Job], None]], Any]:
+def fault(kind: str, *named: str, also: tuple[str, ...] = ()) -> Callable[[Callable[[Any], None]], Any]:
     """Register a function that injects a fault."""
 
-    def add(inject: Callable[[Job], None]) -> Callable[[Job], None]:
+    def add(inject: Callable[[Any], None]) -> Callable[[Any], None]:
         FAULTS[inject.__name__] = Fault(inject, kind, named, also)
         return inject
 

@@ -103,6 +103,8 @@ class Job:
     samples: int = 1400
     dtype: torch.dtype = torch.float32
     """Of the images."""
+    name: str = ""
+    """Of the fault."""
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.seed)

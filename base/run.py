@@ -170,15 +170,17 @@ class Run:
 
     def info(self) -> dict[str, Any]:
         """The contents of ``run.json``."""
-        if not self.exists():
+        try:
+            info: dict[str, Any] = json.loads(self.fs.cat_file(f"{self.path}/run.json"))
+            return info | {"schema": int(info["schema"])}
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
             raise InputError(
-                f"no run.json in {self.path!r}",
+                f"no run.json in {self.path!r}" if missing else f"the run.json in {self.path!r}: {error!r}",
                 "a folder that a run was written to",
                 "a wrong path, or a run that was never started",
                 "check the path",
-            )
-        info: dict[str, Any] = json.loads(self.fs.cat_file(f"{self.path}/run.json"))
-        return info
+            ) from None
 
     def append(self, part: str, name: str, record: dict[str, Any]) -> None:
         """Append ``record`` to the JSON lines ``name`` of ``part``."""

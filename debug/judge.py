@@ -17,6 +17,9 @@ from .rules.history import Read, Step, View
 Rules = Iterable[str] | Mapping[str, Mapping[str, float]]
 VIEWS = 64
 """Layouts that are remembered: there is one for each shape of outputs."""
+COUNTS = {"steps", "patience", "samples", "features", "passes"}
+SHARES = {"share", "misprediction"}
+"""Thresholds by what they are; others are any number above 0."""
 FEW = 20
 """Findings of one rule that are kept of a run; then it has been said."""
 
@@ -93,10 +96,17 @@ def chosen(rules: Rules | None) -> dict[str, tuple[Rule, dict[str, float]]]:
     """
     if rules is None:
         return {name: (rule, {}) for name, rule in RULES.items()}
+    if not isinstance(rules, Iterable):
+        raise InputError(
+            f"rules={rules!r}",
+            "names of rules, or a dict from names to thresholds",
+            "a switch, or a threshold without its rule",
+            "rules=() for none, or leave it out for all",
+        )
     names = (rules,) if isinstance(rules, str) else rules
-    given = rules if isinstance(rules, Mapping) else {name: {} for name in names}
-    for name, thresholds in given.items():
-        if name not in RULES:
+    pairs = list(rules.items()) if isinstance(rules, Mapping) else [(name, {}) for name in names]
+    for name, thresholds in pairs:
+        if not isinstance(name, str) or name not in RULES:
             raise InputError(
                 f"the rule {name!r}",
                 f"one of: {', '.join(RULES)}",
@@ -104,7 +114,7 @@ def chosen(rules: Rules | None) -> dict[str, tuple[Rule, dict[str, float]]]:
                 "use a name from the list",
             )
         _check_thresholds(name, thresholds)
-    return {name: (RULES[name], dict(thresholds)) for name, thresholds in given.items()}
+    return {name: (RULES[name], dict(thresholds)) for name, thresholds in pairs}
 
 
 def _check_thresholds(name: str, thresholds: Any) -> None:
@@ -118,9 +128,16 @@ def _check_thresholds(name: str, thresholds: Any) -> None:
         )
     for key, value in thresholds.items():
         if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) < float("inf"):
-            raise InputError(
-                f"{key}={value!r} of the rule {name}",
-                "a number above 0",
-                "a percentage as text, or a switch",
-                "leave it out for the default, or leave the rule out",
-            )
+            expected, cause = "a number above 0", "a percentage as text, or a switch"
+        elif key in COUNTS and (float(value) < 1 or float(value) % 1):
+            expected, cause = "a whole number", "a share in the place of a number of things"
+        elif key in SHARES and float(value) > 1:
+            expected, cause = "a share, at most 1", "a percentage"
+        else:
+            continue
+        raise InputError(
+            f"{key}={value!r} of the rule {name}",
+            expected,
+            cause,
+            "leave it out for the default, or leave the rule out",
+        )

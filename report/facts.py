@@ -23,8 +23,6 @@ class Facts:
     info: dict[str, Any]
     written: float
     """Seconds since the epoch of the last write; 0 where storage does not say."""
-    parts: tuple[str, ...]
-    """Folders that parts wrote."""
 
     @property
     def name(self) -> str:
@@ -47,29 +45,31 @@ class Facts:
         return found + [(str(key), str(value)) for key, value in self.info.get("versions", {}).items()]
 
 
-def facts(path: str) -> Facts:
-    """Of a run.
+def existing(path: str) -> Run:
+    """A run, to be read.
 
     Raises:
-        InputError: there is none, or one that cannot be read.
+        InputError: there is none, one that cannot be read, or one of a newer schema.
     """
-    run = Run.existing(path)
     try:
-        info = run.info()
-    except json.JSONDecodeError as error:
+        return Run.existing(path)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(
-            f"run.json in {run.path!r} that is no JSON: {error}",
+            f"run.json in {path!r}: {error!r}",
             "what loopwise.run writes",
             "a damaged file, or one of another program",
             "name another run",
         ) from None
-    found = files(run)
-    parts = {name.removeprefix(run.path).strip("/").split("/")[0] for name, _, _ in found}
-    return Facts(run.path, info, max((when for _, _, when in found), default=0.0), tuple(sorted(parts - OWN)))
 
 
-OWN = {"run.json", "run.json.new", "report.html", "report.html.new"}
-"""Files right in the folder."""
+def facts(path: str) -> Facts:
+    """Of a run.
+
+    Raises:
+        InputError: see `existing`.
+    """
+    run = existing(path)
+    return Facts(run.path, run.info(), max((when for _, _, when in files(run)), default=0.0))
 
 
 def files(run: Run) -> list[tuple[str, int, float]]:

@@ -120,7 +120,7 @@ def _block(given: Any, what: str) -> dict[str, Any]:
             raise _wrong(f"{what} without plots", "at least one plot")
         block["plots"] = [_plot(each, what) for each in given["plots"]]
     if kind == "table":
-        _cells(given, what)
+        block["rows"] = _cells(given, what)
     if kind == "finding":
         if given["severity"] not in SEVERITIES:
             raise _wrong(f"{what} of the severity {given['severity']!r}", f"one of: {', '.join(SEVERITIES)}")
@@ -140,7 +140,7 @@ def _plot(given: Any, what: str) -> dict[str, Any]:
     return found | {"data": data, "layout": plain(given["layout"], what)}
 
 
-def _cells(given: Mapping[str, Any], what: str) -> None:
+def _cells(given: Mapping[str, Any], what: str) -> list[list[Any]]:
     for row in given["rows"]:
         if not isinstance(row, (list, tuple)) or len(row) != len(given["columns"]):
             raise _wrong(
@@ -151,6 +151,7 @@ def _cells(given: Mapping[str, Any], what: str) -> None:
                 raise _wrong(
                     f"{what} with a cell of {type(cell).__name__}", "texts, numbers, booleans or None"
                 )
+    return [[each.item() if isinstance(each, np.generic) else each for each in row] for row in given["rows"]]
 
 
 def _keys(given: Any, keys: Mapping[str, Any], what: str) -> None:

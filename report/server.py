@@ -10,9 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from loopwise.errors import LoopwiseError
-from loopwise.run import Run
 
-from .facts import signature
+from .facts import existing, signature
 from .page import html, state
 
 PAUSE = 2.0
@@ -35,13 +34,15 @@ class Source:
 
     def __init__(self, path: str, other: str | None = None) -> None:
         self._path, self._other = path, other
-        self._runs = [Run.existing(each) for each in (path, other) if each is not None]
+        self._runs = [existing(each) for each in (path, other) if each is not None]
         self._lock = threading.Lock()
         self._next = 0.0
         self._signature = ""
         self._state: dict[str, Any] = {}
         self.made = 0
         """How often the sections were made."""
+        self.state()
+        self._next = 0.0  # this time it was the imports that took long
 
     def state(self) -> dict[str, Any]:
         """The state of the page; see `loopwise.report.page`."""

@@ -1,0 +1,129 @@
+"""The page in a real browser: everything is there, drawn, reachable, and nothing is asked of the network."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from loopwise.report import report
+
+SECTIONS = ("findings", "metrics", "layers", "distributions", "sift", "compile", "saved")
+WIDTHS = {"phone": 375, "desktop": 1280}
+
+
+@pytest.fixture(scope="module")
+def url(run, tmp_path_factory):
+    return Path(report(run, str(tmp_path_factory.mktemp("pages") / "page.html"))).as_uri()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_every_section_is_there_and_every_plot_is_drawn(look, scrolled, url, width, scheme):
+    page = look(url, viewport={"width": width, "height": 800}, color_scheme=scheme)
+    for section in SECTIONS:
+        assert page.is_visible(f"#{section} h2"), section
+        assert page.is_visible(f"nav a[href='#{section}']"), section
+    scrolled(page)
+    assert page.evaluate("() => document.querySelectorAll('.plot').length") > 10
+    assert page.evaluate("() => document.documentElement.scrollWidth") == width
+
+
+def test_plots_have_lines_and_cells(look, scrolled, url):
+    page = look(url)
+    scrolled(page)
+    for within, mark in {"#findings": ".scatterlayer path", "#metrics": ".scatterlayer path"}.items():
+        assert page.eval_on_selector(f"{within} .plot {mark}", "(e) => e.getBBox().width") > 100
+    assert page.eval_on_selector("#layers .heatmaplayer image", "(e) => e.getBBox().width") > 100
+
+
+def test_texts_are_texts(look, url):
+    page = look(url)
+    assert page.title() == "first <b>run - Loopwise"
+    assert page.inner_text("h1") == "first <b>run"
+    assert page.query_selector("b") is None
+    finding = page.inner_text(".finding")
+    assert re.search(r"(?i)^(critical|warning|info)\s+\w", finding)
+    assert page.inner_text("nav .badge.warning").startswith(str(page.locator(".finding.warning").count()))
+
+
+def test_findings_come_with_the_worst_first(look, url):
+    page = look(url)
+    order = [each.inner_text().lower() for each in page.query_selector_all(".finding .severity")]
+    assert order == sorted(order, key=["critical", "warning", "info"].index)
+    assert "dead relu" in page.inner_text("#findings")
+
+
+def test_the_colours_can_be_turned(look, scrolled, url):
+    page = look(url, color_scheme="light")
+    ground = "() => getComputedStyle(document.body).backgroundColor"
+    text = "() => getComputedStyle(document.querySelector('#metrics .xtick text')).fill"
+    page.wait_for_selector(".plot[data-drawn]")
+    scrolled(page)
+    before = page.evaluate(ground), page.evaluate(text)
+    assert page.inner_text("#theme") == "Dark"
+    page.click("#theme")
+    after = page.evaluate(ground), page.evaluate(text)
+    assert page.inner_text("#theme") == "Light"
+    assert all(one != two for one, two in zip(before, after, strict=True))
+    page.reload()
+    assert page.evaluate(ground) == after[0]
+
+
+def test_all_is_reached_by_keyboard(look, url):
+    page = look(url)
+    page.keyboard.press("Tab")
+    assert page.evaluate("() => document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    assert page.evaluate("() => document.activeElement.id") == "main"
+    page.reload()
+    reached = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        name = page.evaluate(
+            "() => document.activeElement.id || document.activeElement.getAttribute('href') || document.activeElement.tagName"
+        )
+        reached.add(name)
+        shown = "() => getComputedStyle(document.activeElement).outlineStyle"
+        assert page.evaluate(shown) != "none" or name == "BODY", name
+    assert {"theme", "#findings", "#saved", "SELECT", "DIV"} <= reached
+
+
+def test_a_plot_says_in_words_what_it_shows(look, url):
+    page = look(url)
+    for plot in page.query_selector_all(".plot"):
+        assert plot.get_attribute("role") == "img"
+        assert len(plot.get_attribute("aria-label")) > 20
+    for table in page.query_selector_all("table"):
+        assert table.query_selector("caption").inner_text()
+
+
+def test_a_layer_can_be_chosen(look, scrolled, url):
+    page = look(url)
+    scrolled(page)
+    select = page.locator("#distributions select").first
+    assert select.locator("option").count() > 3
+    before = page.inner_text("#distributions .describe >> nth=0")
+    select.select_option(index=2)
+    assert page.inner_text("#distributions .describe >> nth=0") != before
+    box = page.locator("#distributions .plot").first
+    assert box.get_attribute("data-drawn") == box.get_attribute("data-plot") == select.input_value()
+
+
+def test_two_runs_side_by_side(look, scrolled, run, other, tmp_path):
+    page = look(Path(report(run, str(tmp_path / "two.html"), compare=other)).as_uri())
+    assert "They part at step 0 in" in page.inner_text("#comparison")
+    assert page.inner_text("#comparison table").count("second") > 1
+    scrolled(page)
+    assert "loss, train of second" in page.text_content("#metrics .legend")
+
+
+def test_it_is_one_file_that_names_no_other(run, tmp_path):
+    text = Path(report(run, str(tmp_path / "page.html"))).read_text()
+    beside_plotly = re.sub(r"<script>/\*\*.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//|@import|url\(""", beside_plotly)
+    data = json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
+    )
+    assert data["plots"]
+    assert not data["live"]

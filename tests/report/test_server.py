@@ -1,0 +1,120 @@
+"""The server of a page: two paths, read-only, made again only when the run's files changed."""
+
+import http.client
+import json
+import shutil
+import threading
+
+import pytest
+
+from loopwise.errors import InputError
+from loopwise.report import server
+from loopwise.report.server import Server, Source
+from loopwise.run import Run
+
+
+@pytest.fixture
+def served(run, tmp_path):
+    """A server of a copy of a run."""
+    with Server(Source(str(shutil.copytree(run, tmp_path / "run")))) as found:
+        thread = threading.Thread(target=found.serve_forever, args=(0.01,))
+        thread.start()
+        yield found
+        found.shutdown()
+        thread.join()
+
+
+def ask(of, path, method="GET", **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", of.server_address[1], timeout=30)
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, headers={"Connection": "close", **headers})
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return answer, body
+
+
+def test_the_page_and_its_sections(served):
+    answer, body = ask(served, "/")
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert b"<h1>" in body
+    answer, body = ask(served, "/sections.json?now")
+    assert json.loads(body)["sections"][0]["id"] == "findings"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_what_has_not_changed_is_not_sent_again(served):
+    answer, _ = ask(served, "/sections.json")
+    again, body = ask(served, "/sections.json", If_None_Match=answer.headers["ETag"])
+    assert (again.status, body) == (304, b"")
+    assert ask(served, "/sections.json", If_None_Match='"other"')[0].status == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/run.json", "/../run.json", "/%2e%2e/etc/passwd", "//etc/passwd", "/debug/", "/index.html"]
+)
+def test_nothing_else_is_served(served, path):
+    answer, body = ask(served, path)
+    assert (answer.status, body) == (404, b"There is / and /sections.json.")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+def test_it_can_only_be_read(served, method):
+    assert ask(served, "/", method)[0].status == 501
+
+
+def test_head_has_no_body(served):
+    answer, body = ask(served, "/", "HEAD")
+    assert (answer.status, body) == (200, b"")
+    assert int(answer.headers["Content-Length"]) > 1e6
+
+
+@pytest.mark.parametrize(
+    ("host", "status"), [("localhost:{}", 200), ("127.0.0.1:{}", 200), ("evil.example:{}", 403), ("", 403)]
+)
+def test_another_name_that_leads_here_is_refused(served, host, status):
+    host = host.format(served.server_address[1])
+    assert ask(served, "/sections.json", Host=host)[0].status == status
+
+
+def test_a_host_that_was_asked_for_answers_to_any_name(run):
+    with Server(Source(run), "0.0.0.0") as found:
+        assert not found.guarded
+
+
+def test_sections_are_made_when_files_changed_and_not_more_often(run, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(server.time, "monotonic", lambda: now[0])
+    path = str(tmp_path / "run")
+    with Run(path) as going:
+        source = Source(path)
+        first = source.state()
+        assert source.state() is first
+        going.append("compile", "events", {"batch": 0, "text": "something"})
+        assert source.state() is first  # too early to look
+        now[0] += server.PAUSE
+        second = source.state()
+        assert [each["id"] for each in second["sections"]] == ["compile"]
+        assert second["etag"] != first["etag"]
+        now[0] += server.PAUSE
+        assert source.state() is second
+        assert source.made == 2
+    now[0] += server.PAUSE
+    assert source.state()["run"]["state"] == "finished"
+
+
+def test_a_run_that_is_gone_is_an_answer(served, tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "PAUSE", 0.0)
+    monkeypatch.setattr(server, "SHARE", 0.0)
+    assert ask(served, "/sections.json")[0].status == 200
+    shutil.rmtree(tmp_path / "run")
+    served.source._next = 0.0
+    answer, body = ask(served, "/sections.json")
+    assert answer.status == 503
+    assert b"no run.json" in body
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(InputError, match=r"no run\.json"):
+        Source(str(tmp_path))

@@ -81,10 +81,10 @@ def _nvml() -> ModuleType | None:
     except ImportError:
         return None
     try:
-        pynvml.nvmlInit()
+        pynvml.nvmlInit()  # type: ignore[no-untyped-call]
     except pynvml.NVMLError:  # no driver
         return None
-    return pynvml  # type: ignore[no-any-return]
+    return pynvml
 
 
 def _text(value: str | bytes) -> str:

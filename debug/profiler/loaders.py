@@ -43,7 +43,7 @@ def leave(listener: Listener) -> None:
         if (
             not _listeners and _original is not None and replaced is _original
         ):  # nobody else replaced it since
-            _BaseDataLoaderIter.__next__ = _original  # type: ignore[method-assign]
+            _BaseDataLoaderIter.__next__ = _original  # type: ignore[method-assign, assignment]
             _original = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -94,13 +95,13 @@ class Probes:
                 self._unhook(model)
                 timed = self._probe.around(call)
                 self._calls[id(model)] = call, timed
-                model._compiled_call_impl = timed  # type: ignore[assignment]
+                model._compiled_call_impl = timed
 
     def _hook(self, model: nn.Module) -> None:
-        self._handles[id(model)] = [
-            model.register_forward_pre_hook(self._probe.before, prepend=True),
-            model.register_forward_hook(self._probe.after),
-        ]
+        handles = self._handles[id(model)] = []
+        with contextlib.suppress(RuntimeError):  # a ScriptModule takes no hooks; it is not seen then
+            handles.append(model.register_forward_pre_hook(self._probe.before, prepend=True))
+            handles.append(model.register_forward_hook(self._probe.after))
 
     def _unhook(self, model: nn.Module) -> None:
         for handle in self._handles.pop(id(model), []):

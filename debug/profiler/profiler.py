@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -61,10 +62,15 @@ class Profiler:
         self._windows = Windows(
             run, options.windows, options.top, lambda record: self._sampler.put("operators", record)
         )
-        self._probes = Probes(self._phases, models.values(), optimizers.values())
-        loaders.listen(self._phases)
+        with contextlib.ExitStack() as undone:  # where something fails on the way
+            undone.callback(self._sampler.close)
+            self._probes = Probes(self._phases, models.values(), optimizers.values())
+            undone.callback(self._probes.remove)
+            loaders.listen(self._phases)
+            undone.callback(loaders.leave, self._phases)
+            self._sampler.start()
+            undone.pop_all()
         self._closed = False
-        self._sampler.start()
 
     def begin(self, step: int, mode: str) -> None:
         """A step begins; steps are counted over all modes."""

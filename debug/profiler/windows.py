@@ -34,7 +34,7 @@ class Windows:
     ) -> None:
         self._run, self._when, self._top, self._put = run, when, top, put
         self._open: Any = None
-        self._said = False
+        self._said, self._step = False, -1
 
     def begin(self, step: int, mode: str) -> None:
         """A step begins: a window opens, goes on or ends."""
@@ -46,7 +46,7 @@ class Windows:
         self._step = step
 
     def _start(self, step: int) -> None:
-        if torch.autograd._profiler_enabled():
+        if torch._C._autograd._profiler_enabled():
             if not self._said:
                 self._said = True
                 logging.getLogger("loopwise.debug").warning(

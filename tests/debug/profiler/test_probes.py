@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from loopwise.debug.profiler import Profile, Profiler
 from loopwise.debug.profiler.phases import Phases
 from loopwise.debug.profiler.probes import Probe, Probes
+from loopwise.debug.profiler.sampler import Sampler
 
 
 class Seen(Phases):
@@ -156,6 +158,16 @@ def test_copies_of_a_model_are_not_seen():
     probes.remove()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_scripted_model_is_not_seen_and_works():
+    net, optimizer = parts()
+    scripted = torch.jit.script(net)
+    probes = Probes(seen := Seen(), [scripted], [optimizer])
+    step(scripted, optimizer)
+    assert seen.calls == ["update", "update ends"]
+    probes.remove()
+
+
 def test_a_forward_pass_that_raises():
     net, optimizer = parts()
     probes = Probes(phases := Phases(lambda: 0.0), [net], [optimizer])
@@ -184,6 +196,7 @@ def test_of_two_ranks(tmp_path, ranks):
             net(torch.ones(2, 4)).sum().backward()
             optimizer.step()
             profiler.end(step, "train", {{}})
+        profiler._sampler.sample()
         profiler.close()
         run.close()
         print(json.dumps(1))
@@ -215,3 +228,26 @@ def test_a_profiler_leaves_everything_as_it_was(run):
     profiler.close()
     profiler.close()
     assert hooks(net, optimizer) == before
+
+
+def test_a_profiler_that_cannot_begin_leaves_everything_as_it_was(run, monkeypatch):
+    net, optimizer = parts()
+    before, loader = hooks(net, optimizer), _BaseDataLoaderIter.__next__
+
+    def fails(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Sampler, "start", fails)
+    with pytest.raises(RuntimeError, match="new thread"):
+        Profiler({"": net}, {"": optimizer}, run, Profile())
+    assert hooks(net, optimizer) == before
+    assert _BaseDataLoaderIter.__next__ is loader
+
+
+def test_a_sampler_that_fails_is_told_at_the_next_step(run):
+    net, optimizer = parts()
+    profiler = Profiler({"": net}, {"": optimizer}, run, Profile())
+    profiler._sampler.error = OSError("the disk is full")
+    with pytest.raises(OSError, match="full"):
+        profiler.begin(0, "train")
+    profiler.close()

@@ -19,19 +19,28 @@ from .checked import Checked, Result, found, left_out
 from .checking_copies import Original, Taken, recorded
 from .checking_outputs import Evaluated
 from .checking_targets import Refused, Targets
-from .checking_training import STEPS, Training, learns, watched
+from .checking_training import STEPS, TRAPPED, Training, learns, watched
 from .rules import RULES, Finding
 
 BY_RULES = {
-    "inputs": ("input_not_normalized",),
-    "optimizer": ("unheld_parameter",),
-    "loss": ("detached_loss", "loss_input", "initial_loss"),
-    "gradients": ("missing_gradient", "vanishing_gradient"),
-    "updates": ("unchanged_tensor", "missing_update", "weight_update_ratio"),
-    "layers": ("poor_weight_initialization", "dead_relu", "saturated_activation", "all_zero"),
-    "numbers": ("exploding_tensor", "non_finite"),
+    "inputs": ("", ("input_not_normalized",)),
+    "optimizer": ("it holds every parameter that gets a gradient", ("unheld_parameter",)),
+    "loss": (
+        "it gets what it wants, and begins as it should",
+        ("detached_loss", "loss_input", "initial_loss"),
+    ),
+    "gradients": ("every parameter held gets one that counts", ("missing_gradient", "vanishing_gradient")),
+    "updates": (
+        "they change weights, and not too much",
+        ("unchanged_tensor", "missing_update", "weight_update_ratio"),
+    ),
+    "layers": (
+        "no weights, activations or outputs are dead",
+        ("poor_weight_initialization", "dead_relu", "saturated_activation", "all_zero"),
+    ),
+    "numbers": ("weights, gradients, outputs and losses are finite", ("exploding_tensor", TRAPPED)),
 }
-"""What is looked at -> the rules that speak of it."""
+"""What is looked at -> what it is where nothing is found, and the rules that speak of it."""
 
 
 def check(
@@ -85,12 +94,14 @@ def _results(original: Original, steps: int, deadline: float) -> list[Result]:
             broken = f"the forward pass or the loss raises {error!r}"
     results = [_inputs(original.batch), _targets(targets, broken)]
     results += _evaluated(copy.model, taken, original)
-    training = Training(failed=broken)
-    if value is not None and not value.requires_grad:
+    training, depends = Training(failed=broken), value is not None and value.requires_grad
+    computed = value is not None
+    del copy, taken, value  # what trains is another copy
+    if depends:
+        training = watched(original, steps, deadline, targets.bounds)
+    elif computed:
         training.failed = "the loss depends on no parameter that is trained"
         results.append(_detached(training.failed))
-    elif value is not None:
-        training = watched(original, steps, deadline, targets.bounds)
     if not training.losses:
         results.append(left_out("one batch", training.failed))
     else:
@@ -162,7 +173,7 @@ def _fails(what: str) -> Finding:
 def _with_rules(results: list[Result], training: Training, held: bool) -> list[Result]:
     """The results, and what rules found while the copy trained, beside what they belong to."""
     own = {result.name: result for result in results}
-    of = {rule: name for name, rules in BY_RULES.items() for rule in rules}
+    of = {rule: name for name, (_, rules) in BY_RULES.items() for rule in rules}
     by: dict[str, list[Finding]] = {name: [] for name in BY_RULES}
     for finding in training.findings:
         by.setdefault(of.get(finding.rule, "rules"), []).append(finding)
@@ -176,7 +187,7 @@ def _with_rules(results: list[Result], training: Training, held: bool) -> list[R
             why = training.failed or "rules look on rank 0 only, and at no optimizer that calls a closure"
             own[name] = before or left_out(name, why)
         elif before is None:
-            own[name] = Result(name, f"{', '.join(BY_RULES[name])}: nothing found")
+            own[name] = Result(name, BY_RULES[name][0])
     last = own.pop("one batch")
     return [*own.values(), last]
 

@@ -98,7 +98,8 @@ class Checked:
             f"{sum(result.outcome == outcome for result in self.results)} {outcome}"
             for outcome in ("passed", "left out")
         ]
-        lines = [f"{len(self.findings)} findings, {', '.join(counts)} in {self.seconds:.1f} s"]
+        found = f"{len(self.findings)} finding{'s' * (len(self.findings) != 1)}"
+        lines = [f"{found}, {', '.join(counts)}, in {self.seconds:.1f} s"]
         for result in self.results:
             if not result.findings:
                 lines += _told(result.outcome, result.name, result.text)

@@ -77,7 +77,7 @@ class Outbox:
         with self._ready:
             left = len(self._new) + len(self._held) + self._lost
         if left:
-            self._say(f"{left} findings were not told to {self._where}")
+            self._say(f"findings not told to {self._where}: {left}")
 
     def _work(self) -> None:
         failed = False

@@ -117,7 +117,7 @@ def test_a_server_that_fails_is_said_once(server, caplog):
     said = [record.getMessage() for record in caplog.records]
     assert said == [
         "the webhook at 127.0.0.1 could not be told: <HTTPError 500: 'Internal Server Error'>",
-        "3 findings were not told to the webhook at 127.0.0.1",
+        "findings not told to the webhook at 127.0.0.1: 3",
     ]
     assert "secret" not in "".join(said)
 
@@ -141,7 +141,7 @@ def test_nobody_listens(caplog):
         tell = webhook(f"http://127.0.0.1:{taken.getsockname()[1]}/")
         tell(finding())
         tell.close()
-    assert "1 findings were not told" in caplog.text
+    assert "findings not told to the webhook at 127.0.0.1: 1" in caplog.text
 
 
 def test_it_can_be_used_again(server):

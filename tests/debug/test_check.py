@@ -125,7 +125,7 @@ def test_a_model_in_ddp(ranks):
     print(json.dumps([str(each) for each in found.findings] + [found.results[5].text]))
     """
     assert ranks(code) == [
-        ["unheld_parameter: nothing found"],
+        ["it holds every parameter that gets a gradient"],
         ["rules look on rank 0 only, and at no optimizer that calls a closure"],
     ]
 
@@ -166,7 +166,7 @@ def test_it_leaves_no_trace():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3))
     model[1].eval()
-    optimizer = torch.optim.Adam(model.parameters())
+    optimizer = torch.optim.Adam(model.parameters(), 3e-2)
     x, y = digits()
     CROSS(model(x), y).backward()
     optimizer.step()
@@ -312,11 +312,10 @@ def test_a_loss_that_no_parameter_has_a_part_in():
 def test_the_report():
     checked = tried(mlp().append(nn.Softmax(1)), *digits())
     text = str(checked)
-    assert text.startswith("1 findings, 11 passed, 0 left out in ")
+    assert text.startswith("1 finding, 11 passed, 0 left out, in ")
     assert "  critical  loss         cross_entropy applies softmax itself" in text
     assert "fix: give logits to cross_entropy" in text
     assert max(map(len, text.splitlines())) <= 110
-    checked.raise_if.__doc__.index("InputError")
     with pytest.raises(InputError) as error:
         checked.raise_if("critical")
     assert "seen: loss_input: cross_entropy applies softmax itself" in str(error.value)

@@ -114,7 +114,7 @@ def _evidence(finding: Finding) -> dict[str, Any] | None:
         "yaxis": {"type": "log" if wide else "linear"},
         "shapes": [_line(finding.step, finding.severity)],
     }
-    describe = f"{', '.join(series)} over the saved steps up to step {finding.step}"
+    describe = f"Saved steps up to {finding.step:,} of {', '.join(series)}"
     return {"title": finding.rule.replace("_", " "), "describe": describe, "data": data, "layout": layout}
 
 

@@ -47,9 +47,8 @@ def _rms(table: Table) -> Floats:
 def _share(statistic: str) -> Callable[[Table], Floats]:
     def value(table: Table) -> Floats:
         sizes = np.array([int(np.prod(shape)) for shape in table.shapes], dtype=float)[:, None]
-        return np.divide(
-            table[statistic], sizes, out=np.full(table[statistic].shape, np.nan), where=sizes > 0
-        )
+        found: Floats = table[statistic] / np.where(sizes > 0, sizes, np.nan)
+        return np.where(found <= 1, found, np.nan)  # above, the shape is not known
 
     return value
 
@@ -113,11 +112,11 @@ def _heat_map(quantity: Quantity, table: Table) -> dict[str, Any] | None:
     with np.errstate(all="ignore"):
         values = quantity.value(table)
     values = np.where(np.isfinite(values), values, np.nan)
-    kept = np.isfinite(values).any(axis=1)
-    if not kept.any() or (quantity.scale == "share" and not np.nansum(values)):
+    kept = np.flatnonzero(np.isfinite(values).any(axis=1))
+    if not kept.size or (quantity.scale == "share" and not np.nansum(values)):
         return None
-    names = [name or WHOLE for name in itertools.compress(table.names, kept)]
-    shapes = list(itertools.compress(table.shapes, kept))
+    names = [table.names[row] or WHOLE for row in kept]
+    shapes = [table.shapes[row] for row in kept]
     values = values[kept]
     if quantity.scale == "log":
         values = np.log10(values, where=values > 0, out=np.full(values.shape, np.nan))
@@ -227,23 +226,29 @@ def _distribution(table: Table, place: int) -> dict[str, Any] | None:
     known = {name: values for name, values in known.items() if np.isfinite(values).any()}
     if "quantile_50" in known:
         bands = [(known[low], known[high], f"{low[9:]} to {high[9:]} %") for low, high in BANDS["quantiles"]]
-        middle, said = known["quantile_50"], "median, and the middle 50, 90 and 98 % of its values"
+        middle, said = known["quantile_50"], "Median and middle 50, 90 and 98 %"
     elif {"mean", "std"} <= set(known):
         mean, std = known["mean"], known["std"]
         bands, middle = [(mean - std, mean + std, "one standard deviation")], mean
-        said = "mean, and one standard deviation around it"
+        said = "Mean and one standard deviation around it"
         if {"min", "max"} <= set(known):
             bands.insert(0, (known["min"], known["max"], "least to greatest"))
-            said += ", within the least and the greatest value"
+            said += ", least and greatest value"
     else:
         return None
     name = table.names[place] or WHOLE
     data = [trace for low, high, label in bands for trace in _band(table.steps, low, high, label)]
     data.append(
-        {"type": "scatter", "x": table.steps, "y": middle, "name": said.split(",")[0], "meta": {"color": 0}}
+        {
+            "type": "scatter",
+            "x": table.steps,
+            "y": middle,
+            "name": said.split(" ")[0].lower(),
+            "meta": {"color": 0},
+        }
     )
     layout = {"showlegend": False, "xaxis": {"title": {"text": "step"}}}
-    return {"title": name, "describe": f"{name}: {said}", "data": data, "layout": layout}
+    return {"title": name, "describe": f"{said} of {name}", "data": data, "layout": layout}
 
 
 def _band(steps: Steps, low: Floats, high: Floats, label: str) -> list[dict[str, Any]]:

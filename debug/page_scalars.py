@@ -45,7 +45,7 @@ def smoothed(values: Floats) -> Floats:
     kernel = np.ones(width)
     total = np.convolve(np.where(finite, values, 0.0), kernel, "same")
     count = np.convolve(finite.astype(float), kernel, "same")
-    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+    return np.asarray(total / np.where(count > 0, count, np.nan))
 
 
 def scalars(trial: Trial, reader: Reader, other: Trial | None) -> list[dict[str, Any]]:

@@ -24,7 +24,8 @@ from .sections import SEVERITIES, Section, collect
 
 FOLDER = Path(__file__).parent
 NAME = "report.html"
-COMPARISON = {"id": "comparison", "title": "Two runs", "order": 15.0}
+COMPARISON = "comparison"
+"""Id of the section where two runs are compared."""
 HEIGHT = 300
 """Pixels of a plot that does not say."""
 
@@ -114,10 +115,10 @@ def _compared(first: Facts, second: Facts, sections: list[Section]) -> list[Sect
     rows = [[name, *(pair.get(name, "") for pair in pairs)] for name in {**pairs[0], **pairs[1]}]
     rows = [["folder", first.path, second.path], *(row for row in rows if row[1] != row[2])]
     table = {"kind": "table", "title": "What differs", "columns": ["", first.name, second.name], "rows": rows}
-    there = next((each for each in sections if each.id == COMPARISON["id"]), None)
+    there = next((each for each in sections if each.id == COMPARISON), None)
     blocks = [table, *(there.blocks if there else [])]
     rest = [each for each in sections if each is not there]
-    return sorted([*rest, Section(**COMPARISON, blocks=blocks)], key=lambda each: each.order)
+    return sorted([*rest, Section(COMPARISON, "Two runs", 15.0, blocks)], key=lambda each: each.order)
 
 
 def _blocks(section: Section, render: Any) -> Iterable[dict[str, Any]]:
@@ -184,7 +185,7 @@ def _environment() -> Any:
 
 def _plotly() -> str:
     try:
-        from plotly.offline import get_plotlyjs
+        from plotly.offline.offline import get_plotlyjs
     except ModuleNotFoundError:
         raise MissingExtra.of("plotly", "report", "the page of a run") from None
     return str(get_plotlyjs())
@@ -200,6 +201,8 @@ def cell(value: Any) -> str:
 
 
 def sentence(text: str) -> str:
-    """With a capital and a full stop."""
+    """With a full stop, and with a capital unless it begins with a name such as ``layers.0.weight``."""
     text = text.strip()
-    return text and text[0].upper() + text[1:] + ("" if text[-1] in ".!?:" else ".")
+    if re.match(r"[^\W\d_]+\b(?![.\d_])", text):
+        text = text[0].upper() + text[1:]
+    return text + ("" if not text or text[-1] in ".!?:" else ".")

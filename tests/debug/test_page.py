@@ -101,7 +101,7 @@ def test_distributions_by_quantiles_or_else_by_spread(path):
     found = {each["title"]: each["plots"] for each in distributions(Reader(path), ["4.weight"])}
     assert set(found) == {"Weights", "Gradients", "Outputs", "Inputs"}
     assert found["Weights"][0]["title"] == found["Gradients"][0]["title"] == "4.weight"
-    assert "median" in found["Gradients"][0]["describe"]
+    assert "Median" in found["Gradients"][0]["describe"]
     assert "one standard deviation" in found["Weights"][0]["describe"]
     low, high, *_, middle = found["Gradients"][0]["data"]
     assert (low["y"] <= middle["y"]).all()

@@ -41,6 +41,7 @@ def look(browser):
         )
         contexts.append(context)
         page = context.new_page()
+        page.set_default_timeout(100_000)  # a busy machine
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on(

@@ -108,6 +108,7 @@ def test_a_server_that_goes_away_is_said_and_the_page_stays(browser, watched, ru
     process, url = watched(run)
     with browser.new_context() as context:  # not `look`: a failed request is in its console
         page = context.new_page()
+        page.set_default_timeout(100_000)
         page.goto(url)
         says(page, "The run is finished")
         process.kill()

@@ -145,3 +145,10 @@ def test_cells_and_sentences_are_for_a_person():
     cells = [cell(each) for each in (True, None, 1234567, 0.00012346, 3.0, "x")]
     assert cells == ["yes", "", "1,234,567", "0.0001235", "3", "x"]
     assert [sentence(each) for each in ("it burns", "Is it?", " ")] == ["It burns.", "Is it?", ""]
+    names = ["layers.0 burns", "layer3 burns", "8.bias", "loss, train"]
+    assert [sentence(each) for each in names] == [
+        "layers.0 burns.",
+        "layer3 burns.",
+        "8.bias.",
+        "Loss, train.",
+    ]

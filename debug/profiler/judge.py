@@ -111,6 +111,13 @@ def chosen(rules: ProfileRules | None) -> dict[str, tuple[Rule, dict[str, float]
     Raises:
         InputError: see `ProfileJudge`.
     """
+    if rules is not None and not isinstance(rules, Iterable):
+        raise InputError(
+            f"rules={rules!r}",
+            "names of profiler rules, or a dict from names to thresholds",
+            "a switch, or a threshold without its rule",
+            "rules=() for none, or leave it out for all",
+        )
     names = PROFILE_RULES if rules is None else (rules,) if isinstance(rules, str) else rules
     given = rules if isinstance(rules, Mapping) else {name: {} for name in names}
     for name, thresholds in given.items():

@@ -77,13 +77,15 @@ class Phases:
         self._row: Row | None = None
         self._rows: deque[Row] = deque()
         self._workers = 0
+        self._named: str | None = None
+        self._since = 0.0
         self._forget()
 
     def _forget(self) -> None:
         self._seconds: dict[str, float] = _ZERO.copy()
         self._spans: Spans = []
         self._total = 0.0
-        self._inside = False
+        self._inside = self._named is not None
         """Whether the time is that of a phase of the user's, or of a loader."""
         self._depth = 0
         self._arrived: float | None = None
@@ -106,10 +108,12 @@ class Phases:
         self._thread = get_ident()
         self._forget()
         self._start, self._own = self._clock(), self._spent()
+        self._since = self._start - self._own
 
     def end(self, step: int, mode: str) -> None:
         """A step ends."""
         self._end_backward(self._now())
+        self._end_named()
         seconds, own = self._clock() - self._start, self._spent() - self._own
         row = self._row
         if row is None or row.mode != mode:
@@ -173,17 +177,23 @@ class Phases:
         if self._inside or get_ident() != self._thread:
             yield
             return
-        start = self._now()
-        self._end_backward(start)
+        now = self._now()
+        self._end_backward(now)
         self._inside, self._arrived = True, None
-        seconds = self._seconds
+        self._named, self._since = name, now
         try:
             yield
         finally:
-            if seconds is self._seconds:  # otherwise a step began in it
-                self._inside = False
-                seconds.setdefault(name, 0.0)
-                self._add(name, self._now() - start)
+            self._end_named()
+            self._inside, self._named = False, None
+
+    def _end_named(self) -> None:
+        """The time so far belongs to the user's phase that is open, if one is."""
+        if self._named is not None:
+            now = self._now()
+            self._seconds.setdefault(self._named, 0.0)
+            self._add(self._named, now - self._since)
+            self._since = now
 
     def loads(self) -> float | None:
         """A loader is asked for a batch: when, or ``None`` where that is none of the step's."""

@@ -1,8 +1,10 @@
 """Steps that take far longer than the others.
 
-Statistic: seconds of training steps, without the first and without what the Watch takes, over their median.  Default: 10
-steps or more above three times the median (SageMaker Debugger: 10 outliers of more than three standard
-deviations, which they raise themselves), that cost more than a tenth of at least 30 s.
+Statistic: seconds of training steps, without the first and without what the Watch takes, over their median, and what
+is above it over the distance from the median to the third quartile.  Default: 10 steps or more above three times
+the median and eight of these distances (SageMaker Debugger: 10 outliers of more than three standard deviations,
+which outliers themselves make larger), that cost more than a tenth of at least 30 s.  Where steps vary
+much, as on a machine that other programs keep busy, long ones are none.
 False alarms: checkpoints that are written between two calls of ``Watch.step``; accumulated batches.
 """
 
@@ -16,16 +18,22 @@ from ..series import Series, percentiles
 
 
 def check(
-    series: Series, ratio: float = 3.0, outliers: float = 10.0, share: float = 0.1, seconds: float = 30.0
+    series: Series,
+    ratio: float = 3.0,
+    spread: float = 8.0,
+    outliers: float = 10.0,
+    share: float = 0.1,
+    seconds: float = 30.0,
 ) -> Iterator[Seen]:
     train = series.train
     total = float((train["seconds"] - train["loopwise"]).sum())
     if not len(train) or total < seconds:
         return
     each = train["count"]
-    usual = percentiles((train["seconds"] - train["loopwise"]) / each, each, [50])[0]
+    usual, quartile = percentiles((train["seconds"] - train["loopwise"]) / each, each, [50, 75])
     longest = train["longest"] - train["loopwise"]
-    far = longest > ratio * usual
+    bound = max(ratio * usual, usual + spread * (quartile - usual))
+    far = longest > bound
     lost = float((longest[far] - usual).sum())
     if far.sum() < outliers or lost <= share * total:
         return
@@ -34,7 +42,7 @@ def check(
         for kind in (*KINDS, "other")
     }
     yield Seen(
-        f"{far.sum()} steps took more than {ratio:g} times the median of {usual:.3g} s, {lost / total:.0%} of the "
+        f"{far.sum()} steps took more than {bound:.3g} s, with a median of {usual:.3g} s, {lost / total:.0%} of the "
         f"time in all, most of it in the phase {max(more, key=lambda kind: more[kind])!r}",
         (),
         series.points({"step, s": longest}, train),

@@ -153,15 +153,28 @@ def test_names_that_phases_cannot_have(phases, name):
     assert f"the phase {name!r}" in str(error.value)
 
 
-def test_a_step_that_ends_inside_of_a_phase(phases, clock):
-    with phases.phase("odd"):
+def test_steps_that_end_inside_of_a_phase(phases, clock):
+    with phases.phase("validation"):
+        for step, seconds in enumerate((1, 2, 4)):
+            clock.tick(seconds)
+            phases.end(step, "eval")
+            phases.begin()
+        clock.tick(8)
+    forward(phases, clock, 16)
+    phases.end(3, "eval")
+    table = series.phases([phases.drain()])
+    assert list(table["validation"]) == pytest.approx([1, 2, 4, 8])
+    assert list(table["forward"]) == pytest.approx([0, 0, 0, 16])
+    assert not table["other"].any()
+
+
+def test_a_step_that_is_begun_anew_inside_of_a_phase(phases, clock):
+    with phases.phase("validation"):
         clock.tick(1)
-        phases.end(0, "train")
         phases.begin()
         clock.tick(2)
-    forward(phases, clock, 4)
-    phases.end(1, "train")
-    assert taken(phases) == {"forward": 4, "other": 3, "seconds": 7}
+    phases.end(0, "eval")
+    assert taken(phases) == {"validation": 2, "seconds": 2}
 
 
 def test_other_threads_do_not_count(phases, clock):

@@ -15,6 +15,7 @@ from torch import nn
 from . import names
 from .taps import absent
 from .walk import tensors
+from .zeroing import captures
 
 HEADS = ("spread", "varied", "scale")
 """How far a batch's outputs are apart, in last places of the largest one; whether its inputs are (1 or 0); and what a
@@ -42,7 +43,7 @@ class Outputs:
 
     def attach(self, models: Mapping[str, nn.Module]) -> None:
         for key, model in models.items():
-            hook = _Hook(weakref.proxy(self), key or "model")
+            hook = _Hook(weakref.ref(self), key or "model")
             _, root = next(names.modules({key: model}))
             self._handles.append(root.register_forward_hook(hook, with_kwargs=True))
 
@@ -102,16 +103,24 @@ class Outputs:
 
 
 class _Hook:
-    """The hook of one model; a graph that is made of it is as if there were none."""
+    """The hook of one model; a graph that is made of it is as if there were none, and a copy does nothing."""
 
-    def __init__(self, outputs: Outputs, key: str) -> None:
+    def __init__(self, outputs: Callable[[], Outputs | None], key: str) -> None:
         self._outputs, self._key = outputs, key
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        if self._outputs.open and not absent():
-            self._outputs.look(self._key, args, kwargs, output)
+        outputs = self._outputs()
+        if outputs is not None and outputs.open and not absent() and not captures():
+            outputs.look(self._key, args, kwargs, output)
+
+    def __reduce__(self) -> Any:
+        return _Hook, (_nobody, self._key)
+
+
+def _nobody() -> None:
+    """Whose hook a copy's is."""
 
 
 def scale(logits: torch.Tensor, gradient: torch.Tensor, dim: int) -> torch.Tensor:

@@ -1,6 +1,8 @@
 """What the outputs of a batch and the gradient that comes into them tell."""
 
 import contextlib
+import copy
+import pickle
 
 import pytest
 import torch
@@ -102,6 +104,22 @@ def test_whether_outputs_are_the_same(form, alike):
 def test_inputs_that_are_the_same():
     _, varied, _ = taken(torch.ones(8, 3, requires_grad=True), lambda y: y.sum())
     assert varied == 0
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_of_the_model_are_left_alone(copied):
+    """Such as averages of its weights."""
+    outputs, model = Outputs(contextlib.nullcontext), nn.Linear(3, 2)
+    outputs.attach({"": model})
+    again = copied(model)
+    outputs.begin()
+    again(torch.randn(8, 3))
+    assert outputs.taken() is None
+    outputs.begin()
+    model(torch.randn(8, 3))
+    assert outputs.taken() is not None
+    del outputs
+    model(torch.randn(8, 3))  # whose watch is gone
 
 
 def test_a_batch_of_one_tells_nothing(tmp_path):

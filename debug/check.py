@@ -24,6 +24,7 @@ from .rules import RULES, Finding
 
 BY_RULES = {
     "inputs": ("", ("input_not_normalized",)),
+    "dependence": ("", ("loss_not_depending_on_input",)),
     "optimizer": ("it holds every parameter that gets a gradient", ("unheld_parameter",)),
     "loss": (
         "it gets what it wants, and begins as it should",

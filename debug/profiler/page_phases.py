@@ -10,6 +10,7 @@ from ..page_scalars import thinned
 from . import summary
 from .events import GPU
 from .reading import Session
+from .rules import load_balancing
 from .series import Floats, Table, joined
 
 PIECES = 400
@@ -35,7 +36,7 @@ def blocks(found: list[Session], beside: list[Session]) -> list[dict[str, Any]]:
         columns = ["step", "seconds", "times the median", "most in the phase"]
         cells = [[r["step"], round(r["seconds"], 4), round(r["times"], 1), r["phase"]] for r in rows]
         made.append(_of("table", f"Longest steps of training{title}", columns=columns, rows=cells))
-    return made + ([_ranks(ranks)] if len(ranks) > 1 else [])
+    return made + _ranks(ranks)
 
 
 def _by_rank(found: list[Session]) -> dict[int, Table]:
@@ -143,8 +144,10 @@ def _plot(title: str, describe: str, data: list[dict[str, Any]], x: str, y: str)
     return _of("plot", title, describe=describe, data=data, layout=layout)
 
 
-def _ranks(ranks: dict[int, Table]) -> dict[str, Any]:
-    """Mean of a training step by rank: who is late makes the others wait in their backward pass."""
+def _ranks(ranks: dict[int, Table]) -> list[dict[str, Any]]:
+    """Mean of a training step by rank, where there are several."""
+    if len(ranks) < 2:
+        return []
     kinds = summary.SECONDS
     rows = []
     for rank, table in ranks.items():
@@ -154,4 +157,6 @@ def _ranks(ranks: dict[int, Table]) -> dict[str, Any]:
             means = [round(1e3 * float(train[kind].sum()) / steps, 3) for kind in ("seconds", *kinds)]
             rows.append([rank, int(steps), *means])
     columns = ["rank", "steps", "ms a step", *kinds]
-    return _of("table", "Training steps by rank, ms", columns=columns, rows=rows)
+    late = load_balancing.between({rank: table.of("train") for rank, table in ranks.items()})
+    said = [{"kind": "text", "text": f"{seen.what}; {load_balancing.RULE.advice}."} for seen in late]
+    return [*said, _of("table", "Training steps by rank, ms", columns=columns, rows=rows)]

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from loopwise.debug.profiler import PROFILE_RULES, Profile, Profiler, reading
 from loopwise.debug.profiler.judge import ProfileJudge
 from loopwise.debug.profiler.phases import FIXED
+from loopwise.debug.profiler.rules import load_balancing
 from loopwise.debug.profiler.series import Series, Table
 from loopwise.errors import InputError
 
@@ -129,6 +130,15 @@ def test_each_rule_says_what_it_goes_by(rule):
 def test_workers_that_would_do(workers, data, text):
     (found,) = seen("dataloader", phases=loop(data=data, workers=workers))
     assert text in found.what
+
+
+def test_a_rank_that_others_wait_for():
+    slow, fast = loop(seconds=0.5, data=0.4, forward=0.1), loop(seconds=0.5, data=0.0, forward=0.1)
+    (found,) = load_balancing.between({0: fast, 3: slow})
+    assert "rank 3 spends 500 ms" in found.what
+    assert "rank 0 100 ms" in found.what
+    assert not list(load_balancing.between({0: fast, 1: fast}))
+    assert not list(load_balancing.between({0: fast}))
 
 
 def test_more_workers_than_cores():

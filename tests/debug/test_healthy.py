@@ -117,7 +117,9 @@ def test_findings_are_told_at_the_next_step_not_the_next_saved_one(tmp_path):
     net = nn.Linear(4, 3)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     told = []
-    with Watch(net, optimizer, run=tmp_path / "run", save=every(100), on_finding=told.append) as watch:
+    with Watch(
+        net, optimizer, run=tmp_path / "run", save=every(100), on_finding=told.append, trap=False
+    ) as watch:
         net(torch.full((6, 4), float("nan"))).sum().backward()
         optimizer.step()
         watch.step()
@@ -137,7 +139,9 @@ def test_what_a_resumed_run_finds_again_is_told_once(tmp_path):
 
     for resume in (False, True):
         with Run(str(tmp_path / "run"), resume=resume) as folder:
-            with Watch(nn.Linear(2, 2), run=folder, save=every(1), rules=["exploding_tensor"]) as watch:
+            with Watch(
+                nn.Linear(2, 2), run=folder, save=every(1), rules=["exploding_tensor"], trap=False
+            ) as watch:
                 watch.step(loss=float("nan"))
             assert len(watch.findings) == 1
     assert len(Trial(tmp_path / "run").findings()) == 1
@@ -194,7 +198,7 @@ def test_submodules_called_output_and_losses_with_a_slash(tmp_path):
         optimizer.step()
         return {"train/loss": float("nan")}
 
-    (finding,) = run(tmp_path / "run", net, optimizer, step, on_finding=lambda _: None)
+    (finding,) = run(tmp_path / "run", net, optimizer, step, on_finding=lambda _: None, trap=False)
     assert (finding.rule, finding.tensors) == ("exploding_tensor", ("train/loss",))
     trial = Trial(tmp_path / "run")
     view = View(trial._index.blocks[0][0].layout)

@@ -41,12 +41,13 @@ def shows(page, selector, text):
 
 
 def test_it_grows_without_a_reload(look, watched, tmp_path):
-    training = Training(str(tmp_path / "run"))
+    run = Run(str(tmp_path / "run"))
     process, url = watched(tmp_path / "run")
     page = look(url)
     assert "Nothing can be shown yet" in page.inner_text("#head")
     says(page, "Live")
     page.evaluate("() => { window.never_reloaded = true }")
+    training = Training(run)
     training.train(12)
     shows(page, "#metrics .describe", "12 steps")
     assert "Nothing can be shown yet" not in page.inner_text("#head")
@@ -65,6 +66,7 @@ def test_it_grows_without_a_reload(look, watched, tmp_path):
     assert page.locator("#distributions select").first.input_value() == chosen
     assert abs(page.evaluate("() => scrollY") - place) < 200
     training.watch.close()
+    run.close()
     says(page, "The run is finished")
     assert page.evaluate("() => window.never_reloaded")
     page.close()  # a request that fails would be in its console

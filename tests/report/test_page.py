@@ -8,7 +8,7 @@ import pytest
 
 from loopwise.report import report
 
-SECTIONS = ("findings", "metrics", "layers", "distributions", "sift", "compile", "saved")
+SECTIONS = ("job", "findings", "metrics", "layers", "distributions", "phases", "sift", "compile", "saved")
 WIDTHS = {"phone": 375, "desktop": 1280}
 
 

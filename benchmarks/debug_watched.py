@@ -133,7 +133,10 @@ class Ours:
 
         collections = ["losses", *(Collection(name, keep=what.keep) for name in what.of)]
         when = every(what.interval or 10**9, start=0 if what.interval else 10**9)
-        self.watch = Watch(training.model, training.optimizer, run=folder, save=when, collections=collections)
+        alone = {"trap": False, "profile": False}  # nan_trap and profiler measure what they cost
+        self.watch = Watch(
+            training.model, training.optimizer, run=folder, save=when, collections=collections, **alone
+        )
         self.trial = Trial(folder)
         training.after = lambda loss: self.watch.step(loss=loss)
 

@@ -59,6 +59,7 @@ def cost(name: str, anomaly: bool, seed: int) -> dict[str, float]:
                     run=f"{folder}/run",
                     collections=(),
                     rules=(),
+                    profile=False,
                 )
             )
             watched.after = lambda loss: watch.step(loss=loss)
@@ -189,6 +190,7 @@ def trained(job: Job, name: str, at: int, sample: int, backward: bool) -> list[A
             run=f"{folder}/run",
             rules=(),
             collections=["losses"],
+            profile=False,
             on_finding=lambda finding: None,
         ) as watch,
     ):

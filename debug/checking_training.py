@@ -130,6 +130,7 @@ def watched(original: Original, steps: int, deadline: float, bounds: Bounds | No
                 save=every(1),
                 rules=rules,
                 on_finding=lambda _: None,
+                profile=False,
             )
             inside.enter_context(watch)
         done = train(copy, steps, deadline, bounds, watch)

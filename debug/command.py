@@ -13,7 +13,7 @@ from loopwise.errors import InputError, LoopwiseError
 
 from .compare import compare, only
 from .export import WRITERS, export
-from .rules import at_least
+from .rules import RULES, at_least
 from .trial import Trial
 
 LISTED = 1000
@@ -138,8 +138,12 @@ def check(run: str) -> None:
 @click.argument("run")
 @click.option("--rule", "rules", multiple=True, help="Only this rule; may be given several times.")
 def findings(run: str, rules: tuple[str, ...]) -> None:
-    """What rules find in RUN.  Exit status 1 if something critical."""
-    found = Trial(run).judge(rules or None)
+    """What rules find in RUN, and what was found in it while it ran.  Exit status 1 if something critical."""
+    trial = Trial(run)
+    found = trial.judge(rules or None)
+    if not rules:
+        beside = [each for each in trial.findings() if each.rule not in RULES]
+        found = sorted([*found, *beside], key=lambda each: each.step)
     _table(
         ("step", "severity", "rule", "what", "advice"),
         [(str(each.step), each.severity, each.rule, each.what, each.advice) for each in found],

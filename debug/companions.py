@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol, TypeVar
 
 import torch
 
 from .notices import place
 from .rules import Finding
 
+T = TypeVar("T")
 Scalars = Mapping[str, float | torch.Tensor]
 
 
@@ -53,6 +54,10 @@ class Companions:
 
     def close(self) -> None:
         self._each(lambda companion: companion.close())
+
+    def of(self, kind: type[T]) -> Iterator[T]:
+        """Those of a class that still go along."""
+        return (companion for companion in self._all if isinstance(companion, kind))
 
     def _each(self, action: Callable[[Companion], None]) -> None:
         for companion in list(self._all):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
+
+import torch
 
 from .saving import Saving
 from .snapshot import Snapshot
@@ -47,8 +50,12 @@ class Loan:
     def taken(self) -> bool:
         return self._lease is not None
 
-    def submit(self, saving: Saving) -> None:
-        """The step is complete."""
+    def submit(self, saving: Saving, device: torch.device) -> None:
+        """The step is complete, as soon as ``device`` has done what was asked of it."""
+        saving.record["time"] = time.time()
+        if device.type == "cuda":
+            saving.ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            saving.ready.record(torch.cuda.current_stream(device))
         lease, self._lease = self._lease, None
         if self._writer is not None and lease is not None:
             self._writer.submit(saving, lease)

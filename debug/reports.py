@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from loopwise.run import Run
 
 from .clock import Clock
 from .companions import Companions
-from .notices import Findings, Notices
+from .notices import Findings, Notices, Tell
 from .rules import Finding
 from .writer import Writer, record
 
@@ -22,7 +22,7 @@ class Reports:
         writer: ``None``: this rank writes no steps.
         clock: says which step it is.
         counts: where steps that failed are counted.
-        on_finding: called with each finding; default: it is logged.
+        on_finding: called with each finding, one function or several; default: it is logged.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Reports:
         writer: Writer | None,
         clock: Clock,
         counts: Counter[str],
-        on_finding: Callable[[Finding], None] | None,
+        on_finding: Tell | Sequence[Tell] | None,
     ) -> None:
         self._run, self._writer, self._clock, self._counts = run, writer, clock, counts
         self._findings = Findings(on_finding)
@@ -47,6 +47,14 @@ class Reports:
         """Keep something that happened in the present step, to be warned of."""
         self._notices.say(text, self._clock.step)
 
+    def at_once(self, finding: Finding) -> None:
+        """Write down and tell what cannot wait for the next step, from any thread."""
+        if self._writer is not None:
+            self._writer.record([finding])
+        else:
+            self.attempt("findings could not be written", lambda: record(self._run, [finding]))
+        self.attempt("a finding could not be told", lambda: self._findings.tell_at_once(finding))
+
     def collect(self, companions: Companions) -> None:
         """Have what companions found written down."""
         found = companions.findings()
@@ -55,6 +63,11 @@ class Reports:
             self._writer.record(found)
         elif found:
             self.attempt("findings could not be written", lambda: record(self._run, found))
+
+    def close(self) -> None:
+        """Have what is on its way delivered, for a limited time."""
+        self.attempt("findings could not be delivered", self._findings.close)
+        self._notices.warn()
 
     def tell(self) -> None:
         """Warn of what went wrong, and tell what was found."""

@@ -17,7 +17,6 @@ from loopwise.ranks import anywhere, world_size
 from loopwise.run import Run
 
 from . import door
-from .rules import at_least
 from .watch import Watch
 
 AGREE = 50
@@ -139,7 +138,8 @@ class Watching:
     ) -> None:
         if stop_on is not None:
             door.severity(stop_on)
-        self._session, self._stop_on, self._steps = Session(run, options), stop_on, 0
+        self._session = Session(run, {**options, "stop_on": stop_on})
+        self._stop_on, self._steps = stop_on, 0
 
     def _stops(self) -> bool:
         """Whether training is to be stopped for what was found; all ranks ask at once, and get one answer."""
@@ -149,7 +149,7 @@ class Watching:
         if world_size() > 1 and self._steps % AGREE:
             return False
         watch = self._session.watch
-        return anywhere(watch is not None and bool(at_least(watch.findings, self._stop_on)))
+        return anywhere(watch is not None and watch.should_stop)
 
     @property
     def watch(self) -> Watch | None:

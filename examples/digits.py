@@ -1,14 +1,16 @@
-"""Real handwritten digits, trained twice: by a plain loop, and by the same loop sifted.
+"""Real handwritten digits, trained twice: by a plain loop, and by the same loop sifted and watched.
 
 A small convolutional network on scikit-learn's digits, enlarged to 32x32 and shifted and rotated at random.  The
 workload is chosen so that a training step costs something and the data gets redundant: a network
-that learns the digits in a second leaves nothing to save.
+that learns the digits in a second leaves nothing to save.  What the second training did is one page in the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
+from pathlib import Path
 
 import click
 import torch
@@ -19,7 +21,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from loopwise.compile import TrainStep
+from loopwise.debug import Watch, every
 from loopwise.errors import LoopwiseError, MissingExtra
+from loopwise.report import report
 from loopwise.run import Run
 from loopwise.sift import SiftingDataLoader
 
@@ -43,12 +47,16 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="random seed (default: 1)")
     parser.add_argument("--only", choices=["plain", "sifted"], help="train one of the two")
-    parser.add_argument("--run", metavar="DIR", help="folder for the sifting statistics")
+    parser.add_argument(
+        "--run",
+        metavar="DIR",
+        help="folder of the second training (default: runs/digits, or runs/digits-2, ...)",
+    )
     parser.add_argument("--compile", action="store_true", help="train by a measured, compiled step")
-    parser.add_argument("--watch", action="store_true", help="watch the training (not available yet)")
     args = parser.parse_args(argv)
-    if args.watch:
-        parser.error("--watch arrives with loopwise.debug, which this version lacks")
+    if args.run is None:
+        places = itertools.chain(["runs/digits"], (f"runs/digits-{n}" for n in itertools.count(2)))
+        args.run = next(place for place in places if not Path(place).exists())
     return args
 
 
@@ -90,7 +98,7 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> fl
     return right
 
 
-def train(args: argparse.Namespace, sifted: bool, progress: Progress) -> dict[str, float]:
+def train(args: argparse.Namespace, sifted: bool, progress: Progress) -> dict[str, object]:
     torch.manual_seed(args.seed)
     dataset, test_images, test_labels = data()
     model = network()
@@ -99,7 +107,9 @@ def train(args: argparse.Namespace, sifted: bool, progress: Progress) -> dict[st
     criterion = nn.CrossEntropyLoss()
     losses = nn.CrossEntropyLoss(reduction="none")
     step = TrainStep(model, losses, optimizer) if args.compile else None
-    run = Run(args.run) if args.run and sifted else None
+    run = Run(args.run) if sifted else None
+    findings = []
+    watch = Watch(model, optimizer, run=run, save=every(20), on_finding=findings.append) if sifted else None
 
     loader = DataLoader(dataset, batch_size=args.batch_size, shuffle=True)
     if sifted:
@@ -112,20 +122,24 @@ def train(args: argparse.Namespace, sifted: bool, progress: Progress) -> dict[st
     for epoch in range(args.epochs):
         for images, labels in loader:
             if step is not None:
-                step((images, labels))
+                loss = step((images, labels))
                 if sifted:
                     loader.record(step.losses)
             else:
                 optimizer.zero_grad()
-                criterion(model(images), labels).backward()
+                loss = criterion(model(images), labels)
+                loss.backward()
                 optimizer.step()
+            if sifted:
+                watch.step(loss=loss)
             trained += len(labels)
             seen = loader.report().seen if sifted else trained
             progress.update(bar, completed=seen)
         schedule.step()
         progress.update(bar, completed=(epoch + 1) * len(dataset))
     seconds = time.perf_counter() - start
-    if run is not None:
+    if sifted:
+        watch.close()
         run.close()
     if step is not None:
         progress.console.print(str(step.explain()), markup=False, highlight=False)
@@ -136,6 +150,7 @@ def train(args: argparse.Namespace, sifted: bool, progress: Progress) -> dict[st
         "seen": args.epochs * len(dataset),
         "trained": trained,
         "scoring": loader.report().scoring_seconds if sifted else 0.0,
+        "findings": findings,
     }
 
 
@@ -154,6 +169,10 @@ def main(argv: list[str] | None = None) -> None:
     base = results[kinds[0]]["seconds"]
     table.add_row("speed-up", *(f"{base / results[kind]['seconds']:.2f} x" for kind in kinds))
     console.print(table)
+    if "sifted" in results:
+        for finding in results["sifted"]["findings"]:
+            console.print(str(finding), markup=False)
+        console.print(f"what the sifted training did: {report(args.run)}")
 
 
 @click.command("demo", context_settings={"ignore_unknown_options": True}, add_help_option=False)

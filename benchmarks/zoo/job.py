@@ -152,6 +152,8 @@ class Job:
             run=folder,
             save={"train": every(save), "eval": every(1)},
             on_finding=lambda _: None,
+            trap=False,  # rules are looked at here, and what they find in what was saved
+            profile=False,
         )
         with watch:
             for step in range(self.steps):

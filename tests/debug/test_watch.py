@@ -250,7 +250,8 @@ def test_a_budget_of_overhead_thins_what_is_saved(tmp_path, monkeypatch):
         clock[0] += 1.0  # seconds that a saved step takes
         return real(*given)
 
-    real, w._groups.of = w._groups.of, slow
+    groups = w._capture._groups
+    real, groups.of = groups.of, slow
     with w, pytest.warns(RuntimeWarning, match="more than max_overhead=10.0%: fewer steps are saved"):
         for _ in range(40):
             clock[0] += 1.0

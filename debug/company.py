@@ -1,0 +1,45 @@
+"""Which companions go along with a ``Watch``."""
+
+from __future__ import annotations
+
+from loopwise.ranks import world_size
+from loopwise.run import Run
+
+from .budget import Budget
+from .capture import Wanted
+from .companions import Companion
+from .judge import Rules, chosen
+from .profiler import Profile, Profiler
+from .replicas import Replicas
+from .reports import Reports
+from .stalled import SECONDS, Stalled
+from .trap import Trap
+
+
+def company(
+    wanted: Wanted,
+    run: Run,
+    reports: Reports,
+    budget: Budget,
+    rules: Rules | None,
+    trap: bool,
+    profile: bool | Profile,
+) -> list[Companion]:
+    """Those that are wanted, in the order in which steps begin and end.
+
+    Args:
+        wanted, rules, trap, profile: as the ``Watch`` was given them; rules ``()`` for none.
+    """
+    found: list[Companion] = []
+    thresholds = chosen(rules)
+    if "stalled_training" in thresholds:
+        seconds = thresholds["stalled_training"][1].get("seconds", SECONDS)
+        found.append(Stalled(reports.at_once, seconds))
+    if thresholds and world_size() > 1:
+        found.append(Replicas(wanted.models, wanted.save))
+    if trap:
+        found.append(Trap(wanted.models, wanted.optimizers, run, wanted.scaler, lambda: reports.findings))
+    if profile is not False:
+        options = Profile() if profile is True else profile
+        found.append(Profiler(wanted.models, wanted.optimizers, run, options, lambda: budget.spent))
+    return found

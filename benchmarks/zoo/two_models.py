@@ -78,7 +78,8 @@ class Adversarial:
         from loopwise.debug import Watch, every
 
         optimizers = self.optimizers()
-        watch = Watch(self.models, optimizers, run=folder, save=every(1), on_finding=lambda _: None)
+        plain = {"trap": False, "profile": False, "on_finding": lambda _: None}
+        watch = Watch(self.models, optimizers, run=folder, save=every(1), **plain)
         with watch:
             for step in range(self.steps):
                 losses = {

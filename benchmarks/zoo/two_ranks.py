@@ -76,7 +76,8 @@ class Parallel:
         self.wrapped(model)
         self.job._draws.manual_seed(1000 * self.seed + self.data_rank)
         optimizer = self.job.optimizer(model.parameters())
-        with Watch(model, optimizer, run=folder, save=every(1), on_finding=lambda _: None) as watch:
+        plain = {"trap": False, "profile": False, "on_finding": lambda _: None}
+        with Watch(model, optimizer, run=folder, save=every(1), **plain) as watch:
             for step in range(self.steps):
                 x, y = self.batch(step)
                 with self.synchronised(model, step):

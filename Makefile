@@ -22,6 +22,9 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.debug_overhead --seeds 1 $(ARGS)
 	$(BIN)/python -m benchmarks.debug_crash $(ARGS)
 	$(BIN)/python -m benchmarks.rules --seeds 2 $(ARGS)
+	$(BIN)/python -m benchmarks.nan_trap --seeds 3 $(ARGS)
+	$(BIN)/python -m benchmarks.profiler --seeds 2 $(ARGS)
+	$(BIN)/python -m benchmarks.page --seeds 2 $(ARGS)
 	$(BIN)/python -m benchmarks.compile_coverage
 	$(BIN)/python -m benchmarks
 peers: $(READY)

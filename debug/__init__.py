@@ -6,6 +6,8 @@ from loopwise.schedule import every as every
 
 from .check import check as check
 from .collection import Collection as Collection
+from .profiler import PROFILE_RULES as PROFILE_RULES
+from .profiler import Profile as Profile
 from .rules import RULES as RULES
 from .rules import Finding as Finding
 from .trial import Trial as Trial

@@ -151,6 +151,8 @@ class Health:
             self._noted = marks["modules"] = self._types
         if self._lines is None:
             self._lines = lines(self._modules)
+            if len(self._optimizers) > 1:
+                marks["optimizers"] = len(self._optimizers)
             if self._lines:
                 marks["lines"] = self._lines
         return marks

@@ -198,6 +198,7 @@ class History:
         now: the latest one.
         first: the first one with an update.
         sampled: whether steps of evaluations were left out, so that there are no means of whole ones.
+        optimizers: how many there are.
         lines: of the user's code, by module.
         classes: of the losses that are cross-entropies.
     """
@@ -210,6 +211,7 @@ class History:
         self._steps: dict[str, deque[Step]] = {}
         self._scalars: dict[tuple[str, str], tuple[list[int], list[float], str]] = {}
         self._types: dict[str, str] = {}
+        self.optimizers = 1
         self.lines: dict[str, str] = {}
         self.classes: dict[str, int] = {}
         self._rounds: dict[str, list[tuple[int, float, int]]] = {}
@@ -231,6 +233,7 @@ class History:
         if step.mode == "eval":
             self._evaluate(step)
         self._types |= step.marks.get("modules", {})
+        self.optimizers = step.marks.get("optimizers", self.optimizers)
         self.lines |= step.marks.get("lines", {})
         self.classes |= step.facts.get("classes", {})
 

@@ -4,8 +4,9 @@ Statistic: mean of the loss's first and second half, over all saved steps so far
 steps on, asked at 40, 80, 160 and so on, the second half lies above the first by chance at least: their difference is
 less than twice its standard error.
 Why: a loss that falls at all falls fast at first; noise is what the standard error is for.
-Where one is called ``loss`` the others are taken for its parts, which need not fall.
-False alarms: a fine-tuning that begins at its optimum; rewards and adversarial losses, which need not fall.
+Where one is called ``loss`` the others are taken for its parts, which need not fall; nor need those of several
+optimizers, which may work against each other.
+False alarms: a fine-tuning that begins at its optimum; rewards, and adversarial losses under one optimizer.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from .history import History
 
 
 def check(history: History, steps: float = 40, errors: float = 2.0) -> Iterator[Seen]:
-    names = history.losses()
-    for name in ["loss"] if "loss" in names else names:
+    names = history.losses() if history.optimizers < 2 else []
+    for name in ["loss"] if "loss" in history.losses() else names:
         numbers, found = history.scalar(name)
         doublings = np.log2(len(found) / steps) if len(found) >= steps else -1.0
         if doublings < 0 or doublings % 1 or numbers[-1] != history.now.number:

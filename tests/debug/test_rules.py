@@ -1,5 +1,6 @@
 """Rules: what they find in trainings with a known fault, and what they say of healthy ones."""
 
+import functools
 import importlib
 import pkgutil
 
@@ -53,6 +54,12 @@ def test_a_fault_is_named(tmp_path, rule):
 def test_nothing_is_found_in_healthy_trainings(tmp_path, kind):
     more = {"evaluations": 20} if kind in ("mlp", "cnn", "rnn") else {}
     assert trained(tmp_path, kind, **more) == []
+
+
+def test_losses_that_work_against_each_other_need_not_fall(tmp_path):
+    job = made("gan", 1, steps=80)
+    job.optimizer = functools.partial(torch.optim.Adam, lr=1e-3)
+    assert job.run(str(tmp_path / "run")).findings == []
 
 
 def test_every_file_is_a_rule_that_says_what_it_does():

@@ -19,6 +19,7 @@ OPTIONAL = {
     "s3fs": ("s3", "run folders at s3:// URLs"),
     "lightning": ("lightning", "callbacks for a Lightning Trainer"),
     "transformers": ("transformers", "callbacks and mixins for a Hugging Face Trainer"),
+    "plotly": ("report", "loopwise report and loopwise watch"),
     "tensorboard": ("export", "loopwise debug export --to tensorboard"),
     "safetensors": ("export", "loopwise debug export --to safetensors"),
 }
@@ -36,9 +37,8 @@ def _rows() -> list[tuple[str, str]]:
     rows = [("python", platform.python_version())]
     rows += [(name, _version(name) or "missing") for name in ("loopwise", "torch", "triton", "numpy")]
     memory = psutil.virtual_memory().total / 2**30
-    rows.append(
-        ("cpu", f"{os.cpu_count()} cores, {memory:.0f} GiB, {torch.backends.cpu.get_cpu_capability()}")
-    )
+    kind = torch.backends.cpu.get_cpu_capability()
+    rows.append(("cpu", f"{os.cpu_count()} cores, {memory:.0f} GiB, {kind}"))
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         rows.append((f"gpu {number}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))

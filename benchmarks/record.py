@@ -27,7 +27,8 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-SOURCES = ("base", "sift", "compile", "debug", "tune", "feed", "benchmarks")
+SOURCES = ("base", "sift", "compile", "debug", "report", "tune", "feed", "benchmarks")
+KINDS = (".py", ".c", ".js", ".css", ".html")
 _COMPARE = {"<=": operator.le, ">=": operator.ge}
 
 
@@ -97,7 +98,7 @@ def commit() -> str:
 def sources() -> str:
     """A digest of the code that a measurement depends on: the base, the parts and the benchmarks."""
     digest = hashlib.sha256()
-    for path in sorted(p for d in SOURCES for p in (ROOT / d).rglob("*.*") if p.suffix in (".py", ".c")):
+    for path in sorted(p for d in SOURCES for p in (ROOT / d).rglob("*.*") if p.suffix in KINDS):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

@@ -4,7 +4,7 @@ from loopwise.schedule import at as at
 from loopwise.schedule import between as between
 from loopwise.schedule import every as every
 
-from .check import check as check
+from .checking import check as check
 from .collection import Collection as Collection
 from .profiler import PROFILE_RULES as PROFILE_RULES
 from .profiler import Profile as Profile

@@ -8,10 +8,11 @@ from loopwise.run import Run
 from .budget import Budget
 from .capture import Wanted
 from .companions import Companion
-from .judge import Rules, chosen
 from .profiler import Profile, Profiler
 from .replicas import Replicas
 from .reports import Reports
+from .rules import RULES
+from .rules.thresholds import Rules, chosen
 from .stalled import SECONDS, Stalled
 from .trap import Trap
 
@@ -31,7 +32,7 @@ def company(
         wanted, rules, trap, profile: as the ``Watch`` was given them; rules ``()`` for none.
     """
     found: list[Companion] = []
-    thresholds = chosen(rules)
+    thresholds = chosen(rules, RULES)
     if "stalled_training" in thresholds:
         seconds = thresholds["stalled_training"][1].get("seconds", SECONDS)
         found.append(Stalled(reports.at_once, seconds))

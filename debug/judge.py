@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Iterator, Mapping
-from numbers import Real
+from collections.abc import Iterator
 from typing import Any
-
-from loopwise.errors import InputError
 
 from .index import Layout
 from .lines import of_tensor
 from .rules import RULES, Finding, History, Rule
 from .rules.history import Read, Step, View
+from .rules.thresholds import Rules, chosen
 
-Rules = Iterable[str] | Mapping[str, Mapping[str, float]]
 VIEWS = 64
 """Layouts that are remembered: there is one for each shape of outputs."""
-COUNTS = {"steps", "patience", "samples", "features", "passes"}
-SHARES = {"share", "misprediction"}
-"""Thresholds by what they are; others are any number above 0."""
 FEW = 20
 """Findings of one rule that are kept of a run; then it has been said."""
 
@@ -37,7 +30,7 @@ class Judge:
     """
 
     def __init__(self, rules: Rules | None = None) -> None:
-        self._rules = chosen(rules)
+        self._rules = chosen(rules, RULES)
         self._history = History()
         self._told: dict[str, set[str]] = {}
         self._counts: dict[str, int] = {}
@@ -86,58 +79,3 @@ class Judge:
                 self._views.clear()
             view = self._views[id(layout)] = View(layout)
         return Step(record.step, record.mode, record.mode_step, record.marks, view, read, record.time)
-
-
-def chosen(rules: Rules | None) -> dict[str, tuple[Rule, dict[str, float]]]:
-    """Rules and their thresholds by name.
-
-    Raises:
-        InputError: see `Judge`.
-    """
-    if rules is None:
-        return {name: (rule, {}) for name, rule in RULES.items()}
-    if not isinstance(rules, Iterable):
-        raise InputError(
-            f"rules={rules!r}",
-            "names of rules, or a dict from names to thresholds",
-            "a switch, or a threshold without its rule",
-            "rules=() for none, or leave it out for all",
-        )
-    names = (rules,) if isinstance(rules, str) else rules
-    pairs = list(rules.items()) if isinstance(rules, Mapping) else [(name, {}) for name in names]
-    for name, thresholds in pairs:
-        if not isinstance(name, str) or name not in RULES:
-            raise InputError(
-                f"the rule {name!r}",
-                f"one of: {', '.join(RULES)}",
-                "a typing error",
-                "use a name from the list",
-            )
-        _check_thresholds(name, thresholds)
-    return {name: (RULES[name], dict(thresholds)) for name, thresholds in pairs}
-
-
-def _check_thresholds(name: str, thresholds: Any) -> None:
-    known = [each.name for each in list(inspect.signature(RULES[name].check).parameters.values())[1:]]
-    if not isinstance(thresholds, Mapping) or set(thresholds) - set(known):
-        raise InputError(
-            f"the thresholds {thresholds!r} of the rule {name}",
-            f"a dict of {', '.join(known)}" if known else "none: it has no thresholds",
-            "a typing error, or those of another rule",
-            f"rules={{{name!r}: {{{f'{known[0]!r}: ...' if known else ''}}}}}",
-        )
-    for key, value in thresholds.items():
-        if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) < float("inf"):
-            expected, cause = "a number above 0", "a percentage as text, or a switch"
-        elif key in COUNTS and (float(value) < 1 or float(value) % 1):
-            expected, cause = "a whole number", "a share in the place of a number of things"
-        elif key in SHARES and float(value) > 1:
-            expected, cause = "a share, at most 1", "a percentage"
-        else:
-            continue
-        raise InputError(
-            f"{key}={value!r} of the rule {name}",
-            expected,
-            cause,
-            "leave it out for the default, or leave the rule out",
-        )

@@ -69,13 +69,18 @@ class Findings:
     def __init__(self, tell: Tell | Sequence[Tell] | None) -> None:
         self._tellers = (log,) if tell is None else (tell,) if callable(tell) else tuple(tell)
         self._waiting: list[Finding] = []
+        self._at_once: list[Finding] = []
         self.all: list[Finding] = []
 
     def add(self, found: list[Finding]) -> None:
-        self._waiting += found
-        self.all += found
+        """Take in what was found; what was told at once is known already."""
+        known = {(each.rule, each.tensors) for each in self._at_once}
+        fresh = [each for each in found if (each.rule, each.tensors) not in known]
+        self._waiting += fresh
+        self.all += fresh
 
     def tell_at_once(self, finding: Finding) -> None:
+        self._at_once.append(finding)
         self.all.append(finding)
         self._tell(finding)
 

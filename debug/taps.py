@@ -101,6 +101,9 @@ class Tap:
         self._traced |= {output} if self.owners else set()
         self._handles: list[Any] = []
 
+    def __reduce__(self) -> Any:
+        return _Nobody, ()  # of a copied or unpickled module
+
     def attach(self, module: nn.Module, token: torch.Tensor) -> Tap:
         self._token = token
         if "input" in self.kinds:
@@ -157,6 +160,16 @@ class Tap:
     @property
     def is_open(self) -> bool:
         return bool(self._taps.open)
+
+
+class _Nobody:
+    """The hooks of a copy of a module: they do nothing."""
+
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Forward pre-hook."""
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook."""
 
 
 def _is_called(module: nn.Module) -> bool:

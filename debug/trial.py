@@ -17,9 +17,10 @@ from loopwise.run import Run, read
 from .blocks import NUMBER, Blocks
 from .collection import pattern
 from .index import Block, Index, Layout
-from .judge import Judge, Rules
+from .judge import Judge
 from .lookup import Lookup, unique
 from .rules import Finding
+from .rules.thresholds import Rules
 from .shards import joined
 from .statistics import single
 
@@ -310,8 +311,7 @@ class Trial:
             time.sleep(WAIT)
 
     def findings(self) -> list[Finding]:
-        """What rules found while the run went on, by rank and in order; what several ranks or a resumed run found
-        again, once."""
+        """What was found while the run went on, by rank and in order; what was found again, once."""
         records, _ = read(self._run.path, "debug", "findings")
         found = [Finding.of(record) for record in records]
         return list({(each.rule, each.tensors): each for each in reversed(found)}.values())[::-1]

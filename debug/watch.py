@@ -24,11 +24,12 @@ from .clock import Clock
 from .collection import Collection, Save, collection_of
 from .companions import Companions
 from .company import company
-from .judge import Judge, Rules
+from .judge import Judge
 from .notices import Tell
 from .profiler import Profile, Profiler
 from .reports import Reports
 from .rules import Finding, at_least
+from .rules.thresholds import Rules
 from .writer import Writer
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Iterable, Mapping
-from numbers import Real
+from collections.abc import Mapping
 from typing import Any
 
-from loopwise.errors import InputError
-
-from ..rules.finding import Finding, Rule
+from ..rules.finding import Finding
+from ..rules.thresholds import Rules, chosen
 from . import series
 from .rules import PROFILE_RULES
 
@@ -18,7 +15,6 @@ EVERY = 60.0
 """Seconds of samples from one look to the next."""
 SAMPLES, RECORDS = 7200, 3600
 """Samples, and records of phases, that are looked back upon: an hour of them."""
-ProfileRules = Iterable[str] | Mapping[str, Mapping[str, float]]
 
 
 class ProfileJudge:
@@ -33,8 +29,8 @@ class ProfileJudge:
         InputError: an unknown rule or threshold, or one that is no number.
     """
 
-    def __init__(self, rules: ProfileRules | None = None) -> None:
-        self._rules = chosen(rules)
+    def __init__(self, rules: Rules | None = None) -> None:
+        self._rules = chosen(rules, PROFILE_RULES)
         self._header: dict[str, Any] = {}
         self._rows: list[Any] = []
         self._records: list[dict[str, Any]] = []
@@ -103,45 +99,3 @@ class ProfileJudge:
                 del self._rules[name]
                 logging.getLogger("loopwise.debug").warning("the rule %s is switched off: %r", name, error)
         return found
-
-
-def chosen(rules: ProfileRules | None) -> dict[str, tuple[Rule, dict[str, float]]]:
-    """Rules and their thresholds by name.
-
-    Raises:
-        InputError: see `ProfileJudge`.
-    """
-    if rules is not None and not isinstance(rules, Iterable):
-        raise InputError(
-            f"rules={rules!r}",
-            "names of profiler rules, or a dict from names to thresholds",
-            "a switch, or a threshold without its rule",
-            "rules=() for none, or leave it out for all",
-        )
-    names = PROFILE_RULES if rules is None else (rules,) if isinstance(rules, str) else rules
-    given = rules if isinstance(rules, Mapping) else {name: {} for name in names}
-    for name, thresholds in given.items():
-        if name not in PROFILE_RULES:
-            raise InputError(
-                f"the profiler rule {name!r}",
-                f"one of: {', '.join(PROFILE_RULES)}",
-                "a typing error",
-                "use a name from the list",
-            )
-        known = list(inspect.signature(PROFILE_RULES[name].check).parameters)[1:]
-        if not isinstance(thresholds, Mapping) or set(thresholds) - set(known):
-            raise InputError(
-                f"the thresholds {thresholds!r} of the profiler rule {name}",
-                f"a dict of {', '.join(known)}",
-                "a typing error, or those of another rule",
-                f"rules={{{name!r}: {{{known[0]!r}: ...}}}}",
-            )
-        for key, value in thresholds.items():
-            if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) < float("inf"):
-                raise InputError(
-                    f"{key}={value!r} of the profiler rule {name}",
-                    "a number above 0",
-                    "a percentage as text, or a switch",
-                    "leave it out for the default, or leave the rule out",
-                )
-    return {name: (PROFILE_RULES[name], dict(thresholds)) for name, thresholds in given.items()}

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from loopwise.errors import InputError
 from loopwise.schedule import Schedule
 
+from ..rules.thresholds import Rules, chosen
 from . import sampler
-from .judge import ProfileRules, chosen
+from .rules import PROFILE_RULES
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Profile:
     interval: float = 0.5
     windows: Schedule | None = None
     top: int = 20
-    rules: ProfileRules | None = None
+    rules: Rules | None = None
 
     def __post_init__(self) -> None:
         sampler.check(self.interval)
@@ -44,4 +45,4 @@ class Profile:
             raise InputError(
                 f"top={self.top!r}", "a whole number of at least 1", "a share, or a switch", "top=20"
             )
-        chosen(self.rules)
+        chosen(self.rules, PROFILE_RULES)

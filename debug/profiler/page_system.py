@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..page_scalars import thinned
+from ..page.scalars import thinned
 from . import summary
 from .reading import Session
 from .series import Floats, Table

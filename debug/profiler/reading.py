@@ -15,8 +15,9 @@ from loopwise.errors import InputError
 from loopwise.run import Run, listed
 
 from ..rules.finding import Finding
+from ..rules.thresholds import Rules
 from . import series
-from .judge import ProfileJudge, ProfileRules
+from .judge import ProfileJudge
 from .sampler import VERSION
 from .series import Table
 
@@ -72,7 +73,7 @@ def sessions(path: str | os.PathLike[str]) -> list[Session]:
     return found
 
 
-def judged(path: str | os.PathLike[str], rules: ProfileRules | None = None) -> dict[int, list[Finding]]:
+def judged(path: str | os.PathLike[str], rules: Rules | None = None) -> dict[int, list[Finding]]:
     """What profiler rules find in a stored run, by rank: for the same rules what they found live.
 
     Args:

@@ -17,6 +17,7 @@ from torch import nn
 from loopwise import batch, random_state
 from loopwise.model import unwrapped
 
+from .. import calling
 from ..taps import absent
 from .origin import user_line
 
@@ -50,18 +51,22 @@ class Call:
     line: str
     gradients: dict[int, torch.Tensor] = field(default_factory=dict)
     left_out: bool = False
+    _tensors: list[torch.Tensor] | None = None
     _versions: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._versions = self._now()
 
     def _now(self) -> list[int]:
-        return [leaf._version for leaf in self.tensors]
+        return [tensor._version for tensor in self.tensors]
 
     @property
     def tensors(self) -> list[torch.Tensor]:
         """All that went in."""
-        return [x for x in batch.leaves((self.args, self.kwargs)) if isinstance(x, torch.Tensor)]
+        if self._tensors is None:
+            leaves = batch.leaves((self.args, self.kwargs))
+            self._tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return self._tensors
 
     @property
     def changed(self) -> bool:
@@ -70,7 +75,7 @@ class Call:
 
 
 class Calls:
-    """Hooks on models that remember their calls while ``open``.
+    """Listens to models and remembers their calls while ``open``.
 
     Args:
         models: by key.
@@ -85,14 +90,9 @@ class Calls:
         self._steps: deque[list[Call]] = deque(maxlen=keep)
         self._numbers: deque[int] = deque(maxlen=keep)
         self._running: list[Call | None] = []
-        self._handles: list[Any] = []
-        self._models = {key: unwrapped(model) for key, model in models.items()}
-        self._wrapped: dict[str, tuple[nn.Module, Any, Any]] = {}
-        for key, model in self._models.items():
-            if _compiled(model) is None:  # hooks would be compiled, too
-                before, after = functools.partial(self._before, key), functools.partial(self._after, key)
-                self._handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
-                self._handles.append(model.register_forward_hook(after))
+        self._models = {id(unwrapped(model)): (key, unwrapped(model)) for key, model in models.items()}
+        for _, model in self._models.values():
+            calling.listen(model, self)
 
     def begin(self, step: int) -> None:
         """A step begins; one of the same number starts anew."""
@@ -100,13 +100,13 @@ class Calls:
         if self._numbers and self._numbers[-1] == step:
             self._steps[-1].clear()
             return
-        if self._steps and sum(batch.nbytes((c.args, c.kwargs)) for c in self._steps[-1]) > LARGE:
+        if self._steps and sum([t.nbytes for c in self._steps[-1] for t in c.tensors]) > LARGE:
             self._steps.clear()
             self._numbers.clear()
         self._steps.append([])
         self._numbers.append(step)
-        for key, model in self._models.items():
-            self._wrap(key, model)
+        for _, model in self._models.values():
+            calling.fit(model)
 
     def of(self, step: int) -> list[Call]:
         """The calls of a step, in order."""
@@ -116,51 +116,39 @@ class Calls:
         return (call for calls in self._steps for call in calls)
 
     def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        for model, original, ours in self._wrapped.values():
-            if _compiled(model) is ours:
-                model._compiled_call_impl = original
+        for _, model in self._models.values():
+            calling.leave(model, self)
         self._steps.clear()
         self._numbers.clear()
 
-    def _wrap(self, key: str, model: nn.Module) -> None:
-        """A module that is compiled in place is looked at from outside of its graph."""
-        compiled: Callable[..., Any] | None = _compiled(model)
-        if compiled is None or (key in self._wrapped and compiled is self._wrapped[key][2]):
-            return
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self._before(key, model, args, kwargs)
-            output = compiled(*args, **kwargs)
-            self._after(key, model, args, output)
-            return output
-
-        self._wrapped[key] = (model, compiled, call)
-        model._compiled_call_impl = call
-
-    def _before(self, key: str, model: nn.Module, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling() or not self.open or not torch.is_grad_enabled() or absent():
+    def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """A model is called."""
+        if not self.open or not torch.is_grad_enabled() or absent():
             return
         self._running.append(None)
         with self._guard():
             if len(self._steps[-1]) < CALLS:
-                self._running[-1] = self._call(key, args, kwargs)
+                self._running[-1] = self._call(self._models[id(module)][0], args, kwargs)
 
     def _call(self, key: str, args: Any, kwargs: Any) -> Call:
-        args, kwargs = batch.map_tensors(_without_graph, (args, kwargs))
-        leaves = batch.leaves((args, kwargs))
-        devices = {leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)} - {"cpu"}
-        device = next(iter(devices), "cpu")
+        tensors: list[torch.Tensor] = []
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            tensors.append(_without_graph(tensor))
+            return tensors[-1]
+
+        args, kwargs = batch.map_tensors(keep, (args, kwargs))
+        device = next((t.device.type for t in tensors if t.device.type != "cpu"), "cpu")
         on = torch.is_autocast_enabled(device)
         autocast = (device, on, torch.get_autocast_dtype(device))
         line = user_line(sys._getframe())
-        call = Call(self._numbers[-1], key, args, kwargs, random_now(), autocast, line)
+        call = Call(self._numbers[-1], key, args, kwargs, random_now(), autocast, line, _tensors=tensors)
         self._steps[-1].append(call)
         return call
 
-    def _after(self, key: str, model: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or not self._running or absent():
+    def returned(self, module: nn.Module, output: Any) -> None:
+        """It gave its output."""
+        if not self._running or absent():
             return
         call = self._running.pop()
         if call is None:
@@ -169,10 +157,6 @@ class Calls:
             for place, leaf in enumerate(batch.leaves(output)):
                 if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
                     leaf.register_hook(functools.partial(_keep, call, place))  # type: ignore[no-untyped-call]
-
-
-def _compiled(model: nn.Module) -> Any:
-    return getattr(model, "_compiled_call_impl", None)
 
 
 def _without_graph(tensor: torch.Tensor) -> torch.Tensor:

@@ -130,8 +130,7 @@ def _is_users(file: str) -> bool:
 
 def short(file: str, line: int) -> str:
     """``file.py:12``, from the working directory where it is in there."""
-    near = os.path.relpath(file) if file.startswith(os.getcwd() + os.sep) else file
-    return f"{near}:{line}"
+    return f"{file.removeprefix(os.getcwd() + os.sep)}:{line}"
 
 
 def here() -> str:

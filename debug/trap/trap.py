@@ -160,13 +160,12 @@ class Trap:
     def _look_at_losses(self, step: int, scalars: Scalars) -> None:
         """Losses too, for what comes of them may be finite all the same; without optimizers also gradients."""
         losses = {name: value for name, value in scalars.items() if "loss" in name}
-        tensors = [v.detach() for v in losses.values() if isinstance(v, torch.Tensor)]
-        plain = [float(v) for v in losses.values() if not isinstance(v, torch.Tensor)]
-        known = [float(t) for t in tensors if t.device.type == "cpu" and t.numel() == 1]
-        self._losses.extend((step, value) for value in (plain + known)[:1])
-        if any(not math.isfinite(value) for value in plain):
+        later = [v.detach() for v in losses.values() if isinstance(v, torch.Tensor) and not _is_known(v)]
+        known = [float(v) for v in losses.values() if not isinstance(v, torch.Tensor) or _is_known(v)]
+        self._losses.extend([(step, value) for value in known[:1]])
+        if not all(map(math.isfinite, known)):
             self._alarm(step)
-        if tensors and (value := total(tensors)) is not None:
+        if later and (value := total(later)) is not None:
             self._ask(value, ())
         if not self._optimizers:
             parameters = [
@@ -239,6 +238,11 @@ class Trap:
         alarming = [f for f in new if f.severity == "critical" or f.rule == "loss_spike"]
         if any(f.rule != "non_finite" for f in alarming) and self._boxes < ALARMS:
             self._box(step)
+
+
+def _is_known(value: torch.Tensor) -> bool:
+    """Whether it costs nothing to read."""
+    return value.device.type == "cpu" and value.numel() == 1
 
 
 def _talks(model: nn.Module) -> bool:

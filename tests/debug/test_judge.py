@@ -193,4 +193,4 @@ def test_the_command(tmp_path):
 
 
 def test_all_rules_by_default():
-    assert [*chosen(None)] == [*RULES]
+    assert [*chosen(None, RULES)] == [*RULES]

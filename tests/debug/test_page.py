@@ -8,9 +8,9 @@ from torch import nn
 
 from loopwise.debug import Collection, Trial, Watch, every
 from loopwise.debug import page as pages
-from loopwise.debug.page_layers import ROWS, distributions, heat_maps
-from loopwise.debug.page_scalars import smoothed, thinned
-from loopwise.debug.page_steps import Reader, spread
+from loopwise.debug.page.layers import ROWS, distributions, heat_maps
+from loopwise.debug.page.scalars import smoothed, thinned
+from loopwise.debug.page.steps import Reader, spread
 from loopwise.debug.rules import Finding
 from loopwise.run import Run
 

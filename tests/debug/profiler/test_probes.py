@@ -11,7 +11,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from loopwise.debug.profiler import Profile, Profiler
 from loopwise.debug.profiler.phases import Phases
-from loopwise.debug.profiler.probes import Probe, Probes
+from loopwise.debug.profiler.probes import Probes
 from loopwise.debug.profiler.sampler import Sampler
 
 
@@ -152,7 +152,6 @@ def test_copies_of_a_model_are_not_seen():
     probes = Probes(seen := Seen(), [net], [optimizer])
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         other(torch.ones(2, 4))
-        assert isinstance(next(iter(other._forward_hooks.values())).__self__, Probe)
     assert seen.calls == []
     copy.deepcopy(optimizer)
     probes.remove()

@@ -1,6 +1,7 @@
 """The trap in a training loop: one finding, the batch in a file, and training as it would be without."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -195,18 +196,29 @@ def test_compiled(tmp_path, how):
     forward = torch.compile(model, backend="aot_eager", fullgraph=True) if how == "wrapped" else model
     if how == "in place":
         model.compile(backend="aot_eager", fullgraph=True)
+    compiled = model._compiled_call_impl
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     watched = forward if how == "wrapped" else model
     watch = Watch(watched, optimizer, run=f"{tmp_path}/run", rules=(), collections=["losses"])
     if how == "in place, late":
         model.compile(backend="aot_eager", fullgraph=True)
+    compiled = model._compiled_call_impl if how == "in place, late" else compiled
     torch._dynamo.utils.counters.clear()
     train(model, batches(), forward=forward, watch=watch, optimizer=optimizer)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     found = only(watch)
     assert (found.tensors, "samples 5" in found.what) == (("0",), True)
-    if how == "in place":
-        assert "loopwise" not in str(model._compiled_call_impl)
+    assert model._compiled_call_impl is compiled
+
+
+def test_a_model_is_copied_and_pickled_without_its_watch(tmp_path):
+    model = network()
+    with Watch(model, torch.optim.SGD(model.parameters()), run=f"{tmp_path}/run", rules=()) as watch:
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        for each in copies:
+            each(torch.full((2, 4), -1.0)).sum().backward()
+        watch.step(loss=0.0)
+    assert watch.findings == []
 
 
 def test_a_failure_of_ours_is_said_once(tmp_path, monkeypatch):

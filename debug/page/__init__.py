@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .lookup import span
-from .page_comparison import comparison
-from .page_layers import distributions, heat_maps
-from .page_scalars import scalars
-from .page_steps import Reader
-from .rules import Finding
-from .trial import Trial
+from ..lookup import span
+from ..rules import Finding
+from ..trial import Trial
+from .comparison import comparison
+from .layers import distributions, heat_maps
+from .scalars import scalars
+from .steps import Reader
 
 JUDGED = 500
 """Saved steps of a run without findings that rules look at now; more take seconds."""

@@ -15,11 +15,11 @@ import torch
 from loopwise.ranks import is_main
 from loopwise.schedule import every
 
+from ..rules import RULES, Finding
+from ..watch import Watch
 from .checked import Result, found, left_out
-from .checking_copies import SEED, Copy, Original, needs_closure
-from .checking_targets import Bounds
-from .rules import RULES, Finding
-from .watch import Watch
+from .copies import SEED, Copy, Original, needs_closure
+from .targets import Bounds
 
 FALL = 0.2
 """Share by which the loss has to fall.  A model that sees nothing of its input reaches the best guess and no more:

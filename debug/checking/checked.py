@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from loopwise.errors import InputError
 
-from .rules import SEVERITIES, Finding, at_least
-from .rules.finding import Points
+from ..rules import SEVERITIES, Finding, at_least
+from ..rules.finding import Points
 
 WIDTH = 110
 """Characters a line."""

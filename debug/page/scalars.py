@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .page_steps import Reader, Steps
-from .rules.history import Floats
-from .trial import Trial
+from ..rules.history import Floats
+from ..trial import Trial
+from .steps import Reader, Steps
 
 POINTS = 2000
 """Of a line; of more, least and greatest of each of half as many pieces are kept."""

@@ -15,12 +15,12 @@ from loopwise.errors import InputError
 from loopwise.loss import pair, takes_model
 from loopwise.model import is_sharded
 
+from ..rules import RULES, Finding
 from .checked import Checked, Result, found, left_out
-from .checking_copies import Original, Taken, recorded
-from .checking_outputs import Evaluated
-from .checking_targets import Refused, Targets
-from .checking_training import STEPS, TRAPPED, Training, learns, watched
-from .rules import RULES, Finding
+from .copies import Original, Taken, recorded
+from .outputs import Evaluated
+from .targets import Refused, Targets
+from .training import STEPS, TRAPPED, Training, learns, watched
 
 BY_RULES = {
     "inputs": ("", ("input_not_normalized",)),

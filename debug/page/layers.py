@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .page_steps import Reader, Steps, Table
-from .quantiles import PERCENTS
-from .rules.history import Floats
+from ..quantiles import PERCENTS
+from ..rules.history import Floats
+from .steps import Reader, Steps, Table
 
 ROWS = 200
 """Of a heat map: of more tensors those that are no matrices are left out, then neighbours share a row."""

@@ -11,10 +11,10 @@ from torch import nn
 from loopwise import batch as batches
 from loopwise.errors import InputError
 
-from . import names
+from .. import names
+from ..rules.history import some
 from .checked import Result, found, left_out
-from .checking_copies import SEED, Taken
-from .rules.history import some
+from .copies import SEED, Taken
 
 PLACES = 32
 """Last places of the largest element that a difference has to have: kernels may sum in another order."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from .compare import compare, only
-from .index import Block
-from .page_steps import Reader
-from .trial import Trial
+from ..compare import compare, only
+from ..index import Block
+from ..trial import Trial
+from .steps import Reader
 
 LOOKED_AT = 10
 """Steps whose bytes differ that are compared tensor by tensor, until a tensor differs; it takes half a second a step."""

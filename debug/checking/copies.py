@@ -18,7 +18,7 @@ from loopwise import random_state
 from loopwise.errors import InputError
 from loopwise.loss import pair, takes_model
 
-from . import names
+from .. import names
 
 SEED = 0
 """Of the random numbers that are drawn, so that a check comes to the same each time."""

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..rules import Finding
 from .checked import found
-from .rules import Finding
 
 F = nn.functional
 

@@ -102,7 +102,7 @@ class Tap:
         self._handles: list[Any] = []
 
     def __reduce__(self) -> Any:
-        return _Nobody, ()  # of a copied or unpickled module
+        return _deaf, ()  # of a copied or unpickled module
 
     def attach(self, module: nn.Module, token: torch.Tensor) -> Tap:
         self._token = token
@@ -162,14 +162,11 @@ class Tap:
         return bool(self._taps.open)
 
 
-class _Nobody:
-    """The hooks of a copy of a module: they do nothing."""
-
-    def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Forward pre-hook."""
-
-    def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook."""
+def _deaf() -> Tap:
+    """The tap of a copy of a module: nobody listens."""
+    tap = Tap.__new__(Tap)
+    tap._taps, tap._traced, tap.output = Taps(lambda *_: None), set(), "output"
+    return tap
 
 
 def _is_called(module: nn.Module) -> bool:

@@ -238,10 +238,10 @@ def test_a_rule_that_raises_is_named_and_the_others_go_on(monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"rules": ["vanishing_gradient"]}, "the profiler rule 'vanishing_gradient'"),
-        ({"rules": True}, "names of profiler rules, or a dict"),
+        ({"rules": ["vanishing_gradient"]}, "the rule 'vanishing_gradient'"),
+        ({"rules": True}, "names of rules, or a dict"),
         ({"rules": {"dataloader": {"part": 1}}}, "a dict of share, seconds, workers"),
-        ({"rules": {"dataloader": {"share": 0}}}, "share=0 of the profiler rule dataloader"),
+        ({"rules": {"dataloader": {"share": 0}}}, "share=0 of the rule dataloader"),
         ({"rules": {"dataloader": {"share": "25 %"}}}, "a number above 0"),
         ({"interval": 0.01}, "interval=0.01"),
         ({"windows": 100}, "windows=100"),

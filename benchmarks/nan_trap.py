@@ -32,7 +32,7 @@ from .zoo import Job
 CLAIM = "nan_trap"
 QUICK = False
 NETWORKS = ("mlp", "conv", "transformer")
-BLOCKS, STEPS = 40, 10
+BLOCKS, STEPS = 20, 10
 INJECTED = 20
 LENGTH = 8
 """Steps of a training that a NaN is put into."""

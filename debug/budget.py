@@ -19,16 +19,26 @@ class Budget:
 
     def __init__(self, limit: float | None) -> None:
         self.limit = limit
-        self.spent, self._start = 0.0, time.perf_counter()
+        self._done, self._depth, self._start = 0.0, 0, time.perf_counter()
+        self._since = self._start
+
+    @property
+    def spent(self) -> float:
+        """Seconds so far."""
+        return self._done + (time.perf_counter() - self._since if self._depth else 0.0)
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
-        """The time inside is counted."""
-        began = time.perf_counter()
+        """The time inside is counted, once where blocks are inside each other."""
+        if not self._depth:
+            self._since = time.perf_counter()
+        self._depth += 1
         try:
             yield
         finally:
-            self.spent += time.perf_counter() - began
+            self._depth -= 1
+            if not self._depth:
+                self._done += time.perf_counter() - self._since
 
     def excess(self) -> str:
         """What is wrong where more was spent than may be, otherwise nothing."""

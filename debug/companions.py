@@ -40,6 +40,7 @@ class Companions:
 
     def __init__(self, companions: Iterable[Companion], say: Callable[[str], None]) -> None:
         self._all, self._say = list(companions), say
+        self._left: list[Finding] = []
 
     def begin(self, step: int, mode: str) -> None:
         self._each(lambda companion: companion.begin(step, mode))
@@ -50,6 +51,7 @@ class Companions:
     def findings(self) -> list[Finding]:
         found: list[Finding] = []
         self._each(lambda companion: found.extend(companion.findings()))
+        found, self._left = found + self._left, []
         return found
 
     def close(self) -> None:
@@ -67,9 +69,18 @@ class Companions:
                 self._all.remove(companion)
                 self._say(f"{type(companion).__name__} is switched off: {error!r}{place(error)}")
                 self._end(companion)
+                self._left += _told(companion)
 
     def _end(self, companion: Companion) -> None:
         try:
             companion.close()
         except Exception as error:
             self._say(f"{type(companion).__name__} could not be closed: {error!r}")
+
+
+def _told(companion: Companion) -> list[Finding]:
+    """What one that failed had found."""
+    try:
+        return companion.findings()
+    except Exception:
+        return []

@@ -8,6 +8,7 @@ from loopwise.run import Run
 from .budget import Budget
 from .capture import Wanted
 from .companions import Companion
+from .notices import place
 from .profiler import Profile, Profiler
 from .replicas import Replicas
 from .reports import Reports
@@ -39,8 +40,15 @@ def company(
     if thresholds and world_size() > 1:
         found.append(Replicas(wanted.models, wanted.save))
     if trap:
-        found.append(Trap(wanted.models, wanted.optimizers, run, wanted.scaler, lambda: reports.findings))
+        found.append(
+            Trap(
+                wanted.models, wanted.optimizers, run, wanted.scaler, lambda: reports.findings, budget.counted
+            )
+        )
     if profile is not False:
         options = Profile() if profile is True else profile
-        found.append(Profiler(wanted.models, wanted.optimizers, run, options, lambda: budget.spent))
+        try:
+            found.append(Profiler(wanted.models, wanted.optimizers, run, options, lambda: budget.spent))
+        except Exception as error:  # no threads left, an odd driver: options were looked at before
+            reports.say(f"Profiler is switched off: {error!r}{place(error)}")
     return found

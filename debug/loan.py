@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -50,12 +50,14 @@ class Loan:
     def taken(self) -> bool:
         return self._lease is not None
 
-    def submit(self, saving: Saving, device: torch.device) -> None:
-        """The step is complete, as soon as ``device`` has done what was asked of it."""
+    def submit(self, saving: Saving, devices: Iterable[torch.device]) -> None:
+        """The step is complete, as soon as ``devices`` have done what was asked of them."""
         saving.record["time"] = time.time()
-        if device.type == "cuda":
-            saving.ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            saving.ready.record(torch.cuda.current_stream(device))
+        for device in devices:
+            if device.type == "cuda":
+                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                event.record(torch.cuda.current_stream(device))
+                saving.ready.append(event)
         lease, self._lease = self._lease, None
         if self._writer is not None and lease is not None:
             self._writer.submit(saving, lease)

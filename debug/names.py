@@ -54,9 +54,13 @@ def parameters(models: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parame
 
 
 def device(models: Mapping[str, nn.Module]) -> torch.device:
-    """The accelerator that models are on, or the CPU."""
-    devices = {p.device for model in models.values() for p in model.parameters()}
-    return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
+    """An accelerator that models are on, or the CPU."""
+    return next((d for d in devices(models) if d.type != "cpu"), torch.device("cpu"))
+
+
+def devices(models: Mapping[str, nn.Module]) -> list[torch.device]:
+    """All that models are on."""
+    return list(dict.fromkeys(p.device for model in models.values() for p in model.parameters()))
 
 
 def identities(models: Mapping[str, nn.Module]) -> tuple[int, ...]:

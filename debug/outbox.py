@@ -83,7 +83,8 @@ class Outbox:
         failed = False
         while True:
             with self._ready:
-                self._ready.wait_for(lambda: self._new or self._closing, self._patience())
+                patience = None if failed else self._patience()  # what failed goes with the next
+                self._ready.wait_for(lambda: self._new or self._closing, patience)
                 fresh = self._new.popleft() if self._new else None
                 closing, ends = self._closing, self._closing and fresh is None
                 if fresh is not None:

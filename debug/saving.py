@@ -99,8 +99,8 @@ class Saving:
     """Input or output -> how often it came in this step."""
     _waiting: dict[tuple[Names, torch.device], Waiting] = field(default_factory=dict)
     _placed: dict[Names, tuple[Signature, tuple[int, ...]]] = field(default_factory=dict)
-    ready: Any = None
-    """On a GPU, the event after which the snapshot is filled."""
+    ready: list[Any] = field(default_factory=list)
+    """On GPUs, the events after which the snapshot is filled."""
 
     @property
     def all(self) -> Sequence[Collection]:

@@ -46,20 +46,31 @@ class Updates:
     def _hook(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         if not self._wanted():
             return None
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
-        if closure is None:
-            self._before(optimizer)
-            return None
+        return before_update(args, kwargs, lambda: self._before(optimizer) if self._wanted() else None)
 
-        def then() -> Any:
-            loss = closure()
-            if self._wanted():
-                self._before(optimizer)
-            return loss
 
-        if len(args) > 1:
-            return (args[0], then, *args[2:]), kwargs
-        return args, {**kwargs, "closure": then}
+def before_update(args: Any, kwargs: Any, action: Callable[[], None]) -> Any:
+    """Act right before an optimizer updates, once its closure has made gradients, where it has one.
+
+    Args:
+        args, kwargs: what a step pre-hook was called with.
+
+    Returns:
+        What the pre-hook is to return.
+    """
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
+    if closure is None:
+        action()
+        return None
+
+    def then() -> Any:
+        loss = closure()
+        action()
+        return loss
+
+    if len(args) > 1:
+        return (args[0], then, *args[2:]), kwargs
+    return args, {**kwargs, "closure": then}
 
 
 class Group:

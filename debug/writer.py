@@ -117,8 +117,8 @@ class Writer:
             warnings.warn(f"loopwise.debug: {text}", RuntimeWarning, stacklevel=2)
 
     def _write(self, saving: Saving, snapshot: Snapshot) -> None:
-        if saving.ready is not None:
-            saving.ready.synchronize()
+        for event in saving.ready:
+            event.synchronize()
         layout = saving.layout()
         groups = [] if self._segments.knows(layout) else saving.groups()
         chunks = snapshot.chunks()

@@ -25,7 +25,8 @@ class Alarm:
         origin: where it began; ``None``: that was not found.
         calls: of the models in that step.
         talks: whether a model's forward pass talks to other ranks, so that it was not called again.
-        box: the file that the batch is in.
+        box: the file that the batch is in; empty where it could not be written.
+        failed: why the models could not be called again.
     """
 
     step: int
@@ -33,6 +34,7 @@ class Alarm:
     calls: Sequence[Call]
     talks: bool
     box: str
+    failed: str = ""
 
 
 def finding(alarm: Alarm, losses: list[tuple[int, float]], scalars: Scalars) -> Finding:
@@ -47,13 +49,15 @@ def finding(alarm: Alarm, losses: list[tuple[int, float]], scalars: Scalars) -> 
     line = (origin.line if origin else "") or next((call.line for call in alarm.calls), "")
     tensors = (origin.module,) if origin is not None and origin.module else ()
     evidence = {"loss": losses} if losses else {}
-    what += f"; the batch is in {alarm.box}"
+    what += f"; the batch is in {alarm.box}" if alarm.box else "; the batch could not be written"
     return Finding("non_finite", "critical", alarm.step, "train", what, tensors, evidence, advice, line)
 
 
 def _why(alarm: Alarm) -> str:
     if alarm.talks:
         return "a model whose forward pass talks to other ranks is not called again"
+    if alarm.failed:
+        return f"calling the model again failed: {alarm.failed}"
     if not alarm.calls:
         return "the model was not called by itself, so it could not be called again"
     return "calling the model again gave finite values, so it began in the loss, in another rank, or in compiled code"

@@ -25,7 +25,7 @@ from loopwise.model import is_sharded
 from loopwise.ranks import rank
 from loopwise.run import Run
 
-from ..names import root
+from ..names import device, root
 from .calls import Call
 
 WEIGHTS = 2 * 2**30
@@ -59,8 +59,9 @@ def load(path: str | os.PathLike[str], model: nn.Module | Mapping[str, nn.Module
     models = model if isinstance(model, Mapping) else {"": model}
     try:
         with fsspec.open(os.fspath(path), "rb") as file:
-            box = torch.load(file, weights_only=True)
-        calls = [Call(**{**record, "autocast": tuple(record["autocast"])}) for record in box["calls"]]
+            box = torch.load(file, map_location="cpu", weights_only=True)
+        to = device(models)
+        calls = [_call(record, to) for record in box["calls"]]
         step = int(box["step"])
         for key, weights in (box["weights"] or {}).items():
             root(models[key]).load_state_dict(weights)
@@ -74,9 +75,25 @@ def load(path: str | os.PathLike[str], model: nn.Module | Mapping[str, nn.Module
     return step, calls
 
 
+def _call(record: dict[str, Any], to: torch.device) -> Call:
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().to(to).requires_grad_(tensor.requires_grad)
+
+    tensors = {key: batch.map_tensors(move, record[key]) for key in ("args", "kwargs", "gradients")}
+    return Call(**{**record, **tensors, "autocast": tuple(record["autocast"])})
+
+
 def _record(call: Call) -> dict[str, Any]:
     found = {f.name: getattr(call, f.name) for f in fields(call) if not f.name.startswith("_")}
-    return {**found, "args": _plain(call.args), "kwargs": _plain(call.kwargs)}
+    return {
+        **found,
+        **{key: _plain(found[key]) for key in ("args", "kwargs")},
+        "gradients": _cpu(call.gradients),
+    }
+
+
+def _cpu(gradients: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+    return {place: gradient.cpu() for place, gradient in gradients.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -19,10 +19,11 @@ from loopwise.model import unwrapped
 
 from .. import calling
 from ..taps import absent
+from ..zeroing import captures
 from .origin import user_line
 
 LARGE = 256 * 2**20
-"""Bytes of a gradient at a model's output, or of one step's inputs, that are not kept any more."""
+"""Bytes of one step's inputs, and of its gradients at outputs, that are kept at most."""
 CALLS = 64
 """Calls of one step that are kept, as where gradients accumulate."""
 
@@ -89,7 +90,8 @@ class Calls:
         self.open, self._guard = False, guard
         self._steps: deque[list[Call]] = deque(maxlen=keep)
         self._numbers: deque[int] = deque(maxlen=keep)
-        self._running: list[Call | None] = []
+        self._running: list[tuple[nn.Module, Call | None]] = []
+        self._inputs = self._gradients = 0
         self._models = {id(unwrapped(model)): (key, unwrapped(model)) for key, model in models.items()}
         for _, model in self._models.values():
             calling.listen(model, self)
@@ -97,12 +99,13 @@ class Calls:
     def begin(self, step: int) -> None:
         """A step begins; one of the same number starts anew."""
         self._running.clear()
+        if self._inputs > LARGE:
+            self._steps.clear()
+            self._numbers.clear()
+        self._inputs = self._gradients = 0
         if self._numbers and self._numbers[-1] == step:
             self._steps[-1].clear()
             return
-        if self._steps and sum([t.nbytes for c in self._steps[-1] for t in c.tensors]) > LARGE:
-            self._steps.clear()
-            self._numbers.clear()
         self._steps.append([])
         self._numbers.append(step)
         for _, model in self._models.values():
@@ -115,6 +118,13 @@ class Calls:
     def __iter__(self) -> Iterator[Call]:
         return (call for calls in self._steps for call in calls)
 
+    def _keep(self, call: Call, place: int, gradient: torch.Tensor) -> None:
+        self._gradients += gradient.nbytes
+        if self._gradients > LARGE:
+            call.left_out = True
+        else:
+            call.gradients[place] = gradient.detach()
+
     def close(self) -> None:
         for _, model in self._models.values():
             calling.leave(model, self)
@@ -123,12 +133,12 @@ class Calls:
 
     def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A model is called."""
-        if not self.open or not torch.is_grad_enabled() or absent():
+        if not self.open or not torch.is_grad_enabled() or absent() or captures():
             return
-        self._running.append(None)
+        self._running.append((module, None))
         with self._guard():
-            if len(self._steps[-1]) < CALLS:
-                self._running[-1] = self._call(self._models[id(module)][0], args, kwargs)
+            if len(self._steps[-1]) < CALLS and self._inputs <= LARGE:
+                self._running[-1] = module, self._call(self._models[id(module)][0], args, kwargs)
 
     def _call(self, key: str, args: Any, kwargs: Any) -> Call:
         tensors: list[torch.Tensor] = []
@@ -143,31 +153,25 @@ class Calls:
         autocast = (device, on, torch.get_autocast_dtype(device))
         line = user_line(sys._getframe())
         call = Call(self._numbers[-1], key, args, kwargs, random_now(), autocast, line, _tensors=tensors)
+        self._inputs += sum([t.nbytes for t in tensors])
         self._steps[-1].append(call)
         return call
 
     def returned(self, module: nn.Module, output: Any) -> None:
         """It gave its output."""
-        if not self._running or absent():
+        if not self._running or self._running[-1][0] is not module or absent():
             return
-        call = self._running.pop()
+        _, call = self._running.pop()
         if call is None:
             return
         with self._guard():
             for place, leaf in enumerate(batch.leaves(output)):
-                if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
-                    leaf.register_hook(functools.partial(_keep, call, place))  # type: ignore[no-untyped-call]
+                if isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None:  # a parameter's would stay
+                    leaf.register_hook(functools.partial(self._keep, call, place))  # type: ignore[no-untyped-call]
 
 
 def _without_graph(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.grad_fn is None else tensor.detach().requires_grad_()
-
-
-def _keep(call: Call, place: int, gradient: torch.Tensor) -> None:
-    if gradient.nbytes > LARGE:
-        call.left_out = True
-    else:
-        call.gradients[place] = gradient.detach()
 
 
 def random_now() -> dict[str, Any]:

@@ -12,11 +12,13 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from loopwise.model import is_sharded
@@ -25,6 +27,7 @@ from loopwise.run import Run
 from .. import names
 from ..companions import Scalars
 from ..rules import Finding
+from ..updates import before_update
 from ..zeroing import captures
 from .alarm import Alarm, finding
 from .blackbox import write
@@ -62,7 +65,7 @@ class Trap:
         run: where black boxes are written.
         scaler: the ``torch.amp.GradScaler``: gradients that overflow are its way to find the scale.
         found: what rules found so far; a critical one and a loss spike write a black box, too.
-        deferred: read sums one step later; default: on accelerators.
+        counted: what the time in hooks is counted by.
     """
 
     def __init__(
@@ -72,17 +75,19 @@ class Trap:
         run: Run,
         scaler: Any = None,
         found: Callable[[], list[Finding]] = list,
-        deferred: bool | None = None,
+        counted: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self._models, self._run, self._scaler, self._found = models, run, scaler, found
-        self._deferred = _small(models, names.device(models)) if deferred is None else deferred
+        self._counted, self._optimizers = counted, optimizers
+        self._talks = any(_talks(model) for model in models.values())
+        self._deferred = _reads_later(names.device(models), () if self._talks else self._parameters())
         self._calls = Calls(models, KEEP, self._tried)
         self._handles = [o.register_step_pre_hook(self._hook) for o in optimizers.values()]
-        self._optimizers = optimizers
         self._waiting: list[_Waiting] = []
         self._before: list[torch.Tensor] = []
         self._step, self._alarmed, self._copied = 0, -2, -1
-        self._seen, self._boxes = 0, 0
+        self._seen, self._alarms, self._boxes = 0, 0, 0
+        self._known: set[str] = {"loss"}
         self._losses: deque[tuple[int, float]] = deque(maxlen=LOSSES)
         self._pending: list[Alarm] = []
         self._findings: list[Finding] = []
@@ -90,13 +95,15 @@ class Trap:
 
     def begin(self, step: int, mode: str) -> None:
         self._step = step
-        self._calls.open = mode == "train" and self._boxes < ALARMS
+        self._calls.open = mode == "train" and self._alarms < ALARMS
         self._calls.begin(step)
 
     def end(self, step: int, mode: str, scalars: Scalars) -> None:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+        with self._tried():
+            self._settle(step)
         if mode == "train" and self._calls.open:
             self._look_at_losses(step, scalars)
             self._write_box_of_rules(step)
@@ -122,23 +129,26 @@ class Trap:
     def _tried(self) -> Iterator[None]:
         """What fails in a hook ends no training; it is raised where the ``Watch`` expects it."""
         try:
-            with torch.no_grad():
+            with self._counted(), torch.no_grad():
                 yield
         except Exception as error:
             self._error = error
 
-    def _hook(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._calls.open or self._error is not None or captures():
-            return
+    def _hook(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or not self._calls.open or self._error is not None or captures():
+            return None
+        return before_update(args, kwargs, lambda: self._look_at_gradients(optimizer))
+
+    def _look_at_gradients(self, optimizer: Optimizer) -> None:
         with self._tried():
-            self._settle()
+            self._settle(self._step)
             if self._scaler is not None and self._scaler.is_enabled():
                 return
             held = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             value = total([p.grad for p in held if p.grad is not None])
             if value is not None:
                 self._ask(value, held)
-            if self._deferred:
+            if self._deferred and not self._talks:
                 self._keep_weights()
 
     def _ask(self, value: torch.Tensor, parameters: Sequence[nn.Parameter]) -> None:
@@ -146,10 +156,11 @@ class Trap:
         if not self._deferred:
             self._settle()
 
-    def _settle(self) -> None:
-        """Read the sums that are known by now."""
-        waiting, self._waiting = self._waiting, []
-        for each in waiting:
+    def _settle(self, before: int | None = None) -> None:
+        """Read the sums of steps before one, which are known by now; default: all."""
+        due = [each for each in self._waiting if before is None or each.step < before]
+        self._waiting = [each for each in self._waiting if each not in due]
+        for each in due:
             if each.flag.is_finite():
                 continue
             late = each.step != self._step
@@ -161,9 +172,11 @@ class Trap:
         """Losses too, for what comes of them may be finite all the same; without optimizers also gradients."""
         losses = {name: value for name, value in scalars.items() if "loss" in name}
         later = [v.detach() for v in losses.values() if isinstance(v, torch.Tensor) and not _is_known(v)]
-        known = [float(v) for v in losses.values() if not isinstance(v, torch.Tensor) or _is_known(v)]
-        self._losses.extend([(step, value) for value in known[:1]])
-        if not all(map(math.isfinite, known)):
+        known = {n: float(v) for n, v in losses.items() if not isinstance(v, torch.Tensor) or _is_known(v)}
+        self._losses.extend([(step, value) for value in list(known.values())[:1]])
+        bad = {name for name, value in known.items() if not math.isfinite(value)}
+        self._known |= known.keys() - bad
+        if bad & self._known:  # a best loss may begin with infinity
             self._alarm(step)
         if later and (value := total(later)) is not None:
             self._ask(value, ())
@@ -186,27 +199,35 @@ class Trap:
         torch._foreach_copy_(self._before, parameters)
 
     def _parameters(self) -> list[torch.Tensor]:
-        parameters = [p for model in self._models.values() for p in names.root(model).parameters()]
-        return [p.data for p in parameters]  # .data: no version bump for a graph that saved it
+        """What optimizers change."""
+        groups = [group for optimizer in self._optimizers.values() for group in optimizer.param_groups]
+        return [
+            p.data for g in groups for p in g["params"]
+        ]  # .data: no version bump for a graph that saved it
 
     # -- finding out ------------------------------------------------------------------------------
 
     def _alarm(self, step: int) -> None:
         """A step that was not finite; not each of those that follow from it."""
         last, self._alarmed = self._alarmed, step
-        if step <= last + 1 or self._boxes >= ALARMS:
+        if step <= last + 1 or self._alarms >= ALARMS:
             return
-        with self._as_before():
-            talks = any(_talks(model) for model in self._models.values())
-            calls = self._calls.of(step)
-            origin = None if talks else self._origin(calls)
-            self._pending.append(Alarm(step, origin, calls, talks, self._box(step)))
+        self._alarms += 1
+        calls, origin, box, failed = self._calls.of(step), None, "", ""
+        with self._as_before(step):
+            try:
+                origin = None if self._talks else self._origin(calls)
+            except Exception as error:  # of the user's model, or no memory: the step is told all the same
+                failed = repr(error)
+            with contextlib.suppress(Exception):  # storage: said in the finding
+                box = write(self._run, step, self._calls, self._models)
+        self._pending.append(Alarm(step, origin, calls, self._talks, box, failed))
 
     @contextlib.contextmanager
-    def _as_before(self) -> Iterator[None]:
-        """With the weights that the step began with, where they were kept."""
+    def _as_before(self, step: int) -> Iterator[None]:
+        """With the weights that the step began with, where they were kept; without an update they still are."""
         parameters = self._parameters()
-        if not self._deferred or len(self._before) != len(parameters):
+        if self._copied != step or len(self._before) != len(parameters):
             yield
             return
         now = [parameter.clone() for parameter in parameters]
@@ -228,16 +249,20 @@ class Trap:
                 return origin.of(call.model)
         return None
 
-    def _box(self, step: int) -> str:
-        self._boxes += 1
-        return write(self._run, step, self._calls, self._models)
-
     def _write_box_of_rules(self, step: int) -> None:
         """A critical finding, and a loss that leapt: what came before it is worth keeping."""
         new, self._seen = self._found()[self._seen :], len(self._found())
         alarming = [f for f in new if f.severity == "critical" or f.rule == "loss_spike"]
         if any(f.rule != "non_finite" for f in alarming) and self._boxes < ALARMS:
-            self._box(step)
+            self._boxes += 1
+            write(self._run, step, self._calls, self._models)
+
+
+def _reads_later(device: torch.device, weights: Sequence[torch.Tensor]) -> bool:
+    """Whether sums are read a step later: on an accelerator that has room for another copy of the weights."""
+    if device.type != "cuda":
+        return False
+    return sum(w.nbytes for w in weights) <= SHARE * torch.cuda.get_device_properties(device).total_memory
 
 
 def _is_known(value: torch.Tensor) -> bool:
@@ -246,16 +271,9 @@ def _is_known(value: torch.Tensor) -> bool:
 
 
 def _talks(model: nn.Module) -> bool:
-    return is_sharded(model) or any(isinstance(module, NO_REPLAY) for module in model.modules())
+    by_module = any(isinstance(module, NO_REPLAY) for module in model.modules())
+    return is_sharded(model) or by_module or any(isinstance(p, DTensor) for p in model.parameters())
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def _small(models: Mapping[str, nn.Module], device: torch.device) -> bool:
-    """Whether sums are read later: on an accelerator that has room for another copy of the weights."""
-    if device.type != "cuda":
-        return False
-    size = sum(p.nbytes for model in models.values() for p in model.parameters())
-    return size <= SHARE * torch.cuda.get_device_properties(device).total_memory

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from loopwise.debug import Trial, Watch, every
+from loopwise.debug import Finding, Trial, Watch, every
 from loopwise.debug.trap import Trap, load, replay
 from loopwise.errors import InputError
 from loopwise.run import Run
@@ -70,7 +70,7 @@ def test_one_finding_names_it(tmp_path):
 
 @pytest.mark.parametrize("deferred", [False, True])
 def test_training_is_the_same(tmp_path, deferred, monkeypatch):
-    monkeypatch.setattr("loopwise.debug.trap.trap._small", lambda models, device: deferred)
+    monkeypatch.setattr("loopwise.debug.trap.trap._reads_later", lambda device, weights: deferred)
     bare, watched = network(), network()
     torch.manual_seed(2)
     losses, _ = train(bare, batches())
@@ -88,7 +88,7 @@ def test_training_is_the_same(tmp_path, deferred, monkeypatch):
 
 
 def test_what_is_found_in_the_last_step_is_told_at_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("loopwise.debug.trap.trap._small", lambda models, device: True)
+    monkeypatch.setattr("loopwise.debug.trap.trap._reads_later", lambda device, weights: True)
     _, watch = train(network(), batches(4), tmp_path)
     assert only(watch).step == 3
 
@@ -223,14 +223,30 @@ def test_a_model_is_copied_and_pickled_without_its_watch(tmp_path):
 
 def test_a_failure_of_ours_is_said_once(tmp_path, monkeypatch):
     def broken(*_):
-        raise RuntimeError("no replay")
+        raise RuntimeError("no sum")
 
-    monkeypatch.setattr("loopwise.debug.trap.trap.replay", broken)
-    with pytest.warns(RuntimeWarning, match="Trap is switched off: RuntimeError\\('no replay'\\)") as said:
+    monkeypatch.setattr("loopwise.debug.trap.trap.total", broken)
+    with pytest.warns(RuntimeWarning, match="Trap is switched off: RuntimeError\\('no sum'\\)") as said:
         losses, watch = train(network(), batches(), tmp_path)
     assert len(losses) == 6
     assert len([w for w in said if "Trap" in str(w.message)]) == 1
     assert watch.findings == []
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("replay", "calling the model again failed: OSError('broken')"),
+        ("write", "the batch could not be written"),
+    ],
+)
+def test_what_cannot_be_found_out_is_told_all_the_same(tmp_path, monkeypatch, broken, said):
+    def fails(*_):
+        raise OSError("broken")
+
+    monkeypatch.setattr(f"loopwise.debug.trap.trap.{broken}", fails)
+    _, watch = train(network(), batches(), tmp_path)
+    assert (only(watch).step, said in only(watch).what) == (3, True)
 
 
 def test_an_input_changed_in_place_is_said(tmp_path):
@@ -272,3 +288,78 @@ def test_sums_that_overflow_are_no_alarm(tmp_path):
     trap.end(0, "train", {})
     trap.close()
     assert trap.findings() == []
+
+
+def test_a_model_that_returns_its_parameter_gets_no_hooks(tmp_path):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return {"out": x * self.scale, "scale": self.scale}
+
+    model = Scaled()
+    with Watch(model, torch.optim.SGD(model.parameters()), run=f"{tmp_path}/run") as watch:
+        for _ in range(3):
+            out = model(torch.ones(2, 3))
+            (out["out"].sum() + out["scale"].sum()).backward()
+            watch.step()
+        assert not model.scale._backward_hooks
+
+
+def test_a_closure(tmp_path):
+    """Its gradients are there once it was called."""
+    model, (good, bad) = network(), batches(2, 1)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=1)
+    with Watch(model, optimizer, run=f"{tmp_path}/run", rules=()) as watch:
+        for x, y in (good, bad):
+
+            def closure(x=x, y=y):
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(model(x), y)
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+            watch.step()
+    assert (only(watch).step, only(watch).tensors) == (1, ("0",))
+
+
+def test_a_best_loss_that_begins_with_infinity(tmp_path):
+    with Watch(nn.Linear(2, 2), run=f"{tmp_path}/run", rules=()) as watch:
+        for best in (float("inf"), float("inf"), 1.0, 0.5):
+            watch.step(loss=1.0, best_val_loss=best)
+        assert watch.findings == []
+        watch.step(loss=1.0, best_val_loss=float("nan"))
+    assert only(watch).step == 4
+
+
+def test_without_an_optimizer_it_is_told_a_step_later(tmp_path, monkeypatch):
+    monkeypatch.setattr("loopwise.debug.trap.trap._reads_later", lambda device, weights: True)
+    model = nn.Sequential(Fragile(), nn.Linear(4, 3))
+    with Watch(model, run=f"{tmp_path}/run", rules=()) as watch:
+        for x, _ in batches(5, 1):
+            model.zero_grad()
+            model(x).sum().backward()
+            watch.step()
+            if watch.findings:
+                break
+    assert (only(watch).step, only(watch).tensors) == (1, ("0",))
+
+
+def test_findings_of_rules_do_not_switch_it_off(tmp_path):
+    found = [Finding("detached_loss", "critical", n, "train", "", (), {}, "") for n in range(9)]
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters())
+    seen = []
+    trap = Trap({"": model}, {"": optimizer}, Run(str(tmp_path / "run")), None, lambda: seen)
+    for step, (x, y) in enumerate(batches(8, 7)):
+        trap.begin(step, "train")
+        seen.append(found[step])
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        trap.end(step, "train", {})
+    trap.close()
+    assert [each.step for each in trap.findings()] == [7]
+    assert len(list((tmp_path / "run/debug/blackbox").iterdir())) == 4

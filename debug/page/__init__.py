@@ -6,17 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..lookup import span
-from ..rules import Finding
+from ..rules import SEVERITIES, Finding
 from ..trial import Trial
 from .comparison import comparison
 from .layers import distributions, heat_maps
 from .scalars import scalars
 from .steps import Reader
 
-JUDGED = 500
-"""Saved steps of a run without findings that rules look at now; more take seconds."""
 SHOWN = 100
-"""Findings with their plots."""
+"""Findings with their plots; further ones are words alone."""
 LATEST = 50
 """Events."""
 
@@ -29,11 +27,11 @@ def sections(path: str, other: str | None = None) -> list[dict[str, Any]]:
         other: of a run to compare it with.
     """
     trial, reader = Trial(path), Reader(path)
-    beside = None if other is None else Trial(other)
+    beside = None if other is None else (Trial(other), Reader(other))
     found = findings(trial)
     named = [name for each in found for name in each.tensors]
     shown = [
-        _section("comparison", "Two runs", 15, comparison(trial, beside)),
+        _section("comparison", "Two runs", 15, comparison(trial, reader, beside)),
         _section("findings", "Findings", 20, _findings(trial, reader, found)),
         _section("metrics", "Loss and metrics", 30, scalars(trial, reader, beside)),
         *(
@@ -53,9 +51,8 @@ def _section(key: str, title: str, order: float, blocks: list[dict[str, Any]]) -
 
 
 def findings(trial: Trial) -> list[Finding]:
-    """What rules found while the run went on; where they found nothing, what they find now in a short run."""
-    found = trial.findings() or (trial.judge() if 0 < len(trial.steps()) <= JUDGED else [])
-    return sorted(found, key=lambda each: each.step)
+    """What the run's own rules found while it went on, the worst first."""
+    return sorted(trial.findings(), key=lambda each: (-SEVERITIES.index(each.severity), each.step))
 
 
 def _findings(trial: Trial, reader: Reader, found: list[Finding]) -> list[dict[str, Any]]:
@@ -63,12 +60,11 @@ def _findings(trial: Trial, reader: Reader, found: list[Finding]) -> list[dict[s
     if not trial.steps() and not found:
         return notes
     if not found:
-        again = len(trial.steps()) > JUDGED
-        looks = f" `loopwise debug findings {trial.path}` looks at all saved steps again." if again else ""
-        return [*notes, _text(f"No rule found anything wrong.{looks}")]
+        again = f"`loopwise debug findings {trial.path}` looks again with all rules."
+        return [*notes, _text(f"No findings were recorded; {again}")]
     if len(found) > SHOWN:
-        notes.append(_text(f"The first {SHOWN} of {len(found)} findings."))
-    return notes + [_finding(each) for each in found[:SHOWN]]
+        notes.append(_text(f"{len(found):,} findings, the worst {SHOWN} of them with their plots."))
+    return notes + [_finding(each, number < SHOWN) for number, each in enumerate(found)]
 
 
 def _lacking(trial: Trial, reader: Reader) -> Iterator[str]:
@@ -79,15 +75,25 @@ def _lacking(trial: Trial, reader: Reader) -> Iterator[str]:
     if ranks in ([], [0]):  # the main process saves for all
         return
     world = range(max(int(trial.info.get("world", 1)), ranks[-1] + 1))
+    place = {step: number for number, step in enumerate(sorted(reader.index.blocks))}
+    late = 0 if trial.ended else 1  # saved steps: ranks write beside the training, not all at once
+    if len(place) <= late:
+        return
     if missing := [str(rank) for rank in world if rank not in last]:
         yield f"Ranks {', '.join(missing)} of {len(world)} saved nothing, though others did."
-    if behind := [f"{rank} (step {step:,})" for rank, step in last.items() if step < max(last.values())]:
-        yield f"Some ranks end before step {max(last.values()):,}: {', '.join(behind)}."
+    end = max(last.values())
+    behind = [f"{rank} (step {step:,})" for rank, step in last.items() if place[end] - place[step] > late]
+    if behind:
+        yield f"Some ranks end before step {end:,}: {', '.join(behind)}."
 
 
-def _finding(finding: Finding) -> dict[str, Any]:
+def _finding(finding: Finding, drawn: bool = True) -> dict[str, Any]:
     keys = ("severity", "rule", "step", "what", "advice", "line")
-    return {"kind": "finding", **{key: getattr(finding, key) for key in keys}, "plot": _evidence(finding)}
+    return {
+        "kind": "finding",
+        **{key: getattr(finding, key) for key in keys},
+        "plot": _evidence(finding) if drawn else None,
+    }
 
 
 def _evidence(finding: Finding) -> dict[str, Any] | None:

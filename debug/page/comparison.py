@@ -2,46 +2,79 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..compare import compare, only
+import torch
+
+from loopwise.errors import StateError
+
+from ..compare import Parting, compare, only
 from ..index import Block
 from ..trial import Trial
 from .steps import Reader
 
 LOOKED_AT = 10
-"""Steps whose bytes differ that are compared tensor by tensor, until a tensor differs; it takes half a second a step."""
+"""Blocks whose bytes differ that are compared tensor by tensor, until a tensor differs; it takes half a second each."""
 NAMED = 8
 """Steps or tensors named of what only one run has."""
 
 
-class _Steps(Trial):
-    """A trial of some steps only."""
+class _Place(NamedTuple):
+    """Where bytes differ."""
 
-    def __init__(self, path: str | os.PathLike[str], only: list[int]) -> None:
-        super().__init__(path)
-        self._only = only
+    step: int
+    rank: int | None
+    """``None``: all together, for the runs have not the same ranks."""
+
+
+class _Part(Trial):
+    """A trial of what one rank saved of one step."""
+
+    place = _Place(0, None)
 
     def steps(self, mode: str | None = None) -> list[int]:
-        return self._only
+        return [self.place.step]
+
+    def names(
+        self,
+        regex: str | None = None,
+        *,
+        collection: str | None = None,
+        step: int | None = None,
+        mode: str | None = None,
+    ) -> list[str]:
+        found = super().names(regex, collection=collection, step=self.place.step)
+        return [name for name in found if self.has(name, self.place.step, rank=self.place.rank)]
+
+    def value(
+        self, name: str, step: int, *, mode: str | None = None, rank: int | None = None
+    ) -> torch.Tensor:
+        return super().value(name, step, rank=self.place.rank)
+
+    def statistics(
+        self, name: str, step: int, *, mode: str | None = None, rank: int | None = None
+    ) -> dict[str, float]:
+        return super().statistics(name, step, rank=self.place.rank)
+
+    def statistic(
+        self, name: str, statistic: str, step: int, *, mode: str | None = None, rank: int | None = None
+    ) -> float:
+        return super().statistic(name, statistic, step, rank=self.place.rank)
 
 
-def comparison(trial: Trial, other: Trial | None) -> list[dict[str, Any]]:
-    """The first step and tensor where they part, and what only one of them has."""
-    if other is None or not (trial.steps() and other.steps()):
+def comparison(
+    trial: Trial, reader: Reader, beside: tuple[Trial, Reader] | None = None
+) -> list[dict[str, Any]]:
+    """The first step and tensor where two runs part, and what only one of them has.
+
+    Args:
+        trial: a run.
+        reader: of it.
+        beside: the other run, and its reader.
+    """
+    if beside is None or not (trial.steps() and beside[0].steps()):
         return []
-    differing, common = _differing(trial, other)
-    found = compare(_Steps(trial.path, differing[:LOOKED_AT]), other) if differing else None
-    if found is not None:
-        text = (
-            f"They part at step {found.step:,} in {found.name}: largest difference {found.largest:.4g}, "
-            f"root mean square {found.rms:.4g}."
-        )
-    elif differing:
-        text = f"What both have is equal in the first {len(differing[:LOOKED_AT])} saved steps whose bytes differ."
-    else:
-        text = f"They nowhere part in the {common:,} saved steps that both have."
+    other = beside[0]
     apart = only(trial, other)
     rows = []
     for which, each in enumerate((trial, other)):
@@ -49,19 +82,64 @@ def comparison(trial: Trial, other: Trial | None) -> list[dict[str, Any]]:
             if several:
                 named = ", ".join(map(str, several[:NAMED])) + (", ..." if len(several) > NAMED else "")
                 rows.append([each.path, len(several), what, named])
-    blocks: list[dict[str, Any]] = [{"kind": "text", "text": text}]
+    blocks: list[dict[str, Any]] = [{"kind": "text", "text": _said(trial, reader, other, beside[1])}]
     if rows:
         columns = ["only in", "how many", "of what", "which"]
         blocks.append({"kind": "table", "title": "What only one has", "columns": columns, "rows": rows})
     return blocks
 
 
-def _differing(trial: Trial, other: Trial) -> tuple[list[int], int]:
-    """Common steps whose blocks are not the same bytes in the same layout, and the number of common steps."""
-    first, second = Reader(trial.path), Reader(other.path)
+def _said(trial: Trial, reader: Reader, other: Trial, others: Reader) -> str:
+    """Where they part, in words."""
+    places, common = _differing(reader, others)
+    found, place, lost = _parting(trial.path, other.path, places[:LOOKED_AT])
+    if found is not None:
+        of = "" if place.rank is None or len(reader.index.ranks) == 1 else f" of rank {place.rank}"
+        text = (
+            f"They part at step {found.step:,} in {found.name}{of}: largest difference {found.largest:.4g}, "
+            f"root mean square {found.rms:.4g}."
+        )
+    elif looked := len(places[:LOOKED_AT]) - len(lost):
+        text = f"What both have is equal in the first {looked} saved steps of a rank whose bytes differ."
+    elif lost:
+        text = "It cannot be said where they part."
+    else:
+        text = f"They nowhere part in the {common:,} saved steps that both have."
+    if lost:
+        steps = ", ".join(f"{each.step:,}" for each in lost)
+        text += f" Bytes of step {steps} are lost: `loopwise debug check` names them."
+    return text
+
+
+def _parting(path: str, other: str, places: list[_Place]) -> tuple[Parting | None, _Place, list[_Place]]:
+    """The first that differs of some places, where it is, and the places before whose bytes are lost."""
+    lost: list[_Place] = []
+    if places:
+        one, two = _Part(path), _Part(other)
+        for place in places:
+            one.place = two.place = place
+            try:
+                found = compare(one, two)
+            except StateError:
+                lost.append(place)
+                continue
+            if found is not None:
+                return found, place, lost
+    return None, _Place(0, None), lost
+
+
+def _differing(first: Reader, second: Reader) -> tuple[list[_Place], int]:
+    """Where blocks of common steps are not the same bytes in the same layout, and the number of these steps."""
     common = sorted(set(first.index.blocks) & set(second.index.blocks))
     same: dict[tuple[int, int], bool] = {}
-    return [step for step in common if not _same(first.block(step), second.block(step), same)], len(common)
+    places = []
+    for step in common:
+        one, two = first.index.blocks[step], second.index.blocks[step]
+        if one.keys() == two.keys():
+            places += [_Place(step, rank) for rank in sorted(one) if not _same(one[rank], two[rank], same)]
+        else:
+            places.append(_Place(step, None))
+    return places, len(common)
 
 
 def _same(one: Block, two: Block, known: dict[tuple[int, int], bool]) -> bool:

@@ -55,7 +55,11 @@ def _share(statistic: str) -> Callable[[Table], Floats]:
 
 def _shift(table: Table) -> Floats:
     return np.clip(
-        np.divide(table["mean"], table["std"], where=table["std"] > 0, out=np.zeros_like(table["std"])), -3, 3
+        np.divide(
+            table["mean"], table["std"], where=table["std"] > 0, out=np.full_like(table["std"], np.nan)
+        ),
+        -3,
+        3,
     )
 
 
@@ -217,7 +221,8 @@ def distributions(reader: Reader, first: Sequence[str] = ()) -> list[dict[str, A
         places = sorted(range(len(table.names)), key=lambda place: table.names[place] not in ahead)
         plots = [plot for place in places[:CHOICES] if (plot := _distribution(table, place)) is not None]
         if plots:
-            found.append({"kind": "choice", "title": title, "label": "Of", "plots": plots})
+            label = "Of" if len(places) <= CHOICES else f"Of ({CHOICES} of {len(places):,})"
+            found.append({"kind": "choice", "title": title, "label": label, "plots": plots})
     return found
 
 

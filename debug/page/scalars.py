@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loopwise.errors import InputError
+
 from ..rules.history import Floats
 from ..trial import Trial
 from .steps import Reader, Steps
@@ -48,10 +50,10 @@ def smoothed(values: Floats) -> Floats:
     return np.asarray(total / np.where(count > 0, count, np.nan))
 
 
-def scalars(trial: Trial, reader: Reader, other: Trial | None) -> list[dict[str, Any]]:
-    """A plot of the losses, and one of each metric."""
-    found = [_plot("Losses", trial.names(collection="losses"), trial, reader, other)]
-    metrics = [_plot(name, [name], trial, reader, other) for name in trial.names(collection="metrics")]
+def scalars(trial: Trial, reader: Reader, beside: tuple[Trial, Reader] | None = None) -> list[dict[str, Any]]:
+    """A plot of the losses, and one of each metric; ``beside`` is another run and its reader."""
+    found = [_plot("Losses", trial.names(collection="losses"), trial, reader, beside)]
+    metrics = [_plot(name, [name], trial, reader, beside) for name in trial.names(collection="metrics")]
     shown = [plot for plot in metrics if plot]
     if len(shown) > SEPARATE:
         found.append({"kind": "choice", "title": "Metrics", "label": "Metric", "plots": shown})
@@ -61,13 +63,14 @@ def scalars(trial: Trial, reader: Reader, other: Trial | None) -> list[dict[str,
 
 
 def _plot(
-    title: str, names: list[str], trial: Trial, reader: Reader, other: Trial | None
+    title: str, names: list[str], trial: Trial, reader: Reader, beside: tuple[Trial, Reader] | None
 ) -> dict[str, Any] | None:
     lines = list(_lines(names, trial, reader, ""))
-    if other is not None:
+    if beside is not None:
+        other, others = beside
         known = set(other.names())
-        beside = f" of {other.path.rstrip('/').rsplit('/', 1)[-1]}"
-        lines += _lines([name for name in names if name in known], other, Reader(other.path), beside)
+        of = f" of {other.path.rstrip('/').rsplit('/', 1)[-1]}"
+        lines += _lines([name for name in names if name in known], other, others, of)
     if not lines:
         return None
     data: list[dict[str, Any]] = []
@@ -86,17 +89,18 @@ def _plot(
     return {"kind": "plot", "title": title, "describe": describe, "data": data, "layout": layout}
 
 
-def _lines(
-    names: list[str], trial: Trial, reader: Reader, beside: str
-) -> Iterator[tuple[str, Steps, Floats]]:
-    """Label, steps over all modes and values of each name in each mode."""
+def _lines(names: list[str], trial: Trial, reader: Reader, of: str) -> Iterator[tuple[str, Steps, Floats]]:
+    """Label, steps over all modes and values of each number in each mode; tensors are no lines."""
     modes = {mode: np.array(reader.steps(mode), np.int64) for mode in reader.index.modes}
     for name in names:
-        steps, values = trial.series(name)
+        try:
+            steps, values = trial.series(name)
+        except InputError:  # a tensor, or statistics of one
+            continue
         for mode, of_mode in modes.items():
             here = np.isin(steps, of_mode)
             if here.any():
-                yield f"{name}, {mode}{beside}", steps[here], values[here]
+                yield f"{name}, {mode}{of}", steps[here], values[here]
 
 
 def _traces(label: str, steps: Steps, values: NDArray[np.float64], number: int) -> list[dict[str, Any]]:

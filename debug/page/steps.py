@@ -17,6 +17,8 @@ from ..rules.history import Floats, View
 
 MOST = 400
 """Steps of a plot over steps; a wide screen shows two pixels of each."""
+VIEWS = 64
+"""Layouts that are remembered: there is one for each shape of outputs."""
 Steps = NDArray[np.int64]
 
 
@@ -50,7 +52,7 @@ class Table:
 
 
 class Reader:
-    """The saved steps of a run, of the lowest rank that has them.
+    """The saved steps of a run as they were when it was made, of the lowest rank that has them.
 
     Args:
         path: folder or fsspec URL.
@@ -65,6 +67,7 @@ class Reader:
         self._cells: dict[
             tuple[Layout, str, str], tuple[list[str], NDArray[np.int64], list[tuple[int, ...]]]
         ] = {}
+        self._having: dict[tuple[Layout, str, tuple[str, ...]], bool] = {}
 
     def steps(self, mode: str = "train") -> list[int]:
         """Of a mode, counted over all modes."""
@@ -114,10 +117,16 @@ class Reader:
 
     def _has(self, step: int, kind: str, statistics: Sequence[str]) -> bool:
         layout = self.block(step).layout
-        return any(self._where(layout, kind, each)[0] for each in statistics)
+        key = (layout, kind, tuple(statistics))
+        if key not in self._having:
+            self._having[key] = any(self._where(layout, kind, each)[0] for each in statistics)
+        return self._having[key]
 
     def _view(self, layout: Layout) -> View:
         if layout not in self._views:
+            if len(self._views) >= VIEWS:
+                self._views.clear()
+                self._cells.clear()
             self._views[layout] = View(layout)
         return self._views[layout]
 

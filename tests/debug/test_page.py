@@ -1,5 +1,9 @@
 """What debug shows on the page of a run: true numbers, few steps, few rows, the worst first."""
 
+import os
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +12,12 @@ from torch import nn
 
 from loopwise.debug import Collection, Trial, Watch, every
 from loopwise.debug import page as pages
-from loopwise.debug.page.layers import ROWS, distributions, heat_maps
+from loopwise.debug.page import layers
+from loopwise.debug.page import steps as steps_of_page
+from loopwise.debug.page.layers import QUANTITIES, ROWS, STATISTICS, distributions, heat_maps
 from loopwise.debug.page.scalars import smoothed, thinned
-from loopwise.debug.page.steps import Reader, spread
-from loopwise.debug.rules import Finding
+from loopwise.debug.page.steps import Reader, Table, spread
+from loopwise.debug.rules import SEVERITIES, Finding
 from loopwise.run import Run
 
 
@@ -137,23 +143,61 @@ def test_losses_that_are_not_finite_are_counted(tmp_path):
     assert "NaN or infinite at 2 steps from 2 on" in by_id(str(tmp_path / "run"))["metrics"][0]["describe"]
 
 
-def test_findings_are_those_recorded_or_found_now(path, monkeypatch):
+def test_findings_are_those_recorded(path, monkeypatch):
     recorded = by_id(path)["findings"]
     assert "dead_relu" in [block["rule"] for block in recorded]
     assert len(recorded) == len(Trial(path).findings())
-    steps = [block["step"] for block in recorded]
-    assert steps == sorted(steps)
+    places = [(-SEVERITIES.index(block["severity"]), block["step"]) for block in recorded]
+    assert places == sorted(places)
     monkeypatch.setattr(Trial, "findings", lambda self: [])
-    assert len(by_id(path)["findings"]) == len(Trial(path).judge()) > 0
-
-
-def test_a_long_run_without_findings_is_not_judged_again(path, monkeypatch):
-    monkeypatch.setattr(pages, "JUDGED", 1)
-    monkeypatch.setattr(Trial, "findings", lambda self: [])
-    monkeypatch.setattr(Trial, "judge", lambda self: pytest.fail("it takes long"))
     (text,) = by_id(path)["findings"]
-    assert "No rule found anything wrong" in text["text"]
+    assert text["text"].startswith("No findings were recorded")
     assert f"loopwise debug findings {path}" in text["text"]
+
+
+def test_all_findings_are_there_and_the_worst_have_plots(path, monkeypatch):
+    monkeypatch.setattr(pages, "SHOWN", 1)
+    points = {"w": [(1, 1.0), (2, 2.0)]}
+    given = [
+        Finding("a_rule", severity, step, "train", "it burns", (), points, "water")
+        for step, severity in enumerate(("info", "critical", "warning"))
+    ]
+    monkeypatch.setattr(Trial, "findings", lambda self: given)
+    note, *blocks = by_id(path)["findings"]
+    assert note["text"] == "3 findings, the worst 1 of them with their plots."
+    assert [each["severity"] for each in blocks] == ["critical", "warning", "info"]
+    assert [each["plot"] is not None for each in blocks] == [True, False, False]
+
+
+def test_tensors_among_metrics_are_no_lines(tmp_path):
+    with Watch(nn.Linear(1, 1), run=str(tmp_path / "run"), save=every(1), rules=()) as watch:
+        for step in range(3):
+            watch.save("confusion", torch.ones(2, 2) * step, collection="metrics")
+            watch.step(loss=1.0, accuracy=0.5)
+    assert [each["title"] for each in by_id(str(tmp_path / "run"))["metrics"]] == ["Losses", "accuracy"]
+
+
+def test_a_shift_that_was_not_saved_is_a_gap():
+    table = Table(np.arange(2), ["a", "b"], [(), ()], {"mean": np.ones((2, 2))})
+    table.values["std"] = np.array([[np.nan, 0.5], [np.nan, np.nan]])
+    found = QUANTITIES[4].value(table)
+    np.testing.assert_array_equal(found, [[np.nan, 2.0], [np.nan, np.nan]])
+
+
+def test_few_layouts_are_remembered(path, monkeypatch):
+    reader, expected = Reader(path), Reader(path).tables(STATISTICS)
+    monkeypatch.setattr(steps_of_page, "VIEWS", 1)
+    found = reader.tables(STATISTICS)
+    assert len(reader._views) == 1
+    for kind, table in expected.items():
+        for statistic in STATISTICS[kind]:
+            np.testing.assert_array_equal(found[kind][statistic], table[statistic])
+
+
+def test_tensors_beyond_those_to_be_chosen_are_counted(path, monkeypatch):
+    monkeypatch.setattr(layers, "CHOICES", 2)
+    found = {each["title"]: each for each in distributions(Reader(path))}["Weights"]
+    assert (found["label"], len(found["plots"])) == ("Of (2 of 6)", 2)
 
 
 def test_a_finding_has_its_evidence_and_its_line():
@@ -191,3 +235,46 @@ def test_two_runs_part_at_their_first_step(tmp_path):
         "loss, train",
         "loss, train of second",
     ]
+
+
+def of_rank(path, rank):
+    """The run once more, as another rank's of it."""
+    for name in ("index.rank0.0.jsonl", "tensors.rank0.0.seg"):
+        shutil.copy(f"{path}/debug/{name}", f"{path}/debug/{name.replace('rank0', f'rank{rank}')}")
+
+
+def test_two_runs_part_in_what_another_rank_saved(tmp_path):
+    first, second = (trained(str(tmp_path / name), 0) for name in ("first", "second"))
+    other = trained(str(tmp_path / "other"), 1)
+    of_rank(first, 1)
+    of_rank(other, 1)
+    for name in ("index.rank1.0.jsonl", "tensors.rank1.0.seg"):
+        shutil.copy(f"{other}/debug/{name}", f"{second}/debug/{name}")
+    text, *_ = by_id(first, second)["comparison"]
+    assert text["text"].startswith("They part at step 0 in ")
+    assert " of rank 1: " in text["text"]
+
+
+def test_lost_bytes_are_said_where_two_runs_are_compared(tmp_path):
+    first, second = trained(str(tmp_path / "first"), 0), trained(str(tmp_path / "second"), 1)
+    os.truncate(f"{second}/debug/tensors.rank0.0.seg", 0)
+    text, *_ = by_id(first, second)["comparison"]
+    assert text["text"].startswith("It cannot be said where they part. Bytes of step 0, 1, 2, 3 are lost")
+    assert "findings" in by_id(first, second)
+
+
+def cut(path, source, steps):
+    """An index with the layouts and the first steps of another."""
+    lines = Path(source).read_text().splitlines(True)
+    numbers = [number for number, line in enumerate(lines) if line.startswith('{"step"')]
+    Path(path).write_text("".join(lines[: numbers[steps]]))
+
+
+@pytest.mark.parametrize(("ended", "steps", "said"), [(False, 3, False), (False, 2, True), (True, 3, True)])
+def test_ranks_that_write_a_step_later_are_not_behind(tmp_path, monkeypatch, ended, steps, said):
+    path = trained(str(tmp_path / "run"), 0)
+    of_rank(path, 1)
+    cut(f"{path}/debug/index.rank1.0.jsonl", f"{path}/debug/index.rank0.0.jsonl", steps)
+    monkeypatch.setattr(Trial, "ended", ended)
+    texts = [each["text"] for each in by_id(path)["findings"] if each["kind"] == "text"]
+    assert any("Some ranks end before step 3: 1" in text for text in texts) == said

@@ -8,6 +8,7 @@ that learns the digits in a second leaves nothing to save.  What the second trai
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import time
 from pathlib import Path
@@ -107,9 +108,11 @@ def train(args: argparse.Namespace, sifted: bool, progress: Progress) -> dict[st
     criterion = nn.CrossEntropyLoss()
     losses = nn.CrossEntropyLoss(reduction="none")
     step = TrainStep(model, losses, optimizer) if args.compile else None
-    run = Run(args.run) if sifted else None
-    findings = []
-    watch = Watch(model, optimizer, run=run, save=every(20), on_finding=findings.append) if sifted else None
+    inside, findings = contextlib.ExitStack(), []
+    run = inside.enter_context(Run(args.run)) if sifted else None
+    if sifted:
+        watch = Watch(model, optimizer, run=run, save=every(20), on_finding=findings.append)
+        inside.enter_context(watch)
 
     loader = DataLoader(dataset, batch_size=args.batch_size, shuffle=True)
     if sifted:
@@ -119,28 +122,26 @@ def train(args: argparse.Namespace, sifted: bool, progress: Progress) -> dict[st
     bar = progress.add_task("sifted" if sifted else "plain ", total=args.epochs * len(dataset))
     start = time.perf_counter()
     model.train()
-    for epoch in range(args.epochs):
-        for images, labels in loader:
-            if step is not None:
-                loss = step((images, labels))
+    with inside:
+        for epoch in range(args.epochs):
+            for images, labels in loader:
+                if step is not None:
+                    loss = step((images, labels))
+                    if sifted:
+                        loader.record(step.losses)
+                else:
+                    optimizer.zero_grad()
+                    loss = criterion(model(images), labels)
+                    loss.backward()
+                    optimizer.step()
                 if sifted:
-                    loader.record(step.losses)
-            else:
-                optimizer.zero_grad()
-                loss = criterion(model(images), labels)
-                loss.backward()
-                optimizer.step()
-            if sifted:
-                watch.step(loss=loss)
-            trained += len(labels)
-            seen = loader.report().seen if sifted else trained
-            progress.update(bar, completed=seen)
-        schedule.step()
-        progress.update(bar, completed=(epoch + 1) * len(dataset))
+                    watch.step(loss=loss)
+                trained += len(labels)
+                seen = loader.report().seen if sifted else trained
+                progress.update(bar, completed=seen)
+            schedule.step()
+            progress.update(bar, completed=(epoch + 1) * len(dataset))
     seconds = time.perf_counter() - start
-    if sifted:
-        watch.close()
-        run.close()
     if step is not None:
         progress.console.print(str(step.explain()), markup=False, highlight=False)
 

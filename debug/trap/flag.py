@@ -17,18 +17,21 @@ def total(tensors: Iterable[torch.Tensor]) -> torch.Tensor | None:
     Returns:
         A number on the device of the first tensor; ``None`` where there is nothing to sum.
     """
-    sums: list[torch.Tensor] = []
-    for tensor in tensors:
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        if local.layout is torch.sparse_coo:
-            local = local._values()
-        sums.append(local.sum(dtype=torch.float32) if local.dtype in HALVES else local.sum())
-    if not sums:
+    found = [_plain(tensor) for tensor in tensors]
+    if not found:
         return None
+    if found[0].device.type == "cuda":
+        return torch.nn.utils.get_total_norm(found, 1.0)  # a few kernels for all of them
+    sums = [each.sum(dtype=torch.float32) if each.dtype in HALVES else each.sum() for each in found]
     device = sums[0].device
     if any([each.device != device or each.dtype != sums[0].dtype for each in sums]):
         sums = [each.to(device, torch.float64, non_blocking=True) for each in sums]
     return torch.stack(sums).sum()
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local._values() if local.layout is torch.sparse_coo else local
 
 
 class Flag:

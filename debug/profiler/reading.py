@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import fsspec
+import numpy as np
 
 from loopwise.errors import InputError
 from loopwise.run import Run, listed
@@ -32,7 +36,7 @@ class Session:
         rank: its own.
         header: the first line of ``debug/system``.
         records: the lines of ``debug/system`` and ``debug/phases`` in the order in which they were
-            written, each behind ``system`` or ``phases``.
+            written, each behind ``system`` or ``phases``; the ``row`` of a sample is an array of float64.
         operators: windows of ``torch.profiler``: lines of ``debug/operators``.
     """
 
@@ -42,12 +46,23 @@ class Session:
     operators: list[Record] = field(default_factory=list)
 
     def system(self) -> Table:
-        """Samples."""
-        rows = [record["row"] for name, record in self.records if name == "system"]
-        return series.table(self.header["columns"], rows)
+        """Samples; rows of another length than the header's are left out."""
+        return self._system
 
     def phases(self) -> Table:
         """Phases of steps."""
+        return self._phases
+
+    @cached_property
+    def _system(self) -> Table:
+        columns = tuple(self.header["columns"])
+        rows = [record["row"] for name, record in self.records if name == "system"]
+        rows = [row for row in rows if len(row) == len(columns)]
+        numbers = np.frombuffer(b"".join(rows)).reshape(len(rows), len(columns))
+        return Table(columns, numbers)
+
+    @cached_property
+    def _phases(self) -> Table:
         return series.phases(record for name, record in self.records if name == "phases")
 
 
@@ -88,7 +103,7 @@ def judged(path: str | os.PathLike[str], rules: Rules | None = None) -> dict[int
         judge, mine = ProfileJudge(rules), found.setdefault(session.rank, [])
         mine += judge.look("system", session.header)
         for name, record in session.records:
-            mine += judge.look(name, record)
+            mine += judge.look(name, {**record, "row": list(record["row"])} if "row" in record else record)
         mine += judge.look("end", {})
     return found
 
@@ -107,14 +122,16 @@ def _files(run: Run, name: str) -> dict[int, list[Record]]:
 
 
 def _records(fs: fsspec.AbstractFileSystem, file: str) -> Iterator[Record]:
-    """Lines that were committed, without those that are none."""
-    for line in fs.cat_file(file).split(b"\n")[:-1]:
+    """Lines that were committed, without those that are none; a sample's row takes 8 bytes a number."""
+    for line in io.BytesIO(fs.cat_file(file)):
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = json.loads(line) if line.endswith(b"\n") else None
+            if isinstance(record, dict):
+                if "row" in record:
+                    record["row"] = array("d", np.array(record["row"], np.float64).tobytes())
+                yield record
+        except (ValueError, TypeError):
             continue
-        if isinstance(record, dict):
-            yield record
 
 
 def _parts(records: list[Record]) -> Iterator[tuple[float, tuple[list[Record], Record]]]:

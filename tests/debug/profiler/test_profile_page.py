@@ -178,3 +178,20 @@ def test_a_run_that_goes_on_and_one_without_a_step(run, clock):
     for each in found:
         sections_of.checked(each)
     sampler.close()
+
+
+def test_samples_are_kept_as_numbers_of_8_bytes_and_damaged_ones_are_left_out(run, clock):
+    sampler = Sampler(run, 0.5, clock=clock)
+    for _ in range(3):
+        clock.tick(0.5)
+        sampler.sample()
+    sampler.close()
+    width = len(reading.sessions(run.path)[0].header["columns"])
+    for row in ([1.0], "x", ["x"] * width, [1.0, "NaN", None, *[0.0] * (width - 3)]):
+        run.append("debug", "system", {"row": row})
+    (session,) = reading.sessions(run.path)
+    table = session.system()
+    assert table is session.system()
+    assert len(table) == 4
+    assert np.isnan(table.rows[3]).sum() == 2
+    assert {record["row"].itemsize for _, record in session.records} == {8}

@@ -122,6 +122,7 @@ class Capture:
     def drop(self) -> None:
         """Forget the step that was begun."""
         self._saving, self._taps.open = None, False
+        self._health.rest()
         self._scratch.clear()
         self._loan.give_back()
 
@@ -148,6 +149,7 @@ class Capture:
         wanted = [c for c in self._collections if due(c.save or self._wanted.save, mode, step)]
         late = [c for c in self._late if c not in wanted] if mode == "train" else []
         self._saving, self._taps.open = None, False
+        self._health.rest()
         if not self._active or (not wanted and not late):
             return
         self._thinned = bool(excess := self._budget.excess())
@@ -161,7 +163,7 @@ class Capture:
         )
         self._refresh()
         self._taps.open = bool(wanted)
-        self._health.begin()
+        self._health.begin(self._saving)
         self._loan.begin(self._saving)
         if self._wanted.scaler is not None:
             self._scale = self._wanted.scaler.get_scale()

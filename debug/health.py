@@ -71,14 +71,20 @@ class Health:
         self._versions: dict[int, int] = {}
         self.begin()
 
-    def begin(self) -> None:
-        """A step begins."""
+    def begin(self, saving: Saving | None = None) -> None:
+        """A step begins; what of it is saved."""
         self._before: list[tuple[str, nn.Parameter, torch.Tensor]] = []
         self._facts: dict[str, Any] = {}
         self._updated: list[Optimizer] = []
         self._known: dict[str, nn.Parameter] | None = None
-        if self._collection is not None:
+        if saving is not None and self._collection in saving.collections and saving.record["mode"] == "train":
             self._outputs.begin()
+        else:
+            self.rest()
+
+    def rest(self) -> None:
+        """Of what comes now nothing is saved."""
+        self._outputs.rest()
 
     @contextlib.contextmanager
     def _tried(self) -> Iterator[None]:
@@ -89,7 +95,7 @@ class Health:
         except Exception as error:
             collection, self._collection = self._collection, None
             self._zeroing.close()
-            self._outputs.open = False
+            self._outputs.rest()
             if collection is not None:
                 self._failed(error)
 

@@ -12,50 +12,62 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import names
+from . import calling, names
 from .taps import absent
 from .walk import tensors
 from .zeroing import captures
 
 HEADS = ("spread", "varied", "scale")
-"""How far a batch's outputs are apart, in last places of the largest one; whether its inputs are (1 or 0); and what a
+"""How far a batch's outputs are apart, in last places of float32 (or a finer dtype) at the largest one; whether its inputs are (1 or 0); and what a
 cross-entropy of mean 1 was multiplied by before backward (NaN: something else, or it cannot be told)."""
 SAMPLES, ELEMENTS = 32, 32
 """Samples, and elements along any other dimension, that are looked at."""
 POSITIONS = 4
 """Positions of a sequence whose predictions are looked at."""
+MOST = 2**20
+"""Elements of all of them: of a large vocabulary fewer samples are looked at."""
 FIT = 0.02
 """How far from a cross-entropy's a gradient may be, over its largest element: bfloat16 has 0.004."""
 
 
 class Outputs:
-    """Hooks on models that look at what goes in and comes out while ``open``.
+    """Listens to models, and looks at what goes in and comes out while ``open``.
 
     Args:
-        guard: what the hooks run in.
+        guard: what it looks in.
     """
 
     def __init__(self, guard: Callable[[], AbstractContextManager[Any]]) -> None:
         self.open = False
         self._guard = guard
+        self._given: dict[str, tuple[int, torch.Tensor]] = {}
         self._found: dict[str, dict[str, torch.Tensor]] = {}
-        self._handles: list[Any] = []
+        self._heard: list[tuple[nn.Module, _Ear]] = []
 
     def attach(self, models: Mapping[str, nn.Module]) -> None:
         for key, model in models.items():
-            hook = _Hook(weakref.ref(self), key or "model")
+            ear = _Ear(weakref.ref(self), key or "model")
             _, root = next(names.modules({key: model}))
-            self._handles.append(root.register_forward_hook(hook, with_kwargs=True))
+            calling.listen(root, ear)
+            self._heard.append((root, ear))
 
     def begin(self) -> None:
         """A step that is saved begins."""
+        self.rest()
         self.open = True
+        for module, _ in self._heard:
+            calling.fit(module)
+
+    def rest(self) -> None:
+        """Look no more, and forget what was seen, until a step that is saved begins."""
+        self.open = False
+        self._given.clear()
         self._found.clear()
 
     def taken(self) -> tuple[tuple[str, ...], torch.Tensor] | None:
         """It ends: names of the models that were called, and their `HEADS` as float64 on one device."""
-        self.open = False
         found, self._found = self._found, {}
+        self.rest()
         if not found:
             return None
         device = next(iter(found.values()))["spread"].device
@@ -66,28 +78,34 @@ class Outputs:
         return tuple(f"samples/{key}" for key in found), torch.stack(rows)
 
     def close(self) -> None:
-        self.open = False
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self.rest()
+        for module, ear in self._heard:
+            calling.leave(module, ear)
+        self._heard.clear()
 
-    def look(self, key: str, args: Any, kwargs: Any, output: Any) -> None:
+    def called(self, key: str, args: Any, kwargs: Any) -> None:
         with self._guard():
+            self._given.pop(key, None)
             given = [t for _, t in [*tensors("", args), *tensors("", kwargs)] if _has_samples(t, 1)]
+            if given:
+                x = _few(given[0].detach())
+                self._given[key] = len(given[0]), (x != x[:1]).any().double()
+
+    def returned(self, key: str, output: Any) -> None:
+        with self._guard():
+            count, varied = self._given.pop(key, (0, None))
             made = [t for _, t in tensors("", output) if _has_samples(t, 2) and t.is_floating_point()]
-            if not given or not made or len(given[0]) != len(made[0]):
+            if varied is None or not made or len(made[0]) != count:
                 return
-            x, y = _few(given[0].detach()), _few(made[0].detach()).double()
-            last_place = torch.finfo(made[0].dtype).eps
+            y = _few(made[0].detach()).double()
+            last_place = min(torch.finfo(made[0].dtype).eps, torch.finfo(torch.float32).eps)
             size = y.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
-            found = self._found[key] = {
-                "spread": (y.amax(0) - y.amin(0)).amax() / size / last_place,
-                "varied": (x != x[:1]).any().double(),
-            }
+            spread = (y.amax(0) - y.amin(0)).amax() / size / last_place
+            found = self._found[key] = {"spread": spread, "varied": varied.to(spread.device)}
             self._follow(made[0], found)
 
     def _follow(self, logits: torch.Tensor, found: dict[str, torch.Tensor]) -> None:
-        if not logits.requires_grad:
+        if logits.grad_fn is None:  # a hook on a parameter would stay
             return
         dims = {1, logits.ndim - 1}
         taken = {dim: _rows(logits.detach(), dim).clone() for dim in dims if logits.shape[dim] > 1}
@@ -96,31 +114,29 @@ class Outputs:
             with self._guard():
                 scales = [scale(rows, gradient, dim) for dim, rows in taken.items()]
                 if scales:
-                    best = torch.stack(scales).nan_to_num(-1.0).amax()
+                    best = torch.stack(scales).nan_to_num(-1.0).amax().double()
                     found["scale"] = torch.where(best > 0, best, torch.nan)
 
         logits.register_hook(come)  # type: ignore[no-untyped-call]
 
 
-class _Hook:
-    """The hook of one model; a graph that is made of it is as if there were none, and a copy does nothing."""
+class _Ear:
+    """Listens to one model for as long as there is someone to tell."""
 
     def __init__(self, outputs: Callable[[], Outputs | None], key: str) -> None:
         self._outputs, self._key = outputs, key
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
+    def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if (outputs := self._awake()) is not None:
+            outputs.called(self._key, args, kwargs)
+
+    def returned(self, module: nn.Module, output: Any) -> None:
+        if (outputs := self._awake()) is not None:
+            outputs.returned(self._key, output)
+
+    def _awake(self) -> Outputs | None:
         outputs = self._outputs()
-        if outputs is not None and outputs.open and not absent() and not captures():
-            outputs.look(self._key, args, kwargs, output)
-
-    def __reduce__(self) -> Any:
-        return _Hook, (_nobody, self._key)
-
-
-def _nobody() -> None:
-    """Whose hook a copy's is."""
+        return outputs if outputs is not None and outputs.open and not absent() and not captures() else None
 
 
 def scale(logits: torch.Tensor, gradient: torch.Tensor, dim: int) -> torch.Tensor:
@@ -132,7 +148,7 @@ def scale(logits: torch.Tensor, gradient: torch.Tensor, dim: int) -> torch.Tenso
         logits: some predictions as `_rows` takes them, (predictions, classes).
         gradient: of all, with the classes in ``dim``.
     """
-    g, p = _rows(gradient, dim).double(), logits.double().softmax(-1)
+    g, p = _rows(gradient, dim).float(), logits.float().softmax(-1)
     counted = (gradient.select(dim, 0) != 0) | (gradient.select(dim, 1) != 0)
     others = torch.ones_like(g).scatter_(1, g.argmin(1, keepdim=True), 0.0)
     factor = (g * p * others).sum(1) / (p * p * others).sum(1)
@@ -147,7 +163,8 @@ def scale(logits: torch.Tensor, gradient: torch.Tensor, dim: int) -> torch.Tenso
 def _rows(values: torch.Tensor, dim: int) -> torch.Tensor:
     """Some predictions, (predictions, classes): a view where there are two dimensions."""
     some = [slice(None, None, -(-size // POSITIONS)) for size in values.shape]
-    some[0] = slice(None, None, -(-len(values) // SAMPLES))
+    samples = MOST // (values.shape[dim] * POSITIONS ** (values.ndim - 2))
+    some[0] = slice(None, None, -(-len(values) // max(1, min(SAMPLES, samples))))
     some[dim] = slice(None)
     return values[tuple(some)].movedim(dim, -1).reshape(-1, values.shape[dim])
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from benchmarks.zoo import Job
 from benchmarks.zoo.job import accumulated
-from loopwise.debug import Trial, Watch, every
+from loopwise.debug import Collection, Trial, Watch, every
+from loopwise.debug.health import Health
 from loopwise.debug.outputs import Outputs
 
 F = nn.functional
@@ -27,7 +28,7 @@ class Out(nn.Module):
         return self.form(x)
 
 
-def taken(x, loss, form=lambda x: x):
+def taken(x, loss, form=torch.clone):
     """Spread, whether the input varies, and scale for the loss of a model that gives what it gets."""
     outputs = Outputs(contextlib.nullcontext)
     model = Out(form)
@@ -172,3 +173,76 @@ def test_unscaled_before_clipping(tmp_path):
 
     job.update = update
     assert job.run(str(tmp_path / "run")).findings == []
+
+
+class Counted:
+    """How often anything of a model is looked at."""
+
+    def __init__(self, monkeypatch):
+        self.count, original = 0, Outputs.called
+
+        def called(outputs, *args):
+            self.count += 1
+            original(outputs, *args)
+
+        monkeypatch.setattr(Outputs, "called", called)
+
+
+def test_only_steps_that_are_saved_are_looked_at(tmp_path, monkeypatch):
+    looks, net = Counted(monkeypatch), nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    kept = [Collection("losses", save=every(1)), Collection("health", save=every(4))]
+    with Watch(net, optimizer, run=tmp_path / "run", collections=kept) as watch:
+        for _ in range(9):
+            optimizer.zero_grad()
+            loss = net(torch.randn(8, 4)).square().mean()
+            loss.backward()
+            optimizer.step()
+            watch.step(loss=loss)
+        assert looks.count == 3
+        with watch.mode("eval"):
+            net(torch.randn(8, 4))
+            watch.step()
+    net(torch.randn(8, 4))
+    assert looks.count == 3
+
+
+def test_where_nothing_is_saved_nothing_is_looked_at(monkeypatch):
+    looks, net = Counted(monkeypatch), nn.Linear(4, 3)
+    health = Health({"": net}, {}, Collection("health"), lambda _: None)
+    net(torch.randn(8, 4))
+    assert looks.count == 0
+    health.close()
+
+
+def test_places_are_those_of_float32():
+    """One of bfloat16 is 0.8 %."""
+    different = 0.02 * (torch.arange(40) // 20)[:, None]
+    assert taken(logits(40, 7), lambda y: y.sum(), lambda x: (0 * x + 1 + different).bfloat16())[0] > 1000
+
+
+def test_a_large_vocabulary(monkeypatch):
+    monkeypatch.setattr("loopwise.debug.outputs.MOST", 7 * 4 * 3)
+    found = taken(logits(40, 6, 7), lambda y: F.cross_entropy(y.flatten(0, 1), GRID.flatten()) / 2)[2]
+    assert found == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_a_model_of_torchscript_is_not_seen():
+    net, outputs = torch.jit.trace(nn.Linear(4, 3), torch.randn(8, 4)), Outputs(contextlib.nullcontext)
+    outputs.attach({"": net})
+    outputs.begin()
+    net(torch.randn(8, 4))
+    outputs.close()
+
+
+def test_a_model_that_is_compiled_in_place():
+    net = nn.Linear(4, 7)
+    outputs = Outputs(contextlib.nullcontext)
+    outputs.attach({"": net})
+    net.compile(backend="aot_eager")
+    outputs.begin()
+    F.cross_entropy(net(torch.randn(40, 4)), CLASSES).backward()
+    (_, values) = outputs.taken()
+    outputs.close()
+    assert values[0, 2].item() == pytest.approx(1.0, rel=1e-4)

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from loopwise.compile import TrainStep
-from loopwise.debug import Watch, every
+from loopwise.debug import Collection, Watch, every
 from loopwise.errors import LoopwiseError, MissingExtra
 from loopwise.report import report
 from loopwise.run import Run
@@ -111,7 +111,10 @@ def train(args: argparse.Namespace, sifted: bool, progress: Progress) -> dict[st
     inside, findings = contextlib.ExitStack(), []
     run = inside.enter_context(Run(args.run)) if sifted else None
     if sifted:
-        watch = Watch(model, optimizer, run=run, save=every(20), on_finding=findings.append)
+        saved = [Collection("losses", save=every(1)), "health"]
+        watch = Watch(
+            model, optimizer, run=run, save=every(20), collections=saved, on_finding=findings.append
+        )
         inside.enter_context(watch)
 
     loader = DataLoader(dataset, batch_size=args.batch_size, shuffle=True)

@@ -12,7 +12,7 @@ from loopwise.errors import InputError
 from loopwise.run import Run
 
 QUIET = 60.0
-"""Seconds without a write after which a run that did not end is said to write no longer."""
+"""Seconds without a write after which the page of a run that did not end says when the last one was."""
 
 
 @dataclass(frozen=True)

@@ -140,28 +140,34 @@ function said() {
   const { state, written, quiet } = data.run;
   if (lost) return `The server does not answer; this is how it was at ${clock(lost)}`;
   if (state !== "running") return `The run is ${state}`;
-  if (written && Date.now() / 1000 - written > quiet) return `No longer writing: the last was at ${clock(written)}`;
+  if (written && Date.now() / 1000 - written > quiet) return `Live; nothing was written since ${clock(written)}`;
   return "Live";
 }
 
 let lost = 0;
 let heard = Date.now() / 1000;
-async function poll() {
-  setTimeout(poll, 2000);
-  let fresh = null;
-  if (!document.hidden) {
-    try {
-      const answer = await fetch("sections.json", { cache: "no-store", headers: { "If-None-Match": `"${data.etag}"` } });
-      if (answer.status === 200) fresh = await answer.json();
-      lost = 0;
-      heard = Date.now() / 1000;
-    } catch {
-      lost = heard;
-    }
+async function ask() {
+  try {
+    const answer = await fetch("sections.json", { cache: "no-store", headers: { "If-None-Match": `"${data.etag}"` } });
+    const fresh = answer.status === 200 ? await answer.json() : null;
+    lost = fresh || answer.status === 304 ? 0 : heard;
+    if (!lost) heard = Date.now() / 1000;
+    return fresh;
+  } catch {
+    lost = heard;
+    return null;
   }
-  if (fresh) update(fresh);
-  const text = said();
-  const live = document.getElementById("live");
-  if (live.textContent !== text) live.textContent = text;
+}
+
+async function poll() {
+  try {
+    const fresh = document.hidden ? null : await ask();
+    if (fresh) update(fresh);
+    const text = said();
+    const live = document.getElementById("live");
+    if (live.textContent !== text) live.textContent = text;
+  } finally {
+    setTimeout(poll, 2000);
+  }
 }
 if (data.live) poll();

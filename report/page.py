@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +132,21 @@ def _blocks(section: Section, render: Any) -> Iterable[dict[str, Any]]:
         key += f"-{keys[key]}" if keys[key] > 1 else ""
         several = block["plots"] if block["kind"] == "choice" else [block.get("plot", block)]
         plots = {
-            f"{key}.{number}" if len(several) > 1 else key: {
-                part: plot[part] for part in ("data", "layout", "describe")
-            }
-            for number, plot in enumerate(several)
+            name: {part: plot[part] for part in ("data", "layout", "describe")}
+            for name, plot in zip(_keys(key, several), several, strict=True)
             if plot is not None and "data" in plot
         }
         text = getattr(render, block["kind"])(block, key, list(plots), _height(several))
         yield _stated(key, str(text), plots)
+
+
+def _keys(key: str, plots: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    """Of a block's plots: of several by title, so that a chosen one stays the same where others come or go."""
+    if len(plots) == 1:
+        return [key]
+    titles = [plot["title"] for plot in plots if plot is not None]
+    once = {title for title, count in Counter(titles).items() if count == 1}
+    return [f"{key}.{title}" if title in once else f"{key}#{number}" for number, title in enumerate(titles)]
 
 
 def _name(block: Mapping[str, Any]) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
+import sys
 import threading
 import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from loopwise.errors import LoopwiseError
 
@@ -18,7 +21,9 @@ PAUSE = 2.0
 """Seconds between two looks at the run's files at least."""
 SHARE = 4
 """Times as long as making the sections took is left to the training before they are made again."""
-LOCAL = ("127.0.0.1", "localhost", "[::1]")
+LOCAL = ("127.0.0.1", "localhost", "::1")
+PIECE = 2**16
+"""Bytes that are sent at a time; each has `Handler.timeout`."""
 
 
 class Source:
@@ -74,13 +79,28 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, source: Source, host: str = "127.0.0.1", port: int = 0) -> None:
         self.source = source
-        self.guarded = host in ("127.0.0.1", "localhost", "::1")
+        self.guarded = host in LOCAL
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), Handler)
 
     @property
     def url(self) -> str:
         host, port = self.server_address[:2]
-        return f"http://{host!s}:{port}/"
+        return f"http://[{host!s}]:{port}/" if ":" in str(host) else f"http://{host!s}:{port}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who asked went away: nothing to say."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+class Answer(NamedTuple):
+    """To a request."""
+
+    status: HTTPStatus
+    kind: str
+    text: str
+    etag: str = ""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -92,42 +112,49 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         try:
-            self._answer(self.path.partition("?")[0])
+            answer = self._answer(self.path.partition("?")[0])
         except (LoopwiseError, OSError) as error:  # the run is gone, or storage does not answer
-            self._send(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", str(error))
+            answer = Answer(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", str(error))
+        try:
+            self._send(answer)
+        except OSError:
+            self.close_connection = True
 
     do_HEAD = do_GET
 
-    def _answer(self, path: str) -> None:
+    def _answer(self, path: str) -> Answer:
         if not self._is_asked_by_name():
-            self._send(HTTPStatus.FORBIDDEN, "text/plain", "Only for this machine.")
-        elif path == "/":
-            self._send(HTTPStatus.OK, "text/html", self.server.source.page())
-        elif path == "/sections.json":
+            return Answer(HTTPStatus.FORBIDDEN, "text/plain", "Only for this machine.")
+        if path == "/":
+            return Answer(HTTPStatus.OK, "text/html", self.server.source.page())
+        if path == "/sections.json":
             found = self.server.source.state()
             if self.headers.get("If-None-Match") == f'"{found["etag"]}"':
-                self._send(HTTPStatus.NOT_MODIFIED, "application/json", "", found["etag"])
-            else:
-                self._send(HTTPStatus.OK, "application/json", json.dumps(found), found["etag"])
-        else:
-            self._send(HTTPStatus.NOT_FOUND, "text/plain", "There is / and /sections.json.")
+                return Answer(HTTPStatus.NOT_MODIFIED, "application/json", "", found["etag"])
+            return Answer(HTTPStatus.OK, "application/json", json.dumps(found), found["etag"])
+        return Answer(HTTPStatus.NOT_FOUND, "text/plain", "There is / and /sections.json.")
 
     def _is_asked_by_name(self) -> bool:
         """Whether the browser asks this machine: another site's name that leads here is refused."""
-        return not self.server.guarded or self.headers.get("Host", "").rpartition(":")[0] in LOCAL
+        try:
+            name = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        except ValueError:
+            name = None
+        return not self.server.guarded or name in LOCAL
 
-    def _send(self, status: HTTPStatus, kind: str, text: str, etag: str = "") -> None:
-        data = text.encode()
-        self.send_response(status)
-        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+    def _send(self, answer: Answer) -> None:
+        data = answer.text.encode()
+        self.send_response(answer.status)
+        self.send_header("Content-Type", f"{answer.kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(data)))
         self.send_header("Cache-Control", "no-cache")
         self.send_header("X-Content-Type-Options", "nosniff")
-        if etag:
-            self.send_header("ETag", f'"{etag}"')
+        if answer.etag:
+            self.send_header("ETag", f'"{answer.etag}"')
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data)
+            for start in range(0, len(data), PIECE):
+                self.wfile.write(data[start : start + PIECE])
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are not logged."""

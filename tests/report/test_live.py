@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,7 +94,7 @@ def test_new_sections_appear_in_their_place(look, watched, run, tmp_path):
     ]
 
 
-def test_a_killed_run_is_said_to_write_no_longer(look, watched, tmp_path):
+def test_a_killed_run_says_since_when_nothing_was_written(look, watched, tmp_path):
     run = Run(str(tmp_path / "run"))
     run.append("compile", "events", {"batch": 1, "text": "the last"})
     long_ago = time.time() - 3600
@@ -101,7 +102,7 @@ def test_a_killed_run_is_said_to_write_no_longer(look, watched, tmp_path):
         for name in names:
             os.utime(os.path.join(folder, name), (long_ago, long_ago))
     page = look(watched(tmp_path / "run")[1])
-    says(page, "No longer writing")
+    says(page, "nothing was written since")
     run.close()
     says(page, "The run is finished")
 
@@ -114,6 +115,18 @@ def test_a_server_that_goes_away_is_said_and_the_page_stays(browser, watched, ru
         page.goto(url)
         says(page, "The run is finished")
         process.kill()
+        says(page, "The server does not answer")
+        assert page.is_visible("#findings")
+
+
+def test_a_run_that_goes_away_is_said_and_the_page_stays(browser, watched, run, tmp_path):
+    path = shutil.copytree(run, tmp_path / "run")
+    with browser.new_context() as context:  # not `look`: a refused request is in its console
+        page = context.new_page()
+        page.set_default_timeout(100_000)
+        page.goto(watched(path)[1])
+        says(page, "The run is finished")
+        shutil.rmtree(path)
         says(page, "The server does not answer")
         assert page.is_visible("#findings")
 

@@ -141,6 +141,17 @@ def test_a_block_keeps_its_key_when_another_comes_before_it(installed, run):
     assert [key for key in before if before[key] != after[key]] == ["ours-table-numbers"]
 
 
+def test_a_plot_of_a_choice_keeps_its_key_when_another_comes_before_it(installed, run):
+    def keys(*titles):
+        plots = [PLOT | {"title": title} for title in titles]
+        installed(Entry("a", section({"kind": "choice", "title": "Weights", "label": "Of", "plots": plots})))
+        (block,) = state(run)["sections"][0]["blocks"]
+        return list(block["plots"])
+
+    assert set(keys("0.weight", "2.weight")) < set(keys("4.weight", "0.weight", "2.weight"))
+    assert len(set(keys("same", "same", "1", "0"))) == 4
+
+
 def test_cells_and_sentences_are_for_a_person():
     cells = [cell(each) for each in (True, None, 1234567, 0.00012346, 3.0, "x")]
     assert cells == ["yes", "", "1,234,567", "0.0001235", "3", "x"]

@@ -71,11 +71,54 @@ def test_head_has_no_body(served):
 
 
 @pytest.mark.parametrize(
-    ("host", "status"), [("localhost:{}", 200), ("127.0.0.1:{}", 200), ("evil.example:{}", 403), ("", 403)]
+    ("host", "status"),
+    [
+        ("localhost:{}", 200),
+        ("127.0.0.1:{}", 200),
+        ("localhost", 200),
+        ("[::1]:{}", 200),
+        ("evil.example:{}", 403),
+        ("[::1", 403),
+        ("", 403),
+    ],
 )
 def test_another_name_that_leads_here_is_refused(served, host, status):
     host = host.format(served.server_address[1])
     assert ask(served, "/sections.json", Host=host)[0].status == status
+
+
+def test_an_address_of_six(run):
+    try:
+        found = Server(Source(run), "::1")
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with found:
+        assert found.guarded
+        assert found.url == f"http://[::1]:{found.server_address[1]}/"
+
+
+class Gone:
+    """A connection that breaks behind the headers."""
+
+    def __init__(self):
+        self.written = []
+
+    def write(self, data):
+        self.written.append(data)
+        if len(self.written) > 1:
+            raise BrokenPipeError
+
+
+def test_who_asked_and_went_away_gets_no_second_answer(served):
+    handler = object.__new__(server.Handler)
+    handler.server, handler.wfile, handler.headers = served, Gone(), {"Host": "localhost"}
+    handler.path, handler.command, handler.close_connection = "/", "GET", False
+    handler.request_version, handler.requestline = "HTTP/1.1", "GET / HTTP/1.1"
+    handler.do_GET()
+    head, piece = handler.wfile.written
+    assert head.startswith(b"HTTP/1.1 200")
+    assert len(piece) == server.PIECE
+    assert handler.close_connection
 
 
 def test_a_host_that_was_asked_for_answers_to_any_name(run):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +29,9 @@ from .collection import Save, due
 from .companions import Scalars
 from .health import sample
 from .rules import Finding
+from .taps import absent
 from .walk import tensors
+from .zeroing import captures
 
 EQUAL = 1e-6
 """How far sums may be apart, over the sum of absolute values: the last place of a float32 is 1e-7."""
@@ -46,7 +48,8 @@ ADVICE = (
     "and leave no_sync() before the last backward pass of an update"
 )
 SAME_ADVICE = "use a DistributedSampler (and its set_epoch), or seed each rank's draws with its rank"
-_watches = itertools.count()  # ranks make them in the same order
+_watches = {wrapped: itertools.count() for wrapped in (True, False)}
+"""Ranks make them in the same order; a check on rank 0 alone has a model that is not wrapped."""
 _HEAD = struct.Struct("<qq")
 """Of what is written: the step, and how many parameters there are; the numbers come behind it."""
 
@@ -73,24 +76,26 @@ class Replicas:
     Models that are not in `DistributedDataParallel` count as replicas where they begin with the same weights.
 
     Args:
-        models: by key; those that are sharded are left alone.
+        models: by key; those that are sharded, or replicated over some of the ranks only, are left alone.
         save: when.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], save: Save) -> None:
-        whole = {key: model for key, model in models.items() if not is_sharded(model)}
+        whole = {key: m for key, m in models.items() if not is_sharded(m) and not _is_of_some_ranks(m)}
         self._models, self._save, self._steps = whole, save, Counter[str]()
         self._wrapped = all(_is_wrapped(model) for model in whole.values())
         self._found: list[Finding] = []
         self._pending: dict[int, tuple[Prints, int]] = {}
         self._number, self._forgotten, self._same = 0, 0, 0
         self._before: Prints | None = None
-        self._open, self._input = False, torch.full((2,), torch.nan, dtype=torch.float64)
+        self._open = False
+        self._input: torch.Tensor | None = None
+        self._failed: Exception | None = None
         self._told: set[str] = set()
-        number = next(_watches)
         self._live = dist.is_available() and dist.is_initialized() and world_size() > 1 and bool(whole)
         self._handles: list[Any] = []
         if self._live:
+            number = f"{'wrapped' if self._wrapped else 'plain'}/{next(_watches[self._wrapped])}"
             self._store: Any = PrefixStore(f"loopwise/debug/replicas/{number}", _get_default_store())
             if self._wrapped:
                 first = next(iter(whole.values()))
@@ -102,6 +107,8 @@ class Replicas:
         self._open = self._live and mode == "train" and due(self._save, mode, self._steps[mode])
 
     def end(self, step: int, mode: str, scalars: Scalars) -> None:
+        if self._failed is not None:
+            raise self._failed
         if self._open:
             self._publish(step)
         self._open = False
@@ -123,24 +130,26 @@ class Replicas:
 
     def _take(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Forward pre-hook."""
-        if torch.compiler.is_compiling() or not self._open or not self._input.isnan().all():
+        if torch.compiler.is_compiling() or not self._open or self._input is not None:
             return
-        given = [tensor for _, tensor in [*tensors("", args), *tensors("", kwargs)] if tensor.numel() > 1]
-        if given and not given[0].is_complex():
-            with torch.no_grad():
-                values = sample(given[0]).double()
-                self._input = torch.stack([values.sum(), values.abs().sum()]).cpu()
+        try:
+            if not absent() and not captures():
+                self._input = _sums_of_input(args, kwargs)
+        except Exception as error:  # for whoever ends the step
+            self._failed, self._open = error, False
 
     def _parameters(self) -> list[tuple[str, nn.Parameter]]:
         plain = [(n, p) for n, p in names.parameters(self._models) if not hasattr(p, "_local_tensor")]
         some = [(n, p) for n, p in plain if p.is_floating_point() and p.layout is torch.strided and p.numel()]
+        ignored = {id(parameter) for model in self._models.values() for parameter in _ignored(model)}
+        some = [(n, p) for n, p in some if id(p) not in ignored]
         return some[:: -(-len(some) // PARAMETERS) or 1]
 
     def _publish(self, step: int) -> None:
-        samples = [sample(p).double() for _, p in self._parameters()]
-        rows = [torch.stack([values.sum(), values.abs().sum()]).cpu() for values in samples]
-        prints = Prints(step, torch.stack([*rows, self._input]).numpy())
-        self._input = torch.full((2,), torch.nan, dtype=torch.float64)
+        rows = [_sums(p) for _, p in self._parameters()]
+        rows.append(torch.full((2,), torch.nan, dtype=torch.float64) if self._input is None else self._input)
+        prints = Prints(step, torch.stack([row.to(rows[0].device) for row in rows]).cpu().numpy())
+        self._input = None
         if rank() == 0:
             self._pending[self._number] = prints, 0
         elif rank() in _compared():
@@ -222,5 +231,32 @@ def _compared() -> range:
     return range(1, world, -(-(world - 1) // RANKS) if world > 1 else 1)
 
 
+@torch.no_grad()
+def _sums(tensor: torch.Tensor) -> torch.Tensor:
+    values = sample(tensor).double()
+    return torch.stack([values.sum(), values.abs().sum()])
+
+
+def _sums_of_input(args: Any, kwargs: Any) -> torch.Tensor | None:
+    given = [tensor for _, tensor in [*tensors("", args), *tensors("", kwargs)] if tensor.numel() > 1]
+    return _sums(given[0]) if given and not given[0].is_complex() else None
+
+
+def _wrappers(model: nn.Module) -> list[DistributedDataParallel]:
+    return [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
+
+
 def _is_wrapped(model: nn.Module) -> bool:
-    return any(isinstance(module, DistributedDataParallel) for module in model.modules())
+    return bool(_wrappers(model))
+
+
+def _is_of_some_ranks(model: nn.Module) -> bool:
+    return any(wrapper.process_group.size() != world_size() for wrapper in _wrappers(model))
+
+
+def _ignored(model: nn.Module) -> Iterator[nn.Parameter]:
+    """That are left to each rank."""
+    for wrapper in _wrappers(model):
+        for name, parameter in wrapper.module.named_parameters():
+            if name in wrapper.parameters_to_ignore:
+                yield parameter

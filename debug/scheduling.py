@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from numbers import Real
 from typing import Any
 
 import torch
@@ -82,8 +83,8 @@ class _Rate:
 
     def _now(self) -> float:
         """Numbers and tensors on the CPU: others would have to be waited for."""
-        rates = [group["lr"] for group in self._optimizer.param_groups]
-        known = [float(r) for r in rates if not isinstance(r, torch.Tensor) or r.device.type == "cpu"]
+        rates = [group.get("lr") for group in self._optimizer.param_groups]  # some find their own
+        known = [float(r) for r in rates if isinstance(r, Real) or (_is_number(r) and r.device.type == "cpu")]
         return max(known, default=0.0)
 
     def look(self) -> None:
@@ -133,3 +134,7 @@ class _Rate:
             "early": self.early,
             "often": sum(n > 1 for n in self._changed) / INTERVALS,
         }
+
+
+def _is_number(rate: Any) -> bool:
+    return isinstance(rate, torch.Tensor) and rate.numel() == 1 and not rate.is_complex()

@@ -103,6 +103,17 @@ def test_schedules_that_fit(make, steps, more):
     assert said(make, steps, **more) == []
 
 
+@pytest.mark.parametrize("rate", [None, torch.tensor(0.1), "adaptive"])
+def test_optimizers_that_find_their_own_rate(rate):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    optimizer.param_groups[0]["lr"] = rate
+    found = rates(optimizer)
+    found.begin(0, "train")
+    del optimizer.param_groups[0]["lr"]
+    found.begin(1, "train")
+    found.close()
+
+
 def test_rates_that_are_set_by_hand_before_the_first_update():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     found = rates(optimizer)

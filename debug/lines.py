@@ -80,10 +80,12 @@ def _assigned(kind: type) -> Places:
         return {}
     shown, found = _relative(file), Places()
     for node in ast.walk(tree):
-        targets = node.targets if isinstance(node, ast.Assign) else ()
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         for target in (t for each in targets for t in getattr(each, "elts", [each])):
             is_own = isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name)
-            if is_own and target.value.id == "self" and isinstance(node, ast.Assign):
+            if is_own and target.value.id == "self":
                 items = tuple(first - 1 + line for line in _items(node.value))
                 found.setdefault(target.attr, (shown, first - 1 + node.lineno, items))
     return found
@@ -106,5 +108,8 @@ def _items(value: ast.expr) -> list[int]:
 
 def _relative(file: str) -> str:
     path = Path(file)
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except OSError:  # it was deleted
+        return file
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

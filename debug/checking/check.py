@@ -97,16 +97,17 @@ def _results(original: Original, steps: int, deadline: float) -> list[Result]:
     results += _evaluated(copy.model, taken, original)
     training, depends = Training(failed=broken), value is not None and value.requires_grad
     computed = value is not None
+    bounds = None if value is None else targets.bounds_of(value)
     del copy, taken, value  # what trains is another copy
     if depends:
-        training = watched(original, steps, deadline, targets.bounds)
+        training = watched(original, steps, deadline, bounds)
     elif computed:
         training.failed = "the loss depends on no parameter that is trained"
         results.append(_detached(training.failed))
     if not training.losses:
         results.append(left_out("one batch", training.failed))
     else:
-        results.append(learns(original, training, steps, deadline, targets.bounds))
+        results.append(learns(original, training, steps, deadline, bounds))
     if training.failed and not any(
         result.findings for result in results if result.name in ("targets", "loss")
     ):

@@ -36,7 +36,7 @@ class Targets(TorchFunctionMode):
     Attributes:
         findings: what is wrong with it.
         seen: losses that were called, and with what.
-        bounds: of the loss, where it is one of torch's and known.
+        bounds: of the loss of torch's that was called, where it was one and they are known.
     """
 
     def __init__(self) -> None:
@@ -44,6 +44,13 @@ class Targets(TorchFunctionMode):
         self.findings: list[Finding] = []
         self.seen: list[str] = []
         self.bounds: Bounds | None = None
+        self._value: torch.Tensor | None = None
+
+    def bounds_of(self, loss: torch.Tensor) -> Bounds | None:
+        """Of a whole loss: none where it is more than what torch's came to, such as a multiple or with a penalty."""
+        if self._value is None or not math.isclose(self._value.item(), loss.item(), rel_tol=1e-5):
+            return None
+        return self.bounds
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -61,7 +68,10 @@ class Targets(TorchFunctionMode):
             self.bounds = None
             if wrong is None and len(self.seen) == 1:
                 self.bounds = _bounds(func, outputs, targets, given.arguments)
-        return func(*args, **kwargs)
+        made = func(*args, **kwargs)
+        if look is not None:
+            self._value = made.detach().mean()
+        return made
 
 
 Wrong = tuple[str, str]

@@ -163,8 +163,10 @@ def learns(original: Original, done: Training, steps: int, deadline: float, boun
             evidence=evidence,
         )
         return Result(name, "", (finding,))
-    if len(done.losses) < STEPS and math.isfinite(done.losses[-1]):
-        return left_out(name, done.failed or f"only {len(done.losses)} steps in the time that was given")
+    if time.monotonic() > deadline:
+        return left_out(name, done.failed or f"no time was left to try Adam as well: the loss went {told}")
+    if done.failed and len(done.losses) < STEPS and math.isfinite(done.losses[-1]):
+        return left_out(name, done.failed)
     if original.trained < TARGETS * original.targets:
         few = (
             f"{original.trained:,} parameters need not be able to learn {original.targets:,} targets by heart"

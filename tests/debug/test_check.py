@@ -3,6 +3,7 @@
 import copy
 import functools
 import random
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from torch import nn
 
 from benchmarks.zoo import FAULTS, Job
 from loopwise.debug import Watch, check, every
+from loopwise.debug.checking.copies import Original
+from loopwise.debug.checking.training import Training, learns
 from loopwise.errors import InputError
 
 F = nn.functional
@@ -219,6 +222,21 @@ def test_an_output_that_ignores_the_input():
     assert {"output_ignores_input"} <= rules(checked)
     with pytest.raises(InputError, match="output_ignores_input: the output stays the same"):
         checked.raise_if()
+
+
+@pytest.mark.parametrize("loss", [lambda out, y: CROSS(out, y) + 1, lambda out, y: 10 * CROSS(out, y)])
+def test_losses_that_are_more_than_one_of_torchs(loss):
+    """What that one can come to is not what they can."""
+    assert outcome(tried(mlp(), *digits(), loss=loss, lr=3e-3), "one batch").outcome == "passed"
+
+
+def test_no_time_for_adam():
+    x, y = digits()
+    model = mlp()
+    original = Original.of(model, CROSS, torch.optim.SGD(model.parameters(), 1e-9), (x, y))
+    found = learns(original, Training(losses=[1.0] * 20), 20, time.monotonic() - 1, None)
+    assert (found.outcome, found.findings) == ("left out", ())
+    assert "no time was left to try Adam" in found.text
 
 
 def test_the_best_guess_is_no_learning():

@@ -20,6 +20,7 @@ class Block(nn.Module):
 class Net(Block):
     def __init__(self):
         super().__init__()
+        self.noted: nn.Linear = nn.Linear(2, 2)
         self.blocks = nn.ModuleList(Block() for _ in range(2))
         self.body = nn.Sequential(
             nn.Linear(4, 8),
@@ -54,6 +55,7 @@ def found(model):
     [
         ("inner", "self.inner, self.norm ="),
         ("norm", "self.inner, self.norm ="),
+        ("noted", "self.noted: nn.Linear ="),
         ("blocks", "self.blocks ="),
         ("blocks.1", "self.blocks ="),
         ("blocks.1.inner", "self.inner, self.norm ="),
@@ -65,6 +67,13 @@ def found(model):
 )
 def test_a_module_of_a_class_of_the_users(path, text):
     assert found(Net())[path] == line_of(text)
+
+
+def test_a_working_directory_that_was_deleted(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert found(Net())["inner"].startswith(f"{os.path.realpath(__file__)}:")
 
 
 def test_models_by_name():

@@ -1,4 +1,7 @@
-"""Times on a CUDA device: events that are recorded as they pass, and read once they have, without waiting."""
+"""Times on a CUDA device: events that are recorded as they pass, and read once they have, without waiting.
+
+All of it is for the training thread: a question about an event from another one ends the capture of a graph.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +38,11 @@ class Events:
 
     def read(self, row: Row) -> bool:
         """Put a row's seconds into it; false where the device is not there yet."""
-        if not all(end.query() for _, _, end in row.spans):
+        if row.spans and torch.cuda.is_current_stream_capturing():
             return False
-        row.parts += [{name: start.elapsed_time(end) / 1e3} for name, start, end in row.spans]
+        if not all(end.query() and start.query() for _, start, end in reversed(row.spans)):
+            return False
+        for name, start, end in row.spans:
+            row.more[name] = row.more.get(name, 0.0) + start.elapsed_time(end) / 1e3
         row.spans = []
         return True

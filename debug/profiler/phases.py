@@ -12,7 +12,7 @@ the next forward pass, whichever comes first: the loss, the backward pass, clipp
 ``other``: the rest, less the user's own phases.
 
 What the ``Watch`` takes is in no other phase.  Where a forward pass cannot be seen (a model inside of a
-compiled function), its time and that of backward are ``other``.
+compiled function), its time and that of backward are ``other``; so is that of an optimizer's step inside of one.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ from ..taps import absent
 from .events import GPU, Events, Spans
 
 KINDS = ("data", "to_device", "forward", "backward", "optimizer")
+DATA, TO_DEVICE, FORWARD, BACKWARD, OPTIMIZER = range(len(KINDS))
 FIXED = ("step", "count", "time", "seconds", "longest", "workers", *KINDS, "loopwise", "other")
 """Of a row: its last step, how many it has, when it ended (seconds since the epoch), seconds of all its steps
 and of the longest one, worker processes of the loader, and seconds of each phase."""
-_ZERO = dict.fromkeys(KINDS, 0.0)
+_TAKEN = frozenset({*FIXED, *GPU, "mode"} - {*KINDS})
+"""What no phase of the user's can be called."""
 ROW = 0.05
 """Seconds of training in a row, at least: steps that are shorter share one, or a fast loop would fill the disk."""
 
@@ -50,9 +52,12 @@ class Row:
     time: float = 0.0
     seconds: float = 0.0
     longest: float = 0.0
+    workers: int = 0
     loopwise: float = 0.0
-    parts: list[dict[str, float]] = field(default_factory=list)
-    """Seconds by name of each of its steps; behind ``KINDS`` the user's own."""
+    kinds: list[float] = field(default_factory=lambda: [0.0] * len(KINDS))
+    """Seconds of each of ``KINDS``."""
+    more: dict[str, float] = field(default_factory=dict)
+    """Seconds of the user's phases, and of ``GPU``."""
     spans: Spans = field(default_factory=list)
     """On a CUDA device, what is still to be read."""
 
@@ -75,14 +80,17 @@ class Phases:
         self._spent, self._events, self._clock = spent, events, clock
         self._thread = get_ident()
         self._row: Row | None = None
-        self._rows: deque[Row] = deque()
+        self._waiting: deque[Row] = deque()
+        """Rows whose times a device has not told yet."""
+        self._ready: deque[Row] = deque()
         self._workers = 0
         self._named: str | None = None
         self._since = 0.0
         self._forget()
 
     def _forget(self) -> None:
-        self._seconds: dict[str, float] = _ZERO.copy()
+        self._seconds = [0.0] * len(KINDS)
+        self._users: dict[str, float] = {}
         self._spans: Spans = []
         self._total = 0.0
         self._inside = self._named is not None
@@ -96,7 +104,7 @@ class Phases:
         """Seconds, without those of the ``Watch``."""
         return self._clock() - self._spent()
 
-    def _add(self, kind: str, seconds: float) -> None:
+    def _add(self, kind: int, seconds: float) -> None:
         if seconds > 0:
             self._seconds[kind] += seconds
             self._total += seconds
@@ -123,54 +131,51 @@ class Phases:
         row.count += 1
         row.seconds += seconds
         row.loopwise += own
+        row.workers = self._workers
         if seconds > row.longest:
             row.longest = seconds
         if self._spans:
             row.spans += self._spans
-        row.parts.append(self._seconds)
+        row.kinds = [before + now for before, now in zip(row.kinds, self._seconds, strict=True)]
+        for name, value in self._users.items():
+            row.more[name] = row.more.get(name, 0.0) + value
         if row.seconds >= ROW:
             self.close_row()
 
     def close_row(self) -> None:
-        """What there is of a row becomes one."""
+        """What there is of a row becomes one, and rows whose times a device has told by now are ready."""
         if self._row is not None:
-            self._rows.append(self._row)
+            self._waiting.append(self._row)
             self._row = None
+        while self._waiting and (self._events is None or self._events.read(self._waiting[0])):
+            self._ready.append(self._waiting.popleft())
 
-    def drain(self, all_of_them: bool = False) -> dict[str, Any] | None:
-        """Rows that are complete, as a record: ``columns``, and ``rows`` with the mode before them.
+    def close(self) -> None:
+        """There are no more steps; a device's times that it has not told yet are left out."""
+        try:
+            self.close_row()
+        finally:
+            while self._waiting:
+                self._ready.append(self._waiting.popleft())
 
-        Args:
-            all_of_them: also those whose times a device has not told yet.
-        """
-        found: list[Row] = []
-        while self._rows and (self._events is None or self._events.read(self._rows[0]) or all_of_them):
-            found.append(self._rows.popleft())
+    def drain(self) -> dict[str, Any] | None:
+        """Rows that are ready, as a record: ``columns``, and ``rows`` with the mode before them."""
+        found = [self._ready.popleft() for _ in range(len(self._ready))]
         if not found:
             return None
-        totals = [_sums(row.parts) for row in found]
         gpu = GPU if self._events is not None else ()
-        more = [*gpu, *sorted({name for each in totals for name in each} - {*KINDS, *GPU})]
-        rows = [self._numbers(row, each, more) for row, each in zip(found, totals, strict=True)]
-        return {"columns": [*FIXED, *more], "rows": rows}
-
-    def _numbers(self, row: Row, total: dict[str, float], more: list[str]) -> list[Any]:
-        own = [value for name, value in total.items() if name not in GPU]
-        other = max(0.0, row.seconds - row.loopwise - sum(own))
-        seconds = [total[kind] for kind in KINDS] + [row.loopwise, other]
-        seconds += [total.get(name, 0.0) for name in more]
-        first = [row.mode, row.step, row.count, round(row.time, 3), round(row.seconds, 6)]
-        return [*first, round(row.longest, 6), self._workers, *(round(value, 6) for value in seconds)]
+        more = [*gpu, *sorted({name for row in found for name in row.more} - {*GPU})]
+        return {"columns": [*FIXED, *more], "rows": [_numbers(row, more) for row in found]}
 
     # -- what happens in a step -----------------------------------------------------------------
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """The time inside is that of the phase ``name``, whatever happens in it."""
-        if not isinstance(name, str) or not name or name in {*FIXED, *GPU, "mode"} - {*KINDS}:
+        if not isinstance(name, str) or not name or name in _TAKEN:
             raise InputError(
                 f"the phase {name!r}",
-                f"a word that is none of {', '.join(sorted({*FIXED, *GPU, 'mode'} - {*KINDS}))}",
+                f"a word that is none of {', '.join(sorted(_TAKEN))}",
                 "the name of something that a step's record has already",
                 'phase("augmentation")',
             )
@@ -189,11 +194,16 @@ class Phases:
 
     def _end_named(self) -> None:
         """The time so far belongs to the user's phase that is open, if one is."""
-        if self._named is not None:
-            now = self._now()
-            self._seconds.setdefault(self._named, 0.0)
-            self._add(self._named, now - self._since)
-            self._since = now
+        if self._named is None:
+            return
+        now = self._now()
+        seconds = now - self._since
+        if self._named in KINDS:
+            self._add(KINDS.index(self._named), seconds)
+        else:
+            self._users[self._named] = self._users.get(self._named, 0.0) + seconds
+            self._total += seconds
+        self._since = now
 
     def loads(self) -> float | None:
         """A loader is asked for a batch: when, or ``None`` where that is none of the step's."""
@@ -201,14 +211,16 @@ class Phases:
             return None
         now = self._now()
         self._end_backward(now)
-        self._inside = True
+        self._inside, self._depth = True, 0  # a forward pass that goes on has raised
         return now
 
-    def loaded(self, start: float, workers: int) -> None:
-        """The batch is there."""
-        self._inside, self._workers = False, workers
-        self._arrived = now = self._now()
-        self._add("data", now - start)
+    def loaded(self, start: float, workers: int, arrived: bool = True) -> None:
+        """The batch is there; or there is none, as where workers were started or the epoch is over."""
+        self._inside, now = False, self._now()
+        self._add(DATA, now - start)
+        self._arrived = now if arrived else None
+        if arrived:
+            self._workers = workers
 
     def forward_begins(self) -> None:
         if self._inside or get_ident() != self._thread or absent():
@@ -216,12 +228,13 @@ class Phases:
         self._depth += 1
         if self._depth > 1:  # a model in a model
             return
-        self._began = now = self._now()
+        now = self._now()
         if self._after is not None:
             self._end_backward(now)
         elif self._arrived is not None:
-            self._add("to_device", now - self._arrived)
+            self._add(TO_DEVICE, now - self._arrived)
         self._arrived = None
+        self._began = now - self._total
         self._mark = self._recorded()
 
     def forward_ends(self, grad: bool) -> None:
@@ -236,7 +249,7 @@ class Phases:
             self._depth -= 1
             return
         self._depth, now = 0, self._now()
-        self._add("forward", now - self._began)
+        self._add(FORWARD, now - self._total - self._began)
         self._span("forward")
         self._after = now if grad else None
 
@@ -245,7 +258,7 @@ class Phases:
             return
         now = self._now()
         self._end_backward(now)
-        self._arrived = None
+        self._arrived, self._depth = None, 0
         self._updating = now - self._total
         self._mark = self._recorded()
 
@@ -254,12 +267,12 @@ class Phases:
             return
         now = self._now()
         self._end_backward(now)  # of a closure
-        self._add("optimizer", now - self._total - self._updating)
+        self._add(OPTIMIZER, now - self._total - self._updating)
         self._span("optimizer")
 
     def _end_backward(self, now: float) -> None:
         if self._after is not None:
-            self._add("backward", now - self._after)
+            self._add(BACKWARD, now - self._after)
             self._after = None
             self._span("backward")
 
@@ -277,9 +290,9 @@ class Phases:
             self._mark = now
 
 
-def _sums(parts: list[dict[str, float]]) -> dict[str, float]:
-    total = _ZERO.copy()
-    for part in parts:
-        for name, value in part.items():
-            total[name] = total.get(name, 0.0) + value
-    return total
+def _numbers(row: Row, more: list[str]) -> list[Any]:
+    own = sum(row.kinds) + sum(value for name, value in row.more.items() if name not in GPU)
+    seconds = [*row.kinds, row.loopwise, max(0.0, row.seconds - row.loopwise - own)]
+    seconds += [row.more.get(name, 0.0) for name in more]
+    first = [row.mode, row.step, row.count, round(row.time, 3), round(row.seconds, 6)]
+    return [*first, round(row.longest, 6), row.workers, *(round(value, 6) for value in seconds)]

@@ -50,9 +50,13 @@ class Probes:
         self._phases.forward_ends(torch.is_grad_enabled())
 
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling():  # a compiled step has the hooks in its graph; there they do nothing
+            return
         self._phases.optimizer_begins()
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         self._phases.optimizer_ends()
 
     def remove(self) -> None:

@@ -6,7 +6,6 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -50,14 +49,15 @@ class Profiler:
     ) -> None:
         device = names.device(models)
         self._phases = Phases(spent, Events(device) if device.type == "cuda" else None)
-        self._judge = ProfileJudge(options.rules)
+        judge = ProfileJudge(options.rules)
         self._found: deque[Finding] = deque()
+        found, phases = self._found, self._phases
         self._sampler = Sampler(
             run,
             options.interval,
             used=identities(models.values()),
-            phases=self._phases.drain,
-            look=self._look,
+            phases=lambda last: phases.drain(),
+            look=lambda name, record: found.extend(judge.look(name, record)),  # the thread has no hold of us
         )
         self._windows = Windows(
             run, options.windows, options.top, lambda record: self._sampler.put("operators", record)
@@ -83,6 +83,7 @@ class Profiler:
     def end(self, step: int, mode: str, scalars: Scalars) -> None:
         """A step ended."""
         self._phases.end(step, mode)
+        self._windows.end()
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """The time inside belongs to the phase ``name`` of the step, a word of the user's or ``data``.
@@ -101,13 +102,9 @@ class Profiler:
         if self._closed:
             return
         self._closed = True
-        loaders.leave(self._phases)
-        self._probes.remove()
-        try:
-            self._windows.close()
-        finally:
-            self._phases.close_row()
-            self._sampler.close()
-
-    def _look(self, name: str, record: Mapping[str, Any]) -> None:
-        self._found.extend(self._judge.look(name, record))
+        with contextlib.ExitStack() as rest:  # from the last to the first, whatever fails
+            rest.callback(self._sampler.close)
+            rest.callback(self._phases.close)
+            rest.callback(self._windows.close)
+            rest.callback(self._probes.remove)
+            rest.callback(loaders.leave, self._phases)

@@ -34,16 +34,20 @@ class Windows:
     ) -> None:
         self._run, self._when, self._top, self._put = run, when, top, put
         self._open: Any = None
-        self._said, self._step = False, -1
+        self._said, self._step, self._ended = False, -1, 0
 
     def begin(self, step: int, mode: str) -> None:
         """A step begins: a window opens, goes on or ends."""
         wanted = self._when is not None and mode == "train" and self._when(step)
-        if self._open is not None and (not wanted or step != self._step + 1):
+        if self._open is not None and (not wanted or step not in (self._step, self._step + 1)):
             self.close()
         if wanted and self._open is None:
             self._start(step)
         self._step = step
+
+    def end(self) -> None:
+        """A step ended."""
+        self._ended += 1
 
     def _start(self, step: int) -> None:
         if torch._C._autograd._profiler_enabled():
@@ -58,15 +62,17 @@ class Windows:
             activities.append(torch.profiler.ProfilerActivity.CUDA)
         self._open = torch.profiler.profile(activities=activities, profile_memory=True)
         self._open.start()
-        self._first, self._began = step, time.perf_counter()
+        self._first, self._ended, self._began = step, 0, time.perf_counter()
 
     def close(self) -> None:
-        """End the window that is open, if any, and write what it saw."""
+        """End the window that is open, if any, and write what it saw; nothing where no step ended in it."""
         if self._open is None:
             return
         profile, self._open = self._open, None
         seconds = time.perf_counter() - self._began
         profile.stop()
+        if not self._ended:
+            return
         trace = f"trace.rank{rank()}.step{self._first}.json.gz"
         with tempfile.TemporaryDirectory() as folder:
             local = os.path.join(folder, "trace.json.gz")
@@ -76,7 +82,7 @@ class Windows:
         self._put(
             {
                 "step": self._first,
-                "steps": self._step - self._first + 1,
+                "steps": self._ended,
                 "seconds": round(seconds, 6),
                 "trace": trace,
                 "columns": COLUMNS,

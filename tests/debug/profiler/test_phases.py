@@ -10,7 +10,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from loopwise import preserve
 from loopwise.debug.profiler import Profile, Profiler, loaders, reading, series
-from loopwise.debug.profiler.phases import ROW, Phases
+from loopwise.debug.profiler.phases import DATA, ROW, Phases
 from loopwise.errors import InputError
 
 
@@ -153,6 +153,61 @@ def test_names_that_phases_cannot_have(phases, name):
     assert f"the phase {name!r}" in str(error.value)
 
 
+def test_an_epoch_that_ends_brings_no_batch(phases, clock):
+    load(phases, clock, 1)
+    start = phases.loads()
+    clock.tick(2)
+    phases.loaded(start, 0, arrived=False)
+    clock.tick(4)
+    forward(phases, clock, 8, grad=False)
+    phases.end(0, "train")
+    assert taken(phases) == {"data": 3, "forward": 8, "other": 4, "seconds": 15}
+
+
+def test_a_forward_pass_that_raised_and_was_caught(phases, clock):
+    load(phases, clock, 1)
+    phases.forward_begins()  # raises
+    clock.tick(2)
+    load(phases, clock, 1)
+    forward(phases, clock, 4)
+    clock.tick(8)
+    phases.forward_begins()  # raises
+    update(phases, clock, 16)
+    forward(phases, clock, 32, grad=False)
+    phases.end(0, "train")
+    expected = {"data": 2, "forward": 36, "backward": 8, "optimizer": 16, "other": 2, "seconds": 64}
+    assert taken(phases) == expected
+
+
+def test_a_phase_inside_of_a_forward_pass_counts_once(phases, clock):
+    phases.forward_begins()
+    clock.tick(1)
+    with phases.phase("attention"):
+        clock.tick(2)
+    phases.forward_ends(True)
+    clock.tick(4)
+    phases.end(0, "train")
+    assert taken(phases) == {"attention": 2, "forward": 1, "backward": 4, "seconds": 7}
+
+
+def test_a_loader_inside_of_a_forward_pass_counts_once(phases, clock):
+    phases.forward_begins()
+    clock.tick(1)
+    load(phases, clock, 2)
+    phases.forward_ends(True)
+    phases.end(0, "train")
+    assert taken(phases) == {"data": 2, "other": 1, "seconds": 3}
+
+
+def test_workers_are_those_of_the_step(phases, clock):
+    for step, workers in enumerate((4, 0)):
+        phases.begin()
+        load(phases, clock, 1, workers)
+        phases.end(step, "train")
+    table = series.phases([phases.drain()])
+    assert list(table["workers"]) == [4, 0]
+
+
 def test_steps_that_end_inside_of_a_phase(phases, clock):
     with phases.phase("validation"):
         for step, seconds in enumerate((1, 2, 4)):
@@ -262,8 +317,8 @@ def test_loaders_are_as_they_were_when_the_last_has_left():
     for each in (first, second):
         each.begin()
     next(iter(DataLoader(data)))
-    assert first._seconds["data"] > 0
-    assert second._seconds["data"] > 0
+    assert first._seconds[DATA] > 0
+    assert second._seconds[DATA] > 0
     loaders.leave(first)
     assert _BaseDataLoaderIter.__next__ is patched
     loaders.leave(second)
@@ -271,12 +326,12 @@ def test_loaders_are_as_they_were_when_the_last_has_left():
     loaders.leave(second)
 
 
-def test_a_loader_that_somebody_else_replaced_stays_so(monkeypatch):
+def test_a_loader_that_somebody_else_replaced_stays_so():
     before, listener = _BaseDataLoaderIter.__next__, Phases(lambda: 0.0)
     loaders.listen(listener)
     ours = _BaseDataLoaderIter.__next__
     theirs = lambda self: ours(self)  # noqa: E731
-    monkeypatch.setattr(_BaseDataLoaderIter, "__next__", theirs)
+    _BaseDataLoaderIter.__next__ = theirs
     loaders.leave(listener)
     assert _BaseDataLoaderIter.__next__ is theirs
     _, _, data = parts()
@@ -285,6 +340,30 @@ def test_a_loader_that_somebody_else_replaced_stays_so(monkeypatch):
     loaders.listen(listener)
     loaders.leave(listener)
     assert _BaseDataLoaderIter.__next__ is before
+
+
+class Told:
+    """Writes down how often a loader was asked, and whether a batch came."""
+
+    def __init__(self):
+        self.batches = []
+
+    def loads(self):
+        return 0.0
+
+    def loaded(self, start, workers, arrived=True):
+        self.batches.append((workers, arrived))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_beginning_and_end_of_an_epoch_are_loading_without_a_batch(workers):
+    _, _, data = parts()
+    before = DataLoader.__iter__
+    loaders.listen(told := Told())
+    list(DataLoader(data, batch_size=12, num_workers=workers))
+    loaders.leave(told)
+    assert DataLoader.__iter__ is before
+    assert told.batches == [(workers, arrived) for arrived in (False, True, True, False)]
 
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata's own

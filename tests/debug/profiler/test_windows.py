@@ -47,6 +47,30 @@ def test_steps_that_follow_each_other_are_a_window(run, schedule, modes, expecte
     assert windows(run.path) == expected
 
 
+@pytest.mark.parametrize(
+    ("calls", "expected"),
+    [
+        ([("train", False), ("eval", True)], []),  # begun as training, and then anew
+        ([("train", False), ("train", True), ("eval", True)], [(0, 1)]),
+        ([("train", True), ("train", False), ("eval", True)], [(0, 1)]),
+        ([("train", True), ("train", False), ("eval", False), ("train", True)], [(0, 1), (1, 1)]),
+        ([("train", True), ("train", False)], [(0, 1)]),
+    ],
+)
+def test_only_steps_that_ended_are_in_a_window(run, calls, expected):
+    profiler = Profiler({"": nn.Linear(4, 2)}, {}, run, Profile(windows=every(1)))
+    step = 0
+    for mode, ends in calls:
+        profiler.begin(step, mode)
+        if ends:
+            profiler.end(step, mode, {})
+            step += 1
+    profiler.close()
+    assert windows(run.path) == expected
+    traces = fsspec.filesystem("file").glob(f"{run.path}/debug/trace.*")
+    assert len(traces) == len(expected)
+
+
 def test_a_record_and_its_trace(run):
     train(run, at([1, 2]), top=5)
     (window,) = reading.sessions(run.path)[0].operators

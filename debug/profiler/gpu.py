@@ -29,17 +29,19 @@ class Devices:
         self.totals: list[float] = []
         self.kinds: list[str] = []
         self._handles: list[Any] = []
-        self._nvml = _nvml()
-        for index in range(int(self._nvml.nvmlDeviceGetCount()) if self._nvml is not None else 0):
+        self._nvml = nvml = _nvml()
+        for index in range(int(self._asked(nvml.nvmlDeviceGetCount, 0)) if nvml is not None else 0):
             self._add(index)
 
     def _add(self, index: int) -> None:
         nvml: Any = self._nvml
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        handle = self._asked(lambda: nvml.nvmlDeviceGetHandleByIndex(index), None)
+        if handle is None:  # it is lost, or not ours
+            return
         self._handles.append(handle)
         self.names.append(f"gpu{index}")
         self.totals.append(self._value(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total))
-        self.kinds.append(_text(nvml.nvmlDeviceGetName(handle)))
+        self.kinds.append(_text(self._asked(lambda: nvml.nvmlDeviceGetName(handle), "unknown")))
 
     def read(self) -> list[float]:
         """``COLUMNS`` of each device; NaN for what a device does not tell."""
@@ -58,19 +60,27 @@ class Devices:
         wanted, nvml = set(identities), self._nvml
         if nvml is None or not wanted:
             return []
-        found = [_text(nvml.nvmlDeviceGetUUID(handle)).removeprefix("GPU-") for handle in self._handles]
+        found = [self._identity(handle) for handle in self._handles]
         return [name for name, identity in zip(self.names, found, strict=True) if identity in wanted]
 
+    def _identity(self, handle: Any) -> str:
+        nvml: Any = self._nvml
+        return _text(self._asked(lambda: nvml.nvmlDeviceGetUUID(handle), "")).removeprefix("GPU-")
+
     def _value(self, ask: Callable[[], float]) -> float:
+        return float(self._asked(ask, math.nan))
+
+    def _asked(self, ask: Callable[[], Any], otherwise: Any) -> Any:
+        """What NVML tells, if it does."""
         assert self._nvml is not None
         try:
-            return float(ask())
+            return ask()
         except self._nvml.NVMLError:
-            return math.nan
+            return otherwise
 
     def close(self) -> None:
         if self._nvml is not None:
-            self._nvml.nvmlShutdown()
+            self._asked(self._nvml.nvmlShutdown, None)
             self._nvml, self._handles = None, []
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from ..rules.finding import Finding
 from ..rules.thresholds import Rules, chosen
@@ -32,9 +35,11 @@ class ProfileJudge:
     def __init__(self, rules: Rules | None = None) -> None:
         self._rules = chosen(rules, PROFILE_RULES)
         self._header: dict[str, Any] = {}
-        self._rows: list[Any] = []
-        self._records: list[dict[str, Any]] = []
-        self._samples, self._step = 0, 0
+        self._columns: tuple[str, ...] = ()
+        self._rows = np.empty((0, 0))
+        """A ring of samples: the next one goes where the oldest is."""
+        self._phases: deque[series.Table] = deque(maxlen=RECORDS)
+        self._samples = self._kept = self._step = 0
         self._first: float | None = None
         self._told: set[tuple[str, tuple[str, ...]]] = set()
 
@@ -47,23 +52,34 @@ class ProfileJudge:
         """
         if "session" in record:
             if name == "system":
-                self._header = dict(record)
+                self._header, self._columns = dict(record), tuple(record["columns"])
+                self._rows, self._kept = np.empty((SAMPLES, len(self._columns))), 0
             return []
         if name == "phases":
-            self._add_phases(dict(record))
+            self._add_phases(record)
         if name == "system":
-            self._rows.append(record["row"])
-            del self._rows[:-SAMPLES]
+            self._add_sample(record["row"])
             self._samples += 1
         every = max(1, round(EVERY / self._header["interval"])) if self._header else 1
         due = name == "end" or (name == "system" and self._samples % every == 0)
         return self._judge() if due and self._header else []
 
-    def _add_phases(self, record: dict[str, Any]) -> None:
+    def _add_sample(self, row: Any) -> None:
+        if isinstance(row, (list, tuple)) and self._columns and len(row) == len(self._columns):
+            self._rows[self._kept % SAMPLES] = row
+            self._kept += 1
+
+    def _system(self) -> series.Table:
+        """Samples from the oldest to the newest."""
+        at = self._kept % SAMPLES
+        if self._kept <= SAMPLES:
+            return series.Table(self._columns, self._rows[: self._kept])
+        return series.Table(self._columns, np.concatenate([self._rows[at:], self._rows[:at]]))
+
+    def _add_phases(self, record: Mapping[str, Any]) -> None:
         if not record["rows"]:
             return
-        self._records.append(record)
-        del self._records[:-RECORDS]
+        self._phases.append(series.part(record))
         self._step = int(record["rows"][-1][1])
         if self._first is None:
             at = 1 + record["columns"].index("time")
@@ -73,8 +89,8 @@ class ProfileJudge:
         seen = series.Series(
             float(self._header["session"]),
             self._header,
-            series.table(self._header["columns"], self._rows),
-            series.phases(self._records),
+            self._system(),
+            series.joined([series.NONE, *self._phases]),
             self._first,
         )
         found: list[Finding] = []

@@ -4,8 +4,8 @@ Formats, JSON lines in the run folder (see ``loopwise.run``), version 1.  A sess
 the run; its first line in a file has ``session``, when it began (seconds since the epoch).
 
 ``debug/system``
-    First line: ``session``, ``version``, ``host``, ``interval`` (seconds), ``columns``, ``cores``, ``totals`` (bytes of memory
-    by column of memory), ``devices`` (name -> what it is) and ``used``, those that the training uses.  The
+    First line: ``session``, ``version``, ``host``, ``interval`` (seconds), ``columns``, ``cores``, ``usable``, those of
+    them that this process may run on, ``totals`` (bytes of memory by column of memory), ``devices`` (name -> what it is) and ``used``, those that the training uses.  The
     others: ``row``, the numbers of ``columns``: ``time`` (seconds since the epoch), ``late`` (seconds behind
     the time when it was due), ``missed`` (samples so far that were a whole interval late, and
     left out), the columns of ``host.PROCESS``, and on one rank of each machine those of ``host.HOST``, ``cpu0``,
@@ -21,6 +21,8 @@ the run; its first line in a file has ``session``, when it began (seconds since 
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import socket
 import threading
@@ -42,6 +44,8 @@ SHORTEST, LONGEST = 0.1, 60.0
 """Seconds between samples."""
 REMOTE = 30.0
 """Seconds between flushes on remote storage, where each is a file."""
+FLUSHES = 10
+"""That may fail one after the other."""
 PHASES = 1.0
 """Seconds between records of phases."""
 Look = Callable[[str, dict[str, Any]], None]
@@ -51,7 +55,8 @@ class Sampler:
     """A daemon thread that takes a sample every ``interval`` seconds, on a grid that does not drift.
 
     Samples of the machine are taken by one rank of each machine, of the process by each.  Records are on
-    local storage before the next sample is due, and at most 30 s later on remote storage.
+    local storage before the next sample is due, and at most 30 s later on remote storage; where that cannot be
+    written they are kept, and written with the next ones.
 
     Args:
         run: where to.
@@ -82,7 +87,7 @@ class Sampler:
         self._phases, self._look = phases, look
         self.error: Exception | None = None
         """Why it ended before it was closed."""
-        self.samples = self.missed = 0
+        self.samples = self.missed = self._failed = 0
         self._host = os.environ.get("LOCAL_RANK", "0") == "0"
         self._source = read or source(self._host)
         self._devices = Devices() if self._host else None
@@ -112,17 +117,20 @@ class Sampler:
         self._stop.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
-        try:
+        with contextlib.ExitStack() as rest:  # all of it, whatever fails
+            if self._devices is not None:
+                rest.callback(self._devices.close)
+            rest.callback(self._source.close)
+            rest.callback(self._close_lines)
             if self.error is None and self._lines:
                 self._hand_on(last=True)
                 self._tell("end", {})
-        finally:
-            lines, self._lines = self._lines, {}
+
+    def _close_lines(self) -> None:
+        lines, self._lines = self._lines, {}
+        with contextlib.ExitStack() as rest:
             for each in lines.values():
-                each.close()
-            self._source.close()
-            if self._devices is not None:
-                self._devices.close()
+                rest.callback(each.close)
 
     # -- on the thread --------------------------------------------------------------------------
 
@@ -158,8 +166,23 @@ class Sampler:
             self._hand_on()
         if not self._run.local and now - self._flushed >= REMOTE:
             self._flushed = now
-            for lines in self._lines.values():
+            self._flush()
+
+    def _flush(self) -> None:
+        failure: Exception | None = None
+        for lines in self._lines.values():
+            try:
                 lines.flush()
+            except Exception as error:  # each kind of storage has its own
+                failure = error
+        if failure is None:
+            self._failed = 0
+            return
+        self._failed += 1
+        if self._failed == FLUSHES:
+            raise failure
+        if self._failed == 1:
+            logging.getLogger("loopwise.debug").warning("the profile could not be written yet: %r", failure)
 
     def _hand_on(self, last: bool = False) -> None:
         if self._phases is not None and (record := self._phases(last)) is not None:
@@ -187,6 +210,7 @@ class Sampler:
             "interval": self.interval,
             "columns": columns,
             "cores": os.cpu_count() or 1,
+            "usable": usable(),
             "totals": totals,
             "devices": dict(zip(names, devices.kinds, strict=True)) if devices is not None else {},
             "used": devices.used(used) if devices is not None else [],
@@ -201,6 +225,11 @@ class Sampler:
     def _tell(self, name: str, record: dict[str, Any]) -> None:
         if self._look is not None:
             self._look(name, record)
+
+
+def usable() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check(interval: float) -> None:

@@ -50,6 +50,10 @@ class Table:
         return Table(self.columns, self.rows[chosen], modes)
 
 
+NONE = Table(FIXED, np.empty((0, len(FIXED))))
+"""Rows of ``debug/phases`` before the first."""
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """A table of rows as they are in JSON lines; rows of another length are left out."""
     kept = [row for row in rows if isinstance(row, (list, tuple)) and len(row) == len(columns)]
@@ -58,23 +62,35 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
 
 def phases(records: Iterable[Mapping[str, Any]]) -> Table:
     """Records of ``debug/phases`` as one table; a phase that a record does not have took no time in it."""
-    parts = [Table(FIXED, np.empty((0, len(FIXED))))]
-    for record in records:
-        rows = [row for row in record["rows"] if len(row) == len(record["columns"]) + 1]
-        numbers = np.array([row[1:] for row in rows], np.float64).reshape(len(rows), len(record["columns"]))
-        parts.append(Table(tuple(record["columns"]), numbers, tuple(str(row[0]) for row in rows)))
-    return joined(parts)
+    return joined([NONE, *map(part, records)])
+
+
+def part(record: Mapping[str, Any]) -> Table:
+    """One record of ``debug/phases``."""
+    rows = [row for row in record["rows"] if len(row) == len(record["columns"]) + 1]
+    numbers = np.array([row[1:] for row in rows], np.float64).reshape(len(rows), len(record["columns"]))
+    return Table(tuple(record["columns"]), numbers, tuple(str(row[0]) for row in rows))
 
 
 def joined(tables: Sequence[Table]) -> Table:
     """One behind the other; a column that one does not have is zero in it."""
-    columns = list(dict.fromkeys(name for each in tables for name in each.columns))
+    kinds = dict.fromkeys(each.columns for each in tables)
+    columns = tuple(dict.fromkeys(name for kind in kinds for name in kind))
+    places = {kind: [columns.index(name) for name in kind] for kind in kinds}
     rows = np.zeros((sum(map(len, tables)), len(columns)))
     at = 0
     for each in tables:
-        rows[at : at + len(each), [columns.index(name) for name in each.columns]] = each.rows
+        if each.columns == columns:
+            rows[at : at + len(each)] = each.rows
+        else:
+            rows[at : at + len(each), places[each.columns]] = each.rows
         at += len(each)
-    return Table(tuple(columns), rows, tuple(mode for each in tables for mode in each.modes))
+    return Table(columns, rows, tuple(mode for each in tables for mode in each.modes))
+
+
+def finite(values: Floats) -> Floats:
+    """Those that are numbers: a device may not tell its own."""
+    return values[np.isfinite(values)]
 
 
 def percentiles(values: Floats, counts: Floats, of: Sequence[float]) -> list[float]:
@@ -116,6 +132,11 @@ class Series:
         """Of the machine."""
         return int(self.header.get("cores", 0))
 
+    @property
+    def usable(self) -> int:
+        """Cores that the process may run on."""
+        return int(self.header.get("usable", self.cores))
+
     def devices(self) -> list[str]:
         """Names of the devices that the training uses: ``gpu0``."""
         return [name for name in self.header.get("used", ()) if name in self.system]
@@ -139,7 +160,9 @@ class Series:
         every = max(1, -(-len(of) // SHOWN))
         return {
             name: [
-                (int(step), float(value)) for step, value in zip(steps[::every], found[::every], strict=True)
+                (int(step), float(value))
+                for step, value in zip(steps[::every], found[::every], strict=True)
+                if np.isfinite(value)
             ]
             for name, found in values.items()
         }

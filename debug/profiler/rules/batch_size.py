@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ...rules.finding import Rule, Seen
-from ..series import Series
+from ..series import Series, finite
 
 
 def check(
@@ -24,8 +24,10 @@ def check(
         return
     for name in series.devices():
         total = series.header["totals"].get(f"{name}_memory", 0.0)
-        busy = np.percentile(recent[name], 95)
-        held = 100 * np.percentile(recent[f"{name}_memory"], 95) / total if total else 100.0
+        utilizations, memories = finite(recent[name]), finite(recent[f"{name}_memory"])
+        if not len(utilizations) or not len(memories) or not total > 0:  # not told
+            continue
+        busy, held = np.percentile(utilizations, 95), 100 * np.percentile(memories, 95) / total
         if busy < utilization and held < memory:
             yield Seen(
                 f"{name} is below {busy:.0f} % of utilization and {held:.0f} % of memory in 95 % of the samples",

@@ -1,7 +1,7 @@
-"""A loader that training waits for, or that has more workers than the machine can run.
+"""A loader that training waits for, or that has more workers than its cores can run.
 
 Statistic: the share of the time of training steps, without the first and without what the Watch takes, that is
-spent in waiting for a DataLoader; and its workers over the machine's cores.  Default: more than a quarter of at
+spent in waiting for a DataLoader; and its workers over the cores that the process may use.  Default: more than a quarter of at
 least 30 s; more than twice the cores (the bound of SageMaker Debugger, whose own test is the number of
 workers alone).  With w workers that are always busy, a step of t seconds with v of them spent waiting needs
 w t / (t - v) workers; without workers, v / (t - v).
@@ -28,7 +28,7 @@ def check(series: Series, share: float = 0.25, seconds: float = 30.0, workers: f
         needed = math.ceil(now * total / spare if now else waiting / spare)
         enough = (
             f"about {needed} would fill it"
-            if needed <= 2 * series.cores
+            if needed <= 2 * series.usable
             else "no number of them would do here"
         )
         each = train["count"]
@@ -38,8 +38,8 @@ def check(series: Series, share: float = 0.25, seconds: float = 30.0, workers: f
             (),
             series.points({"data, s": train["data"] / each, "step, s": train["seconds"] / each}, train),
         )
-    if series.cores and now > workers * series.cores:
-        yield Seen(f"the loader has {now} workers on {series.cores} cores", ("workers",))
+    if series.usable and now > workers * series.usable:
+        yield Seen(f"the loader has {now} workers on {series.usable} cores", ("workers",))
 
 
 RULE = Rule(

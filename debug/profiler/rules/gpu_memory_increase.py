@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ...rules.finding import Rule, Seen
-from ..series import Series
+from ..series import Series, finite
 
 PARTS = 10
 
@@ -24,7 +24,10 @@ def check(series: Series, increase: float = 5.0, samples: float = 600.0) -> Iter
         return
     for name in series.devices():
         total = series.header["totals"].get(f"{name}_memory", 0.0)
-        most = np.array([part.max() for part in np.array_split(recent[f"{name}_memory"], PARTS)])
+        parts = [finite(part) for part in np.array_split(recent[f"{name}_memory"], PARTS)]
+        if not all(map(len, parts)):  # not told
+            continue
+        most = np.array([part.max() for part in parts])
         if total and (np.diff(most) > 0).all() and 100 * (most[-1] - most[0]) > increase * total:
             yield Seen(
                 f"memory in use of {name} grew from {most[0] / 2**30:.3g} to {most[-1] / 2**30:.3g} GiB "

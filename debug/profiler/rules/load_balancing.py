@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ...rules.finding import Rule, Seen
-from ..series import Series, Table
+from ..series import Series, Table, finite
 
 OWN = ("data", "to_device", "forward", "optimizer", "other")
 """Phases of a rank's own work; in ``backward`` it waits for the others."""
@@ -20,7 +20,8 @@ IDLE = 5.0
 
 def check(series: Series, ratio: float = 0.5, samples: float = 500.0) -> Iterator[Seen]:
     recent = series.recent(samples)
-    means = {name: float(recent[name].mean()) for name in series.devices() if len(recent)}
+    told = {name: finite(recent[name]) for name in series.devices()}
+    means = {name: float(values.mean()) for name, values in told.items() if len(values)}
     if len(means) < 2:
         return
     least, most = min(means, key=lambda name: means[name]), max(means, key=lambda name: means[name])

@@ -12,13 +12,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from ...rules.finding import Rule, Seen
-from ..series import Series
+from ..series import Series, finite
 
 
 def check(series: Series, p95: float = 70.0, p5: float = 10.0, samples: float = 500.0) -> Iterator[Seen]:
     recent = series.recent(samples)
     for name in series.devices() if len(recent) else []:
-        low, high = np.percentile(recent[name], [5, 95])
+        told = finite(recent[name])
+        if not len(told):
+            continue
+        low, high = np.percentile(told, [5, 95])
         if high < p95 and low < p5:
             yield Seen(
                 f"utilization of {name} is below {low:.0f} % in 5 % of the samples and below {high:.0f} % in 95 %",

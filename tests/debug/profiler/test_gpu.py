@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from loopwise.debug.profiler import gpu, page, reading, series
+from loopwise.debug.profiler import events, gpu, page, reading, series
 from loopwise.debug.profiler.events import GPU
 from loopwise.debug.profiler.phases import Phases
 from loopwise.debug.profiler.sampler import Sampler
@@ -85,6 +85,23 @@ def test_what_a_device_does_not_tell_is_nan(take):
     assert list(table["gpu0"]) == [10.0] * 3
 
 
+def test_a_device_that_is_lost_is_left_out(take):
+    module = nvml(devices=3)
+
+    def fails(handle):
+        raise module.NVMLError("GPU is lost")
+
+    module.nvmlDeviceGetHandleByIndex = lambda index: fails(index) if index == 0 else index
+    whole = module.nvmlDeviceGetUUID
+    module.nvmlDeviceGetUUID = lambda handle: fails(handle) if handle == 1 else whole(handle)
+    module.nvmlDeviceGetName = fails
+    module.nvmlShutdown = lambda: fails(0)
+    session = take(module, used=["uuid-1", "uuid-2"])
+    assert session.header["devices"] == {"gpu1": "unknown", "gpu2": "unknown"}
+    assert session.header["used"] == ["gpu2"]
+    assert list(session.system()["gpu2"]) == [30.0] * 3
+
+
 @pytest.mark.parametrize("module", [None, nvml(driver=False), nvml(devices=0)])
 def test_without_a_device_there_are_no_columns(take, module):
     session = take(module)
@@ -113,10 +130,9 @@ class Event:
         return other.at - self.at
 
 
-def test_times_of_a_device_come_when_it_is_there(monkeypatch, clock):
-    """Each event passes 10 ms after the one before, long after the host recorded it."""
-    from loopwise.debug.profiler import events
-
+@pytest.fixture
+def device(monkeypatch, clock):
+    """Phases of a device on which each event passes 10 ms after the one before, long after it was recorded."""
     made = []
 
     def record(self):
@@ -124,17 +140,51 @@ def test_times_of_a_device_come_when_it_is_there(monkeypatch, clock):
         return made[-1]
 
     monkeypatch.setattr(events.Events, "record", record)
-    phases = Phases(lambda: 0.0, events.Events(torch.device("cuda", 0)), clock)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(Event, "now", 0.0)
+    return Phases(lambda: 0.0, events.Events(torch.device("cuda", 0)), clock)
+
+
+def take_step(phases, clock, step):
     phases.begin()
     phases.forward_begins()
     phases.forward_ends(True)
     clock.tick(1)
     phases.optimizer_begins()
     phases.optimizer_ends()
-    phases.end(0, "train")
-    assert phases.drain() is None
+    phases.end(step, "train")
+
+
+def test_times_of_a_device_come_when_it_is_there(device, clock):
+    take_step(device, clock, 0)
+    assert device.drain() is None
     Event.now = 1e9
-    table = series.phases([phases.drain()])
+    assert device.drain() is None  # it is the training thread that asks
+    device.close_row()
+    table = series.phases([device.drain()])
     assert [float(table[name][0]) for name in GPU] == pytest.approx([0.01, 0.01, 0.01])
     assert table["other"][0] == 0
     assert table["backward"][0] == 1
+
+
+def test_the_sampler_asks_a_device_nothing(device, clock, monkeypatch):
+    take_step(device, clock, 0)
+    Event.now = 1e9
+    take_step(device, clock, 1)
+    monkeypatch.setattr(Event, "query", None)
+    assert len(series.phases([device.drain()])) == 2
+
+
+def test_no_event_is_asked_for_while_a_graph_is_captured(device, clock, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(Event, "query", None)
+    take_step(device, clock, 0)
+    assert device.drain() is None
+
+
+def test_times_that_a_device_has_not_told_at_the_end_are_left_out(device, clock):
+    take_step(device, clock, 0)
+    device.close()
+    table = series.phases([device.drain()])
+    assert table["backward"][0] == 1
+    assert [float(table[name][0]) for name in GPU] == [0, 0, 0]

@@ -71,6 +71,17 @@ def test_without_proc_psutil_reads(monkeypatch):
     assert isinstance(source(host=True), Portable)
 
 
+@linux
+def test_files_of_another_form_are_left_to_psutil(monkeypatch):
+    def other(self, found):
+        raise KeyError(b"MemAvailable")
+
+    monkeypatch.setattr(Proc, "_memory", other)
+    assert isinstance(source(host=True), Portable)
+    (made := source(host=False)).close()
+    assert isinstance(made, Proc)
+
+
 def test_rates():
     before = Counters(1.0, 5.0, [10.0, 20.0], [100.0, 100.0], 4.0, 7.0, 1.0, (1000.0, 0.0), (0.0, 50.0))
     now = Counters(1.5, 6.0, [20.0, 20.0], [110.0, 120.0], 7.0, 8.0, 2.0, (3000.0, 10.0), (20.0, 50.0))

@@ -111,6 +111,29 @@ def test_devices_of_other_programs_are_not_looked_at(rule):
 
 
 @pytest.mark.parametrize("rule", FAULTS)
+def test_a_device_that_does_not_tell_is_left_in_peace(rule):
+    nothing = {f"gpu0{suffix}": np.nan for suffix in ("", "_memory", "_power")}
+    header, table = machine(2, **nothing)
+    totals = dict.fromkeys(header["totals"], float("nan"))
+    assert not seen(rule, (header, table))
+    assert not seen(rule, (header | {"totals": totals}, table))
+
+
+@pytest.mark.parametrize(
+    "rule", ["batch_size", "gpu_memory_increase", "load_balancing", "low_gpu_utilization"]
+)
+def test_samples_that_a_device_did_not_tell_are_left_out(rule):
+    header, table = FAULTS[rule][0]["system"]
+    rows = table.rows.copy()
+    at = [table.columns.index(name) for name in table.columns if name.startswith("gpu")]
+    rows[np.ix_(np.arange(0, SAMPLES, 7), at)] = np.nan
+    (found,) = seen(rule, (header, Table(table.columns, rows)))
+    for points in found.evidence.values():
+        assert points
+        assert all(np.isfinite(value) for _, value in points)
+
+
+@pytest.mark.parametrize("rule", FAULTS)
 def test_each_rule_says_what_it_goes_by(rule):
     text = inspect.getmodule(PROFILE_RULES[rule].check).__doc__
     for word in ("Statistic:", "Default:", "False alarms:"):
@@ -144,6 +167,16 @@ def test_a_rank_that_others_wait_for():
 def test_more_workers_than_cores():
     (found,) = seen("dataloader", phases=loop(workers=8))
     assert found.what == "the loader has 8 workers on 2 cores"
+
+
+def test_more_workers_than_cores_that_the_process_may_use():
+    header, table = machine()
+    header |= {"cores": 64, "usable": 4}
+    assert not seen("dataloader", (header, table), loop(workers=8))
+    (found,) = seen("dataloader", (header, table), loop(workers=9))
+    assert found.what == "the loader has 9 workers on 4 cores"
+    (found,) = seen("dataloader", (header, table), loop(data=0.45, workers=2))
+    assert "no number of them would do here" in found.what
 
 
 def test_what_the_watch_takes_and_the_first_step_are_no_outliers():
@@ -216,6 +249,33 @@ def test_rules_look_every_minute_and_say_it_once():
             found.append((number, now))
     assert [number for number, _ in found] == [600]  # 500 samples since the first step, at a whole minute
     assert judge.look("end", {}) == []
+
+
+def test_rules_look_back_upon_the_last_hour(monkeypatch):
+    looked = []
+
+    def keep(series):
+        looked.append((list(series.system["time"]), series.phases))
+        return iter(())
+
+    monkeypatch.setitem(PROFILE_RULES, "dataloader", type(PROFILE_RULES["dataloader"])(keep, "info", ""))
+    monkeypatch.setattr("loopwise.debug.profiler.judge.SAMPLES", 10)
+    judge = ProfileJudge(["dataloader"])
+    judge.look("system", {"session": START, "interval": 0.5, "columns": ["time", "cpu"]})
+    judge.look("phases", {"columns": [*FIXED, "mine"], "rows": [["train", *loop().rows[0], 0.25]]})
+    judge.look("phases", {"columns": list(FIXED), "rows": [["eval", *loop().rows[1]]]})
+    for number in range(7):
+        judge.look("system", {"row": [float(number), 0.0]})
+    judge.look("system", {"row": [1.0]})  # torn
+    judge.look("end", {})
+    for number in range(7, 23):
+        judge.look("system", {"row": [float(number), 0.0]})
+    judge.look("end", {})
+    assert [times for times, _ in looked] == [list(range(7)), list(range(13, 23))]
+    phases = looked[-1][1]
+    assert phases.columns == (*FIXED, "mine")
+    assert list(phases["mine"]) == [0.25, 0.0]
+    assert phases.modes == ("train", "eval")
 
 
 def test_a_rule_that_raises_is_named_and_the_others_go_on(monkeypatch, caplog):

@@ -6,15 +6,16 @@ import subprocess
 import sys
 import textwrap
 import threading
+from typing import ClassVar
 
 import fsspec
 import pytest
 
 from loopwise.debug.profiler import reading
 from loopwise.debug.profiler.host import HOST, PROCESS, Counters
-from loopwise.debug.profiler.sampler import Sampler
+from loopwise.debug.profiler.sampler import FLUSHES, Sampler
 from loopwise.errors import InputError
-from loopwise.run import Run
+from loopwise.run import Lines, Run
 
 
 class Still:
@@ -123,6 +124,66 @@ def test_remote_storage_is_written_rarely_and_at_the_end(clock):
         assert files == [0, 0, 1, 1, 1, 2, 2]
         assert len(column("memory://sampled", "time")) == 7
     fsspec.filesystem("memory").rm("/sampled", recursive=True)
+
+
+class Cut(Lines):
+    """Lines on storage that is away for a while."""
+
+    away: ClassVar[set[str]] = set()
+
+    def flush(self):
+        if any(name in self._stem for name in self.away):
+            raise OSError("connection reset")
+        super().flush()
+
+
+def test_uploads_that_fail_are_made_up_for(clock, monkeypatch, caplog):
+    monkeypatch.setattr("loopwise.debug.profiler.sampler.Lines", Cut)
+    record = [{"columns": ["step"], "rows": [["train", 3]]}]
+    with Run("memory://cut") as run:
+        sampler = Sampler(
+            run,
+            10.0,
+            clock=clock,
+            read=Still(),
+            phases=lambda last: record.pop() if record else None,
+        )
+        monkeypatch.setattr(Cut, "away", {"system"})
+        for _ in range(6):
+            clock.tick(10)
+            sampler.sample()
+        assert len(fsspec.filesystem("memory").glob("/cut/debug/phases.*")) == 1
+        monkeypatch.setattr(Cut, "away", set())
+        sampler.close()
+        (session,) = reading.sessions("memory://cut")
+        assert [name for name, _ in session.records] == ["system", "phases", *["system"] * 5]
+    fsspec.filesystem("memory").rm("/cut", recursive=True)
+    assert [line.message for line in caplog.records] == [
+        "the profile could not be written yet: OSError('connection reset')"
+    ]
+
+
+def test_storage_that_stays_away_is_given_up(clock, monkeypatch):
+    monkeypatch.setattr("loopwise.debug.profiler.sampler.Lines", Cut)
+    monkeypatch.setattr(Cut, "away", {"system"})
+    with Run("memory://gone") as run:
+        sampler = Sampler(run, 30.0, clock=clock, read=Still(), phases=lambda last: None)
+        for _ in range(FLUSHES - 1):
+            clock.tick(30)
+            sampler.sample()
+        clock.tick(30)
+        with pytest.raises(OSError, match="reset"):
+            sampler.sample()
+        with pytest.raises(OSError, match="reset"):
+            sampler.close()
+    assert fsspec.filesystem("memory").glob("/gone/debug/phases.*")
+    fsspec.filesystem("memory").rm("/gone", recursive=True)
+
+
+def test_cores_that_the_process_may_run_on(run, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3}, raising=False)
+    Sampler(run, read=Still()).close()
+    assert reading.sessions(run.path)[0].header["usable"] == 1
 
 
 KILLED = """

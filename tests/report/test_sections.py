@@ -143,13 +143,13 @@ def test_a_block_keeps_its_key_when_another_comes_before_it(installed, run):
 
 def test_a_plot_of_a_choice_keeps_its_key_when_another_comes_before_it(installed, run):
     def keys(*titles):
-        plots = [PLOT | {"title": title} for title in titles]
+        plots = [PLOT | {"title": title, "describe": title} for title in titles]
         installed(Entry("a", section({"kind": "choice", "title": "Weights", "label": "Of", "plots": plots})))
         (block,) = state(run)["sections"][0]["blocks"]
-        return list(block["plots"])
+        return {(key, figure["describe"]) for key, figure in block["plots"].items()}
 
-    assert set(keys("0.weight", "2.weight")) < set(keys("4.weight", "0.weight", "2.weight"))
-    assert len(set(keys("same", "same", "1", "0"))) == 4
+    assert keys("0.weight", "2.weight") < keys("4.weight", "0.weight", "2.weight")
+    assert len({key for key, _ in keys("same", "same", "1", "0")}) == 4
 
 
 def test_cells_and_sentences_are_for_a_person():

@@ -3,6 +3,7 @@
 import http.client
 import json
 import shutil
+import socket
 import threading
 
 import pytest
@@ -89,10 +90,10 @@ def test_another_name_that_leads_here_is_refused(served, host, status):
 
 def test_an_address_of_six(run):
     try:
-        found = Server(Source(run), "::1")
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("no IPv6 here")
-    with found:
+    with Server(Source(run), "::1") as found:
         assert found.guarded
         assert found.url == f"http://[::1]:{found.server_address[1]}/"
 

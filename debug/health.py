@@ -212,7 +212,7 @@ class Health:
         if torch.distributed.is_initialized() or any(_is_compiled(model) for model in self._models.values()):
             return  # gradients come by other ways there
         for optimizer in self._updated:
-            self._zeroing.begin(optimizer, self._parameters().items())
+            self._zeroing.begin(optimizer, ((name, parameter) for name, parameter, _ in self._before))
 
     def close(self) -> None:
         self._zeroing.close()

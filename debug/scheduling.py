@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from numbers import Real
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch.optim import Optimizer
@@ -84,7 +84,7 @@ class _Rate:
     def _now(self) -> float:
         """Numbers and tensors on the CPU: others would have to be waited for."""
         rates = [group.get("lr") for group in self._optimizer.param_groups]  # some find their own
-        known = [float(r) for r in rates if isinstance(r, Real) or (_is_number(r) and r.device.type == "cpu")]
+        known = [float(rate) for rate in rates if isinstance(rate, Real) or _is_number(rate)]
         return max(known, default=0.0)
 
     def look(self) -> None:
@@ -136,5 +136,6 @@ class _Rate:
         }
 
 
-def _is_number(rate: Any) -> bool:
-    return isinstance(rate, torch.Tensor) and rate.numel() == 1 and not rate.is_complex()
+def _is_number(rate: Any) -> TypeGuard[torch.Tensor]:
+    is_one = isinstance(rate, torch.Tensor) and rate.numel() == 1 and not rate.is_complex()
+    return is_one and rate.device.type == "cpu"

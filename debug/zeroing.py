@@ -27,7 +27,7 @@ class Zeroing:
         self._followed: weakref.WeakKeyDictionary[Optimizer, _Followed] = weakref.WeakKeyDictionary()
 
     def begin(self, optimizer: Optimizer, named: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """An update was made; follow what comes until the next."""
+        """An update was made of those parameters; follow what comes until the next."""
         names = {id(parameter): name for name, parameter in named}
         groups = optimizer.param_groups
         fit = [p for g in groups for p in g["params"] if id(p) in names and _can_be_followed(p)]
@@ -63,7 +63,7 @@ class Zeroing:
 
 def _can_be_followed(parameter: nn.Parameter) -> bool:
     gradient = parameter.grad
-    plain = gradient is not None and gradient.layout is torch.strided
+    plain = gradient is None or gradient.layout is torch.strided
     return plain and parameter.requires_grad and parameter.is_leaf and parameter.numel() > 0
 
 
@@ -83,7 +83,7 @@ class _Followed:
     def _comes(self, gradient: torch.Tensor) -> None:
         if not self.updated:
             self.passes = 1 if self._parameter.grad is None else self.passes + 1
-        if self.fresh or self._compared >= PASSES or captures():
+        if self.fresh or self._compared >= PASSES or captures() or gradient.layout is not torch.strided:
             return
         with self._guard():
             self._came = gradient.detach().clone()

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .arrays import classes, labels_and_predictions, recent
+from . import arrays
 from .finding import Rule, Seen
 from .history import History, some
 
@@ -25,12 +25,12 @@ from .history import History, some
 def check(
     history: History, ratio: float = 10.0, samples: float = 500, misprediction: float = 0.7
 ) -> Iterator[Seen]:
-    steps = recent(history, "labels")
+    steps = arrays.labels(history)
     if not steps:
         return
-    labels, predictions = labels_and_predictions(history)
+    labels, predictions = arrays.labels_and_predictions(history)
     if not len(labels):
-        labels = np.concatenate([classes(arrays[0]) for arrays in steps])
+        labels = np.concatenate(steps)
         labels = labels[labels >= 0]
     if len(labels) < samples:
         return

@@ -1,7 +1,7 @@
 """A model whose output is the same for every sample of a batch, though the samples differ.
 
 Statistic: the largest distance between the outputs of a batch (of 32 samples and 32 elements of each dimension at
-most), in last places of the dtype at the largest output.  Default: four at most, at four saved steps running.
+most), in last places of float32 (or a finer dtype) at the largest output.  Default: four at most, at four saved steps running.
 Why: rounding makes less than that, and whatever depends on its input more.  In training mode dropout can hide it.
 False alarms: a first output that is no prediction, such as a table that all samples share.
 """

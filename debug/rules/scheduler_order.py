@@ -1,8 +1,8 @@
 """A learning-rate scheduler that is stepped before the optimizer, or per wrong unit.
 
-Statistic: the largest rate of an optimizer's groups, seen at each update and each step.  Default: it changed in the
+Statistic: the largest rate of an optimizer's groups, seen at each update and each ``watch.step``.  Default: it changed in the
 first step before the first update; it changed more than once before three quarters of the last 16 updates
-(stepped per batch while gradients accumulate); it fell to less than a thousandth of its highest value, and there were
+(stepped per batch while gradients accumulate: seen where ``watch.step`` is called per batch as well); it fell to less than a thousandth of its highest value, and there were
 as many updates after that as before, 20 at least (a schedule sized in epochs that is stepped per batch); or it
 went down to that and climbed up again three times within 1,000 updates each (a cosine of a few epochs that is stepped
 per batch: after its end it climbs).

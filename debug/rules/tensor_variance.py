@@ -12,23 +12,24 @@ False alarms: tensors that begin with next to nothing, such as the output of a b
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 
 from .arrays import memory
 from .finding import Rule, Seen
-from .history import History
+from .history import WINDOW, History
 
 
 def check(history: History, ratio: float = 1e6, least: float = 0.0, most: float = math.inf) -> Iterator[Seen]:
     kept = memory(history, "tensor_variance")
     for name, now in _variances(history).items():
-        series = kept.setdefault(name, [])
-        series.append((history.now.number, now))
-        first = series[0][1]
+        point = (history.now.number, now)
+        (start, first), last = kept.setdefault(name, (point, deque(maxlen=WINDOW)))
+        last.append(point)
         if not math.isfinite(now):
             continue  # exploding_tensor is about those
         if now < least or now > most or (first > 0 and not first / ratio <= now <= first * ratio):
-            evidence = {name: [series[0], *series[-20:]]}
+            evidence = {name: [*([] if start == last[0][0] else [(start, first)]), *last]}
             yield Seen(f"the variance of {name} went from {first:.4g} to {now:.4g}", (name,), evidence)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from loopwise.errors import InputError
 
 from .finding import Rule
+from .history import WINDOW
 
 Rules = Iterable[str] | Mapping[str, Mapping[str, float]]
 COUNTS = {"steps", "patience", "samples", "features", "passes"}
@@ -24,7 +25,7 @@ def chosen(rules: Rules | None, table: Mapping[str, Rule]) -> dict[str, tuple[Ru
         rules: names of rules, or thresholds by name and parameter; ``None``: all.
 
     Raises:
-        InputError: an unknown rule or threshold, or one that is no number, or none of its kind.
+        InputError: an unknown rule or threshold, or one that is no number, or none of its kind, or beyond the steps that are kept.
     """
     if rules is None:
         return {name: (rule, {}) for name, rule in table.items()}
@@ -50,7 +51,8 @@ def chosen(rules: Rules | None, table: Mapping[str, Rule]) -> dict[str, tuple[Ru
 
 
 def _check(name: str, thresholds: Any, rule: Rule) -> None:
-    known = [each.name for each in list(inspect.signature(rule.check).parameters.values())[1:]]
+    defaults = {key: each.default for key, each in inspect.signature(rule.check).parameters.items()}
+    known = list(defaults)[1:]
     if not isinstance(thresholds, Mapping) or set(thresholds) - set(known):
         raise InputError(
             f"the thresholds {thresholds!r} of the rule {name}",
@@ -65,6 +67,8 @@ def _check(name: str, thresholds: Any, rule: Rule) -> None:
             expected, cause = "a whole number", "a share in the place of a number of things"
         elif key in SHARES and float(value) > 1:
             expected, cause = "a share, at most 1", "a percentage"
+        elif key == "steps" and defaults[key] <= WINDOW < float(value):
+            expected, cause = f"{WINDOW} at most", f"the rule looks at the last {WINDOW} saved steps"
         else:
             continue
         raise InputError(

@@ -66,6 +66,7 @@ def test_thresholds(tmp_path):
         ({"vanishing_gradient": {"ratio": "1%"}}, "ratio='1%' of the rule vanishing_gradient"),
         ({"vanishing_gradient": {"ratio": -1}}, "ratio=-1"),
         ({"vanishing_gradient": {"ratio": True}}, "ratio=True"),
+        ({"dead_relu": {"steps": 21}}, "steps=21 of the rule dead_relu"),
         ({"unheld_parameter": {"steps": 2}}, "the thresholds {'steps': 2} of the rule unheld_parameter"),
     ],
 )
@@ -73,6 +74,10 @@ def test_rules_that_make_no_sense(tmp_path, rules, seen):
     with pytest.raises(InputError) as error:
         faulty(tmp_path / "run", rules=rules)
     assert f"seen: {seen}" in str(error.value)
+
+
+def test_rules_that_look_at_whole_runs_take_any_number_of_steps():
+    assert chosen({"loss_not_decreasing": {"steps": 100}}, RULES)
 
 
 def broken(history):

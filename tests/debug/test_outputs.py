@@ -143,6 +143,20 @@ def test_accumulation_with_losses_that_are_divided_or_only_two(tmp_path):
         assert job.run(str(tmp_path / f"run{count}")).findings == []
 
 
+def test_gradients_that_are_set_to_zero_after_the_update(tmp_path):
+    job = Job("mlp", 0)
+    accumulated(job, 4, divided=False)
+    update = job.update
+
+    def both(optimizer, step):
+        update(optimizer, step)
+        if step % 4 == 3:
+            optimizer.zero_grad()
+
+    job.before_backward, job.update = lambda optimizer, step: None, both
+    assert "accumulation_not_divided" in {f.rule for f in job.run(str(tmp_path / "run")).findings}
+
+
 def test_fine_tuning_with_batch_norm_frozen_on_purpose(tmp_path):
     """Its statistics were learnt before."""
     job = Job("cnn", 0)

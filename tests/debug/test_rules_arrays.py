@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from loopwise.debug import Collection, Trial, Watch, every
+from loopwise.debug.rules.arrays import classes
 
 NAMES = "labels|predictions|tokens|tree_depths|feature_importance"
 ARRAYS = [
@@ -96,6 +97,43 @@ def test_confusion(tmp_path, wrong):
         assert "samples of class 1 are predicted as class 0" in found[0].what
 
 
+@pytest.mark.parametrize(
+    ("given", "indices"),
+    [
+        (torch.tensor([2, -100, 0]), [2, -100, 0]),
+        (torch.tensor([300.0, 2.0]), [300, 2]),
+        (torch.eye(3)[[2, 0]].long(), [2, 0]),
+        (torch.tensor([[1, 2], [0, 3]]), [1, 2, 0, 3]),
+        (torch.tensor([[0.1, 0.9], [2.0, 0.5]]), [1, 0]),
+        (torch.tensor([[1.0], [0.0]]), [1, 0]),
+        (torch.tensor([[0.7], [-0.2]]), None),
+        (torch.tensor([0.7, 0.2]), None),
+        (torch.empty(0, dtype=torch.long), []),
+    ],
+)
+def test_classes(given, indices):
+    found = classes(given.numpy())
+    assert (None if found is None else found.tolist()) == indices
+    assert found is None or found.dtype.itemsize <= 2
+
+
+def test_one_number_a_sample_is_no_class(tmp_path):
+    def saved(step):
+        labels = draws([0.5, 0.5])
+        return {"labels": labels[:, None].float(), "predictions": labels[:, None] - 0.4}
+
+    assert run(tmp_path / "run", saved, steps=3, mode="eval") == []
+
+
+def test_predictions_in_two_bytes_and_one_hot_labels(tmp_path):
+    def saved(step):
+        labels = draws([0.4, 0.2, 0.4])
+        return {"labels": nn.functional.one_hot(labels), "predictions": predicted(labels, [1]).bfloat16()}
+
+    (found,) = run(tmp_path / "run", saved, steps=3, mode="eval")
+    assert (found.rule, found.tensors) == ("confusion", ("class 1",))
+
+
 @pytest.mark.parametrize(("padding", "said"), [(6, True), (3, False)])
 def test_token_ratio(tmp_path, padding, said):
     tokens = torch.ones(4, 10, dtype=torch.long)
@@ -125,6 +163,8 @@ def test_tensor_variance(tmp_path, keep, factor, said):
     assert [(finding.rule, finding.tensors, finding.step) for finding in found] == [
         ("tensor_variance", ("hidden",), 4)
     ] * said
+    if said:
+        assert [step for step, _ in found[0].evidence["hidden"]] == [0, 1, 2, 3, 4]
     bound = {"tensor_variance": {"most": 1e-3}}
     found = run(tmp_path / "other", lambda step: {"hidden": start}, more=more, rules=bound)
     assert [finding.step for finding in found] == [0]
@@ -140,3 +180,16 @@ def test_tree_depth(tmp_path, depth, said):
 def test_feature_importance(tmp_path, numbers, said):
     found = run(tmp_path / "run", lambda step: {"feature_importance": torch.tensor(numbers)})
     assert [finding.tensors for finding in found] == [("feature 0", "feature 1", "feature 2")] * said
+
+
+def test_the_variance_at_first_is_shown_beside_the_last_ones(tmp_path):
+    more = [Collection("variance", include="^hidden$", keep=("raw",))]
+    start = torch.randn(100, generator=GENERATOR)
+    (found,) = run(
+        tmp_path / "run",
+        lambda step: {"hidden": start * (1e4 if step > 28 else 1)},
+        30,
+        rules=["tensor_variance"],
+        more=more,
+    )
+    assert [step for step, _ in found.evidence["hidden"]] == [0, *range(10, 30)]

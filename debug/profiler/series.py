@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, compress
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,7 @@ class Table:
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> Table:
         """Some of the rows; ``chosen`` has shape ``(rows,)``."""
-        modes = tuple(mode for mode, wanted in zip(self.modes, chosen, strict=False) if wanted)
-        return Table(self.columns, self.rows[chosen], modes)
+        return Table(self.columns, self.rows[chosen], tuple(compress(self.modes, chosen.tolist())))
 
 
 NONE = Table(FIXED, np.empty((0, len(FIXED))))
@@ -85,7 +85,7 @@ def joined(tables: Sequence[Table]) -> Table:
         else:
             rows[at : at + len(each), places[each.columns]] = each.rows
         at += len(each)
-    return Table(columns, rows, tuple(mode for each in tables for mode in each.modes))
+    return Table(columns, rows, tuple(chain.from_iterable(each.modes for each in tables)))
 
 
 def finite(values: Floats) -> Floats:

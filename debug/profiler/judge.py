@@ -16,8 +16,8 @@ from .rules import PROFILE_RULES
 
 EVERY = 60.0
 """Seconds of samples from one look to the next."""
-SAMPLES, RECORDS = 7200, 3600
-"""Samples, and records of phases, that are looked back upon: an hour of them."""
+SAMPLES, LOOKS = 7200, 60
+"""Samples, and looks with their records of phases, that are looked back upon: an hour of them."""
 
 
 class ProfileJudge:
@@ -38,7 +38,9 @@ class ProfileJudge:
         self._columns: tuple[str, ...] = ()
         self._rows = np.empty((0, 0))
         """A ring of samples: the next one goes where the oldest is."""
-        self._phases: deque[series.Table] = deque(maxlen=RECORDS)
+        self._phases: list[series.Table] = []
+        """Records since the last look."""
+        self._before: deque[series.Table] = deque(maxlen=LOOKS)
         self._samples = self._kept = self._step = 0
         self._first: float | None = None
         self._told: set[tuple[str, tuple[str, ...]]] = set()
@@ -76,6 +78,13 @@ class ProfileJudge:
             return series.Table(self._columns, self._rows[: self._kept])
         return series.Table(self._columns, np.concatenate([self._rows[at:], self._rows[:at]]))
 
+    def _steps(self) -> series.Table:
+        """Rows of phases, likewise; those of a look stay joined."""
+        if self._phases:
+            self._before.append(series.joined(self._phases))
+            self._phases = []
+        return series.joined([series.NONE, *self._before])
+
     def _add_phases(self, record: Mapping[str, Any]) -> None:
         if not record["rows"]:
             return
@@ -90,7 +99,7 @@ class ProfileJudge:
             float(self._header["session"]),
             self._header,
             self._system(),
-            series.joined([series.NONE, *self._phases]),
+            self._steps(),
             self._first,
         )
         found: list[Finding] = []

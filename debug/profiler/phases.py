@@ -2,7 +2,7 @@
 
 A step is from where the one before ended to its own end.  In it are, in seconds:
 
-``data``: waiting for a ``DataLoader``;
+``data``: waiting for a ``DataLoader``, also for its workers to start and its epoch to end;
 ``to_device``: from a batch's arrival to the model's forward pass, which is where it is moved;
 ``forward``: forward passes of the models;
 ``backward``: from the end of a forward pass with gradients to the optimizer's step, the next batch or

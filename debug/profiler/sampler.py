@@ -4,9 +4,9 @@ Formats, JSON lines in the run folder (see ``loopwise.run``), version 1.  A sess
 the run; its first line in a file has ``session``, when it began (seconds since the epoch).
 
 ``debug/system``
-    First line: ``session``, ``version``, ``host``, ``interval`` (seconds), ``columns``, ``cores``, ``usable``, those of
-    them that this process may run on, ``totals`` (bytes of memory by column of memory), ``devices`` (name -> what it is) and ``used``, those that the training uses.  The
-    others: ``row``, the numbers of ``columns``: ``time`` (seconds since the epoch), ``late`` (seconds behind
+    First line: ``session``, ``version``, ``host``, ``interval`` (seconds), ``columns``, ``cores``, ``usable``,
+    those of them that this process may run on, ``totals`` (bytes of memory by column of memory), ``devices``
+    (name -> what it is) and ``used``, those that the training uses.  The others: ``row``, the numbers of ``columns``: ``time`` (seconds since the epoch), ``late`` (seconds behind
     the time when it was due), ``missed`` (samples so far that were a whole interval late, and
     left out), the columns of ``host.PROCESS``, and on one rank of each machine those of ``host.HOST``, ``cpu0``,
     ``cpu1``, ... and, for each device, ``gpu0``, ``gpu0_memory``, ``gpu0_power``, ... .

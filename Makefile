@@ -6,7 +6,7 @@ READY := .venv/ready
 demo: $(READY)
 	$(BIN)/python -m loopwise demo $(ARGS)
 test: $(READY)
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --dist loadfile $(ARGS)
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -67,6 +67,7 @@ def test_every_file_is_a_rule_that_says_what_it_does():
         "arrays",
         "finding",
         "history",
+        "thresholds",
     }
     assert files == {*RULES}
     for name, rule in RULES.items():

@@ -186,7 +186,7 @@ class Capture:
             return
         self._counts["saved"] += 1
         self._counts["thinned"] += self._thinned
-        self._loan.submit(saving, self._device)
+        self._loan.submit(saving, names.devices(self._wanted.models))
 
     def _look_for_updates(self, saving: Saving) -> None:
         """Where no optimizer updated, weights and gradients come with the next update."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
+
+import torch
+from torch import nn
 
 from loopwise.errors import InputError
 
@@ -47,6 +51,19 @@ def options(save: Any, policy: str, max_overhead: float | None, together: bool) 
             "no max_overhead there",
             "each rank would leave out other steps, and shards would not fit together",
             "leave max_overhead out, and save fewer steps",
+        )
+
+
+def models(given: Mapping[str, nn.Module]) -> None:
+    """Modules that hooks can be at."""
+    if any(
+        isinstance(module, torch.jit.ScriptModule) for model in given.values() for module in model.modules()
+    ):
+        raise InputError(
+            "a model of TorchScript",
+            "a module of Python, compiled or not",
+            "torch.jit.script or torch.jit.trace, whose modules take no hooks",
+            "watch the module that it was made of, or use torch.compile",
         )
 
 

@@ -96,6 +96,7 @@ class Watch:
         strict: bool = False,
     ) -> None:
         models = names.by_key(model, nn.Module, "model")
+        door.models(models)
         optimizers = {} if optimizer is None else names.by_key(optimizer, Optimizer, "optimizer")
         chosen = door.collections([collection_of(c) for c in collections])
         sharded = any(is_sharded(m) for m in models.values())

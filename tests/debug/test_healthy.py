@@ -1,5 +1,7 @@
 """What is no fault, what must not go wrong in looking for one, and names that look like something else."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -223,3 +225,27 @@ def test_a_checksum_that_fails_is_an_error_and_no_wait(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         answer()
     made.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "classes"),
+    [
+        (lambda loss: loss, 3),
+        (lambda loss: -loss, 3),
+        (lambda loss: 10 * loss, None),
+        (lambda loss: loss + 1, None),
+    ],
+)
+def test_how_large_a_loss_begins_is_known_of_a_whole_cross_entropy(change, classes):
+    outputs = torch.randn(6, 3, requires_grad=True)
+    loss = change(nn.functional.cross_entropy(outputs, torch.arange(6) % 3))
+    assert of_loss(loss).get("classes") == classes
+
+
+def test_a_scripted_model_is_refused(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = nn.Sequential(torch.jit.script(nn.Linear(4, 3)))
+    with pytest.raises(InputError, match="a model of TorchScript"):
+        Watch(net, run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import pytest
 from click.testing import CliRunner
 
 from loopwise import __version__, cli
@@ -35,13 +34,6 @@ def test_doctor_says_what_is_here():
     assert done.returncode == 0, done.stderr
     for word in ("python", "loopwise", "torch", "triton", "cores", __version__):
         assert word in done.stdout
-
-
-@pytest.mark.parametrize(("flag", "part"), [("--watch", "loopwise.debug")])
-def test_switches_of_later_parts_say_so(flag, part):
-    done = loopwise("demo", flag)
-    assert done.returncode == 2
-    assert f"{flag} arrives with {part}" in done.stderr
 
 
 def test_demo_without_its_packages_names_the_extra():

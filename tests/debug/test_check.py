@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks.zoo import FAULTS, Job
-from loopwise.debug import Watch, check, every
+from loopwise.debug import Trial, Watch, check, every
 from loopwise.debug.checking.copies import Original
 from loopwise.debug.checking.training import Training, learns
 from loopwise.errors import InputError
@@ -358,13 +358,13 @@ def test_what_is_refused(given, seen):
 
 
 def test_a_model_that_is_watched_already(tmp_path):
+    """Its copies are not, and nothing of theirs comes into its run."""
     model = mlp()
     optimizer = torch.optim.Adam(model.parameters())
-    with (
-        Watch(model, optimizer, run=tmp_path / "run", save=every(1)),
-        pytest.raises(InputError, match="call check before training begins, and outside of Watch"),
-    ):
-        check(model, digits(), CROSS, optimizer)
+    with Watch(model, optimizer, run=tmp_path / "run", save=every(1)) as watch:
+        assert check(model, digits(), CROSS, optimizer).findings == []
+        assert watch.findings == []
+    assert Trial(tmp_path / "run").steps() == []
 
 
 def test_a_sharded_model(ranks):

@@ -202,9 +202,6 @@ def test_one_segment_of_several_steps(url, spool):
     training = Training(url)
     training.train(5)
     training.drain()
-    assert [name.name for name in spool.glob("*/*")] == ["tensors.rank0.0.seg", "index.rank0.0.jsonl"][
-        ::-1
-    ] or True
     assert Trial(url).steps() == []
     training.watch.close()
     assert has_all(url, range(5))

@@ -15,7 +15,8 @@ class Training:
 
     def __init__(self, run, size, collections=("losses", "weights"), save=None, **more):
         self.model = nn.Linear(size, 1, bias=False)
-        self.watch = Watch(self.model, run=run, save=save or every(1), collections=collections, **more)
+        more = {"collections": collections, "profile": False, **more}
+        self.watch = Watch(self.model, run=run, save=save or every(1), **more)
         self.steps = 0
 
     def train(self, steps=1):

@@ -6,9 +6,35 @@ import math
 from collections.abc import Iterable
 
 import torch
+from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.conv import _ConvNd
 
 HALVES = (torch.float16, torch.bfloat16)
+LARGE = 2**16
+"""Elements of a gradient that it takes longer to read than to choose some of."""
+PRODUCTS = (nn.Linear, _ConvNd)
+
+
+def products(models: Iterable[nn.Module]) -> set[int]:
+    """Identities of weights whose gradients are matrix products: of linear layers and convolutions, and of nothing else."""
+    found, others = set[int](), set[int]()
+    for model in models:
+        for module in model.modules():
+            is_product = isinstance(module, PRODUCTS) and getattr(module, "groups", 1) == 1
+            for name, parameter in module.named_parameters(recurse=False):
+                (found if is_product and name == "weight" else others).add(id(parameter))
+    return found - others
+
+
+def edges(product: torch.Tensor) -> list[torch.Tensor]:
+    """What of a matrix product is not finite wherever a factor is not: a row and a column.
+
+    What overflows in the product itself is not seen in there.
+    """
+    if product.numel() < LARGE or product.layout is not torch.strided or product.device.type != "cpu":
+        return [product]
+    return [product[0], product[:, 0]]
 
 
 def total(tensors: Iterable[torch.Tensor]) -> torch.Tensor | None:

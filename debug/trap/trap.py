@@ -1,6 +1,7 @@
 """Traps the first step whose loss or gradients are not finite, and finds out where that began.
 
-Each optimizer's step is preceded by one reduction over its gradients.  Where their sum is not finite, the model is
+Each optimizer's step is preceded by one reduction over its gradients (of large matrix products a row and a column, which
+are not finite where a factor is not).  Where the sum is not finite, the model is
 called again with the inputs, the random states and the weights of that step, and each operation is looked at (`replay`).
 On the CPU the sum is known before the update.  On an accelerator it is read before the next one, so that nothing
 waits; the weights that the step began with are kept until then, if they are small beside the device's memory.
@@ -32,7 +33,7 @@ from ..zeroing import captures
 from .alarm import Alarm, finding
 from .blackbox import write
 from .calls import Call, Calls
-from .flag import Flag, total
+from .flag import Flag, edges, products, total
 from .origin import Origin
 from .replay import not_finite, replay
 
@@ -83,6 +84,7 @@ class Trap:
         self._deferred = _reads_later(names.device(models), () if self._talks else self._parameters())
         self._calls = Calls(models, KEEP, self._tried)
         self._handles = [o.register_step_pre_hook(self._hook) for o in optimizers.values()]
+        self._products = products(models.values())
         self._waiting: list[_Waiting] = []
         self._before: list[torch.Tensor] = []
         self._step, self._alarmed, self._copied = 0, -2, -1
@@ -145,11 +147,20 @@ class Trap:
             if self._scaler is not None and self._scaler.is_enabled():
                 return
             held = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            value = total([p.grad for p in held if p.grad is not None])
+            value = total(self._gradients(held))
             if value is not None:
                 self._ask(value, held)
             if self._deferred and not self._talks:
                 self._keep_weights()
+
+    def _gradients(self, parameters: Sequence[nn.Parameter]) -> list[torch.Tensor]:
+        """What of their gradients is looked at."""
+        return [
+            part
+            for p in parameters
+            if p.grad is not None
+            for part in (edges(_local(p.grad)) if id(p) in self._products else (p.grad,))
+        ]
 
     def _ask(self, value: torch.Tensor, parameters: Sequence[nn.Parameter]) -> None:
         self._waiting.append(_Waiting(self._step, Flag(value), parameters))
@@ -184,7 +195,7 @@ class Trap:
             parameters = [
                 p for model in self._models.values() for p in model.parameters() if p.grad is not None
             ]
-            value = total([p.grad for p in parameters if p.grad is not None])
+            value = total(self._gradients(parameters))
             if value is not None:
                 self._ask(value, parameters)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from loopwise.debug import Finding, Trial, Watch, every
 from loopwise.debug.trap import Trap, load, replay
+from loopwise.debug.trap.flag import edges, products
 from loopwise.errors import InputError
 from loopwise.run import Run
 
@@ -363,3 +364,32 @@ def test_findings_of_rules_do_not_switch_it_off(tmp_path):
     trap.close()
     assert [each.step for each in trap.findings()] == [7]
     assert len(list((tmp_path / "run/debug/blackbox").iterdir())) == 4
+
+
+@pytest.mark.parametrize("where", ["what comes in", "what comes back"])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(512, 256, bias=False), (4, 512)),
+        (nn.Conv2d(64, 128, 3, padding=1, bias=False), (2, 64, 5, 5)),
+    ],
+)
+def test_a_row_and_a_column_of_a_product_tell_of_each_factor(layer, shape, where):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        x = torch.randn(shape, generator=generator)
+        y = layer(x.requires_grad_())
+        back = torch.randn(y.shape, generator=generator)
+        spoilt = x.data if where == "what comes in" else back
+        spoilt.view(-1)[torch.randint(spoilt.numel(), (1,), generator=generator)] = torch.nan
+        layer.weight.grad = None
+        layer(x.detach()).backward(back)
+        assert not all(bool(edge.isfinite().all()) for edge in edges(layer.weight.grad))
+        assert sum(edge.numel() for edge in edges(layer.weight.grad)) < layer.weight.numel() / 40
+
+
+def test_what_else_uses_a_weight_has_it_looked_at_as_a_whole():
+    net = nn.ModuleDict({"embed": nn.Embedding(300, 300), "head": nn.Linear(300, 300)})
+    assert products([net]) == {id(net["head"].weight)}
+    net["head"].weight = net["embed"].weight
+    assert products([net]) == set()

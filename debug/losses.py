@@ -23,25 +23,18 @@ LOGITS |= {"NativeBatchNorm"}
 NORMALIZING = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
 
 
-WHOLE = ("Mean", "Neg", "View", "Reshape", "Squeeze", "ToCopy", "Alias")
-"""Operations behind a loss that leave it as large as it is."""
-
-
 def of_loss(loss: torch.Tensor) -> dict[str, Any]:
-    """``loss_input``, where it is wrong: a word for it and what the loss gets; ``classes`` of a cross-entropy, where
-    that is the whole loss but for its sign.
+    """``loss_input``, where it is wrong: a word for it and what the loss gets; ``classes`` of a cross-entropy.
 
     Args:
         loss: a number with its autograd graph, also after backward.
     """
     node: Any = loss.grad_fn
-    whole = True
     for _ in range(FAR):
         if node is None:
             return {}
         if (kind := LOSSES.get(node.name())) is not None:
             break
-        whole &= node.name().startswith(WHOLE)
         node = _before(node)
     else:
         return {}
@@ -59,7 +52,7 @@ def of_loss(loss: torch.Tensor) -> dict[str, Any]:
         return {"loss_input": ["no log_softmax before nll_loss", _kind(source).lower()]} if sure else {}
     found: dict[str, Any] = {}
     metadata = getattr(source, "_input_metadata", None)
-    if whole and metadata and len(metadata[0].shape) > 1:
+    if metadata and len(metadata[0].shape) > 1:
         found["classes"] = int(metadata[0].shape[1])
     word = _word(_values(_before(source)))
     if word in ("softmax", "sigmoid"):  # log_softmax twice is log_softmax

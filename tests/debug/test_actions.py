@@ -99,11 +99,11 @@ def test_training_does_not_wait(server):
     tell = webhook(server.url, timeout=30)
     for number in range(500):
         tell(finding(number))
-    server.posted.get(timeout=60)
+    first = server.posted.get(timeout=60)[2]  # it may have the others in it, too
     server.gate.set()
     tell.close()
-    bodies = [server.posted.get(timeout=60)[2] for _ in range(server.posted.qsize())]
-    assert 199 <= sum(len(body["findings"]) for body in bodies) <= 201
+    bodies = [first, *(server.posted.get(timeout=60)[2] for _ in range(server.posted.qsize()))]
+    assert 200 <= sum(len(body["findings"]) for body in bodies) <= 202
     assert any(body["text"].endswith(" more") for body in bodies)
 
 

@@ -227,21 +227,6 @@ def test_a_checksum_that_fails_is_an_error_and_no_wait(monkeypatch):
     made.close()
 
 
-@pytest.mark.parametrize(
-    ("change", "classes"),
-    [
-        (lambda loss: loss, 3),
-        (lambda loss: -loss, 3),
-        (lambda loss: 10 * loss, None),
-        (lambda loss: loss + 1, None),
-    ],
-)
-def test_how_large_a_loss_begins_is_known_of_a_whole_cross_entropy(change, classes):
-    outputs = torch.randn(6, 3, requires_grad=True)
-    loss = change(nn.functional.cross_entropy(outputs, torch.arange(6) % 3))
-    assert of_loss(loss).get("classes") == classes
-
-
 def test_a_scripted_model_is_refused(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

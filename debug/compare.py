@@ -47,6 +47,8 @@ def compare(
     atol: float = 0.0,
     collection: str | None = None,
     regex: str | None = None,
+    step: int | None = None,
+    rank: int | None = None,
 ) -> Parting | None:
     """Go through the steps that both have until a tensor differs.
 
@@ -60,6 +62,8 @@ def compare(
         atol: difference allowed besides.
         collection: compare this collection only.
         regex: compare names that it is found in only.
+        step: compare this one only, which both have.
+        rank: compare what it saved only; default: what all ranks saved, put together.
 
     Returns:
         ``None`` where they nowhere part in what both have; ``only`` says what just one has.
@@ -69,16 +73,19 @@ def compare(
         StateError: bytes that are lost.
     """
     others = set(other.steps())
-    for step in trial.steps():
-        if step not in others:
-            continue
-        there = set(other.names(regex, collection=collection, step=step))
-        for name in trial.names(regex, collection=collection, step=step):
+    for each in [each for each in trial.steps() if each in others] if step is None else [step]:
+        there = set(_names(other, regex, collection, each, rank))
+        for name in _names(trial, regex, collection, each, rank):
             if name in there:
-                found = _difference(*_pair(trial, other, name, step), rtol, atol)
+                found = _difference(*_pair(trial, other, name, each, rank), rtol, atol)
                 if found is not None:
-                    return Parting(step, name, *found, only(trial, other, collection=collection, regex=regex))
+                    return Parting(each, name, *found, only(trial, other, collection=collection, regex=regex))
     return None
+
+
+def _names(trial: Trial, regex: str | None, collection: str | None, step: int, rank: int | None) -> list[str]:
+    found = trial.names(regex, collection=collection, step=step)
+    return found if rank is None else [name for name in found if trial.has(name, step, rank=rank)]
 
 
 def only(trial: Trial, other: Trial, *, collection: str | None = None, regex: str | None = None) -> Only:
@@ -92,22 +99,24 @@ def _apart(first: list[T], second: list[T]) -> tuple[list[T], list[T]]:
     return [x for x in first if x not in both], [x for x in second if x not in both]
 
 
-def _pair(trial: Trial, other: Trial, name: str, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _pair(
+    trial: Trial, other: Trial, name: str, step: int, rank: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What of a tensor can be compared: both values, or statistics that one of them has only."""
-    first, second = _saved(trial, name, step), _saved(other, name, step)
+    first, second = (_saved(each, name, step, rank) for each in (trial, other))
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
         return first, second
     known = [set(found) for found in (first, second) if isinstance(found, dict)]
     keys = sorted(set.intersection(*known))
-    one, two = ([each.statistic(name, key, step) for key in keys] for each in (trial, other))
+    one, two = ([each.statistic(name, key, step, rank=rank) for key in keys] for each in (trial, other))
     return torch.tensor(one, dtype=torch.float64), torch.tensor(two, dtype=torch.float64)
 
 
-def _saved(trial: Trial, name: str, step: int) -> torch.Tensor | dict[str, float]:
+def _saved(trial: Trial, name: str, step: int, rank: int | None) -> torch.Tensor | dict[str, float]:
     try:
-        return trial.value(name, step)
+        return trial.value(name, step, rank=rank)
     except InputError:
-        return trial.statistics(name, step)
+        return trial.statistics(name, step, rank=rank)
 
 
 def _difference(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
-
 from loopwise.errors import StateError
 
 from ..compare import Parting, compare, only
@@ -25,41 +23,6 @@ class _Place(NamedTuple):
     step: int
     rank: int | None
     """``None``: all together, for the runs have not the same ranks."""
-
-
-class _Part(Trial):
-    """A trial of what one rank saved of one step."""
-
-    place = _Place(0, None)
-
-    def steps(self, mode: str | None = None) -> list[int]:
-        return [self.place.step]
-
-    def names(
-        self,
-        regex: str | None = None,
-        *,
-        collection: str | None = None,
-        step: int | None = None,
-        mode: str | None = None,
-    ) -> list[str]:
-        found = super().names(regex, collection=collection, step=self.place.step)
-        return [name for name in found if self.has(name, self.place.step, rank=self.place.rank)]
-
-    def value(
-        self, name: str, step: int, *, mode: str | None = None, rank: int | None = None
-    ) -> torch.Tensor:
-        return super().value(name, step, rank=self.place.rank)
-
-    def statistics(
-        self, name: str, step: int, *, mode: str | None = None, rank: int | None = None
-    ) -> dict[str, float]:
-        return super().statistics(name, step, rank=self.place.rank)
-
-    def statistic(
-        self, name: str, statistic: str, step: int, *, mode: str | None = None, rank: int | None = None
-    ) -> float:
-        return super().statistic(name, statistic, step, rank=self.place.rank)
 
 
 def comparison(
@@ -92,7 +55,7 @@ def comparison(
 def _said(trial: Trial, reader: Reader, other: Trial, others: Reader) -> str:
     """Where they part, in words."""
     places, common = _differing(reader, others)
-    found, place, lost = _parting(trial.path, other.path, places[:LOOKED_AT])
+    found, place, lost = _parting(trial, other, places[:LOOKED_AT])
     if found is not None:
         of = "" if place.rank is None or len(reader.index.ranks) == 1 else f" of rank {place.rank}"
         text = (
@@ -111,20 +74,17 @@ def _said(trial: Trial, reader: Reader, other: Trial, others: Reader) -> str:
     return text
 
 
-def _parting(path: str, other: str, places: list[_Place]) -> tuple[Parting | None, _Place, list[_Place]]:
+def _parting(trial: Trial, other: Trial, places: list[_Place]) -> tuple[Parting | None, _Place, list[_Place]]:
     """The first that differs of some places, where it is, and the places before whose bytes are lost."""
     lost: list[_Place] = []
-    if places:
-        one, two = _Part(path), _Part(other)
-        for place in places:
-            one.place = two.place = place
-            try:
-                found = compare(one, two)
-            except StateError:
-                lost.append(place)
-                continue
-            if found is not None:
-                return found, place, lost
+    for place in places:
+        try:
+            found = compare(trial, other, step=place.step, rank=place.rank)
+        except StateError:
+            lost.append(place)
+            continue
+        if found is not None:
+            return found, place, lost
     return None, _Place(0, None), lost
 
 

@@ -268,6 +268,28 @@ def test_an_element_on_an_edge_is_no_reason_to_refuse(monkeypatch):
     assert all(torch.equal(p, kept) for p, kept in zip(net.parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize(("error", "refused"), [(0.03, False), (0.3, True)])
+def test_edges_that_few_eager_steps_come_to(error, refused):
+    """ShuffleNet stayed eager: of 24 steps with weights a little off nine came to it, and none of the first four."""
+    names, size = ("loss", "gradient/weight"), torch.ones(8)
+    eager = dict.fromkeys(names, size)
+    asked = []
+
+    def nudge(seed):
+        asked.append(seed)
+        return {"loss": 1e-7, "gradient/weight": 0.02 if seed == 8 else 1e-3}
+
+    expected = Reference(eager, eager, dict.fromkeys(names, 1e-7), nudge)
+    found = check({"loss": size, "gradient/weight": size + error}, expected)
+    assert (found is not None) == refused
+    assert 8 in asked
+    assert check(eager, expected) is None
+    assert (
+        check({"loss": size, "gradient/weight": size + 0.003}, Reference(eager, eager, expected.noise, nudge))
+        is None
+    )
+
+
 def test_an_edge_excuses_nothing_else(monkeypatch):
     plant(monkeypatch, scaled(1 + 1e-4, "linear"))
     net, data = on_an_edge()

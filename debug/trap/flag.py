@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.nn.modules.conv import _ConvNd
+
+from ..local import local
 
 HALVES = (torch.float16, torch.bfloat16)
 LARGE = 2**16
@@ -16,25 +17,34 @@ LARGE = 2**16
 PRODUCTS = (nn.Linear, _ConvNd)
 
 
-def products(models: Iterable[nn.Module]) -> set[int]:
-    """Identities of weights whose gradients are matrix products: of linear layers and convolutions, and of nothing else."""
-    found, others = set[int](), set[int]()
+def products(models: Iterable[nn.Module]) -> dict[int, nn.Parameter | None]:
+    """Weights whose gradients are matrix products: of linear layers and convolutions, and of nothing else.
+
+    Returns:
+        By a weight's identity the bias beside it; ``None`` where there is none, or more than one.
+    """
+    found, others = dict[int, nn.Parameter | None](), set[int]()
     for model in models:
         for module in model.modules():
             is_product = isinstance(module, PRODUCTS) and getattr(module, "groups", 1) == 1
             for name, parameter in module.named_parameters(recurse=False):
-                (found if is_product and name == "weight" else others).add(id(parameter))
-    return found - others
+                if is_product and name == "weight":
+                    bias = getattr(module, "bias", None)
+                    found[id(parameter)] = None if id(parameter) in found else bias
+                else:
+                    others.add(id(parameter))
+    return {key: bias for key, bias in found.items() if key not in others}
 
 
-def edges(product: torch.Tensor) -> list[torch.Tensor]:
-    """What of a matrix product is not finite wherever a factor is not: a row and a column.
+def edges(product: torch.Tensor, bias: nn.Parameter | None = None) -> list[torch.Tensor]:
+    """What of a weight's gradient is not finite wherever a factor of the product is not: a row and a column.
 
+    A bias has the sum of the column's factor for its gradient, which is faster to read.
     What overflows in the product itself is not seen in there.
     """
     if product.numel() < LARGE or product.layout is not torch.strided or product.device.type != "cpu":
         return [product]
-    return [product[0], product[:, 0]]
+    return [product[0], product[:, 0] if bias is None or bias.grad is None else bias.grad]
 
 
 def total(tensors: Iterable[torch.Tensor]) -> torch.Tensor | None:
@@ -56,8 +66,8 @@ def total(tensors: Iterable[torch.Tensor]) -> torch.Tensor | None:
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return local._values() if local.layout is torch.sparse_coo else local
+    tensor = local(tensor)
+    return tensor._values() if tensor.layout is torch.sparse_coo else tensor
 
 
 class Flag:

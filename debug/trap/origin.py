@@ -14,6 +14,8 @@ import torch
 
 import loopwise
 
+from ..lines import relative
+
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OURS = (
     *tuple(str(Path(folder).resolve()) + os.sep for folder in loopwise.__path__),
@@ -109,7 +111,7 @@ def user_line(frame: FrameType | None) -> str:
     while frame is not None:
         file = frame.f_code.co_filename
         if _is_users(file):
-            return short(file, frame.f_lineno)
+            return f"{relative(file)}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
 
@@ -119,18 +121,13 @@ def user_line_of(trace: Sequence[str]) -> str:
     for entry in reversed(trace):
         found = _FRAME.search(entry)
         if found and _is_users(found[1]):
-            return short(found[1], int(found[2]))
+            return f"{relative(found[1])}:{found[2]}"
     return ""
 
 
 def _is_users(file: str) -> bool:
     inside = file.startswith(_TORCH) or file.startswith("<") or file.startswith(_OURS)
     return not inside and not file.startswith(os.path.dirname(os.__file__) + os.sep + "threading")
-
-
-def short(file: str, line: int) -> str:
-    """``file.py:12``, from the working directory where it is in there."""
-    return f"{file.removeprefix(os.getcwd() + os.sep)}:{line}"
 
 
 def here() -> str:

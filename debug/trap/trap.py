@@ -1,10 +1,10 @@
 """Traps the first step whose loss or gradients are not finite, and finds out where that began.
 
 Each optimizer's step is preceded by one reduction over its gradients (of large matrix products a row and a column, which
-are not finite where a factor is not).  Where the sum is not finite, the model is
-called again with the inputs, the random states and the weights of that step, and each operation is looked at (`replay`).
-On the CPU the sum is known before the update.  On an accelerator it is read before the next one, so that nothing
-waits; the weights that the step began with are kept until then, if they are small beside the device's memory.
+are not finite where a factor is not).  Where the sum is not finite, the model is called again with the inputs, the
+random states and the weights of that step, and each operation is looked at (`replay`).  On the CPU the sum is known
+before the update.  On an accelerator it is read before the next one, so that nothing waits; the weights that the step
+began with are kept until then, if they are small beside the device's memory.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from loopwise.run import Run
 
 from .. import names
 from ..companions import Scalars
+from ..local import local
 from ..rules import Finding
 from ..updates import before_update
 from ..zeroing import captures
@@ -45,6 +46,8 @@ SHARE = 0.1
 """Of an accelerator's memory that a copy of the weights may take."""
 LOSSES = 20
 """Of the last losses those in a finding."""
+SCALED = 32
+"""Steps between looks at a GradScaler's scale: an accelerator is waited for."""
 NO_REPLAY = (nn.SyncBatchNorm,)
 """Modules whose forward pass talks to other ranks."""
 
@@ -64,7 +67,8 @@ class Trap:
     Args:
         models, optimizers: by key, as the ``Watch`` has them.
         run: where black boxes are written.
-        scaler: the ``torch.amp.GradScaler``: gradients that overflow are its way to find the scale.
+        scaler: the ``torch.amp.GradScaler``: gradients that overflow are its way to find the scale, until that
+            is below 1.
         found: what rules found so far; a critical one and a loss spike write a black box, too.
         counted: what the time in hooks is counted by.
     """
@@ -91,6 +95,7 @@ class Trap:
         self._seen, self._alarms, self._boxes = 0, 0, 0
         self._known: set[str] = {"loss"}
         self._losses: deque[tuple[int, float]] = deque(maxlen=LOSSES)
+        self._lowest = 1.0 if scaler is None else min(1.0, scaler.get_scale())
         self._pending: list[Alarm] = []
         self._findings: list[Finding] = []
         self._error: Exception | None = None
@@ -108,6 +113,7 @@ class Trap:
             self._settle(step)
         if mode == "train" and self._calls.open:
             self._look_at_losses(step, scalars)
+            self._look_at_scale(step)
             self._write_box_of_rules(step)
         self._calls.open = False
         self._tell(scalars)
@@ -155,11 +161,12 @@ class Trap:
 
     def _gradients(self, parameters: Sequence[nn.Parameter]) -> list[torch.Tensor]:
         """What of their gradients is looked at."""
+        known = self._products
         return [
             part
             for p in parameters
             if p.grad is not None
-            for part in (edges(_local(p.grad)) if id(p) in self._products else (p.grad,))
+            for part in (edges(local(p.grad), known[id(p)]) if id(p) in known else (p.grad,))
         ]
 
     def _ask(self, value: torch.Tensor, parameters: Sequence[nn.Parameter]) -> None:
@@ -169,14 +176,16 @@ class Trap:
 
     def _settle(self, before: int | None = None) -> None:
         """Read the sums of steps before one, which are known by now; default: all."""
-        due = [each for each in self._waiting if before is None or each.step < before]
-        self._waiting = [each for each in self._waiting if each not in due]
-        for each in due:
+        asked, self._waiting = self._waiting, []
+        for each in asked:
+            if before is not None and each.step >= before:
+                self._waiting.append(each)
+                continue
             if each.flag.is_finite():
                 continue
             late = each.step != self._step
             gradients = [p.grad for p in each.parameters if p.grad is not None]
-            if late or not each.parameters or any(not_finite(_local(g)) for g in gradients):
+            if late or not each.parameters or any(not_finite(local(g)) for g in gradients):
                 self._alarm(each.step)
 
     def _look_at_losses(self, step: int, scalars: Scalars) -> None:
@@ -198,6 +207,13 @@ class Trap:
             value = total(self._gradients(parameters))
             if value is not None:
                 self._ask(value, parameters)
+
+    def _look_at_scale(self, step: int) -> None:
+        """A scale that falls without end: it is not the scale that the gradients are not finite by."""
+        if self._scaler is None or step % SCALED or self._scaler.get_scale() >= self._lowest:
+            return
+        self._lowest = 0.0
+        self._alarm(step)
 
     def _keep_weights(self) -> None:
         """As they are before the first update of a step."""
@@ -262,7 +278,8 @@ class Trap:
 
     def _write_box_of_rules(self, step: int) -> None:
         """A critical finding, and a loss that leapt: what came before it is worth keeping."""
-        new, self._seen = self._found()[self._seen :], len(self._found())
+        found = self._found()
+        new, self._seen = found[self._seen :], len(found)
         alarming = [f for f in new if f.severity == "critical" or f.rule == "loss_spike"]
         if any(f.rule != "non_finite" for f in alarming) and self._boxes < ALARMS:
             self._boxes += 1
@@ -284,7 +301,3 @@ def _is_known(value: torch.Tensor) -> bool:
 def _talks(model: nn.Module) -> bool:
     by_module = any(isinstance(module, NO_REPLAY) for module in model.modules())
     return is_sharded(model) or by_module or any(isinstance(p, DTensor) for p in model.parameters())
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

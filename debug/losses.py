@@ -24,18 +24,21 @@ NORMALIZING = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "si
 
 
 def of_loss(loss: torch.Tensor) -> dict[str, Any]:
-    """``loss_input``, where it is wrong: a word for it and what the loss gets; ``classes`` of a cross-entropy.
+    """``loss_input``, where it is wrong: a word for it and what the loss gets; ``classes`` of a cross-entropy
+    that nothing multiplies, and nothing is added to.
 
     Args:
         loss: a number with its autograd graph, also after backward.
     """
     node: Any = loss.grad_fn
+    above, mixed = "", False
     for _ in range(FAR):
         if node is None:
             return {}
+        mixed |= (above == "Add") != (_kind(node) == "Mul")  # one beneath the other is label smoothing
         if (kind := LOSSES.get(node.name())) is not None:
             break
-        node = _before(node)
+        above, node = _kind(node), _before(node)
     else:
         return {}
     source = _values(_before(node))
@@ -52,7 +55,7 @@ def of_loss(loss: torch.Tensor) -> dict[str, Any]:
         return {"loss_input": ["no log_softmax before nll_loss", _kind(source).lower()]} if sure else {}
     found: dict[str, Any] = {}
     metadata = getattr(source, "_input_metadata", None)
-    if metadata and len(metadata[0].shape) > 1:
+    if metadata and len(metadata[0].shape) > 1 and not mixed:
         found["classes"] = int(metadata[0].shape[1])
     word = _word(_values(_before(source)))
     if word in ("softmax", "sigmoid"):  # log_softmax twice is log_softmax

@@ -4,7 +4,8 @@ Statistic: the first loss, over the logarithm of the number of classes, where ``
 autograd graph.  Default: more than 1.5 times as large, at the first step of a run.
 Why: a network that knows nothing and says so has exactly the logarithm; one that is sure of nothing but its
 initialisation has more.
-False alarms: a sum of several losses, or over samples.
+False alarms: a weighted sum of several losses, a sum over samples.  Of one that is multiplied, or that something is
+added to, nothing is said.
 """
 
 from __future__ import annotations

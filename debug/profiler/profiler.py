@@ -56,7 +56,7 @@ class Profiler:
             run,
             options.interval,
             used=identities(models.values()),
-            phases=lambda last: phases.drain(),
+            phases=phases.drain,
             look=lambda name, record: found.extend(judge.look(name, record)),  # the thread has no hold of us
         )
         self._windows = Windows(

@@ -6,9 +6,9 @@ the run; its first line in a file has ``session``, when it began (seconds since 
 ``debug/system``
     First line: ``session``, ``version``, ``host``, ``interval`` (seconds), ``columns``, ``cores``, ``usable``,
     those of them that this process may run on, ``totals`` (bytes of memory by column of memory), ``devices``
-    (name -> what it is) and ``used``, those that the training uses.  The others: ``row``, the numbers of ``columns``: ``time`` (seconds since the epoch), ``late`` (seconds behind
-    the time when it was due), ``missed`` (samples so far that were a whole interval late, and
-    left out), the columns of ``host.PROCESS``, and on one rank of each machine those of ``host.HOST``, ``cpu0``,
+    (name -> what it is) and ``used``, those that the training uses.  The others: ``row``, the numbers of
+    ``columns``: ``time`` (seconds since the epoch), ``late`` (seconds behind the time when it was due),
+    ``missed`` (samples so far that were a whole interval late, and left out), the columns of ``host.PROCESS``, and on one rank of each machine those of ``host.HOST``, ``cpu0``,
     ``cpu1``, ... and, for each device, ``gpu0``, ``gpu0_memory``, ``gpu0_power``, ... .
 ``debug/phases``
     First line: ``session``, ``version``.  The others: ``sample``, how many rows of ``debug/system`` came before;
@@ -62,7 +62,7 @@ class Sampler:
         run: where to.
         interval: seconds, from 0.1 to 60.
         used: UUIDs of the devices that the training uses.
-        phases: gives the record of ``debug/phases`` that is due, if any; told whether it is the last time.
+        phases: gives the record of ``debug/phases`` that is due, if any.
         look: called with each record as it is written, after the part of its name behind ``debug/``.
         clock: monotonic seconds.
         read: where counters are read.
@@ -77,7 +77,7 @@ class Sampler:
         interval: float = 0.5,
         *,
         used: Iterable[str] = (),
-        phases: Callable[[bool], dict[str, Any] | None] | None = None,
+        phases: Callable[[], dict[str, Any] | None] | None = None,
         look: Look | None = None,
         clock: Callable[[], float] = time.monotonic,
         read: Source | None = None,
@@ -123,7 +123,7 @@ class Sampler:
             rest.callback(self._source.close)
             rest.callback(self._close_lines)
             if self.error is None and self._lines:
-                self._hand_on(last=True)
+                self._hand_on()
                 self._tell("end", {})
 
     def _close_lines(self) -> None:
@@ -184,8 +184,8 @@ class Sampler:
         if self._failed == 1:
             logging.getLogger("loopwise.debug").warning("the profile could not be written yet: %r", failure)
 
-    def _hand_on(self, last: bool = False) -> None:
-        if self._phases is not None and (record := self._phases(last)) is not None:
+    def _hand_on(self) -> None:
+        if self._phases is not None and (record := self._phases()) is not None:
             self._write("phases", {"sample": self.samples, **record})
         while self._more:
             self._write(*self._more.popleft())

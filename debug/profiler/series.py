@@ -141,6 +141,11 @@ class Series:
         """Names of the devices that the training uses: ``gpu0``."""
         return [name for name in self.header.get("used", ()) if name in self.system]
 
+    def utilization(self, samples: Table) -> dict[str, Floats]:
+        """What devices told of their utilisation in per cent in some samples, by name; not those that told nothing."""
+        told = {name: finite(samples[name]) for name in self.devices()} if len(samples) else {}
+        return {name: values for name, values in told.items() if len(values)}
+
     def recent(self, samples: float) -> Table:
         """The last samples since the first step; none where there are fewer."""
         since = self.system["time"] > (np.inf if self.first is None else self.first)

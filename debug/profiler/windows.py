@@ -60,7 +60,7 @@ class Windows:
         activities = [torch.profiler.ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(torch.profiler.ProfilerActivity.CUDA)
-        self._open = torch.profiler.profile(activities=activities, profile_memory=True)
+        self._open = torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True)
         self._open.start()
         self._first, self._ended, self._began = step, 0, time.perf_counter()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...rules.finding import Rule
+from ...rules.finding import Rule, named
 from . import (
     batch_size,
     cpu_bottleneck,
@@ -15,18 +15,15 @@ from . import (
     step_outlier,
 )
 
-PROFILE_RULES: dict[str, Rule] = {
-    module.__name__.rpartition(".")[2]: module.RULE
-    for module in (
-        max_initialization_time,
-        dataloader,
-        io_bottleneck,
-        step_outlier,
-        cpu_bottleneck,
-        low_gpu_utilization,
-        batch_size,
-        gpu_memory_increase,
-        load_balancing,
-    )
-}
+PROFILE_RULES: dict[str, Rule] = named(
+    max_initialization_time,
+    dataloader,
+    io_bottleneck,
+    step_outlier,
+    cpu_bottleneck,
+    low_gpu_utilization,
+    batch_size,
+    gpu_memory_increase,
+    load_balancing,
+)
 """Name -> rule; its ``check`` is called with a ``Series``."""

@@ -22,10 +22,10 @@ def check(
     recent = series.recent(samples)
     if not len(recent) or "cpu" not in recent or np.percentile(recent["cpu"], 95) >= cpu:
         return
-    for name in series.devices():
+    for name, utilizations in series.utilization(recent).items():
         total = series.header["totals"].get(f"{name}_memory", 0.0)
-        utilizations, memories = finite(recent[name]), finite(recent[f"{name}_memory"])
-        if not len(utilizations) or not len(memories) or not total > 0:  # not told
+        memories = finite(recent[f"{name}_memory"])
+        if not len(memories) or not total > 0:  # not told
             continue
         busy, held = np.percentile(utilizations, 95), 100 * np.percentile(memories, 95) / total
         if busy < utilization and held < memory:

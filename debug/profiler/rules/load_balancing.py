@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ...rules.finding import Rule, Seen
-from ..series import Series, Table, finite
+from ..series import Series, Table
 
 OWN = ("data", "to_device", "forward", "optimizer", "other")
 """Phases of a rank's own work; in ``backward`` it waits for the others."""
@@ -20,8 +20,7 @@ IDLE = 5.0
 
 def check(series: Series, ratio: float = 0.5, samples: float = 500.0) -> Iterator[Seen]:
     recent = series.recent(samples)
-    told = {name: finite(recent[name]) for name in series.devices()}
-    means = {name: float(values.mean()) for name, values in told.items() if len(values)}
+    means = {name: float(values.mean()) for name, values in series.utilization(recent).items()}
     if len(means) < 2:
         return
     least, most = min(means, key=lambda name: means[name]), max(means, key=lambda name: means[name])

@@ -12,15 +12,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from ...rules.finding import Rule, Seen
-from ..series import Series, finite
+from ..series import Series
 
 
 def check(series: Series, p95: float = 70.0, p5: float = 10.0, samples: float = 500.0) -> Iterator[Seen]:
     recent = series.recent(samples)
-    for name in series.devices() if len(recent) else []:
-        told = finite(recent[name])
-        if not len(told):
-            continue
+    for name, told in series.utilization(recent).items():
         low, high = np.percentile(told, [5, 95])
         if high < p95 and low < p5:
             yield Seen(

@@ -144,9 +144,7 @@ def test_long_runs_are_thinned(run, clock):
 
     rows = [["train", i, 1, 1e9 + i, 1, 1, 0, *[0.1] * 7] for i in range(10_000)]
     record = [{"columns": list(FIXED), "rows": rows}]
-    sampler = Sampler(
-        run, 0.5, clock=clock, read=Idle(), phases=lambda last: record.pop() if record else None
-    )
+    sampler = Sampler(run, 0.5, clock=clock, read=Idle(), phases=lambda: record.pop() if record else None)
     for _ in range(5000):
         clock.tick(0.5)
         sampler.sample()
@@ -169,7 +167,7 @@ def test_a_run_that_is_not_there(tmp_path):
 
 
 def test_a_run_that_goes_on_and_one_without_a_step(run, clock):
-    sampler = Sampler(run, 0.5, clock=clock, phases=lambda last: None)
+    sampler = Sampler(run, 0.5, clock=clock, phases=lambda: None)
     assert [each["id"] for each in page.sections(run.path)] == ["job"]
     clock.tick(0.5)
     sampler.sample()

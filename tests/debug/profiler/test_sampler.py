@@ -99,9 +99,7 @@ def test_a_reader_that_fails_ends_the_thread_and_is_told(run):
 
 def test_records_of_others_are_written_with_the_samples(run, clock):
     phases = [{"columns": ["step"], "rows": [["train", 3]]}]
-    sampler = Sampler(
-        run, 0.5, clock=clock, read=Still(), phases=lambda last: phases.pop() if phases else None
-    )
+    sampler = Sampler(run, 0.5, clock=clock, read=Still(), phases=lambda: phases.pop() if phases else None)
     sampler.put("operators", {"step": 1})
     for _ in range(2):
         clock.tick(0.5)
@@ -146,7 +144,7 @@ def test_uploads_that_fail_are_made_up_for(clock, monkeypatch, caplog):
             10.0,
             clock=clock,
             read=Still(),
-            phases=lambda last: record.pop() if record else None,
+            phases=lambda: record.pop() if record else None,
         )
         monkeypatch.setattr(Cut, "away", {"system"})
         for _ in range(6):
@@ -167,7 +165,7 @@ def test_storage_that_stays_away_is_given_up(clock, monkeypatch):
     monkeypatch.setattr("loopwise.debug.profiler.sampler.Lines", Cut)
     monkeypatch.setattr(Cut, "away", {"system"})
     with Run("memory://gone") as run:
-        sampler = Sampler(run, 30.0, clock=clock, read=Still(), phases=lambda last: None)
+        sampler = Sampler(run, 30.0, clock=clock, read=Still(), phases=lambda: None)
         for _ in range(FLUSHES - 1):
             clock.tick(30)
             sampler.sample()

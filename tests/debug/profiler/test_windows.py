@@ -96,7 +96,7 @@ def test_traces_go_to_remote_storage():
 
 
 def test_the_users_own_profiler_goes_first(run, caplog):
-    users = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+    users = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True)
 
     def around(step):
         if step == 1:

@@ -97,7 +97,7 @@ class Capture:
     def begin(self) -> None:
         """A step begins."""
         with self._guarded():
-            self._health.rates.begin(self._clock.step, self._clock.mode)
+            self._health.rates.begin()
             self._open()
 
     def finish(self, scalars: Mapping[str, float | torch.Tensor]) -> None:

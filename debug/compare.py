@@ -72,8 +72,7 @@ def compare(
         InputError: a regular expression that is none.
         StateError: bytes that are lost.
     """
-    others = set(other.steps())
-    for each in [each for each in trial.steps() if each in others] if step is None else [step]:
+    for each in _common(trial, other) if step is None else [step]:
         there = set(_names(other, regex, collection, each, rank))
         for name in _names(trial, regex, collection, each, rank):
             if name in there:
@@ -81,6 +80,11 @@ def compare(
                 if found is not None:
                     return Parting(each, name, *found, only(trial, other, collection=collection, regex=regex))
     return None
+
+
+def _common(trial: Trial, other: Trial) -> list[int]:
+    others = set(other.steps())
+    return [step for step in trial.steps() if step in others]
 
 
 def _names(trial: Trial, regex: str | None, collection: str | None, step: int, rank: int | None) -> list[str]:

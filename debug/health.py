@@ -46,7 +46,7 @@ class Health:
         failed: called with what went wrong; then it does nothing more, and the step is saved without it.
 
     Attributes:
-        rates: a companion of the ``Watch``.
+        rates: of the optimizers at every step.
     """
 
     def __init__(

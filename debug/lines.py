@@ -9,7 +9,6 @@ import os
 import sysconfig
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 
 from torch import nn
 
@@ -78,7 +77,7 @@ def _assigned(kind: type) -> Places:
         tree = ast.parse(textwrap.dedent("".join(source)))
     except (OSError, TypeError, SyntaxError):
         return {}
-    shown, found = _relative(file), Places()
+    shown, found = relative(file), Places()
     for node in ast.walk(tree):
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
@@ -106,10 +105,9 @@ def _items(value: ast.expr) -> list[int]:
     )
 
 
-def _relative(file: str) -> str:
-    path = Path(file)
+def relative(file: str) -> str:
+    """From the working directory, where the file is in there."""
     try:
-        here = Path.cwd()
+        return file.removeprefix(os.getcwd() + os.sep)
     except OSError:  # it was deleted
         return file
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -38,13 +38,13 @@ def strided(names: tuple[str, ...], tensors: Sequence[torch.Tensor]) -> Parts:
     shards: list[dict[str, list[int]] | None] = []
     whole: list[torch.Tensor] = []
     for name, tensor in zip(names, tensors, strict=True):
-        local, shard = _local(tensor.detach())
-        if local.device.type == "meta":
+        part, shard = _shard(tensor.detach())
+        if part.device.type == "meta":
             raise TypeError(f"{name} has no data: it is on the meta device")
-        whole.append(local)
-        for suffix, part in _stored(local):
+        whole.append(part)
+        for suffix, stored in _stored(part):
             found_names.append(name + suffix)
-            found.append(part)
+            found.append(stored)
             shards.append(shard)
     return Parts(tuple(found_names), found, tuple(shards) if any(shards) else (), whole)
 
@@ -52,11 +52,16 @@ def strided(names: tuple[str, ...], tensors: Sequence[torch.Tensor]) -> Parts:
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-def _local(tensor: torch.Tensor) -> tuple[torch.Tensor, dict[str, list[int]] | None]:
+def _shard(tensor: torch.Tensor) -> tuple[torch.Tensor, dict[str, list[int]] | None]:
     if not isinstance(tensor, DTensor):
         return tensor, None
     _, start = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     return tensor.to_local(), {"shape": list(tensor.shape), "start": list(start)}
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a sharded tensor; a plain one is its own."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _stored(tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:

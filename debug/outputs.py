@@ -47,9 +47,9 @@ class Outputs:
     def attach(self, models: Mapping[str, nn.Module]) -> None:
         for key, model in models.items():
             ear = _Ear(weakref.ref(self), key or "model")
-            _, root = next(names.modules({key: model}))
-            calling.listen(root, ear)
-            self._heard.append((root, ear))
+            inner = names.root(model)
+            calling.listen(inner, ear)
+            self._heard.append((inner, ear))
 
     def begin(self) -> None:
         """A step that is saved begins."""

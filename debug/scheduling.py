@@ -11,9 +11,6 @@ from typing import Any, TypeGuard
 import torch
 from torch.optim import Optimizer
 
-from .companions import Scalars
-from .rules import Finding
-
 LOW, HIGH = 1e-3, 0.9
 """Shares of the highest rate: below it has run down, above it has risen again."""
 INTERVALS = 16
@@ -21,7 +18,7 @@ INTERVALS = 16
 
 
 class Rates:
-    """Follows the learning rates of optimizers at every step; a companion of a ``Watch``.
+    """Follows the learning rates of optimizers at every step.
 
     Args:
         optimizers: by key.
@@ -43,16 +40,11 @@ class Rates:
         """By the key of each optimizer with a schedule, what a rule wants to know of it: see `_Rate.facts`."""
         return {rate.key: rate.facts() for rate in self._rates.values() if rate.changes}
 
-    def begin(self, step: int, mode: str) -> None:
+    def begin(self) -> None:
+        """A step begins."""
         for rate in self._rates.values():
             rate.begun += 1
             rate.look()
-
-    def end(self, step: int, mode: str, scalars: Scalars) -> None:
-        """All is seen as steps begin and at updates."""
-
-    def findings(self) -> list[Finding]:
-        return []  # a rule finds them in the facts
 
     def close(self) -> None:
         for handle in self._handles:

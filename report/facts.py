@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
-from loopwise.errors import InputError
 from loopwise.run import Run
 
 QUIET = 60.0
@@ -45,30 +43,13 @@ class Facts:
         return found + [(str(key), str(value)) for key, value in self.info.get("versions", {}).items()]
 
 
-def existing(path: str) -> Run:
-    """A run, to be read.
-
-    Raises:
-        InputError: there is none, one that cannot be read, or one of a newer schema.
-    """
-    try:
-        return Run.existing(path)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(
-            f"run.json in {path!r}: {error!r}",
-            "what loopwise.run writes",
-            "a damaged file, or one of another program",
-            "name another run",
-        ) from None
-
-
 def facts(path: str) -> Facts:
     """Of a run.
 
     Raises:
-        InputError: see `existing`.
+        InputError: there is none, one that cannot be read, or one of a newer schema.
     """
-    run = existing(path)
+    run = Run.existing(path)
     return Facts(run.path, run.info(), max((when for _, _, when in files(run)), default=0.0))
 
 

@@ -83,12 +83,20 @@ function draw(box) {
   box.dataset.drawn = box.dataset.plot;
 }
 
+function seen(box) {
+  const { top, bottom } = box.getBoundingClientRect();
+  return bottom > 0 && top < innerHeight;
+}
+
+// What is in the window is drawn first, what is a little beyond once that is on the screen.
 const near = new IntersectionObserver(
   (entries) => {
-    for (const entry of entries.filter((each) => each.isIntersecting)) {
-      near.unobserve(entry.target);
-      draw(entry.target);
-    }
+    const due = entries.filter((each) => each.isIntersecting).map((each) => each.target);
+    due.forEach((box) => near.unobserve(box));
+    const now = due.filter(seen);
+    now.forEach(draw);
+    const rest = due.filter((box) => !now.includes(box));
+    requestAnimationFrame(() => setTimeout(() => rest.filter((box) => box.isConnected).forEach(draw)));
   },
   { rootMargin: "200px" },
 );

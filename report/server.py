@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from loopwise.errors import LoopwiseError
+from loopwise.run import Run
 
-from .facts import existing, signature
+from .facts import signature
 from .page import html, state
 
 PAUSE = 2.0
@@ -39,7 +40,7 @@ class Source:
 
     def __init__(self, path: str, other: str | None = None) -> None:
         self._path, self._other = path, other
-        self._runs = [existing(each) for each in (path, other) if each is not None]
+        self._runs = [Run.existing(each) for each in (path, other) if each is not None]
         self._lock = threading.Lock()
         self._next = 0.0
         self._signature = ""

@@ -67,7 +67,7 @@ class Original:
     @classmethod
     def of(cls, model: nn.Module, loss: Any, optimizer: Optimizer | None, batch: Any) -> Original:
         """``model`` may be in the wrappers of DDP and torch.compile."""
-        return cls(next(iter(names.modules({"": model})))[1], loss, optimizer, batch)
+        return cls(names.root(model), loss, optimizer, batch)
 
     @property
     def trained(self) -> int:
@@ -104,8 +104,8 @@ class Original:
             raise InputError(
                 f"a model or optimizer that cannot be copied: {error!r}",
                 "what copy.deepcopy takes",
-                "it keeps a tensor of an earlier forward pass, a lock or a file, or a Watch has hooks on it",
-                "call check before training begins, and outside of Watch",
+                "it keeps a tensor of an earlier forward pass, a lock or a file",
+                "call check before training begins",
             ) from error
         if not model.training:
             model.train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 from .history import History
@@ -48,6 +49,11 @@ class Rule:
 
     def __call__(self, history: History, **thresholds: float) -> Iterator[Seen]:
         return self.check(history, **thresholds)
+
+
+def named(*modules: ModuleType) -> dict[str, Rule]:
+    """The rules of modules by their names."""
+    return {module.__name__.rpartition(".")[2]: module.RULE for module in modules}
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,6 +164,7 @@ LOG = torch.randn(6, 3, requires_grad=True)
         (lambda: F.cross_entropy(LOG.log_softmax(1), torch.arange(6) % 3), {"classes"}),
         (lambda: F.cross_entropy(LOG.sigmoid(), torch.arange(6) % 3), {"classes", "loss_input"}),
         (lambda: F.cross_entropy(LOG, torch.arange(6) % 3, label_smoothing=0.1) / 4, {"classes"}),
+        (lambda: 10 * F.cross_entropy(LOG, torch.arange(6) % 3), set()),
         (lambda: F.mse_loss(LOG, torch.zeros(6, 3)), set()),
         (lambda: LOG.sum(), set()),
     ],
@@ -225,6 +226,21 @@ def test_a_checksum_that_fails_is_an_error_and_no_wait(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         answer()
     made.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "classes"),
+    [
+        (lambda loss: loss, 3),
+        (lambda loss: -loss, 3),
+        (lambda loss: 10 * loss, None),
+        (lambda loss: loss + 1, None),
+    ],
+)
+def test_how_large_a_loss_begins_is_known_of_a_whole_cross_entropy(change, classes):
+    outputs = torch.randn(6, 3, requires_grad=True)
+    loss = change(nn.functional.cross_entropy(outputs, torch.arange(6) % 3))
+    assert of_loss(loss).get("classes") == classes
 
 
 def test_a_scripted_model_is_refused(tmp_path):

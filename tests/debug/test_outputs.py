@@ -241,7 +241,7 @@ def test_a_large_vocabulary(monkeypatch):
     assert found == pytest.approx(0.5, rel=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_model_of_torchscript_is_not_seen():
     net, outputs = torch.jit.trace(nn.Linear(4, 3), torch.randn(8, 4)), Outputs(contextlib.nullcontext)
     outputs.attach({"": net})

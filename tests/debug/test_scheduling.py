@@ -30,7 +30,7 @@ def stepped(make, steps, order="ss", every=1, unit=1):
     optimizer.param_groups[0]["params"][0].grad = torch.ones(1)
     schedule = make(optimizer)
     found = rates(optimizer)
-    found.begin(0, "train")
+    found.begin()
     for step in range(steps):
         if order == "before" and step % unit == unit - 1:
             schedule.step()
@@ -38,8 +38,7 @@ def stepped(make, steps, order="ss", every=1, unit=1):
             optimizer.step()
         if order != "before" and step % unit == unit - 1:
             schedule.step()
-        found.end(step, "train", {})
-        found.begin(step + 1, "train")
+        found.begin()
     found.close()
     return found.facts()
 
@@ -108,16 +107,16 @@ def test_optimizers_that_find_their_own_rate(rate):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     optimizer.param_groups[0]["lr"] = rate
     found = rates(optimizer)
-    found.begin(0, "train")
+    found.begin()
     del optimizer.param_groups[0]["lr"]
-    found.begin(1, "train")
+    found.begin()
     found.close()
 
 
 def test_rates_that_are_set_by_hand_before_the_first_update():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     found = rates(optimizer)
-    found.begin(0, "train")
+    found.begin()
     optimizer.param_groups[0]["lr"] = 0.01
     optimizer.step()
     found.close()
@@ -130,12 +129,11 @@ def test_updates_that_grad_scaler_skips_at_first():
     schedule = lr_scheduler.ExponentialLR(optimizer, 0.99)
     found = rates(optimizer)
     for step in range(40):
-        found.begin(step, "train")
+        found.begin()
         if step >= 12:
             optimizer.step()
         optimizer._opt_called = True  # or torch warns
         schedule.step()
-        found.end(step, "train", {})
     found.close()
     assert [*RULES["scheduler_order"](Past(found.facts()))] == []
 

@@ -1,13 +1,17 @@
 """Foretold memory: by allocations, not by a line through two peaks."""
 
+import sys
+
 import torch
 from torch import nn
 
 from loopwise.compile import Plan, TrainStep, fit
 
 
-def test_the_peak_moves_from_gradients_to_activations_and_is_foretold():
+def test_the_peak_moves_from_gradients_to_activations_and_is_foretold(monkeypatch):
     """With few samples gradients of large weights make the peak, with many the activations: no line has both."""
+    fitting = sys.modules["loopwise.compile.fit"]  # the package's attribute is the function
+    monkeypatch.setattr(fitting, "seconds", lambda *_, **__: {"": [1.0]})  # larger is always better
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 512), nn.GELU(), nn.Linear(512, 512), nn.GELU()

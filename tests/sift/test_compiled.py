@@ -44,7 +44,7 @@ def test_auto_starts_plain_and_gives_the_same_losses():
     model = nn.Linear(6, 3)
     batch = torch.randn(8, 6), torch.arange(8) % 3
     criterion = nn.CrossEntropyLoss(reduction="none")
-    scorer = Scorer(model, criterion, "auto", compiled="auto")
+    scorer = Scorer(model, criterion, torch.float32, compiled="auto")
     assert torch.equal(scorer(batch, 8).losses, criterion(model(batch[0]), batch[1]))
     assert not scorer._trial.decided
     with_gradients = Scorer(model, criterion, "auto", compiled="auto", needs=frozenset({"gradients"}))

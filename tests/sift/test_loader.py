@@ -165,8 +165,8 @@ def test_channels_last_scores_are_the_same_losses():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3))
     x, y = torch.randn(20, 3, 8, 8), torch.arange(20) % 3
     seen = []
-    loader = sift([(x, y)], model, policy=lambda losses: seen.append(losses) or torch.ones_like(losses))
-    list(loader)
+    kept = dict(policy=lambda losses: seen.append(losses) or torch.ones_like(losses), dtype=torch.float32)
+    list(sift([(x, y)], model, **kept))
     torch.testing.assert_close(seen[0], CRITERION(model(x), y).detach())
     assert model[0].weight.is_contiguous()
 

@@ -26,6 +26,7 @@ THREADS = 1
 """Of torch, as in ``benchmarks/sift.py``."""
 STEPS, WARM = 15, 3
 FORMS = ("eager", "torch.compile", "ours")
+LOW = "torch.compile, autocast"
 LANGUAGE = ("gpt-8k", "gpt-32k")
 LEARNING_RATE = 1e-4
 BUDGET = 0.2
@@ -36,11 +37,14 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
 
 
-def loop(model: Any, loss: Any, optimizer: torch.optim.Optimizer) -> Callable[[Any], torch.Tensor]:
-    """The usual training step."""
+def loop(
+    model: Any, loss: Any, optimizer: torch.optim.Optimizer, dtype: torch.dtype | None = None
+) -> Callable[[Any], torch.Tensor]:
+    """The usual training step; with a ``dtype``, under autocast to it."""
 
     def step(batch: Any) -> torch.Tensor:
-        value = loss(model, batch) if isinstance(batch, dict) else loss(model(batch[0]), batch[1])
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            value = loss(model, batch) if isinstance(batch, dict) else loss(model(batch[0]), batch[1])
         value.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -51,13 +55,23 @@ def loop(model: Any, loss: Any, optimizer: torch.optim.Optimizer) -> Callable[[A
 
 def made(form: str, model: nn.Module, loss: Any) -> Callable[[Any], torch.Tensor]:
     """The training step in one of the ``FORMS``."""
-    if form == "ours":
+    if form in ("ours", "fast"):
         from loopwise.compile import TrainStep
 
-        return TrainStep(model, loss, optimizer_of(model))
+        return TrainStep(model, loss, optimizer_of(model), level="fast" if form == "fast" else "exact")
     if form != "eager":
         model.compile(mode="max-autotune" if form == "max-autotune" else None)
-    return loop(model, loss, optimizer_of(model))
+    return loop(model, loss, optimizer_of(model), torch.bfloat16 if form == LOW else None)
+
+
+def forms_of(name: str) -> tuple[str, ...]:
+    """The forms of a model's step that are timed; bfloat16 where the processor multiplies it."""
+    if name not in LANGUAGE:
+        return FORMS
+    from loopwise.devices import native_dtype
+
+    low = native_dtype(torch.device("cpu")) == torch.bfloat16
+    return (*FORMS, "max-autotune", *(("fast", LOW) if low else ()))
 
 
 def timed(name: str, seed: int) -> dict[str, float]:
@@ -68,13 +82,13 @@ def timed(name: str, seed: int) -> dict[str, float]:
     torch.set_num_threads(THREADS)
     torch._dynamo.config.recompile_limit = 64
     steps, found = {}, {}
-    forms = (*FORMS, "max-autotune") if name in LANGUAGE else FORMS
+    forms = forms_of(name)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LOOPWISE_CACHE"] = folder  # measured anew in each run
         for form in forms:
             torch.manual_seed(seed)
             model, loss, batch = MODELS[name]()
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/{form}"  # each starts cold
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/{form.replace(' ', '')}"  # each starts cold
             start = time.perf_counter()
             step = made(form, model, loss)
             step(batch)
@@ -211,6 +225,10 @@ def step_rows(name: str, values: dict[str, list[float]]) -> list[Row]:
         text = bar if name in LANGUAGE else None
         found.append(Row(f"{name}: step", ours, values[f"{peer}: step, ms"], peer, "ms", text))
     first = values["ours: first step, s"]
+    if "fast: step, ms" in values:
+        for peer, text in (("eager", "ratio <= 0.45"), (LOW, None)):
+            label = f'{name}: step, level="fast"'
+            found.append(Row(label, values["fast: step, ms"], values[f"{peer}: step, ms"], peer, "ms", text))
     return [
         *found,
         Row(f"{name}: first step", first, values["torch.compile: first step, s"], "torch.compile", "s", None),

@@ -23,9 +23,12 @@ CPU_CHUNK_BYTES = (4 << 20, 16 << 20)
 """Least and most logits in a chunk on the CPU, in between half the weight's bytes (its gradient is held beside
 it).  More rows make faster products, but at N = 1024, d = 256, V = 32768: 8 MiB 856 ms, 16 MiB 801 ms, 32 MiB
 768 ms for 17 MiB more (AMD EPYC, one core, AVX2, MKL of torch 2.15); torch.compile without chunks: 948 ms."""
+CPU_GROUP_BYTES = 4 << 20
+"""Most logits of a lower precision that the CPU turns into float32 at a time."""
 CPU_BLOCK = 2048
 """Classes in one matrix product for logits on the CPU: 10 % faster than all at once at V = 32768, d = 256
-(same machine); the other two products gain nothing from blocks."""
+(same machine); in float32 the other two products gain nothing from blocks.  In bfloat16, whose product for the
+weight is added to float32 sums, 14 ms instead of 28 for 128 rows (AMD EPYC, one core, AVX512)."""
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -48,6 +51,11 @@ def chunk_rows(n: int, classes: int, features: int, device: str, itemsize: int =
         return max(1, min(n, size // (classes * itemsize)))
     rows = -(-n // -(-classes // max(features, 1)))  # as many as make a chunk of logits as large as x
     return 1 << max(rows - 1, 0).bit_length()
+
+
+def group_rows(classes: int) -> int:
+    """Rows of logits in a lower precision that the CPU turns into float32 at a time, at least 1."""
+    return max(1, CPU_GROUP_BYTES // (4 * classes))
 
 
 def sums_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -111,40 +119,66 @@ def _stream(
 ) -> tuple[Tensor, Tensor, Gradients]:
     """Loss and logsumexp of each row, (N,), and the gradients that ``needs`` names for ``tangents``."""
     x, (n, d), classes, sums = rows.x, rows.x.shape, len(weight), sums_dtype(weight.dtype)
-    smooth, cap = options.label_smoothing / classes, options.softcap
-    step = options.chunk or chunk_rows(n, classes, d, x.device.type, sums.itemsize)
-    buffer = x.new_empty(min(step, n), classes, dtype=sums)
-    low = None if x.dtype == sums else x.new_empty(min(step, n), classes)
+    step = options.chunk or chunk_rows(n, classes, d, x.device.type, x.itemsize)
+    buffer = x.new_empty(min(step, n), classes)
+    group = len(buffer) if x.device.type != "cpu" or x.dtype == sums else group_rows(classes)
+    wide = None if x.dtype == sums else x.new_empty(min(group, len(buffer)), classes, dtype=sums)
     weights = weight.new_ones(classes, dtype=sums) if class_weight is None else class_weight.to(sums)
-    losses, lse = rows.row.new_empty(n), rows.row.new_empty(n)
-    gradients = _zeros(x, weight, sums, needs)
+    losses, lse, factors = (rows.row.new_empty(n) for _ in range(3))
+    gradients = _unset(x, weight, sums, needs)
+    tangents = tangents if any(needs) else None
     for start in range(0, n, step):
-        at = slice(start, min(start + step, n))
-        part = _Rows(*(value[at] for value in rows))
-        z = buffer[: at.stop - start]
-        products = z if low is None else low[: len(z)]
-        _logits(part.x, weight, bias, options.scale / (cap or 1.0), products)
-        if low is not None:
-            z.copy_(products)
-        tanh = z.tanh_().clone() if cap else None
-        if cap:
-            z.mul_(cap)
-        picked = z.gather(1, part.target[:, None])[:, 0]
-        spread = z @ weights if smooth else None
-        p, largest, log_sum = _softmax_(z)
-        lse[at] = largest + log_sum
-        losses[at] = (1 - options.label_smoothing) * part.row * ((largest - picked) + log_sum)
-        if spread is not None:
-            losses[at] += smooth * part.valid * (weights.sum() * lse[at] - spread)
-        if tangents is not None and any(needs):
-            factor = _to_gradient_(p, part, lse[at], tangents.at(at), weights, options)
-            if tanh is not None:
-                p.addcmul_(p, tanh.square_(), value=-1.0)
-            _add_products_(gradients, needs, at, p, products, part.x, weight, options.scale * factor)
+        chunk = slice(start, min(start + step, n))
+        products = buffer[: chunk.stop - start]
+        _logits(x[chunk], weight, bias, options.scale / (options.softcap or 1.0), products)
+        for first in range(start, chunk.stop, max(group, 1)):
+            at = slice(first, min(first + group, chunk.stop))
+            low = products[at.start - start : at.stop - start]
+            z = low if wide is None else wide[: len(low)].copy_(low)
+            part = _Rows(*(value[at] for value in rows))
+            by = None if tangents is None else tangents.at(at)
+            losses[at], lse[at], factor, p = _to_gradient(z, part, by, weights, options)
+            if by is None:
+                continue
+            factors[at] = options.scale * factor
+            if needs[2]:
+                gradients[2].addmv_(p.t(), factors[at])
+            if wide is not None:
+                low.copy_(p)
+            elif p is not z:
+                products = p  # of the whole chunk
+        if tangents is not None:
+            _add_products_(gradients, needs, chunk, products, x[chunk], weight, factors[chunk])
     return losses, lse, gradients
 
 
-def _to_gradient_(
+def _to_gradient(
+    z: Tensor, rows: _Rows, tangents: _Tangents | None, weights: Tensor, options: Options
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss and logsumexp of each row, and the gradient by the logits as a factor of each row and the rest.
+
+    ``z``, logits divided by the softcap, is overwritten; on the CPU by that rest.  Without tangents there is none.
+    """
+    smooth, cap = options.label_smoothing / len(weights), options.softcap
+    tanh = z.tanh_().clone() if cap else None
+    if cap:
+        z.mul_(cap)
+    picked = z.gather(1, rows.target[:, None])[:, 0]
+    spread = z @ weights if smooth else None
+    p, largest, log_sum = _softmax_(z)
+    lse = largest + log_sum
+    losses = (1 - options.label_smoothing) * rows.row * ((largest - picked) + log_sum)
+    if spread is not None:
+        losses += smooth * rows.valid * (weights.sum() * lse - spread)
+    if tangents is None:
+        return losses, lse, torch.zeros_like(lse), p
+    factor = _from_softmax_(p, rows, lse, tangents, weights, options)
+    if tanh is not None:
+        p.addcmul_(p, tanh.square_(), value=-1.0)
+    return losses, lse, factor, p
+
+
+def _from_softmax_(
     p: Tensor, rows: _Rows, lse: Tensor, tangents: _Tangents, weights: Tensor, options: Options
 ) -> Tensor:
     """Turn probabilities into the gradient by the logits, but for the factor of each row that it returns.
@@ -165,11 +199,12 @@ def _to_gradient_(
     return torch.ones_like(b)
 
 
-def _zeros(x: Tensor, weight: Tensor, sums: torch.dtype, needs: Sequence[bool]) -> Gradients:
-    """Where gradients are summed up: by input, weight and bias, of shape (0,) where there is no need."""
+def _unset(x: Tensor, weight: Tensor, sums: torch.dtype, needs: Sequence[bool]) -> Gradients:
+    """Where gradients by input, weight and bias go, of shape (0,) where there is no need; the last is 0, for its sums."""
+    like = weight.new_empty if len(x) else weight.new_zeros  # no chunk comes
     return (
-        x.new_zeros(x.shape if needs[0] else 0, dtype=kept_dtype(x.dtype)),
-        weight.new_zeros(weight.shape if needs[1] else 0, dtype=sums),
+        x.new_empty(x.shape if needs[0] else 0, dtype=kept_dtype(x.dtype)),
+        like(weight.shape if needs[1] else 0, dtype=sums),
         weight.new_zeros(len(weight) if needs[2] else 0, dtype=sums),
     )
 
@@ -179,24 +214,24 @@ def _add_products_(
     needs: Sequence[bool],
     at: slice,
     p: Tensor,
-    products: Tensor,
     x: Tensor,
     weight: Tensor,
     factor: Tensor,
 ) -> None:
-    """Add a chunk's share; ``products`` is p itself, or where it goes in the inputs' dtype."""
-    dx, dw, db = gradients
-    by_logits = p if products.dtype == p.dtype else products.copy_(p)
+    """Add a chunk's share by input and weight, or begin with it: ``p`` is the gradient by the logits but for the ``factor``."""
+    dx, dw, _ = gradients
     if needs[0]:
-        dx[at] = torch.mm(by_logits, weight) * factor[:, None]
+        dx[at] = torch.mm(p, weight) * factor[:, None]
     if needs[1]:
         scaled = (x * factor[:, None]).to(x.dtype)
         if dw.dtype == x.dtype:
-            dw.addmm_(by_logits.t(), scaled, beta=float(at.start > 0))
+            dw.addmm_(p.t(), scaled, beta=float(at.start > 0))
         else:
-            dw.add_(torch.mm(by_logits.t(), scaled))
-    if needs[2]:
-        db.addmv_(p.t(), factor)
+            block = CPU_BLOCK if p.device.type == "cpu" else len(dw)
+            for start in range(0, len(dw), block):  # what is added is still in the cache
+                part = slice(start, start + block)
+                product = torch.mm(p[:, part].t(), scaled)
+                dw[part].add_(product) if at.start else dw[part].copy_(product)
 
 
 def _rows(

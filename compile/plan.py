@@ -32,7 +32,8 @@ class Plan:
         graph: ``eager``: the model as it is; ``captured``: its graph with our passes, run by
             PyTorch's eager kernels (no compile time); ``inductor``: the same compiled.
         passes: rewrites of the captured graph, by name: ``loss_head`` (linear + cross-entropy without
-            materialised logits), ``attention`` (written out -> ``scaled_dot_product_attention``).
+            materialised logits), ``attention`` (written out -> ``scaled_dot_product_attention``),
+            ``short_attention`` (in bfloat16 on a CPU -> in float32, where that is faster).
         layout: memory format of convolution weights and images.
         optimizer: which implementation of the optimizer's update; the same arithmetic.
         budget: share of the activations that the compiled graph may save for backward, in [0, 1];

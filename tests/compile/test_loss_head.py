@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loopwise.compile import loss_chunks
 from loopwise.compile.loss_chunks import chunk_rows
 from loopwise.compile.loss_head import linear_cross_entropy, linear_cross_entropy_op
 from loopwise.errors import InputError, StateError
@@ -100,7 +101,11 @@ def test_no_row_with_a_class(n, reduction):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 1e-2}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_low_precision_is_no_worse_than_torch(dtype, options, reduction):
+@pytest.mark.parametrize("small", [False, True], ids=["", "in small parts"])
+def test_low_precision_is_no_worse_than_torch(dtype, options, reduction, small, monkeypatch):
+    if small:  # 5 rows become float32 at a time, 32 classes are in a product
+        monkeypatch.setattr(loss_chunks, "CPU_GROUP_BYTES", 4 * 101 * 5)
+        monkeypatch.setattr(loss_chunks, "CPU_BLOCK", 32)
     inputs, target, _ = tensors(dtype, n=64, d=32, v=101)
     exact = results(plain, [t.double() for t in inputs_of(inputs)], target, reduction=reduction, **options)
     theirs = results(plain, inputs, target, reduction=reduction, **options)

@@ -100,7 +100,7 @@ class Backend:
     def _by_inductor(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
         from torch._inductor.compile_fx import compile_fx
 
-        patches: dict[str, Any] = {"fallback_random": self.plan.level == "exact"}
+        patches: dict[str, Any] = {"fallback_random": self.plan.level == "exact"} | _known_instructions()
         if self.plan.autotune:
             patches["max_autotune_gemm"] = True
         # the partitioner reads the budget while the forward graph is compiled; it is no key of Inductor's
@@ -108,6 +108,22 @@ class Backend:
         with functorch_config.patch(activation_memory_budget=max(self.plan.budget, NOTHING)):
             compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches)
             return compiled  # type: ignore[no-any-return]
+
+
+def _known_instructions() -> dict[str, Any]:
+    """Inductor's setting that vector instructions which torch's own kernels run with need not be tried out.
+
+    It compiles and loads a program for each of three sets of instructions otherwise, 2-4 s each.
+    """
+    from torch._inductor import config
+
+    if getattr(config.cpp, "vec_isa_ok", True) is not None:  # the user's choice, or another version
+        return {}
+    runs, has_more = (
+        torch.backends.cpu.get_cpu_capability(),
+        torch.cpu.get_capabilities().get("avx512_f", False),
+    )
+    return {"cpp.vec_isa_ok": True} if runs == ("AVX512" if has_more else "AVX2") else {}
 
 
 def first_line(error: Exception) -> str:

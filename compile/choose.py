@@ -99,15 +99,14 @@ def _first_choice(step: Step) -> Plan:
 
 
 def _without_race(step: Step, batch: Any, eager: Trial, expected: Reference, plan: Plan) -> Search:
-    errors = expected.noise
     if plan.graph == "eager" and plan.layout == "as_is":
         eager.plan = plan
-        return Search([eager], eager, known=True, errors=errors)
+        return Search([eager], eager, known=True, errors=expected.noise)
     trial = attempt(plan, step.make, step.model, batch, expected)
     if trial.compute is not None:
-        return Search([eager, trial], trial, known=True, errors=errors)
+        return Search([eager, trial], trial, known=True, errors=expected.noise)
     notes = [f"{plan}: {trial.refused}"]
-    return Search([eager, trial], eager, known=True, notes=notes, errors=errors)
+    return Search([eager, trial], eager, known=True, notes=notes, errors=expected.noise)
 
 
 def _rewritten(step: Step, batch: Any, expected: Reference, eager: Trial) -> list[Trial]:

@@ -44,7 +44,8 @@ def _rewrite(node: fx.Node) -> int:
     given = dict(zip(NAMES, node.args, strict=False)) | node.kwargs
     parts, mask = [given.pop(name) for name in NAMES[:3]], given.get("attn_mask")
     lengths = [value_of(part).shape[-2] for part in parts[:2]]
-    require(all(isinstance(length, int) and length <= LONGEST for length in lengths), "sequences are long")
+    short = all(isinstance(length, int) and length <= LONGEST for length in lengths)
+    require(short, "sequences are long, or of changing length")
     require(mask is None or value_of(mask).dtype == torch.bool, "its mask is of numbers")
     require(bool(given.get("dropout_p", 0.0) == 0.0), "its dropout would draw other masks")
     graph, put = node.graph, Put(node, value_of(node))

@@ -199,3 +199,20 @@ def test_saving_before_anything_was_compiled(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.strip() == "seen: nothing compiled in this process"
+
+
+@pytest.mark.parametrize(
+    ("runs", "has_more", "known"),
+    [("AVX512", True, True), ("AVX2", False, True), ("AVX2", True, False), ("DEFAULT", False, False)],
+)
+def test_instructions_that_torch_runs_with_are_not_tried_out(monkeypatch, runs, has_more, known):
+    from torch._inductor import config
+
+    from loopwise.compile.backend import _known_instructions
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: runs)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": has_more})
+    with config.patch({"cpp.vec_isa_ok": None}):
+        assert _known_instructions() == ({"cpp.vec_isa_ok": True} if known else {})
+    with config.patch({"cpp.vec_isa_ok": False}):  # the user's own
+        assert _known_instructions() == {}

@@ -3,7 +3,7 @@
 A model of twelve equal layers is one graph of twelve times the same operations, and a compiler works
 on all of them.  Here the graph is cut where the layers are, equal pieces are found by their operations
 and by shape, stride and dtype of what they take, and one compiled form serves them all.  What is
-between and beside them (embeddings, head and loss) is compiled, too.
+between and beside them (embeddings, head and loss) is compiled, too, where there is something to fuse.
 """
 
 from __future__ import annotations
@@ -20,9 +20,26 @@ from torch import fx
 from torch._guards import TracingContext, detect_fake_mode, tracing
 from torch._subclasses.fake_tensor import FakeTensor
 
+from .passes.rewriting import called
+
 SMALLEST = 6
 """Operations of a piece worth compiling by itself: a smaller repeated one is better fused with what
 surrounds it, and a smaller other one is left to eager kernels."""
+FUSED = 3
+"""Operations, beside those of ``VIEWS``, from which on there is something to fuse: not in a norm and the loss head."""
+VIEWS = {
+    "view",
+    "reshape",
+    "flatten",
+    "unflatten",
+    "transpose",
+    "permute",
+    "t",
+    "expand",
+    "squeeze",
+    "unsqueeze",
+}
+VIEWS |= {"getitem", "contiguous", "detach", "size"}
 SHARE = 1 / 3
 """Of the graph's operations, this share at least must not have to be compiled for cutting to pay."""
 _NUMBERED = re.compile(r"(\.\d+|\[\d+\])$")
@@ -60,14 +77,15 @@ class Region:
     @property
     def small(self) -> bool:
         """Left to eager kernels."""
-        return not self.repeated and len(self.nodes) < SMALLEST
+        made = sum(called(node) not in VIEWS for node in self.nodes)
+        return not self.repeated and (len(self.nodes) < SMALLEST or made < FUSED)
 
     @property
     def closed(self) -> bool:
         """Whether only tensors go in and out, and it leaves grad mode and autocast as it found them."""
         grad, casts = True, 0
         for node in self.nodes:
-            name = getattr(node.target, "__name__", "")
+            name = called(node)
             grad = bool(node.args[0]) if name == "_set_grad_enabled" else grad
             casts += (name == "_enter_autocast") - (name == "_exit_autocast")
         return grad and not casts and all(_tensor(node) is not None for node in (*self.inputs, *self.outputs))

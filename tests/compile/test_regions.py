@@ -112,6 +112,30 @@ def test_equal_blocks_are_compiled_once(dropout):
     assert len(compiled) == 1  # embedding and head are small
 
 
+class Reshaping(Stack):
+    """Its head has many operations, of which two compute anything, the loss among them; three with ``more``."""
+
+    def __init__(self, blocks, more):
+        super().__init__(blocks)
+        self.more = more
+
+    def forward(self, tokens):
+        x = tokens.flatten().view(3, 4)
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        x = x.flatten(1).view(3, 4, 8).transpose(1, 2).transpose(1, 2).contiguous()
+        if self.more:
+            x = F.relu(x)
+        return self.head(x.flatten(1).view(3, 4, 8)[:, 0])
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_a_piece_with_nothing_to_fuse_is_left_to_eager_kernels(more):
+    _, compiled = pieces_of(Reshaping([Block() for _ in range(4)], more), tokens())
+    assert len(compiled) == 1 + more
+
+
 def test_stages_of_different_width_are_kinds_of_their_own():
     found, compiled = pieces_of(stages(), images())
     assert sum(piece.repeated for piece in found) == 6

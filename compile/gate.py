@@ -221,17 +221,26 @@ def _error(name: str, found: torch.Tensor, expected: Reference, least: float) ->
 
 def _size(tensor: torch.Tensor) -> float:
     """Root mean square; 0 of an empty tensor or one that is not finite."""
-    size = tensor.double().square().mean().sqrt().item() if tensor.numel() else 0.0
+    size = _root_mean_square(tensor) if tensor.numel() else 0.0
     return size if math.isfinite(size) else 0.0
+
+
+def _root_mean_square(tensor: torch.Tensor) -> float:
+    """Summed up in float64."""
+    norm: float = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
+    return norm / math.sqrt(tensor.numel())
 
 
 def _apart(one: torch.Tensor, other: torch.Tensor, least: float) -> float:
     """Root mean square of the difference over that of ``other``; NaNs at the same places agree."""
     if not one.numel():
         return 0.0
-    one, other = one.double(), other.double()
-    same = (one == other) | (one.isnan() & other.isnan())
-    difference = torch.where(same, 0.0, one - other).square().mean().sqrt().item()
+    exact = torch.promote_types(torch.promote_types(one.dtype, other.dtype), torch.float32)
+    one, other = one.to(exact), other.to(exact)
+    difference = _root_mean_square(one - other)
+    if not math.isfinite(difference):
+        same = (one == other) | (one.isnan() & other.isnan())
+        difference = _root_mean_square(torch.where(same, 0.0, one - other))
     size = max(_size(other), least)
     if difference == 0.0:
         return 0.0

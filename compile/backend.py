@@ -119,11 +119,8 @@ def _known_instructions() -> dict[str, Any]:
 
     if getattr(config.cpp, "vec_isa_ok", True) is not None:  # the user's choice, or another version
         return {}
-    runs, has_more = (
-        torch.backends.cpu.get_cpu_capability(),
-        torch.cpu.get_capabilities().get("avx512_f", False),
-    )
-    return {"cpp.vec_isa_ok": True} if runs == ("AVX512" if has_more else "AVX2") else {}
+    best = "AVX512" if torch.cpu.get_capabilities().get("avx512_f", False) else "AVX2"
+    return {"cpp.vec_isa_ok": True} if torch.backends.cpu.get_cpu_capability() == best else {}
 
 
 def first_line(error: Exception) -> str:

@@ -131,7 +131,7 @@ def _stream(
         chunk = slice(start, min(start + step, n))
         products = buffer[: chunk.stop - start]
         _logits(x[chunk], weight, bias, options.scale / (options.softcap or 1.0), products)
-        for first in range(start, chunk.stop, max(group, 1)):
+        for first in range(start, chunk.stop, group):
             at = slice(first, min(first + group, chunk.stop))
             low = products[at.start - start : at.stop - start]
             z = low if wide is None else wide[: len(low)].copy_(low)

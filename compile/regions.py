@@ -27,19 +27,8 @@ SMALLEST = 6
 surrounds it, and a smaller other one is left to eager kernels."""
 FUSED = 3
 """Operations, beside those of ``VIEWS``, from which on there is something to fuse: not in a norm and the loss head."""
-VIEWS = {
-    "view",
-    "reshape",
-    "flatten",
-    "unflatten",
-    "transpose",
-    "permute",
-    "t",
-    "expand",
-    "squeeze",
-    "unsqueeze",
-}
-VIEWS |= {"getitem", "contiguous", "detach", "size"}
+_SHAPES = ("view", "reshape", "flatten", "unflatten", "expand", "squeeze", "unsqueeze", "size")
+VIEWS = {*_SHAPES, "transpose", "permute", "t", "getitem", "contiguous", "detach"}
 SHARE = 1 / 3
 """Of the graph's operations, this share at least must not have to be compiled for cutting to pay."""
 _NUMBERED = re.compile(r"(\.\d+|\[\d+\])$")

@@ -23,15 +23,15 @@ EVERY = {**MODELS, **OTHERS}
 def look(name: str) -> tuple[dict[str, list[int]], list[str], str, int]:
     """Pass -> [places rewritten, places looked at]; reasons of refusals; what the gate says; graphs."""
     from loopwise.compile import Plan, TrainStep
-    from loopwise.compile.passes import PASSES
+    from loopwise.compile.passes import USUAL
 
     torch.manual_seed(0)
     model, loss, batch = EVERY[name]()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    step = TrainStep(model, loss, optimizer, plan=Plan(graph="captured", passes=tuple(PASSES)))
+    step = TrainStep(model, loss, optimizer, plan=Plan(graph="captured", passes=USUAL))
     step.prepare(batch)
     trial = step._search.trials[-1]  # type: ignore[union-attr]
-    found = {key: [0, 0] for key in PASSES}
+    found = {key: [0, 0] for key in USUAL}
     reasons: Counter[str] = Counter()
     for outcome in trial.log.outcomes:
         counts = found[outcome.what.replace(" ", "_")]
@@ -43,10 +43,10 @@ def look(name: str) -> tuple[dict[str, list[int]], list[str], str, int]:
 
 
 def main() -> None:
-    from loopwise.compile.passes import PASSES
+    from loopwise.compile.passes import USUAL
 
     torch.set_num_threads(1)
-    names = [key.replace("_", " ") for key in PASSES]
+    names = [key.replace("_", " ") for key in USUAL]
     lines = [
         f"| model | {' | '.join(names)} | graphs | compared with eager | refused |",
         "|---" * (len(names) + 4) + "|",

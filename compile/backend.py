@@ -18,7 +18,7 @@ from loopwise.errors import InputError
 
 from . import regions
 from .loss_head import keep_gradients
-from .passes import PASSES, Outcome
+from .passes import PASSES, USUAL, Outcome
 from .plan import Plan
 
 Compiled = Callable[..., Any]
@@ -131,7 +131,7 @@ def first_line(error: Exception) -> str:
 OPTIONS: dict[str, Any] = {
     "level": "exact",
     "budget": 1.0,
-    "passes": tuple(PASSES),
+    "passes": USUAL,
     "autotune": False,
     "regions": False,
 }

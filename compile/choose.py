@@ -16,7 +16,8 @@ from loopwise.ranks import anywhere, from_main
 from .backend import Log
 from .floor import Floor, floor_of
 from .gate import Reference, reference
-from .passes import PASSES
+from .kernels import runs_kernels
+from .passes import PASSES, USUAL
 from .plan import Plan
 from .shadow import Compute, shadow, step_of
 from .trials import Trial, attempt, best_of, has_images, race, time_them
@@ -95,7 +96,7 @@ def _floor(step: Step, eager: Compute, batch: Any) -> Floor | None:
 
 def _first_choice(step: Step) -> Plan:
     """What is used where nothing is to be measured."""
-    return Plan(graph="inductor", passes=tuple(PASSES), level=step.level, regions=True)
+    return Plan(graph="inductor", passes=USUAL, level=step.level, regions=True)
 
 
 def _without_race(step: Step, batch: Any, eager: Trial, expected: Reference, plan: Plan) -> Search:
@@ -116,7 +117,7 @@ def _rewritten(step: Step, batch: Any, expected: Reference, eager: Trial) -> lis
     def tried(**changes: Any) -> Trial:
         return _tried(step, batch, expected, **changes)
 
-    found = _with_passes(tried)
+    found = _with_kernel(step, batch, tried, _with_passes(tried))
     best = found[0] if found and found[0].compute is not None else None
     passes = best.plan.passes if best is not None else ()
     turns = False
@@ -146,26 +147,38 @@ def _tried(step: Step, batch: Any, expected: Reference, **changes: Any) -> Trial
     return trial
 
 
-def _faster(step: Step, batch: Any, eager: Trial, turned: Trial) -> bool:
-    """Whether images and weights in another layout are faster, by a few eager steps of each."""
-    both = [eager, turned]
+def _faster(step: Step, batch: Any, plain: Trial, other: Trial) -> bool:
+    """Whether another layout, or a kernel, is faster, by a few steps of each."""
+    both = [plain, other]
     time_them(both, step.model, batch, step.device, repeats=3)
-    return from_main(lambda: best_of(both) is turned)
+    return from_main(lambda: best_of(both) is other)
 
 
 def _with_passes(tried: Callable[..., Trial]) -> list[Trial]:
     """The captured graph with the passes that find something and compute the right thing, which stands first."""
-    whole = tried(graph="captured", passes=tuple(PASSES))
+    whole = tried(graph="captured", passes=USUAL)
     useful = _useful(whole)
     if not useful and not whole.refused:
         return []
     if whole.compute is not None:
         whole.plan = whole.plan.changed(passes=useful)
         return [whole]
-    alone = [tried(graph="captured", passes=(name,)) for name in PASSES]  # which one is wrong?
+    alone = [tried(graph="captured", passes=(name,)) for name in USUAL]  # which one is wrong?
     right = tuple(n for trial in alone if trial.compute is not None for n in _useful(trial))
     rest = [trial for trial in alone if trial.compute is not None and trial.plan.passes == right]
     return [*rest, whole, *(trial for trial in alone if trial.compute is None)]
+
+
+def _with_kernel(step: Step, batch: Any, tried: Callable[..., Trial], found: list[Trial]) -> list[Trial]:
+    """The same with the loss head's kernel, which stands first where it is right and faster."""
+    best = found[0] if found and found[0].compute is not None else None
+    if best is None or "loss_head" not in best.plan.passes or not runs_kernels(step.device):
+        return found
+    passes = (*(name for name in PASSES if name in best.plan.passes or name == "loss_kernel"),)
+    other = tried(graph="captured", passes=passes)
+    if other.compute is not None and _faster(step, batch, best, other):
+        return [other, *found]
+    return [*found, other]
 
 
 def _useful(trial: Trial) -> tuple[str, ...]:

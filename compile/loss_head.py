@@ -12,6 +12,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from loopwise.errors import InputError, StateError
 
+from .kernels import runs_kernels
 from .loss_chunks import Gradients, Options, kept_dtype, run, sums_dtype
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -31,6 +32,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     z_loss: float = 0.0,
     chunk: int | None = None,
+    kernel: bool = False,
 ) -> Tensor:
     """``F.cross_entropy(scale * F.linear(x, weight, bias), target)`` in the memory of a chunk of logits.
 
@@ -53,12 +55,15 @@ def linear_cross_entropy(
         z_loss: adds ``z_loss * logsumexp(logits) ** 2``, reduced alike, never weighted by class.
         chunk: rows at a time; None: logits of half the weight's size, 4 to 16 MiB, on the CPU; elsewhere
             Liger's rule, which makes a chunk about as large as x.
+        kernel: losses and the gradient by the logits come from one Triton kernel instead of several torch operations
+            (float32 and below; float64 stays with those).  ``TrainStep`` measures which is faster.
 
     Returns:
         The loss in x's dtype (float32 under autocast): a scalar, or of shape (...) for "none".
 
     Raises:
-        InputError: shapes, dtypes or options that do not fit, or (on the CPU) a class outside [0, V).
+        InputError: shapes, dtypes or options that do not fit, ``kernel`` where no Triton kernel runs, or (on the CPU)
+            a class outside [0, V).
         StateError: in the backward pass, where it is asked for a graph of its own (``create_graph=True``).
     """
     dtype, kind = x.dtype, x.device.type
@@ -67,9 +72,16 @@ def linear_cross_entropy(
         x, weight, bias = x.to(low), weight.to(low), None if bias is None else bias.to(low)
     _check_tensors(x, weight, target, bias, class_weight)
     _check_options(label_smoothing, reduction, softcap, chunk)
+    if kernel and not runs_kernels(x.device):
+        raise InputError(
+            f"kernel=True on {x.device}",
+            "a GPU that Triton compiles for",
+            "a CPU, an older GPU, or no Triton",
+            "pass kernel=False, or set TRITON_INTERPRET=1 before Python starts, to try it out on a CPU",
+        )
     learns = torch.is_grad_enabled()
     needs = [t is not None and learns and t.requires_grad for t in (x, weight, bias)]
-    options = (ignore_index, label_smoothing, reduction, scale, softcap, z_loss, chunk or 0)
+    options = (ignore_index, label_smoothing, reduction, scale, softcap, z_loss, chunk or 0, kernel)
     rows, classes = x.reshape(-1, x.shape[-1]), target.reshape(-1)
     loss: Tensor = linear_cross_entropy_op(rows, weight, classes, bias, class_weight, *options, needs)[0]
     return (loss.reshape(target.shape) if reduction == "none" else loss).to(dtype)
@@ -126,6 +138,7 @@ def linear_cross_entropy_op(
     softcap: float | None,
     z_loss: float,
     chunk: int,
+    kernel: bool,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``linear_cross_entropy`` of x (N, d) and target (N,), chunk 0 for None, and the gradients it computed.
@@ -133,7 +146,7 @@ def linear_cross_entropy_op(
     ``needs`` says for x, weight and bias whether its gradient will be asked for; a gradient not needed, and
     all of them for "none", is of shape (0,).
     """
-    options = Options(ignore_index, label_smoothing, reduction, scale, softcap, z_loss, chunk)
+    options = Options(ignore_index, label_smoothing, reduction, scale, softcap, z_loss, chunk, kernel)
     now = [False] * 3 if reduction == "none" else needs
     return run(x, weight, target, bias, class_weight, None, options, now)
 
@@ -152,10 +165,11 @@ def _backward_op(
     softcap: float | None,
     z_loss: float,
     chunk: int,
+    kernel: bool,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of reduction "none" for ``tangent`` (N,): the logits are computed again."""
-    options = Options(ignore_index, label_smoothing, "none", scale, softcap, z_loss, chunk)
+    options = Options(ignore_index, label_smoothing, "none", scale, softcap, z_loss, chunk, kernel)
     return run(x, weight, target, bias, class_weight, tangent, options, needs)[1:]
 
 
@@ -170,7 +184,7 @@ def _fake_gradients(x: Tensor, weight: Tensor, needs: Sequence[bool]) -> Gradien
 
 @linear_cross_entropy_op.register_fake
 def _fake(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    reduction, needs = rest[5], rest[10]
+    reduction, needs = rest[5], rest[-1]
     loss = x.new_empty(x.shape[:1] if reduction == "none" else (), dtype=sums_dtype(x.dtype))
     return loss, *_fake_gradients(x, weight, [False] * 3 if reduction == "none" else needs)
 
@@ -183,7 +197,7 @@ def _fake_backward(tangent: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> Gr
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # or zeros as large as the weight would come for its gradient's gradient
-    ctx.dtype, ctx.reduction, ctx.options, ctx.needs = inputs[0].dtype, inputs[7], inputs[5:12], inputs[12]
+    ctx.dtype, ctx.reduction, ctx.options, ctx.needs = inputs[0].dtype, inputs[7], inputs[5:13], inputs[13]
     ctx.save_for_backward(*(inputs[:5] if ctx.reduction == "none" else output[1:]))
 
 
@@ -196,7 +210,7 @@ def _backward(ctx: Any, tangent: Tensor | None, *unused: Tensor | None) -> tuple
         seen, expected = "a second derivative of linear_cross_entropy", "first derivatives only"
         raise StateError(seen, expected, cause, fix)
     if tangent is None:
-        return (None,) * 13
+        return (None,) * 14
     gradients: Sequence[Tensor]
     if ctx.reduction == "none":
         ignored, smoothing, _, *others = ctx.options
@@ -206,7 +220,7 @@ def _backward(ctx: Any, tangent: Tensor | None, *unused: Tensor | None) -> tuple
     else:
         gradients = [gradient * tangent for gradient in ctx.saved_tensors]
     dx, dw, db = (g.to(ctx.dtype) if need else None for g, need in zip(gradients, ctx.needs, strict=True))
-    return dx, dw, None, db, *(None,) * 9
+    return dx, dw, None, db, *(None,) * 10
 
 
 def _is_one(tangent: Tensor) -> bool:

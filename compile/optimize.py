@@ -11,7 +11,7 @@ from torch import nn
 from loopwise.errors import InputError
 
 from .backend import Backend, Log
-from .passes import PASSES
+from .passes import USUAL
 from .plan import Plan
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def optimize(target: Any = None, *, plan: Plan | None = None) -> Any:
     """
     if target is None:
         return functools.partial(optimize, plan=plan)
-    plan = plan or Plan(graph="inductor", passes=tuple(PASSES))
+    plan = plan or Plan(graph="inductor", passes=USUAL)
     if isinstance(target, nn.Module):
         return _in_place(target, plan)
     if isinstance(target, type) and issubclass(target, nn.Module):

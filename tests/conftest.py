@@ -16,6 +16,11 @@ torch.set_num_threads(1)  # tests are small, and OpenMP's threads wait for each 
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = (
     "1"  # compile in this process: no worker pool that outlives a test
 )
+if not torch.cuda.is_available():  # Triton's functions are interpreted where they are imported so
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton.language  # noqa: F401
+
+    del os.environ["TRITON_INTERPRET"]
 
 
 @pytest.fixture(autouse=True)

@@ -240,7 +240,7 @@ def _replace(loss: fx.Node, chain: _Chain, arguments: dict[str, Any]) -> None:
             put("reshape", arguments["target"], (-1,)),
         )
         ignored = arguments.get("ignore_index", -100)
-        options = (ignored, float(smoothing), reduction, float(scale), cap, 0.0, 0, needs)
+        options = (ignored, float(smoothing), reduction, float(scale), cap, 0.0, 0, False, needs)
         operands = (x, weight, target, bias, arguments.get("weight"), *options)
         made = put(linear_cross_entropy_op._opoverload, *operands)
         result = put(operator.getitem, made, 0)

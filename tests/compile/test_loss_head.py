@@ -148,7 +148,7 @@ def test_only_the_gradients_needed(frozen, reduction):
     same(ours, results(plain, inputs, target, reduction=reduction))
     with torch.no_grad():
         made = linear_cross_entropy_op(
-            inputs[0], inputs[1], target, inputs[2], None, -100, 0.0, "sum", 1.0, None, 0.0, 0,
+            inputs[0], inputs[1], target, inputs[2], None, -100, 0.0, "sum", 1.0, None, 0.0, 0, False,
             [i not in frozen for i in range(3)],
         )  # fmt: skip
     assert [g.numel() == 0 for g in made[1:]] == [i in frozen for i in range(3)]
@@ -218,7 +218,7 @@ def test_it_is_a_proper_operator(reduction):
     (x, weight, bias), target, class_weight = tensors()
     for needs in ([True, True, True], [True, False, False]):
         w, b = (t.detach().requires_grad_(needs[1]) for t in (weight, bias))
-        options = (-100, 0.1, reduction, 1.0, None, 0.0, 4, needs)
+        options = (-100, 0.1, reduction, 1.0, None, 0.0, 4, False, needs)
         torch.library.opcheck(linear_cross_entropy_op, (x, w, target, b, class_weight, *options))
 
 

@@ -82,6 +82,15 @@ def without_optimizer() -> InputError:
     )
 
 
+def without_graphs(device: torch.device) -> InputError:
+    return InputError(
+        f"cuda_graph=True in the plan of a model on {device}",
+        "a model on an NVIDIA or AMD GPU",
+        "the plan was made on another machine, or the model was not moved",
+        "model.to('cuda'), or plan.changed(cuda_graph=False)",
+    )
+
+
 def not_prepared() -> StateError:
     return StateError(
         "forward() of a training step that has no plan yet, under several ranks",

@@ -123,6 +123,8 @@ def _passes(log: Log) -> list[str]:
     for outcome in log.outcomes:
         size = f"{outcome.saved_bytes / 2**20:.1f} MiB"
         saved = f"{'logits' if outcome.what == 'loss head' else 'scores'} of {size} are not materialised"
-        what = saved if outcome.rewritten else f"left as it is: {outcome.why}"
+        what = (
+            (saved if outcome.saved_bytes else "on") if outcome.rewritten else f"left as it is: {outcome.why}"
+        )
         found.append(f"{outcome.what} at {outcome.where}: {what}")
     return list(dict.fromkeys(found))

@@ -32,7 +32,7 @@ class Plan:
         graph: ``eager``: the model as it is; ``captured``: its graph with our passes, run by
             PyTorch's eager kernels (no compile time); ``inductor``: the same compiled.
         passes: rewrites of the captured graph, by name: ``loss_head`` (linear + cross-entropy without
-            materialised logits), ``attention`` (written out -> ``scaled_dot_product_attention``),
+            materialised logits), ``loss_kernel`` (its pass over the logits by a Triton kernel), ``attention`` (written out -> ``scaled_dot_product_attention``),
             ``short_attention`` (in bfloat16 on a CPU -> in float32, where that is faster).
         layout: memory format of convolution weights and images.
         optimizer: which implementation of the optimizer's update; the same arithmetic.
@@ -42,6 +42,7 @@ class Plan:
             the dtype that the device multiplies fastest, which changes the numbers.
         autotune: kernels chosen by timing (``max_autotune_gemm``).
         regions: repeated blocks of the model are found in its graph and compiled once.
+        cuda_graph: the whole step, update included, is recorded as one CUDA graph and replayed.
     """
 
     graph: str = "eager"
@@ -52,6 +53,7 @@ class Plan:
     level: str = "exact"
     autotune: bool = False
     regions: bool = False
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         choices = {"graph": GRAPHS, "layout": LAYOUTS, "optimizer": OPTIMIZERS, "level": LEVELS}
@@ -95,6 +97,7 @@ class Plan:
         parts += [f"budget {self.budget:g}"] * (self.budget < 1) + ["autotuned"] * self.autotune
         parts += ["regions"] * self.regions
         parts += [f"{self.optimizer} optimizer"] * (self.optimizer != default.optimizer)
+        parts += ["CUDA graph"] * self.cuda_graph
         return " + ".join(parts)
 
 

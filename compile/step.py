@@ -30,9 +30,11 @@ from .explain import Explanation
 from .gate import Difference, check, reference
 from .pace import Pace
 from .plan import Plan
+from .recorder import recorder_for
 from .shadow import Compute, observe, total
 from .side_by_side import side_by_side
 from .trials import lay_out
+from .whole_step import WholeStep
 
 RARE = 8
 """Batches of a shape other than the usual one that run eagerly before that shape is compiled, too."""
@@ -94,11 +96,13 @@ class TrainStep:
         self.device = door.device_of(model)
         door.arguments(model, optimizer, clip, accumulate, level, tune, plan)
         self.model, self.loss, self.optimizer = model, loss, door.innermost(optimizer)
-        self._outer = optimizer
+        self.outer = optimizer
         self.scaler, self.clip, self.accumulate = scaler, clip, accumulate
         self.level, self.tune, self.verifies = level, tune, verify
         self.memory = None if memory is None else door.bytes_of(memory, self.device)
         self.plan = plan
+        if plan is not None and plan.cuda_graph and recorder_for(self.device) is None:
+            raise door.without_graphs(self.device)
         self.losses: torch.Tensor | None = None
         self._pinned = plan is not None
         self._eager = _eager(model, loss, level)
@@ -112,6 +116,7 @@ class TrainStep:
         self._search: Search | None = None
         self._choice: optimizers.Choice | None = None
         self._pace: Pace | None = None
+        self._whole: WholeStep | None = None
         self._usual: Any = None
         self._ready = False
         self._shapes: Counter[Any] = Counter()
@@ -121,10 +126,12 @@ class TrainStep:
 
     def __call__(self, batch: Any) -> torch.Tensor:
         """Train on one batch; returns its loss, detached, a tensor of shape () on the model's device."""
-        if self._outer is None:
+        if self.outer is None:
             raise door.without_optimizer()
         self.prepare(batch)
         last = (self._batches + 1) % self.accumulate == 0
+        if (losses := self._replayed(batch, last)) is not None:
+            return losses
         silent = isinstance(self.model, DistributedDataParallel) and not last
         start = time.perf_counter()
         with self.model.no_sync() if silent else contextlib.nullcontext():  # type: ignore[operator]
@@ -138,6 +145,23 @@ class TrainStep:
         if last:
             self._update()
         return loss.detach()
+
+    def _replayed(self, batch: Any, last: bool) -> torch.Tensor | None:
+        """The loss of a batch that was trained on by a recording of the whole step, if there is one."""
+        if self._whole is None:
+            return None
+        losses = self._whole(batch, self._batches % self.accumulate == 0, last)
+        if self._whole.off:
+            assert self.plan is not None
+            self._whole, self.plan = None, self.plan.changed(cuda_graph=False)
+            self._remember()
+        if losses is None:
+            return None
+        self._batches += 1
+        self.losses = losses if losses.ndim else None
+        loss = losses.mean() if losses.ndim else losses
+        self._watch(loss, batch)
+        return loss
 
     def forward(self, batch: Any) -> torch.Tensor:
         """The loss of a batch by the plan, to call ``backward`` on, where a framework does the rest.
@@ -187,9 +211,15 @@ class TrainStep:
         if self._updated and self.optimizer is not None:
             optimizers.choose(self.optimizer, self.plan.optimizer)
         lay_out(self.model, self.plan.layout)
-        if not self._pinned and known is None:
-            from_main(lambda: plans.remember(digest, best.plan, search.errors))
         self._digest = digest
+        recorder = recorder_for(self.device)
+        if self.tune == "max" and recorder is not None and known is None:
+            self.plan = self.plan.changed(cuda_graph=True)
+        if self.plan.cuda_graph and recorder is not None:
+            tell = lambda text: self._events.add(self._batches, text)  # noqa: E731
+            self._whole = WholeStep(self, self._usual, shape_of, recorder, tell)
+        if known is None:
+            self._remember()
         self._events.plan(self._batches, self.explain())
 
     def make(self, plan: Plan, log: Log) -> Compute:
@@ -206,9 +236,16 @@ class TrainStep:
         self._choice = from_main(lambda: optimizers.measured(optimizer, self.device))
         self.plan = self.plan.changed(optimizer=self._choice.kind)
         optimizers.choose(optimizer, self._choice.kind)
-        plan, errors = self.plan, self._search.errors
-        from_main(lambda: plans.remember(self._digest, plan, errors))
+        self._remember()
         self._events.plan(self._batches, self.explain())
+
+    def _remember(self) -> None:
+        """Keep the plan for later runs, unless it is the user's own."""
+        assert self.plan is not None
+        assert self._search is not None
+        plan, errors = self.plan, self._search.errors
+        if not self._pinned:
+            from_main(lambda: plans.remember(self._digest, plan, errors))
 
     # -- a step ---------------------------------------------------------------------------------
 
@@ -224,21 +261,32 @@ class TrainStep:
         return self._compiled if often else self._eager
 
     def _update(self) -> None:
-        assert self._outer is not None
-        assert self.optimizer is not None
         if not self._updated and self.scaler is None:
             self._choose_optimizer()
+        self.apply(self._whole is not None and self._whole.keeps_gradients)
+
+    def backward(self, batch: Any) -> torch.Tensor:
+        """Forward and backward of a batch by the plan, for a recording; its losses."""
+        losses = self._compiled(batch)
+        loss = total(losses)
+        (loss if self.accumulate == 1 else loss / self.accumulate).backward()  # type: ignore[no-untyped-call]
+        return losses.detach()
+
+    def apply(self, keep_gradients: bool) -> None:
+        """Clip, update and zero the gradients, where they are if they are kept."""
+        assert self.outer is not None
+        assert self.optimizer is not None
         if self.clip is not None:
             if self.scaler is not None:
                 self.scaler.unscale_(self.optimizer)
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.clip)
         if self.scaler is None:
-            self._outer.step()
+            self.outer.step()
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        self._outer.zero_grad(set_to_none=True)
+        self.outer.zero_grad(set_to_none=not keep_gradients)
 
     # -- trust ----------------------------------------------------------------------------------
 
@@ -292,8 +340,9 @@ class TrainStep:
     def step_back(self, reason: str) -> None:
         """Go on with the eager step, and say why, once."""
         assert self.plan is not None
-        self._pace = None
-        self._compiled, self.plan = self._eager, self.plan.changed(graph="eager", passes=())
+        self._pace = self._whole = None
+        self._compiled = self._eager
+        self.plan = self.plan.changed(graph="eager", passes=(), cuda_graph=False)
         self._events.add(self._batches, f"stepped back: {reason}")
         warnings.warn(f"loopwise.compile: back to the eager step: {reason}", RuntimeWarning, stacklevel=3)
 

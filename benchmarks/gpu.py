@@ -10,7 +10,7 @@ import torch
 
 from . import harness
 
-CLAIMS = ["sift_overhead"]
+CLAIMS = ["sift_overhead", "compile_gpu"]
 
 
 def main() -> None:

@@ -29,12 +29,14 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """From tokens (batch, 128) to logits (batch, 128, vocabulary)."""
+    """From tokens (batch, places) to logits (batch, places, vocabulary)."""
 
-    def __init__(self, vocabulary: int, layers: int = 4, width: int = 256, heads: int = 4) -> None:
+    def __init__(
+        self, vocabulary: int, layers: int = 4, width: int = 256, heads: int = 4, tokens: int = TOKENS
+    ) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
-        self.places = nn.Parameter(0.02 * torch.randn(TOKENS, width))
+        self.places = nn.Parameter(0.02 * torch.randn(tokens, width))
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
 

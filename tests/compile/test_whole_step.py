@@ -9,13 +9,13 @@ import warnings
 
 import pytest
 import torch
+from recording_kit import TapeRecorder
 from torch import nn
 
 from loopwise.compile import Plan, TrainStep, whole_step
 from loopwise.compile import step as steps
 from loopwise.compile.recorder import recorder_for
 from loopwise.errors import InputError
-from recording_kit import TapeRecorder
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PLAN = Plan(cuda_graph=True, optimizer="fused")
@@ -38,7 +38,10 @@ def net(dropout=0.0):
 
 def batches(count, rows=5):
     draws = torch.Generator().manual_seed(2)
-    found = [(torch.randn(rows, 6, generator=draws), torch.randint(0, 3, (rows,), generator=draws)) for _ in range(count)]
+    found = [
+        (torch.randn(rows, 6, generator=draws), torch.randint(0, 3, (rows,), generator=draws))
+        for _ in range(count)
+    ]
     return [(x.to(DEVICE), y.to(DEVICE)) for x, y in found]
 
 
@@ -47,7 +50,10 @@ OPTIMIZERS = {
     "adamw": lambda model: torch.optim.AdamW(model.parameters(), lr=2**-7, fused=True),
     "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=0.125, momentum=0.9, fused=True),
     "groups": lambda model: torch.optim.Adam(
-        [{"params": model[0].parameters(), "lr": 2**-5}, {"params": [*model[1].parameters(), *model[4].parameters()]}],
+        [
+            {"params": model[0].parameters(), "lr": 2**-5},
+            {"params": [*model[1].parameters(), *model[4].parameters()]},
+        ],
         lr=2**-9,
         fused=True,
     ),
@@ -138,8 +144,12 @@ CHANGES = {
     "weight decay": lambda step, optimizer: optimizer.param_groups[0].update(weight_decay=0.5),
     "frozen": lambda step, optimizer: step.model[0].requires_grad_(False),
     "state loaded": lambda step, optimizer: optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict())),
-    "weights elsewhere": lambda step, optimizer: [setattr(p, "data", p.data.clone()) for p in step.model.parameters()],
-    "buffer elsewhere": lambda step, optimizer: setattr(step.model[1], "running_mean", torch.ones(8, device=DEVICE)),
+    "weights elsewhere": lambda step, optimizer: [
+        setattr(p, "data", p.data.clone()) for p in step.model.parameters()
+    ],
+    "buffer elsewhere": lambda step, optimizer: setattr(
+        step.model[1], "running_mean", torch.ones(8, device=DEVICE)
+    ),
 }
 
 

@@ -55,7 +55,8 @@ def signature(step: Any) -> Any:
     own = [
         (tensor.data_ptr(), tensor.requires_grad)
         for module in modules
-        for tensor in (*module._parameters.values(), *module._buffers.values())
+        for tensors in (module._parameters, module._buffers)
+        for tensor in tensors.values()
         if tensor is not None
     ]
     groups = [
@@ -71,12 +72,12 @@ def signature(step: Any) -> Any:
         groups,
         rates,
         (autocast, torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()),
-        hooked(step.model, optimizer),
+        hooked(modules, optimizer),
     )
 
 
-def hooked(model: nn.Module, optimizer: Optimizer) -> bool:
-    """Whether hooks watch the model's passes or the optimizer's steps: a replay would not call them."""
+def hooked(modules: list[nn.Module], optimizer: Optimizer) -> bool:
+    """Whether hooks watch the passes of ``modules`` or the optimizer's steps: a replay would not call them."""
     if any(vars(all_modules).get(f"_global{name}") for name in _HOOKS):
         return True
     for name in ("pre_hooks", "post_hooks"):
@@ -84,6 +85,11 @@ def hooked(model: nn.Module, optimizer: Optimizer) -> bool:
             return True
         if getattr(optimizer, f"_optimizer_step_{name}", None):
             return True
-    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters()):
-        return True
-    return any(vars(module).get(name) for module in model.modules() for name in _HOOKS)
+    return any(
+        any(
+            p is not None and (p._backward_hooks or p._post_accumulate_grad_hooks)
+            for p in module._parameters.values()
+        )
+        or any(vars(module)[name] for name in _HOOKS)
+        for module in modules
+    )

@@ -179,7 +179,10 @@ class WholeStep:
             (step.scaler is not None, "a GradScaler waits for the GPU at each step"),
             (step.outer is not optimizer, "a framework's wrapper of the optimizer does more than its step"),
             (world_size() > 1 or isinstance(step.model, DistributedDataParallel), "there are several ranks"),
-            (hooked(step.model, optimizer), "hooks of the model or the optimizer would not be called"),
+            (
+                hooked(list(step.model.modules()), optimizer),
+                "hooks of the model or the optimizer would not be called",
+            ),
         ):
             if wrong:
                 return why

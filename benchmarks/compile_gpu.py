@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import statistics
 import sys
@@ -75,6 +76,7 @@ def speeds(
             return
         finally:
             step = batch = None
+            gc.collect()  # compiled code is in cycles
             torch.cuda.empty_cache()
         yield size, size / statistics.median(times)
         size *= 2
@@ -169,6 +171,8 @@ def recorded(seed: int) -> dict[str, float]:
         for _ in range(6):
             step(batch)
         print(step.explain())
+        if device.type == "cuda" and step.plan.cuda_graph != (name == "graph"):
+            raise RuntimeError(f"the step meant to be {name} is not: {step.plan}")
         steps[name] = functools.partial(step, batch)
     times = seconds(steps, device, repeats=3 if QUICK else 30)
     return {f"{name}: ms": 1e3 * statistics.median(values) for name, values in times.items()}

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from loopwise import batch as batches
 from loopwise.devices import native_dtype
 from loopwise.errors import InputError
-from loopwise.ranks import anywhere, from_main
+from loopwise.ranks import anywhere, from_main, world_size
 
 from .backend import Log
 from .floor import Floor, floor_of
@@ -57,6 +58,40 @@ class Search:
     """Of the eager step by tensor, relative, as far as they were measured."""
     floor: Floor | None = None
     """What no form of the step can be faster than, where forms were timed."""
+    samples: int | None = None
+    """Of the batch that was tried, where it was a part of the given one."""
+
+
+def search(step: Step, batch: Any, known: Plan | None, noise: dict[str, float] | None = None) -> Search:
+    """``choose``, on half of the batch where there is no memory for the eager step, which forms are compared with."""
+    try:
+        return choose(step, batch, known, noise)
+    except torch.OutOfMemoryError:
+        size = batches.length(batch) or 0
+        if world_size() > 1 or size < 2:
+            raise
+    torch.cuda.empty_cache()
+    half = batches.index(batch, torch.arange(size // 2), size)
+    memory = step.memory
+    step.memory = None if memory is None else memory // 2
+    try:
+        found = search(step, half, known, noise)
+    finally:
+        step.memory = memory
+    if found.samples is None:
+        found.samples = size // 2
+    eager, *others = found.trials
+    leaner = [t for t in others if t.compute is not None and (found.known or t.peak < eager.peak)]
+    if not leaner:
+        raise torch.OutOfMemoryError(
+            f"there is no memory for the eager step on {size} samples, and no other form takes less"
+        )
+    if found.best not in leaner:
+        found.best = best_of(leaner)
+    found.notes = [
+        f"tried on {found.samples} samples: there is no memory for the eager step on the whole batch"
+    ]
+    return found
 
 
 def choose(step: Step, batch: Any, known: Plan | None, noise: dict[str, float] | None = None) -> Search:

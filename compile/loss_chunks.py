@@ -154,7 +154,7 @@ def _by_kernel(
     from .kernels.loss_gradient import add_sums_, loss_gradient_
 
     smoothing, plain = options.label_smoothing, not options.label_smoothing and not options.z_loss
-    weights = None if class_weight is None else class_weight.float()
+    weights = None if class_weight is None else class_weight.float().contiguous()
     by = None if tangents is None else (tangents.loss.contiguous(), tangents.square.contiguous())
     with torch.cuda.device_of(z):  # type: ignore[no-untyped-call]
         losses, lse = loss_gradient_(

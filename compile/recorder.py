@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -39,29 +40,46 @@ class CudaRecorder:
         self._pool: Any = None
 
     def warm(self, run: Callable[[], Any]) -> None:
-        for mode in ("default", "error"):  # what waits only at the first time may
-            with self._beside(), _waiting(mode):
+        self._pool = torch.cuda.graph_pool_handle()  # that of an earlier recording may be gone
+        with self._beside():
+            run()  # what waits only at the first time may
+            with _not_waiting():
                 run()
         torch.cuda.synchronize(self._device)
 
     def record(self, run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
         graph = torch.cuda.CUDAGraph()
-        # thread_local: what a loader's thread does meanwhile, such as pinning memory, must not fail
-        options: dict[str, Any] = {"stream": self._stream, "capture_error_mode": "thread_local"}
-        with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool, **options):
+        with self._capturing(graph):
             result = run()
-        self._pool = graph.pool()
         return graph.replay, result
 
     def settle(self) -> None:
-        """A failed recording leaves the generator counting for it; one that succeeds ends that."""
-        with contextlib.suppress(RuntimeError), torch.cuda.device(self._device):
-            torch.cuda.synchronize(self._device)
-            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._stream):
+        """A failed recording may leave the generator counting for it; one that succeeds ends that."""
+        with contextlib.suppress(RuntimeError):
+            self._pool = torch.cuda.graph_pool_handle()
+            with self._capturing(torch.cuda.CUDAGraph()):
                 torch.zeros(1, device=self._device)
 
     @contextlib.contextmanager
-    def _beside(self) -> Any:
+    def _capturing(self, graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+        """As ``torch.cuda.graph``, but what it leaves behind on failure in older versions of torch is undone."""
+        # thread_local: what a loader's thread does meanwhile, such as pinning memory, must not fail
+        options: dict[str, Any] = {"stream": self._stream, "capture_error_mode": "thread_local"}
+        private: Any = torch._C
+        with torch.cuda.device(self._device):
+            before = torch.cuda.current_stream()
+            try:
+                with torch.cuda.graph(graph, pool=self._pool, **options):
+                    yield
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # newer versions have done so
+                    private._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+                raise
+            finally:
+                torch.cuda.set_stream(before)
+
+    @contextlib.contextmanager
+    def _beside(self) -> Iterator[None]:
         """On the recorder's stream, after what was asked before and before what is asked next."""
         with torch.cuda.device(self._device):
             current = torch.cuda.current_stream()
@@ -72,11 +90,18 @@ class CudaRecorder:
 
 
 @contextlib.contextmanager
-def _waiting(mode: str) -> Any:
-    """What torch does where an operation waits for the GPU: ``default`` nothing, ``error`` raise."""
+def _not_waiting() -> Iterator[None]:
+    """Raises afterwards where an operation waited for the GPU.
+
+    torch can raise at once, but would do so in every thread, a loader's, too; it warns instead.
+    """
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode(mode)
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    if any("synchronizing CUDA operation" in str(warning.message) for warning in found):
+        raise RuntimeError("the step waits for the GPU, as .item() and printing a tensor do")

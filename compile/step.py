@@ -14,19 +14,18 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from loopwise import batch as batches
-from loopwise.devices import channels_last, native_dtype
-from loopwise.loss import pair, takes_model
+from loopwise.devices import native_dtype
 from loopwise.ranks import from_main, world_size
 from loopwise.run import Run
 
 from . import door, optimizers
 from . import plan as plans
-from .backend import Log, captured
+from .backend import Log
 from .breaks import recompilations
-from .choose import Search, choose
+from .choose import Search, search
 from .events import Events
 from .explain import Explanation
+from .forms import by_plan, eager, shape_of
 from .gate import Difference, check, reference
 from .pace import Pace
 from .plan import Plan
@@ -105,7 +104,7 @@ class TrainStep:
             raise door.without_graphs(self.device)
         self.losses: torch.Tensor | None = None
         self._pinned = plan is not None
-        self._eager = _eager(model, loss, level)
+        self._eager = eager(model, loss, level)
         self._compiled: Compute = self._eager
         self._log = Log()
         self._events = Events(run)
@@ -198,33 +197,46 @@ class TrainStep:
         )
         kept = None if self._pinned else from_main(lambda: plans.recall(digest))
         known, noise = kept or (self.plan, None)
-        self._search = search = choose(self, batch, known, noise)
-        best = search.best
+        self._search = found = search(self, batch, known, noise)
+        best = found.best
         self.plan, self._log = best.plan, best.log
         self._guards = len(recompilations())
-        eager = search.trials[0]
-        if best is not eager and best.times and self.memory is None and self.device.type == "cpu":
-            self._pace = Pace(eager.seconds)  # on a GPU a clock would have to wait for each step
+        plain = found.trials[0]
+        whole = found.samples is None
+        if best is not plain and best.times and whole and self.memory is None and self.device.type == "cpu":
+            self._pace = Pace(plain.seconds)  # on a GPU a clock would have to wait for each step
         assert best.compute is not None
         self._compiled, self._graphs = best.compute, best.log.graphs
+        if not whole:  # compiled for the batch's own size, and not compared there
+            self._compiled, self._graphs = self.make(best.plan, best.log), 2 * best.log.graphs
         self._updated = self.plan.optimizer != "as_is" or self._pinned or self.tune == "off"
         if self._updated and self.optimizer is not None:
             optimizers.choose(self.optimizer, self.plan.optimizer)
         lay_out(self.model, self.plan.layout)
         self._digest = digest
-        recorder = recorder_for(self.device)
-        if self.tune == "max" and recorder is not None and known is None:
-            self.plan = self.plan.changed(cuda_graph=True)
-        if self.plan.cuda_graph and recorder is not None:
-            tell = lambda text: self._events.add(self._batches, text)  # noqa: E731
-            self._whole = WholeStep(self, self._usual, shape_of, recorder, tell)
+        self._begin_recording(try_it=self.tune == "max" and known is None)
         if known is None:
             self._remember()
         self._events.plan(self._batches, self.explain())
 
+    def _begin_recording(self, try_it: bool) -> None:
+        """Where the plan says so, or to ``try_it``: the whole step becomes one CUDA graph after some updates."""
+        assert self.plan is not None
+        recorder = recorder_for(self.device)
+        if recorder is None or not (try_it or self.plan.cuda_graph):
+            return
+        alone = world_size() == 1 and not isinstance(self.model, DistributedDataParallel)
+        self.plan = self.plan.changed(cuda_graph=alone)
+        if alone:
+            self._whole = WholeStep(
+                self, self._usual, recorder, lambda text: self._events.add(self._batches, text)
+            )
+        else:
+            self._events.add(self._batches, "CUDA graph: left off, there are several ranks")
+
     def make(self, plan: Plan, log: Log) -> Compute:
         """The computation of a batch's loss by ``plan``."""
-        return _by_plan(self._eager, plan, log)
+        return by_plan(self._eager, plan, log)
 
     def _choose_optimizer(self) -> None:
         """With the first gradients: which implementation of the update is the fastest."""
@@ -309,7 +321,12 @@ class TrainStep:
             self._compare("the loss is not finite", batch)
 
     def _compare(self, when: str, batch: Any) -> None:
-        if (difference := self.verify(batch)) is not None:
+        try:
+            difference = self.verify(batch)
+        except torch.OutOfMemoryError:
+            self._events.add(self._batches, f"{when}: not compared, there is no memory for the eager step")
+            return
+        if difference is not None:
             self.step_back(f"{when}: {difference}")
 
     def verify(self, batch: Any, steps: int = 0) -> Difference | None:
@@ -329,13 +346,13 @@ class TrainStep:
             raise door.without_optimizer()
 
         def make(model: nn.Module, loss: Any, plan: Plan) -> Compute:
-            return _by_plan(_eager(model, loss, self.level), plan, Log())
+            return by_plan(eager(model, loss, self.level), plan, Log())
 
         return side_by_side(make, self.model, self.loss, self.optimizer, self.plan, batch, steps)
 
     def computation(self, model: nn.Module, loss: Any) -> Compute:
         """The eager computation with another model and loss, for references."""
-        return _eager(model, loss, "exact")
+        return eager(model, loss, "exact")
 
     def step_back(self, reason: str) -> None:
         """Go on with the eager step, and say why, once."""
@@ -350,44 +367,3 @@ class TrainStep:
         """What is on, what each piece gained, what was refused and why."""
         events = self._events.texts
         return Explanation.of(self.plan, self._search, self._choice, self._log, events, self._shapes)
-
-
-def _eager(model: nn.Module, loss: Callable[..., torch.Tensor], level: str) -> Compute:
-    """The step's computation as the user would write it: from a batch to its loss."""
-    whole = takes_model(loss)
-    device = door.device_of(model)
-    dtype = native_dtype(device) if level == "fast" else torch.float32
-
-    def compute(batch: Any) -> torch.Tensor:
-        if whole:
-            return loss(model, batch)
-        inputs, targets = pair(batch)
-        return loss(model(inputs), targets)
-
-    if dtype is torch.float32:
-        return compute
-
-    def lowered(batch: Any) -> torch.Tensor:
-        with torch.autocast(device.type, dtype=dtype):
-            return compute(batch)
-
-    return lowered
-
-
-def _by_plan(eager: Compute, plan: Plan, log: Log) -> Compute:
-    """A computation in the form that ``plan`` says."""
-    inner = captured(eager, plan, log)
-    if plan.layout == "as_is":
-        return inner
-
-    def compute(batch: Any) -> torch.Tensor:
-        loss: torch.Tensor = inner(batches.map_tensors(channels_last, batch))
-        return loss
-
-    return compute
-
-
-def shape_of(batch: Any) -> Any:
-    """Shapes and dtypes of a batch's tensors."""
-    tensors = [leaf for leaf in batches.leaves(batch) if isinstance(leaf, torch.Tensor)]
-    return tuple((tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors)

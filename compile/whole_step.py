@@ -18,17 +18,16 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from loopwise import batch as batches
 from loopwise import random_state
-from loopwise.ranks import world_size
 
 from .backend import first_line
+from .forms import shape_of
 from .measure import seconds
 from .recorder import Recorder, Replay
-from .state import Kept, hooked, signature
+from .state import Kept, buffers_of, hooked, modules_of, parameters_of, plain_of, signature
 from .trials import TIE
 
 WARM = 3
@@ -38,12 +37,15 @@ MOST = 3
 TOLERANCE = 1e-4
 """How far weights may be from those of ordinary steps, relative to what these changed; or four times as far as
 these are from each other."""
+NOISE = 0.01
+"""Where ordinary steps are further than this from each other they tell nothing about a recording."""
 
 
 class Step(Protocol):
     """What recording needs to know of a training step."""
 
     model: nn.Module
+    loss: Any
     optimizer: Optimizer | None
     device: torch.device
     accumulate: int
@@ -58,6 +60,11 @@ class Step(Protocol):
 @dataclass
 class _Recorded:
     signature: Any
+    form: str
+    """The batch's containers, and what else is in them."""
+    parameters: list[Tensor]
+    gradients: list[Tensor | None]
+    """Of the parameters, before each replay: where it adds to them, or none."""
     batch: Any
     """Where the recorded step reads its batch."""
     rates: list[Tensor]
@@ -72,7 +79,6 @@ class WholeStep:
     Args:
         step: the training step.
         usual: shapes of the batches that are replayed, as ``shape_of`` gives them.
-        shape_of: shapes and dtypes of a batch.
         recorder: of its device.
         tell: takes one line for ``explain()``.
     """
@@ -81,13 +87,12 @@ class WholeStep:
         self,
         step: Step,
         usual: Any,
-        shape_of: Callable[[Any], Any],
         recorder: Recorder,
         tell: Callable[[str], None],
     ) -> None:
         self.off = ""
         """Why the step stays ordinary."""
-        self._step, self._usual, self._shape_of = step, usual, shape_of
+        self._step, self._usual = step, usual
         self._recorder, self._tell = recorder, tell
         self._recorded: _Recorded | None = None
         self._past: deque[Any] = deque(maxlen=WARM)
@@ -110,20 +115,35 @@ class WholeStep:
             first: whether it is the first one since an update.
             last: whether it is the last one before an update.
         """
-        if self.off or self._shape_of(batch) != self._usual:
+        if self.off or shape_of(batch) != self._usual:
             return None
-        if self._recorded is not None and self._recorded.signature != signature(self._step):
-            self._recorded, self._ordinary = None, 0
+        if (recorded := self._recorded) is not None and self._changed(recorded):
+            recorded = self._recorded = None
+            self._ordinary = 0
+            if first:
+                self._step.outer.zero_grad(set_to_none=True)  # as after an ordinary update
             self._tell(
                 "CUDA graph: recorded anew, the model, its mode or the optimizer are not what they were"
             )
-        if self._recorded is None:
+        if recorded is None:
             if not first or self._ordinary < WARM:
                 self._past.append(batch)
                 self._ordinary += last
                 return None
-            self._try(batch)
-        return None if self._recorded is None else self._replay(self._recorded, batch, last)
+            recorded = self._try(batch)
+        if recorded is None or _form(batch) != recorded.form or self._added(recorded):
+            return None
+        return self._replay(recorded, batch, last)
+
+    def _changed(self, recorded: _Recorded) -> bool:
+        """Whether it does not hold any more."""
+        moved = self._accumulates and self._added(recorded)
+        return moved or recorded.signature != signature(self._step)
+
+    def _added(self, recorded: _Recorded) -> bool:
+        """Whether gradients are elsewhere than the recording reads them, as after a backward pass of the user's own."""
+        both = zip(recorded.parameters, recorded.gradients, strict=True)
+        return any(parameter.grad is not grad for parameter, grad in both)
 
     @torch.no_grad()
     def _replay(self, recorded: _Recorded, batch: Any, last: bool) -> Tensor:
@@ -140,36 +160,36 @@ class WholeStep:
 
     # -- recording ------------------------------------------------------------------------------
 
-    def _try(self, batch: Any) -> None:
+    def _try(self, batch: Any) -> _Recorded | None:
         """Record and compare; everything is as before afterwards."""
         self._tries += 1
-        self.off = self._refusal(batch)
-        if not self.off:
-            try:
+        try:
+            self.off = self._refusal(batch)
+            if not self.off:
                 self._recorded, self.off = self._tried(batch)
-            except Exception as error:  # training goes on, as if it had not been tried
-                self.off = first_line(error)
+        except Exception as error:  # training goes on, as if it had not been tried
+            self.off = first_line(error)
         if self.off:
             self._recorded = None
             self._tell(f"CUDA graph: left off, {self.off}")
         self._past.clear()
+        return self._recorded
 
     def _refusal(self, batch: Any) -> str:
         """Why this step cannot be recorded, if so."""
-        step, optimizer = self._step, self._step.optimizer
+        step, optimizer, kind = self._step, self._step.optimizer, self._step.device.type
         if optimizer is None:
             return "there is no optimizer"
         groups = optimizer.param_groups
-        held = {p for group in groups for p in group["params"]}
-        leaves = batches.leaves(batch)
+        held = {id(p) for group in groups for p in group["params"]}
+        needed = [p for p in parameters_of(modules_of(step), optimizer) if p.requires_grad]
+        caching = torch.is_autocast_enabled(kind) and torch.is_autocast_cache_enabled()
+        others = [x for x in batches.leaves(batch) if not isinstance(x, Tensor) or x.device != step.device]
         for wrong, why in (
             (self._tries > MOST, f"the step changed after each of {MOST} recordings"),
+            (others, f"the batch holds other things than tensors on {step.device}"),
             (
-                any(not isinstance(leaf, Tensor) or leaf.device != step.device for leaf in leaves),
-                f"the batch holds other things than tensors on {step.device}",
-            ),
-            (
-                any(p.requires_grad and p not in held for p in step.model.parameters()),
+                any(id(p) not in held for p in needed),
                 "the optimizer does not have all parameters that need a gradient",
             ),
             (
@@ -178,11 +198,8 @@ class WholeStep:
             ),
             (step.scaler is not None, "a GradScaler waits for the GPU at each step"),
             (step.outer is not optimizer, "a framework's wrapper of the optimizer does more than its step"),
-            (world_size() > 1 or isinstance(step.model, DistributedDataParallel), "there are several ranks"),
-            (
-                hooked(list(step.model.modules()), optimizer),
-                "hooks of the model or the optimizer would not be called",
-            ),
+            (caching, "autocast around the step keeps casts of the weights; level='fast' does not"),
+            (hooked(step), "hooks of the model or the optimizer would not be called"),
         ):
             if wrong:
                 return why
@@ -190,11 +207,10 @@ class WholeStep:
 
     def _tried(self, batch: Any) -> tuple[_Recorded | None, str]:
         """A recording that makes the same steps faster, or why there is none."""
-        assert self._step.optimizer is not None
-        kept = Kept(self._step.model, self._step.optimizer)
+        kept = Kept(self._step)
         good = False
         try:
-            recorded = self._record(batch)
+            recorded = self._record(batch, kept)
             why = self._wrong(recorded, kept) or self._slow(recorded)
             good = not why
             return (recorded if good else None), why
@@ -204,13 +220,15 @@ class WholeStep:
         finally:
             kept.restore(gradients=not (good and self._accumulates))
 
-    def _record(self, batch: Any) -> _Recorded:
+    def _record(self, batch: Any, kept: Kept) -> _Recorded:
         step = self._step
         place = batches.map_tensors(lambda tensor: tensor.detach().clone(), batch)
         outside = _outside(step.device)
         self._recorder.warm(lambda: self._cycle(place))
         if _outside(step.device) != outside:
             raise RuntimeError("the step draws random numbers that are not the GPU's")
+        if plain_of(kept.modules) != kept.plain:
+            raise RuntimeError("numbers that are attributes of the model change at each step")
 
         def final() -> Tensor:
             losses = step.backward(place)
@@ -221,7 +239,8 @@ class WholeStep:
             replays = {True: self._recorder.record(final)}
             if self._accumulates:
                 replays[False] = self._recorder.record(lambda: step.backward(place))
-        return _Recorded(signature(step), place, rates, replays)
+        gradients = [parameter.grad for parameter in kept.parameters]
+        return _Recorded(signature(step), _form(batch), kept.parameters, gradients, place, rates, replays)
 
     def _cycle(self, batch: Any) -> list[Tensor]:
         """All batches of an update, made the ordinary way."""
@@ -257,20 +276,24 @@ class WholeStep:
 
     def _wrong(self, recorded: _Recorded, kept: Kept) -> str:
         """How replayed steps on the last batches differ from ordinary ones, if they do."""
-        parameters = list(self._step.model.parameters())
 
-        def made(run: Callable[[Any], list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+        def made(run: Callable[[Any], list[Tensor]]) -> dict[str, list[Tensor]]:
             kept.restore(gradients=False)
             losses = [loss for batch in self._past for loss in run(batch)]
-            return losses, [p.detach().clone() for p in parameters]
+            state = {"weights": kept.parameters, "buffers": buffers_of(kept.modules)}
+            return {"losses": losses} | {name: [t.detach().clone() for t in ts] for name, ts in state.items()}
 
+        kept.restore(gradients=False)
+        before = {"weights": kept.of(kept.parameters), "buffers": kept.of(buffers_of(kept.modules))}
         with self._rates(capturable=False):  # rounded as in the recording: Adam makes much of a last place
             expected, again = made(self._cycle), made(self._cycle)
-        replayed, before = made(lambda batch: self._replayed(recorded, batch)), kept.of(parameters)
-        for number, what in enumerate(("losses", "weights")):
-            # losses are compared with their own size, weights with what the steps changed in them
-            starts = before if number else [torch.zeros_like(loss) for loss in expected[0]]
-            apart, noise = (_apart(run[number], expected[number], starts) for run in (replayed, again))
+        replayed = made(lambda batch: self._replayed(recorded, batch))
+        # losses are compared with their own size, the rest with what the steps changed
+        before["losses"] = [torch.zeros_like(loss) for loss in expected["losses"]]
+        for what, wanted in expected.items():
+            apart, noise = (_apart(run[what], wanted, before[what]) for run in (replayed, again))
+            if not noise <= NOISE:
+                return f"ordinary steps do not repeat themselves, their {what} are {noise:.2g} apart"
             if not apart <= max(TOLERANCE, 4 * noise):
                 return f"wrong: its {what} are off by {apart:.2g}"
         return ""
@@ -296,6 +319,12 @@ def _apart(found: list[Tensor], wanted: list[Tensor], before: list[Tensor]) -> f
         for others in (found, before)
     )
     return (apart / moved) ** 0.5 if moved else float("inf" if apart else 0)
+
+
+def _form(batch: Any) -> str:
+    """Its containers in their order, and all in them that is no tensor."""
+    mark: Any = "tensor"
+    return repr(batches.map_tensors(lambda tensor: mark, batch))
 
 
 def _outside(device: torch.device) -> Any:

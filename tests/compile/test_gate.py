@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from loopwise.compile import Plan, TrainStep, choose, gate, trials
+from loopwise.compile.forms import eager as _eager
 from loopwise.compile.gate import Reference, check, reference
 from loopwise.compile.passes import PASSES, Outcome
 from loopwise.compile.shadow import observe
-from loopwise.compile.step import _eager
 
 CRITERION = nn.CrossEntropyLoss()
 

@@ -7,6 +7,7 @@ recording, no waiting).  The same tests run with real graphs where there is a GP
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from recording_kit import TapeRecorder
@@ -65,7 +66,9 @@ def trained(cuda_graph, data, make="adamw", *, change=None, criterion=None, drop
     model = net(dropout)
     optimizer = OPTIMIZERS[make](model)
     plan = PLAN.changed(cuda_graph=cuda_graph)
-    step = TrainStep(model, criterion or nn.CrossEntropyLoss(), optimizer, plan=plan, **options)
+    step = TrainStep(
+        model, criterion() if criterion else nn.CrossEntropyLoss(), optimizer, plan=plan, **options
+    )
     torch.manual_seed(3)
     losses = []
     for number, batch in enumerate(data):
@@ -122,7 +125,9 @@ def test_a_learning_rate_that_is_scheduled_is_followed(recorder):
 
 
 def test_losses_of_samples_are_there_for_a_sifting_loader(recorder):
-    criterion = nn.CrossEntropyLoss(reduction="none")
+    def criterion():
+        return nn.CrossEntropyLoss(reduction="none")
+
     whole, ordinary = (trained(on, batches(7), criterion=criterion) for on in (True, False))
     same(whole, ordinary)
     torch.testing.assert_close(whole[3].losses, ordinary[3].losses)
@@ -140,6 +145,12 @@ def test_batches_of_another_shape_go_the_ordinary_way(recorder, accumulate):
 
 
 CHANGES = {
+    "class weights": lambda step, optimizer: setattr(
+        step.loss, "weight", torch.tensor([1.0, 2.0, 4.0], device=DEVICE)
+    ),
+    "label smoothing": lambda step, optimizer: setattr(step.loss, "label_smoothing", 0.25),
+    "dropout": lambda step, optimizer: setattr(step.model[3], "p", 0.5),
+    "momentum of statistics": lambda step, optimizer: setattr(step.model[1], "momentum", 0.5),
     "evaluation mode": lambda step, optimizer: step.model[1].eval(),
     "weight decay": lambda step, optimizer: optimizer.param_groups[0].update(weight_decay=0.5),
     "frozen": lambda step, optimizer: step.model[0].requires_grad_(False),
@@ -154,10 +165,10 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_what_a_recording_cannot_follow_is_recorded_anew(recorder, name, accumulate):
+@pytest.mark.parametrize(("accumulate", "when"), [(1, 9), (2, 9), (2, 8)])
+def test_what_a_recording_cannot_follow_is_recorded_anew(recorder, name, accumulate, when):
     def change(number, step, optimizer):
-        if number == 9:
+        if number == when:
             CHANGES[name](step, optimizer)
 
     data = batches(20)
@@ -165,6 +176,94 @@ def test_what_a_recording_cannot_follow_is_recorded_anew(recorder, name, accumul
     same(whole, trained(False, data, change=change, accumulate=accumulate))
     assert whole[3]._whole._tries == 2
     assert said(whole[3])[-1].startswith("CUDA graph: recorded anew")
+
+
+@pytest.mark.parametrize(("accumulate", "when"), [(1, 9), (2, 9), (2, 8)])
+def test_gradients_of_the_users_own_are_in_the_next_update(recorder, accumulate, when):
+    def change(number, step, optimizer):
+        if number in (when, when + 2):
+            step.model[4].weight.square().sum().backward()
+
+    data = batches(20)
+    whole = trained(True, data, change=change, accumulate=accumulate)
+    same(whole, trained(False, data, change=change, accumulate=accumulate))
+    assert whole[3].plan.cuda_graph
+
+
+@pytest.mark.parametrize(("accumulate", "when"), [(1, 9), (2, 9), (2, 8)])
+def test_gradients_that_the_user_drops_are_dropped(recorder, accumulate, when):
+    def change(number, step, optimizer):
+        if number == when:
+            step.model.zero_grad()
+
+    data = batches(20)
+    whole = trained(True, data, change=change, accumulate=accumulate)
+    same(whole, trained(False, data, change=change, accumulate=accumulate))
+    assert whole[3].plan.cuda_graph
+
+
+class Learning(nn.Module):
+    """A loss with a weight and a moving average of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, device=DEVICE))
+        self.register_buffer("mean", torch.zeros(3, device=DEVICE))
+
+    def forward(self, x, y):
+        self.mean.mul_(0.5).add_(x.detach().mean(0), alpha=0.5)
+        return nn.functional.cross_entropy(x * self.weight - self.mean, y)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loss_with_state_of_its_own_is_as_it_would_have_been(recorder, accumulate):
+    runs = []
+    for on in (True, False):
+        model, loss = net(), Learning()
+        optimizer = torch.optim.AdamW([*model.parameters(), *loss.parameters()], lr=2**-7, fused=True)
+        step = TrainStep(model, loss, optimizer, plan=PLAN.changed(cuda_graph=on), accumulate=accumulate)
+        losses = torch.stack([step(batch) for batch in batches(16)])
+        runs.append((losses, nn.ModuleList([model, loss]), optimizer, step))
+    same(*runs)
+    assert runs[0][3]._whole._recorded is not None
+
+
+def test_batches_of_another_structure_go_the_ordinary_way(recorder):
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch["x"]) + model(batch["z"]), batch["y"]) * len(batch)
+
+    runs = []
+    for on in (True, False):
+        model = net()
+        optimizer = OPTIMIZERS["adamw"](model)
+        step = TrainStep(model, loss, optimizer, plan=PLAN.changed(cuda_graph=on))
+        found = []
+        for number, ((x, y), (z, _)) in enumerate(zip(batches(12), batches(24)[12:], strict=True)):
+            batch = {"x": x, "y": y, "z": z}
+            if number == 8:
+                batch = {"z": z, "y": y, "x": x}
+            if number == 9:
+                batch["name"] = "another"
+            found.append(step(batch))
+        runs.append((torch.stack(found), model, optimizer, step))
+    same(*runs)
+    assert runs[0][3]._whole._tries == 1
+
+
+def test_several_ranks_make_ordinary_steps(recorder, monkeypatch):
+    monkeypatch.setattr(steps, "world_size", lambda: 2)
+    *_, step = trained(True, batches(1))
+    assert not step.plan.cuda_graph
+    assert said(step) == ["CUDA graph: left off, there are several ranks"]
+
+
+def test_autocast_around_the_step_is_not_recorded(recorder):
+    runs = []
+    for on in (True, False):
+        with torch.autocast(DEVICE, torch.bfloat16):
+            runs.append(trained(on, batches(7)))
+    same(*runs)
+    assert said(runs[0][3])[-1].startswith("CUDA graph: left off, autocast around the step")
 
 
 def test_weights_loaded_in_place_are_trained_on(recorder):
@@ -199,6 +298,35 @@ class Drawing(nn.Module):
         return nn.functional.cross_entropy(x, y) * random.random()
 
 
+class DrawingItsOwn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.draws = [np.random.default_rng(0)]
+
+    def forward(self, x, y):
+        return nn.functional.cross_entropy(x, y) * self.draws[0].random()
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+
+    def forward(self, x, y):
+        self.seen += 1
+        return nn.functional.cross_entropy(x, y) / self.seen
+
+
+class Replacing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3, device=DEVICE))
+
+    def forward(self, x, y):
+        self.mean = 0.5 * self.mean + 0.5 * x.detach().mean(0)
+        return nn.functional.cross_entropy(x - self.mean, y)
+
+
 def hooked(number, step, optimizer):
     if number == 0:
         step.model[0].register_forward_hook(lambda *_: None)
@@ -223,8 +351,13 @@ def unfused(number, step, optimizer):
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"criterion": Waiting()}, "RuntimeError: "),
-        ({"criterion": Drawing()}, "RuntimeError: the step draws random numbers that are not the GPU's"),
+        ({"criterion": Waiting}, "RuntimeError: "),
+        ({"criterion": Drawing}, "RuntimeError: the step draws random numbers that are not the GPU's"),
+        (
+            {"criterion": Counting},
+            "RuntimeError: numbers that are attributes of the model change at each step",
+        ),
+        ({"criterion": Replacing}, "wrong: its losses are off by"),
         ({"change": hooked}, "hooks of the model or the optimizer would not be called"),
         ({"change": stepped}, "hooks of the model or the optimizer would not be called"),
         ({"change": graded}, "hooks of the model or the optimizer would not be called"),
@@ -242,8 +375,14 @@ def test_what_cannot_be_recorded_stays_ordinary_and_says_why(recorder, options, 
     same(*runs)
     assert not runs[0][3].plan.cuda_graph
     assert said(runs[0][3])[-1].startswith(f"CUDA graph: left off, {why}")
-    if DEVICE == "cpu" and isinstance(options.get("criterion"), Waiting):
+    if DEVICE == "cpu" and options.get("criterion") is Waiting:
         assert recorder.settled == 1
+
+
+def test_steps_that_do_not_repeat_themselves_tell_nothing(recorder):
+    *_, step = trained(True, batches(8), criterion=DrawingItsOwn)
+    assert not step.plan.cuda_graph
+    assert said(step)[-1].startswith("CUDA graph: left off, ordinary steps do not repeat themselves")
 
 
 def test_a_hook_that_comes_later_ends_it(recorder):

@@ -31,6 +31,7 @@ def parameters_of(modules: Iterable[nn.Module], optimizer: Optimizer) -> list[Te
 
 
 def buffers_of(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Those of all modules, one after the other."""
     return [b for module in modules for b in module._buffers.values() if b is not None]
 
 
@@ -86,7 +87,8 @@ def signature(step: Any) -> Any:
     """
     modules, optimizer, kind = modules_of(step), step.optimizer, step.device.type
     loose = [v for module in modules for v in vars(module).values() if type(v) is Tensor]
-    own = [*parameters_of(modules, optimizer), *buffers_of(modules), *loose]
+    parameters = parameters_of(modules, optimizer)
+    own = [*parameters, *buffers_of(modules), *loose]
     groups = [
         (len(group["params"]), {name: value for name, value in group.items() if name not in ("params", "lr")})
         for group in optimizer.param_groups
@@ -100,13 +102,12 @@ def signature(step: Any) -> Any:
         groups,
         (autocast, torch.is_autocast_cache_enabled(), torch.is_grad_enabled()),
         torch.are_deterministic_algorithms_enabled(),
-        hooked(step),
+        hooked(modules, parameters, optimizer),
     )
 
 
-def hooked(step: Any) -> bool:
-    """Whether hooks watch passes or updates of ``step``: a replay would not call them."""
-    optimizer, modules = step.optimizer, modules_of(step)
+def hooked(modules: list[nn.Module], parameters: list[Tensor], optimizer: Optimizer) -> bool:
+    """Whether hooks watch passes or updates: a replay would not call them."""
     if any(vars(all_modules).get(f"_global{name}") for name in _HOOKS):
         return True
     for name in ("pre_hooks", "post_hooks"):
@@ -114,6 +115,6 @@ def hooked(step: Any) -> bool:
             return True
         if getattr(optimizer, f"_optimizer_step_{name}", None):
             return True
-    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters_of(modules, optimizer)):
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters):
         return True
     return any(vars(module)[name] for module in modules for name in _HOOKS)

@@ -66,7 +66,8 @@ class TrainStep:
         level: ``exact``: nothing changes beyond the order of floating-point additions; ``fast``: autocast.
         memory: bytes that forward and backward may hold beside parameters, as a number, as text
             (``"6GiB"``), or as a fraction of the device's memory; solved by recomputing activations.
-        tune: ``off``: compile without measuring; ``fast``: measure the usual forms; ``max``: more of them.
+        tune: ``off``: compile without measuring; ``fast``: measure the usual forms; ``max``: more of them,
+            and on a GPU the whole step as one CUDA graph.
         plan: use this plan instead of finding one; it is still compared with the eager step.
         verify: compare again after each recompilation and when a loss is not finite; at the first batch
             the step is compared in any case.

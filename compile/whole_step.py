@@ -182,14 +182,15 @@ class WholeStep:
             return "there is no optimizer"
         groups = optimizer.param_groups
         held = {id(p) for group in groups for p in group["params"]}
-        needed = [p for p in parameters_of(modules_of(step), optimizer) if p.requires_grad]
+        modules = modules_of(step)
+        parameters = parameters_of(modules, optimizer)
         caching = torch.is_autocast_enabled(kind) and torch.is_autocast_cache_enabled()
         others = [x for x in batches.leaves(batch) if not isinstance(x, Tensor) or x.device != step.device]
         for wrong, why in (
             (self._tries > MOST, f"the step changed after each of {MOST} recordings"),
             (others, f"the batch holds other things than tensors on {step.device}"),
             (
-                any(id(p) not in held for p in needed),
+                any(p.requires_grad and id(p) not in held for p in parameters),
                 "the optimizer does not have all parameters that need a gradient",
             ),
             (
@@ -199,7 +200,10 @@ class WholeStep:
             (step.scaler is not None, "a GradScaler waits for the GPU at each step"),
             (step.outer is not optimizer, "a framework's wrapper of the optimizer does more than its step"),
             (caching, "autocast around the step keeps casts of the weights; level='fast' does not"),
-            (hooked(step), "hooks of the model or the optimizer would not be called"),
+            (
+                hooked(modules, parameters, optimizer),
+                "hooks of the model or the optimizer would not be called",
+            ),
         ):
             if wrong:
                 return why

@@ -15,6 +15,11 @@ from page_kit import Training
 from loopwise.run import Run
 
 
+def _heeds_ctrl_c():
+    """A shell starts what runs in its background deaf to it, and a test's process would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def watched():
     """``watched(path)``: ``loopwise watch`` on a run in a process of its own, and its URL."""
@@ -23,7 +28,7 @@ def watched():
         def start(path, *options):
             command = [sys.executable, "-m", "loopwise", "watch", str(path), *options]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            process = stack.enter_context(subprocess.Popen(command, **pipes))
+            process = stack.enter_context(subprocess.Popen(command, preexec_fn=_heeds_ctrl_c, **pipes))
             stack.callback(process.kill)
             return process, process.stdout.readline().split()[0]
 

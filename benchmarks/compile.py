@@ -42,9 +42,23 @@ def loop(
 ) -> Callable[[Any], torch.Tensor]:
     """The usual training step; with a ``dtype``, under autocast to it."""
 
+    def compute(batch: Any) -> torch.Tensor:
+        return loss(model, batch) if isinstance(batch, dict) else loss(model(batch[0]), batch[1])
+
+    return updating(compute, optimizer, "cpu", dtype)
+
+
+def updating(
+    compute: Callable[[Any], torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    device: str,
+    dtype: torch.dtype | None,
+) -> Callable[[Any], torch.Tensor]:
+    """The usual loop's body around ``compute``, which gives a batch's loss."""
+
     def step(batch: Any) -> torch.Tensor:
-        with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            value = loss(model, batch) if isinstance(batch, dict) else loss(model(batch[0]), batch[1])
+        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+            value = compute(batch)
         value.backward()
         optimizer.step()
         optimizer.zero_grad()

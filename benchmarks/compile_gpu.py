@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from . import harness
+from .compile import optimizer_of, updating
 from .harness import Runs
 from .models.large import SHAPES, TINY, by_liger, check_liger, large, loss_of
 from .models.vision import classifier
@@ -35,10 +36,6 @@ def where() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=1e-4)
-
-
 def made(form: str, model: nn.Module, loss: Any) -> Callable[[Batch], torch.Tensor]:
     """The training step in bfloat16 with float32 weights: the usual loop under autocast, or ours."""
     optimizer, device = optimizer_of(model), where()
@@ -49,15 +46,7 @@ def made(form: str, model: nn.Module, loss: Any) -> Callable[[Batch], torch.Tens
     if form == "torch.compile":
         loss = torch.compile(loss)
 
-    def step(batch: Batch) -> torch.Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            value = loss(model, batch)
-        value.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return value.detach()
-
-    return step
+    return updating(functools.partial(loss, model), optimizer, device.type, torch.bfloat16)
 
 
 def speeds(

@@ -153,7 +153,7 @@ def _rewritten(step: Step, batch: Any, expected: Reference, eager: Trial) -> lis
         return _tried(step, batch, expected, **changes)
 
     found = _with_kernel(step, batch, tried, _with_passes(tried))
-    best = found[0] if found and found[0].compute is not None else None
+    best = _leading(found)
     passes = best.plan.passes if best is not None else ()
     turns = False
     if has_images(step.model):
@@ -206,14 +206,19 @@ def _with_passes(tried: Callable[..., Trial]) -> list[Trial]:
 
 def _with_kernel(step: Step, batch: Any, tried: Callable[..., Trial], found: list[Trial]) -> list[Trial]:
     """The same with the loss head's kernel, which stands first where it is right and faster."""
-    best = found[0] if found and found[0].compute is not None else None
+    best = _leading(found)
     if best is None or "loss_head" not in best.plan.passes or not runs_kernels(step.device):
         return found
-    passes = (*(name for name in PASSES if name in best.plan.passes or name == "loss_kernel"),)
+    passes = tuple(name for name in PASSES if name in best.plan.passes or name == "loss_kernel")
     other = tried(graph="captured", passes=passes)
     if other.compute is not None and _faster(step, batch, best, other):
         return [other, *found]
     return [*found, other]
+
+
+def _leading(found: list[Trial]) -> Trial | None:
+    """The first one, where it was not refused."""
+    return found[0] if found and found[0].compute is not None else None
 
 
 def _useful(trial: Trial) -> tuple[str, ...]:

@@ -121,10 +121,9 @@ def _optimizer(choice: Choice | None) -> list[str]:
 def _passes(log: Log) -> list[str]:
     found = []
     for outcome in log.outcomes:
-        size = f"{outcome.saved_bytes / 2**20:.1f} MiB"
-        saved = f"{'logits' if outcome.what == 'loss head' else 'scores'} of {size} are not materialised"
-        what = (
-            (saved if outcome.saved_bytes else "on") if outcome.rewritten else f"left as it is: {outcome.why}"
-        )
+        what = f"left as it is: {outcome.why}"
+        if outcome.rewritten:
+            kind, size = "logits" if outcome.what == "loss head" else "scores", outcome.saved_bytes / 2**20
+            what = f"{kind} of {size:.1f} MiB are not materialised" if size else "on"
         found.append(f"{outcome.what} at {outcome.where}: {what}")
     return list(dict.fromkeys(found))

@@ -123,99 +123,77 @@ def _stream(
     x, (n, d), classes, sums = rows.x, rows.x.shape, len(weight), sums_dtype(weight.dtype)
     step = options.chunk or chunk_rows(n, classes, d, x.device.type, x.itemsize)
     buffer = x.new_empty(min(step, n), classes)
+    kernel = options.kernel and sums == torch.float32
+    as_it_is = kernel or x.dtype == sums
+    group = len(buffer) if x.device.type != "cpu" or as_it_is else group_rows(classes)
+    wide = None if as_it_is else x.new_empty(min(group, len(buffer)), classes, dtype=sums)
+    weights = None if class_weight is None else class_weight.to(sums).contiguous()
+    if weights is None and not kernel:
+        weights = weight.new_ones(classes, dtype=sums)
     losses, lse, factors = (rows.row.new_empty(n) for _ in range(3))
     gradients = _unset(x, weight, sums, needs)
     tangents = tangents if any(needs) else None
-    over = _by_kernel if options.kernel and sums == torch.float32 else _by_torch
+    to_gradient, add_sums_ = (_by_kernel, _add_by_kernel_) if kernel else (_to_gradient, _add_sums_)
     for start in range(0, n, step):
         chunk = slice(start, min(start + step, n))
         products = buffer[: chunk.stop - start]
         _logits(x[chunk], weight, bias, options.scale / (options.softcap or 1.0), products)
-        part = _Rows(*(value[chunk] for value in rows))
-        by = None if tangents is None else tangents.at(chunk)
-        into = gradients[2] if needs[2] else None
-        losses[chunk], lse[chunk], factors[chunk], products = over(
-            products, part, by, class_weight, options, into
-        )
+        for first in range(start, chunk.stop, group):
+            at = slice(first, min(first + group, chunk.stop))
+            low = products[at.start - start : at.stop - start]
+            z = low if wide is None else wide[: len(low)].copy_(low)
+            part = _Rows(*(value[at] for value in rows))
+            by = None if tangents is None else tangents.at(at)
+            losses[at], lse[at], factor, p = to_gradient(z, part, by, weights, options)
+            if by is None:
+                continue
+            factors[at] = options.scale * factor
+            if needs[2]:
+                add_sums_(gradients[2], p, factors[at])
+            if wide is not None:
+                low.copy_(p)
+            elif p is not z:
+                products = p  # of the whole chunk
         if tangents is not None:
             _add_products_(gradients, needs, chunk, products, x[chunk], weight, factors[chunk])
     return losses, lse, gradients
 
 
 def _by_kernel(
-    z: Tensor,
-    rows: _Rows,
-    tangents: _Tangents | None,
-    class_weight: Tensor | None,
-    options: Options,
-    bias_gradient: Tensor | None,
+    z: Tensor, rows: _Rows, tangents: _Tangents | None, weights: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As ``_by_torch``, in a pass or two over the logits."""
-    from .kernels.loss_gradient import add_sums_, loss_gradient_
+    """As ``_to_gradient``, in a pass or two over the logits, in whatever dtype; without class weights ``None``."""
+    from .kernels.loss_gradient import loss_gradient_
 
     smoothing, plain = options.label_smoothing, not options.label_smoothing and not options.z_loss
-    weights = None if class_weight is None else class_weight.float().contiguous()
     by = None if tangents is None else (tangents.loss.contiguous(), tangents.square.contiguous())
-    with torch.cuda.device_of(z):  # type: ignore[no-untyped-call]
-        losses, lse = loss_gradient_(
-            z, rows.target, rows.row, rows.valid, by, weights, smoothing, options.softcap, plain
-        )
-        factor = torch.full_like(lse, options.scale)
-        if tangents is not None and plain:
-            factor *= tangents.loss * rows.row
-        if tangents is not None and bias_gradient is not None:
-            add_sums_(bias_gradient, z, factor)
+    losses, lse = loss_gradient_(
+        z, rows.target, rows.row, rows.valid, by, weights, smoothing, options.softcap, plain
+    )
+    factor = tangents.loss * rows.row if tangents is not None and plain else torch.ones_like(lse)
     return losses, lse, factor, z
 
 
-def _by_torch(
-    products: Tensor,
-    rows: _Rows,
-    tangents: _Tangents | None,
-    class_weight: Tensor | None,
-    options: Options,
-    bias_gradient: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of a chunk of logits ``products``, which are overwritten: loss and logsumexp of each row, and the gradient by
-    the logits as a factor of each row and the rest; what a bias has of it is added to ``bias_gradient``."""
-    count, sums = len(products), rows.row.dtype
-    losses, lse, factors = (rows.row.new_empty(count) for _ in range(3))
-    group = (
-        count if products.device.type != "cpu" or products.dtype == sums else group_rows(products.shape[1])
-    )
-    wide = (
-        None
-        if products.dtype == sums
-        else products.new_empty(min(group, count), *products.shape[1:], dtype=sums)
-    )
-    weights = (
-        products.new_ones(products.shape[1], dtype=sums) if class_weight is None else class_weight.to(sums)
-    )
-    for start in range(0, count, group):
-        at = slice(start, min(start + group, count))
-        low = products[at]
-        z = low if wide is None else wide[: len(low)].copy_(low)
-        by = None if tangents is None else tangents.at(at)
-        losses[at], lse[at], factor, p = _to_gradient(z, _Rows(*(v[at] for v in rows)), by, weights, options)
-        if by is None:
-            continue
-        factors[at] = options.scale * factor
-        if bias_gradient is not None:
-            bias_gradient.addmv_(p.t(), factors[at])
-        if wide is not None:
-            low.copy_(p)
-        elif p is not z:
-            products = p  # of the whole chunk
-    return losses, lse, factors, products
+def _add_by_kernel_(sums: Tensor, p: Tensor, factor: Tensor) -> None:
+    """As ``_add_sums_``, of ``p`` in whatever dtype."""
+    from .kernels.loss_gradient import add_sums_
+
+    add_sums_(sums, p, factor)
+
+
+def _add_sums_(sums: Tensor, p: Tensor, factor: Tensor) -> None:
+    """Add a bias's share of the gradient: ``sums += factor @ p``."""
+    sums.addmv_(p.t(), factor)
 
 
 def _to_gradient(
-    z: Tensor, rows: _Rows, tangents: _Tangents | None, weights: Tensor, options: Options
+    z: Tensor, rows: _Rows, tangents: _Tangents | None, weights: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss and logsumexp of each row, and the gradient by the logits as a factor of each row and the rest.
 
     ``z``, logits divided by the softcap, is overwritten; on the CPU by that rest.  Without tangents there is none.
     """
+    assert weights is not None  # ones without class weights
     smooth, cap = options.label_smoothing / len(weights), options.softcap
     tanh = z.tanh_().clone() if cap else None
     if cap:

@@ -73,13 +73,19 @@ def twins(optimizer: Optimizer, kinds: list[str]) -> dict[str, Optimizer]:
 
 def disagreement(original: Optimizer, twin: Optimizer, before: Optimizer) -> float:
     """How far the updates of two copies that made one step are apart, relative to the original's."""
-    apart = size = 0.0
-    for groups in zip(original.param_groups, twin.param_groups, before.param_groups, strict=True):
-        for a, b, start in zip(*(group["params"] for group in groups), strict=True):
-            update = (a - start).detach().double()
-            apart += (a - b).detach().double().square().sum().item()
-            size += update.square().sum().item()
-    return (apart / size) ** 0.5 if size else float(apart > 0)
+    parameters = [[p for group in o.param_groups for p in group["params"]] for o in (twin, original, before)]
+    return distance(*parameters)
+
+
+@torch.no_grad()
+def distance(found: list[torch.Tensor], wanted: list[torch.Tensor], before: list[torch.Tensor]) -> float:
+    """Of ``found`` from ``wanted``, all together, relative to that of ``before``; infinite where they differ and nothing moved."""
+    apart = moved = 0.0
+    for one, other, start in zip(found, wanted, before, strict=True):
+        exact = other.double()  # of bool there is no difference
+        apart += (exact - one.double()).square().sum().item()
+        moved += (exact - start.double()).square().sum().item()
+    return (apart / moved) ** 0.5 if moved else float("inf" if apart else 0)
 
 
 @dataclass(frozen=True)

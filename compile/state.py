@@ -53,11 +53,12 @@ class Kept:
     def __init__(self, step: Any) -> None:
         self.modules = modules_of(step)
         self.parameters = parameters_of(self.modules, step.optimizer)
+        self.buffers = buffers_of(self.modules)
         self.plain = plain_of(self.modules)
-        self._buffers = [dict(module._buffers) for module in self.modules]
+        self._places = [dict(module._buffers) for module in self.modules]
         self._gradients = [parameter.grad for parameter in self.parameters]
         gradients = [grad for grad in self._gradients if grad is not None]
-        tensors = [*self.parameters, *buffers_of(self.modules), *_tensors_of(step.optimizer), *gradients]
+        tensors = [*self.parameters, *self.buffers, *_tensors_of(step.optimizer), *gradients]
         self._copies = [(tensor, tensor.detach().clone()) for tensor in tensors]
         self._random = random_state.get()
 
@@ -71,7 +72,7 @@ class Kept:
         if gradients:
             for parameter, grad in zip(self.parameters, self._gradients, strict=True):
                 parameter.grad = grad
-        for module, buffers, plain in zip(self.modules, self._buffers, self.plain, strict=True):
+        for module, buffers, plain in zip(self.modules, self._places, self.plain, strict=True):
             module._buffers.update(buffers)
             vars(module).update(plain)
         with torch.no_grad():

@@ -136,8 +136,7 @@ class TrainStep:
         start = time.perf_counter()
         with self.model.no_sync() if silent else contextlib.nullcontext():  # type: ignore[operator]
             compute, loss = self._computed(batch)
-            scaled = loss if self.accumulate == 1 else loss / self.accumulate
-            (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
+            self._backward(loss)
         if self._pace is not None and shape_of(batch) == self._usual:
             self._pace.note(time.perf_counter() - start, compute is self._eager)
         if compute is not self._eager:
@@ -203,12 +202,12 @@ class TrainStep:
         self.plan, self._log = best.plan, best.log
         self._guards = len(recompilations())
         plain = found.trials[0]
-        whole = found.samples is None
-        if best is not plain and best.times and whole and self.memory is None and self.device.type == "cpu":
+        entire = found.samples is None
+        if best is not plain and best.times and entire and self.memory is None and self.device.type == "cpu":
             self._pace = Pace(plain.seconds)  # on a GPU a clock would have to wait for each step
         assert best.compute is not None
         self._compiled, self._graphs = best.compute, best.log.graphs
-        if not whole:  # compiled for the batch's own size, and not compared there
+        if not entire:  # compiled for the batch's own size, and not compared there
             self._compiled, self._graphs = self.make(best.plan, best.log), 2 * best.log.graphs
         self._updated = self.plan.optimizer != "as_is" or self._pinned or self.tune == "off"
         if self._updated and self.optimizer is not None:
@@ -281,9 +280,13 @@ class TrainStep:
     def backward(self, batch: Any) -> torch.Tensor:
         """Forward and backward of a batch by the plan, for a recording; its losses."""
         losses = self._compiled(batch)
-        loss = total(losses)
-        (loss if self.accumulate == 1 else loss / self.accumulate).backward()  # type: ignore[no-untyped-call]
+        self._backward(total(losses))
         return losses.detach()
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        """The backward pass of a batch's share of the update."""
+        share = loss if self.accumulate == 1 else loss / self.accumulate
+        (share if self.scaler is None else self.scaler.scale(share)).backward()
 
     def apply(self, keep_gradients: bool) -> None:
         """Clip, update and zero the gradients, where they are if they are kept."""

@@ -26,6 +26,7 @@ from loopwise import random_state
 from .backend import first_line
 from .forms import shape_of
 from .measure import seconds
+from .optimizers import distance
 from .recorder import Recorder, Replay
 from .state import Kept, buffers_of, hooked, modules_of, parameters_of, plain_of, signature
 from .trials import TIE
@@ -83,13 +84,7 @@ class WholeStep:
         tell: takes one line for ``explain()``.
     """
 
-    def __init__(
-        self,
-        step: Step,
-        usual: Any,
-        recorder: Recorder,
-        tell: Callable[[str], None],
-    ) -> None:
+    def __init__(self, step: Step, usual: Any, recorder: Recorder, tell: Callable[[str], None]) -> None:
         self.off = ""
         """Why the step stays ordinary."""
         self._step, self._usual = step, usual
@@ -117,33 +112,36 @@ class WholeStep:
         """
         if self.off or shape_of(batch) != self._usual:
             return None
-        if (recorded := self._recorded) is not None and self._changed(recorded):
-            recorded = self._recorded = None
-            self._ordinary = 0
-            if first:
-                self._step.outer.zero_grad(set_to_none=True)  # as after an ordinary update
-            self._tell(
-                "CUDA graph: recorded anew, the model, its mode or the optimizer are not what they were"
-            )
+        recorded = self._recorded
+        if recorded is not None:
+            added = self._added(recorded)
+            if added and not self._accumulates:
+                return None
+            if added or recorded.signature != signature(self._step):
+                self._forget(recorded, first)
+                recorded = None
         if recorded is None:
             if not first or self._ordinary < WARM:
                 self._past.append(batch)
                 self._ordinary += last
                 return None
             recorded = self._try(batch)
-        if recorded is None or _form(batch) != recorded.form or self._added(recorded):
+        if recorded is None or _form(batch) != recorded.form:
             return None
         return self._replay(recorded, batch, last)
-
-    def _changed(self, recorded: _Recorded) -> bool:
-        """Whether it does not hold any more."""
-        moved = self._accumulates and self._added(recorded)
-        return moved or recorded.signature != signature(self._step)
 
     def _added(self, recorded: _Recorded) -> bool:
         """Whether gradients are elsewhere than the recording reads them, as after a backward pass of the user's own."""
         both = zip(recorded.parameters, recorded.gradients, strict=True)
         return any(parameter.grad is not grad for parameter, grad in both)
+
+    def _forget(self, recorded: _Recorded, first: bool) -> None:
+        """It does not hold any more; gradients are as after an ordinary update where there was one."""
+        self._recorded, self._ordinary = None, 0
+        for parameter, grad in zip(recorded.parameters, recorded.gradients, strict=True):
+            if first and grad is not None and parameter.grad is grad and not grad.any():
+                parameter.grad = None
+        self._tell("CUDA graph: recorded anew, the model, its mode or the optimizer are not what they were")
 
     @torch.no_grad()
     def _replay(self, recorded: _Recorded, batch: Any, last: bool) -> Tensor:
@@ -287,15 +285,14 @@ class WholeStep:
             state = {"weights": kept.parameters, "buffers": buffers_of(kept.modules)}
             return {"losses": losses} | {name: [t.detach().clone() for t in ts] for name, ts in state.items()}
 
-        kept.restore(gradients=False)
-        before = {"weights": kept.of(kept.parameters), "buffers": kept.of(buffers_of(kept.modules))}
+        before = {"weights": kept.of(kept.parameters), "buffers": kept.of(kept.buffers)}
         with self._rates(capturable=False):  # rounded as in the recording: Adam makes much of a last place
             expected, again = made(self._cycle), made(self._cycle)
         replayed = made(lambda batch: self._replayed(recorded, batch))
         # losses are compared with their own size, the rest with what the steps changed
         before["losses"] = [torch.zeros_like(loss) for loss in expected["losses"]]
         for what, wanted in expected.items():
-            apart, noise = (_apart(run[what], wanted, before[what]) for run in (replayed, again))
+            apart, noise = (distance(run[what], wanted, before[what]) for run in (replayed, again))
             if not noise <= NOISE:
                 return f"ordinary steps do not repeat themselves, their {what} are {noise:.2g} apart"
             if not apart <= max(TOLERANCE, 4 * noise):
@@ -314,15 +311,6 @@ class WholeStep:
             return text
         self._tell(f"CUDA graph: the whole step is one, {text}")
         return ""
-
-
-def _apart(found: list[Tensor], wanted: list[Tensor], before: list[Tensor]) -> float:
-    """Distance of ``found`` from ``wanted``, relative to that of ``before``; infinite where they differ and nothing moved."""
-    apart, moved = (
-        sum(float((a.double() - b.double()).square().sum()) for a, b in zip(wanted, others, strict=True))
-        for others in (found, before)
-    )
-    return (apart / moved) ** 0.5 if moved else float("inf" if apart else 0)
 
 
 def _form(batch: Any) -> str:

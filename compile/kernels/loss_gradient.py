@@ -9,6 +9,7 @@ cross entropy (https://arxiv.org/abs/2410.10989), here with soft cap, z-loss, la
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -181,7 +182,9 @@ def loss_gradient_(
     block = min(triton.next_power_of_2(classes), MOST)
     by_loss, by_square = tangents or (row, row)
     total = row.new_full((), classes) if weights is None else weights.sum()
-    if rows:
+    if not rows:
+        return losses, lse
+    with torch.cuda.device_of(z):  # Triton launches on the current device
         _row_kernel[(rows,)](
             *(z, z.stride(0), target, row, valid, row if weights is None else weights, total),
             *(by_loss, by_square, losses, lse, classes, softcap or 1.0, smoothing),
@@ -200,4 +203,5 @@ def add_sums_(sums: Tensor, p: Tensor, factor: Tensor) -> None:
     """``sums += factor @ p`` in float32: of ``p`` (N, V) in any dtype with ``factor`` (N,), into ``sums`` (V,)."""
     rows, classes = p.shape
     grid = (triton.cdiv(classes, COLUMNS),)
-    _sums_kernel[grid](p, p.stride(0), factor, sums, rows, classes, ROWS=ROWS, COLUMNS=COLUMNS)
+    with torch.cuda.device_of(p):
+        _sums_kernel[grid](p, p.stride(0), factor, sums, rows, classes, ROWS=ROWS, COLUMNS=COLUMNS)

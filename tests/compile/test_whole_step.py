@@ -128,6 +128,20 @@ def test_gradients_that_the_user_drops_are_dropped(recorder, accumulate, when):
     assert whole[3].plan.cuda_graph
 
 
+@pytest.mark.parametrize(("accumulate", "when"), [(1, 9), (2, 9), (2, 8)])
+def test_gradients_of_the_users_own_are_in_the_update_before_it_is_recorded_anew(recorder, accumulate, when):
+    def change(number, step, optimizer):
+        if number == when:
+            step.model.zero_grad()
+            step.model[4].weight.square().sum().backward()
+            optimizer.param_groups[0]["weight_decay"] = 0.5
+
+    data = batches(20)
+    whole = trained(True, data, change=change, accumulate=accumulate)
+    same(whole, trained(False, data, change=change, accumulate=accumulate))
+    assert whole[3]._whole._tries == 2
+
+
 class Learning(nn.Module):
     """A loss with a weight and a moving average of its own."""
 
@@ -135,6 +149,7 @@ class Learning(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(3, device=DEVICE))
         self.register_buffer("mean", torch.zeros(3, device=DEVICE))
+        self.register_buffer("mask", torch.ones(3, device=DEVICE, dtype=torch.bool))
 
     def forward(self, x, y):
         self.mean.mul_(0.5).add_(x.detach().mean(0), alpha=0.5)

@@ -8,7 +8,7 @@ import click
 
 COMMANDS = {
     "debug": (
-        "loopwise.debug.command:command",
+        "loopwise.debug.cli:command",
         "Read what a Watch saved: ls, show, diff, export, check.",
     ),
     "demo": (

@@ -25,7 +25,7 @@ import socket
 import time
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import torch
@@ -221,6 +221,88 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close("finished" if kind is None else "failed")
+
+
+class RunHandle:
+    """One part's use of a run.
+
+    Attributes:
+        run: the run.
+    """
+
+    def __init__(self, run: Run, part: str, shared: _Shared | None) -> None:
+        self.run, self._part, self._shared = run, part, shared
+
+    def release(self, state: str = "finished") -> None:
+        """End the part's use; the last part that opened the run by its path closes it.
+
+        Args:
+            state: how the part ended, ``finished`` or ``failed``; the run has failed if a part of it has.
+        """
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            shared.release(self._part, state)
+
+
+class _Shared:
+    """A run that was opened by its path, and the parts of this process that use it."""
+
+    by_path: ClassVar[dict[str, _Shared]] = {}
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.parts, self._state = run, set[str](), "finished"
+
+    def release(self, part: str, state: str) -> None:
+        self.parts.discard(part)
+        self._state = state if state != "finished" else self._state
+        if not self.parts:
+            self.by_path.pop(self.run.path, None)
+            self.run.close(self._state)
+
+
+def as_run(run: str | os.PathLike[str] | Run | None, part: str, resume: bool = False) -> RunHandle | None:
+    """Open the run that a public ``run=`` argument names.
+
+    Parts of one process that are given the same path share one ``Run``, so that a loop can name its run folder
+    in each of them.  A ``Run`` that the caller made is used as it is and stays open.
+
+    Args:
+        run: a folder or fsspec URL, a ``Run``, or ``None``.
+        part: name of the part that uses it.
+        resume: go on in a folder that already holds a run; only for a path.
+
+    Returns:
+        The part's handle, to be released at its end; ``None`` if ``run`` is ``None``.
+
+    Raises:
+        InputError: ``run`` is of another type, or ``resume`` was given for a ``Run``.
+        StateError: the folder already holds a run.
+    """
+    if run is None:
+        return None
+    if isinstance(run, Run):
+        if resume:
+            raise InputError(
+                "resume=True together with a Run",
+                "resume= where run= is a path",
+                "a Run is already open",
+                "make it by Run(path, resume=True), and leave resume out here",
+            )
+        return RunHandle(run, part, None)
+    if not isinstance(run, (str, os.PathLike)):
+        raise InputError(
+            f"run= of type {type(run).__name__}",
+            "a folder, an fsspec URL such as s3://bucket/run, a Run, or None",
+            "an argument in the place of another one",
+            "pass run='runs/example'",
+        )
+    path = fsspec.core.url_to_fs(os.fspath(run))[1]
+    shared = _Shared.by_path.get(path)
+    if shared is None or part in shared.parts:
+        shared = _Shared(Run(os.fspath(run), resume=resume))
+        _Shared.by_path[shared.run.path] = shared
+    shared.parts.add(part)
+    return RunHandle(shared.run, part, shared)
 
 
 def read(path: str, part: str, name: str) -> tuple[list[dict[str, Any]], int]:

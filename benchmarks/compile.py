@@ -121,7 +121,7 @@ def timed(name: str, seed: int) -> dict[str, float]:
 def head(vocabulary: int, seed: int) -> dict[str, float]:
     """Milliseconds and peak bytes of forward and backward of the loss head alone, 1,024 tokens, width 256."""
     from loopwise.compile import linear_cross_entropy
-    from loopwise.compile.measure import peak_bytes, seconds
+    from loopwise.compile.search.measure import peak_bytes, seconds
 
     torch.set_num_threads(THREADS)
     torch.manual_seed(seed)
@@ -150,8 +150,8 @@ def head(vocabulary: int, seed: int) -> dict[str, float]:
 def saved(seed: int) -> dict[str, float]:
     """MiB of activations kept for backward, and milliseconds of forward and backward, by budget."""
     from loopwise.compile import Plan, TrainStep
-    from loopwise.compile.backend import Log
-    from loopwise.compile.measure import seconds
+    from loopwise.compile.graph.backend import Log
+    from loopwise.compile.search.measure import seconds
 
     torch.set_num_threads(THREADS)
     torch.manual_seed(seed)

@@ -23,7 +23,7 @@ EVERY = {**MODELS, **OTHERS}
 def look(name: str) -> tuple[dict[str, list[int]], list[str], str, int]:
     """Pass -> [places rewritten, places looked at]; reasons of refusals; what the gate says; graphs."""
     from loopwise.compile import Plan, TrainStep
-    from loopwise.compile.passes import USUAL
+    from loopwise.compile.graph.passes import USUAL
 
     torch.manual_seed(0)
     model, loss, batch = EVERY[name]()
@@ -43,7 +43,7 @@ def look(name: str) -> tuple[dict[str, list[int]], list[str], str, int]:
 
 
 def main() -> None:
-    from loopwise.compile.passes import USUAL
+    from loopwise.compile.graph.passes import USUAL
 
     torch.set_num_threads(1)
     names = [key.replace("_", " ") for key in USUAL]

@@ -53,7 +53,7 @@ def speeds(
     form: str, make: Callable[[], tuple[nn.Module, Any]], batch_of: Callable[[int], Batch]
 ) -> Iterator[tuple[int, float]]:
     """Batch sizes, doubling until memory is full, and samples a second of each."""
-    from loopwise.compile.measure import seconds
+    from loopwise.compile.search.measure import seconds
 
     size, largest = (2, 2) if where().type == "cpu" else (4, LARGEST)
     while size <= largest:
@@ -113,8 +113,8 @@ def images(form: str, seed: int) -> dict[str, float]:
 
 def kernel(seed: int) -> dict[str, float]:
     """The loss head's pass over its logits: the kernel, torch's operations, Inductor's, and a copy of as many bytes."""
-    from loopwise.compile.kernels.loss_gradient import loss_gradient_
-    from loopwise.compile.measure import seconds
+    from loopwise.compile.linear_cross_entropy.kernels.loss_gradient import loss_gradient_
+    from loopwise.compile.search.measure import seconds
 
     device = where()
     rows, classes = (8, 64) if device.type == "cpu" else (ROWS, VOCABULARY)
@@ -145,7 +145,7 @@ def kernel(seed: int) -> dict[str, float]:
 def recorded(seed: int) -> dict[str, float]:
     """A small GPT's training step, as the plan makes it and as one CUDA graph."""
     from loopwise.compile import Plan, TrainStep
-    from loopwise.compile.measure import seconds
+    from loopwise.compile.search.measure import seconds
 
     from .models import MODELS
 

@@ -145,9 +145,9 @@ def _floating(node: Any) -> bool:
 def _matters(model: nn.Module, batch: Any, plan: Any) -> bool:
     """Whether the planted pass changes anything in float64 (LayerNorm undoes a scale or an offset before it)."""
     from loopwise.compile import TrainStep
-    from loopwise.compile.backend import Log
-    from loopwise.compile.gate import errors
-    from loopwise.compile.shadow import in_double, observe
+    from loopwise.compile.graph.backend import Log
+    from loopwise.compile.verify.numerics import errors
+    from loopwise.compile.verify.sandbox import in_double, observe
 
     twin, loss, doubled = in_double(model, nn.CrossEntropyLoss(), batch)
     step = TrainStep(twin, loss, optimizer_of(twin))
@@ -157,9 +157,10 @@ def _matters(model: nn.Module, batch: Any, plan: Any) -> bool:
 
 def planted(seed: int) -> dict[str, float]:
     """How many of the planted passes are stepped back from, and how many right ones are."""
-    from loopwise.compile import Plan, TrainStep, passes
-    from loopwise.compile.gate import reference
-    from loopwise.compile.trials import attempt, best_of, race
+    from loopwise.compile import Plan, TrainStep
+    from loopwise.compile.graph import passes
+    from loopwise.compile.search.candidates import attempt, best_of, race
+    from loopwise.compile.verify.numerics import reference
 
     torch.set_num_threads(1)
     torch._dynamo.config.recompile_limit = 10_000

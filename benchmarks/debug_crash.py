@@ -62,7 +62,9 @@ def write(path: str, first: int) -> None:
     """Save steps from ``first`` on until the process is killed."""
     import torch
 
-    from loopwise.debug import Collection, Watch, every, segments, writer
+    from loopwise.debug import Collection, Watch, every
+    from loopwise.debug.capture import writer
+    from loopwise.debug.store import segments
     from loopwise.run import Run
 
     class Small(segments.Segments):

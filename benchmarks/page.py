@@ -85,10 +85,10 @@ def begun(folder: str, seed: int) -> None:
 
 def make(folder: str, steps: int, seed: int) -> None:
     """A run of so many steps, all saved: the last of the first ones again and again, its numbers wandering."""
-    from loopwise.debug.blocks import Blocks
-    from loopwise.debug.index import Index
     from loopwise.debug.rules import Finding
-    from loopwise.debug.segments import Segments
+    from loopwise.debug.store.blocks import Blocks
+    from loopwise.debug.store.index import Index
+    from loopwise.debug.store.segments import Segments
     from loopwise.run import Run
 
     begun(f"{folder}.begun", seed)

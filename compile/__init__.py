@@ -2,7 +2,7 @@
 
 from .cache import load_cache, save_cache
 from .fit import Fit, fit
-from .loss_head import linear_cross_entropy
+from .linear_cross_entropy.op import linear_cross_entropy
 from .optimize import optimize
 from .plan import Plan
 from .step import TrainStep

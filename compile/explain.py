@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .backend import Log
-from .choose import Search
-from .optimizers import Choice
+from .graph.backend import Log
 from .plan import Plan
-from .trials import Trial
+from .search.candidates import Trial
+from .search.optimizers import Choice
+from .search.search import Search
 
 
 @dataclass(frozen=True)

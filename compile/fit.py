@@ -13,12 +13,12 @@ import torch
 from loopwise import batch as batches
 from loopwise.errors import InputError
 
-from . import door
-from .backend import Log
-from .measure import held, peak_of, seconds
-from .shadow import shadow, step_of
+from . import options
+from .graph.backend import Log
+from .search.candidates import TIE
+from .search.measure import held, peak_of, seconds
 from .step import TrainStep
-from .trials import TIE
+from .verify.sandbox import shadow, step_of
 
 REPEATS = 5
 HEADROOM = 0.9
@@ -119,7 +119,7 @@ def fit(step: TrainStep, batch: Any, *, memory: float | str | None = None, large
 
 def _limit(step: TrainStep, memory: float | str | None) -> int:
     if memory is not None:
-        return door.bytes_of(memory, step.device)
+        return options.bytes_of(memory, step.device)
     if step.memory is not None:
         return step.memory
     if step.device.type == "cuda":

@@ -10,8 +10,8 @@ from torch import nn
 
 from loopwise.errors import InputError
 
-from .backend import Backend, Log
-from .passes import USUAL
+from .graph.backend import Backend, Log
+from .graph.passes import USUAL
 from .plan import Plan
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ import torch
 from loopwise import __version__
 from loopwise.errors import InputError
 
-from .passes import PASSES
+from .graph.passes import PASSES
 
 GRAPHS = ("eager", "captured", "inductor")
 LAYOUTS = ("as_is", "channels_last")

@@ -17,23 +17,25 @@ from torch.optim import Optimizer
 from loopwise.devices import native_dtype
 from loopwise.ranks import from_main, world_size
 from loopwise.run import Run
+from loopwise.wrappers import innermost
 
-from . import door, optimizers
+from . import options
 from . import plan as plans
-from .backend import Log
-from .breaks import recompilations
-from .choose import Search, search
+from .cuda_graph.recorder import recorder_for
+from .cuda_graph.step import WholeStep
 from .events import Events
 from .explain import Explanation
-from .forms import by_plan, eager, shape_of
-from .gate import Difference, check, reference
-from .pace import Pace
+from .graph.backend import Log
+from .graph.diagnostics import recompilations
 from .plan import Plan
-from .recorder import recorder_for
-from .shadow import Compute, observe, total
-from .side_by_side import side_by_side
-from .trials import lay_out
-from .whole_step import WholeStep
+from .search import optimizers
+from .search.candidates import lay_out
+from .search.search import Search, search
+from .search.slowdown import Pace
+from .search.variants import by_plan, eager, shape_of
+from .verify.loss_curve import side_by_side
+from .verify.numerics import Difference, check, reference
+from .verify.sandbox import Compute, observe, total
 
 RARE = 8
 """Batches of a shape other than the usual one that run eagerly before that shape is compiled, too."""
@@ -93,16 +95,16 @@ class TrainStep:
         verify: bool = True,
         run: Run | None = None,
     ) -> None:
-        self.device = door.device_of(model)
-        door.arguments(model, optimizer, clip, accumulate, level, tune, plan)
-        self.model, self.loss, self.optimizer = model, loss, door.innermost(optimizer)
+        self.device = options.device_of(model)
+        options.arguments(model, optimizer, clip, accumulate, level, tune, plan)
+        self.model, self.loss, self.optimizer = model, loss, innermost(optimizer)
         self.outer = optimizer
         self.scaler, self.clip, self.accumulate = scaler, clip, accumulate
         self.level, self.tune, self.verifies = level, tune, verify
-        self.memory = None if memory is None else door.bytes_of(memory, self.device)
+        self.memory = None if memory is None else options.bytes_of(memory, self.device)
         self.plan = plan
         if plan is not None and plan.cuda_graph and recorder_for(self.device) is None:
-            raise door.without_graphs(self.device)
+            raise options.without_graphs(self.device)
         self.losses: torch.Tensor | None = None
         self._pinned = plan is not None
         self._eager = eager(model, loss, level)
@@ -127,7 +129,7 @@ class TrainStep:
     def __call__(self, batch: Any) -> torch.Tensor:
         """Train on one batch; returns its loss, detached, a tensor of shape () on the model's device."""
         if self.outer is None:
-            raise door.without_optimizer()
+            raise options.without_optimizer()
         self.prepare(batch)
         last = (self._batches + 1) % self.accumulate == 0
         if (losses := self._replayed(batch, last)) is not None:
@@ -169,7 +171,7 @@ class TrainStep:
         any wrapper's forward pass.
         """
         if not self._ready and world_size() > 1 and not isinstance(self.model, DistributedDataParallel):
-            raise door.not_prepared()
+            raise options.not_prepared()
         self.prepare(batch)
         compute, loss = self._computed(batch)
         if compute is not self._eager:
@@ -347,7 +349,7 @@ class TrainStep:
             return found
         assert self.plan is not None
         if self.optimizer is None:
-            raise door.without_optimizer()
+            raise options.without_optimizer()
 
         def make(model: nn.Module, loss: Any, plan: Plan) -> Compute:
             return by_plan(eager(model, loss, self.level), plan, Log())

@@ -5,17 +5,17 @@ from __future__ import annotations
 from loopwise.ranks import world_size
 from loopwise.run import Run
 
-from .budget import Budget
-from .capture import Wanted
-from .companions import Companion
-from .notices import place
+from .capture.budget import Budget
+from .capture.capture import Wanted
+from .model.vocabulary import place
+from .monitors.monitor import Companion
+from .monitors.ranks import Replicas
+from .monitors.stall import SECONDS, Stalled
+from .nan import Trap
 from .profiler import Profile, Profiler
-from .replicas import Replicas
-from .reports import Reports
+from .reporting import Reports
 from .rules import RULES
 from .rules.thresholds import Rules, chosen
-from .stalled import SECONDS, Stalled
-from .trap import Trap
 
 
 def company(

@@ -14,7 +14,7 @@ import torch
 from loopwise.errors import MissingExtra
 from loopwise.run import Run
 
-from .session import Watching
+from .callback import Watching
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

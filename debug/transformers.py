@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from loopwise.run import Run
 
-from .session import Watching, numbers
+from .callback import Watching, numbers
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments

@@ -12,25 +12,27 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from loopwise.model import is_sharded
 from loopwise.ranks import is_main, world_size
 from loopwise.run import Run
 from loopwise.schedule import every
+from loopwise.wrappers import is_sharded
 
-from . import door, names
-from .budget import Budget
-from .capture import Capture, Wanted
-from .clock import Clock
-from .collection import Collection, Save, collection_of
-from .companions import Companions
+from . import options
+from .alerts.notices import Tell
+from .capture.budget import Budget
+from .capture.capture import Capture, Wanted
+from .capture.clock import Clock
+from .capture.collection import Collection, collection_of
+from .capture.writer import Writer
 from .company import company
-from .judge import Judge
-from .notices import Tell
+from .model import names
+from .model.vocabulary import Save
+from .monitors.monitor import Companions
 from .profiler import Profile, Profiler
-from .reports import Reports
+from .reporting import Reports
 from .rules import Finding, at_least
+from .rules.engine import Judge
 from .rules.thresholds import Rules
-from .writer import Writer
 
 
 class Watch:
@@ -56,7 +58,7 @@ class Watch:
             where ``health`` is saved, none otherwise; ``()`` for none.
         stop_on: severity of findings (``warning``, ``critical``) from which on ``should_stop`` is true.
         on_finding: called with each `Finding`, by ``step`` on the training thread, once it is known (that training stalls,
-            from another thread); one function or several, such as those of ``loopwise.debug.actions``; default: it is
+            from another thread); one function or several, such as those of ``loopwise.debug.alerts.destinations``; default: it is
             logged, under ``loopwise.debug``.
         scaler: the ``torch.amp.GradScaler``, so that steps which it skips are marked.
         policy: when storage is slower than training: ``block`` waits, ``drop`` leaves raw tensors of the
@@ -96,13 +98,13 @@ class Watch:
         strict: bool = False,
     ) -> None:
         models = names.by_key(model, nn.Module, "model")
-        door.models(models)
+        options.models(models)
         optimizers = {} if optimizer is None else names.by_key(optimizer, Optimizer, "optimizer")
-        chosen = door.collections([collection_of(c) for c in collections])
+        chosen = options.collections([collection_of(c) for c in collections])
         sharded = any(is_sharded(m) for m in models.values())
-        door.options(save, policy, max_overhead, sharded and world_size() > 1)
+        options.options(save, policy, max_overhead, sharded and world_size() > 1)
         if stop_on is not None:
-            door.severity(stop_on)
+            options.severity(stop_on)
         judged = rules is not None or any(c.name == "health" for c in chosen)
         judge = Judge(rules) if judged else None
         wanted = Wanted(
@@ -156,7 +158,7 @@ class Watch:
     @contextlib.contextmanager
     def mode(self, mode: str) -> Iterator[None]:
         """Steps inside are counted and scheduled as ``train``, ``eval`` or ``predict``."""
-        door.mode(mode)
+        options.mode(mode)
         before = self._clock.mode
         self._turn(mode)
         try:

@@ -1,7 +1,5 @@
 """Choose which samples reach the training step: wrap a loader, keep the informative ones."""
 
-from .cheap import LowResolution as LowResolution
-from .cheap import Padded as Padded
 from .loader import SiftingDataLoader as SiftingDataLoader
 from .pilot import Forecast as Forecast
 from .pilot import pilot as pilot
@@ -20,5 +18,7 @@ from .policies import Threshold as Threshold
 from .policies import TopLoss as TopLoss
 from .policies import Uniform as Uniform
 from .report import Report as Report
+from .scorers import LowResolution as LowResolution
+from .scorers import Padded as Padded
 from .source import Indexed as Indexed
 from .tokens import RhoTokens as RhoTokens

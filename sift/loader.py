@@ -18,18 +18,18 @@ from loopwise.loss import takes_model
 from loopwise.ranks import rank, world_size
 from loopwise.run import Run
 
-from . import check
+from . import options
 from .buffer import Concatenate, Part
-from .choose import PLANNABLE, Chooser
-from .in_step import InStep
-from .memory import Memory
+from .loss_history import Memory
+from .pipeline import ALL, FRESH, REMEMBERED, Settings, Sieve
 from .policies import Function, Policy, RelativeLoss
 from .policies.policy import check_keep
 from .report import Report
-from .reuse import Reuse
 from .scoring import Scorer
-from .sieve import ALL, FRESH, REMEMBERED, Settings, Sieve
+from .selection import PLANNABLE, Chooser
+from .sharded import InStep
 from .source import Source, batching
+from .step_losses import Reuse
 
 FLOOR = 0.25
 """Least keep probability by the default policy, as a part of ``keep``."""
@@ -124,7 +124,7 @@ class SiftingDataLoader:
         seed: int | None = None,
         run: Run | None = None,
     ) -> None:
-        check.arguments(keep, policy, delay, epochs, anneal, score_every, pool, compile)
+        options.arguments(keep, policy, delay, epochs, anneal, score_every, pool, compile)
         self.loader, self.model = loader, model
         self.keep = 0.5 if keep is None and policy is None else keep
         self.policy = _policy(policy, self._keep_of(0))
@@ -135,12 +135,12 @@ class SiftingDataLoader:
         source = Source(loader, size, self.drop_last)
         self._memory, self._report, self._told = Memory(), Report(), set[str]()
         criterion = not takes_model(loss)
-        check.criterion(loss)
+        options.criterion(loss)
         plannable = self.keep != 1.0 and source.plans and criterion and set(self.policy.needs) <= PLANNABLE
         self._auto_score = score_every == "auto"
         self.score_every = (0 if plannable else 1) if score_every == "auto" else int(score_every)
-        check.needs(self.policy, self.score_every, criterion)
-        in_step = check.sharded(model if scorer is None else scorer, self.score_every, auto)
+        options.needs(self.policy, self.score_every, criterion)
+        in_step = options.sharded(model if scorer is None else scorer, self.score_every, auto)
         self._reuse = Reuse(model, loss, self._memory) if criterion and self.score_every != 1 else None
         start = torch.initial_seed() if seed is None else seed
         self._draws = torch.Generator().manual_seed((start + rank()) % 2**63)

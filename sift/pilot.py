@@ -18,7 +18,7 @@ from loopwise import random_state
 from loopwise.errors import InputError
 from loopwise.loss import pair, takes_model
 
-from . import check
+from . import options
 from .policies.policy import check_keep
 from .scoring import Scorer
 from .source import Source
@@ -105,8 +105,8 @@ def pilot(
         InputError: fewer than four batches, or arguments that the loader refuses.
     """
     check_keep(keep)
-    check.whole("steps", steps, 4)
-    check.criterion(loss)
+    options.whole("steps", steps, 4)
+    options.criterion(loss)
     state = random_state.get()
     try:
         spreads = _measure(loader, copy.deepcopy(model).train(), loss, steps, dtype)

@@ -15,10 +15,10 @@ from loopwise import batch as batches
 from loopwise.devices import channels_last, native_dtype
 from loopwise.errors import InputError
 from loopwise.loss import pair, takes_model
-from loopwise.model import is_sharded, unwrapped
 from loopwise.preserve import preserve
+from loopwise.wrappers import is_sharded, unwrap
 
-from .compiled import WhenItPays
+from .compile_trial import WhenItPays
 
 
 @dataclass(slots=True)
@@ -84,7 +84,7 @@ class Scorer:
         compiled: bool | str = False,
         needs: frozenset[str] = frozenset(),
     ) -> None:
-        self.model = unwrapped(model)
+        self.model = unwrap(model)
         self.sharded = is_sharded(self.model)
         self.scored = _Scored(self.model, loss, needs)
         self.dtype = dtype

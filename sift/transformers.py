@@ -18,8 +18,8 @@ from torch import nn
 from loopwise.errors import InputError
 from loopwise.ranks import rank
 
-from .cheap import Padded
 from .loader import SiftingDataLoader
+from .scorers import Padded
 
 try:
     from transformers import Trainer

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..lookup import span
+from ..read.query import span
+from ..read.saved_run import Trial
 from ..rules import SEVERITIES, Finding
-from ..trial import Trial
 from .comparison import comparison
 from .layers import distributions, heat_maps
 from .scalars import scalars

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from loopwise.errors import StateError
 
-from ..compare import Parting, compare, only
-from ..index import Block
-from ..trial import Trial
+from ..read.compare import Parting, compare, only
+from ..read.saved_run import Trial
+from ..store.index import Block
 from .steps import Reader
 
 LOOKED_AT = 10

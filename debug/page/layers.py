@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..quantiles import PERCENTS
-from ..rules.history import Floats
+from ..statistics.quantiles import PERCENTS
+from ..store.columns import Floats
 from .steps import Reader, Steps, Table
 
 ROWS = 200

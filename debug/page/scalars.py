@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,33 +10,15 @@ from numpy.typing import NDArray
 
 from loopwise.errors import InputError
 
-from ..rules.history import Floats
-from ..trial import Trial
+from ..read.saved_run import Trial
+from ..statistics.thin import thinned
+from ..store.columns import Floats
 from .steps import Reader, Steps
 
-POINTS = 2000
-"""Of a line; of more, least and greatest of each of half as many pieces are kept."""
 SMOOTHED = 200
 """Points from which on a line is drawn smoothed, and faint as it is."""
 SEPARATE = 6
 """Metrics that have a plot each; of more, one is chosen."""
-
-
-def thinned(steps: Steps, values: Floats, points: int = POINTS) -> tuple[Steps, Floats]:
-    """At most so many points that show the same line: the least and the greatest of each piece."""
-    if len(steps) <= points:
-        return steps, values
-    edges = np.linspace(0, len(steps), points // 2 + 1).astype(int)
-    kept: set[int] = set()
-    for start, end in itertools.pairwise(edges):
-        piece = values[start:end]
-        if np.isfinite(piece).any():
-            finite = np.where(np.isfinite(piece), piece, np.nan)
-            kept |= {start + int(np.nanargmin(finite)), start + int(np.nanargmax(finite))}
-        else:
-            kept.add(start)
-    chosen = np.array(sorted({0, len(steps) - 1} | kept))
-    return steps[chosen], values[chosen]
 
 
 def smoothed(values: Floats) -> Floats:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from loopwise.errors import StateError
 from loopwise.run import Run
 
-from ..blocks import Blocks
-from ..index import Block, Index, Layout
-from ..rules.history import Floats, View
+from ..store.blocks import Blocks
+from ..store.columns import Floats, View
+from ..store.index import Block, Index, Layout
 
 MOST = 400
 """Steps of a plot over steps; a wide screen shows two pixels of each."""

@@ -28,8 +28,8 @@ from typing import Any
 from loopwise import preserve
 from loopwise.errors import InputError
 
-from ..taps import absent
-from .events import GPU, Events, Spans
+from ..hooks.guards import absent
+from .cuda_events import GPU, Events, Spans
 
 KINDS = ("data", "to_device", "forward", "backward", "optimizer")
 DATA, TO_DEVICE, FORWARD, BACKWARD, OPTIMIZER = range(len(KINDS))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .. import calling
+from ..hooks import calls
 from .phases import Phases
 
 
@@ -26,7 +26,7 @@ class Probes:
         self._phases = phases
         self._models = list({id(model): model for model in models}.values())
         for model in self._models:
-            calling.listen(model, self)
+            calls.listen(model, self)
         self._updates = [
             handle
             for optimizer in {id(each): each for each in optimizers}.values()
@@ -39,7 +39,7 @@ class Probes:
     def fit(self) -> None:
         """A model may have been compiled in place since."""
         for model in self._models:
-            calling.fit(model)
+            calls.fit(model)
 
     def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A forward pass begins."""
@@ -62,7 +62,7 @@ class Probes:
     def remove(self) -> None:
         """Everything is as it was."""
         for model in self._models:
-            calling.leave(model, self)
+            calls.leave(model, self)
         for handle in self._updates:
             handle.remove()
         self._updates.clear()

@@ -12,11 +12,11 @@ from torch.optim import Optimizer
 
 from loopwise.run import Run
 
-from .. import names
-from ..companions import Scalars
+from ..model import names
+from ..monitors.monitor import Scalars
 from ..rules.finding import Finding
 from . import loaders
-from .events import Events
+from .cuda_events import Events
 from .gpu import identities
 from .judge import ProfileJudge
 from .options import Profile

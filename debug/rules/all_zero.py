@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from ..store.columns import Columns
 from .finding import Rule, Seen
-from .history import Columns, History, matrices
+from .history import History, matrices
 
 
 def zero(columns: Columns) -> NDArray[np.bool_]:

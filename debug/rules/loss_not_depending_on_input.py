@@ -13,8 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from ..store.columns import Columns
 from .finding import Rule, Seen
-from .history import Columns, History
+from .history import History
 
 
 def check(history: History, places: float = 4.0, steps: float = 4) -> Iterator[Seen]:

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..store.columns import Columns
 from .finding import Rule, Seen
-from .history import Columns, History
+from .history import History
 
 TYPES = ("Linear", "Conv1d", "Conv2d", "Conv3d")
 

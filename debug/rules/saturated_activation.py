@@ -14,8 +14,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from ..store.columns import Columns
 from .finding import Rule, Seen
-from .history import Columns, History
+from .history import History
 
 MIDDLES = {"Tanh": (0.0, 1.0), "Sigmoid": (0.5, 0.5)}
 """Class -> middle of its outputs, and their distance to the limit."""

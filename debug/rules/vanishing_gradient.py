@@ -14,8 +14,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from ..store.columns import Columns
 from .finding import Rule, Seen
-from .history import Columns, History, matrices
+from .history import History, matrices
 
 
 def check(history: History, ratio: float = 1e-4, steps: float = 3) -> Iterator[Seen]:

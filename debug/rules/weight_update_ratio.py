@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..store.columns import Columns
 from .finding import Rule, Seen
-from .history import Columns, History, matrices
+from .history import History, matrices
 
 LEAST = 1e-6
 PLACES = 0.125

@@ -14,8 +14,9 @@ def recorder(monkeypatch):
     """Replays are taken for fast; a test that wants another recorder or clock says so."""
     from recording_kit import TapeRecorder
 
-    from loopwise.compile import step, whole_step
-    from loopwise.compile.recorder import recorder_for
+    from loopwise.compile import step
+    from loopwise.compile.cuda_graph import step as whole_step
+    from loopwise.compile.cuda_graph.recorder import recorder_for
 
     made = TapeRecorder() if not torch.cuda.is_available() else recorder_for(torch.device("cuda"))
     monkeypatch.setattr(step, "recorder_for", lambda device: made)

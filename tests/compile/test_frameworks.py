@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from loopwise.compile import Plan, TrainStep, optimize
-from loopwise.compile.passes import PASSES
+from loopwise.compile.graph.passes import PASSES
 from loopwise.compile.transformers import CompilingTrainerMixin
 from loopwise.errors import InputError
 

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from loopwise.compile import Plan, TrainStep
-from loopwise.compile.backend import Log
-from loopwise.compile.choose import Search
 from loopwise.compile.explain import Explanation
-from loopwise.compile.optimizers import candidates
-from loopwise.compile.trials import Trial
+from loopwise.compile.graph.backend import Log
+from loopwise.compile.search.candidates import Trial
+from loopwise.compile.search.optimizers import candidates
+from loopwise.compile.search.search import Search
 from loopwise.run import Run, read
 
 CRITERION = nn.CrossEntropyLoss()
@@ -226,7 +226,7 @@ def test_a_chosen_optimizer_stays():
 
 
 def test_a_memory_budget_is_met_or_refused(monkeypatch):
-    monkeypatch.setattr("loopwise.compile.choose.BUDGETS", (0.2,))  # each is compiled
+    monkeypatch.setattr("loopwise.compile.search.search.BUDGETS", (0.2,))  # each is compiled
     blocks = (nn.Sequential(nn.Linear(32, 512), nn.GELU(), nn.Linear(512, 32)) for _ in range(5))
     net = nn.Sequential(*blocks, nn.Linear(32, 3))
     batch = torch.randn(512, 32), torch.arange(512) % 3

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from loopwise.debug import native, partials
-from loopwise.debug.segments import Segments
+from loopwise.debug.statistics import native
+from loopwise.debug.statistics import sums as partials
+from loopwise.debug.store.segments import Segments
 from loopwise.run import Run
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from loopwise.debug import Collection, Trial, Watch, at, between, budget, every
+from loopwise.debug import Collection, Trial, Watch, at, between, every
+from loopwise.debug.capture import budget
 from loopwise.errors import InputError, StateError
 from loopwise.run import Run
 

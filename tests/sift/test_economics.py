@@ -6,8 +6,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from loopwise.errors import InputError
-from loopwise.sift import LowResolution, Padded, SiftingDataLoader, TopLoss, pilot, sieve
+from loopwise.sift import LowResolution, Padded, SiftingDataLoader, TopLoss, pilot
 from loopwise.sift import loader as loading
+from loopwise.sift import pipeline as sieve
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from loopwise.debug.profiler import events, gpu, page, reading, series
-from loopwise.debug.profiler.events import GPU
+from loopwise.debug.profiler import cuda_events as events
+from loopwise.debug.profiler import gpu, page, reading, series
+from loopwise.debug.profiler.cuda_events import GPU
 from loopwise.debug.profiler.phases import Phases
 from loopwise.debug.profiler.sampler import Sampler
 

@@ -1,0 +1,41 @@
+"""Build the sections that a part shows on the page of a run; ``loopwise.report.sections`` specifies their form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Block = dict[str, Any]
+
+
+def section(id: str, title: str, order: float, blocks: Iterable[Block]) -> list[Block]:
+    """Return a list of one section, or an empty list if there is no block to show."""
+    shown = list(blocks)
+    return [{"id": id, "title": title, "order": order, "blocks": shown}] if shown else []
+
+
+def text(paragraph: str) -> Block:
+    """Return a paragraph."""
+    return {"kind": "text", "text": paragraph}
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Block:
+    """Return a table; cells are texts, numbers, booleans or ``None``."""
+    return {"kind": "table", "title": title, "columns": list(columns), "rows": [list(row) for row in rows]}
+
+
+def plot(title: str, describe: str, data: Sequence[Mapping[str, Any]], layout: Mapping[str, Any]) -> Block:
+    """Return a plot.
+
+    Args:
+        title: the heading above it.
+        describe: what the plot shows, in words, for readers who cannot see it.
+        data: traces as Plotly has them.
+        layout: layout as Plotly has it.
+    """
+    return {"kind": "plot", "title": title, "describe": describe, "data": list(data), "layout": dict(layout)}
+
+
+def choice(title: str, label: str, plots: Sequence[Block]) -> Block:
+    """Return several plots of which the reader sees one at a time."""
+    return {"kind": "choice", "title": title, "label": label, "plots": list(plots)}

@@ -1,0 +1,104 @@
+"""Check arguments at the public functions; each check returns the value or raises an ``InputError``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from loopwise.errors import InputError
+
+T = TypeVar("T")
+
+
+def whole_number(name: str, value: Any, least: int = 0, unit: str = "", example: int | None = None) -> int:
+    """Check that ``value`` is an ``int`` of at least ``least``; ``True`` and ``False`` are refused.
+
+    Args:
+        name: the argument, as the caller wrote it.
+        value: what was given.
+        least: the smallest valid number.
+        unit: what is counted, such as ``batches``.
+        example: a valid number for the message.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(
+            f"{name}={value!r}",
+            f"a whole number{f' of {unit}' if unit else ''}, at least {least}",
+            "a fraction, a negative number or a text",
+            f"pass for instance {name}={max(least, 4) if example is None else example}",
+        )
+    return value
+
+
+def positive_number(name: str, value: Any, meaning: str = "number", example: float = 1.0) -> float:
+    """Check that ``value`` is a finite number above zero."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise InputError(
+            f"{name}={value!r}",
+            f"a {meaning} above 0",
+            "zero or None for 'none', a negative number or a text",
+            f"pass for instance {name}={example:g}",
+        )
+    return value
+
+
+def fraction(
+    name: str, value: Any, meaning: str, example: float, zero: bool = False, one: bool = False
+) -> float:
+    """Check that ``value`` lies between 0 and 1.
+
+    Args:
+        name: the argument, as the caller wrote it.
+        value: what was given.
+        meaning: what the fraction is of, such as ``the share of samples to keep``.
+        example: a valid fraction for the message.
+        zero: whether 0 is valid.
+        one: whether 1 is valid.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1 or (value == 0 and not zero) or (value == 1 and not one):
+        raise InputError(
+            f"{name}={value!r}",
+            f"{meaning}, a number in {'[' if zero else '('}0, 1{']' if one else ')'}",
+            "a percentage or a count instead of a fraction",
+            f"pass a fraction, for instance {name}={example:g}",
+        )
+    return float(value)
+
+
+def one_of(name: str, value: T, choices: Iterable[Any], cause: str = "a typo", fix: str | None = None) -> T:
+    """Check that ``value`` is one of ``choices``."""
+    choices = tuple(choices)
+    if not any(value is each or (type(value) is type(each) and value == each) for each in choices):
+        names = ", ".join(each if isinstance(each, str) else repr(each) for each in choices)
+        raise InputError(
+            f"{name}={value!r}", f"one of {names}", cause, fix or f"pass for instance {name}={choices[0]!r}"
+        )
+    return value
+
+
+def function(name: str, value: Any, expected: str, example: str) -> Callable[..., Any]:
+    """Check that ``value`` can be called and is no class.
+
+    Args:
+        name: the argument, as the caller wrote it.
+        value: what was given.
+        expected: what the function takes and returns.
+        example: a valid call for the message.
+    """
+    if isinstance(value, type):
+        raise InputError(
+            f"{name}={value.__name__}, a class",
+            expected,
+            "the class was passed, not an instance",
+            f"pass {example}",
+        )
+    if not callable(value):
+        raise InputError(
+            f"{name} of type {type(value).__name__}",
+            expected,
+            "a value was passed in place of a function, or arguments changed places",
+            f"pass {example}",
+        )
+    return value  # type: ignore[no-any-return]

@@ -1,0 +1,37 @@
+"""Look beneath the wrappers of models, optimizers and tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model without DDP's wrapper."""
+    while isinstance(model, DistributedDataParallel):
+        model = model.module
+    return model
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether a part of the model is sharded by FSDP2.
+
+    FSDP's class is known by its name, because importing it takes half a second.
+    """
+    return any(base.__name__ == "FSDPModule" for module in model.modules() for base in type(module).__mro__)
+
+
+def is_shard(tensor: torch.Tensor) -> bool:
+    """Return whether the tensor is a DTensor, of which each rank holds a part."""
+    return hasattr(tensor, "_local_tensor")
+
+
+def innermost(optimizer: Any) -> Any:
+    """Return torch's optimizer inside the wrappers of Lightning or Accelerate; other objects as they are."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer

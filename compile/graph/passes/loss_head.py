@@ -1,0 +1,252 @@
+"""Linear layer and cross entropy become one chunked operator, in the graph that Dynamo gives to a backend.
+
+The pass walks from each ``F.cross_entropy`` up to the linear layer that made its logits, and notes what it
+meets: the scale, the soft cap, and the views and slices of rows, which it repeats on the linear's input.  What it
+does not know, or what needs the logits for something else, is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from ...linear_cross_entropy.op import linear_cross_entropy_op
+from .rewriting import (
+    CASTS,
+    DIV,
+    MUL,
+    PERMUTES,
+    SWAPS,
+    Outcome,
+    Put,
+    Refused,
+    called,
+    check_between,
+    check_users,
+    is_tensor,
+    number_of,
+    require,
+    rewrite,
+    value_of,
+    where,
+)
+
+LINEARS = (F.linear, torch._C._nn.linear)
+TANH = (torch.tanh, "tanh")
+VIEWS = ("view", "reshape", torch.reshape)
+SAME = ("contiguous", "clone", torch.clone)
+ARGUMENTS = (
+    "input",
+    "target",
+    "weight",
+    "size_average",
+    "ignore_index",
+    "reduce",
+    "reduction",
+    "label_smoothing",
+)
+"""Of ``F.cross_entropy``, in its order."""
+
+
+@dataclass(slots=True)
+class _Chain:
+    """What lies between the linear layer and the loss, read from the loss up."""
+
+    linear: fx.Node
+    scale: float = 1.0
+    """Factor before the soft cap."""
+    cap: float | None = None
+    """Factor after tanh; None: there is no tanh."""
+    rows: list[fx.Node] = field(default_factory=list)
+    """Views and slices of rows, the first one first."""
+
+
+def loss_head(gm: fx.GraphModule, at_least: int = 0) -> list[Outcome]:
+    """Rewrite in place each linear layer with cross entropy into ``linear_cross_entropy``, where that is safe.
+
+    Args:
+        gm: Dynamo's captured graph, before AOTAutograd, with ``example_value`` in its nodes' meta.
+        at_least: bytes of logits under which a loss head stays as it is.
+
+    Returns:
+        One outcome for each cross entropy of the graph; the graph is as it was where none is rewritten.
+    """
+    return rewrite(
+        gm, lambda node: node.target is F.cross_entropy, lambda node: _rewrite(node, at_least), "loss head"
+    )
+
+
+def _rewrite(loss: fx.Node, at_least: int) -> int:
+    """Put the operator in the place of ``loss``; the bytes of the logits."""
+    arguments = dict(zip(ARGUMENTS, loss.args, strict=False)) | loss.kwargs
+    chain = _chain(loss, arguments["input"])
+    _check_loss(arguments)
+    sources = set(chain.linear.all_input_nodes)
+    check_between(chain.linear, loss, sources, "the linear layer and the loss")
+    logits = value_of(chain.linear)
+    saved = math.prod(_hint(size) for size in logits.shape) * logits.element_size()
+    require(saved >= at_least, f"the logits take {saved:,} bytes, under the threshold of {at_least:,}")
+    _replace(loss, chain, arguments)
+    return saved
+
+
+def _hint(size: Any) -> int:
+    return size if isinstance(size, int) else int(getattr(size.node, "hint", 0) or 0)
+
+
+def _check_loss(arguments: dict[str, Any]) -> None:
+    deprecated = arguments.get("size_average") is None and arguments.get("reduce") is None
+    require(deprecated, "size_average and reduce are deprecated: use reduction")
+    target, weight = value_of(arguments["target"]), arguments.get("weight")
+    require(not target.is_floating_point(), "the targets are probabilities, not classes")
+    require(target.dtype == torch.int64, f"the targets are {target.dtype}, not torch.int64")
+    same = target.dim() == value_of(arguments["input"]).dim() - 1
+    require(same, "the targets' shape is not that of the logits without the classes")
+    require(weight is None or not value_of(weight).requires_grad, "the class weights require a gradient")
+    plain = all(
+        not isinstance(arguments.get(n), fx.Node) for n in ("ignore_index", "reduction", "label_smoothing")
+    )
+    require(plain, "an option of cross_entropy is computed in the graph")
+
+
+def _chain(loss: fx.Node, logits: Any) -> _Chain:
+    """Walk from the loss up to its linear layer."""
+    classes_last = value_of(logits).dim() <= 2
+    chain, below, node = _Chain(logits), loss, logits
+    while node.op not in ("call_function", "call_method") or node.target not in LINEARS:
+        check_users(node, below, "logits")
+        require(
+            node.op in ("call_function", "call_method"), f"the logits come from {node}, not a linear layer"
+        )
+        if not classes_last and _moves_classes(node):
+            classes_last = True
+        elif node.target in (*VIEWS, "flatten", torch.flatten, operator.getitem):
+            require(classes_last, "the classes are not the last dimension of the linear layer's output")
+            _check_rows(node)
+            chain.rows.insert(0, node)
+        else:
+            _step(chain, node)
+        below, node = node, _upstream(node)
+    check_users(node, below, "logits")
+    require(classes_last, "the classes are not the last dimension of the linear layer's output")
+    chain.linear = node
+    return chain
+
+
+def _upstream(node: fx.Node) -> fx.Node:
+    """The logits among a known operation's arguments: the other ones are numbers, shapes and indices."""
+    tensors = [a for a in node.args[:2] if is_tensor(a)]
+    require(bool(tensors), f"{called(node)} lies between the linear layer and the loss")
+    found = tensors[0]
+    assert isinstance(found, fx.Node)
+    return found
+
+
+def _step(chain: _Chain, node: fx.Node) -> None:
+    """Take over an operation on each logit."""
+    target = node.target
+    if target in SAME:
+        return
+    if target in CASTS:
+        new, old = value_of(node), value_of(_upstream(node))
+        kept = new.is_floating_point() and new.device == old.device
+        require(kept and new.dtype != torch.float64, f"the logits are cast by {called(node)} to {new.dtype}")
+    elif target in TANH:
+        require(chain.cap is None, "there is more than one tanh between the linear layer and the loss")
+        chain.cap, chain.scale = chain.scale, 1.0
+        require(chain.cap > 0, f"tanh is multiplied by {chain.cap}")
+    elif target in MUL or target in DIV:
+        chain.scale *= number_of(node)
+    else:
+        raise Refused(f"{called(node)} lies between the linear layer and the loss, at {where(node)}")
+
+
+def _moves_classes(node: fx.Node) -> bool:
+    """Whether it moves the last dimension to place 1, where cross_entropy looks for the classes."""
+    n, sizes = value_of(node).dim(), node.args[1:]
+    if node.kwargs:
+        return False
+    if node.target in SWAPS and n == 3:
+        return all(isinstance(i, int) for i in sizes) and {i % n for i in sizes if isinstance(i, int)} == {
+            1,
+            2,
+        }
+    if node.target in PERMUTES:
+        order = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+        return [i % n if isinstance(i, int) else None for i in order] == [0, n - 1, *range(1, n - 1)]
+    return False
+
+
+def _check_rows(node: fx.Node) -> None:
+    """Views and slices must leave the classes whole, last and in order."""
+    before, after = value_of(_upstream(node)), value_of(node)
+    whole, index = after.dim() > 0 and after.shape[-1] == before.shape[-1], node.args[1:]
+    if node.target is operator.getitem:
+        items = index[0] if isinstance(index[0], tuple) else (index[0],)
+        simple = all(item is ... or item is None or isinstance(item, (int, slice)) for item in items)
+        require(simple, "rows of the logits are picked by a tensor")
+        named = len([item for item in items if item is not ... and item is not None])
+        full = (slice(None), slice(0, None), slice(None, None, 1), slice(0, None, 1))
+        last = items[-1] is not ... and (... in items or named == before.dim())
+        whole = whole and (not last or items[-1] in full)
+    elif node.target in VIEWS:
+        sizes = _sizes(node)
+        whole = whole and not node.kwargs and all(isinstance(size, (int, fx.Node)) for size in sizes)
+    else:
+        end = index[1] if len(index) > 1 else node.kwargs.get("end_dim", -1)
+        whole = whole and isinstance(end, int) and end % before.dim() != before.dim() - 1
+    require(whole, f"{called(node)} cuts or mixes the classes, at {where(node)}")
+
+
+def _sizes(node: fx.Node) -> list[Any]:
+    sizes = node.args[1:]
+    return list(sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes)
+
+
+def _replace(loss: fx.Node, chain: _Chain, arguments: dict[str, Any]) -> None:
+    """Insert the operator before ``loss`` and give it the users of it."""
+    names = ("input", "weight", "bias")
+    parts = dict.fromkeys(names) | dict(zip(names, chain.linear.args, strict=False)) | chain.linear.kwargs
+    logits, graph = value_of(chain.linear), loss.graph
+    needs = [p is not None and logits.requires_grad and value_of(p).requires_grad for p in parts.values()]
+    smoothing, reduction = arguments.get("label_smoothing", 0.0), arguments.get("reduction", "mean")
+    scale, cap = (chain.scale, None) if chain.cap is None else (chain.scale * chain.cap, chain.cap)
+
+    put = Put(loss, logits)
+    with graph.inserting_before(loss):
+        # the linear layer's dtype is autocast's where it ran under autocast
+        x, weight, bias = (
+            p if p is None or value_of(p).dtype == logits.dtype else put("to", p, logits.dtype)
+            for p in (parts[name] for name in names)
+        )
+        features = value_of(weight).shape[1]
+        if not isinstance(features, int):
+            features = put("size", weight, 1)
+        for node in chain.rows:
+            if node.target in VIEWS:
+                x = put("reshape", x, (*_sizes(node)[:-1], features))
+            elif node.target is operator.getitem:
+                x = put(operator.getitem, x, node.args[1])
+            else:
+                x = put("flatten", x, *node.args[1:], *node.kwargs.values())
+        x, target = (
+            put("reshape", x, (-1, features)),
+            put("reshape", arguments["target"], (-1,)),
+        )
+        ignored = arguments.get("ignore_index", -100)
+        options = (ignored, float(smoothing), reduction, float(scale), cap, 0.0, 0, False, needs)
+        operands = (x, weight, target, bias, arguments.get("weight"), *options)
+        made = put(linear_cross_entropy_op._opoverload, *operands)
+        result = put(operator.getitem, made, 0)
+        if reduction == "none":
+            result = put("view_as", result, arguments["target"])
+        if value_of(result).dtype != value_of(loss).dtype:
+            result = put("to", result, value_of(loss).dtype)
+    loss.replace_all_uses_with(result)
+    graph.erase_node(loss)

@@ -1,0 +1,1 @@
+"""Search for the fastest correct form of a step."""

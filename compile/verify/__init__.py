@@ -1,0 +1,1 @@
+"""Comparison of a compiled step with the eager step."""

@@ -1,0 +1,1 @@
+"""Every hook that debug registers on modules and optimizers."""

@@ -1,0 +1,1 @@
+"""Names, tensors, shards and source lines of the user's models."""

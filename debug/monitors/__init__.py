@@ -1,0 +1,1 @@
+"""Monitors that run beside a ``Watch`` at every step."""

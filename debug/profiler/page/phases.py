@@ -1,0 +1,162 @@
+"""Step phases, as the page shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...statistics.thin import thinned
+from .. import summary
+from ..cuda_events import GPU
+from ..reading import Session
+from ..rules import load_balancing
+from ..series import Floats, Table, joined
+
+PIECES = 400
+"""Of the steps, of which each is shown by its mean."""
+BINS = 60
+
+
+def blocks(found: list[Session], beside: list[Session]) -> list[dict[str, Any]]:
+    """Tables and plots; none where no step has ended."""
+    ranks = _by_rank(found)
+    if not ranks:
+        return []
+    rank = min(ranks)
+    shown = ranks[rank]
+    others = _by_rank(beside)
+    other = others.get(min(others, default=0))
+    title = "" if len(ranks) == 1 else f", rank {rank}"
+    made = [_table(shown, other, title), _steps(shown, other, title)]
+    train = shown.of("train")
+    if len(train) > 1:
+        made += [_over_steps(train, title), _durations(train, title), _histogram(train, title)]
+    if rows := summary.outliers(shown):
+        columns = ["step", "seconds", "times the median", "most in the phase"]
+        cells = [[r["step"], round(r["seconds"], 4), round(r["times"], 1), r["phase"]] for r in rows]
+        made.append(_of("table", f"Longest steps of training{title}", columns=columns, rows=cells))
+    return made + _ranks(ranks)
+
+
+def _by_rank(found: list[Session]) -> dict[int, Table]:
+    """Phases of each rank that ended a step, of all its sessions."""
+    ranks: dict[int, list[Table]] = {}
+    for session in found:
+        if len(table := session.phases()):
+            ranks.setdefault(session.rank, []).append(table)
+    return {rank: joined(tables) for rank, tables in ranks.items()}
+
+
+def _of(kind: str, title: str, **keys: Any) -> dict[str, Any]:
+    return {"kind": kind, "title": title, **keys}
+
+
+def _table(shown: Table, other: Table | None, title: str) -> dict[str, Any]:
+    counts = {mode: float(shown.of(mode)["count"].sum()) for mode in dict.fromkeys(shown.modes)}
+    before = summary.phases(other) if other is not None else {}
+    counted = {mode: float(other.of(mode)["count"].sum()) for mode in before} if other is not None else {}
+    rows = []
+    for mode, kinds in summary.phases(shown).items():
+        for kind, (seconds, share) in kinds.items():
+            if not seconds:
+                continue
+            row = [
+                mode,
+                kind,
+                round(seconds, 3),
+                round(100 * share, 1),
+                round(1e3 * seconds / counts[mode], 3),
+            ]
+            if other is not None:
+                then = before.get(mode, {}).get(kind)
+                row.append(None if then is None else round(1e3 * then[0] / counted[mode], 3))
+            rows.append(row)
+    columns = ["mode", "phase", "seconds", "%", "ms a step"] + ["ms a step, the other"] * (other is not None)
+    return _of("table", f"Time by phase{title}", columns=columns, rows=rows)
+
+
+def _steps(shown: Table, other: Table | None, title: str) -> dict[str, Any]:
+    rows = []
+    for name, table in {"this run": shown, "the other": other}.items():
+        for mode, values in summary.steps(table).items() if table is not None else ():
+            numbers = [round(1e3 * values[key], 3) for key in ("mean", "p50", "p95", "p99", "max")]
+            rows.append([name, mode, int(values["steps"]), *numbers])
+    columns = ["run", "mode", "steps", "mean, ms", "p50, ms", "p95, ms", "p99, ms", "max, ms"]
+    cut = 1 if other is None else 0
+    return _of("table", f"Step durations{title}", columns=columns[cut:], rows=[row[cut:] for row in rows])
+
+
+def _over_steps(train: Table, title: str) -> dict[str, Any]:
+    """Phases on top of each other."""
+    edges = np.unique(np.linspace(0, len(train), PIECES + 1).astype(int))
+    counts = np.add.reduceat(train["count"], edges[:-1])
+    steps = train["step"][edges[1:] - 1]
+    data = []
+    for number, kind in enumerate(kind for kind in summary.kinds(train) if kind not in GPU):
+        if train[kind].any():
+            mean = 1e3 * np.add.reduceat(train[kind], edges[:-1]) / counts
+            trace = {
+                "type": "scatter",
+                "mode": "lines",
+                "stackgroup": "phases",
+                "name": kind,
+                "x": steps,
+                "y": mean,
+            }
+            data.append({**trace, "line": {"width": 0.5}, "meta": {"color": number}})
+    shares = summary.phases(train)["train"]
+    most = sorted((k for k in shares if k not in GPU), key=lambda kind: -shares[kind][1])[:3]
+    describe = "Of training steps: " + ", ".join(f"{kind} {shares[kind][1]:.0%}" for kind in most)
+    return _plot(f"Phases of training steps{title}", describe, data, "step", "ms a step")
+
+
+def _durations(train: Table, title: str) -> dict[str, Any]:
+    each: Floats = 1e3 * train["longest"]
+    index, values = thinned(np.arange(len(train)), each)
+    trace = {"type": "scatter", "mode": "lines", "name": "step", "x": train["step"][index], "y": values}
+    describe = (
+        f"Seconds of training steps: median {np.median(each) / 1e3:.4g}, longest {each.max() / 1e3:.4g}"
+    )
+    return _plot(f"Training steps{title}", describe, [trace], "step", "ms")
+
+
+def _histogram(train: Table, title: str) -> dict[str, Any]:
+    each = 1e3 * train["seconds"] / train["count"]
+    counts, edges = np.histogram(each, BINS, weights=train["count"])
+    trace = {
+        "type": "bar",
+        "name": "steps",
+        "x": (edges[1:] + edges[:-1]) / 2,
+        "y": counts,
+        "width": np.diff(edges),
+    }
+    describe = f"Training steps by their duration, from {each.min():.3g} to {each.max():.3g} ms"
+    return _plot(f"Durations of training steps{title}", describe, [trace], "ms", "steps")
+
+
+def _plot(title: str, describe: str, data: list[dict[str, Any]], x: str, y: str) -> dict[str, Any]:
+    layout = {
+        "showlegend": len(data) > 1,
+        "xaxis": {"title": {"text": x}},
+        "yaxis": {"title": {"text": y}, "rangemode": "tozero"},
+    }
+    return _of("plot", title, describe=describe, data=data, layout=layout)
+
+
+def _ranks(ranks: dict[int, Table]) -> list[dict[str, Any]]:
+    """Mean of a training step by rank, where there are several."""
+    if len(ranks) < 2:
+        return []
+    kinds = summary.SECONDS
+    rows = []
+    for rank, table in ranks.items():
+        train = table.of("train")
+        steps = float(train["count"].sum())
+        if steps:
+            means = [round(1e3 * float(train[kind].sum()) / steps, 3) for kind in ("seconds", *kinds)]
+            rows.append([rank, int(steps), *means])
+    columns = ["rank", "steps", "ms a step", *kinds]
+    late = load_balancing.between({rank: table.of("train") for rank, table in ranks.items()})
+    said = [{"kind": "text", "text": f"{seen.what}; {load_balancing.RULE.advice}."} for seen in late]
+    return [*said, _of("table", "Training steps by rank, ms", columns=columns, rows=rows)]

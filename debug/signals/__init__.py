@@ -1,0 +1,1 @@
+"""Signals of a step that single tensors do not show."""

@@ -1,0 +1,23 @@
+"""Map the top-level folders under the package ``loopwise``, with every package and data file in them."""
+
+from setuptools import find_packages, setup
+
+FOLDERS = {
+    "loopwise": "base",
+    "loopwise.sift": "sift",
+    "loopwise.compile": "compile",
+    "loopwise.debug": "debug",
+    "loopwise.report": "report",
+    "loopwise.examples": "examples",
+}
+DATA = ["py.typed", "README.md", "*.c", "*.html", "*.css", "*.js"]
+
+setup(
+    packages=[
+        name
+        for package, folder in FOLDERS.items()
+        for name in (package, *(f"{package}.{inner}" for inner in find_packages(folder)))
+    ],
+    package_dir=FOLDERS,
+    package_data={"": DATA},
+)

@@ -1,0 +1,109 @@
+"""Batches that the eager step, which every form is compared with, has no memory for."""
+
+import pytest
+import torch
+from torch import nn
+
+from loopwise.compile import Plan, TrainStep
+from loopwise.compile import step as steps
+from loopwise.compile.search import search
+
+PLAN = Plan(graph="captured", passes=("loss_head",))
+
+
+class Wide(nn.Module):
+    """Most of what its step holds are logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(512, 8), nn.Linear(8, 512)
+
+    def forward(self, tokens):
+        return self.head(self.embed(tokens))
+
+
+def loss_of(model, batch):
+    return nn.functional.cross_entropy(model(batch["x"]).flatten(0, 1), batch["y"].flatten())
+
+
+class Memory:
+    """Of the eager step: enough for so many samples."""
+
+    def __init__(self, monkeypatch):
+        self.most, self.asked, self._real = 4, [], search.reference
+        for module in (search, steps):
+            monkeypatch.setattr(module, "reference", self)
+
+    def __call__(self, compute, computation, model, loss, batch, noise=None):
+        self.asked.append(len(batch["x"]))
+        if self.asked[-1] > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self._real(compute, computation, model, loss, batch, noise)
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    torch._dynamo.reset()
+    return Memory(monkeypatch)
+
+
+def made(plan=None, **options):
+    torch.manual_seed(0)
+    model = Wide()
+    return TrainStep(model, loss_of, torch.optim.SGD(model.parameters(), lr=0.5), plan=plan, **options)
+
+
+TOKENS = torch.arange(64).reshape(16, 4) * 7 % 512
+BATCH = {"x": TOKENS, "y": TOKENS.roll(1)}
+
+
+@pytest.mark.parametrize("plan", [PLAN, None], ids=str)
+def test_forms_are_tried_on_a_part_of_the_batch_and_train_on_all_of_it(memory, plan):
+    step = made(plan)
+    losses = torch.stack([step(BATCH) for _ in range(3)])
+    assert memory.asked == [16, 8, 4]
+    assert step.plan.graph != "eager"  # the fastest of those that hold less
+    assert "tried on 4 samples: there is no memory for the eager step" in str(step.explain())
+    memory.most = 16
+    torch.testing.assert_close(losses[0], made(PLAN)(BATCH))
+    model = Wide()
+    model.load_state_dict(step.model.state_dict())
+    assert step(BATCH) == pytest.approx(loss_of(model, BATCH).item(), rel=1e-5)
+
+
+def test_a_memory_budget_is_that_of_the_part(memory):
+    memory.most = 8
+    step = made(memory=2**30)
+    seen = []
+    choose_ = search.choose
+
+    def watched(step, batch, known, noise=None):
+        seen.append((len(batch["x"]), step.memory))
+        return choose_(step, batch, known, noise)
+
+    search.choose = watched
+    try:
+        step(BATCH)
+    finally:
+        search.choose = choose_
+    assert seen == [(16, 2**30), (8, 2**29)]
+    assert step.memory == 2**30
+
+
+def test_where_no_form_takes_less_it_is_out_of_memory(memory):
+    memory.most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        made(PLAN)(BATCH)
+    memory.most = 8
+    with pytest.raises(torch.OutOfMemoryError, match="no other form takes less"):
+        made(Plan())(BATCH)
+
+
+def test_what_is_compared_later_may_have_no_memory_either(memory):
+    memory.most = 16
+    step = made(PLAN)
+    step(BATCH)
+    memory.most = 0
+    step._compare("after a recompilation", BATCH)
+    assert "after a recompilation: not compared, there is no memory for the eager step" in str(step.explain())
+    assert step.plan == PLAN

@@ -1,0 +1,218 @@
+"""Ways in: the backend by name, ``optimize``, the compile cache and the batch advisor."""
+
+import copy
+import io
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from loopwise.compile import Plan, TrainStep, fit, load_cache, optimize
+from loopwise.errors import InputError
+
+CRITERION = nn.CrossEntropyLoss()
+CAPTURED = Plan(graph="captured", passes=("loss_head",))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.body(x)))
+
+
+def test_by_name_without_an_import():
+    code = (
+        "import torch, sys\n"
+        "torch.set_num_threads(1)\n"
+        "net = torch.nn.Linear(4, 2)\n"
+        "step = torch.compile(net, backend='loopwise', options={'passes': ['loss_head']})\n"
+        "x = torch.randn(3, 4)\n"
+        "step(x).sum().backward()\n"
+        "assert torch.allclose(step(x), net(x))\n"
+        "assert 'loopwise.compile.graph.backend' in sys.modules\n"
+        "try:\n"
+        "    torch.compile(net, backend='loopwise', options={'budgett': 1})(x)\n"
+        "except Exception as error:\n"
+        "    print('seen: the options budgett' in str(error))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr
+
+
+def test_a_model_is_compiled_in_place():
+    net, x = Net(), torch.randn(4, 6)
+    expected = net(x)
+    keys = list(net.state_dict())
+    assert optimize(net, plan=CAPTURED) is net
+    torch.testing.assert_close(net(x), expected)
+    assert list(net.state_dict()) == keys
+    torch.testing.assert_close(copy.deepcopy(net)(x), expected)
+    buffer = io.BytesIO()
+    torch.save(net, buffer)
+    buffer.seek(0)
+    torch.testing.assert_close(torch.load(buffer, weights_only=False)(x), expected)
+    net.eval()
+    net.load_state_dict(Net().state_dict())
+    assert not torch.equal(net(x), expected)
+
+
+def test_a_class_and_a_function():
+    @optimize(plan=CAPTURED)
+    class Compiled(Net):
+        pass
+
+    @optimize(plan=CAPTURED)
+    def loss_of(net, x, y):
+        return CRITERION(net(x), y)
+
+    net, x, y = Compiled(), torch.randn(4, 6), torch.arange(4) % 3
+    assert net._compiled_call_impl is not None
+    assert loss_of(net, x, y).item() == pytest.approx(CRITERION(net(x), y).item())
+
+
+def test_compiled_twice_or_nothing_to_compile():
+    net = optimize(Net(), plan=CAPTURED)
+    for target in (net, torch.compile(Net())):
+        with pytest.raises(InputError, match="a model that is compiled already"):
+            optimize(target)
+    with pytest.raises(InputError, match="'resnet18' to optimize"):
+        optimize("resnet18")
+
+
+def test_a_graph_that_cannot_be_compiled_runs_eagerly(monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", broken)
+    net, x = Net(), torch.randn(4, 6)
+    expected = net(x)
+    optimize(net)
+    with pytest.warns(RuntimeWarning, match="runs eagerly. RuntimeError: no compiler here"):
+        assert torch.equal(net(x), expected)
+
+
+def test_a_step_without_a_compiler_is_eager(monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", broken)
+    net = Net()
+    step = TrainStep(net, CRITERION, torch.optim.SGD(net.parameters(), lr=0.1), tune="off")
+    with pytest.warns(RuntimeWarning, match="no compiler here"):
+        step((torch.randn(4, 6), torch.arange(4) % 3))
+    assert step.plan.graph == "eager"
+    assert "no compiler here" in str(step.explain())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of Dynamo itself, at a graph break
+def test_data_dependent_control_flow_runs():
+    def loss(model, batch):
+        out = model(batch[0])
+        return CRITERION(out, batch[1]) * (2.0 if out.sum() > 0 else 1.0)
+
+    net = Net()
+    step = TrainStep(net, loss, torch.optim.SGD(net.parameters(), lr=0.1), plan=CAPTURED)
+    data = torch.randn(4, 6), torch.arange(4) % 3
+    expected = loss(net, data).item()
+    assert step(data).item() == pytest.approx(expected)
+    assert step.plan.graph == "captured"
+    line = r"graph break at .*test_ways_in.py:\d+ \(return CRITERION.*\): a branch on a tensor's value: use torch.where"
+    assert re.search(line, str(step.explain()))
+    assert "2 graphs were compiled: graph breaks, or other shapes" in str(step.explain())
+
+
+def test_the_batch_advisor():
+    net = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 3))
+    step = TrainStep(net, CRITERION, torch.optim.AdamW(net.parameters(), lr=1e-3), plan=Plan())
+    batch = torch.randn(64, 64), torch.arange(64) % 3
+    before = [p.clone() for p in net.parameters()]
+    found = fit(step, batch, largest=512)
+    assert all(map(torch.equal, before, net.parameters()))
+    assert found.sizes[0].samples == 16
+    assert found.best in found.sizes
+    assert found.sizes[-1].predicted == pytest.approx(found.sizes[-1].peak, rel=0.1)
+    assert "samples/s" in str(found)
+    small = fit(step, batch, memory=(found.sizes[0].peak + found.sizes[1].peak) // 2)
+    assert [size.samples for size in small.sizes] == [16]
+    assert small.best.samples == 16
+    assert small.advice[0].startswith("learning rate 0.001 -> 0.0005 by the square-root rule for AdamW")
+    assert small.advice[1] == "or accumulate=4 with the learning rate as it is"
+    with pytest.raises(InputError, match="seen: a memory budget of"):
+        fit(step, batch, memory=10)
+
+
+def test_a_cache_travels_to_another_process(tmp_path):
+    code = (
+        "import sys, torch\n"
+        "from torch._dynamo.utils import counters\n"
+        "from loopwise.compile import Plan, TrainStep, load_cache, save_cache\n"
+        "torch.set_num_threads(1)\n"
+        "torch.manual_seed(0)\n"
+        "path, loads = sys.argv[1], sys.argv[2] == 'load'\n"
+        "if loads: assert load_cache(path)\n"
+        "net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.GELU(), torch.nn.Linear(8, 3))\n"
+        "plan = Plan(graph='inductor', passes=['loss_head'])\n"
+        "step = TrainStep(net, torch.nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), lr=0.1), plan=plan)\n"
+        "step((torch.ones(4, 6), torch.arange(4) % 3))\n"
+        "if not loads: save_cache(path)\n"
+        "print(step.plan.graph, counters['inductor']['fxgraph_cache_miss'])\n"
+    )
+    path = str(tmp_path / "step.cache")
+    outputs = []
+    for number, what in enumerate(("save", "load")):
+        environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / f"inductor{number}")}
+
+        done = subprocess.run(
+            [sys.executable, "-c", code, path, what],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+        )
+        outputs.append(done.stdout.split() or done.stderr)
+    assert outputs == [["inductor", "2"], ["inductor", "0"]]
+
+
+def test_a_cache_that_is_none(tmp_path):
+    path = tmp_path / "cache"
+    with pytest.raises(InputError, match="without a compile cache in it"):
+        load_cache(str(path))
+    path.write_bytes(b"something else")
+    with pytest.raises(InputError, match="without a compile cache in it"):
+        load_cache(str(path))
+    head = b'{"torch": "1.0", "device": "cpu"}'
+    path.write_bytes(b"loopwise compile cache 1\n" + len(head).to_bytes(4, "little") + head)
+    with pytest.warns(RuntimeWarning, match="compiling anew"):
+        assert load_cache(str(path)) is False
+
+
+def test_saving_before_anything_was_compiled(tmp_path):
+    code = (
+        "from loopwise.compile import save_cache\n"
+        "try:\n    save_cache('x')\nexcept RuntimeError as error:\n    print(str(error).splitlines()[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == "seen: nothing compiled in this process"
+
+
+@pytest.mark.parametrize(
+    ("runs", "has_more", "known"),
+    [("AVX512", True, True), ("AVX2", False, True), ("AVX2", True, False), ("DEFAULT", False, False)],
+)
+def test_instructions_that_torch_runs_with_are_not_tried_out(monkeypatch, runs, has_more, known):
+    from torch._inductor import config
+
+    from loopwise.compile.graph.backend import _known_instructions
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: runs)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": has_more})
+    with config.patch({"cpp.vec_isa_ok": None}):
+        assert _known_instructions() == ({"cpp.vec_isa_ok": True} if known else {})
+    with config.patch({"cpp.vec_isa_ok": False}):  # the user's own
+        assert _known_instructions() == {}

@@ -1,0 +1,381 @@
+"""``check``: what it finds before training, what it says of healthy set-ups, and that it leaves no trace."""
+
+import copy
+import functools
+import random
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.zoo import FAULTS, Job
+from loopwise.debug import Trial, Watch, check, every
+from loopwise.debug.preflight.copies import Original
+from loopwise.debug.preflight.training import Training, learns
+from loopwise.errors import InputError
+
+F = nn.functional
+CROSS = nn.CrossEntropyLoss()
+
+
+def rules(checked):
+    return {finding.rule for finding in checked.findings}
+
+
+def outcome(checked, name):
+    (found,) = [result for result in checked.results if result.name == name]
+    return found
+
+
+def tried(model, *batch, loss=CROSS, lr=1e-2, **options):
+    batch = batch[0] if len(batch) == 1 else batch
+    return check(model, batch, loss, torch.optim.Adam(model.parameters(), lr), **options)
+
+
+def digits(seed=0):
+    torch.manual_seed(seed)
+    return torch.randn(12, 6), torch.arange(12) % 3
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
+
+
+# -- healthy ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "optimizer"),
+    [
+        *(
+            (kind, functools.partial(torch.optim.AdamW, lr=2e-3))
+            for kind in ("mlp", "cnn", "rnn", "transformer")
+        ),
+        ("cnn", functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)),
+    ],
+)
+def test_healthy_set_ups(kind, optimizer):
+    job = Job(kind, 1, optimizer=optimizer)
+    model, held = job.made()
+    checked = check(model, job.batch(0), job.criterion, held)
+    assert checked.findings == []
+    assert {result.outcome for result in checked.results} == {"passed"}
+    checked.raise_if("info")
+
+
+def test_slow_optimizers_and_models_that_are_too_small_to_learn_by_heart_are_healthy():
+    model = mlp()
+    slow = tried(model, *digits(), lr=1e-4)
+    assert slow.findings == []
+    assert "the loss fell slowly" in outcome(slow, "one batch").text
+    x, y = torch.randn(256, 6), torch.arange(256) % 2
+    small = tried(nn.Linear(6, 1), x, y[:, None].float(), loss=nn.BCEWithLogitsLoss(), lr=1e-3)
+    assert small.findings == []
+    assert outcome(small, "one batch").text.startswith("7 parameters need not be able to learn 256 targets")
+
+
+class Hugging(nn.Module):
+    """Takes tokens and labels by name and returns a dict, as models of Hugging Face."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, 16), nn.Linear(16, 3)
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        mask = attention_mask.unsqueeze(-1)
+        logits = self.head((self.embed(input_ids) * mask).sum(1) / mask.sum(1))
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_models_that_return_their_loss():
+    def loss(model, batch):
+        return model(**batch)["loss"]
+
+    batch = {"input_ids": torch.randint(20, (8, 5)), "labels": torch.arange(8) % 3}
+    batch["attention_mask"] = torch.ones(8, 5, dtype=torch.long)
+    checked = tried(Hugging(), batch, loss=loss)
+    assert checked.findings == []
+    assert outcome(checked, "dependence").text == "other values of input input_ids change the output"
+    batch["labels"] = batch["labels"] + 1
+    assert rules(tried(Hugging(), batch, loss=loss)) == {"bad_targets"}
+
+
+def test_without_an_optimizer():
+    checked = check(mlp(), digits(), CROSS)
+    assert checked.findings == []
+    assert (outcome(checked, "optimizer").outcome, outcome(checked, "optimizer").text) == (
+        "left out",
+        "none was given",
+    )
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, lambda model: (model.compile(), model)[1]])
+def test_compiled_models_run_eagerly_on_the_copy(wrap):
+    model = mlp()
+    assert tried(wrap(model), *digits()).findings == []
+
+
+def test_a_model_in_ddp(ranks):
+    code = """
+    from torch import nn
+    from loopwise.debug import check
+    torch.manual_seed(0)
+    model = nn.parallel.DistributedDataParallel(nn.Linear(6, 3))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    found = check(model, (torch.randn(6, 6), torch.arange(6) % 3), nn.CrossEntropyLoss(), optimizer)
+    print(json.dumps([str(each) for each in found.findings] + [found.results[5].text]))
+    """
+    assert ranks(code) == [
+        ["it holds every parameter that gets a gradient"],
+        ["rules look on rank 0 only, and at no optimizer that calls a closure"],
+    ]
+
+
+def test_an_optimizer_that_wants_a_closure():
+    model = mlp()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1)
+    checked = check(model, digits(), CROSS, optimizer)
+    assert outcome(checked, "one batch").outcome == "passed"
+    assert checked.findings == []
+
+
+def test_a_warmup_does_not_look_like_a_learning_rate_of_zero():
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 1000)
+    assert check(model, digits(), CROSS, optimizer).findings == []
+
+
+# -- no trace ---------------------------------------------------------------------------------------
+
+
+def state(model, optimizer):
+    return copy.deepcopy(
+        (
+            {name: tensor.detach() for name, tensor in model.state_dict().items()},
+            [p.grad for p in model.parameters()],
+            [module.training for module in model.modules()],
+            optimizer.state_dict(),
+            torch.get_rng_state(),
+            random.getstate(),
+            str(np.random.get_state()),
+        )
+    )
+
+
+def test_it_leaves_no_trace():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3))
+    model[1].eval()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-2)
+    x, y = digits()
+    CROSS(model(x), y).backward()
+    optimizer.step()
+    grads = [p.grad for p in model.parameters()]
+
+    def loss(model_, batch):  # which uses the original beside the copy
+        batch[0].mul_(1.0)
+        random.random(), np.random.rand()
+        return CROSS(model_(batch[0]), batch[1]) + 0.01 * model(batch[0]).square().mean()
+
+    loss.__signature__ = __import__("inspect").signature(lambda model, batch: None)
+    before, kept = state(model, optimizer), x.clone()
+    assert "the loss fell" in outcome(check(model, (x, y), loss, optimizer), "one batch").text
+    assert str(state(model, optimizer)) == str(before)
+    assert all(p.grad is grad for p, grad in zip(model.parameters(), grads, strict=True))
+    assert torch.equal(x, kept)
+    with torch.no_grad():
+        assert check(model, (x, y), CROSS, optimizer) == check(model, (x, y), CROSS, optimizer)
+    assert str(state(model, optimizer)) == str(before)
+
+
+# -- what it finds ----------------------------------------------------------------------------------
+
+ZOO = [
+    *(
+        "relus_that_never_open",
+        "weights_all_alike",
+        "learning_rate_zero",
+        "head_replaced_after_the_optimizer",
+    ),
+    *("softmax_before_cross_entropy", "pixels_up_to_255", "loss_with_the_wrong_sign"),
+]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_faults_that_rules_name(name):
+    job = Job(FAULTS[name].kind, 0)
+    FAULTS[name].inject(job)
+    model, optimizer = job.made()
+    assert rules(check(model, job.batch(0), job.criterion, optimizer)) & {*FAULTS[name].named}
+
+
+class Blind(nn.Linear):
+    def forward(self, x):
+        return super().forward(torch.ones_like(x))
+
+
+def test_an_output_that_ignores_the_input():
+    checked = tried(Blind(6, 3), *digits())
+    assert {"output_ignores_input"} <= rules(checked)
+    with pytest.raises(InputError, match="output_ignores_input: the output stays the same"):
+        checked.raise_if()
+
+
+@pytest.mark.parametrize("loss", [lambda out, y: CROSS(out, y) + 1, lambda out, y: 10 * CROSS(out, y)])
+def test_losses_that_are_more_than_one_of_torchs(loss):
+    """What that one can come to is not what they can."""
+    assert outcome(tried(mlp(), *digits(), loss=loss, lr=3e-3), "one batch").outcome == "passed"
+
+
+def test_no_time_for_adam():
+    x, y = digits()
+    model = mlp()
+    original = Original.of(model, CROSS, torch.optim.SGD(model.parameters(), 1e-9), (x, y))
+    found = learns(original, Training(losses=[1.0] * 20), 20, time.monotonic() - 1, None)
+    assert (found.outcome, found.findings) == ("left out", ())
+    assert "no time was left to try Adam" in found.text
+
+
+def test_the_best_guess_is_no_learning():
+    """Nine of ten samples of one class: a loss that falls by half without a look at the input."""
+    x, y = torch.randn(30, 6), (torch.arange(30) % 10 == 0).long()
+    checked = tried(Blind(6, 30), x, y, lr=1e-2)
+    finding = next(each for each in checked.findings if each.rule == "cannot_overfit_one_batch")
+    assert "the best guess that knows no input has 0.3251" in finding.what
+    assert len(finding.evidence["loss"]) == 100
+
+
+class Attends(nn.Module):
+    """A transformer layer, whose first dimension is time unless it is told otherwise."""
+
+    def __init__(self, **how):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, 8), nn.Linear(8, 3)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, **how)
+
+    def forward(self, tokens):
+        return self.head(self.layer(self.embed(tokens)).mean(1))
+
+
+@pytest.mark.parametrize("how", [{}, {"batch_first": True}])
+def test_samples_that_see_each_other(how):
+    torch.manual_seed(0)
+    checked = tried(Attends(**how), torch.randint(20, (8, 5)), torch.arange(8) % 3)
+    assert rules(checked) == (set() if how else {"samples_mixed"})
+
+
+class Drops(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return F.dropout(self.inner(x), 0.1)
+
+
+class AlwaysOn(nn.Dropout):
+    def eval(self):
+        return self
+
+    def train(self, mode=True):
+        return self
+
+
+def test_dropout_in_evaluation_mode():
+    checked = tried(nn.Sequential(nn.Linear(6, 6), Drops()), *digits())
+    assert rules(checked) == {"output_not_repeatable"}
+    assert "from 1 on, where random numbers are drawn" in checked.findings[0].what
+    checked = tried(nn.Sequential(nn.Linear(6, 3), AlwaysOn(0.1)), *digits())
+    assert "from 1 on, which stay in training mode" in checked.findings[0].what
+
+
+def test_nan_in_the_batch():
+    x, y = digits()
+    x[3, 2] = float("nan")
+    assert "input_not_finite" in rules(tried(mlp(), x, y))
+
+
+class Remembers(nn.Module):
+    """Keeps its state and the graph of the step before."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.state = nn.Linear(6, 3), 0.0
+
+    def forward(self, x):
+        self.state = self.inner(x) + 0.1 * self.state
+        return self.state
+
+
+def test_steps_that_fail():
+    checked = tried(nn.Linear(5, 3), *digits())
+    assert rules(checked) == {"step_fails"}
+    assert "the forward pass or the loss raises RuntimeError" in checked.findings[0].what
+    checked = tried(Remembers(), *digits())
+    assert "step_fails" in rules(checked)
+    assert "backward of step 1 on the same batch raises" in str(checked)
+
+
+def test_a_loss_that_no_parameter_has_a_part_in():
+    checked = tried(mlp(), *digits(), loss=lambda out, y: (out.argmax(1) != y).float().mean())
+    assert rules(checked) == {"detached_loss"}
+
+
+# -- the report and the door ------------------------------------------------------------------------
+
+
+def test_the_report():
+    checked = tried(mlp().append(nn.Softmax(1)), *digits())
+    text = str(checked)
+    assert text.startswith("1 finding, 11 passed, 0 left out, in ")
+    assert "  critical  loss         cross_entropy applies softmax itself" in text
+    assert "fix: give logits to cross_entropy" in text
+    assert max(map(len, text.splitlines())) <= 110
+    with pytest.raises(InputError) as error:
+        checked.raise_if("critical")
+    assert "seen: loss_input: cross_entropy applies softmax itself" in str(error.value)
+    with pytest.raises(InputError, match="severity='bad'"):
+        checked.raise_if("bad")
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        (lambda: check(CROSS(*[torch.zeros(1, 2), torch.zeros(1).long()]), digits(), CROSS), "type Tensor"),
+        (lambda: check(mlp(), digits(), CROSS, torch.optim.Adam), "an optimizer of type type"),
+        (lambda: check(mlp(), digits(), CROSS, steps=5), "steps=5"),
+        (lambda: check(mlp(), digits(), CROSS, seconds=0), "seconds=0"),
+        (lambda: check(mlp(), digits()[0], CROSS), "a batch of another form"),
+        (lambda: check(mlp(), digits(), lambda out, y: {"loss": 1}), "a loss of type dict"),
+    ],
+)
+def test_what_is_refused(given, seen):
+    with pytest.raises(InputError, match=seen):
+        given()
+
+
+def test_a_model_that_is_watched_already(tmp_path):
+    """Its copies are not, and nothing of theirs comes into its run."""
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters())
+    with Watch(model, optimizer, run=tmp_path / "run", save=every(1)) as watch:
+        assert check(model, digits(), CROSS, optimizer).findings == []
+        assert watch.findings == []
+    assert Trial(tmp_path / "run").steps() == []
+
+
+def test_a_sharded_model(ranks):
+    code = """
+    from torch import nn
+    from torch.distributed.fsdp import fully_shard
+    from loopwise.debug import check
+    model = fully_shard(nn.Linear(6, 3))
+    try:
+        check(model, (torch.randn(6, 6), torch.arange(6) % 3), nn.CrossEntropyLoss())
+    except ValueError as error:
+        print(json.dumps(str(error).splitlines()[0]))
+    """
+    assert ranks(code, 1) == ["seen: a model sharded by fully_shard"]

@@ -1,0 +1,213 @@
+"""Runs and thresholds that are not as they should be: a clear error, or what can still be read."""
+
+import dataclasses
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from loopwise.debug import RULES, Trial, Watch, every
+from loopwise.debug.cli import command
+from loopwise.errors import InputError, LoopwiseError, StateError
+from loopwise.run import SCHEMA, Run
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run with findings."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4)
+    with Watch(net, optimizer, run=path, save=every(1), on_finding=lambda _: None) as watch:
+        for _ in range(6):
+            loss = nn.functional.cross_entropy(net(100 * torch.randn(6, 4)), torch.arange(6) % 3)
+            loss.backward()
+            optimizer.step()
+            watch.step(loss=loss)
+    assert "gradient_not_zeroed" in {finding.rule for finding in watch.findings}
+    return path
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """A copy of it, to be spoiled."""
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+def told(path, *options):
+    """Exit status and output of ``loopwise debug findings``."""
+    done = CliRunner().invoke(command, ["findings", str(path), *options])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.output
+
+
+# -- the run ----------------------------------------------------------------------------------------
+
+
+def test_no_run(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    for name in ("nothing", "file", "empty"):
+        with pytest.raises(InputError, match=r"no run\.json in"):
+            Trial(tmp_path / name)
+        code, text = told(tmp_path / name)
+        assert code == 1
+        assert "seen: no run.json in" in text
+        assert "fix: check the path" in text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": "new"}', "\x00\x01"])
+def test_facts_that_are_none(run, text):
+    (run / "run.json").write_text(text)
+    with pytest.raises(InputError, match=r"the run\.json in"):
+        Trial(run)
+    assert told(run)[0] == 1
+
+
+def test_a_newer_schema(run):
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(info | {"schema": SCHEMA + 1}))
+    with pytest.raises(InputError) as error:
+        Trial(run)
+    assert f"of schema {SCHEMA + 1}\nexpected: at most {SCHEMA}" in str(error.value)
+    assert told(run)[0] == 1
+
+
+def test_an_empty_run(tmp_path):
+    Run(str(tmp_path / "run")).close()
+    trial = Trial(tmp_path / "run")
+    assert (trial.steps(), trial.findings(), trial.judge(), trial.check()) == ([], [], [], [])
+    assert told(tmp_path / "run") == (0, "0 findings, 0 critical\n")
+
+
+def test_a_run_that_was_killed_before_its_first_step(run):
+    shutil.rmtree(run / "debug")
+    assert (Trial(run).steps(), Trial(run).findings(), Trial(run).judge()) == ([], [], [])
+
+
+@pytest.mark.parametrize("cut", [1, 17, 60, 400])
+def test_a_torn_index(run, cut):
+    """Of a process that was killed: what was committed before is judged."""
+    (index,) = (run / "debug").glob("index.*")
+    index.write_bytes(index.read_bytes()[:-cut])
+    trial = Trial(run)
+    assert trial.steps() == [*range(len(trial.steps()))]
+    assert trial.judge() == [each for each in trial.findings() if each.step < len(trial.steps())]
+
+
+@pytest.mark.parametrize("keep", [0, 100, 5000])
+def test_lost_bytes(run, keep):
+    """They are named; rules do not take them for numbers."""
+    for segment in (run / "debug").glob("tensors.*"):
+        segment.write_bytes(segment.read_bytes()[:keep])
+    with pytest.raises(StateError, match="step"):
+        Trial(run).judge()
+    assert Trial(run).findings()
+    assert told(run)[0] == 1
+
+
+@pytest.mark.parametrize("cut", [1, 30, 200])
+def test_torn_findings(run, cut):
+    (file,) = (run / "debug").glob("findings.*")
+    before = Trial(run).findings()
+    file.write_bytes(file.read_bytes()[:-cut])
+    assert Trial(run).findings() == before[: len(Trial(run).findings())]
+    assert len(Trial(run).findings()) < len(before)
+
+
+# -- ranks ------------------------------------------------------------------------------------------
+
+
+def shard(rank):
+    return torch.full((2,), float(rank)), {"shape": [4], "start": [2 * rank]}
+
+
+def test_a_rank_whose_files_are_missing(tmp_path, saving, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in range(2):
+        writer = saving(tmp_path / "run", rank=rank)
+        for step in range(3):
+            writer.step(step, {"weights": {"w": shard(rank)}}, {"losses": {"loss": float("nan")}})
+        writer.end()
+    for file in (tmp_path / "run" / "debug").glob("*.rank1.*"):
+        file.unlink()
+    trial = Trial(tmp_path / "run")
+    assert (trial.info["world"], trial.ranks, trial.steps()) == (2, [0], [0, 1, 2])
+    assert [finding.rule for finding in trial.judge()] == ["exploding_tensor"]
+    with pytest.raises(StateError, match="rank"):
+        trial.value("w", 0)
+    with pytest.raises(InputError, match="rank=1"):
+        trial.judge(rank=1)
+    assert told(tmp_path / "run")[0] == 1
+
+
+def test_a_rank_that_ended_early(tmp_path, saving):
+    for rank, steps in ((0, 3), (1, 1)):
+        writer = saving(tmp_path / "run", rank=rank)
+        for step in range(steps):
+            writer.step(step, scalars={"losses": {"loss": float("nan") if rank else 1.0}})
+        writer.end()
+    trial = Trial(tmp_path / "run")
+    assert trial.judge() == []
+    with pytest.raises(InputError) as error:
+        trial.judge(rank=1)
+    assert "seen: rank=1 at step 1\nexpected: one of: 0" in str(error.value)
+
+
+# -- rules ------------------------------------------------------------------------------------------
+
+
+def broken(history):
+    raise ZeroDivisionError("of its own")
+    yield
+
+
+def test_a_rule_that_raises_is_named(run, monkeypatch):
+    monkeypatch.setitem(RULES, "overfit", dataclasses.replace(RULES["overfit"], check=broken, mode="train"))
+    with pytest.raises(StateError) as error:
+        Trial(run).judge()
+    assert "seen: the rule overfit is switched off: ZeroDivisionError('of its own')" in str(error.value)
+    assert "fix: leave the rule out" in str(error.value)
+    code, text = told(run)
+    assert (code, "the rule overfit" in text) == (1, True)
+    assert told(run, "--rule", "gradient_not_zeroed")[0] == 1
+    assert [each.rule for each in Trial(run).judge(["gradient_not_zeroed"])] == ["gradient_not_zeroed"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "seen"),
+    [
+        (5, "rules=5"),
+        ([["overfit"]], r"the rule \['overfit'\]"),
+        ([None], "the rule None"),
+        ({"overfit": None}, "the thresholds None of the rule overfit"),
+        ({"overfit": {"ratio": math.nan}}, "ratio=nan"),
+        ({"overfit": {"ratio": math.inf}}, "ratio=inf"),
+        ({"overfit": {"ratio": 0}}, "ratio=0"),
+        ({"overfit": {"ratio": 1j}}, "ratio=1j"),
+        ({"overfit": {"patience": 0.5}}, "patience=0.5"),
+        ({"all_zero": {"steps": 2.5}}, "steps=2.5"),
+        ({"dead_relu": {"share": 98}}, "share=98"),
+    ],
+)
+def test_thresholds_that_make_no_sense(run, rules, seen):
+    with pytest.raises(InputError, match=seen):
+        Trial(run).judge(rules)
+    with pytest.raises(LoopwiseError, match=seen):
+        Watch(nn.Linear(1, 1), run=run / "new", rules=rules)
+    assert not (run / "new").exists()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_whole_numbers_are_thresholds(run, rule):
+    """Where defaults are."""
+    import inspect
+
+    parameters = [*inspect.signature(RULES[rule].check).parameters.values()][1:]
+    thresholds = {each.name: each.default for each in parameters if 0 < each.default < math.inf}
+    Trial(run).judge({rule: thresholds})

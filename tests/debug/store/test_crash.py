@@ -1,0 +1,73 @@
+"""Writers killed by SIGKILL lose nothing that was committed; the benchmark ``debug_crash`` kills two hundred."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loopwise.debug import Trial
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def crash():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT))
+        from benchmarks import debug_crash
+
+        yield debug_crash
+        for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
+            patch.delitem(sys.modules, name)
+
+
+@pytest.fixture(scope="module")
+def breeder(crash):
+    with crash.breeding() as breeder:
+        yield breeder
+
+
+def test_killed_writers_leave_everything_committed(crash, breeder):
+    found = crash.kills(10, 0, breeder)
+    assert found["kills"] == 10
+    assert found["steps"] > 10
+    assert (found["lost"], found["corrupt"]) == (0, 0)
+
+
+@pytest.fixture
+def killed(crash, breeder, tmp_path):
+    """What a writer left that was killed, resumed and killed again."""
+    crash.kill(breeder, str(tmp_path / "run"), 0, 3000, 0.0)
+    first = len(crash.look(tmp_path / "run" / "debug").steps)
+    crash.kill(breeder, str(tmp_path / "run"), first, 3000, 0.0)
+    return tmp_path / "run"
+
+
+def test_a_trial_reads_what_a_killed_writer_left(crash, killed):
+    found = crash.look(killed / "debug")
+    trial = Trial(killed)
+    assert trial.check() == []
+    assert trial.steps() == found.steps == list(range(len(found.steps)))
+    for step in found.steps:
+        assert np.array_equal(trial.value("weight", step), crash.weight(step))
+        assert np.array_equal(trial.value("extra", step), crash.extra(step))
+
+
+def test_damage_would_be_found(crash, killed):
+    folder = killed / "debug"
+    steps = crash.look(folder).steps
+    first = next(iter(crash.lines(folder)))[0]
+    record = next(r for r in map(json.loads, first) if r.get("step") == 2)
+    file = folder / f"tensors.rank0.{record['segment']}.seg"
+    data = bytearray(file.read_bytes())
+    data[record["offset"] + record["length"] - 1] ^= 1
+    file.write_bytes(data)
+    index = folder / "index.rank0.0.jsonl"
+    index.write_bytes(
+        b"".join(line + b"\n" for line in first if not line.startswith(b'{"step":1,')) + b'{"st'
+    )
+    found = crash.look(folder)
+    assert (found.corrupt, found.lost, found.torn >= 1) == ([2], 1, True)
+    assert found.steps == [step for step in steps if step != 1]

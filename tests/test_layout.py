@@ -1,40 +1,43 @@
-"""The house rules: import directions, packaging, length of files and functions."""
+"""The layout of the source tree: who imports whom, how long files are, what they are called, where hooks are."""
 
-import ast
-import subprocess
-import sys
-import tomllib
-from pathlib import Path
+import pytest
+from layout_kit import (
+    ADAPTER,
+    CODE,
+    LIBRARY,
+    METAPHORS,
+    PARTS,
+    ROOT,
+    SHIPPED,
+    SOURCES,
+    TESTS,
+    crowded,
+    foreign,
+    inverted,
+    long_functions,
+    private_names,
+    registers_hooks,
+)
 
-ROOT = Path(__file__).parent.parent
-PARTS = {"sift", "compile", "debug", "tune", "feed", "report"}
-SOURCES = [
-    p
-    for d in ("base", "sift", "compile", "debug", "report", "examples", "benchmarks")
-    for p in (ROOT / d).rglob("*.py")
-]
+from docs.generators import rooms
 
-
-def imports(source: str) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
-
-
-def foreign(part: str, source: str) -> set[str]:
-    """Other parts that a file of ``part`` (or of the base) imports."""
-    found = {name.split(".")[1] for name in imports(source) if name.startswith("loopwise.")}
-    return (found & PARTS) - {part}
+ORDER = {
+    "sift": "torch_internals report loss_history buffer source coordination compile_trial policies scorers scoring "
+    "tokens selection step_losses options pipeline sharded pilot loader page lightning transformers",
+    "compile": "torch_internals linear_cross_entropy plan options graph verify search explain events cuda_graph step "
+    "optimize fit cache page transformers",
+    "debug": "torch_internals model hooks statistics store signals rules alerts monitors read profiler nan capture "
+    "options reporting watch preflight page callback lightning transformers cli",
+}
+"""The rooms of each part, the lowest first: a room imports only rooms before it."""
+HOOKS = {"debug/hooks", "sift/step_losses.py"}
+"""The only places that register hooks on modules, tensors and optimizers."""
 
 
 def test_no_part_imports_another():
-    for path in SOURCES:
+    for path in SHIPPED:
         part = path.relative_to(ROOT).parts[0]
-        if part in PARTS | {"base"}:
+        if part in {*PARTS, "base"}:
             assert not foreign(part, path.read_text()), path
 
 
@@ -42,31 +45,94 @@ def test_a_foreign_import_would_be_seen():
     assert foreign("debug", "def f():\n    from loopwise.sift import TopLoss") == {"sift"}
 
 
-def test_every_package_ships():
-    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folders = {d for d in ("base", "examples", *PARTS) if (ROOT / d).is_dir()}
-    packages = {path.parent.relative_to(ROOT) for d in folders for path in (ROOT / d).rglob("*.py")}
-    roots = {Path(folder): name for name, folder in setup["package-dir"].items()}
-    names = {".".join([roots[Path(p.parts[0])], *p.parts[1:]]) for p in packages}
-    assert names == set(setup["packages"])
+def above(edges, order):
+    """Return the imports of a room that stands above the importing one, or in no order."""
+    place = {room: number for number, room in enumerate(order)}
+    return [
+        (room, other)
+        for room, others in edges.items()
+        for other in others
+        if place.get(other, len(place)) >= place.get(room, -1)
+    ]
+
+
+@pytest.mark.parametrize("part", ORDER)
+def test_rooms_import_only_rooms_below_them(part):
+    order = ["__init__"] if part == "" else [*ORDER[part].split(), "__init__"]
+    edges = rooms.graph(part)
+    assert set(edges) <= set(order), "a room that has no place in the order"
+    assert not above(edges, order)
+
+
+@pytest.mark.parametrize("part", LIBRARY)
+def test_rooms_form_no_circle(part):
+    edges = rooms.graph(part)
+    assert {room for layer in rooms.layers(edges) for room in layer} == set(edges)
+
+
+def test_an_import_from_above_and_a_circle_would_be_seen():
+    edges = {"store": {"watch"}, "watch": {"store"}}
+    assert above(edges, ["store", "watch"]) == [("store", "watch")]
+    assert rooms.layers(edges) == []
+
+
+def test_folders_stay_small():
+    files = [p for d in [*LIBRARY, "examples", "benchmarks", "docs", "tests"] for p in (ROOT / d).rglob("*")]
+    assert not crowded(p for p in files if p.suffix in CODE and "__pycache__" not in p.parts)
+
+
+def test_a_crowded_folder_would_be_seen():
+    assert crowded([ROOT / f"{n}.py" for n in range(21)]) == {ROOT: 21}
 
 
 def test_files_and_functions_stay_short():
-    for path in [*SOURCES, *(ROOT / "tests").rglob("*.py")]:
+    for path in [*SOURCES, *TESTS]:
         text = path.read_text()
         assert text.count("\n") <= 400, path
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno + 1 <= 70, (path, node.name)
+        assert not long_functions(text), path
+
+
+def test_a_long_function_would_be_seen():
+    assert long_functions("def f():\n" + "    pass\n" * 70) == ["f"]
 
 
 def test_the_base_stays_small():
-    assert sum(path.read_text().count("\n") for path in (ROOT / "base").glob("*.py")) <= 1020
+    assert sum(path.read_text().count("\n") for path in (ROOT / "base").glob("*.py")) <= 1500
 
 
-def test_importing_loopwise_imports_nothing_else():
-    code = "import sys, loopwise; assert not {'torch', 'click', 'rich'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    for part in ("sift", "compile", "debug", "report"):
-        code = f"import sys, loopwise.{part}; assert not {{'click', 'rich', 'sklearn', 'torchvision', 'transformers', 'tensorboard', 'safetensors', 'plotly', 'jinja2'}} & set(sys.modules)"
-        subprocess.run([sys.executable, "-c", code], check=True)
+def test_docstrings_begin_with_a_verb_or_a_noun():
+    wrong = {str(path.relative_to(ROOT)): lines for path in SOURCES if (lines := inverted(path.read_text()))}
+    assert not wrong
+
+
+def test_an_inverted_docstring_would_be_seen():
+    assert inverted('def f():\n    """What it does."""') == ["What it does."]
+
+
+def test_no_file_is_named_by_a_metaphor():
+    assert not [path for path in SHIPPED if path.stem in METAPHORS]
+
+
+def test_a_metaphor_would_be_seen():
+    assert "taps" in METAPHORS
+
+
+def test_hooks_are_registered_in_one_place():
+    for path in SHIPPED:
+        relative = path.relative_to(ROOT)
+        if str(relative) not in HOOKS and str(relative.parent) not in HOOKS:
+            assert not registers_hooks(path.read_text()), path
+
+
+def test_a_hook_elsewhere_would_be_seen():
+    assert registers_hooks("model.register_forward_hook(f)") == ["register_forward_hook"]
+
+
+def test_private_names_of_torch_are_used_in_adapters_only():
+    used = {str(p): names for p in SHIPPED if p.name != ADAPTER and (names := private_names(p.read_text()))}
+    assert not used
+
+
+def test_a_private_name_would_be_seen():
+    source = "import torch._dynamo\nfrom torch.nn.modules.loss import _Loss\nhasattr(t, '_local_tensor')"
+    assert private_names(source) == {"torch._dynamo", "torch.nn.modules.loss._Loss", "_local_tensor"}

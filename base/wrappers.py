@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+
+from loopwise.torch_internals import is_shard as is_shard
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -23,11 +24,6 @@ def is_sharded(model: nn.Module) -> bool:
     FSDP's class is known by its name, because importing it takes half a second.
     """
     return any(base.__name__ == "FSDPModule" for module in model.modules() for base in type(module).__mro__)
-
-
-def is_shard(tensor: torch.Tensor) -> bool:
-    """Return whether the tensor is a DTensor, of which each rank holds a part."""
-    return hasattr(tensor, "_local_tensor")
 
 
 def innermost(optimizer: Any) -> Any:

@@ -1,0 +1,64 @@
+"""Adapter to the private names of torch that several parts need; no other module of the base may use them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def buffers(module: nn.Module) -> dict[str, torch.Tensor | None]:
+    """Return the module's own dictionary of buffers, in which they can be replaced."""
+    return module._buffers
+
+
+def parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Return the module's own dictionary of parameters."""
+    return module._parameters
+
+
+def version(tensor: torch.Tensor) -> int:
+    """Return the counter that torch increases with every change of the tensor in place."""
+    return int(tensor._version)
+
+
+def is_shard(tensor: torch.Tensor) -> bool:
+    """Return whether the tensor is a DTensor; unlike ``isinstance``, the test needs no import of a second."""
+    return hasattr(tensor, "_local_tensor")
+
+
+def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this rank's part of a DTensor, and any other tensor as it is.
+
+    ``DTensor.to_local`` would add a node to the graph of autograd.
+    """
+    return getattr(tensor, "_local_tensor", tensor)
+
+
+def original(model: nn.Module) -> nn.Module:
+    """Return the model inside the wrapper that ``torch.compile(model)`` returned, and any other model as it is."""
+    return getattr(model, "_orig_mod", model)
+
+
+def compiled_call(module: nn.Module) -> Any:
+    """Return the function that ``module.compile()`` put in the place of the module's call, or ``None``."""
+    return module._compiled_call_impl
+
+
+def set_compiled_call(module: nn.Module, call: Any) -> None:
+    """Replace the function that ``compiled_call`` returns; ``None`` lets the module run eagerly."""
+    module._compiled_call_impl = call
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Return whether the model was compiled, by ``torch.compile(model)`` or by ``compile()`` of a submodule."""
+    compiled = any(compiled_call(module) is not None for module in model.modules())
+    return original(model) is not model or compiled
+
+
+def default_store() -> Any:
+    """Return the key-value store of the default process group, which every rank reads and writes."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()

@@ -72,7 +72,7 @@ def made(form: str, model: nn.Module, loss: Any) -> Callable[[Any], torch.Tensor
     if form in ("ours", "fast"):
         from loopwise.compile import TrainStep
 
-        return TrainStep(model, loss, optimizer_of(model), level="fast" if form == "fast" else "exact")
+        return TrainStep(model, loss, optimizer_of(model), precision="mixed" if form == "fast" else "exact")
     if form != "eager":
         model.compile(mode="max-autotune" if form == "max-autotune" else None)
     return loop(model, loss, optimizer_of(model), torch.bfloat16 if form == LOW else None)
@@ -241,7 +241,7 @@ def step_rows(name: str, values: dict[str, list[float]]) -> list[Row]:
     first = values["ours: first step, s"]
     if "fast: step, ms" in values:
         for peer, text in (("eager", "ratio <= 0.45"), (LOW, None)):
-            label = f'{name}: step, level="fast"'
+            label = f'{name}: step, precision="mixed"'
             found.append(Row(label, values["fast: step, ms"], values[f"{peer}: step, ms"], peer, "ms", text))
     return [
         *found,

@@ -42,7 +42,7 @@ def made(form: str, model: nn.Module, loss: Any) -> Callable[[Batch], torch.Tens
     if form == "ours":
         from loopwise.compile import TrainStep
 
-        return TrainStep(model, loss, optimizer, level="fast")
+        return TrainStep(model, loss, optimizer, precision="mixed")
     if form == "torch.compile":
         loss = torch.compile(loss)
 
@@ -154,9 +154,9 @@ def recorded(seed: int) -> dict[str, float]:
         torch.manual_seed(seed)
         model, loss, batch = MODELS["gpt-8k"]()
         model, batch = model.to(device), tuple(part.to(device) for part in batch)
-        plan = Plan(graph="inductor", passes=("loss_head",), optimizer="fused", level="fast", regions=True)
+        plan = Plan(graph="inductor", passes=("loss_head",), optimizer="fused", precision="mixed", regions=True)
         plan = plan.changed(cuda_graph=name == "graph" and device.type == "cuda")
-        step = TrainStep(model, loss, optimizer_of(model), level="fast", plan=plan)
+        step = TrainStep(model, loss, optimizer_of(model), precision="mixed", plan=plan)
         for _ in range(6):
             step(batch)
         print(step.explain())

@@ -47,7 +47,7 @@ def first_step(form: str, seed: int) -> None:
         step: Any = loop(model, loss, optimizer_of(model))
     else:
         step = TrainStep(
-            model, loss, optimizer_of(model), tune="off" if form == "compiled at once" else "fast"
+            model, loss, optimizer_of(model), autotune="off" if form == "compiled at once" else "default"
         )
     step(batch)
     print(sum(os.times()[:4]) - before)
@@ -232,11 +232,11 @@ def _cold(name: str, values: dict[str, list[float]]) -> list[Row]:
     for turn, bar in (("first", "ratio <= 0.4"), ("second", "ratio <= 0.15")):
         process = {"first": "first step", "second": "first step of a second process"}[turn]
         for form, text in (("compiled at once", bar), ("measured", None)):
-            what = {"compiled at once": 'tune="off"', "measured": 'tune="fast"'}[form]
+            what = {"compiled at once": 'autotune="off"', "measured": 'autotune="default"'}[form]
             label = f"{name} layers: {process}, {what}"
             found.append(Row(label, values[f"{form}: {turn}"], peer, "torch.compile, empty cache", "s", text))
     again = values["torch.compile: second"]
-    label = f'{name} layers: first step of a second process, tune="fast"'
+    label = f'{name} layers: first step of a second process, autotune="default"'
     return [*found, Row(label, values["measured: second"], again, "torch.compile, second process", "s", None)]
 
 

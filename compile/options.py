@@ -13,18 +13,18 @@ from torch.optim import Optimizer
 from loopwise.errors import InputError, StateError
 from loopwise.wrappers import is_sharded
 
-from .plan import LEVELS, Plan, one_of
+from .plan import PRECISIONS, Plan, one_of
 
-TUNE = ("off", "fast", "max")
+AUTOTUNE = ("off", "default", "max")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def arguments(
-    model: Any, optimizer: Any, clip: Any, accumulate: Any, level: Any, tune: Any, plan: Any
+    model: Any, optimizer: Any, clip: Any, accumulate: Any, precision: Any, autotune: Any, plan: Any
 ) -> None:
     """Check what does not depend on a batch."""
-    one_of("level", level, LEVELS)
-    one_of("tune", tune, TUNE)
+    one_of("precision", precision, PRECISIONS)
+    one_of("autotune", autotune, AUTOTUNE)
     if not isinstance(optimizer, Optimizer | None):
         raise InputError(
             f"an optimizer of type {type(optimizer).__name__}",

@@ -21,7 +21,7 @@ from .graph.passes import PASSES
 GRAPHS = ("eager", "captured", "inductor")
 LAYOUTS = ("as_is", "channels_last")
 OPTIMIZERS = ("as_is", "foreach", "fused")
-LEVELS = ("exact", "fast")
+PRECISIONS = ("exact", "mixed")
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Plan:
         optimizer: which implementation of the optimizer's update; the same arithmetic.
         budget: share of the activations that the compiled graph may save for backward, in [0, 1];
             below 1 the others are computed again.
-        level: ``exact``: nothing beyond the order of floating-point additions; ``fast``: autocast to
+        precision: ``exact``: nothing beyond the order of floating-point additions; ``mixed``: autocast to
             the dtype that the device multiplies fastest, which changes the numbers.
-        autotune: kernels chosen by timing (``max_autotune_gemm``).
+        max_autotune: kernels chosen by timing (``max_autotune_gemm``).
         regions: repeated blocks of the model are found in its graph and compiled once.
         cuda_graph: the whole step, update included, is recorded as one CUDA graph and replayed.
     """
@@ -50,13 +50,13 @@ class Plan:
     layout: str = "as_is"
     optimizer: str = "as_is"
     budget: float = 1.0
-    level: str = "exact"
-    autotune: bool = False
+    precision: str = "exact"
+    max_autotune: bool = False
     regions: bool = False
     cuda_graph: bool = False
 
     def __post_init__(self) -> None:
-        choices = {"graph": GRAPHS, "layout": LAYOUTS, "optimizer": OPTIMIZERS, "level": LEVELS}
+        choices = {"graph": GRAPHS, "layout": LAYOUTS, "optimizer": OPTIMIZERS, "precision": PRECISIONS}
         for name, valid in choices.items():
             one_of(name, getattr(self, name), valid)
         object.__setattr__(self, "passes", tuple(self.passes))  # JSON has lists
@@ -94,7 +94,7 @@ class Plan:
         parts = [self.graph]
         parts += [name.replace("_", " ") for name in self.passes]
         parts += [self.layout] * (self.layout != default.layout)
-        parts += [f"budget {self.budget:g}"] * (self.budget < 1) + ["autotuned"] * self.autotune
+        parts += [f"budget {self.budget:g}"] * (self.budget < 1) + ["autotuned"] * self.max_autotune
         parts += ["regions"] * self.regions
         parts += [f"{self.optimizer} optimizer"] * (self.optimizer != default.optimizer)
         parts += ["CUDA graph"] * self.cuda_graph

@@ -65,10 +65,10 @@ class TrainStep:
         scaler: a ``torch.amp.GradScaler``; its steps are as in the usual loop.
         clip: largest norm of all gradients together; ``None``: no clipping.
         accumulate: batches to an update.  Gradients are averaged over them.
-        level: ``exact``: nothing changes beyond the order of floating-point additions; ``fast``: autocast.
+        precision: ``exact``: nothing changes beyond the order of floating-point additions; ``mixed``: autocast.
         memory: bytes that forward and backward may hold beside parameters, as a number, as text
             (``"6GiB"``), or as a fraction of the device's memory; solved by recomputing activations.
-        tune: ``off``: compile without measuring; ``fast``: measure the usual forms; ``max``: more of them,
+        autotune: ``off``: compile without measuring; ``default``: measure the usual forms; ``max``: more of them,
             and on a GPU the whole step as one CUDA graph.
         plan: use this plan instead of finding one; it is still compared with the eager step.
         verify: compare again after each recompilation and when a loss is not finite; at the first batch
@@ -88,32 +88,32 @@ class TrainStep:
         scaler: Any = None,
         clip: float | None = None,
         accumulate: int = 1,
-        level: str = "exact",
+        precision: str = "exact",
         memory: float | str | None = None,
-        tune: str = "fast",
+        autotune: str = "default",
         plan: Plan | None = None,
         verify: bool = True,
         run: Run | None = None,
     ) -> None:
         self.device = options.device_of(model)
-        options.arguments(model, optimizer, clip, accumulate, level, tune, plan)
+        options.arguments(model, optimizer, clip, accumulate, precision, autotune, plan)
         self.model, self.loss, self.optimizer = model, loss, innermost(optimizer)
         self.outer = optimizer
         self.scaler, self.clip, self.accumulate = scaler, clip, accumulate
-        self.level, self.tune, self.verifies = level, tune, verify
+        self.precision, self.autotune, self.verifies = precision, autotune, verify
         self.memory = None if memory is None else options.bytes_of(memory, self.device)
         self.plan = plan
         if plan is not None and plan.cuda_graph and recorder_for(self.device) is None:
             raise options.without_graphs(self.device)
         self.losses: torch.Tensor | None = None
         self._pinned = plan is not None
-        self._eager = eager(model, loss, level)
+        self._eager = eager(model, loss, precision)
         self._compiled: Compute = self._eager
         self._log = Log()
         self._events = Events(run)
-        if level == "fast" and native_dtype(self.device) is torch.float32:
+        if precision == "mixed" and native_dtype(self.device) is torch.float32:
             self._events.add(
-                0, "level='fast' is as 'exact': this device multiplies no dtype faster than float32"
+                0, "precision='mixed' is as 'exact': this device multiplies no dtype faster than float32"
             )
         self._search: Search | None = None
         self._choice: optimizers.Choice | None = None
@@ -195,7 +195,7 @@ class TrainStep:
             return
         self._ready, self._usual = True, shape_of(batch)
         digest = plans.situation(
-            self.model, self.optimizer, self._usual, (self.level, self.memory, self.tune)
+            self.model, self.optimizer, self._usual, (self.precision, self.memory, self.autotune)
         )
         kept = None if self._pinned else from_main(lambda: plans.recall(digest))
         known, noise = kept or (self.plan, None)
@@ -211,12 +211,12 @@ class TrainStep:
         self._compiled, self._graphs = best.compute, best.log.graphs
         if not entire:  # compiled for the batch's own size, and not compared there
             self._compiled, self._graphs = self.make(best.plan, best.log), 2 * best.log.graphs
-        self._updated = self.plan.optimizer != "as_is" or self._pinned or self.tune == "off"
+        self._updated = self.plan.optimizer != "as_is" or self._pinned or self.autotune == "off"
         if self._updated and self.optimizer is not None:
             optimizers.choose(self.optimizer, self.plan.optimizer)
         lay_out(self.model, self.plan.layout)
         self._digest = digest
-        self._begin_recording(try_it=self.tune == "max" and known is None)
+        self._begin_recording(try_it=self.autotune == "max" and known is None)
         if known is None:
             self._remember()
         self._events.plan(self._batches, self.explain())
@@ -352,7 +352,7 @@ class TrainStep:
             raise options.without_optimizer()
 
         def make(model: nn.Module, loss: Any, plan: Plan) -> Compute:
-            return by_plan(eager(model, loss, self.level), plan, Log())
+            return by_plan(eager(model, loss, self.precision), plan, Log())
 
         return side_by_side(make, self.model, self.loss, self.optimizer, self.plan, batch, steps)
 

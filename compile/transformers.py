@@ -3,7 +3,7 @@
 class CompilingTrainer(CompilingTrainerMixin, Trainer):
     pass
 
-CompilingTrainer(model, args, train_dataset=dataset, compile={"tune": "fast"}).train()
+CompilingTrainer(model, args, train_dataset=dataset, compile={"autotune": "default"}).train()
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class CompilingTrainerMixin:
     Trainer's.  Evaluation is as without.
 
     Args:
-        compile: options of ``TrainStep`` (``level``, ``tune``, ``memory``, ``plan``, ``verify``); ``None`` trains
+        compile: options of ``TrainStep`` (``precision``, ``autotune``, ``memory``, ``plan``, ``verify``); ``None`` trains
             without compiling.
 
     Raises:

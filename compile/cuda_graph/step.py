@@ -197,7 +197,7 @@ class WholeStep:
             ),
             (step.scaler is not None, "a GradScaler waits for the GPU at each step"),
             (step.outer is not optimizer, "a framework's wrapper of the optimizer does more than its step"),
-            (caching, "autocast around the step keeps casts of the weights; level='fast' does not"),
+            (caching, "autocast around the step keeps casts of the weights; precision='mixed' does not"),
             (
                 hooked(modules, parameters, optimizer),
                 "hooks of the model or the optimizer would not be called",

@@ -100,8 +100,8 @@ class Backend:
     def _by_inductor(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
         from torch._inductor.compile_fx import compile_fx
 
-        patches: dict[str, Any] = {"fallback_random": self.plan.level == "exact"} | _known_instructions()
-        if self.plan.autotune:
+        patches: dict[str, Any] = {"fallback_random": self.plan.precision == "exact"} | _known_instructions()
+        if self.plan.max_autotune:
             patches["max_autotune_gemm"] = True
         # the partitioner reads the budget while the forward graph is compiled; it is no key of Inductor's
         # a budget of 0 is a way of its own, which would run the loss head twice
@@ -129,10 +129,10 @@ def first_line(error: Exception) -> str:
 
 
 OPTIONS: dict[str, Any] = {
-    "level": "exact",
+    "precision": "exact",
     "budget": 1.0,
     "passes": USUAL,
-    "autotune": False,
+    "max_autotune": False,
     "regions": False,
 }
 """Options of ``torch.compile(model, backend="loopwise", options={...})`` and their defaults."""

@@ -27,7 +27,7 @@ BUDGETS = (0.7, 0.5, 0.3, 0.15, 0.0)
 """Shares of activations to save that are tried, in this order, to get below a memory budget."""
 CERTAIN = 16 * 2**20
 """Bytes of tensors not materialised from which on the passes are not doubted: Inductor's form is tried with
-them only, unless ``tune="max"`` (one compilation less)."""
+them only, unless ``autotune="max"`` (one compilation less)."""
 
 
 class Step(Protocol):
@@ -36,8 +36,8 @@ class Step(Protocol):
     model: nn.Module
     loss: Any
     device: torch.device
-    level: str
-    tune: str
+    precision: str
+    autotune: str
     memory: int | None
 
     def make(self, plan: Plan, log: Log) -> Compute: ...
@@ -103,11 +103,11 @@ def choose(step: Step, batch: Any, known: Plan | None, noise: dict[str, float] |
         known: a plan that is only compared, not timed.
         noise: the eager step's errors where ``known`` was measured.
     """
-    eager = Trial(Plan(level=step.level))
+    eager = Trial(Plan(precision=step.precision))
     eager.compute = step.make(eager.plan, eager.log)
     assert eager.compute is not None
     expected = reference(eager.compute, step.computation, step.model, step.loss, batch, noise)
-    if known is not None or step.tune == "off":
+    if known is not None or step.autotune == "off":
         search = _without_race(step, batch, eager, expected, known or _first_choice(step))
         wrong = search.trials[-1].difference is not None
         return choose(step, batch, known) if noise and anywhere(wrong) else search
@@ -121,7 +121,7 @@ def choose(step: Step, batch: Any, known: Plan | None, noise: dict[str, float] |
 
 def _floor(step: Step, eager: Compute, batch: Any) -> Floor | None:
     """``None`` where operations cannot be counted; that is no reason to stop."""
-    dtype = native_dtype(step.device) if step.level == "fast" else torch.float32
+    dtype = native_dtype(step.device) if step.precision == "mixed" else torch.float32
     try:
         with shadow(step.model):
             return floor_of(step_of(eager, step.model, batch), step.device, dtype)
@@ -131,7 +131,7 @@ def _floor(step: Step, eager: Compute, batch: Any) -> Floor | None:
 
 def _first_choice(step: Step) -> Plan:
     """What is used where nothing is to be measured."""
-    return Plan(graph="inductor", passes=USUAL, level=step.level, regions=True)
+    return Plan(graph="inductor", passes=USUAL, precision=step.precision, regions=True)
 
 
 def _without_race(step: Step, batch: Any, eager: Trial, expected: Reference, plan: Plan) -> Search:
@@ -147,7 +147,7 @@ def _without_race(step: Step, batch: Any, eager: Trial, expected: Reference, pla
 
 def _rewritten(step: Step, batch: Any, expected: Reference, eager: Trial) -> list[Trial]:
     """The plans beside the eager one that make sense for this model, each tried once."""
-    whole = step.tune == "max"
+    whole = step.autotune == "max"
 
     def tried(**changes: Any) -> Trial:
         return _tried(step, batch, expected, **changes)
@@ -169,13 +169,13 @@ def _rewritten(step: Step, batch: Any, expected: Reference, eager: Trial) -> lis
     if turns:
         found.append(tried(graph="inductor", passes=passes, layout="channels_last", regions=True))
     if whole:
-        found.append(tried(graph="inductor", passes=passes, autotune=True))
+        found.append(tried(graph="inductor", passes=passes, max_autotune=True))
     return found
 
 
 def _tried(step: Step, batch: Any, expected: Reference, **changes: Any) -> Trial:
     """A plan tried once; it says ``regions`` only where some were found."""
-    plan = Plan(level=step.level).changed(**changes)
+    plan = Plan(precision=step.precision).changed(**changes)
     trial = attempt(plan, step.make, step.model, batch, expected)
     if not trial.log.regions:
         trial.plan = plan.changed(regions=False)

@@ -18,11 +18,11 @@ from ..plan import Plan
 from ..verify.sandbox import Compute
 
 
-def eager(model: nn.Module, loss: Callable[..., torch.Tensor], level: str) -> Compute:
+def eager(model: nn.Module, loss: Callable[..., torch.Tensor], precision: str) -> Compute:
     """The step's computation as the user would write it: from a batch to its loss."""
     whole = takes_model(loss)
     device = options.device_of(model)
-    dtype = native_dtype(device) if level == "fast" else torch.float32
+    dtype = native_dtype(device) if precision == "mixed" else torch.float32
 
     def compute(batch: Any) -> torch.Tensor:
         if whole:

@@ -41,9 +41,9 @@ def side_by_side(
         curve, ours, other = (
             _curve(make, unwrap(model), loss, optimizer, form, data, steps)
             for form, data in (
-                (Plan(level=plan.level), batch),
+                (Plan(precision=plan.precision), batch),
                 (plan, batch),
-                (Plan(level=plan.level), turned),
+                (Plan(precision=plan.precision), turned),
             )
         )
     finally:

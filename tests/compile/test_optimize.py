@@ -104,7 +104,7 @@ def test_a_step_without_a_compiler_is_eager(monkeypatch):
 
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", broken)
     net = Net()
-    step = TrainStep(net, CRITERION, torch.optim.SGD(net.parameters(), lr=0.1), tune="off")
+    step = TrainStep(net, CRITERION, torch.optim.SGD(net.parameters(), lr=0.1), autotune="off")
     with pytest.warns(RuntimeWarning, match="no compiler here"):
         step((torch.randn(4, 6), torch.arange(4) % 3))
     assert step.plan.graph == "eager"

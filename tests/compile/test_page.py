@@ -16,7 +16,7 @@ def test_the_plan_its_forms_and_what_happened(tmp_path):
         sifted(run)
     (section,) = sections(str(tmp_path / "run"))
     plan, times, forms, remarks, events = section["blocks"]
-    assert plan["text"] == "Since batch 2: graph inductor, passes loss_head, autotune on."
+    assert plan["text"] == "Since batch 2: graph inductor, passes loss_head, max autotune on."
     assert times["data"][0]["y"] == ["eager", "inductor"]  # a refused form has no time
     assert "the fastest is inductor with 8.0 ms" in times["describe"]
     assert forms["rows"][2] == ["captured", None, None, None, 210.0, 0.0, "its loss differs"]

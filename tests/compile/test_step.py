@@ -67,14 +67,14 @@ def test_as_the_plain_loop(plan, accumulate, clip):
     same(ours.state_dict(), theirs.state_dict())
 
 
-@pytest.mark.parametrize("tune", ["off", "fast"])
-def test_finding_a_plan_leaves_no_trace(tune):
+@pytest.mark.parametrize("autotune", ["off", "default"])
+def test_finding_a_plan_leaves_no_trace(autotune):
     net = model(dropout=0.5)
     net[0].weight.grad = torch.ones_like(net[0].weight)
     net[3].eval()
     before, random = state(net), torch.get_rng_state()
     optimizer = torch.optim.AdamW(net.parameters())
-    step = TrainStep(net, CRITERION, optimizer, tune=tune)
+    step = TrainStep(net, CRITERION, optimizer, autotune=autotune)
     step.prepare(batches()[0])
     after = state(net)
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -86,7 +86,7 @@ def test_finding_a_plan_leaves_no_trace(tune):
     text = str(step.explain())
     assert text.startswith("plan: ")
     assert "inductor" in text
-    if tune == "fast":
+    if autotune == "default":
         assert (
             step._search.floor.flops == 3 * 2 * 8 * (6 * 16 + 16 * 3) - 2 * 8 * 6 * 16
         )  # no gradient of the input
@@ -297,8 +297,8 @@ def test_a_plan_is_json():
 
 
 BAD = [
-    (dict(level="exakt"), "level='exakt'", "one of 'exact', 'fast'"),
-    (dict(tune="slow"), "tune='slow'", "one of 'off', 'fast', 'max'"),
+    (dict(precision="exakt"), "precision='exakt'", "one of 'exact', 'mixed'"),
+    (dict(autotune="slow"), "autotune='slow'", "one of 'off', 'default', 'max'"),
     (dict(accumulate=0), "accumulate=0", "a whole number of batches, at least 1"),
     (dict(clip=0), "clip=0", "a positive norm, or None"),
     (dict(plan="eager"), "a plan of type str", "a Plan"),

@@ -70,7 +70,7 @@ def sifted(run):
         "most": None,
         "verdict": "its loss differs",
     }
-    plan = {"graph": "inductor", "passes": ["loss_head"], "regions": False, "autotune": True}
+    plan = {"graph": "inductor", "passes": ["loss_head"], "regions": False, "max_autotune": True}
     record = {"batch": 2, "plan": plan, "forms": [form, better, refused], "remarks": ["found in 20 s"]}
     run.append("compile", "plans", record)
     run.append("compile", "events", {"batch": 9, "text": "a batch of another shape"})

@@ -261,7 +261,7 @@ def test_tune_max_tries_it_and_a_later_run_knows(recorder):
     found = []
     for _ in range(2):
         model = net()
-        step = TrainStep(model, nn.CrossEntropyLoss(), OPTIMIZERS["adamw"](model), tune="max")
+        step = TrainStep(model, nn.CrossEntropyLoss(), OPTIMIZERS["adamw"](model), autotune="max")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             step.prepare(batches(1)[0])
@@ -271,7 +271,7 @@ def test_tune_max_tries_it_and_a_later_run_knows(recorder):
 
 def test_other_tunings_do_not_try_it(recorder):
     model = net()
-    step = TrainStep(model, nn.CrossEntropyLoss(), OPTIMIZERS["adamw"](model), tune="off")
+    step = TrainStep(model, nn.CrossEntropyLoss(), OPTIMIZERS["adamw"](model), autotune="off")
     step(batches(1)[0])
     assert not step.plan.cuda_graph
 

@@ -103,8 +103,8 @@ def test_a_step_keeps_it(monkeypatch):
         model,
         lambda model, batch: model(batch).float().square().mean(),
         torch.optim.SGD(model.parameters(), 0.1),
-        level="fast",
-        plan=PLAN.changed(level="fast"),
+        precision="mixed",
+        plan=PLAN.changed(precision="mixed"),
     )
     step(torch.randn(3, 6, 8))
     assert step.plan.passes == ("short_attention",)

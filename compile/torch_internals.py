@@ -1,0 +1,184 @@
+"""Private functions of torch that compile uses, each behind a function with a plain name.
+
+Nothing else in compile touches private names of torch.  The functions import heavy modules only when they are called:
+importing this file costs nothing.  ``READ_FOR`` names the versions of torch whose source they were compared with;
+``tests/compile/test_torch_internals.py`` fails for a newer one until somebody has read it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.optim import Optimizer
+
+READ_FOR = ((2, 11), (2, 15))
+"""Oldest and newest version of torch whose source these functions were written for."""
+
+SMALLEST_BUDGET = 1e-6
+"""Activation budget that saves only what must be saved.  A budget of exactly 0 takes another way through torch's
+partitioner, which would run the loss head twice."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class GraphBreak(NamedTuple):
+    """Reason why Dynamo ended a graph."""
+
+    stack: Sequence[Any]
+    """``traceback.FrameSummary`` of each frame of the user's code, the innermost last."""
+    reason: str
+    """Dynamo's text: a line of what happened, then hints."""
+
+
+# -- Dynamo ------------------------------------------------------------------------------------------
+
+
+def graph_breaks() -> list[GraphBreak]:
+    """Return the graph breaks of this process so far; none if Dynamo was not used yet."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    reasons = dynamo.graph_break_reasons if dynamo else []
+    return [GraphBreak(reason.user_stack, reason.reason) for reason in reasons]
+
+
+def failed_guards() -> list[str]:
+    """Return the guards whose failure made Dynamo compile again; none if Dynamo was not used yet."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    failures = dynamo.guard_failures.values() if dynamo else ()
+    return [str(reason) for reasons in failures for reason in reasons]
+
+
+def compiles_for_buckets() -> bool:
+    """Return whether DDP's optimizer is compiling, which makes a graph for each bucket of gradients."""
+    from torch._guards import TracingContext
+
+    return bool(getattr(TracingContext.try_get(), "fakify_first_call", False))
+
+
+def fake_mode(values: Sequence[Any]) -> Any:
+    """Return the mode that made the fake tensors among ``values``; None if there are none."""
+    from torch._guards import detect_fake_mode
+
+    return detect_fake_mode(list(values))
+
+
+def fresh_tracing(mode: Any) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which a graph is compiled apart from the graph that it was cut out of."""
+    from torch._guards import TracingContext, tracing
+
+    return tracing(TracingContext(mode))
+
+
+# -- Inductor ----------------------------------------------------------------------------------------
+
+
+def compile_by_inductor(
+    gm: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, Any], budget: float
+) -> Callable[..., Any]:
+    """Compile a captured graph by Inductor, backward graph included.
+
+    Args:
+        gm: Dynamo's captured graph.
+        inputs: its example inputs.
+        settings: settings of Inductor that differ from its defaults.
+        budget: share of the activations that may be saved for the backward pass, in [0, 1].
+    """
+    import torch._functorch.config as functorch
+    from torch._inductor.compile_fx import compile_fx
+
+    # the partitioner reads the budget while the forward graph is compiled; it is none of Inductor's settings
+    with functorch.patch(activation_memory_budget=max(budget, SMALLEST_BUDGET)):
+        return compile_fx(gm, list(inputs), config_patches=settings)  # type: ignore[no-any-return]
+
+
+def known_vector_instructions() -> dict[str, Any]:
+    """Return the setting of Inductor that skips its test of vector instructions, if torch's own kernels use them.
+
+    The test compiles and loads a program for each of three sets of instructions, 2-4 s each.
+    """
+    from torch._inductor import config
+
+    if getattr(config.cpp, "vec_isa_ok", True) is not None:  # the user's choice, or another version of torch
+        return {}
+    best = "AVX512" if torch.cpu.get_capabilities().get("avx512_f", False) else "AVX2"
+    return {"cpp.vec_isa_ok": True} if torch.backends.cpu.get_cpu_capability() == best else {}
+
+
+# -- operators and dispatch --------------------------------------------------------------------------
+
+
+def linear_functions() -> tuple[Any, ...]:
+    """Return the objects that a captured graph may call for ``F.linear``."""
+    return nn.functional.linear, torch._C._nn.linear
+
+
+def autocast_calls() -> tuple[Any, Any]:
+    """Return the functions that enter and leave autocast in a captured graph."""
+    from torch.amp import autocast_mode
+
+    return autocast_mode._enter_autocast, autocast_mode._exit_autocast
+
+
+def argument_position(operator: Any, name: str) -> int:
+    """Return the position of an argument of an operator (``torch.ops.<library>.<name>.default``)."""
+    return [argument.name for argument in operator._schema.arguments].index(name)
+
+
+def dispatches_plainly() -> bool:
+    """Return whether no dispatch mode is on: nothing traces or intercepts operations on tensors."""
+    from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+    return _get_current_dispatch_mode() is None
+
+
+def tree_leaves(tree: Any) -> list[Any]:
+    """Return the leaves of nested lists, tuples and dicts."""
+    from torch.utils._pytree import tree_leaves
+
+    return tree_leaves(tree)
+
+
+# -- modules, hooks, CUDA ----------------------------------------------------------------------------
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Return whether ``torch.compile(model)`` made the model, or ``model.compile()`` was called on it."""
+    return hasattr(model, "_orig_mod") or model._compiled_call_impl is not None
+
+
+def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
+    """Return the dict that holds the module's own buffers; writing to it replaces them."""
+    return module._buffers
+
+
+def own_parameters(module: nn.Module) -> list[Tensor]:
+    """Return the module's own parameters, without those of its submodules."""
+    return [parameter for parameter in module._parameters.values() if parameter is not None]
+
+
+def has_hooks(modules: Iterable[nn.Module], parameters: Iterable[Tensor], optimizer: Optimizer) -> bool:
+    """Return whether a hook is on one of the modules, parameters, the optimizer, or on all of these."""
+    from torch.nn.modules import module as all_modules
+    from torch.optim import optimizer as all_optimizers
+
+    if any(vars(all_modules).get(f"_global{name}") for name in _HOOKS):
+        return True
+    for name in ("pre_hooks", "post_hooks"):
+        if vars(all_optimizers).get(f"_global_optimizer_{name}"):
+            return True
+        if getattr(optimizer, f"_optimizer_step_{name}", None):
+            return True
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters):
+        return True
+    return any(vars(module)[name] for module in modules for name in _HOOKS)
+
+
+def stop_allocating_to(pool: Any, device: int) -> None:
+    """End the allocation to a CUDA graph's memory pool, which older versions of torch leave on after a failure."""
+    private: Any = torch._C
+    with contextlib.suppress(RuntimeError):  # newer versions have ended it
+        private._cuda_endAllocateToPool(device, pool)

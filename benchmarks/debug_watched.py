@@ -129,7 +129,7 @@ class Ours:
     """A ``Watch`` over a training."""
 
     def __init__(self, training: Training, folder: str, what: Setting) -> None:
-        from loopwise.debug import Collection, Trial, Watch, every
+        from loopwise.debug import Collection, Watch, every, open_run
 
         collections = ["losses", *(Collection(name, keep=what.keep) for name in what.of)]
         when = every(what.interval or 10**9, start=0 if what.interval else 10**9)
@@ -137,12 +137,12 @@ class Ours:
         self.watch = Watch(
             training.model, training.optimizer, run=folder, save=when, collections=collections, **alone
         )
-        self.trial = Trial(folder)
+        self.saved = open_run(folder)
         training.after = lambda loss: self.watch.step(loss=loss)
 
     def drain(self, step: int) -> None:
         """Wait until a step is on disk."""
-        while self.trial.steps()[-1:] != [step]:
+        while self.saved.steps()[-1:] != [step]:
             time.sleep(1e-3)
 
     def read(self, step: int, which: str, layer: str) -> Any:
@@ -150,16 +150,16 @@ class Ours:
         name = {"weight": f"{layer}.weight", "gradient": f"gradient/{layer}.weight"}.get(
             which, f"{layer}.output.0"
         )
-        if found := self.trial.statistics(name, step):
+        if found := self.saved.statistics(name, step):
             return torch.tensor([found[key] for key in REDUCED])
-        return self.trial.value(name, step)
+        return self.saved.value(name, step)
 
     def close(self) -> list[int]:
         """End the run; the steps that were saved."""
         self.watch.close()
         assert self.watch.counts.total() == self.watch.counts["saved"], self.watch.counts
-        assert not self.trial.events, self.trial.events
-        return self.trial.steps()
+        assert not self.saved.events, self.saved.events
+        return self.saved.steps()
 
 
 class Smdebug:
@@ -183,14 +183,14 @@ class Smdebug:
         self.hook.register_module(training.model)
         self.hook.register_loss(training.criterion)
         self.folder, self.prefix = folder, f"{type(training.model).__name__}_"
-        self.trial: Any = None
+        self.saved: Any = None
 
     def drain(self, step: int) -> None:
         self.hook._close_writers()
 
     def read(self, step: int, which: str, layer: str) -> Any:
         name = {"weight": f"{self.prefix}{layer}.weight", "gradient": f"gradient/{self.prefix}{layer}.weight"}
-        tensor = self.trial.tensor(name.get(which, f"{layer}_output_0"))
+        tensor = self.saved.tensor(name.get(which, f"{layer}_output_0"))
         if found := tensor.reduction_values(step):
             return torch.tensor([float(found[key, False]) for key in REDUCED])
         return torch.from_numpy(tensor.value(step).copy())
@@ -200,8 +200,8 @@ class Smdebug:
 
         self.hook.close()
         atexit.unregister(self.hook._cleanup)  # it would make the folder once more
-        self.trial = create_trial(self.folder)
-        return self.trial.steps()
+        self.saved = create_trial(self.folder)
+        return self.saved.steps()
 
 
 def with_bytes(make: Callable[..., Any]) -> Callable[..., Any]:

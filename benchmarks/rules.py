@@ -54,7 +54,7 @@ def half(number: int) -> str:
 
 def judged(job: Job) -> Any:
     """The ``Watch`` of a finished training whose findings are found again in what it saved."""
-    from loopwise.debug import RULES, Trial
+    from loopwise.debug import RULES, open_run
 
     def ruled(findings: Any) -> list[Any]:
         """Those of rules over saved steps; others are found on the way only."""
@@ -62,8 +62,8 @@ def judged(job: Job) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         watch = job.run(f"{folder}/run")
-        trial = Trial(f"{folder}/run")
-        recorded, again = (ruled(found) for found in (trial.findings(), trial.judge()))
+        saved = open_run(f"{folder}/run")
+        recorded, again = (ruled(found) for found in (saved.findings(), saved.judge()))
         assert str(recorded) == str(again) == str(ruled(watch.findings)), (recorded, again)  # NaN is not NaN
     return watch
 

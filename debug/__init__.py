@@ -8,7 +8,8 @@ from .capture.collection import Collection as Collection
 from .preflight import check as check
 from .profiler import PROFILE_RULES as PROFILE_RULES
 from .profiler import Profile as Profile
-from .read.saved_run import Trial as Trial
+from .read.saved_run import SavedRun as SavedRun
+from .read.saved_run import open_run as open_run
 from .rules import RULES as RULES
 from .rules import Finding as Finding
 from .watch import Watch as Watch

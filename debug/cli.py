@@ -13,7 +13,7 @@ from loopwise.errors import InputError, LoopwiseError
 
 from .read.compare import compare, only
 from .read.export import WRITERS, export
-from .read.saved_run import Trial
+from .read.saved_run import open_run
 from .rules import RULES, at_least
 
 LISTED = 1000
@@ -46,12 +46,12 @@ def command() -> None:
 @click.option("--step", type=int, help="Only what this step has.")
 def list_tensors(run: str, collection: str | None, regex: str | None, step: int | None) -> None:
     """State, steps and tensors of RUN."""
-    trial = Trial(run)
-    _console().print(str(trial), soft_wrap=True)
+    saved = open_run(run)
+    _console().print(str(saved), soft_wrap=True)
     rows = [
         (each, name)
-        for each in (trial.collections() if collection is None else [collection])
-        for name in trial.names(regex, collection=each, step=step)
+        for each in (saved.collections() if collection is None else [collection])
+        for name in saved.names(regex, collection=each, step=step)
     ]
     _table(("collection", "tensor"), rows[:LISTED])
     if len(rows) > LISTED:
@@ -66,20 +66,20 @@ def list_tensors(run: str, collection: str | None, regex: str | None, step: int 
 @click.option("--rank", type=int, help="What this rank has.")
 def show(run: str, name: str, step: int | None, mode: str | None, rank: int | None) -> None:
     """Tensor or scalar NAME of RUN at one step."""
-    trial = Trial(run)
+    saved = open_run(run)
     if step is None:
-        steps = trial.steps(mode)
-        has = (each for each in reversed(steps) if trial.has(name, each, mode=mode, rank=rank))
+        steps = saved.steps(mode)
+        has = (each for each in reversed(steps) if saved.has(name, each, mode=mode, rank=rank))
         step = next(has, steps[-1] if steps else 0)
     rows = [
-        (key, f"{value:.6g}") for key, value in trial.statistics(name, step, mode=mode, rank=rank).items()
+        (key, f"{value:.6g}") for key, value in saved.statistics(name, step, mode=mode, rank=rank).items()
     ]
     try:
-        value = trial.value(name, step, mode=mode, rank=rank)
+        value = saved.value(name, step, mode=mode, rank=rank)
     except InputError:  # statistics are all that there is
         value = None
     kind = [] if value is None else [("dtype", str(value.dtype)), ("shape", str(tuple(value.shape)))]
-    record = trial.record(step, mode=mode, rank=rank)
+    record = saved.record(step, mode=mode, rank=rank)
     head = [("step", f"{record['step']} ({record['mode']} {record['mode_step']})"), *record["marks"].items()]
     _table((name, ""), [(key, str(text)) for key, text in [*head, *kind, *rows]])
     if value is not None:
@@ -95,14 +95,14 @@ def show(run: str, name: str, step: int | None, mode: str | None, rank: int | No
 @click.option("--regex", help="Only names that it is found in.")
 def diff(run: str, other: str, rtol: float, atol: float, collection: str | None, regex: str | None) -> None:
     """First step, and there the first tensor, where RUN and OTHER part.  Exit status 1 if they do."""
-    first, second = Trial(run), Trial(other)
+    first, second = open_run(run), open_run(other)
     found = compare(first, second, rtol=rtol, atol=atol, collection=collection, regex=regex)
     apart = only(first, second, collection=collection, regex=regex)
-    for which, trial in enumerate((first, second)):
+    for which, saved in enumerate((first, second)):
         for what, several in (("steps", apart.steps[which]), ("tensors", apart.names[which])):
             if several:
                 texts = ", ".join(map(str, several[:NAMED])) + (", ..." if len(several) > NAMED else "")
-                click.echo(f"only in {trial.path}: {len(several)} {what}: {texts}")
+                click.echo(f"only in {saved.path}: {len(several)} {what}: {texts}")
     if found is None:
         click.echo("no difference in what both have")
         return
@@ -119,17 +119,17 @@ def diff(run: str, other: str, rtol: float, atol: float, collection: str | None,
 @click.option("--to", type=click.Choice(list(WRITERS)), required=True, help="The format.")
 def write(run: str, out: str, to: str) -> None:
     """Write RUN into the folder OUT for other tools."""
-    click.echo(f"{export(Trial(run), out, to):,} values written to {out}")
+    click.echo(f"{export(open_run(run), out, to):,} values written to {out}")
 
 
 @command.command()
 @click.argument("run")
-def check(run: str) -> None:
+def verify(run: str) -> None:
     """Read all of RUN and compare checksums.  Exit status 1 if something is damaged."""
-    trial = Trial(run)
-    found = trial.check()
+    saved = open_run(run)
+    found = saved.verify()
     _table(("step", "rank", "what"), [(str(fault.step), str(fault.rank), fault.what) for fault in found])
-    click.echo(f"{len(trial.steps())} steps, {len(found)} damaged blocks, {trial.torn} lost records")
+    click.echo(f"{len(saved.steps())} steps, {len(found)} damaged blocks, {saved.torn} lost records")
     if found:
         raise SystemExit(1)
 
@@ -139,10 +139,10 @@ def check(run: str) -> None:
 @click.option("--rule", "rules", multiple=True, help="Only this rule; may be given several times.")
 def findings(run: str, rules: tuple[str, ...]) -> None:
     """What rules find in RUN, and what was found in it while it ran.  Exit status 1 if something critical."""
-    trial = Trial(run)
-    found = trial.judge(rules or None)
+    saved = open_run(run)
+    found = saved.judge(rules or None)
     if not rules:
-        beside = [each for each in trial.findings() if each.rule not in RULES]
+        beside = [each for each in saved.findings() if each.rule not in RULES]
         found = sorted([*found, *beside], key=lambda each: each.step)
     _table(
         ("step", "severity", "rule", "what", "advice"),

@@ -36,7 +36,7 @@ from .rules.thresholds import Rules
 
 
 class Watch:
-    """Saves what training does into a run folder; ``Trial`` reads it, also while training goes on.
+    """Saves what training does into a run folder; ``SavedRun`` reads it, also while training goes on.
 
     Call ``step`` once at the end of each training step.  A step is saved where a collection's schedule says
     so: its scalars, and the tensors that came between this call and the one before.  Weights and

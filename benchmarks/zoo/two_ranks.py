@@ -43,7 +43,7 @@ class Parallel:
 
     def run(self, folder: str) -> Any:
         """Train in two processes under a ``Watch``; what rank 0's found."""
-        from loopwise.debug import Trial
+        from loopwise.debug import open_run
 
         with tempfile.TemporaryDirectory() as store:
             command = [sys.executable, "-c", CHILD, self.name, str(self.seed)]
@@ -62,7 +62,7 @@ class Parallel:
                     rank.kill()
         if any(codes):
             raise RuntimeError(f"ranks ended with {codes}")
-        return SimpleNamespace(findings=Trial(folder).findings(), counts={})
+        return SimpleNamespace(findings=open_run(folder).findings(), counts={})
 
     def train(self, folder: str, store: str) -> None:
         """What one rank does."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..read.query import span
-from ..read.saved_run import Trial
+from ..read.saved_run import SavedRun, open_run
 from ..rules import SEVERITIES, Finding
 from .comparison import comparison
 from .layers import distributions, heat_maps
@@ -26,14 +26,14 @@ def sections(path: str, other: str | None = None) -> list[dict[str, Any]]:
         path: of a run.
         other: of a run to compare it with.
     """
-    trial, reader = Trial(path), Reader(path)
-    beside = None if other is None else (Trial(other), Reader(other))
-    found = findings(trial)
+    saved, reader = open_run(path), Reader(path)
+    beside = None if other is None else (open_run(other), Reader(other))
+    found = findings(saved)
     named = [name for each in found for name in each.tensors]
     shown = [
-        _section("comparison", "Two runs", 15, comparison(trial, reader, beside)),
-        _section("findings", "Findings", 20, _findings(trial, reader, found)),
-        _section("metrics", "Loss and metrics", 30, scalars(trial, reader, beside)),
+        _section("comparison", "Two runs", 15, comparison(saved, reader, beside)),
+        _section("findings", "Findings", 20, _findings(saved, reader, found)),
+        _section("metrics", "Loss and metrics", 30, scalars(saved, reader, beside)),
         *(
             _section(key, title, order, blocks)
             for key, title, order, blocks in (
@@ -41,7 +41,7 @@ def sections(path: str, other: str | None = None) -> list[dict[str, Any]]:
                 ("distributions", "Distributions", 41, distributions(reader, named)),
             )
         ),
-        _section("saved", "What was saved", 90, _saved(trial)),
+        _section("saved", "What was saved", 90, _saved(saved)),
     ]
     return [each for each in shown if each["blocks"]]
 
@@ -50,33 +50,33 @@ def _section(key: str, title: str, order: float, blocks: list[dict[str, Any]]) -
     return {"id": key, "title": title, "order": order, "blocks": blocks}
 
 
-def findings(trial: Trial) -> list[Finding]:
+def findings(saved: SavedRun) -> list[Finding]:
     """What the run's own rules found while it went on, the worst first."""
-    return sorted(trial.findings(), key=lambda each: (-SEVERITIES.index(each.severity), each.step))
+    return sorted(saved.findings(), key=lambda each: (-SEVERITIES.index(each.severity), each.step))
 
 
-def _findings(trial: Trial, reader: Reader, found: list[Finding]) -> list[dict[str, Any]]:
-    notes = [_text(text) for text in _lacking(trial, reader)]
-    if not trial.steps() and not found:
+def _findings(saved: SavedRun, reader: Reader, found: list[Finding]) -> list[dict[str, Any]]:
+    notes = [_text(text) for text in _lacking(saved, reader)]
+    if not saved.steps() and not found:
         return notes
     if not found:
-        again = f"`loopwise debug findings {trial.path}` looks again with all rules."
+        again = f"`loopwise debug findings {saved.path}` looks again with all rules."
         return [*notes, _text(f"No findings were recorded; {again}")]
     if len(found) > SHOWN:
         notes.append(_text(f"{len(found):,} findings, the worst {SHOWN} of them with their plots."))
     return notes + [_finding(each, number < SHOWN) for number, each in enumerate(found)]
 
 
-def _lacking(trial: Trial, reader: Reader) -> Iterator[str]:
+def _lacking(saved: SavedRun, reader: Reader) -> Iterator[str]:
     """What of the run is not there."""
-    if trial.torn:
-        yield f"{trial.torn:,} records were cut by the end of a process, or damaged; they are left out."
-    ranks, last = trial.ranks, reader.last_steps()
+    if saved.torn:
+        yield f"{saved.torn:,} records were cut by the end of a process, or damaged; they are left out."
+    ranks, last = saved.ranks, reader.last_steps()
     if ranks in ([], [0]):  # the main process saves for all
         return
-    world = range(max(int(trial.info.get("world", 1)), ranks[-1] + 1))
+    world = range(max(int(saved.info.get("world", 1)), ranks[-1] + 1))
     place = {step: number for number, step in enumerate(sorted(reader.index.blocks))}
-    late = 0 if trial.ended else 1  # saved steps: ranks write beside the training, not all at once
+    late = 0 if saved.ended else 1  # saved steps: ranks write beside the training, not all at once
     if len(place) <= late:
         return
     if missing := [str(rank) for rank in world if rank not in last]:
@@ -130,18 +130,18 @@ def _line(step: int, color: str) -> dict[str, Any]:
     return {"type": "line", **ends, "line": {"color": color}}
 
 
-def _saved(trial: Trial) -> list[dict[str, Any]]:
-    steps, events = trial.steps(), trial.events
-    if not steps and not events and not trial.torn:
+def _saved(saved: SavedRun) -> list[dict[str, Any]]:
+    steps, events = saved.steps(), saved.events
+    if not steps and not events and not saved.torn:
         return []
-    world = int(trial.info.get("world", 1))
-    rows = [[f"steps of {mode}", span(trial.steps(mode))] for mode in trial.modes]
+    world = int(saved.info.get("world", 1))
+    rows = [[f"steps of {mode}", span(saved.steps(mode))] for mode in saved.modes]
     rows += [
-        [f"tensors and numbers in {name}", f"{len(trial.names(collection=name)):,}"]
-        for name in trial.collections()
+        [f"tensors and numbers in {name}", f"{len(saved.names(collection=name)):,}"]
+        for name in saved.collections()
     ]
-    rows.append(["ranks that saved", f"{', '.join(map(str, trial.ranks)) or 'none'} of {world}"])
-    rows.append(["lost records", f"{trial.torn:,}"])
+    rows.append(["ranks that saved", f"{', '.join(map(str, saved.ranks)) or 'none'} of {world}"])
+    rows.append(["lost records", f"{saved.torn:,}"])
     blocks = [_table("Steps and tensors", ["", ""], rows)]
     if events:
         latest = [[each.get("step"), each["rank"], str(each["event"])] for each in events[-LATEST:]]

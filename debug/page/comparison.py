@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from loopwise.errors import StateError
 
 from ..read.compare import Parting, compare, only
-from ..read.saved_run import Trial
+from ..read.saved_run import SavedRun
 from ..store.index import Block
 from .steps import Reader
 
@@ -26,36 +26,36 @@ class _Place(NamedTuple):
 
 
 def comparison(
-    trial: Trial, reader: Reader, beside: tuple[Trial, Reader] | None = None
+    saved: SavedRun, reader: Reader, beside: tuple[SavedRun, Reader] | None = None
 ) -> list[dict[str, Any]]:
     """The first step and tensor where two runs part, and what only one of them has.
 
     Args:
-        trial: a run.
+        saved: a run.
         reader: of it.
         beside: the other run, and its reader.
     """
-    if beside is None or not (trial.steps() and beside[0].steps()):
+    if beside is None or not (saved.steps() and beside[0].steps()):
         return []
     other = beside[0]
-    apart = only(trial, other)
+    apart = only(saved, other)
     rows = []
-    for which, each in enumerate((trial, other)):
+    for which, each in enumerate((saved, other)):
         for what, several in (("steps", apart.steps[which]), ("tensors", apart.names[which])):
             if several:
                 named = ", ".join(map(str, several[:NAMED])) + (", ..." if len(several) > NAMED else "")
                 rows.append([each.path, len(several), what, named])
-    blocks: list[dict[str, Any]] = [{"kind": "text", "text": _said(trial, reader, other, beside[1])}]
+    blocks: list[dict[str, Any]] = [{"kind": "text", "text": _said(saved, reader, other, beside[1])}]
     if rows:
         columns = ["only in", "how many", "of what", "which"]
         blocks.append({"kind": "table", "title": "What only one has", "columns": columns, "rows": rows})
     return blocks
 
 
-def _said(trial: Trial, reader: Reader, other: Trial, others: Reader) -> str:
+def _said(saved: SavedRun, reader: Reader, other: SavedRun, others: Reader) -> str:
     """Where they part, in words."""
     places, common = _differing(reader, others)
-    found, place, lost = _parting(trial, other, places[:LOOKED_AT])
+    found, place, lost = _parting(saved, other, places[:LOOKED_AT])
     if found is not None:
         of = "" if place.rank is None or len(reader.index.ranks) == 1 else f" of rank {place.rank}"
         text = (
@@ -70,16 +70,18 @@ def _said(trial: Trial, reader: Reader, other: Trial, others: Reader) -> str:
         text = f"They nowhere part in the {common:,} saved steps that both have."
     if lost:
         steps = ", ".join(f"{each.step:,}" for each in lost)
-        text += f" Bytes of step {steps} are lost: `loopwise debug check` names them."
+        text += f" Bytes of step {steps} are lost: `loopwise debug verify` names them."
     return text
 
 
-def _parting(trial: Trial, other: Trial, places: list[_Place]) -> tuple[Parting | None, _Place, list[_Place]]:
+def _parting(
+    saved: SavedRun, other: SavedRun, places: list[_Place]
+) -> tuple[Parting | None, _Place, list[_Place]]:
     """The first that differs of some places, where it is, and the places before whose bytes are lost."""
     lost: list[_Place] = []
     for place in places:
         try:
-            found = compare(trial, other, step=place.step, rank=place.rank)
+            found = compare(saved, other, step=place.step, rank=place.rank)
         except StateError:
             lost.append(place)
             continue

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from loopwise.errors import InputError
 
-from ..read.saved_run import Trial
+from ..read.saved_run import SavedRun
 from ..statistics.thin import thinned
 from ..store.columns import Floats
 from .steps import Reader, Steps
@@ -31,10 +31,12 @@ def smoothed(values: Floats) -> Floats:
     return np.asarray(total / np.where(count > 0, count, np.nan))
 
 
-def scalars(trial: Trial, reader: Reader, beside: tuple[Trial, Reader] | None = None) -> list[dict[str, Any]]:
+def scalars(
+    saved: SavedRun, reader: Reader, beside: tuple[SavedRun, Reader] | None = None
+) -> list[dict[str, Any]]:
     """A plot of the losses, and one of each metric; ``beside`` is another run and its reader."""
-    found = [_plot("Losses", trial.names(collection="losses"), trial, reader, beside)]
-    metrics = [_plot(name, [name], trial, reader, beside) for name in trial.names(collection="metrics")]
+    found = [_plot("Losses", saved.names(collection="losses"), saved, reader, beside)]
+    metrics = [_plot(name, [name], saved, reader, beside) for name in saved.names(collection="metrics")]
     shown = [plot for plot in metrics if plot]
     if len(shown) > SEPARATE:
         found.append({"kind": "choice", "title": "Metrics", "label": "Metric", "plots": shown})
@@ -44,9 +46,9 @@ def scalars(trial: Trial, reader: Reader, beside: tuple[Trial, Reader] | None = 
 
 
 def _plot(
-    title: str, names: list[str], trial: Trial, reader: Reader, beside: tuple[Trial, Reader] | None
+    title: str, names: list[str], saved: SavedRun, reader: Reader, beside: tuple[SavedRun, Reader] | None
 ) -> dict[str, Any] | None:
-    lines = list(_lines(names, trial, reader, ""))
+    lines = list(_lines(names, saved, reader, ""))
     if beside is not None:
         other, others = beside
         known = set(other.names())
@@ -70,12 +72,12 @@ def _plot(
     return {"kind": "plot", "title": title, "describe": describe, "data": data, "layout": layout}
 
 
-def _lines(names: list[str], trial: Trial, reader: Reader, of: str) -> Iterator[tuple[str, Steps, Floats]]:
+def _lines(names: list[str], saved: SavedRun, reader: Reader, of: str) -> Iterator[tuple[str, Steps, Floats]]:
     """Label, steps over all modes and values of each number in each mode; tensors are no lines."""
     modes = {mode: np.array(reader.steps(mode), np.int64) for mode in reader.index.modes}
     for name in names:
         try:
-            steps, values = trial.series(name)
+            steps, values = saved.series(name)
         except InputError:  # a tensor, or statistics of one
             continue
         for mode, of_mode in modes.items():

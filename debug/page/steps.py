@@ -106,7 +106,7 @@ class Reader:
             try:
                 numbers = self._numbers(block)
             except StateError:
-                continue  # lost bytes leave a gap; `loopwise debug check` names them
+                continue  # lost bytes leave a gap; `loopwise debug verify` names them
             for kind, statistics in kinds.items():
                 if step in places[kind]:
                     for statistic in statistics:

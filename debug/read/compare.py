@@ -10,7 +10,7 @@ import torch
 
 from loopwise.errors import InputError
 
-from .saved_run import Trial
+from .saved_run import SavedRun
 
 T = TypeVar("T")
 PIECE = 2**22
@@ -19,7 +19,7 @@ PIECE = 2**22
 
 @dataclass(frozen=True, slots=True)
 class Only:
-    """What one of two trials has and the other has not, each as (of the first, of the second)."""
+    """What one of two runs has and the other has not, each as (of the first, of the second)."""
 
     steps: tuple[list[int], list[int]]
     names: tuple[list[str], list[str]]
@@ -27,7 +27,7 @@ class Only:
 
 @dataclass(frozen=True, slots=True)
 class Parting:
-    """Where two trials part."""
+    """Where two runs part."""
 
     step: int
     """Over all modes."""
@@ -40,8 +40,8 @@ class Parting:
 
 
 def compare(
-    trial: Trial,
-    other: Trial,
+    saved: SavedRun,
+    other: SavedRun,
     *,
     rtol: float = 0.0,
     atol: float = 0.0,
@@ -56,7 +56,7 @@ def compare(
     are compared as they were saved; as statistics where one of the two has only those.  NaN equals NaN.
 
     Args:
-        trial: the first.
+        saved: the first.
         other: the second.
         rtol: fraction of the second's value that a difference may have.
         atol: difference allowed besides.
@@ -72,30 +72,34 @@ def compare(
         InputError: a regular expression that is none.
         StateError: bytes that are lost.
     """
-    for each in _common(trial, other) if step is None else [step]:
+    for each in _common(saved, other) if step is None else [step]:
         there = set(_names(other, regex, collection, each, rank))
-        for name in _names(trial, regex, collection, each, rank):
+        for name in _names(saved, regex, collection, each, rank):
             if name in there:
-                found = _difference(*_pair(trial, other, name, each, rank), rtol, atol)
+                found = _difference(*_pair(saved, other, name, each, rank), rtol, atol)
                 if found is not None:
-                    return Parting(each, name, *found, only(trial, other, collection=collection, regex=regex))
+                    return Parting(each, name, *found, only(saved, other, collection=collection, regex=regex))
     return None
 
 
-def _common(trial: Trial, other: Trial) -> list[int]:
+def _common(saved: SavedRun, other: SavedRun) -> list[int]:
     others = set(other.steps())
-    return [step for step in trial.steps() if step in others]
+    return [step for step in saved.steps() if step in others]
 
 
-def _names(trial: Trial, regex: str | None, collection: str | None, step: int, rank: int | None) -> list[str]:
-    found = trial.names(regex, collection=collection, step=step)
-    return found if rank is None else [name for name in found if trial.has(name, step, rank=rank)]
+def _names(
+    saved: SavedRun, regex: str | None, collection: str | None, step: int, rank: int | None
+) -> list[str]:
+    found = saved.names(regex, collection=collection, step=step)
+    return found if rank is None else [name for name in found if saved.has(name, step, rank=rank)]
 
 
-def only(trial: Trial, other: Trial, *, collection: str | None = None, regex: str | None = None) -> Only:
-    """Steps and names that just one of two trials has."""
-    names = trial.names(regex, collection=collection), other.names(regex, collection=collection)
-    return Only(_apart(trial.steps(), other.steps()), _apart(*names))
+def only(
+    saved: SavedRun, other: SavedRun, *, collection: str | None = None, regex: str | None = None
+) -> Only:
+    """Steps and names that just one of two runs has."""
+    names = saved.names(regex, collection=collection), other.names(regex, collection=collection)
+    return Only(_apart(saved.steps(), other.steps()), _apart(*names))
 
 
 def _apart(first: list[T], second: list[T]) -> tuple[list[T], list[T]]:
@@ -104,23 +108,23 @@ def _apart(first: list[T], second: list[T]) -> tuple[list[T], list[T]]:
 
 
 def _pair(
-    trial: Trial, other: Trial, name: str, step: int, rank: int | None
+    saved: SavedRun, other: SavedRun, name: str, step: int, rank: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What of a tensor can be compared: both values, or statistics that one of them has only."""
-    first, second = (_saved(each, name, step, rank) for each in (trial, other))
+    first, second = (_saved(each, name, step, rank) for each in (saved, other))
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
         return first, second
     known = [set(found) for found in (first, second) if isinstance(found, dict)]
     keys = sorted(set.intersection(*known))
-    one, two = ([each.statistic(name, key, step, rank=rank) for key in keys] for each in (trial, other))
+    one, two = ([each.statistic(name, key, step, rank=rank) for key in keys] for each in (saved, other))
     return torch.tensor(one, dtype=torch.float64), torch.tensor(two, dtype=torch.float64)
 
 
-def _saved(trial: Trial, name: str, step: int, rank: int | None) -> torch.Tensor | dict[str, float]:
+def _saved(saved: SavedRun, name: str, step: int, rank: int | None) -> torch.Tensor | dict[str, float]:
     try:
-        return trial.value(name, step, rank=rank)
+        return saved.value(name, step, rank=rank)
     except InputError:
-        return trial.statistics(name, step, rank=rank)
+        return saved.statistics(name, step, rank=rank)
 
 
 def _difference(

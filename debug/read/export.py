@@ -1,4 +1,4 @@
-"""What a trial holds, in the files of other tools."""
+"""What a saved holds, in the files of other tools."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from loopwise.errors import InputError, MissingExtra
 
-from .saved_run import Trial
+from .saved_run import SavedRun
 
 MODULES = {"tensorboard": "torch.utils.tensorboard", "safetensors": "safetensors.torch"}
 """Format, named as its package -> the module that writes it."""
@@ -20,8 +20,8 @@ TOP = 1e19
 """The outermost bin of TensorBoard's histograms; it fails on tensors that lie beyond."""
 
 
-def export(trial: Trial, folder: str | os.PathLike[str], to: str) -> int:
-    """Write all steps of a trial.
+def export(saved: SavedRun, folder: str | os.PathLike[str], to: str) -> int:
+    """Write all steps of a saved.
 
     ``tensorboard``: event files, a folder a mode (which TensorBoard shows as runs side by side), steps
     counted over all modes.  Scalars as they are, statistics as the scalar ``name/statistic``, tensors as
@@ -32,7 +32,7 @@ def export(trial: Trial, folder: str | os.PathLike[str], to: str) -> int:
     the format lacks, is float64 with a last dimension of 2.
 
     Args:
-        trial: of any state; what is saved later is not written.
+        saved: of any state; what is saved later is not written.
         folder: made if missing.
         to: ``tensorboard`` or ``safetensors``.
 
@@ -47,7 +47,7 @@ def export(trial: Trial, folder: str | os.PathLike[str], to: str) -> int:
     if to not in WRITERS:
         raise InputError(f"to={to!r}", f"one of: {', '.join(WRITERS)}", "a typing error", "name a format")
     module = _module(to)
-    return WRITERS[to](trial, Path(folder), module)
+    return WRITERS[to](saved, Path(folder), module)
 
 
 def _module(to: str) -> Any:
@@ -60,16 +60,16 @@ def _module(to: str) -> Any:
     return importlib.import_module(MODULES[to])
 
 
-def _tensorboard(trial: Trial, folder: Path, module: Any) -> int:
+def _tensorboard(saved: SavedRun, folder: Path, module: Any) -> int:
     written, writers = 0, {}
     try:
-        for step in trial.steps():
-            record = trial.record(step)
+        for step in saved.steps():
+            record = saved.record(step)
             mode, when = record["mode"], record["time"]
             if mode not in writers:
                 writers[mode] = module.SummaryWriter(str(folder / mode))
-            for name in trial.names(step=step):
-                for tag, value in _shown(trial, name, step):
+            for name in saved.names(step=step):
+                for tag, value in _shown(saved, name, step):
                     if isinstance(value, float):
                         writers[mode].add_scalar(tag, value, step, when)
                     else:
@@ -81,12 +81,12 @@ def _tensorboard(trial: Trial, folder: Path, module: Any) -> int:
     return written
 
 
-def _shown(trial: Trial, name: str, step: int) -> Iterator[tuple[str, float | torch.Tensor]]:
+def _shown(saved: SavedRun, name: str, step: int) -> Iterator[tuple[str, float | torch.Tensor]]:
     """What TensorBoard shows of a tensor: tags, and numbers or float64 tensors to make histograms of."""
-    for key, number in trial.statistics(name, step).items():
+    for key, number in saved.statistics(name, step).items():
         yield f"{name}/{key}", number
     try:
-        value = trial.value(name, step)
+        value = saved.value(name, step)
     except InputError:  # statistics are all that there is
         return
     value = (value.abs() if value.is_complex() else value).to(torch.float64)
@@ -97,25 +97,25 @@ def _shown(trial: Trial, name: str, step: int) -> Iterator[tuple[str, float | to
         yield name, finite.clamp(-TOP, TOP)
 
 
-def _safetensors(trial: Trial, folder: Path, module: Any) -> int:
+def _safetensors(saved: SavedRun, folder: Path, module: Any) -> int:
     written = 0
     folder.mkdir(parents=True, exist_ok=True)
-    for step in trial.steps():
+    for step in saved.steps():
         found: dict[str, torch.Tensor] = {}
-        for name in trial.names(step=step):
+        for name in saved.names(step=step):
             try:
-                value = trial.value(name, step)
+                value = saved.value(name, step)
             except InputError:  # statistics are all that there is
                 continue
             found[name] = torch.view_as_real(value) if value.dtype == torch.complex128 else value
-        record = trial.record(step)
+        record = saved.record(step)
         about = {key: str(record[key]) for key in ("step", "mode", "mode_step")}
-        module.save_file(found, folder / f"step-{step:08}.safetensors", {"run": trial.path, **about})
+        module.save_file(found, folder / f"step-{step:08}.safetensors", {"run": saved.path, **about})
         written += len(found)
     return written
 
 
-WRITERS: dict[str, Callable[[Trial, Path, Any], int]] = {
+WRITERS: dict[str, Callable[[SavedRun, Path, Any], int]] = {
     "tensorboard": _tensorboard,
     "safetensors": _safetensors,
 }

@@ -36,21 +36,18 @@ class Fault(NamedTuple):
     what: str
 
 
-class Trial:
-    """What a ``Watch`` saved.  Each question first takes in what was written since; not for several threads.
+class SavedRun:
+    """Reader of the tensors and findings that a ``Watch`` saved, made by ``open_run``.
 
     Steps are counted over all modes, or in ``mode`` where that is given.  Of several ranks the lowest one
     that has a tensor speaks, and shards are put together; ``rank`` asks for what one rank has.
 
     Args:
-        path: folder or fsspec URL of a run; one that saved nothing yet is an empty trial.
-
-    Raises:
-        InputError: there is no run.
+        run: a run that exists.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._run = Run.existing(path)
+    def __init__(self, run: Run) -> None:
+        self._run = run
         folder = f"{self._run.path}/debug"
         self._index = Index(self._run.fs, folder, self._run.local)
         self._blocks = Blocks(self._run.fs, folder, self._run.local)
@@ -237,7 +234,7 @@ class Trial:
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """A scalar, or a statistic of a tensor, over all steps that have it.
 
-        Steps whose bytes are lost are left out; ``check`` lists them.
+        Steps whose bytes are lost are left out; ``verify`` lists them.
 
         Returns:
             Steps and values, of equal length.
@@ -340,7 +337,7 @@ class Trial:
                 )
         return found
 
-    def check(self) -> list[Fault]:
+    def verify(self) -> list[Fault]:
         """Read every block and compare its CRC-32; the damaged ones, by step and rank."""
         self.refresh()
         found = []
@@ -352,7 +349,7 @@ class Trial:
         return found
 
     def __repr__(self) -> str:
-        return f"Trial({self.path!r})"
+        return f"SavedRun({self.path!r})"
 
     def __str__(self) -> str:
         """State, steps by mode, tensors by collection, bytes and events."""
@@ -394,6 +391,21 @@ class Trial:
                 f"series({name!r}, 'mean'), or values({name!r})",
             )
         return float(value)
+
+
+def open_run(run: str | os.PathLike[str] | Run) -> SavedRun:
+    """Open a run for reading, while its training goes on or after it.
+
+    Args:
+        run: folder or fsspec URL of a run, or a ``Run``.  A run that saved nothing yet is an empty ``SavedRun``.
+
+    Returns:
+        The run's reader.
+
+    Raises:
+        InputError: there is no run, or a newer Loopwise wrote it.
+    """
+    return SavedRun(Run.existing(run.path if isinstance(run, Run) else run))
 
 
 def _has_values(name: str, layout: Layout) -> bool:

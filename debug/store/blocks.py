@@ -140,5 +140,5 @@ def _lost(block: Block, seen: str) -> StateError:
         f"step {block.step} of rank {block.rank}: {seen}",
         "the bytes that the index speaks of",
         "a segment was cut, deleted or damaged after it was written",
-        "read another step; `loopwise debug check` lists all that are damaged",
+        "read another step; `loopwise debug verify` lists all that are damaged",
     )

@@ -97,14 +97,14 @@ def test_export(call, path, tmp_path):
     assert call("export", path, tmp_path / "out", "--to", "csv").exit_code == 2
 
 
-def test_check(call, path):
-    done = call("check", path)
+def test_verify(call, path):
+    done = call("verify", path)
     assert (done.exit_code, done.output) == (0, "4 steps, 0 damaged blocks, 0 lost records\n")
     segment = path / "debug" / "tensors.rank0.0.seg"
     data = bytearray(segment.read_bytes())
     data[0] ^= 255
     segment.write_bytes(data)
-    done = call("check", path)
+    done = call("verify", path)
     assert done.exit_code == 1
     assert "CRC-32" in done.output
     assert done.output.endswith("4 steps, 1 damaged blocks, 0 lost records\n")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from loopwise.debug import Collection, Trial, Watch, at, between, every
+from loopwise.debug import Collection, Watch, at, between, every, open_run
 from loopwise.debug.capture import budget
 from loopwise.errors import InputError, StateError
 from loopwise.run import Run
@@ -34,11 +34,11 @@ def test_by_default_losses_and_metrics_come_every_500_steps(tmp_path):
     net, optimizer, w = watched(tmp_path)
     with w:
         steps(net, optimizer, w, 3, accuracy=0.5)
-    trial = Trial(tmp_path / "run")
-    assert trial.steps() == [0]
-    assert trial.names(collection="losses") == ["loss"]
-    assert trial.names(collection="metrics") == ["accuracy"]
-    assert trial.ended
+    saved = open_run(tmp_path / "run")
+    assert saved.steps() == [0]
+    assert saved.names(collection="losses") == ["loss"]
+    assert saved.names(collection="metrics") == ["accuracy"]
+    assert saved.ended
     assert not any(m._forward_hooks for m in net.modules())
 
 
@@ -49,11 +49,11 @@ def test_each_mode_counts_its_own_steps(tmp_path):
             steps(net, optimizer, w, 3)
             with w.mode("eval"):
                 w.step(val_loss=torch.tensor([1.0, 2.0]))
-    trial = Trial(tmp_path / "run")
-    assert trial.steps("train") == [0, 2, 4]
-    assert trial.steps("eval") == [0, 1]
-    assert trial.steps() == [0, 2, 3, 5, 7]
-    assert trial.series("val_loss", mode="eval")[1].tolist() == [1.5, 1.5]
+    saved = open_run(tmp_path / "run")
+    assert saved.steps("train") == [0, 2, 4]
+    assert saved.steps("eval") == [0, 1]
+    assert saved.steps() == [0, 2, 3, 5, 7]
+    assert saved.series("val_loss", mode="eval")[1].tolist() == [1.5, 1.5]
 
 
 def test_collections_have_schedules_and_statistics_of_their_own(tmp_path):
@@ -67,12 +67,12 @@ def test_collections_have_schedules_and_statistics_of_their_own(tmp_path):
     net, optimizer, w = watched(tmp_path, save=every(2), collections=collections)
     with w:
         steps(net, optimizer, w, 4)
-    trial = Trial(tmp_path / "run")
-    assert trial.names(step=0) == ["1.output.0", "gradient/0.bias", "loss"]
-    assert trial.names(step=1) == ["0.weight", "2.weight"]
-    assert set(trial.names(step=2)) == {"2.weight", "2.bias", "2.output.0", "2.input.0", "loss"}
-    assert trial.names(step=3)[-1] != "loss"
-    assert trial.statistic("0.weight", "max", 1) > trial.statistic("0.weight", "mean", 1)
+    saved = open_run(tmp_path / "run")
+    assert saved.names(step=0) == ["1.output.0", "gradient/0.bias", "loss"]
+    assert saved.names(step=1) == ["0.weight", "2.weight"]
+    assert set(saved.names(step=2)) == {"2.weight", "2.bias", "2.output.0", "2.input.0", "loss"}
+    assert saved.names(step=3)[-1] != "loss"
+    assert saved.statistic("0.weight", "max", 1) > saved.statistic("0.weight", "mean", 1)
 
 
 def test_an_evaluation_does_not_lose_what_waits_for_an_update(tmp_path):
@@ -87,8 +87,8 @@ def test_an_evaluation_does_not_lose_what_waits_for_an_update(tmp_path):
             w.step(loss=1.0, self=2.0)
             with w.mode("eval"):
                 w.step(loss=1.0)
-    trial = Trial(tmp_path / "run")
-    assert [step for step in trial.steps("train") if trial.has("gradient/0.weight", step, mode="train")] == [
+    saved = open_run(tmp_path / "run")
+    assert [step for step in saved.steps("train") if saved.has("gradient/0.weight", step, mode="train")] == [
         1
     ]
 
@@ -98,7 +98,7 @@ def test_a_run_that_only_evaluates_misses_nothing(tmp_path):
     with w, w.mode("predict"):
         net[0](torch.ones(2, 4))
         w.step()
-    assert "0.output.0" in Trial(tmp_path / "run").names()
+    assert "0.output.0" in open_run(tmp_path / "run").names()
 
 
 def test_a_schedule_that_fails_does_not_end_training(tmp_path):
@@ -112,7 +112,7 @@ def test_a_schedule_that_fails_does_not_end_training(tmp_path):
     with pytest.warns(RuntimeWarning, match="a step could not be saved: KeyError"):
         steps(net, optimizer, w, 3)
     w.close()
-    assert Trial(tmp_path / "run").steps() == [0]
+    assert open_run(tmp_path / "run").steps() == [0]
 
 
 def test_outputs_of_modules(tmp_path):
@@ -122,7 +122,7 @@ def test_outputs_of_modules(tmp_path):
     ) as w:
         net(torch.ones(2, 4))
         w.step()
-    assert Trial(tmp_path / "run").names() == ["1.output.0"]
+    assert open_run(tmp_path / "run").names() == ["1.output.0"]
 
 
 def test_the_losses_of_loss_modules_come_by_themselves(tmp_path):
@@ -138,9 +138,9 @@ def test_the_losses_of_loss_modules_come_by_themselves(tmp_path):
     with Watch(net, run=tmp_path / "run", save=every(1), collections=["losses", "metrics"]) as w:
         loss = net(torch.ones(2, 4), torch.tensor([0, 1]))
         w.step()
-    trial = Trial(tmp_path / "run")
-    assert trial.names() == ["criterion.output.0"]
-    assert trial.value("criterion.output.0", 0) == loss
+    saved = open_run(tmp_path / "run")
+    assert saved.names() == ["criterion.output.0"]
+    assert saved.value("criterion.output.0", 0) == loss
 
 
 def test_tensors_of_the_users(tmp_path):
@@ -154,10 +154,10 @@ def test_tensors_of_the_users(tmp_path):
             w.save("other", 3.0, collection="mine")
             w.save("nobody's", torch.ones(1))
             steps(net, optimizer, w, 1)
-    trial = Trial(tmp_path / "run")
-    assert trial.value("attention/probabilities", 2).tolist() == [[2.0, 2.0]] * 2
-    assert trial.value("other", 0) == 3.0
-    assert "nobody's" not in trial.names()
+    saved = open_run(tmp_path / "run")
+    assert saved.value("attention/probabilities", 2).tolist() == [[2.0, 2.0]] * 2
+    assert saved.value("other", 0) == 3.0
+    assert "nobody's" not in saved.names()
 
 
 def test_without_an_optimizer_weights_are_those_at_the_end_of_the_step(tmp_path):
@@ -165,9 +165,9 @@ def test_without_an_optimizer_weights_are_those_at_the_end_of_the_step(tmp_path)
     with Watch(net, run=tmp_path / "run", save=every(1), collections=["weights", "gradients"]) as w:
         net(torch.ones(2, 4)).sum().backward()
         w.step()
-    trial = Trial(tmp_path / "run")
-    assert torch.equal(trial.value("0.weight", 0), net[0].weight)
-    assert torch.equal(trial.value("gradient/2.bias", 0), net[2].bias.grad)
+    saved = open_run(tmp_path / "run")
+    assert torch.equal(saved.value("0.weight", 0), net[0].weight)
+    assert torch.equal(saved.value("gradient/2.bias", 0), net[2].bias.grad)
 
 
 def test_counters_go_on_after_a_checkpoint(tmp_path):
@@ -180,7 +180,7 @@ def test_counters_go_on_after_a_checkpoint(tmp_path):
         again.load_state_dict(state)
         steps(net, optimizer, again, 2)
         again.close()
-    assert Trial(tmp_path / "run").steps() == [0, 2, 4]
+    assert open_run(tmp_path / "run").steps() == [0, 2, 4]
 
 
 def test_what_never_comes_is_named(tmp_path):
@@ -236,10 +236,10 @@ def test_a_failure_switches_its_collection_off_and_training_goes_on(tmp_path):
         steps(net, optimizer, w, 1)
     steps(net, optimizer, w, 2)
     w.close()
-    trial = Trial(tmp_path / "run")
-    assert trial.steps() == [0, 1, 2]
+    saved = open_run(tmp_path / "run")
+    assert saved.steps() == [0, 1, 2]
     assert w.counts["failed"] == 1
-    assert [event["event"][:31] for event in trial.events] == ["the collection 'bad' is switched"[:31]]
+    assert [event["event"][:31] for event in saved.events] == ["the collection 'bad' is switched"[:31]]
 
 
 def test_a_budget_of_overhead_thins_what_is_saved(tmp_path, monkeypatch):
@@ -257,9 +257,9 @@ def test_a_budget_of_overhead_thins_what_is_saved(tmp_path, monkeypatch):
         for _ in range(40):
             clock[0] += 1.0
             steps(net, optimizer, w, 1)
-    trial = Trial(tmp_path / "run")
-    raw = [step for step in trial.steps() if trial.has("0.weight", step)]
-    assert len(trial.steps()) == 40  # losses cost nothing
+    saved = open_run(tmp_path / "run")
+    raw = [step for step in saved.steps() if saved.has("0.weight", step)]
+    assert len(saved.steps()) == 40  # losses cost nothing
     assert 2 <= len(raw) <= 6
     assert w.counts["thinned"] == 40 - len(raw)
 
@@ -269,9 +269,9 @@ def test_an_exception_in_training_ends_the_run_as_failed(tmp_path):
     with pytest.raises(ZeroDivisionError), w:
         steps(net, optimizer, w, 1)
         raise ZeroDivisionError
-    trial = Trial(tmp_path / "run")
-    assert trial.info["state"] == "failed"
-    assert trial.steps() == [0]
+    saved = open_run(tmp_path / "run")
+    assert saved.info["state"] == "failed"
+    assert saved.steps() == [0]
 
 
 @pytest.mark.parametrize(

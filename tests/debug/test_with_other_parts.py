@@ -5,7 +5,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from loopwise.compile import Plan, TrainStep
-from loopwise.debug import Collection, Trial, Watch, every
+from loopwise.debug import Collection, Watch, every, open_run
 from loopwise.sift import SiftingDataLoader
 
 
@@ -49,12 +49,12 @@ def test_a_compiled_step_is_watched_and_trains_the_same(tmp_path, monkeypatch):
     plain, outputs = trained(None)
     watched, _ = trained(tmp_path / "run")
     assert all(torch.equal(one, other) for one, other in zip(plain, watched, strict=True))
-    trial = Trial(tmp_path / "run")
-    assert trial.steps() == [0, 2]
-    assert not [name for name in trial.names() if "#" in name]  # nothing of what the gate ran
+    saved = open_run(tmp_path / "run")
+    assert saved.steps() == [0, 2]
+    assert not [name for name in saved.names() if "#" in name]  # nothing of what the gate ran
     for step in (0, 2):
-        torch.testing.assert_close(trial.value("0.output.0", step), outputs[step])
-        assert trial.has("gradient/0.weight", step)
+        torch.testing.assert_close(saved.value("0.output.0", step), outputs[step])
+        assert saved.has("gradient/0.weight", step)
 
 
 def test_scoring_passes_are_not_saved(tmp_path):
@@ -71,7 +71,7 @@ def test_scoring_passes_are_not_saved(tmp_path):
             criterion(net(x), y).mean().backward()
             optimizer.step()
             watch.step()
-    trial = Trial(tmp_path / "run")
-    assert trial.names() == ["input.0", "0.input.0", "1.input.0", "2.input.0"]
+    saved = open_run(tmp_path / "run")
+    assert saved.names() == ["input.0", "0.input.0", "1.input.0", "2.input.0"]
     for step, x in enumerate(batches):
-        assert torch.equal(trial.value("input.0", step), x)
+        assert torch.equal(saved.value("input.0", step), x)

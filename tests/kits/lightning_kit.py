@@ -6,7 +6,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
-from loopwise.debug import Trial, every
+from loopwise.debug import every, open_run
 from loopwise.debug.lightning import WatchCallback
 
 ALL = ["losses", "metrics", "weights", "biases", "gradients", "outputs"]
@@ -112,12 +112,12 @@ def truth(accumulate=1, clip=None, autocast=None, epochs=2):
     return found, module
 
 
-def assert_saved(trial, expected, exactly=True):
-    assert not exactly or trial.steps("train") == list(range(len(expected)))
+def assert_saved(saved_run, expected, exactly=True):
+    assert not exactly or saved_run.steps("train") == list(range(len(expected)))
     for step, record in enumerate(expected):
-        assert trial.has("gradient/net.0.weight", step) == ("net.0.weight" in record)
+        assert saved_run.has("gradient/net.0.weight", step) == ("net.0.weight" in record)
         for name, value in record.items():
-            saved = trial.value(name, step)
+            saved = saved_run.value(name, step)
             torch.testing.assert_close(saved, value.to(saved.dtype), rtol=0, atol=0, msg=f"{name} at {step}")
 
 
@@ -127,19 +127,20 @@ def same_weights(one, other):
     )
 
 
-def scalars(trial, name, mode):
-    return dict(zip(*(found.tolist() for found in trial.series(name, mode=mode)), strict=True))
+def scalars(saved_run, name, mode):
+    return dict(zip(*(found.tolist() for found in saved_run.series(name, mode=mode)), strict=True))
 
 
 def contents(folder):
     """What a run saved, by mode and step of the mode."""
-    trial = Trial(folder / "run")
+    saved_run = open_run(folder / "run")
     return {
         (mode, step): {
-            name: trial.value(name, step, mode=mode).tolist() for name in trial.names(step=step, mode=mode)
+            name: saved_run.value(name, step, mode=mode).tolist()
+            for name in saved_run.names(step=step, mode=mode)
         }
-        for mode in trial.modes
-        for step in trial.steps(mode)
+        for mode in saved_run.modes
+        for step in saved_run.steps(mode)
     }
 
 

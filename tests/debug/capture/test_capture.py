@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from loopwise.debug import Collection, Trial, Watch, every
+from loopwise.debug import Collection, Watch, every, open_run
 
 EVERYTHING = ("weights", "biases", "gradients", "inputs", "outputs")
 
@@ -29,11 +29,11 @@ def loss_of(model, seed=0):
 
 def saved(run):
     """(step, name) -> tensor of all raw tensors of a run."""
-    trial = Trial(run)
+    saved = open_run(run)
     found = {}
-    for step in trial.steps():
-        for name in trial.names(step=step):
-            found[step, name] = trial.value(name, step)
+    for step in saved.steps():
+        for name in saved.names(step=step):
+            found[step, name] = saved.value(name, step)
     return found
 
 
@@ -129,10 +129,10 @@ def test_accumulated_gradients_are_those_of_the_update(tmp_path):
                 optimizer.step()
                 optimizer.zero_grad()
             watch.step()
-    trial = Trial(tmp_path / "run")
-    assert trial.steps() == [1, 3, 7]  # 0 and 6 have no update: the next one's
-    for step in trial.steps():
-        assert torch.equal(trial.value("gradient/0.weight", step), truth[step])
+    saved = open_run(tmp_path / "run")
+    assert saved.steps() == [1, 3, 7]  # 0 and 6 have no update: the next one's
+    for step in saved.steps():
+        assert torch.equal(saved.value("gradient/0.weight", step), truth[step])
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -157,14 +157,14 @@ def test_gradients_are_unscaled_and_skipped_steps_marked(tmp_path, fused):
             scaler.step(optimizer)
             scaler.update()
             watch.step(loss=loss)
-    trial = Trial(tmp_path / "run")
+    saved = open_run(tmp_path / "run")
     for step in (0, 2):
-        torch.testing.assert_close(trial.value("gradient/0.weight", step), truth[step])
+        torch.testing.assert_close(saved.value("gradient/0.weight", step), truth[step])
     lines = (tmp_path / "run/debug/index.rank0.0.jsonl").read_text().splitlines()
     marked = [line for line in lines if '"marks":{"skipped":["optimizer"]}' in line]
     assert len(marked) == 1
     assert '"step":1,' in marked[0]
-    assert trial.has("gradient/0.weight", 1) == fused
+    assert saved.has("gradient/0.weight", 1) == fused
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -183,7 +183,7 @@ def test_recomputed_activations_come_once(tmp_path, reentrant):
         net(batch()[0]).sum().backward()
         optimizer.step()
         watch.step()
-    assert Trial(tmp_path / "run").names() == [
+    assert open_run(tmp_path / "run").names() == [
         "first.output.0",
         "block.0.output.0",
         "block.1.output.0",
@@ -212,10 +212,10 @@ def test_calls_of_a_shared_module_are_counted_and_tied_weights_saved_once(tmp_pa
         once, twice = (nn.functional.linear(y, net.fc.weight, net.fc.bias) for y in (x, net.fc.forward(x)))
         optimizer.step()
         watch.step()
-    trial = Trial(tmp_path / "run")
-    assert trial.names() == ["fc.output.0", "fc#1.output.0", "head.output.0", "output.0", "fc.weight"]
-    assert torch.equal(trial.value("fc.output.0", 0), once)
-    assert torch.equal(trial.value("fc#1.output.0", 0), twice)
+    saved = open_run(tmp_path / "run")
+    assert saved.names() == ["fc.output.0", "fc#1.output.0", "head.output.0", "output.0", "fc.weight"]
+    assert torch.equal(saved.value("fc.output.0", 0), once)
+    assert torch.equal(saved.value("fc#1.output.0", 0), twice)
 
 
 def test_what_is_changed_in_place_later_is_as_it_was(tmp_path):
@@ -225,10 +225,10 @@ def test_what_is_changed_in_place_later_is_as_it_was(tmp_path):
     with Watch(net, run=tmp_path / "run", save=every(1), collections=["inputs", "outputs"]) as watch:
         net(x)
         watch.step()
-    trial = Trial(tmp_path / "run")
-    assert torch.equal(trial.value("0.output.0", 0), hidden)
-    assert torch.equal(trial.value("1.input.0", 0), hidden)
-    assert torch.equal(trial.value("1.output.0", 0), hidden.relu())
+    saved = open_run(tmp_path / "run")
+    assert torch.equal(saved.value("0.output.0", 0), hidden)
+    assert torch.equal(saved.value("1.input.0", 0), hidden)
+    assert torch.equal(saved.value("1.output.0", 0), hidden.relu())
 
 
 def test_several_models_and_optimizers(tmp_path):
@@ -254,10 +254,10 @@ def test_several_models_and_optimizers(tmp_path):
             truth[step, "gradient/generator.weight"] = generator.weight.grad.clone()
             optimizers["generator"].step()
             watch.step()
-    trial = Trial(tmp_path / "run")
+    saved = open_run(tmp_path / "run")
     for (step, name), value in truth.items():
-        assert torch.equal(trial.value(name, step), value)
-    assert "critic.weight" in trial.names()
+        assert torch.equal(saved.value(name, step), value)
+    assert "critic.weight" in saved.names()
 
 
 def test_modules_may_come_and_go(tmp_path):
@@ -277,9 +277,9 @@ def test_modules_may_come_and_go(tmp_path):
             elif change == "more":
                 removed = net.pop(3)
             watch.step()
-    trial = Trial(tmp_path / "run")
-    assert [trial.has("3.output.0", step) for step in range(3)] == [False, True, False]
-    assert trial.has("3.weight", 1)
+    saved = open_run(tmp_path / "run")
+    assert [saved.has("3.output.0", step) for step in range(3)] == [False, True, False]
+    assert saved.has("3.weight", 1)
     assert not removed._forward_hooks
 
 
@@ -300,9 +300,9 @@ def test_an_optimizer_with_a_closure(tmp_path):
         watch.step()
         optimizer.step(closure=closure)
         watch.step()
-    trial = Trial(tmp_path / "run")
-    assert torch.equal(trial.value("gradient/0.weight", 0), first[0])
-    assert trial.has("gradient/0.weight", 1)
+    saved = open_run(tmp_path / "run")
+    assert torch.equal(saved.value("gradient/0.weight", 0), first[0])
+    assert saved.has("gradient/0.weight", 1)
 
 
 def test_passes_that_measure_are_not_the_training_loops(tmp_path):
@@ -314,5 +314,5 @@ def test_passes_that_measure_are_not_the_training_loops(tmp_path):
             net(torch.zeros(1, 4))
         net(batch()[0])
         watch.step()
-    assert Trial(tmp_path / "run").shape("output.0", 0) == (6, 3)
-    assert "#1.output.0" not in Trial(tmp_path / "run").names()
+    assert open_run(tmp_path / "run").shape("output.0", 0) == (6, 3)
+    assert "#1.output.0" not in open_run(tmp_path / "run").names()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from loopwise.debug import Collection, Trial, Watch, every
+from loopwise.debug import Collection, Watch, every, open_run
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def test_a_whole_graph_saves_what_eager_code_saves(tmp_path, kind, late):
     _, graphs, breaks = trained(tmp_path / "compiled", BACKENDS[kind], late=late)
     assert graphs == 1
     assert not breaks
-    eager, compiled = Trial(tmp_path / "eager"), Trial(tmp_path / "compiled")
+    eager, compiled = open_run(tmp_path / "eager"), open_run(tmp_path / "compiled")
     assert compiled.steps() == eager.steps() == [0, 2]
     assert sorted(compiled.names()) == sorted(eager.names())
     for step in eager.steps():
@@ -102,7 +102,7 @@ def test_a_second_instance_has_its_own_hooks(tmp_path):
         torch.compile(first, backend="aot_eager")(data())
         torch.compile(second, backend="aot_eager")(data())
         watch.step()
-    assert len(Trial(tmp_path / "run").names()) == 9
+    assert len(open_run(tmp_path / "run").names()) == 9
 
 
 def test_a_graph_is_compiled_again_without_hooks_when_they_are_gone(tmp_path):
@@ -130,6 +130,6 @@ def test_checkpointed_blocks_in_a_graph_come_once(tmp_path):
     with Watch(net, run=tmp_path / "run", save=every(1), collections=["outputs"]) as watch:
         call(data()).sum().backward()
         watch.step()
-    names = Trial(tmp_path / "run").names()
+    names = open_run(tmp_path / "run").names()
     assert len(names) == 9
     assert not [name for name in names if "#" in name]

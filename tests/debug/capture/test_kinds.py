@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from loopwise.debug import Collection, Trial, Watch, every
+from loopwise.debug import Collection, Watch, every, open_run
 
 
 @dataclasses.dataclass
@@ -40,8 +40,8 @@ def test_structures_are_walked(tmp_path):
     with Watch(net, run=tmp_path / "run", save=every(1), collections=["inputs", "outputs"]) as watch:
         net(x)
         watch.step()
-    trial = Trial(tmp_path / "run")
-    assert sorted(trial.names()) == sorted(
+    saved = open_run(tmp_path / "run")
+    assert sorted(saved.names()) == sorted(
         [
             "input.0",
             "inner.input.0",
@@ -55,8 +55,8 @@ def test_structures_are_walked(tmp_path):
             "output.extra.left",
         ]
     )
-    assert torch.equal(trial.value("inner.output.pair.1", 0), x + 2)
-    assert torch.equal(trial.value("inner.input.mask", 0), x > 0)
+    assert torch.equal(saved.value("inner.output.pair.1", 0), x + 2)
+    assert torch.equal(saved.value("inner.input.mask", 0), x > 0)
 
 
 ODD = {
@@ -88,7 +88,7 @@ def test_tensors_of_every_kind(tmp_path, kind):
         net(value)
         watch.step()
     assert watch.counts["failed"] == 0
-    found = Trial(tmp_path / "run").value("output.0", 0)
+    found = open_run(tmp_path / "run").value("output.0", 0)
     assert (found.dtype, found.shape) == (value.dtype, value.shape)
     assert torch.equal(
         torch.view_as_real(found.resolve_conj()) if found.is_complex() else found.double(),
@@ -105,7 +105,7 @@ def test_sparse_gradients_are_saved_as_they_are_stored(tmp_path):
         dense = net.weight.grad.to_dense()
         optimizer.step()
         watch.step()
-    trial = Trial(tmp_path / "run")
-    assert trial.value("gradient/weight.indices", 0).tolist() == [[1, 4]]
-    assert torch.equal(trial.value("gradient/weight.values", 0), dense[[1, 4]])
-    assert trial.statistic("gradient/weight", "sum", 0) == dense.sum().item()
+    saved = open_run(tmp_path / "run")
+    assert saved.value("gradient/weight.indices", 0).tolist() == [[1, 4]]
+    assert torch.equal(saved.value("gradient/weight.values", 0), dense[[1, 4]])
+    assert saved.statistic("gradient/weight", "sum", 0) == dense.sum().item()

@@ -2,7 +2,7 @@
 
 import torch
 
-from loopwise.debug import Trial
+from loopwise.debug import open_run
 
 DDP = """
     from torch import nn
@@ -28,12 +28,12 @@ def test_gradients_are_averaged_and_rank_0_writes(tmp_path, ranks):
     (averaged, hooks), (other, _) = ranks(DDP.format(run=str(tmp_path / "run")))
     assert averaged == other
     assert hooks == 0
-    trial = Trial(tmp_path / "run")
-    assert trial.ranks == [0]
-    assert trial.steps() == [0, 2]
-    assert trial.names(collection="outputs") == ["0.output.0", "1.output.0", "output.0"]
+    saved = open_run(tmp_path / "run")
+    assert saved.ranks == [0]
+    assert saved.steps() == [0, 2]
+    assert saved.names(collection="outputs") == ["0.output.0", "1.output.0", "output.0"]
     for step in (0, 2):
-        assert trial.value("gradient/0.weight", step).flatten().tolist() == averaged[step]
+        assert saved.value("gradient/0.weight", step).flatten().tolist() == averaged[step]
 
 
 FSDP = """
@@ -64,21 +64,21 @@ FSDP = """
 
 def test_shards_are_put_together_when_they_are_read(tmp_path, ranks):
     weights, gradients = ranks(FSDP.format(run=str(tmp_path / "run"), gather=False))[0]
-    trial = Trial(tmp_path / "run")
-    assert trial.ranks == [0, 1]
+    saved = open_run(tmp_path / "run")
+    assert saved.ranks == [0, 1]
     for name in ("0.weight", "2.weight"):
-        assert torch.equal(trial.value(name, 0), torch.tensor(weights[name]))
-        torch.testing.assert_close(trial.value(f"gradient/{name}", 0), torch.tensor(gradients[name]))
-    assert trial.value("0.weight", 0, rank=1).shape == (3, 4)
+        assert torch.equal(saved.value(name, 0), torch.tensor(weights[name]))
+        torch.testing.assert_close(saved.value(f"gradient/{name}", 0), torch.tensor(gradients[name]))
+    assert saved.value("0.weight", 0, rank=1).shape == (3, 4)
 
 
 def test_shards_are_gathered_when_they_are_saved(tmp_path, ranks):
     weights, gradients = ranks(FSDP.format(run=str(tmp_path / "run"), gather=True))[0]
-    trial = Trial(tmp_path / "run")
-    assert trial.ranks == [0]
+    saved = open_run(tmp_path / "run")
+    assert saved.ranks == [0]
     for name in ("0.weight", "2.weight"):
-        assert torch.equal(trial.value(name, 0, rank=0), torch.tensor(weights[name]))
-        torch.testing.assert_close(trial.value(f"gradient/{name}", 0), torch.tensor(gradients[name]))
+        assert torch.equal(saved.value(name, 0, rank=0), torch.tensor(weights[name]))
+        torch.testing.assert_close(saved.value(f"gradient/{name}", 0), torch.tensor(gradients[name]))
 
 
 STOP = """

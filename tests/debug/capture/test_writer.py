@@ -13,7 +13,7 @@ import psutil
 import pytest
 import writing_kit
 
-from loopwise.debug import Collection, Trial
+from loopwise.debug import Collection, open_run
 from loopwise.debug.capture import writer
 from loopwise.debug.store import host_buffer
 from loopwise.debug.store.segments import Segments
@@ -30,16 +30,16 @@ class Training(writing_kit.Training):
         super().__init__(path, SIZE, ["losses", raw, some], policy=policy, **more)
 
 
-def raw_steps(trial):
+def raw_steps(saved):
     """Steps whose weights are there, which are then right."""
-    found = [step for step in trial.steps() if "weight" in trial.names(step=step, collection="weights")]
-    found = [step for step in found if is_raw(trial, step)]
-    assert all(bool((trial.value("weight", step) == step).all()) for step in found)
+    found = [step for step in saved.steps() if "weight" in saved.names(step=step, collection="weights")]
+    found = [step for step in found if is_raw(saved, step)]
+    assert all(bool((saved.value("weight", step) == step).all()) for step in found)
     return found
 
 
-def is_raw(trial, step):
-    layout = trial._index.blocks[step][0].layout
+def is_raw(saved, step):
+    layout = saved._index.blocks[step][0].layout
     return "weight" in layout.tensors
 
 
@@ -79,7 +79,7 @@ def test_block_waits_and_loses_nothing(tmp_path, gated, monkeypatch):
     thread.join()
     training.watch.close()
     assert +training.watch.counts == {"saved": 9}
-    assert raw_steps(Trial(tmp_path / "run")) == list(range(9))
+    assert raw_steps(open_run(tmp_path / "run")) == list(range(9))
 
 
 @pytest.mark.parametrize(("policy", "count"), [("drop", "dropped"), ("reduce", "reduced")])
@@ -91,17 +91,17 @@ def test_what_is_kept_of_steps_that_storage_has_no_time_for(tmp_path, gated, pol
     training.watch._writer._segments.gate.set()
     training.watch.close()
     assert +training.watch.counts == {"saved": 7, count: 5}
-    trial = Trial(tmp_path / "run")
-    assert raw_steps(trial) == [0, 1]
+    saved = open_run(tmp_path / "run")
+    assert raw_steps(saved) == [0, 1]
     written = [r["step"] for r in read(str(tmp_path / "run"), "debug", "index")[0] if "length" in r]
     assert written == list(range(7))
     for step in range(7):
-        assert trial.value("loss", step) == step
+        assert saved.value("loss", step) == step
         kept = {"max": step}
         if policy == "reduce" and step > 1:
             kept |= {"min": step, "mean": step, "std": 0, "l2": pytest.approx(step * SIZE**0.5)}
-        assert trial.statistics("weight", step) == kept
-    assert [event["step"] for event in trial.events] == [2]
+        assert saved.statistics("weight", step) == kept
+    assert [event["step"] for event in saved.events] == [2]
 
 
 def test_raw_tensors_come_back_when_storage_does(tmp_path, gated):
@@ -115,7 +115,7 @@ def test_raw_tensors_come_back_when_storage_does(tmp_path, gated):
     target._ring.give_back(second)
     training.train(2)
     training.watch.close()
-    assert raw_steps(Trial(tmp_path / "run")) == [0, 1, 3, 4]
+    assert raw_steps(open_run(tmp_path / "run")) == [0, 1, 3, 4]
 
 
 @pytest.mark.parametrize("policy", writer.POLICIES)
@@ -160,7 +160,7 @@ def test_steps_without_raw_tensors_wait_when_too_many_are_pending(tmp_path, gate
     target._segments.gate.set()
     thread.join()
     training.watch.close()
-    assert [float(Trial(tmp_path / "run").value("loss", step)) for step in range(20)] == list(range(20))
+    assert [float(open_run(tmp_path / "run").value("loss", step)) for step in range(20)] == list(range(20))
 
 
 def quietly(function, *args):
@@ -196,9 +196,9 @@ def in_trouble(training, trouble, match, failed=5):
 def test_files_that_cannot_grow(tmp_path):
     training = Training(tmp_path / "run")
     in_trouble(training, writing_kit.room(5 * 4288 + 100), "a step could not be written.*too large", failed=1)
-    trial = Trial(tmp_path / "run")
-    assert trial.check() == []
-    assert raw_steps(trial) == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    saved = open_run(tmp_path / "run")
+    assert saved.verify() == []
+    assert raw_steps(saved) == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
 
 
 @pytest.fixture
@@ -226,11 +226,11 @@ def filled(folder):
 def test_a_full_disk(small_disk):
     training = Training(small_disk / "run")
     in_trouble(training, filled(small_disk), "a step could not be written.*No space left")
-    trial = Trial(small_disk / "run")
-    assert trial.check() == []
-    assert trial.torn == 0
-    assert raw_steps(trial)[:5] == [0, 1, 2, 3, 4]
-    assert raw_steps(trial)[-2:] == [10, 11]
+    saved = open_run(small_disk / "run")
+    assert saved.verify() == []
+    assert saved.torn == 0
+    assert raw_steps(saved)[:5] == [0, 1, 2, 3, 4]
+    assert raw_steps(saved)[-2:] == [10, 11]
 
 
 @contextlib.contextmanager
@@ -254,9 +254,9 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
     in_trouble(
         training, read_only(tmp_path / "run" / "debug"), "a step could not be written.*Permission denied"
     )
-    trial = Trial(tmp_path / "run")
-    assert trial.check() == []
-    assert raw_steps(trial) == [0, 1, 2, 3, 4, 10, 11]
+    saved = open_run(tmp_path / "run")
+    assert saved.verify() == []
+    assert raw_steps(saved) == [0, 1, 2, 3, 4, 10, 11]
 
 
 def test_a_folder_that_is_deleted(tmp_path):
@@ -301,7 +301,7 @@ def test_a_writer_is_closed_once(tmp_path):
         target.close()
         target.close()
     assert target.problems() == []
-    assert Trial(tmp_path / "run").events == [{"event": "a remark", "step": 0, "rank": 0}]
+    assert open_run(tmp_path / "run").events == [{"event": "a remark", "step": 0, "rank": 0}]
 
 
 def test_an_interrupted_close_can_be_repeated(tmp_path, gated, monkeypatch):
@@ -313,7 +313,7 @@ def test_an_interrupted_close_can_be_repeated(tmp_path, gated, monkeypatch):
         target.close()
     target._segments.gate.set()
     training.watch.close()
-    assert raw_steps(Trial(tmp_path / "run")) == [0, 1]
+    assert raw_steps(open_run(tmp_path / "run")) == [0, 1]
 
 
 def interrupted():
@@ -328,7 +328,7 @@ def test_what_comes_after_the_end_is_told_and_stops_nothing(tmp_path):
         training.train(5)
         training.watch.close()
     assert training.watch.counts["failed"] == 5
-    assert raw_steps(Trial(tmp_path / "run")) == [0, 1]
+    assert raw_steps(open_run(tmp_path / "run")) == [0, 1]
 
 
 SCRIPT = """
@@ -345,7 +345,7 @@ def test_a_script_that_ends_without_close_has_everything_written(tmp_path):
     code = SCRIPT.format(folders=[os.path.dirname(__file__), *sys.path], path=str(tmp_path / "run"))
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "KeyError")
-    assert raw_steps(Trial(tmp_path / "run")) == list(range(30))
+    assert raw_steps(open_run(tmp_path / "run")) == list(range(30))
 
 
 def test_a_snapshot_that_cannot_be_given_back_does_not_end_the_writer(tmp_path, monkeypatch):
@@ -363,4 +363,4 @@ def test_a_snapshot_that_cannot_be_given_back_does_not_end_the_writer(tmp_path, 
     with pytest.warns(RuntimeWarning, match="out of memory"):
         training.train(3)
         training.watch.close()
-    assert raw_steps(Trial(tmp_path / "run")) == [0, 1, 2, 3]
+    assert raw_steps(open_run(tmp_path / "run")) == [0, 1, 2, 3]

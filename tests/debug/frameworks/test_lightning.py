@@ -17,7 +17,7 @@ from lightning_kit import (
 )
 from torch import nn
 
-from loopwise.debug import Collection, Trial
+from loopwise.debug import Collection, open_run
 from loopwise.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error:loopwise")  # all but ours, not those of Lightning
@@ -39,17 +39,20 @@ def test_steps_hold_what_the_update_used(tmp_path, options):
     )
     module = fit(tmp_path, watching(tmp_path), **options)
     assert same_weights(module, plain)
-    trial = Trial(tmp_path / "run")
-    assert trial.info["state"] == "finished"
-    assert_saved(trial, expected)
+    saved_run = open_run(tmp_path / "run")
+    assert saved_run.info["state"] == "finished"
+    assert_saved(saved_run, expected)
 
 
 def test_a_scaler_is_passed_on(tmp_path):
     """On a CPU float16 is the same but for its scaler: gradients are saved unscaled."""
     module = fit(tmp_path, watching(tmp_path), precision="16-mixed", max_epochs=1)
-    trial = Trial(tmp_path / "run")
-    gradients = [trial.value("gradient/net.0.weight", step) for step in trial.steps()]
-    weights = [*(trial.value("net.0.weight", step) for step in trial.steps()), module.net[0].weight.detach()]
+    saved_run = open_run(tmp_path / "run")
+    gradients = [saved_run.value("gradient/net.0.weight", step) for step in saved_run.steps()]
+    weights = [
+        *(saved_run.value("net.0.weight", step) for step in saved_run.steps()),
+        module.net[0].weight.detach(),
+    ]
     momentum = torch.zeros_like(gradients[0])
     for step, gradient in enumerate(gradients):
         momentum = 0.9 * momentum + gradient
@@ -58,44 +61,44 @@ def test_a_scaler_is_passed_on(tmp_path):
 
 def test_names_are_those_of_the_module(tmp_path):
     fit(tmp_path, watching(tmp_path), max_epochs=1)
-    trial = Trial(tmp_path / "run")
-    assert trial.names(collection="weights") == NAMES[::2]
-    assert trial.names(collection="biases") == NAMES[1::2]
-    assert set(trial.names(collection="gradients")) == {f"gradient/{name}" for name in NAMES}
+    saved_run = open_run(tmp_path / "run")
+    assert saved_run.names(collection="weights") == NAMES[::2]
+    assert saved_run.names(collection="biases") == NAMES[1::2]
+    assert set(saved_run.names(collection="gradients")) == {f"gradient/{name}" for name in NAMES}
     assert {"net.0.output.0", "net.1.output.0", "net.2.output.0", "output.0"} <= set(
-        trial.names(collection="outputs")
+        saved_run.names(collection="outputs")
     )
-    assert set(trial.names(collection="losses")) == {"loss", "train_loss", "criterion.output.0"}
+    assert set(saved_run.names(collection="losses")) == {"loss", "train_loss", "criterion.output.0"}
 
 
 def test_a_metric_belongs_to_the_step_that_logged_it(tmp_path):
     fit(tmp_path, watching(tmp_path))
-    trial = Trial(tmp_path / "run")
+    saved_run = open_run(tmp_path / "run")
     expected, _ = truth()
-    losses = scalars(trial, "train_loss", "train")
+    losses = scalars(saved_run, "train_loss", "train")
     assert losses == {step: record["loss"].item() for step, record in enumerate(expected)}
-    assert scalars(trial, "seldom", "train") == {1: 8.0, 5: 12.0}
+    assert scalars(saved_run, "seldom", "train") == {1: 8.0, 5: 12.0}
 
 
 def test_evaluations_are_steps_of_their_own(tmp_path):
     module = fit(tmp_path, watching(tmp_path), limit_val_batches=1.0, num_sanity_val_steps=2)
-    trial = Trial(tmp_path / "run")
-    assert trial.steps() == list(range(8 + 2 * 3))
-    assert trial.steps("train") == list(range(8))
-    assert trial.steps("eval") == list(range(6))
-    assert list(scalars(trial, "train_loss", None)) == [0, 1, 2, 3, 7, 8, 9, 10]
-    losses = scalars(trial, "loss", "eval")
+    saved_run = open_run(tmp_path / "run")
+    assert saved_run.steps() == list(range(8 + 2 * 3))
+    assert saved_run.steps("train") == list(range(8))
+    assert saved_run.steps("eval") == list(range(6))
+    assert list(scalars(saved_run, "train_loss", None)) == [0, 1, 2, 3, 7, 8, 9, 10]
+    losses = scalars(saved_run, "loss", "eval")
     assert list(losses) == [0, 1, 3, 4]
-    assert scalars(trial, "val_loss", "eval") == {
+    assert scalars(saved_run, "val_loss", "eval") == {
         2: pytest.approx((losses[0] + losses[1]) / 2),
         5: pytest.approx((losses[3] + losses[4]) / 2),
     }
-    assert scalars(trial, "seen", "eval") == dict.fromkeys([0, 1, 3, 4], 8)
-    outputs = torch.cat([trial.value("net.2.output.0", step, mode="eval") for step in (3, 4)])
+    assert scalars(saved_run, "seen", "eval") == dict.fromkeys([0, 1, 3, 4], 8)
+    outputs = torch.cat([saved_run.value("net.2.output.0", step, mode="eval") for step in (3, 4)])
     assert torch.equal(outputs, module(data(16, seed=1).tensors[0]))
-    assert not trial.names("gradient", step=4)
-    assert trial.names("gradient", step=3)
-    assert not trial.names("#1", step=7)
+    assert not saved_run.names("gradient", step=4)
+    assert saved_run.names("gradient", step=3)
+    assert not saved_run.names("#1", step=7)
 
 
 def test_test_and_predict_go_on_in_the_run(tmp_path):
@@ -108,14 +111,14 @@ def test_test_and_predict_go_on_in_the_run(tmp_path):
     whole.fit(module)
     whole.test(module)
     whole.predict(module)
-    trial = Trial(tmp_path / "run")
-    assert trial.steps() == list(range(3 + 4 + 3 + 3 + 2))
-    assert [len(trial.steps(mode)) for mode in ("train", "eval", "predict")] == [4, 9, 2]
-    assert trial.value("net.2.output.0", 1, mode="predict").shape == (8, 3)
-    losses = scalars(trial, "val_loss", None)
+    saved_run = open_run(tmp_path / "run")
+    assert saved_run.steps() == list(range(3 + 4 + 3 + 3 + 2))
+    assert [len(saved_run.steps(mode)) for mode in ("train", "eval", "predict")] == [4, 9, 2]
+    assert saved_run.value("net.2.output.0", 1, mode="predict").shape == (8, 3)
+    losses = scalars(saved_run, "val_loss", None)
     assert list(losses) == [2, 9, 12]
     assert losses[12] == losses[9] != losses[2]
-    assert trial.info["state"] == "finished"
+    assert saved_run.info["state"] == "finished"
 
 
 class Manual(Module):
@@ -148,22 +151,22 @@ def test_manual_optimization_with_two_optimizers(tmp_path):
                 record[f"gradient/net.{layer}.{kind}"] = parameter.grad.clone()
             optimizer.step()
         expected.append({name: value.detach() for name, value in record.items()})
-    trial = Trial(tmp_path / "run")
-    assert_saved(trial, expected)
-    assert trial.has("optimizer/exp_avg/net.2.weight", 1)
+    saved_run = open_run(tmp_path / "run")
+    assert_saved(saved_run, expected)
+    assert saved_run.has("optimizer/exp_avg/net.2.weight", 1)
 
 
 def test_a_compiled_module(tmp_path):
     module = Module()
     trainer(tmp_path, watching(tmp_path), max_epochs=1).fit(torch.compile(module, backend="aot_eager"))
     expected, plain = truth(epochs=1)
-    trial = Trial(tmp_path / "run")
-    assert trial.steps() == [0, 1, 2, 3]
+    saved_run = open_run(tmp_path / "run")
+    assert saved_run.steps() == [0, 1, 2, 3]
     torch.testing.assert_close(module.state_dict(), plain.state_dict())
     for step, record in enumerate(expected):
-        assert trial.value("net.2.output.0", step).shape == (8, 3)
+        assert saved_run.value("net.2.output.0", step).shape == (8, 3)
         for name, value in record.items():
-            saved = trial.value(name, step)
+            saved = saved_run.value(name, step)
             torch.testing.assert_close(saved, value.to(saved.dtype), rtol=1e-5, atol=1e-6)
 
 
@@ -194,7 +197,7 @@ def test_a_finding_stops_the_trainer(tmp_path):
     quiet = {"collections": ["health"], "on_finding": lambda _: None}
     module = fit(tmp_path, watching(tmp_path, stop_on="critical", **quiet), module=Faulty(), max_epochs=50)
     assert module.trainer.global_step < 200
-    found = Trial(tmp_path / "run").findings()
+    found = open_run(tmp_path / "run").findings()
     assert [finding.tensors for finding in found if finding.rule == "unheld_parameter"] == [
         ("net.2.weight", "net.2.bias")
     ]

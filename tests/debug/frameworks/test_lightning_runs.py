@@ -22,7 +22,7 @@ from lightning_kit import (
     watching,
 )
 
-from loopwise.debug import Collection, Trial
+from loopwise.debug import Collection, open_run
 from loopwise.errors import InputError, StateError
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error:loopwise")  # all but ours, not those of Lightning
@@ -37,10 +37,10 @@ def test_a_resumed_fit_leaves_the_records_of_a_whole_one(tmp_path, at, first):
     act = Act(8, save, epoch=True) if at == "epoch" else Act(at, save)
     with pytest.raises(ZeroDivisionError):
         fit(part, *[act, watching(part)][:: 1 if first else -1], Act(9, fail), module=Again(), **options)
-    assert Trial(part / "run").info["state"] == "failed"
+    assert open_run(part / "run").info["state"] == "failed"
     fit(part, watching(part), module=Again(), checkpoint=str(part / "saved.ckpt"), **options)
     assert contents(part) == contents(tmp_path / "whole")
-    assert Trial(part / "run").info["state"] == "finished"
+    assert open_run(part / "run").info["state"] == "finished"
 
 
 def test_resuming_from_a_checkpoint_of_lightning_amid_an_epoch(tmp_path):
@@ -58,7 +58,7 @@ def test_resuming_from_a_checkpoint_of_lightning_amid_an_epoch(tmp_path):
 def test_a_checkpoint_without_counters_begins_a_new_run_at_its_batch(tmp_path):
     fit(tmp_path, ModelCheckpoint(tmp_path, save_last=True), max_epochs=1)
     fit(tmp_path, watching(tmp_path), checkpoint=str(tmp_path / "last.ckpt"), max_epochs=2)
-    assert Trial(tmp_path / "run").steps("train") == [4, 5, 6, 7]
+    assert open_run(tmp_path / "run").steps("train") == [4, 5, 6, 7]
 
 
 def test_fitting_once_more_goes_on(tmp_path):
@@ -66,9 +66,9 @@ def test_fitting_once_more_goes_on(tmp_path):
     again.fit(module)
     again.fit_loop.max_epochs = 2
     again.fit(module)
-    trial = Trial(tmp_path / "run")
-    assert trial.steps("train") == list(range(8))
-    assert_saved(trial, truth()[0][:4], exactly=False)
+    saved = open_run(tmp_path / "run")
+    assert saved.steps("train") == list(range(8))
+    assert_saved(saved, truth()[0][:4], exactly=False)
 
 
 @pytest.mark.parametrize("how", ["should_stop", "max_steps"])
@@ -76,19 +76,19 @@ def test_ending_early_is_an_end(tmp_path, how):
     options = {"max_steps": 3} if how == "max_steps" else {}
     stop = Act(3, lambda trainer: setattr(trainer, "should_stop", how == "should_stop"))
     fit(tmp_path, stop, watching(tmp_path), **options)
-    trial = Trial(tmp_path / "run")
-    assert trial.info["state"] == "finished"
-    assert_saved(trial, truth()[0][:3])
+    saved = open_run(tmp_path / "run")
+    assert saved.info["state"] == "finished"
+    assert_saved(saved, truth()[0][:3])
 
 
 def test_an_exception_leaves_a_failed_run_with_all_its_steps(tmp_path):
     module = Module()
     with pytest.raises(ZeroDivisionError):
         fit(tmp_path, watching(tmp_path), Act(3, fail), module=module)
-    trial = Trial(tmp_path / "run")
-    assert trial.info["state"] == "failed"
-    assert_saved(trial, truth()[0][:3])
-    assert trial.check() == []
+    saved = open_run(tmp_path / "run")
+    assert saved.info["state"] == "failed"
+    assert_saved(saved, truth()[0][:3])
+    assert saved.verify() == []
     assert not any(part._forward_hooks for part in module.modules())
 
 
@@ -121,7 +121,7 @@ def test_what_fails_in_reading_metrics_is_said_and_training_goes_on(tmp_path):
 
     module = fit(tmp_path, watching(tmp_path), module=Odd())
     assert same_weights(module, truth()[1])
-    assert Trial(tmp_path / "run").names(step=0, collection="metrics") == ["3"]
+    assert open_run(tmp_path / "run").names(step=0, collection="metrics") == ["3"]
     (tmp_path / "other").mkdir()
     with pytest.warns(RuntimeWarning, match="loopwise.debug: TypeError"):
         module = fit(tmp_path / "other", Put(None), watching(tmp_path / "other"), Put(1))
@@ -131,9 +131,9 @@ def test_what_fails_in_reading_metrics_is_said_and_training_goes_on(tmp_path):
 def test_tensors_of_ones_own(tmp_path):
     watch = watching(tmp_path, collections=[Collection("mine", include="mine")])
     fit(tmp_path, Act(2, lambda _: watch.watch.save("mine", torch.arange(3))), watch)
-    trial = Trial(tmp_path / "run")
-    assert trial.steps() == [1]
-    assert trial.value("mine", 1).tolist() == [0, 1, 2]
+    saved = open_run(tmp_path / "run")
+    assert saved.steps() == [1]
+    assert saved.value("mine", 1).tolist() == [0, 1, 2]
     assert watch.watch is None
 
 
@@ -151,7 +151,7 @@ def test_under_ddp_rank_0_writes_averaged_gradients(ranks, tmp_path):
     print(json.dumps([float(p.sum()) for p in module.parameters()]))
     """
     first, second = ranks(code)
-    trial = Trial(tmp_path / "run")
+    saved = open_run(tmp_path / "run")
     assert first == second
-    assert trial.ranks == [0]
-    assert_saved(trial, copy.deepcopy(truth(epochs=1)[0]))
+    assert saved.ranks == [0]
+    assert_saved(saved, copy.deepcopy(truth(epochs=1)[0]))

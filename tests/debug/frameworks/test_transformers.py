@@ -16,7 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from loopwise.debug import Collection, Trial, every
+from loopwise.debug import Collection, every, open_run
 from loopwise.debug.transformers import WatchCallback
 from loopwise.errors import InputError, StateError
 
@@ -93,29 +93,29 @@ def truth(accumulate=1, clip=0.0, steps=6):
     return found, model
 
 
-def assert_saved(trial, expected):
+def assert_saved(saved_run, expected):
     for step, record in enumerate(expected):
         for name, value in record.items():
-            saved = trial.value(name, step, mode="train")
+            saved = saved_run.value(name, step, mode="train")
             torch.testing.assert_close(saved, value, rtol=1e-7, atol=1e-9, msg=f"{name} at {step}")
 
 
-def scalars(trial, name, mode="train"):
-    return dict(zip(*(found.tolist() for found in trial.series(name, mode=mode)), strict=True))
+def scalars(saved_run, name, mode="train"):
+    return dict(zip(*(found.tolist() for found in saved_run.series(name, mode=mode)), strict=True))
 
 
 def contents(folder):
     """What a run saved, by mode and step of the mode, but for measured times."""
-    trial = Trial(folder / "run")
+    saved_run = open_run(folder / "run")
     return {
-        (mode, step, trial.has("loss", step, mode=mode)): {
-            name: trial.value(name, step, mode=mode).tolist()
-            for name in trial.names(
+        (mode, step, saved_run.has("loss", step, mode=mode)): {
+            name: saved_run.value(name, step, mode=mode).tolist()
+            for name in saved_run.names(
                 r"^(?!.*(runtime|per_second|train_loss|total_flos))", step=step, mode=mode
             )
         }
-        for mode in trial.modes
-        for step in trial.steps(mode)
+        for mode in saved_run.modes
+        for step in saved_run.steps(mode)
     }
 
 
@@ -147,27 +147,27 @@ def test_steps_hold_what_the_update_used(tmp_path, options):
     expected, plain = truth(options.get("gradient_accumulation_steps", 1), options.get("max_grad_norm", 0.0))
     model = train(tmp_path, watching(tmp_path), **options)
     torch.testing.assert_close(model.state_dict(), plain.state_dict())
-    trial = Trial(tmp_path / "run")
-    assert trial.info["state"] == "finished"
-    assert_saved(trial, expected)
+    saved_run = open_run(tmp_path / "run")
+    assert saved_run.info["state"] == "finished"
+    assert_saved(saved_run, expected)
     names = {name for name, _ in plain.named_parameters()}
-    assert set(trial.names(collection="weights") + trial.names(collection="biases")) == names
-    assert set(trial.names(collection="gradients")) == {f"gradient/{name}" for name in names}
+    assert set(saved_run.names(collection="weights") + saved_run.names(collection="biases")) == names
+    assert set(saved_run.names(collection="gradients")) == {f"gradient/{name}" for name in names}
 
 
 def test_what_is_logged_stands_at_the_step_of_the_log(tmp_path):
     whole = trainer(tmp_path, watching(tmp_path), logging_strategy="steps", logging_steps=2)
     whole.train()
-    trial = Trial(tmp_path / "run")
+    saved_run = open_run(tmp_path / "run")
     logs = [entry for entry in whole.state.log_history if "loss" in entry]
-    assert trial.steps("train") == list(range(7))
+    assert saved_run.steps("train") == list(range(7))
     for name in ("loss", "grad_norm", "learning_rate"):
-        assert scalars(trial, name) == {entry["step"]: entry[name] for entry in logs}
-    assert list(scalars(trial, "loss")) == [2, 4, 6]
-    assert list(scalars(trial, "train_loss")) == [6]
-    batches = [trial.value("output.loss", step).item() for step in range(6)]
-    assert scalars(trial, "loss")[4] == pytest.approx(sum(batches[2:4]) / 2, abs=1e-4)
-    assert trial.names(collection="losses") == ["loss", "train_loss"]
+        assert scalars(saved_run, name) == {entry["step"]: entry[name] for entry in logs}
+    assert list(scalars(saved_run, "loss")) == [2, 4, 6]
+    assert list(scalars(saved_run, "train_loss")) == [6]
+    batches = [saved_run.value("output.loss", step).item() for step in range(6)]
+    assert scalars(saved_run, "loss")[4] == pytest.approx(sum(batches[2:4]) / 2, abs=1e-4)
+    assert saved_run.names(collection="losses") == ["loss", "train_loss"]
 
 
 @pytest.mark.parametrize(
@@ -179,28 +179,28 @@ def test_evaluations_are_steps_of_their_own(tmp_path, strategy):
     data = TEXTS[:16] if "eval_steps" not in strategy else TEXTS[:12]
     whole = trainer(tmp_path, watching(tmp_path, collections=collections), data=data, **options)
     whole.train()
-    trial = Trial(tmp_path / "run")
+    saved_run = open_run(tmp_path / "run")
     batches = len(data) // 8 + bool(len(data) % 8)
-    assert len(trial.steps("eval")) == 2 * (batches + 1)
-    assert len(trial.steps("train")) == whole.state.global_step + 1
-    assert trial.steps() == list(range(len(trial.steps("train")) + len(trial.steps("eval"))))
+    assert len(saved_run.steps("eval")) == 2 * (batches + 1)
+    assert len(saved_run.steps("train")) == whole.state.global_step + 1
+    assert saved_run.steps() == list(range(len(saved_run.steps("train")) + len(saved_run.steps("eval"))))
     found = [entry["eval_loss"] for entry in whole.state.log_history if "eval_loss" in entry]
-    assert scalars(trial, "eval_loss", "eval") == {batches: found[0], 2 * batches + 1: found[1]}
-    assert not trial.names("gradient", step=0, mode="eval")
-    assert not trial.names("#")
-    last = [trial.value("output.logits", batches + 1 + step, mode="eval") for step in range(batches)]
+    assert scalars(saved_run, "eval_loss", "eval") == {batches: found[0], 2 * batches + 1: found[1]}
+    assert not saved_run.names("gradient", step=0, mode="eval")
+    assert not saved_run.names("#")
+    last = [saved_run.value("output.logits", batches + 1 + step, mode="eval") for step in range(batches)]
     ids = torch.stack([sample["input_ids"] for sample in data])
     assert torch.cat(last).allclose(whole.model(ids).logits)
-    assert len(scalars(trial, "loss")) == 2
+    assert len(scalars(saved_run, "loss")) == 2
 
 
 def test_an_evaluation_that_nothing_announces_stays_out_of_the_training_steps(tmp_path):
     late = At(2, lambda control: setattr(control, "should_evaluate", True))
     train(tmp_path, watching(tmp_path), late)
-    trial = Trial(tmp_path / "run")
-    assert_saved(trial, truth()[0])
-    assert not trial.names("#")
-    assert list(scalars(trial, "eval_loss", "eval")) == [1]
+    saved_run = open_run(tmp_path / "run")
+    assert_saved(saved_run, truth()[0])
+    assert not saved_run.names("#")
+    assert list(scalars(saved_run, "eval_loss", "eval")) == [1]
 
 
 def test_training_is_the_same_to_the_bit(tmp_path):
@@ -223,7 +223,7 @@ def test_a_resumed_training_leaves_the_records_of_a_whole_one(tmp_path, accumula
     with pytest.raises(ZeroDivisionError):
         failing.train()
     train(part, watching(part), resume=4, **options)
-    assert Trial(part / "run").info["state"] == "finished"
+    assert open_run(part / "run").info["state"] == "finished"
     assert contents(part) == contents(whole)
     assert first.watch is not None  # the Trainer tells no callback of the exception
 
@@ -231,7 +231,7 @@ def test_a_resumed_training_leaves_the_records_of_a_whole_one(tmp_path, accumula
 def test_a_checkpoint_without_counters_begins_a_new_run_at_its_step(tmp_path):
     train(tmp_path, save_strategy="steps", save_steps=3)
     train(tmp_path, watching(tmp_path), resume=3)
-    assert Trial(tmp_path / "run").steps("train") == [3, 4, 5, 6]
+    assert open_run(tmp_path / "run").steps("train") == [3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("how", ["should_training_stop", "should_epoch_stop"])
@@ -243,10 +243,10 @@ def test_stopping_is_an_end(tmp_path, how):
         max_steps=-1,
         num_train_epochs=1,
     )
-    trial = Trial(tmp_path / "run")
-    assert trial.info["state"] == "finished"
-    assert_saved(trial, truth(steps=24)[0][:1])
-    assert trial.steps("train") == [0, 1, 2, 3]
+    saved_run = open_run(tmp_path / "run")
+    assert saved_run.info["state"] == "finished"
+    assert_saved(saved_run, truth(steps=24)[0][:1])
+    assert saved_run.steps("train") == [0, 1, 2, 3]
 
 
 def test_an_exception_leaves_a_failed_run_with_all_its_steps(tmp_path):
@@ -256,10 +256,10 @@ def test_an_exception_leaves_a_failed_run_with_all_its_steps(tmp_path):
     model = failing.model
     del failing
     gc.collect()
-    trial = Trial(tmp_path / "run")
-    assert trial.info["state"] == "failed"
-    assert trial.steps() == [0, 1, 2, 3]
-    assert_saved(trial, truth()[0][:4])
+    saved_run = open_run(tmp_path / "run")
+    assert saved_run.info["state"] == "failed"
+    assert saved_run.steps() == [0, 1, 2, 3]
+    assert_saved(saved_run, truth()[0][:4])
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -275,9 +275,9 @@ def test_an_exception_that_ends_the_process_leaves_a_failed_run(tmp_path):
     """
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
     assert "ZeroDivisionError" in ended.stderr.splitlines()[-1]
-    trial = Trial(tmp_path / "run")
-    assert trial.info["state"] == "failed"
-    assert trial.steps() == [0, 1]
+    saved_run = open_run(tmp_path / "run")
+    assert saved_run.info["state"] == "failed"
+    assert saved_run.steps() == [0, 1]
 
 
 def test_training_anew_does_not_write_over_a_run(tmp_path):
@@ -287,7 +287,7 @@ def test_training_anew_does_not_write_over_a_run(tmp_path):
     with pytest.raises(StateError, match="already holds a run"):
         whole.train()
     assert contents(tmp_path) == before
-    assert Trial(tmp_path / "run").info["state"] == "finished"
+    assert open_run(tmp_path / "run").info["state"] == "finished"
 
 
 def test_wrong_options_are_refused_before_a_folder_is_made(tmp_path):
@@ -301,16 +301,18 @@ def test_evaluating_outside_of_training_is_not_watched(tmp_path):
     whole.evaluate()
     whole.train()
     whole.evaluate()
-    assert Trial(tmp_path / "run").modes == ["train"]
+    assert open_run(tmp_path / "run").modes == ["train"]
 
 
 def test_a_compiled_model(tmp_path):
     train(tmp_path, watching(tmp_path), torch_compile=True, torch_compile_backend="aot_eager", max_steps=3)
-    trial = Trial(tmp_path / "run")
+    saved_run = open_run(tmp_path / "run")
     expected, _ = truth(steps=3)
-    assert_saved(trial, [{n: v for n, v in record.items() if "classifier" in n} for record in expected[:1]])
-    assert trial.names("gradient/bert.encoder.layer.0.attention.self.query.weight")
-    assert trial.value("output.loss", 2).ndim == 0
+    assert_saved(
+        saved_run, [{n: v for n, v in record.items() if "classifier" in n} for record in expected[:1]]
+    )
+    assert saved_run.names("gradient/bert.encoder.layer.0.attention.self.query.weight")
+    assert saved_run.value("output.loss", 2).ndim == 0
 
 
 def test_a_finding_stops_the_trainer(tmp_path):
@@ -320,4 +322,4 @@ def test_a_finding_stops_the_trainer(tmp_path):
     )
     whole.train()
     assert whole.state.global_step < 200
-    assert "unchanged_tensor" in {finding.rule for finding in Trial(tmp_path / "run").findings()}
+    assert "unchanged_tensor" in {finding.rule for finding in open_run(tmp_path / "run").findings()}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from loopwise.debug import Trial, Watch, every
+from loopwise.debug import Watch, every, open_run
 from loopwise.debug.model import names
 from loopwise.debug.model.source_lines import lines, of_tensor
 
@@ -117,7 +117,7 @@ def test_findings_have_it_now_and_afterwards(tmp_path):
             watch.step()
     by_rule = {finding.rule: finding for finding in watch.findings}
     assert by_rule["dead_relu"].line == line_of("            nn.ReLU(),")
-    trial = Trial(tmp_path / "run")
-    assert trial.findings() == watch.findings == trial.judge(rules)
-    assert "lines" in trial.record(0)["marks"]
-    assert "lines" not in trial.record(1)["marks"]
+    saved = open_run(tmp_path / "run")
+    assert saved.findings() == watch.findings == saved.judge(rules)
+    assert "lines" in saved.record(0)["marks"]
+    assert "lines" not in saved.record(1)["marks"]

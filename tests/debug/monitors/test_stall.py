@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from loopwise.debug import Trial
+from loopwise.debug import open_run
 from loopwise.debug.monitors.stall import Stalled
 from loopwise.errors import InputError
 
@@ -73,4 +73,4 @@ def test_it_is_found_in_stored_steps(tmp_path, saving, late, found):
             time=1e9 + 1000 * number + late * (number >= 6),
         )
     made.end()
-    assert [finding.rule for finding in Trial(tmp_path / "run").judge(["stalled_training"])] == found
+    assert [finding.rule for finding in open_run(tmp_path / "run").judge(["stalled_training"])] == found

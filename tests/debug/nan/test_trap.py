@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from loopwise.debug import Finding, Trial, Watch, every
+from loopwise.debug import Finding, Watch, every, open_run
 from loopwise.debug.nan import Trap, load, replay
 from loopwise.errors import InputError
 from loopwise.run import Run
@@ -65,7 +65,7 @@ def test_one_finding_names_it(tmp_path):
     assert found.line.rpartition(":")[0].endswith("test_trap.py")
     assert "logarithm" in found.advice
     assert [step for step, _ in found.evidence["loss"]] == [0, 1, 2, 3]
-    assert str(Trial(tmp_path / "run").findings()) == str(watch.findings)
+    assert str(open_run(tmp_path / "run").findings()) == str(watch.findings)
 
 
 @pytest.mark.parametrize("deferred", [False, True])

@@ -1,6 +1,6 @@
 """Several ranks: the one whose batch it was names it; none waits for another."""
 
-from loopwise.debug import Trial
+from loopwise.debug import open_run
 
 DDP = """
     from torch import nn
@@ -32,7 +32,7 @@ def test_the_guilty_rank_names_it(tmp_path, ranks):
     assert guilty[1].startswith("log in 0 (Fragile) made 4 NaN of 24 values")
     assert "of the samples 2" in guilty[1]
     assert "another rank" in innocent[1]
-    assert sorted(f.what for f in Trial(tmp_path / "run").findings()) == sorted([guilty[1], innocent[1]])
+    assert sorted(f.what for f in open_run(tmp_path / "run").findings()) == sorted([guilty[1], innocent[1]])
     boxes = sorted(path.name for path in (tmp_path / "run/debug/blackbox").iterdir())
     assert boxes == ["step1.rank0.pt", "step1.rank1.pt"]
 

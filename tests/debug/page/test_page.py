@@ -10,7 +10,7 @@ import torch
 from page_kit import Training
 from torch import nn
 
-from loopwise.debug import Collection, Trial, Watch, every
+from loopwise.debug import Collection, SavedRun, Watch, every, open_run
 from loopwise.debug import page as pages
 from loopwise.debug.page import layers
 from loopwise.debug.page import steps as steps_of_page
@@ -42,14 +42,14 @@ def test_an_empty_run_has_nothing_to_say(tmp_path):
     assert pages.sections(str(tmp_path / "run")) == []
 
 
-def test_tables_have_the_numbers_that_a_trial_reads(path):
-    reader, trial = Reader(path), Trial(path)
+def test_tables_have_the_numbers_that_a_saved_run_reads(path):
+    reader, saved = Reader(path), open_run(path)
     table = reader.tables({"gradient": ("mean", "std", "quantile_50")})["gradient"]
     assert table.names == ["0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias"]
     assert table.shapes[0] == (16, 8)
     for statistic in ("mean", "std", "quantile_50"):
         for row, name in enumerate(table.names):
-            steps, values = trial.series(f"gradient/{name}", statistic)
+            steps, values = saved.series(f"gradient/{name}", statistic)
             np.testing.assert_array_equal(table.steps, steps)
             np.testing.assert_array_equal(table[statistic][row], values)
     assert np.isnan(table["l2"]).all()
@@ -76,7 +76,7 @@ def test_heat_maps_are_logarithms_with_gaps(path):
         "Outputs: zeros",
     ]
     trace = found["Weights"]["data"][0]
-    weight = Trial(path).statistics("0.weight", 3)
+    weight = open_run(path).statistics("0.weight", 3)
     expected = np.log10(np.hypot(weight["mean"], weight["std"]))
     np.testing.assert_allclose(trace["z"][trace["y"].index("0.weight"), 3], expected)
     zeros = found["Outputs: zeros"]["data"][0]
@@ -118,7 +118,7 @@ def test_distributions_by_quantiles_or_else_by_spread(path):
 def test_losses_of_each_mode_over_all_steps(path):
     losses = by_id(path)["metrics"][0]
     lines = {trace["name"]: trace for trace in losses["data"]}
-    steps, values = Trial(path).series("loss")
+    steps, values = open_run(path).series("loss")
     of_eval = (steps >= 12) & (steps < 15)
     np.testing.assert_array_equal(lines["loss, eval"]["x"], [12, 13, 14])
     np.testing.assert_array_equal(lines["loss, eval"]["y"], values[of_eval])
@@ -147,10 +147,10 @@ def test_losses_that_are_not_finite_are_counted(tmp_path):
 def test_findings_are_those_recorded(path, monkeypatch):
     recorded = by_id(path)["findings"]
     assert "dead_relu" in [block["rule"] for block in recorded]
-    assert len(recorded) == len(Trial(path).findings())
+    assert len(recorded) == len(open_run(path).findings())
     places = [(-SEVERITIES.index(block["severity"]), block["step"]) for block in recorded]
     assert places == sorted(places)
-    monkeypatch.setattr(Trial, "findings", lambda self: [])
+    monkeypatch.setattr(SavedRun, "findings", lambda self: [])
     (text,) = by_id(path)["findings"]
     assert text["text"].startswith("No findings were recorded")
     assert f"loopwise debug findings {path}" in text["text"]
@@ -163,7 +163,7 @@ def test_all_findings_are_there_and_the_worst_have_plots(path, monkeypatch):
         Finding("a_rule", severity, step, "train", "it burns", (), points, "water")
         for step, severity in enumerate(("info", "critical", "warning"))
     ]
-    monkeypatch.setattr(Trial, "findings", lambda self: given)
+    monkeypatch.setattr(SavedRun, "findings", lambda self: given)
     note, *blocks = by_id(path)["findings"]
     assert note["text"] == "3 findings, the worst 1 of them with their plots."
     assert [each["severity"] for each in blocks] == ["critical", "warning", "info"]
@@ -276,6 +276,6 @@ def test_ranks_that_write_a_step_later_are_not_behind(tmp_path, monkeypatch, end
     path = trained(str(tmp_path / "run"), 0)
     of_rank(path, 1)
     cut(f"{path}/debug/index.rank1.0.jsonl", f"{path}/debug/index.rank0.0.jsonl", steps)
-    monkeypatch.setattr(Trial, "ended", ended)
+    monkeypatch.setattr(SavedRun, "ended", ended)
     texts = [each["text"] for each in by_id(path)["findings"] if each["kind"] == "text"]
     assert any("Some ranks end before step 3: 1" in text for text in texts) == said

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks.zoo import FAULTS, Job
-from loopwise.debug import Trial, Watch, check, every
+from loopwise.debug import Watch, check, every, open_run
 from loopwise.debug.preflight.copies import Original
 from loopwise.debug.preflight.training import Training, learns
 from loopwise.errors import InputError
@@ -364,7 +364,7 @@ def test_a_model_that_is_watched_already(tmp_path):
     with Watch(model, optimizer, run=tmp_path / "run", save=every(1)) as watch:
         assert check(model, digits(), CROSS, optimizer).findings == []
         assert watch.findings == []
-    assert Trial(tmp_path / "run").steps() == []
+    assert open_run(tmp_path / "run").steps() == []
 
 
 def test_a_sharded_model(ranks):

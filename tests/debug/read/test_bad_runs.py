@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from loopwise.debug import RULES, Trial, Watch, every
+from loopwise.debug import RULES, Watch, every, open_run
 from loopwise.debug.cli import command
 from loopwise.errors import InputError, LoopwiseError, StateError
 from loopwise.run import SCHEMA, Run
@@ -54,7 +54,7 @@ def test_no_run(tmp_path):
     (tmp_path / "empty").mkdir()
     for name in ("nothing", "file", "empty"):
         with pytest.raises(InputError, match=r"no run\.json in"):
-            Trial(tmp_path / name)
+            open_run(tmp_path / name)
         code, text = told(tmp_path / name)
         assert code == 1
         assert "seen: no run.json in" in text
@@ -65,7 +65,7 @@ def test_no_run(tmp_path):
 def test_facts_that_are_none(run, text):
     (run / "run.json").write_text(text)
     with pytest.raises(InputError, match=r"the run\.json in"):
-        Trial(run)
+        open_run(run)
     assert told(run)[0] == 1
 
 
@@ -73,21 +73,21 @@ def test_a_newer_schema(run):
     info = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(info | {"schema": SCHEMA + 1}))
     with pytest.raises(InputError) as error:
-        Trial(run)
+        open_run(run)
     assert f"of schema {SCHEMA + 1}\nexpected: at most {SCHEMA}" in str(error.value)
     assert told(run)[0] == 1
 
 
 def test_an_empty_run(tmp_path):
     Run(str(tmp_path / "run")).close()
-    trial = Trial(tmp_path / "run")
-    assert (trial.steps(), trial.findings(), trial.judge(), trial.check()) == ([], [], [], [])
+    saved = open_run(tmp_path / "run")
+    assert (saved.steps(), saved.findings(), saved.judge(), saved.verify()) == ([], [], [], [])
     assert told(tmp_path / "run") == (0, "0 findings, 0 critical\n")
 
 
 def test_a_run_that_was_killed_before_its_first_step(run):
     shutil.rmtree(run / "debug")
-    assert (Trial(run).steps(), Trial(run).findings(), Trial(run).judge()) == ([], [], [])
+    assert (open_run(run).steps(), open_run(run).findings(), open_run(run).judge()) == ([], [], [])
 
 
 @pytest.mark.parametrize("cut", [1, 17, 60, 400])
@@ -95,9 +95,9 @@ def test_a_torn_index(run, cut):
     """Of a process that was killed: what was committed before is judged."""
     (index,) = (run / "debug").glob("index.*")
     index.write_bytes(index.read_bytes()[:-cut])
-    trial = Trial(run)
-    assert trial.steps() == [*range(len(trial.steps()))]
-    assert trial.judge() == [each for each in trial.findings() if each.step < len(trial.steps())]
+    saved = open_run(run)
+    assert saved.steps() == [*range(len(saved.steps()))]
+    assert saved.judge() == [each for each in saved.findings() if each.step < len(saved.steps())]
 
 
 @pytest.mark.parametrize("keep", [0, 100, 5000])
@@ -106,18 +106,18 @@ def test_lost_bytes(run, keep):
     for segment in (run / "debug").glob("tensors.*"):
         segment.write_bytes(segment.read_bytes()[:keep])
     with pytest.raises(StateError, match="step"):
-        Trial(run).judge()
-    assert Trial(run).findings()
+        open_run(run).judge()
+    assert open_run(run).findings()
     assert told(run)[0] == 1
 
 
 @pytest.mark.parametrize("cut", [1, 30, 200])
 def test_torn_findings(run, cut):
     (file,) = (run / "debug").glob("findings.*")
-    before = Trial(run).findings()
+    before = open_run(run).findings()
     file.write_bytes(file.read_bytes()[:-cut])
-    assert Trial(run).findings() == before[: len(Trial(run).findings())]
-    assert len(Trial(run).findings()) < len(before)
+    assert open_run(run).findings() == before[: len(open_run(run).findings())]
+    assert len(open_run(run).findings()) < len(before)
 
 
 # -- ranks ------------------------------------------------------------------------------------------
@@ -136,13 +136,13 @@ def test_a_rank_whose_files_are_missing(tmp_path, saving, monkeypatch):
         writer.end()
     for file in (tmp_path / "run" / "debug").glob("*.rank1.*"):
         file.unlink()
-    trial = Trial(tmp_path / "run")
-    assert (trial.info["world"], trial.ranks, trial.steps()) == (2, [0], [0, 1, 2])
-    assert [finding.rule for finding in trial.judge()] == ["exploding_tensor"]
+    saved = open_run(tmp_path / "run")
+    assert (saved.info["world"], saved.ranks, saved.steps()) == (2, [0], [0, 1, 2])
+    assert [finding.rule for finding in saved.judge()] == ["exploding_tensor"]
     with pytest.raises(StateError, match="rank"):
-        trial.value("w", 0)
+        saved.value("w", 0)
     with pytest.raises(InputError, match="rank=1"):
-        trial.judge(rank=1)
+        saved.judge(rank=1)
     assert told(tmp_path / "run")[0] == 1
 
 
@@ -152,10 +152,10 @@ def test_a_rank_that_ended_early(tmp_path, saving):
         for step in range(steps):
             writer.step(step, scalars={"losses": {"loss": float("nan") if rank else 1.0}})
         writer.end()
-    trial = Trial(tmp_path / "run")
-    assert trial.judge() == []
+    saved = open_run(tmp_path / "run")
+    assert saved.judge() == []
     with pytest.raises(InputError) as error:
-        trial.judge(rank=1)
+        saved.judge(rank=1)
     assert "seen: rank=1 at step 1\nexpected: one of: 0" in str(error.value)
 
 
@@ -170,13 +170,13 @@ def broken(history):
 def test_a_rule_that_raises_is_named(run, monkeypatch):
     monkeypatch.setitem(RULES, "overfit", dataclasses.replace(RULES["overfit"], check=broken, mode="train"))
     with pytest.raises(StateError) as error:
-        Trial(run).judge()
+        open_run(run).judge()
     assert "seen: the rule overfit is switched off: ZeroDivisionError('of its own')" in str(error.value)
     assert "fix: leave the rule out" in str(error.value)
     code, text = told(run)
     assert (code, "the rule overfit" in text) == (1, True)
     assert told(run, "--rule", "gradient_not_zeroed")[0] == 1
-    assert [each.rule for each in Trial(run).judge(["gradient_not_zeroed"])] == ["gradient_not_zeroed"]
+    assert [each.rule for each in open_run(run).judge(["gradient_not_zeroed"])] == ["gradient_not_zeroed"]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_rule_that_raises_is_named(run, monkeypatch):
 )
 def test_thresholds_that_make_no_sense(run, rules, seen):
     with pytest.raises(InputError, match=seen):
-        Trial(run).judge(rules)
+        open_run(run).judge(rules)
     with pytest.raises(LoopwiseError, match=seen):
         Watch(nn.Linear(1, 1), run=run / "new", rules=rules)
     assert not (run / "new").exists()
@@ -210,4 +210,4 @@ def test_whole_numbers_are_thresholds(run, rule):
 
     parameters = [*inspect.signature(RULES[rule].check).parameters.values()][1:]
     thresholds = {each.name: each.default for each in parameters if 0 < each.default < math.inf}
-    Trial(run).judge({rule: thresholds})
+    open_run(run).judge({rule: thresholds})

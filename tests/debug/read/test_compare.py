@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from loopwise.debug.read.compare import compare, only
-from loopwise.debug.read.saved_run import Trial
+from loopwise.debug.read.saved_run import open_run
 from loopwise.errors import InputError, StateError
 
 NAN, INF = math.nan, math.inf
@@ -14,14 +14,14 @@ NAN, INF = math.nan, math.inf
 
 @pytest.fixture
 def pair(saving, tmp_path):
-    """``pair(first, second)``: trials of two runs from lists of ``{name: tensor}``, one a step."""
+    """``pair(first, second)``: readers of two runs from lists of ``{name: tensor}``, one a step."""
 
     def make(*steps):
         for name, run in zip("ab", (saving(tmp_path / "a"), saving(tmp_path / "b")), strict=True):
             for step, tensors in enumerate(steps["ab".index(name)]):
                 run.step(step, {"outputs": tensors})
             run.end()
-        return Trial(tmp_path / "a"), Trial(tmp_path / "b")
+        return open_run(tmp_path / "a"), open_run(tmp_path / "b")
 
     return make
 
@@ -99,21 +99,21 @@ def test_integers_beyond_floats_are_compared(pair):
 
 
 def test_relative_tolerance(pair):
-    trials = pair([{"x": torch.tensor([100.0, 1.0])}], [{"x": torch.tensor([101.0, 1.0])}])
-    assert compare(*trials, rtol=0.0098).largest == 1.0
-    assert compare(*trials, rtol=0.01) is None
+    two_runs = pair([{"x": torch.tensor([100.0, 1.0])}], [{"x": torch.tensor([101.0, 1.0])}])
+    assert compare(*two_runs, rtol=0.0098).largest == 1.0
+    assert compare(*two_runs, rtol=0.01) is None
 
 
 def test_what_only_one_has(pair):
     one = {"x": torch.ones(1), "first": torch.ones(1)}
     two = {"x": torch.zeros(1), "second": torch.ones(1)}
-    trials = pair([one, one], [two, two, two])
-    apart = only(*trials)
+    two_runs = pair([one, one], [two, two, two])
+    apart = only(*two_runs)
     assert apart.steps == ([], [2])
     assert apart.names == (["first"], ["second"])
-    assert compare(*trials).only == apart
-    assert only(*trials, regex="sec").names == ([], ["second"])
-    assert compare(*trials, regex="sec") is None
+    assert compare(*two_runs).only == apart
+    assert only(*two_runs, regex="sec").names == ([], ["second"])
+    assert compare(*two_runs, regex="sec") is None
 
 
 def test_statistics_are_compared_where_only_those_are_there(saving, tmp_path):
@@ -122,7 +122,7 @@ def test_statistics_are_compared_where_only_those_are_there(saving, tmp_path):
         run = saving(tmp_path / name)
         run.step(0, table={**table, "values": [[1.0, 1.0], [NAN, 1.0]]})
         run.step(1, table={**table, "values": [[1.0, 1.0], [1.0, large]]})
-    parting = compare(Trial(tmp_path / "a"), Trial(tmp_path / "b"))
+    parting = compare(open_run(tmp_path / "a"), open_run(tmp_path / "b"))
     assert (parting.step, parting.name, parting.largest) == (1, "v", 0.5)
 
 
@@ -131,7 +131,7 @@ def test_a_tensor_is_compared_with_statistics_of_it(saving, tmp_path):
     table = {"collection": "weights", "rows": ["w"], "columns": ["max", "l2", "other"]}
     saving(tmp_path / "b").step(0, table={**table, "columns": ["max", "l2"], "values": [[3.0, 5.0]]})
     saving(tmp_path / "c").step(0, table={**table, "columns": ["max", "l2"], "values": [[3.0, 5.5]]})
-    one, same, other = (Trial(tmp_path / name) for name in "abc")
+    one, same, other = (open_run(tmp_path / name) for name in "abc")
     assert compare(one, same) is None
     assert compare(same, one) is None
     assert compare(one, other).largest == 0.5
@@ -140,15 +140,15 @@ def test_a_tensor_is_compared_with_statistics_of_it(saving, tmp_path):
 def test_scalars_are_compared(saving, tmp_path):
     for name, loss in (("a", 1.0), ("b", 1.25)):
         saving(tmp_path / name).step(0, scalars={"losses": {"loss": loss}})
-    parting = compare(Trial(tmp_path / "a"), Trial(tmp_path / "b"))
+    parting = compare(open_run(tmp_path / "a"), open_run(tmp_path / "b"))
     assert (parting.step, parting.name, parting.largest, parting.rms) == (0, "loss", 0.25, 0.25)
 
 
 def test_lost_bytes_are_no_difference(pair, tmp_path):
-    trials = pair([{"x": torch.ones(3)}], [{"x": torch.ones(3)}])
+    two_runs = pair([{"x": torch.ones(3)}], [{"x": torch.ones(3)}])
     (tmp_path / "b" / "debug" / "tensors.rank0.0.seg").write_bytes(b"")
     with pytest.raises(StateError, match="step 0 of rank 0"):
-        compare(*trials)
+        compare(*two_runs)
 
 
 def test_large_tensors_are_compared_in_pieces(pair, monkeypatch):

@@ -9,14 +9,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from loopwise.debug.read.export import export
-from loopwise.debug.read.saved_run import Trial
+from loopwise.debug.read.saved_run import open_run
 from loopwise.errors import InputError, MissingExtra
 
 TABLE = {"collection": "weights", "rows": ["v"], "columns": ["min", "max"], "values": [[-1.0, math.nan]]}
 
 
 @pytest.fixture
-def trial(saving, tmp_path):
+def saved(saving, tmp_path):
     run = saving(tmp_path / "run")
     weight = torch.tensor([[1.0, math.nan], [3.0, math.inf]])
     odd = {
@@ -30,30 +30,30 @@ def trial(saving, tmp_path):
     run.step(1, {"odd": odd}, {"losses": {"val_loss": 4.0}}, mode="eval", mode_step=0)
     run.step(2, {"weights": {"w": weight * 2}}, {"losses": {"loss": math.nan}})
     run.end()
-    return Trial(tmp_path / "run")
+    return open_run(tmp_path / "run")
 
 
-def test_safetensors(trial, tmp_path):
-    assert export(trial, tmp_path / "out", "safetensors") == 2 + 7 + 2
+def test_safetensors(saved, tmp_path):
+    assert export(saved, tmp_path / "out", "safetensors") == 2 + 7 + 2
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         f"step-0000000{step}.safetensors" for step in range(3)
     ]
     found = load_file(tmp_path / "out" / "step-00000000.safetensors")
     assert sorted(found) == ["loss", "w"]
-    assert torch.equal(found["w"].view(torch.int32), trial.value("w", 0).view(torch.int32))
+    assert torch.equal(found["w"].view(torch.int32), saved.value("w", 0).view(torch.int32))
     assert (found["loss"].item(), found["loss"].dtype) == (2.5, torch.float64)
     with safe_open(tmp_path / "out" / "step-00000001.safetensors", "pt") as file:
-        assert file.metadata() == {"run": trial.path, "step": "1", "mode": "eval", "mode_step": "0"}
+        assert file.metadata() == {"run": saved.path, "step": "1", "mode": "eval", "mode_step": "0"}
         assert file.get_tensor("half").dtype == torch.bfloat16
         assert file.get_tensor("bool").tolist() == [[False, False], [True, True]]
         assert file.get_tensor("complex").shape == (2, 2, 2)
         assert file.get_tensor("e").shape == (0, 2)
 
 
-def test_tensorboard(trial, tmp_path):
+def test_tensorboard(saved, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert export(trial, tmp_path / "out", "tensorboard") == (1 + 2 + 1) + (4 + 1) + (1 + 1)
+    assert export(saved, tmp_path / "out", "tensorboard") == (1 + 2 + 1) + (4 + 1) + (1 + 1)
     everything = {"scalars": 0, "histograms": 0}
     train, evaluation = (
         EventAccumulator(str(tmp_path / "out" / mode), everything).Reload() for mode in ("train", "eval")
@@ -70,23 +70,23 @@ def test_tensorboard(trial, tmp_path):
     assert sorted(evaluation.Tags()["histograms"]) == ["bool", "complex", "half", "huge"]
 
 
-def test_an_unknown_format(trial, tmp_path):
+def test_an_unknown_format(saved, tmp_path):
     with pytest.raises(InputError, match="one of: tensorboard, safetensors"):
-        export(trial, tmp_path / "out", "csv")
+        export(saved, tmp_path / "out", "csv")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "safetensors"])
-def test_a_missing_package_names_the_extra(trial, tmp_path, monkeypatch, package):
+def test_a_missing_package_names_the_extra(saved, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtra) as error:
-        export(trial, tmp_path / "out", package)
+        export(saved, tmp_path / "out", package)
     assert "pip install 'loopwise[export]'" in str(error.value)
 
 
-def test_a_broken_package_is_not_called_missing(trial, tmp_path, monkeypatch):
+def test_a_broken_package_is_not_called_missing(saved, tmp_path, monkeypatch):
     (tmp_path / "safetensors.py").write_text("import no_such_module")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "safetensors")
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
-        export(trial, tmp_path / "out", "safetensors")
+        export(saved, tmp_path / "out", "safetensors")

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 import torch
 
-from loopwise.debug.read.saved_run import Fault, Trial
+from loopwise.debug.read.saved_run import Fault, open_run
 from loopwise.errors import InputError, StateError
 
 WEIGHT = torch.arange(6, dtype=torch.float32).reshape(2, 3)
@@ -47,44 +47,44 @@ def add(run, *steps):
 
 def test_each_step_can_be_read_as_soon_as_it_is_written(saving, tmp_path):
     run = saving(tmp_path)
-    trial = Trial(tmp_path)
-    assert trial.steps() == []
+    saved = open_run(tmp_path)
+    assert saved.steps() == []
     for step in range(5):
         add(run, step)
-        assert trial.steps() == list(range(step + 1))
-        assert torch.equal(trial.value("w", step), WEIGHT + step)
-        assert trial.series("loss")[1].tolist() == list(range(step + 1))
+        assert saved.steps() == list(range(step + 1))
+        assert torch.equal(saved.value("w", step), WEIGHT + step)
+        assert saved.series("loss")[1].tolist() == list(range(step + 1))
     run.event("thinned", 4)
-    assert trial.events == [{"event": "thinned", "step": 4, "rank": 0}]
-    assert not trial.ended
+    assert saved.events == [{"event": "thinned", "step": 4, "rank": 0}]
+    assert not saved.ended
     run.end()
-    assert trial.ended
+    assert saved.ended
 
 
 def test_only_new_bytes_are_read(saving, tmp_path):
     run = saving(tmp_path)
     add(run, 0, 1)
-    trial = Trial(tmp_path)
+    saved = open_run(tmp_path)
     file = index(tmp_path)
     file.write_bytes(b"x" * file.stat().st_size)
     add(run, 2)
-    assert trial.steps() == [0, 1, 2]
-    assert trial.torn == 0
+    assert saved.steps() == [0, 1, 2]
+    assert saved.torn == 0
 
 
 def test_remote_runs_grow_by_files(saving, tmp_path, monkeypatch):
     monkeypatch.setattr("loopwise.debug.store.index.POLL", 0.0)
     place = f"memory://{tmp_path}"
     run = saving(place, full=1)  # each step is sent
-    trial = Trial(place)
+    saved = open_run(place)
     for step in range(4):
         add(run, step)
-        assert trial.wait_for(step)
-        assert trial.steps() == list(range(step + 1))
-        assert trial.value("loss", step).item() == step
+        assert saved.wait_for(step)
+        assert saved.steps() == list(range(step + 1))
+        assert saved.value("loss", step).item() == step
     assert len(fsspec.filesystem("memory").glob(f"{tmp_path}/debug/index.*")) == 4
     run.end()
-    assert (trial.series("loss")[1].tolist(), trial.torn, trial.check()) == ([0, 1, 2, 3], 0, [])
+    assert (saved.series("loss")[1].tolist(), saved.torn, saved.verify()) == ([0, 1, 2, 3], 0, [])
     fsspec.filesystem("memory").rm(str(tmp_path), recursive=True)
 
 
@@ -92,12 +92,12 @@ def test_remote_runs_are_listed_once_in_a_while(saving, tmp_path, monkeypatch):
     monkeypatch.setattr("loopwise.debug.store.index.POLL", 1e9)
     place = f"memory://{tmp_path}"
     run = saving(place)
-    trial = Trial(place)
+    saved = open_run(place)
     add(run, 0)
     run.end()
-    assert trial.steps() == []
-    trial.refresh()
-    assert trial.steps() == [0]
+    assert saved.steps() == []
+    saved.refresh()
+    assert saved.steps() == [0]
     fsspec.filesystem("memory").rm(str(tmp_path), recursive=True)
 
 
@@ -110,40 +110,40 @@ def test_an_index_cut_at_any_byte(saving, tmp_path):
     for cut in range(len(data) + 1):
         index(tmp_path).write_bytes(data[:cut])
         whole = [json.loads(line) for line in data[:cut].split(b"\n")[:-1]]
-        trial = Trial(tmp_path)
-        assert trial.steps() == [record["step"] for record in whole if "offset" in record]
-        assert (len(trial.events), trial.torn) == (sum("event" in record for record in whole), 0)
+        saved = open_run(tmp_path)
+        assert saved.steps() == [record["step"] for record in whole if "offset" in record]
+        assert (len(saved.events), saved.torn) == (sum("event" in record for record in whole), 0)
         with index(tmp_path).open("ab") as file:
             file.write(data[cut:])
-        assert (trial.steps(), len(trial.events), trial.torn) == ([0, 1, 2], 1, 0)
+        assert (saved.steps(), len(saved.events), saved.torn) == ([0, 1, 2], 1, 0)
 
 
 def test_a_tail_that_a_resumed_run_leaves_behind_is_counted(saving, tmp_path):
     add(saving(tmp_path), 0, 1)
-    trial = Trial(tmp_path)
+    saved = open_run(tmp_path)
     with index(tmp_path).open("ab") as file:
         file.write(b'{"step":2,"mode"')
-    assert (trial.steps(), trial.torn) == ([0, 1], 0)
+    assert (saved.steps(), saved.torn) == ([0, 1], 0)
     add(saving(tmp_path, resume=True), 2)
-    assert (trial.steps(), trial.torn) == ([0, 1, 2], 1)
-    assert (Trial(tmp_path).steps(), Trial(tmp_path).torn) == ([0, 1, 2], 1)
+    assert (saved.steps(), saved.torn) == ([0, 1, 2], 1)
+    assert (open_run(tmp_path).steps(), open_run(tmp_path).torn) == ([0, 1, 2], 1)
 
 
 def test_the_last_record_of_a_step_holds(saving, tmp_path):
     run = saving(tmp_path)
     add(run, 0, 1)
     run.step(2, {"weights": {"w": WEIGHT, "gone": WEIGHT}}, mode="eval", mode_step=0)
-    trial = Trial(tmp_path)
-    assert "gone" in trial.names()
+    saved = open_run(tmp_path)
+    assert "gone" in saved.names()
     again = saving(tmp_path, resume=True)
     again.step(1, {"weights": {"other": WEIGHT, "w": -WEIGHT}})
     again.step(2, {"weights": {"w": -WEIGHT}})
-    assert trial.names() == ["w", "loss", "other"]
-    assert (trial.steps(), trial.steps("train"), trial.steps("eval")) == ([0, 1, 2], [0, 1, 2], [])
-    assert trial.modes == ["train"]
-    assert torch.equal(trial.value("w", 1), -WEIGHT)
-    assert torch.equal(trial.value("w", 0), WEIGHT)
-    assert trial.check() == []
+    assert saved.names() == ["w", "loss", "other"]
+    assert (saved.steps(), saved.steps("train"), saved.steps("eval")) == ([0, 1, 2], [0, 1, 2], [])
+    assert saved.modes == ["train"]
+    assert torch.equal(saved.value("w", 1), -WEIGHT)
+    assert torch.equal(saved.value("w", 0), WEIGHT)
+    assert saved.verify() == []
 
 
 @pytest.mark.parametrize("line", FOREIGN, ids=range(len(FOREIGN)))
@@ -152,8 +152,8 @@ def test_a_line_that_is_no_record_is_counted(saving, tmp_path, line):
     add(run, 0)
     with index(tmp_path).open("ab") as file:
         file.write(line + b"\n")
-    trial = Trial(tmp_path)
-    assert (trial.steps(), trial.torn) == ([0], 1)
+    saved = open_run(tmp_path)
+    assert (saved.steps(), saved.torn) == ([0], 1)
 
 
 def test_steps_of_a_lost_layout_are_not_read_by_another_one(saving, tmp_path):
@@ -163,13 +163,13 @@ def test_steps_of_a_lost_layout_are_not_read_by_another_one(saving, tmp_path):
     file = index(tmp_path, number=1)
     layout, step = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"x" + layout[1:] + step)
-    trial = Trial(tmp_path)
-    assert (trial.steps(), trial.torn) == ([0], 2)
+    saved = open_run(tmp_path)
+    assert (saved.steps(), saved.torn) == ([0], 2)
     file.write_bytes(step)  # the first run's layout is shorter than this block says
     assert b'"length":128' in step
     file.write_bytes(step.replace(b'"length":128', b'"length":12'))
-    trial = Trial(tmp_path)
-    assert (trial.steps(), trial.torn) == ([0], 1)
+    saved = open_run(tmp_path)
+    assert (saved.steps(), saved.torn) == ([0], 1)
 
 
 def test_a_layout_may_stand_in_an_earlier_file(saving, tmp_path):
@@ -179,16 +179,16 @@ def test_a_layout_may_stand_in_an_earlier_file(saving, tmp_path):
     layout, *steps = index(tmp_path).read_bytes().splitlines(keepends=True)
     index(tmp_path).write_bytes(layout)
     index(tmp_path, number=3).write_bytes(b"".join(steps))
-    assert torch.equal(Trial(tmp_path).value("w", 1), WEIGHT + 1)
+    assert torch.equal(open_run(tmp_path).value("w", 1), WEIGHT + 1)
     index(tmp_path).unlink()
-    assert (Trial(tmp_path).steps(), Trial(tmp_path).torn) == ([], 2)
+    assert (open_run(tmp_path).steps(), open_run(tmp_path).torn) == ([], 2)
 
 
 def test_a_segment_cut_at_any_byte(saving, tmp_path):
     run = saving(tmp_path)
     add(run, 0, 1)
     run.end()
-    data, trial = segment(tmp_path).read_bytes(), Trial(tmp_path)
+    data, saved = segment(tmp_path).read_bytes(), open_run(tmp_path)
     for cut in range(len(data)):
         segment(tmp_path).write_bytes(data[:cut])
         have = [
@@ -196,15 +196,15 @@ def test_a_segment_cut_at_any_byte(saving, tmp_path):
         ]  # 24 bytes of the tensor, 40 nothing, 8 of the number
         for step, there in enumerate(have):
             if there:
-                assert torch.equal(trial.value("w", step), WEIGHT + step)
+                assert torch.equal(saved.value("w", step), WEIGHT + step)
             else:
                 with pytest.raises(StateError, match=f"step {step} of rank 0"):
-                    trial.value("w", step)
+                    saved.value("w", step)
         numbers = [step for step in (0, 1) if 128 * step + 72 <= cut]
-        assert trial.series("loss")[0].tolist() == numbers
-        assert trial.values("w")[0].tolist() == [step for step, there in enumerate(have) if there]
+        assert saved.series("loss")[0].tolist() == numbers
+        assert saved.values("w")[0].tolist() == [step for step, there in enumerate(have) if there]
         damaged = [step for step in (0, 1) if 128 * (step + 1) > cut]
-        assert [(fault.step, fault.rank) for fault in trial.check()] == [(step, 0) for step in damaged]
+        assert [(fault.step, fault.rank) for fault in saved.verify()] == [(step, 0) for step in damaged]
 
 
 def test_a_large_tensor_cut_short(saving, tmp_path):
@@ -214,7 +214,7 @@ def test_a_large_tensor_cut_short(saving, tmp_path):
     with segment(tmp_path).open("r+b") as file:
         file.truncate(2**18)
     with pytest.raises(StateError, match=r"step 7 of rank 0: .* ends 262144 bytes early"):
-        Trial(tmp_path).value("x", 7)
+        open_run(tmp_path).value("x", 7)
 
 
 def test_a_changed_byte_is_found_by_check(saving, tmp_path):
@@ -224,7 +224,7 @@ def test_a_changed_byte_is_found_by_check(saving, tmp_path):
     data = bytearray(segment(tmp_path).read_bytes())
     data[128 + 5] ^= 1
     segment(tmp_path).write_bytes(data)
-    (fault,) = Trial(tmp_path).check()
+    (fault,) = open_run(tmp_path).verify()
     assert isinstance(fault, Fault)
     assert (fault.step, fault.rank) == (1, 0)
     assert "CRC-32" in fault.what
@@ -233,21 +233,21 @@ def test_a_changed_byte_is_found_by_check(saving, tmp_path):
 def test_files_that_vanish(saving, tmp_path):
     run = saving(tmp_path, full=1)  # a segment a step
     add(run, 0, 1, 2)
-    trial = Trial(tmp_path)
+    saved = open_run(tmp_path)
     segment(tmp_path, number=1).unlink()
-    assert trial.series("loss")[0].tolist() == [0, 2]
-    assert [(fault.step, "no file" in fault.what) for fault in trial.check()] == [(1, True)]
+    assert saved.series("loss")[0].tolist() == [0, 2]
+    assert [(fault.step, "no file" in fault.what) for fault in saved.verify()] == [(1, True)]
     with pytest.raises(StateError, match="step 1 of rank 0: no file"):
-        trial.value("loss", 1)
+        saved.value("loss", 1)
     index(tmp_path).unlink()
-    assert trial.steps() == [0, 1, 2]
-    assert trial.value("loss", 2).item() == 2
+    assert saved.steps() == [0, 1, 2]
+    assert saved.value("loss", 2).item() == 2
     for file in (tmp_path / "debug").iterdir():
         file.unlink()
     (tmp_path / "debug").rmdir()
-    assert trial.steps() == [0, 1, 2]
-    assert len(trial.check()) == 3
-    assert Trial(tmp_path).steps() == []
+    assert saved.steps() == [0, 1, 2]
+    assert len(saved.verify()) == 3
+    assert open_run(tmp_path).steps() == []
 
 
 def test_remote_segments_that_vanish_and_storage_that_is_down(saving, tmp_path, monkeypatch):
@@ -255,18 +255,18 @@ def test_remote_segments_that_vanish_and_storage_that_is_down(saving, tmp_path, 
     run = saving(place, full=1)
     add(run, 0, 1, 2)
     run.end()
-    fs, trial = fsspec.filesystem("memory"), Trial(place)
+    fs, saved = fsspec.filesystem("memory"), open_run(place)
     fs.rm_file(f"{tmp_path}/debug/tensors.rank0.1.seg")
-    assert trial.series("loss")[0].tolist() == [0, 2]
+    assert saved.series("loss")[0].tolist() == [0, 2]
 
     def down(*arguments, **more):
         raise ConnectionError("down")
 
     monkeypatch.setattr(fs, "cat_file", down)
     with pytest.raises(ConnectionError):
-        trial.series("loss")
+        saved.series("loss")
     with pytest.raises(ConnectionError):
-        trial.value("loss", 0)
+        saved.value("loss", 0)
     monkeypatch.undo()
     fs.rm(str(tmp_path), recursive=True)
 
@@ -278,7 +278,7 @@ def test_a_table_at_no_place_is_a_lost_layout(saving, tmp_path, offset):
     text = index(tmp_path).read_text()
     assert '"offset":64}' in text
     index(tmp_path).write_text(text.replace('"offset":64}', f'"offset":{offset}}}'))
-    assert (Trial(tmp_path).steps(), Trial(tmp_path).torn) == ([], 3)
+    assert (open_run(tmp_path).steps(), open_run(tmp_path).torn) == ([], 3)
 
 
 @pytest.mark.parametrize(
@@ -300,9 +300,9 @@ def test_an_entry_that_cannot_be_is_not_read(saving, tmp_path, old, new):
     text = index(tmp_path).read_text()
     assert old in text
     index(tmp_path).write_text(text.replace(old, new))
-    assert torch.equal(Trial(tmp_path).value("x", 0), WEIGHT)
+    assert torch.equal(open_run(tmp_path).value("x", 0), WEIGHT)
     with pytest.raises(StateError):
-        Trial(tmp_path).value("y", 0)
+        open_run(tmp_path).value("y", 0)
 
 
 def test_no_damage_to_an_index_raises_anything_else(saving, tmp_path):
@@ -318,39 +318,39 @@ def test_no_damage_to_an_index_raises_anything_else(saving, tmp_path):
         for _ in range(random.choice([1, 1, 2, 5])):
             damaged[random.randrange(len(data))] = random.choice([random.randrange(256), *b'019.-"[]{},:'])
         index(tmp_path).write_bytes(damaged)
-        trial = Trial(tmp_path)
-        str(trial)
-        trial.check()
+        saved = open_run(tmp_path)
+        str(saved)
+        saved.verify()
         for name in ("x", "y", "v", "loss"):
-            for ask in (trial.value, trial.shape, trial.dtype, trial.statistics):
+            for ask in (saved.value, saved.shape, saved.dtype, saved.statistics):
                 with contextlib.suppress(InputError, StateError):
                     ask(name, 1)
             with contextlib.suppress(InputError, StateError):
-                trial.series(name, "max")
+                saved.series(name, "max")
 
 
 def test_waiting_for_a_step(saving, tmp_path):
     run = saving(tmp_path)
-    trial = Trial(tmp_path)
-    assert not trial.wait_for(0, timeout=0)
+    saved = open_run(tmp_path)
+    assert not saved.wait_for(0, timeout=0)
     add(run, 0, 4)
-    assert trial.wait_for(0)
-    assert trial.wait_for(3)  # a later one is there
-    assert not trial.wait_for(5, timeout=0)
-    assert not trial.wait_for(0, "eval", timeout=0)
+    assert saved.wait_for(0)
+    assert saved.wait_for(3)  # a later one is there
+    assert not saved.wait_for(5, timeout=0)
+    assert not saved.wait_for(0, "eval", timeout=0)
     run.step(5, mode="eval", mode_step=0)
-    assert trial.wait_for(0, "eval")
+    assert saved.wait_for(0, "eval")
     run.end()
-    assert not trial.wait_for(6)
-    assert trial.wait_for(5)
+    assert not saved.wait_for(6)
+    assert saved.wait_for(5)
     with pytest.raises(InputError, match="one of: train, eval, predict"):
-        trial.wait_for(5, "valid")
+        saved.wait_for(5, "valid")
 
 
 @pytest.mark.parametrize("wanted", [9, 10])
 def test_waiting_while_another_thread_writes(saving, tmp_path, wanted):
     run = saving(tmp_path)
-    trial = Trial(tmp_path)
+    saved = open_run(tmp_path)
 
     def write():
         add(run, *range(10))
@@ -358,23 +358,23 @@ def test_waiting_while_another_thread_writes(saving, tmp_path, wanted):
 
     thread = threading.Thread(target=write)
     thread.start()
-    found = trial.wait_for(wanted)
+    found = saved.wait_for(wanted)
     thread.join()
     assert found == (wanted == 9)
 
 
 def test_waiting_for_a_remote_run_sees_what_came_before_its_end(saving, tmp_path):
     run = saving(f"memory://{tmp_path}")
-    trial = Trial(f"memory://{tmp_path}")
-    assert not trial.wait_for(1, timeout=0)
+    saved = open_run(f"memory://{tmp_path}")
+    assert not saved.wait_for(1, timeout=0)
     add(run, 0, 1)
     run.end()
-    assert trial.wait_for(1)
+    assert saved.wait_for(1)
     fsspec.filesystem("memory").rm(str(tmp_path), recursive=True)
 
 
 def test_marks_and_infinite_times_are_read(saving, tmp_path):
     run = saving(tmp_path)
     run.step(0, marks={"skipped": ["optimizer"]}, time=math.inf)
-    assert Trial(tmp_path).record(0)["marks"] == {"skipped": ["optimizer"]}
-    assert Trial(tmp_path).record(0)["time"] == math.inf
+    assert open_run(tmp_path).record(0)["marks"] == {"skipped": ["optimizer"]}
+    assert open_run(tmp_path).record(0)["time"] == math.inf

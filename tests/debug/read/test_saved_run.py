@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from loopwise.debug.read.saved_run import Trial
+from loopwise.debug.read.saved_run import open_run
 from loopwise.errors import InputError
 from loopwise.run import Run
 
@@ -50,32 +50,32 @@ def small(saving, path, steps=3):
 
 def test_a_finished_run_is_read(saving, place):
     small(saving, place).end()
-    trial = Trial(place)
-    assert trial.steps() == trial.steps("train") == [0, 1, 2]
-    assert (trial.modes, trial.ranks, trial.ended) == (["train"], [0], True)
-    assert trial.collections() == ["weights", "losses"]
-    assert trial.names() == ["fc.weight", "loss"]
-    assert trial.names("w") == trial.names(collection="weights") == ["fc.weight"]
-    assert torch.equal(trial.value("fc.weight", 2), WEIGHT * 2)
-    loss = trial.value("loss", 1)
+    saved = open_run(place)
+    assert saved.steps() == saved.steps("train") == [0, 1, 2]
+    assert (saved.modes, saved.ranks, saved.ended) == (["train"], [0], True)
+    assert saved.collections() == ["weights", "losses"]
+    assert saved.names() == ["fc.weight", "loss"]
+    assert saved.names("w") == saved.names(collection="weights") == ["fc.weight"]
+    assert torch.equal(saved.value("fc.weight", 2), WEIGHT * 2)
+    loss = saved.value("loss", 1)
     assert (loss.item(), loss.dtype, loss.shape) == (0.5, torch.float64, ())
-    assert trial.shape("fc.weight", 1) == (2, 3)
-    assert trial.dtype("fc.weight", 1) == torch.float32
-    assert (trial.shape("loss", 1), trial.dtype("loss", 1)) == ((), torch.float64)
-    assert trial.info["state"] == "finished"
-    assert trial.check() == []
+    assert saved.shape("fc.weight", 1) == (2, 3)
+    assert saved.dtype("fc.weight", 1) == torch.float32
+    assert (saved.shape("loss", 1), saved.dtype("loss", 1)) == ((), torch.float64)
+    assert saved.info["state"] == "finished"
+    assert saved.verify() == []
 
 
 def test_series_and_values(saving, place):
     small(saving, place).end()
-    trial = Trial(place)
-    steps, losses = trial.series("loss")
+    saved = open_run(place)
+    steps, losses = saved.series("loss")
     assert (steps.dtype, losses.dtype) == (np.int64, np.float64)
     assert (steps.tolist(), losses.tolist()) == ([0, 1, 2], [0.0, 0.5, 1.0])
-    steps, weights = trial.values("fc.weight")
+    steps, weights = saved.values("fc.weight")
     assert steps.tolist() == [0, 1, 2]
     assert all(torch.equal(weight, WEIGHT * step) for step, weight in enumerate(weights))
-    assert [loss.item() for loss in trial.values("loss")[1]] == [0.0, 0.5, 1.0]
+    assert [loss.item() for loss in saved.values("loss")[1]] == [0.0, 0.5, 1.0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -95,11 +95,11 @@ def test_every_dtype_comes_back_to_the_bit(saving, place, dtype):
         },
     )
     run.end()
-    trial = Trial(place)
-    assert trial.value("x", 0).dtype == trial.dtype("x", 0) == dtype
-    assert torch.equal(trial.value("x", 0).reshape(-1).view(torch.uint8), raw.reshape(-1))
-    assert trial.value("none", 0).shape == (0, *tensor.shape[1:])
-    assert trial.value("one", 0).shape == ()
+    saved = open_run(place)
+    assert saved.value("x", 0).dtype == saved.dtype("x", 0) == dtype
+    assert torch.equal(saved.value("x", 0).reshape(-1).view(torch.uint8), raw.reshape(-1))
+    assert saved.value("none", 0).shape == (0, *tensor.shape[1:])
+    assert saved.value("one", 0).shape == ()
 
 
 @pytest.mark.parametrize("lead", [0, 1, 64])
@@ -112,8 +112,8 @@ def test_large_tensors_at_any_place_come_back(saving, tmp_path, lead):
         run.segments.write("a", [], [b"x" * lead], {"step": 0, "mode_step": 0, **record})
     run.step(1, {"c": {"x": large, "y": large * 2}})
     run.end()
-    assert torch.equal(Trial(tmp_path).value("x", 1), large)
-    assert torch.equal(Trial(tmp_path).value("y", 1), large * 2)
+    assert torch.equal(open_run(tmp_path).value("x", 1), large)
+    assert torch.equal(open_run(tmp_path).value("y", 1), large * 2)
 
 
 def test_large_tensors_of_local_runs_are_mapped_and_private(saving, tmp_path):
@@ -122,22 +122,22 @@ def test_large_tensors_of_local_runs_are_mapped_and_private(saving, tmp_path):
     run.step(0, {"c": {"x": large}})
     run.end()
     segment = tmp_path / "debug" / "tensors.rank0.0.seg"
-    value = Trial(tmp_path).value("x", 0)
+    value = open_run(tmp_path).value("x", 0)
     assert str(segment) in Path("/proc/self/maps").read_text()
     value.zero_()
-    assert torch.equal(Trial(tmp_path).value("x", 0), large)
+    assert torch.equal(open_run(tmp_path).value("x", 0), large)
     assert segment.read_bytes() == large.numpy().tobytes()
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
-    many = [Trial(tmp_path).value("x", 0) for _ in range(20)]
+    many = [open_run(tmp_path).value("x", 0) for _ in range(20)]
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
     assert len(many) == 20
 
 
 def test_writing_into_a_value_does_not_change_what_is_read_next(saving, tmp_path):
     small(saving, tmp_path).end()
-    trial = Trial(tmp_path)
-    trial.value("fc.weight", 1).zero_()
-    assert torch.equal(trial.value("fc.weight", 1), WEIGHT)
+    saved = open_run(tmp_path)
+    saved.value("fc.weight", 1).zero_()
+    assert torch.equal(saved.value("fc.weight", 1), WEIGHT)
 
 
 def table(values, columns=("min", "max"), **more):
@@ -151,25 +151,25 @@ def test_statistics_come_from_tables(saving, place):
     for step in range(3):
         run.step(step, table=table([[-1.0 - step, 1.0], [float("nan"), float("inf")]], of=of))
     run.end()
-    trial = Trial(place)
-    assert trial.names() == ["t0", "t1"]
-    assert trial.statistic("t0", "min", 2) == -3.0
-    assert trial.statistics("t1", 0)["max"] == float("inf")
-    assert (trial.shape("t0", 0), trial.dtype("t0", 0)) == ((4, 5), torch.bfloat16)
-    assert (trial.shape("t1", 0), trial.dtype("t1", 0)) == ((), torch.int64)
-    steps, values = trial.series("t0", "min")
+    saved = open_run(place)
+    assert saved.names() == ["t0", "t1"]
+    assert saved.statistic("t0", "min", 2) == -3.0
+    assert saved.statistics("t1", 0)["max"] == float("inf")
+    assert (saved.shape("t0", 0), saved.dtype("t0", 0)) == ((4, 5), torch.bfloat16)
+    assert (saved.shape("t1", 0), saved.dtype("t1", 0)) == ((), torch.int64)
+    steps, values = saved.series("t0", "min")
     assert (steps.tolist(), values.tolist()) == ([0, 1, 2], [-1.0, -2.0, -3.0])
-    assert np.isnan(trial.series("t1", "min")[1]).all()
+    assert np.isnan(saved.series("t1", "min")[1]).all()
     with pytest.raises(InputError, match="one of: min, max"):
-        trial.value("t0", 0)
+        saved.value("t0", 0)
     with pytest.raises(InputError, match="one of: min, max"):
-        trial.statistic("t0", "l2", 0)
+        saved.statistic("t0", "l2", 0)
     with pytest.raises(InputError, match="one of: min, max"):
-        trial.series("t0", "l2")
+        saved.series("t0", "l2")
     with pytest.raises(InputError, match="one of: min, max"):
-        trial.series("t0")
+        saved.series("t0")
     with pytest.raises(InputError, match="one of: min, max"):
-        trial.values("t0")
+        saved.values("t0")
 
 
 def test_tables_need_not_say_what_they_are_of(saving, tmp_path):
@@ -177,32 +177,32 @@ def test_tables_need_not_say_what_they_are_of(saving, tmp_path):
     run.step(0, table=table([[0.0, 1.0]]))
     run.end()
     with pytest.raises(InputError, match="dtype and shape of 't0'"):
-        Trial(tmp_path).shape("t0", 0)
+        open_run(tmp_path).shape("t0", 0)
 
 
 def test_statistics_are_computed_where_the_tensor_was_saved(saving, place):
     small(saving, place).end()
-    trial = Trial(place)
+    saved = open_run(place)
     truth = {"min": 0.0, "max": 10.0, "mean": 5.0, "sum": 30.0, "l1": 30.0, "l2": 220**0.5, "abs_max": 10.0}
     truth |= {"variance": 35 / 3, "std": (35 / 3) ** 0.5, "prod": 0.0, "quantile_50": 5.0}
     for name, value in truth.items():
-        assert trial.statistic("fc.weight", name, 2) == pytest.approx(value), name
-    assert trial.statistics("fc.weight", 2) == {}
-    assert trial.series("fc.weight", "max")[1].tolist() == [0.0, 5.0, 10.0]
-    assert trial.statistic("loss", "mean", 1) == 0.5
+        assert saved.statistic("fc.weight", name, 2) == pytest.approx(value), name
+    assert saved.statistics("fc.weight", 2) == {}
+    assert saved.series("fc.weight", "max")[1].tolist() == [0.0, 5.0, 10.0]
+    assert saved.statistic("loss", "mean", 1) == 0.5
     with pytest.raises(InputError, match="maximum"):
-        trial.statistic("fc.weight", "maximum", 2)
+        saved.statistic("fc.weight", "maximum", 2)
     with pytest.raises(InputError, match="one number: quantile_"):
-        trial.statistic("fc.weight", "quantiles", 2)
+        saved.statistic("fc.weight", "quantiles", 2)
 
 
 def test_series_of_a_tensor_needs_a_statistic(saving, tmp_path):
     run = saving(tmp_path)
     run.step(0, {"c": {"x": WEIGHT, "one": torch.tensor([3], dtype=torch.int8)}})
     run.end()
-    assert Trial(tmp_path).series("one")[1].tolist() == [3.0]
+    assert open_run(tmp_path).series("one")[1].tolist() == [3.0]
     with pytest.raises(InputError, match="a scalar, or a statistic"):
-        Trial(tmp_path).series("x")
+        open_run(tmp_path).series("x")
 
 
 def test_a_series_goes_from_tensors_over_to_tables(saving, tmp_path):
@@ -212,9 +212,9 @@ def test_a_series_goes_from_tensors_over_to_tables(saving, tmp_path):
     run.step(1, table=table([[-7.0, 7.0]]))
     run.step(2, {"weights": {"t0": WEIGHT * 2}})
     run.end()
-    trial = Trial(tmp_path)
-    assert trial.series("t0", "max")[1].tolist() == [5.0, 7.0, 10.0]
-    assert trial.values("t0")[0].tolist() == [0, 2]
+    saved = open_run(tmp_path)
+    assert saved.series("t0", "max")[1].tolist() == [5.0, 7.0, 10.0]
+    assert saved.values("t0")[0].tolist() == [0, 2]
 
 
 def test_modes_count_their_own_steps(saving, place):
@@ -223,17 +223,17 @@ def test_modes_count_their_own_steps(saving, place):
     run.step(1, scalars={"losses": {"loss": 2.0, "val_loss": 9.0}}, mode="eval", mode_step=0)
     run.step(2, scalars={"losses": {"loss": 3.0}}, mode_step=1)
     run.end()
-    trial = Trial(place)
-    assert trial.modes == ["train", "eval"]
-    assert (trial.steps("train"), trial.steps("eval"), trial.steps("predict")) == ([0, 1], [0], [])
-    assert trial.value("loss", 1, mode="train").item() == 3.0
-    assert trial.value("loss", 1).item() == trial.value("loss", 0, mode="eval").item() == 2.0
-    assert trial.names(mode="train") == ["loss"]
-    assert trial.names(step=0, mode="eval") == ["loss", "val_loss"]
-    assert [part.tolist() for part in trial.series("loss", mode="train")] == [[0, 1], [1.0, 3.0]]
-    assert trial.has("val_loss", 0, mode="eval")
-    assert not trial.has("val_loss", 0, mode="train")
-    assert trial.record(0, mode="eval") == {
+    saved = open_run(place)
+    assert saved.modes == ["train", "eval"]
+    assert (saved.steps("train"), saved.steps("eval"), saved.steps("predict")) == ([0, 1], [0], [])
+    assert saved.value("loss", 1, mode="train").item() == 3.0
+    assert saved.value("loss", 1).item() == saved.value("loss", 0, mode="eval").item() == 2.0
+    assert saved.names(mode="train") == ["loss"]
+    assert saved.names(step=0, mode="eval") == ["loss", "val_loss"]
+    assert [part.tolist() for part in saved.series("loss", mode="train")] == [[0, 1], [1.0, 3.0]]
+    assert saved.has("val_loss", 0, mode="eval")
+    assert not saved.has("val_loss", 0, mode="train")
+    assert saved.record(0, mode="eval") == {
         "step": 1,
         "mode": "eval",
         "mode_step": 0,
@@ -247,17 +247,17 @@ def test_names_stand_in_order_of_first_appearance(saving, tmp_path):
     run.step(5, {"outputs": {"z": WEIGHT, "a": WEIGHT}})
     run.step(6, {"outputs": {"b": WEIGHT, "z": WEIGHT}, "all": {"z": WEIGHT}})
     run.end()
-    assert Trial(tmp_path).names() == ["z", "a", "b"]
-    assert Trial(tmp_path).names(step=6) == ["b", "z"]
-    assert Trial(tmp_path).names(collection="all") == ["z"]
-    assert Trial(tmp_path).names(collection="none such") == []
+    assert open_run(tmp_path).names() == ["z", "a", "b"]
+    assert open_run(tmp_path).names(step=6) == ["b", "z"]
+    assert open_run(tmp_path).names(collection="all") == ["z"]
+    assert open_run(tmp_path).names(collection="none such") == []
 
 
 def test_unknown_things_say_what_there_is(saving, tmp_path):
     small(saving, tmp_path, steps=30).end()
-    trial = Trial(tmp_path)
+    saved = open_run(tmp_path)
     with pytest.raises(InputError) as error:
-        trial.value("fc.wieght", 2)
+        saved.value("fc.wieght", 2)
     assert str(error.value) == (
         "seen: 'fc.wieght'\n"
         "expected: one of: fc.weight\n"
@@ -265,22 +265,22 @@ def test_unknown_things_say_what_there_is(saving, tmp_path):
         "fix: names() lists all"
     )
     with pytest.raises(InputError, match="30 from 0 to 29, nearest 29"):
-        trial.value("loss", 100)
+        saved.value("loss", 100)
     with pytest.raises(InputError, match="30 from 0 to 29, nearest 0"):
-        trial.value("loss", -1, mode="train")
+        saved.value("loss", -1, mode="train")
     with pytest.raises(InputError, match="one of: train, eval, predict"):
-        trial.steps("valid")
+        saved.steps("valid")
     with pytest.raises(InputError, match="none yet"):
-        trial.value("loss", 0, mode="eval")
+        saved.value("loss", 0, mode="eval")
     with pytest.raises(InputError, match="rank=3"):
-        trial.value("loss", 0, rank=3)
+        saved.value("loss", 0, rank=3)
     with pytest.raises(InputError, match="regular expression"):
-        trial.names("(")
+        saved.names("(")
     with pytest.raises(InputError, match="one of 2 names"):
-        trial.series("accuracy")
+        saved.series("accuracy")
     for known, step in (("loss", 99), ("accuracy", 0)):
-        assert not trial.has(known, step)
-    assert not trial.has("loss", 0, mode="valid")
+        assert not saved.has(known, step)
+    assert not saved.has("loss", 0, mode="valid")
 
 
 def test_a_name_of_other_steps_says_which(saving, tmp_path):
@@ -289,7 +289,7 @@ def test_a_name_of_other_steps_says_which(saving, tmp_path):
         run.step(step, {"weights": {"w": WEIGHT}} if step % 2 else {}, {"losses": {"loss": 0.0}})
     run.end()
     with pytest.raises(InputError, match="a step that has it: 1, 3"):
-        Trial(tmp_path).value("w", 2)
+        open_run(tmp_path).value("w", 2)
 
 
 def test_near_names_among_very_many(saving, tmp_path):
@@ -297,28 +297,28 @@ def test_near_names_among_very_many(saving, tmp_path):
     run.step(0, scalars={"metrics": {f"layers.{n}.attention.weight": 0.0 for n in range(3000)}})
     run.end()
     with pytest.raises(InputError, match=r"layers\.77\.attention\.weight"):
-        Trial(tmp_path).value("layers.77.atention.weight", 0)
+        open_run(tmp_path).value("layers.77.atention.weight", 0)
 
 
 def test_no_run_is_an_error_and_no_tensors_are_not(tmp_path):
     with pytest.raises(InputError, match=r"no run\.json"):
-        Trial(tmp_path / "run")
+        open_run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
     run = Run(str(tmp_path / "run"))
-    trial = Trial(tmp_path / "run")
-    assert (trial.steps(), trial.names(), trial.modes, trial.ranks, trial.events) == ([], [], [], [], [])
-    assert (trial.ended, trial.torn, trial.check()) == (False, 0, [])
-    assert "steps: none" in str(trial)
+    saved = open_run(tmp_path / "run")
+    assert (saved.steps(), saved.names(), saved.modes, saved.ranks, saved.events) == ([], [], [], [], [])
+    assert (saved.ended, saved.torn, saved.verify()) == (False, 0, [])
+    assert "steps: none" in str(saved)
     run.close()
-    assert trial.ended
+    assert saved.ended
 
 
 def test_reading_leaves_the_run_as_it_is(saving, tmp_path):
     small(saving, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    trial = Trial(tmp_path)
-    trial.value("fc.weight", 1)
-    str(trial)
+    saved = open_run(tmp_path)
+    saved.value("fc.weight", 1)
+    str(saved)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -327,7 +327,7 @@ def test_print_says_what_there_is(saving, tmp_path):
     run.step(3, scalars={"metrics": {"accuracy": 1.0}}, mode="eval", mode_step=0)
     run.event("weights: 3 saves dropped", 2)
     run.end("failed")
-    lines = str(Trial(tmp_path)).splitlines()
+    lines = str(open_run(tmp_path)).splitlines()
     assert lines == [
         f"run {tmp_path}: failed; ranks: 0",
         "steps: train 0, 1, 2; eval 0",
@@ -336,4 +336,4 @@ def test_print_says_what_there_is(saving, tmp_path):
         "events: 1; lost records: 0",
         "  step 2, rank 0: weights: 3 saves dropped",
     ]
-    assert repr(Trial(tmp_path)) == f"Trial('{tmp_path}')"
+    assert repr(open_run(tmp_path)) == f"SavedRun('{tmp_path}')"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from loopwise.debug import Collection, Trial, Watch, every
+from loopwise.debug import Collection, Watch, every, open_run
 from loopwise.debug.rules.arrays import classes
 
 NAMES = "labels|predictions|tokens|tree_depths|feature_importance"
@@ -33,8 +33,8 @@ def run(path, saved, steps=6, mode="train", rules=ARRAYS, more=()):
                 watch.save(name, value)
             watch.step()
     assert not watch.counts["failed"]
-    trial = Trial(path)
-    assert watch.findings == trial.findings() == trial.judge(rules)
+    saved = open_run(path)
+    assert watch.findings == saved.findings() == saved.judge(rules)
     return watch.findings
 
 
@@ -50,7 +50,7 @@ def test_what_no_collection_wants_is_not_saved(tmp_path):
     with Watch(nn.Linear(1, 1), run=tmp_path / "run", save=every(1), collections=["losses"]) as watch:
         watch.save("labels", torch.zeros(3))
         watch.step(loss=1.0)
-    assert Trial(tmp_path / "run").names() == ["loss"]
+    assert open_run(tmp_path / "run").names() == ["loss"]
 
 
 @pytest.mark.parametrize(("shares", "said"), [([0.9, 0.08, 0.02], True), ([0.6, 0.3, 0.1], False)])

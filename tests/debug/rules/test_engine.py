@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from loopwise.debug import RULES, Collection, Finding, Trial, Watch, every
+from loopwise.debug import RULES, Collection, Finding, Watch, every, open_run
 from loopwise.debug.cli import command
 from loopwise.debug.rules.engine import FEW, chosen
 from loopwise.errors import InputError
@@ -49,9 +49,9 @@ def test_thresholds(tmp_path):
     tolerant = {"input_not_normalized": {"size": 1e6}, "gradient_not_zeroed": {}}
     watch = faulty(tmp_path / "run", rules=tolerant)
     assert names(watch.findings) == ["gradient_not_zeroed"]
-    trial = Trial(tmp_path / "run")
-    assert trial.judge(tolerant) == watch.findings == trial.findings()
-    assert names(trial.judge(["input_not_normalized"])) == ["input_not_normalized"]
+    saved = open_run(tmp_path / "run")
+    assert saved.judge(tolerant) == watch.findings == saved.findings()
+    assert names(saved.judge(["input_not_normalized"])) == ["input_not_normalized"]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_what_the_users_function_raises_is_the_users(tmp_path):
 
     with pytest.raises(StopIteration, match="gradient_not_zeroed"):
         faulty(tmp_path / "run", rules=["gradient_not_zeroed"], on_finding=stop)
-    assert Trial(tmp_path / "run").info["state"] == "failed"
+    assert open_run(tmp_path / "run").info["state"] == "failed"
 
 
 def test_a_rule_says_so_much(tmp_path):
@@ -168,7 +168,7 @@ def test_health_leaves_compiled_graphs_alone(tmp_path, backend):
             watch.step()
     assert len(graphs) == 1
     assert not [node for node in graphs[0].graph.nodes if "observe" in str(node.target)]
-    found = Trial(tmp_path / "run").names()
+    found = open_run(tmp_path / "run").names()
     assert "gradient/0.weight" in found
     assert "update/0.weight" in found
     assert not watch.counts["failed"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from loopwise.debug import Trial, Watch, every
+from loopwise.debug import Watch, every, open_run
 from loopwise.debug.rules import engine
 from loopwise.debug.signals.loss_graph import of_loss
 from loopwise.debug.store import checksum
@@ -99,7 +99,7 @@ def test_a_failure_in_here_costs_health_and_no_step(tmp_path, monkeypatch):
             optimizer.step()
             watch.step(loss=number)
     assert len(said) == 1
-    assert [Trial(tmp_path / "run").value("loss", step) for step in range(4)] == [0, 1, 2, 3]
+    assert [open_run(tmp_path / "run").value("loss", step) for step in range(4)] == [0, 1, 2, 3]
 
 
 def test_a_fault_is_found_while_gradients_accumulate(tmp_path):
@@ -148,7 +148,7 @@ def test_what_a_resumed_run_finds_again_is_told_once(tmp_path):
             ) as watch:
                 watch.step(loss=float("nan"))
             assert len(watch.findings) == 1
-    assert len(Trial(tmp_path / "run").findings()) == 1
+    assert len(open_run(tmp_path / "run").findings()) == 1
 
 
 LOG = torch.randn(6, 3, requires_grad=True)
@@ -205,8 +205,8 @@ def test_submodules_called_output_and_losses_with_a_slash(tmp_path):
 
     (finding,) = run(tmp_path / "run", net, optimizer, step, on_finding=lambda _: None, trap=False)
     assert (finding.rule, finding.tensors) == ("exploding_tensor", ("train/loss",))
-    trial = Trial(tmp_path / "run")
-    view = View(trial._index.blocks[0][0].layout)
+    saved = open_run(tmp_path / "run")
+    view = View(saved._index.blocks[0][0].layout)
     assert view.where("weight", ("mean",)).names == ("output.weight", "output.bias")
 
 

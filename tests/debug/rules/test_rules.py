@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.zoo import FAULTS, Job, injected, made
 from benchmarks.zoo.job import accumulated
-from loopwise.debug import RULES, Trial, rules
+from loopwise.debug import RULES, open_run, rules
 from loopwise.debug.rules import SEVERITIES
 
 ELSEWHERE = {
@@ -28,9 +28,9 @@ ON_THE_WAY = {"replicas_differ": "test_replicas.py", "same_batch_on_ranks": "tes
 def trained(tmp_path, kind, fault=None, **more):
     job = made(kind, 0, **more) if fault is None else injected(fault, 0)
     watch = job.run(str(tmp_path / "run"))
-    trial = Trial(tmp_path / "run")
-    found, recorded = ([each for each in f if each.rule in RULES] for f in (watch.findings, trial.findings()))
-    assert str(found) == str(recorded) == str(trial.judge())  # NaN is not NaN
+    saved = open_run(tmp_path / "run")
+    found, recorded = ([each for each in f if each.rule in RULES] for f in (watch.findings, saved.findings()))
+    assert str(found) == str(recorded) == str(saved.judge())  # NaN is not NaN
     return found
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.zoo import Job
 from benchmarks.zoo.job import accumulated
-from loopwise.debug import Collection, Trial, Watch, every
+from loopwise.debug import Collection, Watch, every, open_run
 from loopwise.debug.capture.health import Health
 from loopwise.debug.signals.batch_outputs import Outputs
 
@@ -132,7 +132,7 @@ def test_a_batch_of_one_tells_nothing(tmp_path):
             net(torch.randn(1, 4)).square().sum().backward()
             optimizer.step()
             watch.step()
-    assert not [name for name in Trial(tmp_path / "run").names() if name.startswith("samples/")]
+    assert not [name for name in open_run(tmp_path / "run").names() if name.startswith("samples/")]
     assert not net._forward_hooks
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopwise.debug import Trial, Watch, every
+from loopwise.debug import Watch, every, open_run
 from loopwise.debug.store.append_file import LARGE, PAGE, Growing
 from loopwise.debug.store.host_buffer import Snapshot
 
@@ -116,8 +116,8 @@ def test_steps_of_several_megabytes_are_read_back(tmp_path):
                 net.weight.add_(step)
             kept.append(net.weight.detach().clone())
             watch.step(loss=step)
-    trial = Trial(tmp_path / "run")
-    assert trial.check() == []
-    assert all(torch.equal(trial.value("weight", step), kept[step]) for step in range(5))
+    saved = open_run(tmp_path / "run")
+    assert saved.verify() == []
+    assert all(torch.equal(saved.value("weight", step), kept[step]) for step in range(5))
     (segment,) = (tmp_path / "run" / "debug").glob("*.seg")
     assert segment.stat().st_size < 5 * (net.weight.nbytes + 2 * PAGE + net.bias.nbytes)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loopwise.debug import Trial
+from loopwise.debug import open_run
 
 ROOT = Path(__file__).parents[3]
 
@@ -45,14 +45,14 @@ def killed(crash, breeder, tmp_path):
     return tmp_path / "run"
 
 
-def test_a_trial_reads_what_a_killed_writer_left(crash, killed):
+def test_a_saved_run_reads_what_a_killed_writer_left(crash, killed):
     found = crash.look(killed / "debug")
-    trial = Trial(killed)
-    assert trial.check() == []
-    assert trial.steps() == found.steps == list(range(len(found.steps)))
+    saved = open_run(killed)
+    assert saved.verify() == []
+    assert saved.steps() == found.steps == list(range(len(found.steps)))
     for step in found.steps:
-        assert np.array_equal(trial.value("weight", step), crash.weight(step))
-        assert np.array_equal(trial.value("extra", step), crash.extra(step))
+        assert np.array_equal(saved.value("weight", step), crash.weight(step))
+        assert np.array_equal(saved.value("extra", step), crash.extra(step))
 
 
 def test_damage_would_be_found(crash, killed):

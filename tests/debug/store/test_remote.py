@@ -18,7 +18,7 @@ import pytest
 import writing_kit
 from moto.server import ThreadedMotoServer
 
-from loopwise.debug import Trial
+from loopwise.debug import open_run
 from loopwise.debug.capture import writer
 from loopwise.debug.store import uploader
 from loopwise.debug.store.segments import Segments
@@ -179,13 +179,13 @@ class Training(writing_kit.Training):
 
 
 def has_all(url, steps):
-    trial = Trial(url)
-    assert trial.check() == []
-    return trial.steps() == list(steps) and trial.torn == 0 and is_right(trial)
+    saved = open_run(url)
+    assert saved.verify() == []
+    return saved.steps() == list(steps) and saved.torn == 0 and is_right(saved)
 
 
-def is_right(trial):
-    return all(bool((trial.value("weight", step) == step).all()) for step in trial.steps())
+def is_right(saved):
+    return all(bool((saved.value("weight", step) == step).all()) for step in saved.steps())
 
 
 def test_steps_are_read_back(url, small, spool):
@@ -204,7 +204,7 @@ def test_one_segment_of_several_steps(url, spool):
     training = Training(url)
     training.train(5)
     training.drain()
-    assert Trial(url).steps() == []
+    assert open_run(url).steps() == []
     training.watch.close()
     assert has_all(url, range(5))
     fs, path = fsspec.core.url_to_fs(url)
@@ -230,7 +230,7 @@ def test_a_step_is_sent_when_it_is_old_and_nothing_follows(url, monkeypatch):
     monkeypatch.setattr(writer, "Segments", segments_of(2**20, old=0.05))
     training = Training(url)
     training.train(1)
-    assert Trial(url).wait_for(0, timeout=60)
+    assert open_run(url).wait_for(0, timeout=60)
     training.watch.close()
     assert has_all(url, range(1))
 
@@ -316,11 +316,11 @@ def test_the_oldest_are_given_up_when_too_many_wait(s3, proxy, small, spool, mon
     texts = sorted(str(one.message) for one in said)
     assert len(texts) == 2
     assert "a step is given up: remote storage fails, and 3 segments wait" in texts[1]
-    trial = Trial(s3)
-    kept = trial.steps()
+    saved = open_run(s3)
+    kept = saved.steps()
     assert kept[-3:] == [9, 10, 11]
     assert training.watch.counts["failed"] == 12 - len(kept) > 0
-    assert is_right(trial)
+    assert is_right(saved)
     assert list(spool.iterdir()) == []
 
 

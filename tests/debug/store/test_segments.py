@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from writing_kit import room
 
-from loopwise.debug import Trial
+from loopwise.debug import open_run
 from loopwise.debug.store import segments
 from loopwise.debug.store.segments import Segments
 from loopwise.run import Run
@@ -246,7 +246,7 @@ def test_a_remote_segment_is_closed_when_it_is_old():
         target.rest()
         assert target.patience is None
         target.close()
-    assert len(Trial("memory://old/run").events) == 1
+    assert len(open_run("memory://old/run").events) == 1
 
 
 # -- disks that fail ----------------------------------------------------------------------------

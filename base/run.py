@@ -1,4 +1,4 @@
-"""The run folder: where the parts of one training run leave what they know.
+"""Folder of one training run, into which every part writes its records.
 
 Format, schema version 1.  A run is a folder, local or at any fsspec URL (``s3://...``):
 
@@ -22,8 +22,9 @@ import os
 import platform
 import re
 import socket
+import sys
 import time
-from dataclasses import dataclass, field
+import weakref
 from types import TracebackType
 from typing import Any, ClassVar
 
@@ -38,7 +39,7 @@ SCHEMA = 1
 
 
 def _plain(value: Any) -> Any:
-    """``value`` with non-finite floats as strings and tensors and NumPy scalars as numbers."""
+    """Return ``value`` with non-finite floats as strings, and tensors and NumPy scalars as numbers."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -51,18 +52,21 @@ def _plain(value: Any) -> Any:
 
 
 def encode(record: dict[str, Any]) -> bytes:
-    """One record as its line, newline included."""
+    """Return the line of a record, newline included."""
     return json.dumps(_plain(record), separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
 def decode(data: bytes) -> tuple[list[dict[str, Any]], int]:
-    """The committed records of a file's bytes, and the number of torn ones (0 or 1) dropped."""
+    """Return the committed records in a file's bytes, and the number of torn ones that were dropped (0 or 1)."""
     *lines, tail = data.split(b"\n")
     return [json.loads(line) for line in lines], int(bool(tail))
 
 
 def listed(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
-    """Paths of the files in a folder as it is now; none where it is missing, as on object storage empty ones are."""
+    """Return the paths of the files that a folder holds now.
+
+    A missing folder has no files: object storage has no empty folders.
+    """
     fs.invalidate_cache(folder)
     try:
         return list(fs.ls(folder, detail=False))
@@ -70,15 +74,23 @@ def listed(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
         return []
 
 
+def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    """Return whether a file system is that of this machine."""
+    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+
+
 class Lines:
-    """Appends JSON lines.  Local: one write a record, nothing buffered.  Remote: a file a flush."""
+    """File of JSON lines, open for appending.
+
+    On a local disk, each record is one unbuffered write.  On remote storage, each flush writes a new file.
+    """
 
     def __init__(self, run: Run, part: str, name: str) -> None:
         folder = f"{run.path}/{part}"
         run.fs.makedirs(folder, exist_ok=True)
         self._fs, self._stem = run.fs, f"{folder}/{name}.rank{rank()}"
-        taken = [int(m[1]) for f in listed(run.fs, folder) if (m := _numbered(f, name, rank()))]
-        self._number = max(taken, default=-1) + 1
+        numbers = [int(m[1]) for f in listed(run.fs, folder) if (m := _match(f, name, rank()))]
+        self._number = max(numbers, default=-1) + 1
         self._pending: list[bytes] = []
         self._file: int | None = None
         if run.local:
@@ -86,7 +98,7 @@ class Lines:
             self._file = os.open(f"{self._stem}.{self._number}.jsonl", flags, 0o644)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Commit ``record`` (local), or keep it for the next ``flush`` (remote)."""
+        """Commit ``record`` on a local disk, or queue it for the next ``flush`` to remote storage."""
         line = encode(record)
         if self._file is None:
             self._pending.append(line)
@@ -100,41 +112,48 @@ class Lines:
             raise
 
     def flush(self) -> None:
-        """Commit what is pending on remote storage; local records are committed already."""
+        """Commit the queued records to remote storage; local records are committed already."""
         if self._pending:
             self._fs.pipe_file(f"{self._stem}.{self._number}.jsonl", b"".join(self._pending))
             self._pending, self._number = [], self._number + 1
 
     def close(self) -> None:
+        """Commit the queued records and close the file."""
         self.flush()
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
 
-def _numbered(file: str, name: str, of_rank: int | None = None) -> re.Match[str] | None:
-    who = r"\d+" if of_rank is None else str(of_rank)
-    return re.fullmatch(rf"{re.escape(name)}\.rank{who}\.(\d+)\.jsonl", file.rsplit("/", 1)[-1])
+def _match(path: str, name: str, of_rank: int | None = None) -> re.Match[str] | None:
+    """Match the path of a file of the JSON lines ``name``; its group 1 is the file's number."""
+    number = r"\d+" if of_rank is None else str(of_rank)
+    return re.fullmatch(rf"{re.escape(name)}\.rank{number}\.(\d+)\.jsonl", path.rsplit("/", 1)[-1])
 
 
-@dataclass
 class Run:
-    """One run's folder.  Use it as a context manager to have its end and state written.
+    """Folder of one training run.
+
+    A ``with`` statement writes the end of the run and its state, ``finished`` or ``failed``, into ``run.json``.
 
     Args:
         path: folder or fsspec URL; made if missing.
-        resume: go on in a folder that already holds a run; otherwise that is an error.
+        resume: continue in a folder that already holds a run; otherwise such a folder is an error.
+
+    Attributes:
+        fs: file system of the folder.
+        path: path of the folder on that file system.
+        local: whether the folder is on a local disk.
+
+    Raises:
+        StateError: the folder already holds a run.
     """
 
-    path: str
-    resume: bool = False
-    _lines: dict[tuple[str, str], Lines] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self) -> None:
-        self._find()
+    def __init__(self, path: str | os.PathLike[str], resume: bool = False) -> None:
+        self._locate(path)
         if not is_main():
             return
-        if self.fs.exists(f"{self.path}/run.json") and not self.resume:
+        if self.exists() and not resume:
             raise StateError(
                 f"the folder {self.path!r} already holds a run",
                 "a new or empty folder, or resume=True",
@@ -142,34 +161,50 @@ class Run:
                 "name another folder, delete this one, or pass resume=True to go on in it",
             )
         self.fs.makedirs(self.path, exist_ok=True)
-        self._start = self.info()["start"] if self.resume and self.exists() else time.time()
+        self._start = self.info()["start"] if self.exists() else time.time()
         self._write("running", None)
 
     @classmethod
     def existing(cls, path: str | os.PathLike[str]) -> Run:
-        """A run that is there, to be read: nothing is written into it.
+        """Open a run for reading; nothing is written into it.
 
         Raises:
-            InputError: there is none, or it is of a newer schema.
+            InputError: the folder holds no run, or one of a newer schema.
         """
         run = cls.__new__(cls)
-        run.path, run.resume, run._lines = os.fspath(path), False, {}
-        run._find()
-        if (found := run.info()["schema"]) > SCHEMA:
+        run._locate(path)
+        if (schema := run.info()["schema"]) > SCHEMA:
             raise InputError(
-                f"{run.path!r} of schema {found}", f"at most {SCHEMA}", "by a newer Loopwise", "update it"
+                f"{run.path!r} of schema {schema}",
+                f"at most {SCHEMA}",
+                "a newer version of Loopwise wrote the run",
+                "pip install -U loopwise",
             )
         return run
 
-    def _find(self) -> None:
-        self.fs, self.path = fsspec.core.url_to_fs(str(self.path))
-        self.local = "file" in (self.fs.protocol, *self.fs.protocol)
+    def _locate(self, path: str | os.PathLike[str]) -> None:
+        self.fs, self.path = fsspec.core.url_to_fs(location(path))
+        self.local = is_local(self.fs)
+        self._lines: dict[tuple[str, str], Lines] = {}
+
+    def __repr__(self) -> str:
+        return f"Run({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """The folder's path if it is local, its URL otherwise: a valid argument of ``Run`` in either case."""
+        return self.path if self.local else str(self.fs.unstrip_protocol(self.path))
 
     def exists(self) -> bool:
+        """Return whether the folder holds a run."""
         return bool(self.fs.exists(f"{self.path}/run.json"))
 
     def info(self) -> dict[str, Any]:
-        """The contents of ``run.json``."""
+        """Return the contents of ``run.json``.
+
+        Raises:
+            InputError: the file is missing or damaged.
+        """
         try:
             info: dict[str, Any] = json.loads(self.fs.cat_file(f"{self.path}/run.json"))
             return info | {"schema": int(info["schema"])}
@@ -189,11 +224,12 @@ class Run:
         self._lines[part, name].append(record)
 
     def flush(self) -> None:
+        """Commit the queued records of all files to remote storage."""
         for lines in self._lines.values():
             lines.flush()
 
     def close(self, state: str = "finished") -> None:
-        """Close the files and write the end and ``state`` into ``run.json``."""
+        """Close the files and write the time of the end and ``state`` into ``run.json``."""
         for lines in self._lines.values():
             lines.close()
         self._lines.clear()
@@ -224,7 +260,9 @@ class Run:
 
 
 class RunHandle:
-    """One part's use of a run.
+    """A part's use of a run, from ``as_run`` to ``release``.
+
+    A part that never releases its handle does so when the handle is garbage-collected or the interpreter exits.
 
     Attributes:
         run: the run.
@@ -232,51 +270,79 @@ class RunHandle:
 
     def __init__(self, run: Run, part: str, shared: _Shared | None) -> None:
         self.run, self._part, self._shared = run, part, shared
+        if shared is not None:
+            shared.parts.append(part)
+            self._finalizer = weakref.finalize(self, shared.abandon, part, os.getpid())
 
     def release(self, state: str = "finished") -> None:
-        """End the part's use; the last part that opened the run by its path closes it.
+        """End the part's use of the run; a run that was opened by its path is closed by the last part.
 
         Args:
-            state: how the part ended, ``finished`` or ``failed``; the run has failed if a part of it has.
+            state: ``finished``, or ``failed`` if the part ended by an error; the run failed if any part did.
         """
-        shared, self._shared = self._shared, None
-        if shared is not None:
-            shared.release(self._part, state)
+        if self._shared is not None and self._finalizer.detach():
+            self._shared.release(self._part, state)
 
 
 class _Shared:
     """A run that was opened by its path, and the parts of this process that use it."""
 
-    by_path: ClassVar[dict[str, _Shared]] = {}
+    opened: ClassVar[list[_Shared]] = []
 
     def __init__(self, run: Run) -> None:
-        self.run, self.parts, self._state = run, set[str](), "finished"
+        self.run, self.parts, self._state = run, list[str](), "finished"
+        self.opened.append(self)
 
     def release(self, part: str, state: str) -> None:
-        self.parts.discard(part)
+        """Remove one use by ``part``, and close the run after the last one."""
+        self.parts.remove(part)
         self._state = state if state != "finished" else self._state
         if not self.parts:
-            self.by_path.pop(self.run.path, None)
+            self.opened.remove(self)
             self.run.close(self._state)
+
+    def abandon(self, part: str, process: int) -> None:
+        """Release a handle that was never released, unless this is a forked copy of the process."""
+        if os.getpid() == process:
+            uncaught = getattr(sys, "last_value", None)  # Python sets it before it runs the exit handlers
+            self.release(part, "finished" if uncaught is None else "failed")
+
+
+def location(run: str | os.PathLike[str] | Run) -> str:
+    """Return the path or URL of the run that a public ``run`` argument names.
+
+    Raises:
+        InputError: ``run`` is of another type.
+    """
+    if isinstance(run, Run):
+        return run.url
+    if not isinstance(run, (str, os.PathLike)):
+        raise InputError(
+            f"run= of type {type(run).__name__}",
+            "a folder, an fsspec URL such as s3://bucket/run, or a Run",
+            "arguments that changed places",
+            "pass run='runs/example'",
+        )
+    return os.fspath(run)
 
 
 def as_run(run: str | os.PathLike[str] | Run | None, part: str, resume: bool = False) -> RunHandle | None:
-    """Open the run that a public ``run=`` argument names.
+    """Open the run that a public ``run=`` argument names, for writing.
 
-    Parts of one process that are given the same path share one ``Run``, so that a loop can name its run folder
-    in each of them.  A ``Run`` that the caller made is used as it is and stays open.
+    Parts of one process that name the same folder share one ``Run``: the first part opens it, with its
+    ``resume``, and the others join.  A ``Run`` that the caller made is used as it is and stays open.
 
     Args:
         run: a folder or fsspec URL, a ``Run``, or ``None``.
-        part: name of the part that uses it.
-        resume: go on in a folder that already holds a run; only for a path.
+        part: name of the part that uses the run.
+        resume: continue in a folder that already holds a run; only valid for a path.
 
     Returns:
-        The part's handle, to be released at its end; ``None`` if ``run`` is ``None``.
+        The part's handle, to be released when the part ends; ``None`` if ``run`` is ``None``.
 
     Raises:
-        InputError: ``run`` is of another type, or ``resume`` was given for a ``Run``.
-        StateError: the folder already holds a run.
+        InputError: ``run`` is of another type, or ``resume`` was passed together with a ``Run``.
+        StateError: the folder already holds a run, or the part already writes into it.
     """
     if run is None:
         return None
@@ -284,36 +350,34 @@ def as_run(run: str | os.PathLike[str] | Run | None, part: str, resume: bool = F
         if resume:
             raise InputError(
                 "resume=True together with a Run",
-                "resume= where run= is a path",
-                "a Run is already open",
-                "make it by Run(path, resume=True), and leave resume out here",
+                "resume=True only if run= is a path",
+                "the Run is open already",
+                "pass resume=True to Run(...) instead",
             )
         return RunHandle(run, part, None)
-    if not isinstance(run, (str, os.PathLike)):
-        raise InputError(
-            f"run= of type {type(run).__name__}",
-            "a folder, an fsspec URL such as s3://bucket/run, a Run, or None",
-            "an argument in the place of another one",
-            "pass run='runs/example'",
+    fs, path = fsspec.core.url_to_fs(location(run))
+    shared = next((s for s in _Shared.opened if s.run.path == path and s.run.fs == fs), None)
+    if shared is None:
+        shared = _Shared(Run(location(run), resume))
+    elif part in shared.parts and not resume:
+        raise StateError(
+            f"the folder {path!r} already holds a run, which the part {part!r} of this process writes into",
+            "a folder that the part does not use yet, resume=True, or a Run",
+            "the same path was passed twice, or the earlier object was not closed",
+            "name another folder, close the earlier object, or pass one Run(...) to both",
         )
-    path = fsspec.core.url_to_fs(os.fspath(run))[1]
-    shared = _Shared.by_path.get(path)
-    if shared is None or part in shared.parts:
-        shared = _Shared(Run(os.fspath(run), resume=resume))
-        _Shared.by_path[shared.run.path] = shared
-    shared.parts.add(part)
     return RunHandle(shared.run, part, shared)
 
 
-def read(path: str, part: str, name: str) -> tuple[list[dict[str, Any]], int]:
-    """All committed records of ``name`` in ``part``, by rank and age, and the number of torn ones."""
-    fs, folder = fsspec.core.url_to_fs(f"{path}/{part}")
-    found = [file for file in listed(fs, folder) if _numbered(file, name)]
+def read(path: str | os.PathLike[str], part: str, name: str) -> tuple[list[dict[str, Any]], int]:
+    """Return all committed records of ``name`` in ``part``, by rank and age, and the number of torn ones."""
+    fs, folder = fsspec.core.url_to_fs(f"{os.fspath(path)}/{part}")
+    files = [file for file in listed(fs, folder) if _match(file, name)]
     records: list[dict[str, Any]] = []
     torn = 0
     for file in sorted(
-        found, key=lambda f: [int(n) for n in re.findall(r"\d+", f[len(folder) + len(name) :])]
+        files, key=lambda f: [int(n) for n in re.findall(r"\d+", f[len(folder) + len(name) :])]
     ):
-        some, lost = decode(fs.cat_file(file))
-        records, torn = records + some, torn + lost
+        committed, dropped = decode(fs.cat_file(file))
+        records, torn = records + committed, torn + dropped
     return records, torn

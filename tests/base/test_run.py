@@ -1,4 +1,4 @@
-"""The run folder: golden bytes, hostile bytes, resume, remote, and a writer killed at any moment."""
+"""Folder of a run: golden bytes, hostile bytes, resume, remote storage, and a writer killed at any moment."""
 
 import json
 import signal
@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from loopwise.errors import InputError, StateError
-from loopwise.run import Run, decode, encode, read
+from loopwise.run import Run, decode, encode, location, read
 
 WRITER = """
 import sys
@@ -42,10 +42,10 @@ def test_a_torn_tail_is_dropped_and_counted(cut):
 def test_a_killed_writer_leaves_everything_committed(tmp_path, moment):
     path = str(tmp_path / "run")
     with subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE, text=True) as writer:
-        said = [writer.stdout.readline() for _ in range(moment)]
+        announced = [writer.stdout.readline() for _ in range(moment)]
         writer.send_signal(signal.SIGKILL)
-        said += writer.stdout.readlines()
-    committed = sum(line.endswith("\n") for line in said) - 1
+        announced += writer.stdout.readlines()
+    committed = sum(line.endswith("\n") for line in announced) - 1
     records, _ = read(path, "sift", "log")
     assert len(records) - committed in (0, 1)  # the last may be committed but not yet announced
     assert [r["step"] for r in records] == list(range(len(records)))
@@ -74,7 +74,7 @@ def test_a_second_run_into_a_folder_is_refused(tmp_path):
     )
 
 
-def test_a_failing_run_says_so(tmp_path):
+def test_an_exception_marks_the_run_as_failed(tmp_path):
     with pytest.raises(KeyError), Run(str(tmp_path)) as run:
         raise KeyError
     assert run.info()["state"] == "failed"
@@ -88,10 +88,42 @@ def test_remote_folders(tmp_path):
     assert read("memory://bucket/run", "sift", "log") == ([{"step": 0}, {"step": 1}, {"step": 2}], 0)
 
 
-def test_no_run(tmp_path):
-    (tmp_path / "run.json").mkdir()
-    (tmp_path / "run.json").rmdir()
-    run = Run(str(tmp_path))
+def test_a_missing_run_json_is_named(tmp_path):
+    run = Run(tmp_path)
     (tmp_path / "run.json").unlink()
     with pytest.raises(InputError, match=r"no run\.json"):
         run.info()
+
+
+def test_a_newer_schema_is_refused(tmp_path):
+    Run(tmp_path).close()
+    (tmp_path / "run.json").write_text(json.dumps({"schema": 2}))
+    with pytest.raises(InputError) as error:
+        Run.existing(tmp_path)
+    assert str(error.value) == (
+        f"seen: '{tmp_path}' of schema 2\n"
+        "expected: at most 1\n"
+        "likely cause: a newer version of Loopwise wrote the run\n"
+        "fix: pip install -U loopwise"
+    )
+
+
+@pytest.mark.parametrize("place", ["memory:///bucket/named", None])
+def test_location_of_a_run_opens_it_again(tmp_path, place):
+    place = place or str(tmp_path)
+    with Run(place) as run:
+        run.append("sift", "log", {"step": 0})
+    assert location(run) == run.url == place
+    assert read(location(run), "sift", "log") == ([{"step": 0}], 0)
+    assert repr(run) == f"Run({place!r})"
+
+
+def test_location_refuses_other_types():
+    with pytest.raises(InputError) as error:
+        location(7)
+    assert str(error.value) == (
+        "seen: run= of type int\n"
+        "expected: a folder, an fsspec URL such as s3://bucket/run, or a Run\n"
+        "likely cause: arguments that changed places\n"
+        "fix: pass run='runs/example'"
+    )

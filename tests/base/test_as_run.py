@@ -1,0 +1,152 @@
+"""One ``run=`` argument for all parts: what it may be, how parts share a folder, and when the run is closed."""
+
+import gc
+import os
+import subprocess
+import sys
+
+import pytest
+
+from loopwise.errors import InputError, StateError
+from loopwise.run import Run, as_run
+
+
+def state(path):
+    return Run.existing(path).info()["state"]
+
+
+def test_none_is_no_run():
+    assert as_run(None, "sift") is None
+
+
+@pytest.mark.parametrize(
+    "kind", [str, lambda path: path, lambda path: os.path.relpath(path), lambda path: f"file://{path}"]
+)
+def test_a_path_opens_a_run_and_release_finishes_it(tmp_path, kind):
+    handle = as_run(kind(tmp_path / "run"), "sift")
+    assert handle.run.path == str(tmp_path / "run")
+    assert state(tmp_path / "run") == "running"
+    handle.release()
+    handle.release()
+    assert state(tmp_path / "run") == "finished"
+
+
+def test_a_run_of_the_caller_stays_open(tmp_path):
+    with Run(tmp_path) as run:
+        handle = as_run(run, "sift")
+        assert handle.run is run
+        handle.release("failed")
+        assert state(tmp_path) == "running"
+    assert state(tmp_path) == "finished"
+
+
+def test_two_parts_share_a_path_and_the_last_one_closes_the_run(tmp_path):
+    first, second = as_run(tmp_path, "debug"), as_run(f"{tmp_path}/", "sift")
+    assert first.run is second.run
+    first.release()
+    assert state(tmp_path) == "running"
+    second.release()
+    assert state(tmp_path) == "finished"
+
+
+@pytest.mark.parametrize("states", [("failed", "finished"), ("finished", "failed")])
+def test_a_run_failed_if_one_of_its_parts_did(tmp_path, states):
+    handles = [as_run(tmp_path, "debug"), as_run(tmp_path, "sift")]
+    for handle, ended in zip(handles, states, strict=True):
+        handle.release(ended)
+    assert state(tmp_path) == "failed"
+
+
+def test_local_and_remote_folders_of_one_path_are_two_runs(tmp_path):
+    local, remote = as_run(tmp_path, "debug"), as_run(f"memory:/{tmp_path}", "sift")
+    assert local.run is not remote.run
+    local.release()
+    remote.release()
+
+
+def test_a_folder_with_a_finished_run_needs_resume(tmp_path):
+    as_run(tmp_path, "sift").release()
+    with pytest.raises(
+        StateError, match="already holds a run\nexpected: a new or empty folder, or resume=True"
+    ):
+        as_run(tmp_path, "sift")
+    as_run(tmp_path, "sift", resume=True).release()
+    assert state(tmp_path) == "finished"
+
+
+@pytest.mark.parametrize("resume", [(True, False), (False, True), (True, True)])
+def test_the_second_part_joins_with_or_without_resume(tmp_path, resume):
+    if resume[0]:
+        Run(tmp_path).close()
+    handles = [as_run(tmp_path, part, resume=r) for part, r in zip(("debug", "sift"), resume, strict=True)]
+    assert handles[0].run is handles[1].run
+    for handle in handles:
+        handle.release()
+    assert state(tmp_path) == "finished"
+
+
+def test_the_same_part_twice_is_refused(tmp_path):
+    handle = as_run(tmp_path, "sift")
+    with pytest.raises(StateError) as error:
+        as_run(tmp_path, "sift")
+    assert str(error.value) == (
+        f"seen: the folder '{tmp_path}' already holds a run, which the part 'sift' of this process writes into\n"
+        "expected: a folder that the part does not use yet, resume=True, or a Run\n"
+        "likely cause: the same path was passed twice, or the earlier object was not closed\n"
+        "fix: name another folder, close the earlier object, or pass one Run(...) to both"
+    )
+    handle.release()
+    assert state(tmp_path) == "finished"
+
+
+def test_the_same_part_twice_shares_the_run_with_resume(tmp_path):
+    first, second = as_run(tmp_path, "sift"), as_run(tmp_path, "sift", resume=True)
+    assert first.run is second.run
+    first.release()
+    assert state(tmp_path) == "running"
+    second.release()
+    assert state(tmp_path) == "finished"
+
+
+def test_resume_and_a_run_exclude_each_other(tmp_path):
+    with Run(tmp_path) as run, pytest.raises(InputError) as error:
+        as_run(run, "sift", resume=True)
+    assert str(error.value) == (
+        "seen: resume=True together with a Run\n"
+        "expected: resume=True only if run= is a path\n"
+        "likely cause: the Run is open already\n"
+        "fix: pass resume=True to Run(...) instead"
+    )
+
+
+def test_other_types_are_refused():
+    with pytest.raises(InputError, match="run= of type Linear"):
+        as_run(type("Linear", (), {})(), "sift")
+
+
+def test_a_garbage_collected_handle_is_released(tmp_path):
+    as_run(tmp_path, "sift")
+    gc.collect()
+    assert state(tmp_path) == "finished"
+
+
+@pytest.mark.parametrize(("end", "expected"), [("", "finished"), ("raise KeyError", "failed")])
+def test_a_handle_is_released_at_the_exit_of_the_interpreter(tmp_path, end, expected):
+    code = f"from loopwise.run import as_run\nhandle = as_run({str(tmp_path)!r}, 'sift')\n{end}"
+    subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert state(tmp_path) == expected
+
+
+def test_a_forked_process_does_not_close_the_run(tmp_path):
+    code = f"""
+import os, sys
+from loopwise.run import Run, as_run
+handle = as_run({str(tmp_path)!r}, 'sift')
+if os.fork() == 0:
+    sys.exit()
+os.wait()
+print(Run.existing({str(tmp_path)!r}).info()["state"])
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.stdout == "running\n", done.stderr
+    assert state(tmp_path) == "finished"

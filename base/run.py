@@ -183,7 +183,7 @@ class Run:
         return run
 
     def _locate(self, path: str | os.PathLike[str]) -> None:
-        self.fs, self.path = fsspec.core.url_to_fs(location(path))
+        self.fs, self.path = _resolve(path)
         self.local = is_local(self.fs)
         self._lines: dict[tuple[str, str], Lines] = {}
 
@@ -326,6 +326,11 @@ def location(run: str | os.PathLike[str] | Run) -> str:
     return os.fspath(run)
 
 
+def _resolve(run: str | os.PathLike[str] | Run) -> tuple[fsspec.AbstractFileSystem, str]:
+    fs, path = fsspec.core.url_to_fs(location(run))
+    return fs, os.path.normpath(path) if is_local(fs) else path
+
+
 def as_run(run: str | os.PathLike[str] | Run | None, part: str, resume: bool = False) -> RunHandle | None:
     """Open the run that a public ``run=`` argument names, for writing.
 
@@ -355,7 +360,7 @@ def as_run(run: str | os.PathLike[str] | Run | None, part: str, resume: bool = F
                 "pass resume=True to Run(...) instead",
             )
         return RunHandle(run, part, None)
-    fs, path = fsspec.core.url_to_fs(location(run))
+    fs, path = _resolve(run)
     shared = next((s for s in _Shared.opened if s.run.path == path and s.run.fs == fs), None)
     if shared is None:
         shared = _Shared(Run(location(run), resume))

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from loopwise.errors import StateError
 
-from ..hooks.optimizers import Updates
+from ..hooks import optimizers as updates
 from ..model import names
 from ..model.vocabulary import Save, due, place
 from ..reporting import Reports
@@ -46,7 +46,7 @@ class Wanted:
     strict: bool
 
 
-class Capture:
+class Capture(updates.UpdateSubscriber):
     """One rank's side of it.
 
     Args:
@@ -84,10 +84,11 @@ class Capture:
         self._device = names.device(wanted.models)
         self._loan = Loan(writer, wanted.policy, counts, reports.say)
         self._taps = Taps(self._receive)
-        optimizers = wanted.optimizers.values() if active else ()
-        self._updates = Updates(optimizers, self._wants, self._before_update)
         self._cleanup = contextlib.ExitStack()
         if active:
+            for optimizer in wanted.optimizers.values():
+                updates.subscribe(optimizer, self)
+                self._cleanup.callback(updates.unsubscribe, optimizer, self)
             self._refresh()
             if self._taps:
                 from . import dynamo as compiled  # it imports Dynamo, which takes seconds
@@ -138,7 +139,6 @@ class Capture:
         """Take every hook off."""
         self.drop()
         self._taps.remove()
-        self._updates.remove()
         self._health.close()
         self._cleanup.close()
 
@@ -233,17 +233,13 @@ class Capture:
             if tap.owners and which == "output":
                 saving.put(kind, (name,), [tensor], [c for c in tap.owners if c in saving.collections])
 
-    def _wants(self) -> bool:
+    def before_update(self, optimizer: Optimizer) -> None:
+        """Take gradients, weights and optimizer state before the step's first update changes them."""
         saving = self._saving
-        return saving is not None and self._clock.mode == "train"
-
-    def _before_update(self, optimizer: Optimizer) -> None:
-        if id(optimizer) in self._updated:
+        if saving is None or self._clock.mode != "train" or id(optimizer) in self._updated:
             return
         self._updated.add(id(optimizer))
         with self._guarded():
-            saving = self._saving
-            assert saving is not None
             self._health.at_update(saving, optimizer)
             self._groups.hand_on(saving, optimizer, True, self._wanted.gather)
             saving.make_tables()  # before the update changes them

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.modules.loss import _Loss
 
-from ..hooks.guards import absent
+from ..hooks.forward import on_call, on_return
+from ..hooks.guards import is_extra_pass
 from ..model.tensors import tensors
 from .collection import Collection
 
@@ -106,9 +107,9 @@ class Tap:
     def attach(self, module: nn.Module, token: torch.Tensor) -> Tap:
         self._token = token
         if "input" in self.kinds:
-            self._handles.append(module.register_forward_pre_hook(self.before, with_kwargs=True))
+            self._handles.append(on_call(module, self.before))
         if self.output in self.kinds:
-            self._handles.append(module.register_forward_hook(self.after))
+            self._handles.append(on_return(module, self.after))
         _live[self.number] = self
         return self
 
@@ -141,7 +142,7 @@ class Tap:
             observe(tensor.detach(), self._token, self.number, which, name)
 
     def _take(self, which: str, value: Any) -> None:
-        if absent():
+        if is_extra_pass():
             return
         for name, tensor in tensors(f"{self.prefix}{which}", value):
             self.take(which, name, tensor)
@@ -178,7 +179,7 @@ def _is_called(module: nn.Module) -> bool:
 def _observe(value: torch.Tensor, token: torch.Tensor, tap: int, which: str, name: str) -> None:
     """A tap in a compiled graph.  It changes nothing; ``token`` keeps it from being left out."""
     found = _live.get(tap)
-    if found is not None and found.is_open and not absent():
+    if found is not None and found.is_open and not is_extra_pass():
         found.take(which, name, value)
 
 

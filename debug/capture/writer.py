@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from loopwise.run import Run
 
 from ..rules import Finding
-from ..rules.engine import Judge
+from ..rules.saved_steps import SavedStepRules
 from ..store.host_buffer import Ring, Snapshot
 from ..store.index import Layout
 from ..store.segments import LAYOUTS, Segments
@@ -52,7 +52,7 @@ class Writer:
         judge: looks at each step, on this thread; ``None``: nobody does.
     """
 
-    def __init__(self, run: Run, pinned: bool, policy: str, judge: Judge | None = None) -> None:
+    def __init__(self, run: Run, pinned: bool, policy: str, judge: SavedStepRules | None = None) -> None:
         self._run, self._judge = run, judge
         self._found: queue.SimpleQueue[Finding] = queue.SimpleQueue()
         self._layouts: dict[Any, Layout] = {}
@@ -127,14 +127,14 @@ class Writer:
             judged = functools.partial(self._judged, self._judge, saving, layout, chunks)
             self._guarded(judged, "rules could not look at a step", -1)()
 
-    def _judged(self, judge: Judge, saving: Saving, key: Any, chunks: Sequence[memoryview]) -> None:
+    def _judged(self, judge: SavedStepRules, saving: Saving, key: Any, chunks: Sequence[memoryview]) -> None:
         """What is found goes into the run and to the training thread."""
         if key not in self._layouts:
             if len(self._layouts) >= LAYOUTS:
                 self._layouts.clear()
             self._layouts[key] = Layout(saving.groups())
-        found = judge.look(
-            judge.step(SimpleNamespace(**saving.record), self._layouts[key], functools.partial(_read, chunks))
+        found = judge.apply(
+            SimpleNamespace(**saving.record), self._layouts[key], functools.partial(_read, chunks)
         )
         for finding in found:
             self._found.put(finding)

@@ -1,7 +1,7 @@
-"""Tells who listens when a model is called: by hooks, or from outside of the graph of one that is compiled in place.
+"""Subscriptions to the calls of a model, by hooks, or outside the graph of a model that is compiled in place.
 
-Hooks of a module that is compiled in place are compiled with it.  There they must do nothing, and they must neither come
-nor go, for either would compile it anew.
+Hooks of a module that is compiled in place are compiled with it.  In its graph they must do nothing, and they must
+neither come nor go, because either would compile the module again.
 """
 
 from __future__ import annotations
@@ -9,43 +9,47 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
+from loopwise.torch_internals import compiled_call, set_compiled_call
 
-class Listener(Protocol):
-    """Is told of calls; both methods must not raise."""
+
+class CallSubscriber:
+    """Base class of what is told of calls; no method may raise."""
 
     def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """The module is called."""
+        """The module is about to run its forward pass."""
 
     def returned(self, module: nn.Module, output: Any) -> None:
-        """The call gave its output; it is not told of calls that raised."""
+        """The forward pass returned its output; a call that raised is not told."""
 
 
 class _Calls:
-    """Those of one module.  Of a copied or unpickled module it tells nobody."""
+    """Hooks and subscribers of one module.  The hooks of a copied or unpickled module have no subscribers."""
 
     def __init__(self) -> None:
-        self.listeners: list[Listener] = []
+        self.subscribers: tuple[CallSubscriber, ...] = ()
         self._handles: list[Any] = []
-        self._original: Any = None
-        self._ours: Any = None
-        self._outside = False
+        self._compiled: Any = None
+        self._wrapper: Any = None
+        self._in_wrapper = False
 
     def __reduce__(self) -> Any:
         return _Calls, ()
 
-    def fit(self, module: nn.Module) -> None:
-        """Be there, also where the module was compiled in place since."""
-        compiled = module.__dict__.get("_compiled_call_impl")
-        if compiled is not None and compiled is not self._ours:
-            self._original, self._ours = compiled, self._around(module, compiled)
-            module._compiled_call_impl = self._ours
+    def refresh(self, module: nn.Module) -> None:
+        """Register the hooks, or wrap the compiled call of a module that was compiled in place since."""
+        compiled = compiled_call(module)
+        if compiled is not None and compiled is not self._wrapper:
+            self._compiled, self._wrapper = compiled, self._wrapped(module, compiled)
+            set_compiled_call(module, self._wrapper)
         elif compiled is None and not self._handles:
-            with contextlib.suppress(RuntimeError):  # a ScriptModule takes no hooks; it is not seen then
+            with contextlib.suppress(
+                RuntimeError
+            ):  # a ScriptModule takes no hooks, and its calls are not seen
                 before = module.register_forward_pre_hook(self.before, prepend=True, with_kwargs=True)
                 self._handles = [before, module.register_forward_hook(self.after)]
 
@@ -53,63 +57,59 @@ class _Calls:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if self._ours is not None and module.__dict__.get("_compiled_call_impl") is self._ours:
-            module._compiled_call_impl = self._original
+        if self._wrapper is not None and compiled_call(module) is self._wrapper:
+            set_compiled_call(module, self._compiled)
 
     def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Forward pre-hook; in a graph that is being compiled there is nothing of it."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self._in_wrapper:
             return
-        if not self._outside:
-            for listener in self.listeners:
-                listener.called(module, args, kwargs)
+        for subscriber in self.subscribers:
+            subscriber.called(module, args, kwargs)
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self._in_wrapper:
             return
-        if not self._outside:
-            for listener in self.listeners:
-                listener.returned(module, output)
+        for subscriber in self.subscribers:
+            subscriber.returned(module, output)
 
-    def _around(self, module: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
-        def told(*args: Any, **kwargs: Any) -> Any:
+    def _wrapped(self, module: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
+        def call_that_tells(*args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling():
                 return call(*args, **kwargs)
             self.before(module, args, kwargs)
-            self._outside = True  # what runs eagerly in there has hooks
+            self._in_wrapper = True  # hooks run in there after a graph break
             try:
                 output = call(*args, **kwargs)
             finally:
-                self._outside = False
+                self._in_wrapper = False
             self.after(module, args, output)
             return output
 
-        return told
+        return call_that_tells
 
 
 _modules: weakref.WeakKeyDictionary[nn.Module, _Calls] = weakref.WeakKeyDictionary()
 
 
-def listen(module: nn.Module, listener: Listener) -> None:
-    """Tell a listener of all calls of a module from now on."""
+def subscribe(module: nn.Module, subscriber: CallSubscriber) -> None:
+    """Tell a subscriber of all calls of a module from now on, after those that subscribed before it."""
     calls = _modules.setdefault(module, _Calls())
-    calls.listeners.append(listener)
-    calls.fit(module)
+    calls.subscribers = (*calls.subscribers, subscriber)
+    calls.refresh(module)
 
 
-def fit(module: nn.Module) -> None:
-    """A module that is listened to may have been compiled in place."""
+def refresh(module: nn.Module) -> None:
+    """Keep the subscriptions of a module that may have been compiled in place since."""
     if (calls := _modules.get(module)) is not None:
-        calls.fit(module)
+        calls.refresh(module)
 
 
-def leave(module: nn.Module, listener: Listener) -> None:
-    """Tell it no more; what nobody listens to is as it was."""
+def unsubscribe(module: nn.Module, subscriber: CallSubscriber) -> None:
+    """Tell a subscriber no more; the last one leaves the module as it was.  Unknown subscribers are ignored."""
     calls = _modules.get(module)
-    if calls is None or listener not in calls.listeners:
+    if calls is None:
         return
-    calls.listeners.remove(listener)
-    if not calls.listeners:
+    calls.subscribers = tuple([other for other in calls.subscribers if other is not subscriber])
+    if not calls.subscribers:
         calls.remove(module)
         del _modules[module]

@@ -1,4 +1,4 @@
-"""Tell whether a hook runs outside the training loop's own eager pass."""
+"""Conditions under which a hook has to ignore a forward pass."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ import torch
 
 from loopwise import preserve
 
+from ..torch_internals import in_backward
 
-def captures() -> bool:
-    """Whether a CUDA graph is being captured, in which nothing may be waited for."""
+
+def is_capturing() -> bool:
+    """Return whether a CUDA graph is being captured: nothing may wait for the device then."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
-def absent() -> bool:
-    """Whether this forward pass is none of the training loop's: one that measures, or a recomputation."""
-    return preserve.inside() or torch._C._current_graph_task_id() >= 0
+def is_extra_pass() -> bool:
+    """Return whether the forward pass is not the training loop's own.
+
+    Measurements inside ``preserve`` and recomputations by activation checkpointing are such passes.
+    """
+    return preserve.inside() or in_backward()
+
+
+def is_observable() -> bool:
+    """Return whether the forward pass is the training loop's own and no CUDA graph is being captured."""
+    return not is_extra_pass() and not is_capturing()

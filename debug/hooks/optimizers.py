@@ -1,60 +1,104 @@
-"""Hooks that run right before an optimizer updates."""
+"""Subscriptions to the updates of optimizers: one pair of hooks for each optimizer and all its subscribers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import weakref
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 
-class Updates:
-    """Hooks on optimizers.
+class UpdateSubscriber:
+    """Base class of what is told of updates; no method may raise.
 
-    Args:
-        optimizers: each once.
-        before: called with an optimizer right before it updates, where ``wanted()``.
+    A compiled update has the hooks in its graph: subscribers are not told of it.
     """
 
-    def __init__(
-        self,
-        optimizers: Iterable[Optimizer],
-        wanted: Callable[[], bool],
-        before: Callable[[Optimizer], None],
-    ) -> None:
-        self._wanted, self._before = wanted, before
-        self._handles = [o.register_step_pre_hook(self._hook) for o in optimizers]
+    def step_called(self, optimizer: Optimizer) -> None:
+        """``optimizer.step`` was called; a closure has not made gradients yet."""
+
+    def before_update(self, optimizer: Optimizer) -> None:
+        """The gradients are there and the parameters are about to change; told after each call of a closure."""
+
+    def after_update(self, optimizer: Optimizer) -> None:
+        """``optimizer.step`` is about to return."""
+
+
+class _Updates:
+    """Hooks and subscribers of one optimizer.  The hooks of an unpickled optimizer have no subscribers."""
+
+    def __init__(self) -> None:
+        self.subscribers: tuple[UpdateSubscriber, ...] = ()
+        self._handles: list[Any] = []
+
+    def __reduce__(self) -> Any:
+        return _Updates, ()
+
+    def register(self, optimizer: Optimizer) -> None:
+        self._handles = [
+            optimizer.register_step_pre_hook(self.before),
+            optimizer.register_step_post_hook(self.after),
+        ]
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles.clear()
 
-    def _hook(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        if not self._wanted():
+    def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        """Tell the subscribers, and return the step's arguments with a closure that tells them, if it has one."""
+        if torch.compiler.is_compiling():
             return None
-        return before_update(args, kwargs, lambda: self._before(optimizer) if self._wanted() else None)
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
+        for subscriber in self.subscribers:
+            subscriber.step_called(optimizer)
+            if closure is None:
+                subscriber.before_update(optimizer)
+        if closure is None:
+            return None
+
+        def closure_that_tells() -> Any:
+            loss = closure()
+            for subscriber in self.subscribers:
+                subscriber.before_update(optimizer)
+            return loss
+
+        if len(args) > 1:
+            return (args[0], closure_that_tells, *args[2:]), kwargs
+        return args, {**kwargs, "closure": closure_that_tells}
+
+    def after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        for subscriber in self.subscribers:
+            subscriber.after_update(optimizer)
 
 
-def before_update(args: Any, kwargs: Any, action: Callable[[], None]) -> Any:
-    """Act right before an optimizer updates, once its closure has made gradients, where it has one.
+_optimizers: weakref.WeakKeyDictionary[Optimizer, weakref.ref[_Updates]] = weakref.WeakKeyDictionary()
+"""The hooks on an optimizer are what keeps its ``_Updates`` alive: an optimizer can be freed with its subscribers."""
 
-    Args:
-        args, kwargs: what a step pre-hook was called with.
 
-    Returns:
-        What the pre-hook is to return.
-    """
-    closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
-    if closure is None:
-        action()
-        return None
+def _updates(optimizer: Optimizer) -> _Updates | None:
+    reference = _optimizers.get(optimizer)
+    return None if reference is None else reference()
 
-    def then() -> Any:
-        loss = closure()
-        action()
-        return loss
 
-    if len(args) > 1:
-        return (args[0], then, *args[2:]), kwargs
-    return args, {**kwargs, "closure": then}
+def subscribe(optimizer: Optimizer, subscriber: UpdateSubscriber) -> None:
+    """Tell a subscriber of the optimizer's updates from now on, after those that subscribed before it."""
+    updates = _updates(optimizer)
+    if updates is None:
+        updates = _Updates()
+        updates.register(optimizer)
+        _optimizers[optimizer] = weakref.ref(updates)
+    updates.subscribers = (*updates.subscribers, subscriber)
+
+
+def unsubscribe(optimizer: Optimizer, subscriber: UpdateSubscriber) -> None:
+    """Tell a subscriber no more; the last one takes the hooks off.  Unknown subscribers are ignored."""
+    updates = _updates(optimizer)
+    if updates is None:
+        return
+    updates.subscribers = tuple([other for other in updates.subscribers if other is not subscriber])
+    if not updates.subscribers:
+        updates.remove()
+        del _optimizers[optimizer]

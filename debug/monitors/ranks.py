@@ -24,7 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 from loopwise.ranks import rank, world_size
 from loopwise.wrappers import is_sharded
 
-from ..hooks.guards import absent, captures
+from ..hooks import calls
+from ..hooks.guards import is_observable
 from ..model import names
 from ..model.tensors import tensors
 from ..model.vocabulary import Save, due
@@ -69,8 +70,8 @@ class Prints(NamedTuple):
         return cls(step, np.frombuffer(data, "<f8", offset=_HEAD.size).reshape(count, 2))
 
 
-class Replicas:
-    """Compares the weights of all ranks at steps that are saved; a companion of a ``Watch``.
+class Replicas(calls.CallSubscriber):
+    """Compares the weights of all ranks at steps that are saved; a monitor of a ``Watch``.
 
     Models that are not in `DistributedDataParallel` count as replicas where they begin with the same weights.
 
@@ -92,18 +93,20 @@ class Replicas:
         self._failed: Exception | None = None
         self._told: set[str] = set()
         self._live = dist.is_available() and dist.is_initialized() and world_size() > 1 and bool(whole)
-        self._handles: list[Any] = []
+        self._called: list[nn.Module] = []
         if self._live:
             number = f"{'wrapped' if self._wrapped else 'plain'}/{next(_watches[self._wrapped])}"
             self._store: Any = PrefixStore(f"loopwise/debug/replicas/{number}", _get_default_store())
             if self._wrapped:
-                first = next(iter(whole.values()))
-                self._handles = [first.register_forward_pre_hook(self._take, with_kwargs=True)]
+                self._called = list(whole.values())[:1]
+                calls.subscribe(self._called[0], self)
 
     def begin(self, step: int, mode: str) -> None:
         if self._live and not self._number:
             self._publish(-1)  # before the first update
         self._open = self._live and mode == "train" and due(self._save, mode, self._steps[mode])
+        for model in self._called:
+            calls.refresh(model)
 
     def end(self, step: int, mode: str, scalars: Scalars) -> None:
         if self._failed is not None:
@@ -119,20 +122,20 @@ class Replicas:
         return found
 
     def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        for model in self._called:
+            calls.unsubscribe(model, self)
+        self._called.clear()
         self._compare()
         self._live = False
 
     # -- what this rank says ---------------------------------------------------------------------
 
-    def _take(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Forward pre-hook."""
-        if torch.compiler.is_compiling() or not self._open or self._input is not None:
+    def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Keep the sums of the first input of a step that is compared."""
+        if not self._open or self._input is not None:
             return
         try:
-            if not absent() and not captures():
+            if is_observable():
                 self._input = _sums_of_input(args, kwargs)
         except Exception as error:  # for whoever ends the step
             self._failed, self._open = error, False

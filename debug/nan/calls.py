@@ -18,7 +18,8 @@ from loopwise import batch, random_state
 from loopwise.wrappers import unwrap
 
 from ..hooks import calls as hook_calls
-from ..hooks.guards import absent, captures
+from ..hooks.guards import is_extra_pass, is_observable
+from ..hooks.tensors import on_gradient
 from .origin import user_line
 
 LARGE = 256 * 2**20
@@ -74,7 +75,7 @@ class Call:
         return self._versions != self._now()
 
 
-class Calls:
+class Calls(hook_calls.CallSubscriber):
     """Listens to models and remembers their calls while ``open``.
 
     Args:
@@ -93,7 +94,7 @@ class Calls:
         self._inputs = self._gradients = 0
         self._models = {id(unwrap(model)): (key, unwrap(model)) for key, model in models.items()}
         for _, model in self._models.values():
-            hook_calls.listen(model, self)
+            hook_calls.subscribe(model, self)
 
     def begin(self, step: int) -> None:
         """A step begins; one of the same number starts anew."""
@@ -108,7 +109,7 @@ class Calls:
         self._steps.append([])
         self._numbers.append(step)
         for _, model in self._models.values():
-            hook_calls.fit(model)
+            hook_calls.refresh(model)
 
     def of(self, step: int) -> list[Call]:
         """The calls of a step, in order."""
@@ -126,13 +127,13 @@ class Calls:
 
     def close(self) -> None:
         for _, model in self._models.values():
-            hook_calls.leave(model, self)
+            hook_calls.unsubscribe(model, self)
         self._steps.clear()
         self._numbers.clear()
 
     def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A model is called."""
-        if not self.open or not torch.is_grad_enabled() or absent() or captures():
+        if not self.open or not torch.is_grad_enabled() or not is_observable():
             return
         self._running.append((module, None))
         with self._guard():
@@ -158,7 +159,7 @@ class Calls:
 
     def returned(self, module: nn.Module, output: Any) -> None:
         """It gave its output."""
-        if not self._running or self._running[-1][0] is not module or absent():
+        if not self._running or self._running[-1][0] is not module or is_extra_pass():
             return
         _, call = self._running.pop()
         if call is None:
@@ -166,7 +167,7 @@ class Calls:
         with self._guard():
             for place, leaf in enumerate(batch.leaves(output)):
                 if isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None:  # a parameter's would stay
-                    leaf.register_hook(functools.partial(self._keep, call, place))  # type: ignore[no-untyped-call]
+                    on_gradient(leaf, functools.partial(self._keep, call, place))
 
 
 def _without_graph(tensor: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from loopwise import batch
 from loopwise.preserve import preserve
 
+from ..hooks.forward import on_call, on_return
+from ..hooks.tensors import on_node
 from ..model.names import root
 from .calls import Call
 from .origin import Origin, counted, here, user_line_of
@@ -131,8 +133,8 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for name, module in model.named_modules():
             who = (name, type(module).__name__)
             enter = functools.partial(self._enter, who)
-            self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-            self._handles.append(module.register_forward_hook(functools.partial(self._leave, who)))
+            self._handles.append(on_call(module, enter))
+            self._handles.append(on_return(module, functools.partial(self._leave, who)))
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
@@ -208,7 +210,7 @@ def _backward(
             found.append(Origin("backward", path, kind, name, line, *counted(bad[0], size)))
 
     handles = [
-        node.register_hook(functools.partial(look, node)) for node in _nodes([leaves[p] for p in outer], {})
+        on_node(node, functools.partial(look, node)) for node in _nodes([leaves[p] for p in outer], {})
     ]
     try:
         torch.autograd.grad([leaves[p] for p in outer], wanted, [given[p] for p in outer], allow_unused=True)

@@ -25,8 +25,8 @@ from torch.optim import Optimizer
 from loopwise.run import Run
 from loopwise.wrappers import is_sharded
 
-from ..hooks.guards import captures
-from ..hooks.optimizers import before_update
+from ..hooks import optimizers as updates
+from ..hooks.guards import is_capturing
 from ..model import names
 from ..model.shards import local
 from ..monitors.monitor import Scalars
@@ -61,7 +61,7 @@ class _Waiting:
     parameters: Sequence[nn.Parameter]
 
 
-class Trap:
+class Trap(updates.UpdateSubscriber):
     """Goes along with a ``Watch``.
 
     Args:
@@ -87,7 +87,8 @@ class Trap:
         self._talks = any(_talks(model) for model in models.values())
         self._deferred = _reads_later(names.device(models), () if self._talks else self._parameters())
         self._calls = Calls(models, KEEP, self._tried)
-        self._handles = [o.register_step_pre_hook(self._hook) for o in optimizers.values()]
+        for optimizer in optimizers.values():
+            updates.subscribe(optimizer, self)
         self._products = products(models.values())
         self._waiting: list[_Waiting] = []
         self._before: list[torch.Tensor] = []
@@ -126,8 +127,8 @@ class Trap:
         with self._tried():
             self._settle()
         self._tell({})
-        for handle in self._handles:
-            handle.remove()
+        for optimizer in self._optimizers.values():
+            updates.unsubscribe(optimizer, self)
         self._calls.close()
         self._before.clear()
 
@@ -142,12 +143,10 @@ class Trap:
         except Exception as error:
             self._error = error
 
-    def _hook(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not self._calls.open or self._error is not None or captures():
-            return None
-        return before_update(args, kwargs, lambda: self._look_at_gradients(optimizer))
-
-    def _look_at_gradients(self, optimizer: Optimizer) -> None:
+    def before_update(self, optimizer: Optimizer) -> None:
+        """Ask whether the gradients are finite, and keep the weights."""
+        if not self._calls.open or self._error is not None or is_capturing():
+            return
         with self._tried():
             self._settle(self._step)
             if self._scaler is not None and self._scaler.is_enabled():

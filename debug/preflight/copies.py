@@ -18,6 +18,7 @@ from loopwise import random_state
 from loopwise.errors import InputError
 from loopwise.loss import pair, takes_model
 
+from ..hooks.forward import on_call, on_return
 from ..model import names
 
 SEED = 0
@@ -183,7 +184,7 @@ def recorded(model: nn.Module) -> Iterator[Taken]:
         if taken.output is None:
             taken.output = output
 
-    hooks = model.register_forward_pre_hook(before, with_kwargs=True), model.register_forward_hook(after)
+    hooks = on_call(model, before), on_return(model, after)
     try:
         yield taken
     finally:

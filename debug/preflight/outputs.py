@@ -11,6 +11,7 @@ from torch import nn
 from loopwise import batch as batches
 from loopwise.errors import InputError
 
+from ..hooks.forward import on_return
 from ..model import names
 from ..rules.history import some
 from .copies import SEED, Taken
@@ -79,7 +80,7 @@ class Evaluated:
         for seed in (SEED, SEED + 1):
             found: list[tuple[str, float]] = []
             hooks = [
-                module.register_forward_hook(_noting(names.plain(path) or "the model", found))
+                on_return(module, _noting(names.plain(path) or "the model", found))
                 for path, module in self.model.named_modules()
             ]
             try:

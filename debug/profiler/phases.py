@@ -28,14 +28,11 @@ from typing import Any
 from loopwise import preserve
 from loopwise.errors import InputError
 
-from ..hooks.guards import absent
+from ..hooks.guards import is_extra_pass
+from ..rules.profile.series import FIXED, KINDS
 from .cuda_events import GPU, Events, Spans
 
-KINDS = ("data", "to_device", "forward", "backward", "optimizer")
 DATA, TO_DEVICE, FORWARD, BACKWARD, OPTIMIZER = range(len(KINDS))
-FIXED = ("step", "count", "time", "seconds", "longest", "workers", *KINDS, "loopwise", "other")
-"""Of a row: its last step, how many it has, when it ended (seconds since the epoch), seconds of all its steps
-and of the longest one, worker processes of the loader, and seconds of each phase."""
 _TAKEN = frozenset({*FIXED, *GPU, "mode"} - {*KINDS})
 """What no phase of the user's can be called."""
 ROW = 0.05
@@ -223,7 +220,7 @@ class Phases:
             self._workers = workers
 
     def forward_begins(self) -> None:
-        if self._inside or get_ident() != self._thread or absent():
+        if self._inside or get_ident() != self._thread or is_extra_pass():
             return
         self._depth += 1
         if self._depth > 1:  # a model in a model

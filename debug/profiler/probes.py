@@ -10,10 +10,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..hooks import calls
+from ..hooks import optimizers as updates
 from .phases import Phases
 
 
-class Probes:
+class Probes(calls.CallSubscriber, updates.UpdateSubscriber):
     """All of them.
 
     Args:
@@ -26,20 +27,15 @@ class Probes:
         self._phases = phases
         self._models = list({id(model): model for model in models}.values())
         for model in self._models:
-            calls.listen(model, self)
-        self._updates = [
-            handle
-            for optimizer in {id(each): each for each in optimizers}.values()
-            for handle in (
-                optimizer.register_step_pre_hook(self._before_update),
-                optimizer.register_step_post_hook(self._after_update),
-            )
-        ]
+            calls.subscribe(model, self)
+        self._optimizers = list({id(optimizer): optimizer for optimizer in optimizers}.values())
+        for optimizer in self._optimizers:
+            updates.subscribe(optimizer, self)
 
     def fit(self) -> None:
         """A model may have been compiled in place since."""
         for model in self._models:
-            calls.fit(model)
+            calls.refresh(model)
 
     def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A forward pass begins."""
@@ -49,20 +45,17 @@ class Probes:
         """It ends."""
         self._phases.forward_ends(torch.is_grad_enabled())
 
-    def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling():  # a compiled step has the hooks in its graph; there they do nothing
-            return
+    def step_called(self, optimizer: Optimizer) -> None:
+        """An update begins, with the calls of its closure, if it has one."""
         self._phases.optimizer_begins()
 
-    def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
+    def after_update(self, optimizer: Optimizer) -> None:
+        """It ends."""
         self._phases.optimizer_ends()
 
     def remove(self) -> None:
         """Everything is as it was."""
         for model in self._models:
-            calls.leave(model, self)
-        for handle in self._updates:
-            handle.remove()
-        self._updates.clear()
+            calls.unsubscribe(model, self)
+        for optimizer in self._optimizers:
+            updates.unsubscribe(optimizer, self)

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from ..hooks import calls
-from ..hooks.guards import absent, captures
+from ..hooks.guards import is_observable
+from ..hooks.tensors import on_gradient
 from ..model import names
 from ..model.tensors import tensors
 
@@ -48,7 +49,7 @@ class Outputs:
         for key, model in models.items():
             ear = _Ear(weakref.ref(self), key or "model")
             inner = names.root(model)
-            calls.listen(inner, ear)
+            calls.subscribe(inner, ear)
             self._heard.append((inner, ear))
 
     def begin(self) -> None:
@@ -56,7 +57,7 @@ class Outputs:
         self.rest()
         self.open = True
         for module, _ in self._heard:
-            calls.fit(module)
+            calls.refresh(module)
 
     def rest(self) -> None:
         """Look no more, and forget what was seen, until a step that is saved begins."""
@@ -80,7 +81,7 @@ class Outputs:
     def close(self) -> None:
         self.rest()
         for module, ear in self._heard:
-            calls.leave(module, ear)
+            calls.unsubscribe(module, ear)
         self._heard.clear()
 
     def called(self, key: str, args: Any, kwargs: Any) -> None:
@@ -117,10 +118,10 @@ class Outputs:
                     best = torch.stack(scales).nan_to_num(-1.0).amax().double()
                     found["scale"] = torch.where(best > 0, best, torch.nan)
 
-        logits.register_hook(come)  # type: ignore[no-untyped-call]
+        on_gradient(logits, come)
 
 
-class _Ear:
+class _Ear(calls.CallSubscriber):
     """Listens to one model for as long as there is someone to tell."""
 
     def __init__(self, outputs: Callable[[], Outputs | None], key: str) -> None:
@@ -136,7 +137,7 @@ class _Ear:
 
     def _awake(self) -> Outputs | None:
         outputs = self._outputs()
-        return outputs if outputs is not None and outputs.open and not absent() and not captures() else None
+        return outputs if outputs is not None and outputs.open and is_observable() else None
 
 
 def scale(logits: torch.Tensor, gradient: torch.Tensor, dim: int) -> torch.Tensor:

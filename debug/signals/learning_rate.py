@@ -11,13 +11,15 @@ from typing import Any, TypeGuard
 import torch
 from torch.optim import Optimizer
 
+from ..hooks import optimizers as updates
+
 LOW, HIGH = 1e-3, 0.9
 """Shares of the highest rate: below it has run down, above it has risen again."""
 INTERVALS = 16
 """Updates of which it is remembered how often the rate changed before them."""
 
 
-class Rates:
+class Rates(updates.UpdateSubscriber):
     """Follows the learning rates of optimizers at every step.
 
     Args:
@@ -34,7 +36,9 @@ class Rates:
     ) -> None:
         self._guard, self._updating = guard, updating
         self._rates = {id(optimizer): _Rate(key, optimizer) for key, optimizer in optimizers.items()}
-        self._handles = [o.register_step_pre_hook(self._hook) for o in optimizers.values()]
+        self._optimizers = list(optimizers.values())
+        for optimizer in self._optimizers:
+            updates.subscribe(optimizer, self)
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """By the key of each optimizer with a schedule, what a rule wants to know of it: see `_Rate.facts`."""
@@ -47,13 +51,11 @@ class Rates:
             rate.look()
 
     def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        for optimizer in self._optimizers:
+            updates.unsubscribe(optimizer, self)
+        self._optimizers.clear()
 
-    def _hook(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
+    def step_called(self, optimizer: Optimizer) -> None:
         with self._guard():
             self._rates[id(optimizer)].update()
             self._updating(optimizer)

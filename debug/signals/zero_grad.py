@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..hooks.guards import captures
+from ..hooks.guards import is_capturing
+from ..hooks.tensors import on_accumulated, on_gradient
 
 PASSES = 16
 """Backward passes after an update that are looked at: each waits for the device."""
@@ -78,14 +79,14 @@ class _Followed:
         self._parameter, self._compared = parameter, 0
         self._came: torch.Tensor | None = None
         self._handles: list[Any] = [
-            parameter.register_hook(self._comes),  # type: ignore[no-untyped-call]
-            parameter.register_post_accumulate_grad_hook(self._is_there),  # type: ignore[no-untyped-call]
+            on_gradient(parameter, self._comes),
+            on_accumulated(parameter, self._is_there),
         ]
 
     def _comes(self, gradient: torch.Tensor) -> None:
         if not self.updated:
             self.passes = 1 if self._parameter.grad is None else self.passes + 1
-        if self.fresh or self._compared >= PASSES or captures() or gradient.layout is not torch.strided:
+        if self.fresh or self._compared >= PASSES or is_capturing() or gradient.layout is not torch.strided:
             return
         with self._guard():
             self._came = gradient.detach().clone()

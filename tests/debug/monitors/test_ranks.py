@@ -38,7 +38,7 @@ RUN = """
         replicas.close()
         found += replicas.findings()
         assert not model._forward_pre_hooks
-        if not replicas._handles and not hasattr(replicas, "_store"):
+        if not replicas._called and not hasattr(replicas, "_store"):
             return [[f.rule for f in found], "left alone"]
         store = replicas._store
         left = [n for n in range(2 * steps) if store.check([f"{{n}}/1"])]

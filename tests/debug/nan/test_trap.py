@@ -309,7 +309,7 @@ def test_sums_that_overflow_are_no_alarm(tmp_path):
     trap = Trap({"": model}, {"": torch.optim.SGD(model.parameters())}, Run(str(tmp_path / "run")))
     trap.begin(0, "train")
     model.weight.grad = torch.full((2, 2), 3e38)
-    trap._hook(torch.optim.SGD(model.parameters()), (), {})
+    trap.before_update(torch.optim.SGD(model.parameters()))
     trap.end(0, "train", {})
     trap.close()
     assert trap.findings() == []

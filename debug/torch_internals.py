@@ -1,0 +1,108 @@
+"""Adapter to the private names of torch that debug needs; no other module of debug may use them.
+
+Modules that are slow to import are imported inside the functions that need them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.loss import _Loss
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+
+BATCH_NORMS = (_BatchNorm,)
+"""Modules that normalize by statistics of the batch, SyncBatchNorm among them."""
+RUNNING_NORMS = (_NormBase,)
+"""Modules that may keep running statistics: BatchNorm and InstanceNorm."""
+CONVOLUTIONS = (_ConvNd,)
+"""Convolutions, also transposed ones."""
+DROPOUTS = (_DropoutNd,)
+"""Dropout of any number of dimensions."""
+LOSSES = (_Loss,)
+"""Modules that compute a loss."""
+
+
+def in_backward() -> bool:
+    """Return whether autograd runs a backward pass on this thread now."""
+    return torch._C._current_graph_task_id() >= 0
+
+
+def copy_all(
+    targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor], non_blocking: bool = False
+) -> None:
+    """Copy each source into its target, with few kernels for all."""
+    torch._foreach_copy_(list(targets), list(sources), non_blocking=non_blocking)
+
+
+def zero_all(tensors: Sequence[torch.Tensor]) -> None:
+    """Set all tensors to zero, with few kernels for all."""
+    torch._foreach_zero_(list(tensors))
+
+
+def norms(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the Euclidean norm of each tensor, with few kernels for all."""
+    return list(torch._foreach_norm(list(tensors)))
+
+
+def differences(ones: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return each tensor of ``ones`` minus the one of ``others`` at its place, with few kernels for all."""
+    return list(torch._foreach_sub(list(ones), list(others)))
+
+
+def result_shape(node: Any) -> torch.Size | None:
+    """Return the shape of the first result of a node of the autograd graph; ``None`` if the node does not tell."""
+    metadata = getattr(node, "_input_metadata", None)
+    return metadata[0].shape if metadata else None
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """Return a number that tensors with the same storage share while that storage lives."""
+    key: int = tensor.untyped_storage()._cdata
+    return key
+
+
+def sparse_values(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the values of a sparse COO tensor, which may be uncoalesced."""
+    return tensor._values()
+
+
+def is_torch_profiler_on() -> bool:
+    """Return whether torch's profiler records already; a second one would raise."""
+    return bool(torch._C._autograd._profiler_enabled())
+
+
+def module_members(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the module's own dictionaries of submodules and of parameters."""
+    return module._modules, module._parameters
+
+
+def local_shape_and_offset(shape: torch.Size, mesh: Any, placements: Any) -> tuple[Any, Any]:
+    """Return the shape of this rank's shard of a DTensor, and the index of its first element in the whole."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    return compute_local_shape_and_global_offset(shape, mesh, placements)
+
+
+def call_at_exit(function: Any) -> None:
+    """Call a function when the interpreter ends, before its threads are waited for."""
+    import threading
+
+    threading._register_atexit(function)  # type: ignore[attr-defined]
+
+
+def loader_iterator() -> Any:
+    """Return the base class of the iterators of ``DataLoader``."""
+    from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+    return _BaseDataLoaderIter
+
+
+def loader_workers(iterator: Any) -> int:
+    """Return the number of worker processes of a ``DataLoader``'s iterator."""
+    return int(iterator._num_workers)

@@ -1,4 +1,4 @@
-"""``python -m loopwise`` is the ``loopwise`` command."""
+"""Run the ``loopwise`` command as ``python -m loopwise``."""
 
 from loopwise.cli import main
 

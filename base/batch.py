@@ -1,9 +1,9 @@
-"""Batches of any structure: length, selection, joining, splitting, size in memory, moving.
+"""Operations on batches of any structure: length, selection, joining, splitting, size in memory.
 
 A batch is a nest of tuples, lists, dicts (and other mappings, such as Hugging Face's
 ``BatchEncoding``), namedtuples and dataclasses.  Its leaves are tensors and arrays whose first
-dimension is the batch, lists with one entry a sample (strings, ragged tensors, dicts), and
-constants (numbers, strings, ``None``, 0-dimensional tensors), which every sample shares.
+dimension is the batch, lists with one entry for each sample (strings, ragged tensors, dicts), and
+constants (numbers, strings, ``None``, 0-dimensional tensors), which all samples share.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _Rebuild = Callable[[list[Any]], Any]
 
 
 def _open(node: Any) -> tuple[list[Any], _Rebuild] | None:
-    """The children of a container and how to build one like it; ``None`` for a leaf."""
+    """Return the children of a container and a function that builds a like one from others; ``None`` for a leaf."""
     if isinstance(node, dict):
         keys = list(node)
         if type(node) is dict:
@@ -32,7 +32,7 @@ def _open(node: Any) -> tuple[list[Any], _Rebuild] | None:
         if hasattr(node, "_fields"):
             return list(node), lambda values: type(node)(*values)
         return list(node), type(node)
-    if isinstance(node, Mapping):  # UserDict and its children
+    if isinstance(node, Mapping):  # UserDict and its subclasses
         keys = list(node)
         return [node[key] for key in keys], lambda values: _refill(node, keys, values)
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
@@ -65,8 +65,8 @@ def _is_array(node: Any) -> bool:
     return isinstance(node, (torch.Tensor, np.ndarray))
 
 
-def _meet(children: list[Any]) -> list[int] | None:
-    """Lengths that all children can have (in order of preference); ``None`` when all are constants."""
+def _common_lengths(children: list[Any]) -> list[int] | None:
+    """Return the lengths that all children can have, likeliest first; ``None`` if all are constants."""
     common: list[int] | None = None
     for child in children:
         lengths = _lengths(child)
@@ -76,20 +76,20 @@ def _meet(children: list[Any]) -> list[int] | None:
 
 
 def _lengths(node: Any) -> list[int] | None:
-    """Batch lengths that ``node`` can have, likeliest first; ``None`` for a constant."""
+    """Return the batch lengths that ``node`` can have, likeliest first; ``None`` for a constant."""
     if _is_array(node):
         return [node.shape[0]] if node.ndim else None
     opened = _open(node)
     if opened is None:
         return None
-    common = _meet(opened[0])
+    common = _common_lengths(opened[0])
     if not _is_plain_sequence(node):
         return common
     return [n for n in common or [] if n != len(node)] + [len(node)]
 
 
 def _holds_samples(node: Any) -> bool:
-    """Whether a list's entries are samples by their look: containers with a bare number inside."""
+    """Return whether a list seems to hold samples: every entry is a container with a bare number in it."""
     if not _is_plain_sequence(node) or not node:
         return False
     for child in node:
@@ -104,31 +104,31 @@ def _holds_samples(node: Any) -> bool:
 
 
 def length(batch: Any, hint: int | None = None) -> int:
-    """Number of samples in ``batch``.
+    """Return the number of samples in a batch.
 
     Args:
-        batch: any batch (see the module's head).
-        hint: the expected number, used where the structure alone is ambiguous (a list of two
+        batch: any batch, as the docstring of this module defines it.
+        hint: the expected number, used if the structure alone is ambiguous (a list of two
             pairs is two fields or two samples).
 
     Raises:
-        InputError: nothing in the batch has a batch dimension, or fields differ in length.
+        InputError: nothing in the batch has a batch dimension, or the fields differ in length.
     """
     opened = None if _is_array(batch) else _open(batch)
-    found = _lengths(batch) if opened is None else _meet(opened[0])
+    lengths = _lengths(batch) if opened is None else _common_lengths(opened[0])
     sequence = _is_plain_sequence(batch)
-    looks = _holds_samples(batch) or (hint == len(batch) if sequence and hint not in (found or []) else False)
-    if looks and not any(_is_array(child) and child.ndim for child in batch):
+    hinted = sequence and hint == len(batch) and hint not in (lengths or [])
+    if (hinted or _holds_samples(batch)) and not any(_is_array(child) and child.ndim for child in batch):
         return len(batch)
-    if found:
-        return hint if hint is not None and hint in found else found[0]
-    if found is None and sequence and batch and all(isinstance(v, (str, bytes, int, float)) for v in batch):
+    if lengths:
+        return hint if hint is not None and hint in lengths else lengths[0]
+    if lengths is None and sequence and batch and all(isinstance(v, (str, bytes, int, float)) for v in batch):
         return len(batch)
-    if found is None:
+    if lengths is None:
         raise InputError(
             f"a batch without a batch dimension: {describe(batch)}",
-            "tensors, arrays or lists with one entry a sample in their first dimension",
-            "the loader yields single samples (batch_size=None), or scalars only",
+            "tensors, arrays or lists whose first dimension is the batch",
+            "the loader yields single samples (batch_size=None) or only scalars",
             "give the loader a batch_size, or yield batches",
         )
     if sequence and not any(_is_array(child) for child in batch):
@@ -142,7 +142,7 @@ def length(batch: Any, hint: int | None = None) -> int:
 
 
 def describe(batch: Any) -> str:
-    """The structure of a batch in a few words, for messages: types, shapes, lengths."""
+    """Describe the types, shapes and lengths in a batch in a few words, for messages."""
     if isinstance(batch, torch.Tensor):
         return f"Tensor{tuple(batch.shape)}"
     if isinstance(batch, np.ndarray):
@@ -159,24 +159,29 @@ def describe(batch: Any) -> str:
 
 
 def _is_list_of_samples(node: Any, size: int, top: bool = False) -> bool:
-    """Whether a plain sequence is one entry a sample, for a batch known to hold ``size``."""
+    """Return whether a sequence has one entry for each sample of a batch that holds ``size`` samples."""
     if not _is_plain_sequence(node) or len(node) != size:
         return False
     if top and _holds_samples(node):
         return True
-    common = _meet(list(node))
+    common = _common_lengths(list(node))
     return common is None or size not in common
 
 
 def index(batch: Any, indices: torch.Tensor, size: int) -> Any:
-    """The samples ``indices`` (int64, on the CPU) of a batch of ``size``, as a batch of the same structure.
+    """Select samples of a batch and return them as a batch of the same structure.
 
-    Selected tensors are copies: they do not keep the batch they came from alive.
+    The tensors of the result are copies, which do not keep the memory of ``batch`` alive.
+
+    Args:
+        batch: a batch.
+        indices: positions of the samples, int64 of shape ``(selected,)``, on the CPU.
+        size: number of samples in ``batch``.
     """
     positions: dict[Any, torch.Tensor] = {torch.device("cpu"): indices}
-    picked = indices.tolist()
+    rows = indices.tolist()
 
-    def pick(node: Any, top: bool = False) -> Any:
+    def select(node: Any, top: bool = False) -> Any:
         if isinstance(node, torch.Tensor):
             if not node.ndim:
                 return node
@@ -184,23 +189,27 @@ def index(batch: Any, indices: torch.Tensor, size: int) -> Any:
                 positions[node.device] = indices.to(node.device, non_blocking=True)
             return node.index_select(0, positions[node.device])
         if isinstance(node, np.ndarray):
-            return node[np.asarray(picked, dtype=np.intp)] if node.ndim else node
+            return node[np.asarray(rows, dtype=np.intp)] if node.ndim else node
         opened = _open(node)
         if opened is None:
             return node
         if _is_list_of_samples(node, size, top):
-            return type(node)([node[i] for i in picked])
+            return type(node)([node[i] for i in rows])
         children, rebuild = opened
-        return rebuild([pick(child) for child in children])
+        return rebuild([select(child) for child in children])
 
-    return pick(batch, True)
+    return select(batch, True)
 
 
 def concatenate(batches: Sequence[Any], sizes: Sequence[int]) -> Any:
-    """Join batches of one structure, of ``sizes`` samples each, along the batch dimension.
+    """Join batches of the same structure along the batch dimension.
+
+    Args:
+        batches: the batches.
+        sizes: number of samples in each of them.
 
     Raises:
-        InputError: tensors differ in their other dimensions (padded to different lengths).
+        InputError: tensors differ in another dimension, as if they were padded to different lengths.
     """
     if len(batches) == 1:
         return batches[0]
@@ -234,7 +243,7 @@ def _cat(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def split(batch: Any, sizes: Sequence[int]) -> list[Any]:
-    """Cut a batch into consecutive batches of ``sizes`` samples; the inverse of ``concatenate``."""
+    """Cut a batch into consecutive batches of ``sizes`` samples, the inverse of ``concatenate``."""
     total, start, parts = sum(sizes), 0, []
     for size in sizes:
         parts.append(index(batch, torch.arange(start, start + size), total))
@@ -243,18 +252,18 @@ def split(batch: Any, sizes: Sequence[int]) -> list[Any]:
 
 
 def leaves(batch: Any) -> list[Any]:
-    """Every leaf in order: tensors, arrays and constants."""
+    """Return all leaves of a batch in order: tensors, arrays and constants."""
     opened = None if _is_array(batch) else _open(batch)
     return [batch] if opened is None else [leaf for child in opened[0] for leaf in leaves(child)]
 
 
 def nbytes(batch: Any) -> int:
-    """Bytes held by the tensors and arrays of a batch (strings and numbers are not counted)."""
+    """Return the bytes that the tensors and arrays of a batch hold; strings and numbers are not counted."""
     return sum(leaf.nbytes for leaf in leaves(batch) if _is_array(leaf))
 
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], batch: Any) -> Any:
-    """The same structure with ``function`` applied to every tensor."""
+    """Apply a function to every tensor and return the results in the structure of the batch."""
     if isinstance(batch, torch.Tensor):
         return function(batch)
     opened = None if _is_array(batch) else _open(batch)

@@ -1,4 +1,4 @@
-"""The ``loopwise`` command.  Subcommands are imported when they are called, not before."""
+"""The ``loopwise`` command, which imports a subcommand only if it is called."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ import click
 COMMANDS = {
     "debug": (
         "loopwise.debug.cli:command",
-        "Read what a Watch saved: ls, show, diff, export, check.",
+        "Read a saved run: ls, show, diff, export, verify.",
     ),
     "demo": (
         "loopwise.examples.digits:command",
-        "Train on real handwritten digits, plain and sifted, and compare.",
+        "Train on real handwritten digits, plain and with Loopwise, and compare.",
     ),
     "doctor": (
         "loopwise.doctor:command",
-        "Print versions, devices, what is installed and what will fall back.",
+        "Print versions, devices, and features that are missing or run slower.",
     ),
-    "report": ("loopwise.report.command:write", "Render a run as one HTML page that works offline."),
-    "watch": ("loopwise.report.command:watch", "Serve that page of a run live, while it goes on."),
+    "report": (
+        "loopwise.report.command:write",
+        "Write the page of a run as one HTML file that works offline.",
+    ),
+    "serve": ("loopwise.report.command:serve", "Serve the page of a run and update it during training."),
 }
-"""Name -> (module:attribute of a click command, help).  A new part adds a row."""
+"""Name -> (module:attribute of a click command, help)."""
 
 
 class _Lazy(click.Group):

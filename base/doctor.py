@@ -1,4 +1,4 @@
-"""``loopwise doctor``: what is here, and what will fall back."""
+"""The command ``loopwise doctor``: versions, devices, and features that are missing or run slower."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ OPTIONAL = {
     "s3fs": ("s3", "run folders at s3:// URLs"),
     "lightning": ("lightning", "callbacks for a Lightning Trainer"),
     "transformers": ("transformers", "callbacks and mixins for a Hugging Face Trainer"),
-    "plotly": ("report", "loopwise report and loopwise watch"),
+    "plotly": ("report", "loopwise report and loopwise serve"),
     "tensorboard": ("export", "loopwise debug export --to tensorboard"),
     "safetensors": ("export", "loopwise debug export --to safetensors"),
 }
-"""Optional package -> (extra that brings it, what does not work without it)."""
+"""Optional package -> (extra that installs it, feature that needs it)."""
 
 
 def _version(package: str) -> str | None:
@@ -48,23 +48,23 @@ def _rows() -> list[tuple[str, str]]:
 
 
 def _fallbacks() -> list[str]:
-    found = [
+    lines = [
         f"{package} is not installed: no {purpose} (pip install 'loopwise[{extra}]')"
         for package, (extra, purpose) in OPTIONAL.items()
         if _version(package) is None
     ]
     if not torch.cuda.is_available() and not torch.cpu.get_capabilities().get("avx512_bf16", False):
-        found.append("this CPU does not multiply bfloat16: sift scores in float32")
+        lines.append("this CPU does not multiply bfloat16: sift scores in float32")
     if shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None:
-        found.append("no C++ compiler: torch.compile does not work on the CPU")
+        lines.append("no C++ compiler: torch.compile does not work on the CPU")
     if not os.environ.get("CC") and shutil.which("cc") is None and shutil.which("clang") is None:
-        found.append("no C compiler: debug takes twice as long for statistics on the CPU")
-    return found
+        lines.append("no C compiler: debug takes twice as long for statistics on the CPU")
+    return lines
 
 
 @click.command("doctor")
 def command() -> None:
-    """Print versions, devices, what is installed and what will fall back."""
+    """Print versions, devices, optional packages, and features that are missing or run slower."""
     console = Console()
     table = Table(show_header=False, box=None)
     for name, value in [*_rows(), *((name, _version(name) or "not installed") for name in OPTIONAL)]:

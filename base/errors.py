@@ -1,20 +1,20 @@
-"""Errors that say what was seen, what was expected, the likely cause and the fix."""
+"""Errors with four parts: the value seen, the value expected, the likely cause, and the fix."""
 
 from __future__ import annotations
 
 
 class LoopwiseError(Exception):
-    """Root of every error that Loopwise raises.
+    """Base class of all errors that Loopwise raises.
 
     Args:
-        seen: what the caller gave or what happened.
-        expected: what is valid, with the valid values listed.
+        seen: the caller's argument, or the event.
+        expected: the valid values.
         cause: the likely cause, in the caller's terms.
-        fix: the change that makes it work.
+        fix: the change that solves the problem.
     """
 
     def __init__(self, seen: str, expected: str, cause: str, fix: str) -> None:
-        super().__init__(seen, expected, cause, fix)  # the four args are what pickle hands back
+        super().__init__(seen, expected, cause, fix)  # pickle calls the class with these four
 
     def __str__(self) -> str:
         seen, expected, cause, fix = self.args
@@ -26,15 +26,15 @@ class InputError(LoopwiseError, ValueError):
 
 
 class StateError(LoopwiseError, RuntimeError):
-    """A call that the present state (of a run, a loader, a process) does not allow."""
+    """A call that is not valid in the present state of a run, a loader or a process."""
 
 
 class MissingExtra(LoopwiseError, ImportError):
-    """An optional dependency that is not installed."""
+    """A missing optional dependency."""
 
     @classmethod
     def of(cls, package: str, extra: str, purpose: str) -> MissingExtra:
-        """The error for ``package``, needed for ``purpose``, that the extra ``extra`` brings."""
+        """Make the error for a package that ``purpose`` needs and that the extra ``extra`` installs."""
         return cls(
             f"the package {package!r} is not installed",
             f"{package!r}, which {purpose} needs",

@@ -10,14 +10,14 @@ from loopwise.errors import MissingExtra
 
 @contextlib.contextmanager
 def required(package: str, extra: str, purpose: str) -> Iterator[None]:
-    """Turn the absence of a package that is imported inside the ``with`` block into a ``MissingExtra``.
+    """Raise ``MissingExtra`` if a package that is imported inside the ``with`` block is not installed.
 
-    An installed package that fails to import raises its own error: hiding it would hide a broken installation.
+    An installed package that fails to import raises its own error, which tells of a broken installation.
 
     Args:
-        package: name of the package on the package index, for instance ``plotly``.
+        package: name of the package on PyPI, for instance ``plotly``.
         extra: the extra of Loopwise that installs it.
-        purpose: what needs it, as a noun phrase: ``the report page``.
+        purpose: the feature that needs it, as a noun phrase: ``the page of a run``.
 
     Raises:
         MissingExtra: the package is not installed.

@@ -1,4 +1,4 @@
-"""The two forms in which a loss is given: a criterion of (output, target), or a function of (model, batch)."""
+"""Losses in either form: a criterion of (output, target), or a function of (model, batch)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loopwise.errors import InputError
 
 
 def takes_model(loss: Callable[..., Any]) -> bool:
-    """Whether ``loss`` is a function of (model, batch), not a criterion of (output, target)."""
+    """Return whether ``loss`` is a function of (model, batch) rather than a criterion of (output, target)."""
     if isinstance(loss, nn.Module):
         return False
     try:
@@ -23,12 +23,16 @@ def takes_model(loss: Callable[..., Any]) -> bool:
 
 
 def pair(batch: Any) -> tuple[Any, Any]:
-    """Input and target of a batch that has no more than the two."""
+    """Return the input and the target of a batch of exactly these two fields.
+
+    Raises:
+        InputError: the batch has another structure.
+    """
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
     raise InputError(
-        f"a batch of another form than (input, target): {batches.describe(batch)}",
-        "a pair of input and target when the loss is a criterion",
-        "a criterion does not know which fields are the model's input and target",
+        f"a batch that is no pair (input, target): {batches.describe(batch)}",
+        "a pair of input and target, because the loss is a criterion",
+        "the model takes several inputs, or the batch is a dict",
         "pass loss=function, with def function(model, batch) returning the loss",
     )

@@ -1,4 +1,4 @@
-"""The random states of Python, NumPy, torch and given generators, as one value to save and set."""
+"""Random states of Python, NumPy, torch and generators, as one value that can be saved and restored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def get(generators: Sequence[torch.Generator] = ()) -> dict[str, Any]:
-    """The present states; plain values and tensors, as ``torch.save`` takes them."""
+    """Return the present states, as plain values and tensors that ``torch.save`` takes."""
     kind, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -23,7 +23,7 @@ def get(generators: Sequence[torch.Generator] = ()) -> dict[str, Any]:
 
 
 def set(state: dict[str, Any], generators: Sequence[torch.Generator] = ()) -> None:
-    """Set the states that ``get`` returned; those of ``generators`` in the same order."""
+    """Restore the states that ``get`` returned for the same generators."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, *rest = state["numpy"]
@@ -36,7 +36,7 @@ def set(state: dict[str, Any], generators: Sequence[torch.Generator] = ()) -> No
 
 
 def devices() -> dict[str, list[torch.Tensor]]:
-    """Random state of every accelerator that this process has already initialised."""
+    """Return the random states of the accelerators that this process has initialised, by backend."""
     states = {}
     for name in ("cuda", "xpu"):
         module = getattr(torch, name, None)

@@ -1,4 +1,4 @@
-"""Rank, world size and one-to-all helpers that work with and without ``torch.distributed``."""
+"""Rank, world size and simple collectives, with or without ``torch.distributed``."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
-def _live() -> bool:
+def _initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """This process's rank: of the default group, else of torchrun's environment, else 0."""
-    return dist.get_rank() if _live() else int(os.environ.get("RANK", "0"))
+    """Return the rank of this process: in the default group, else in torchrun's environment, else 0."""
+    return dist.get_rank() if _initialized() else int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """Number of processes: of the default group, else of torchrun's environment, else 1."""
-    return dist.get_world_size() if _live() else int(os.environ.get("WORLD_SIZE", "1"))
+    """Return the number of processes: in the default group, else in torchrun's environment, else 1."""
+    return dist.get_world_size() if _initialized() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
-    """Whether this is rank 0."""
+    """Return whether this process is rank 0."""
     return rank() == 0
 
 
 def anywhere(flag: bool) -> bool:
-    """Whether ``flag`` is true on any rank.  Collective when a process group is live."""
-    if not _live():
+    """Return whether ``flag`` is true on any rank; a collective if there is a process group."""
+    if not _initialized():
         return flag
     flags: list[bool] = [False] * world_size()
     dist.all_gather_object(flags, flag)
@@ -40,12 +40,12 @@ def anywhere(flag: bool) -> bool:
 
 
 def from_main(function: Callable[[], T]) -> T:
-    """Call ``function`` on rank 0 only and return its (picklable) result on every rank.
+    """Call ``function`` on rank 0 only and return its result, which must be picklable, on every rank.
 
-    Collective when a process group is live: every rank must call it.  An exception on rank 0 is
-    raised on every rank, so that no rank waits for one that has failed.
+    If there is a process group, this is a collective, which every rank must call.  An exception on rank 0
+    is raised on every rank, so that no rank waits for one that has failed.
     """
-    if not _live():
+    if not _initialized():
         return function()
     outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
     if is_main():
@@ -57,4 +57,4 @@ def from_main(function: Callable[[], T]) -> T:
     value, error = outcome[0]
     if error is not None:
         raise error
-    return value  # type: ignore[return-value]  # None only when T allows it
+    return value  # type: ignore[return-value]  # None only if T allows it

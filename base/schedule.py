@@ -1,15 +1,15 @@
-"""When something happens: small callables ``step -> bool`` that combine with ``|``, ``&`` and ``~``."""
+"""Schedules: callables ``step -> bool`` that choose steps and combine with ``|``, ``&`` and ``~``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from loopwise.errors import InputError
+from loopwise.validate import whole_number
 
 
 class Schedule:
-    """A question asked at every step: does it happen now?  Steps count from 0."""
+    """Choice of steps, which count from 0."""
 
     __slots__ = ()
 
@@ -78,28 +78,17 @@ class _Not(Schedule):
         return not self.inner(step)
 
 
-def _whole(name: str, value: object, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(
-            f"{name}={value!r}",
-            f"a whole number of at least {least}",
-            "steps are counted one by one from 0",
-            f"pass an int of at least {least}",
-        )
-    return value
-
-
 def every(n: int, *, start: int = 0) -> Schedule:
-    """True at ``start``, ``start + n``, ``start + 2n``, ...  (``n`` >= 1 steps)."""
-    return _Every(_whole("n", n, 1), _whole("start", start, 0))
+    """Choose the steps ``start``, ``start + n``, ``start + 2n`` and so on; ``n`` is at least 1."""
+    return _Every(whole_number("n", n, 1, "steps"), whole_number("start", start, 0, "steps"))
 
 
 def at(steps: Iterable[int]) -> Schedule:
-    """True at exactly the given steps."""
-    return _At(frozenset(_whole("step", step, 0) for step in steps))
+    """Choose exactly the steps in ``steps``."""
+    return _At(frozenset(whole_number("step", step, 0, "steps") for step in steps))
 
 
 def between(start: int, stop: int | None = None) -> Schedule:
-    """True from ``start`` up to, not including, ``stop`` (``None``: for ever)."""
-    start = _whole("start", start, 0)
-    return _Between(start, None if stop is None else _whole("stop", stop, start))
+    """Choose the steps from ``start`` up to and without ``stop``; ``None`` means no end."""
+    start = whole_number("start", start, 0, "steps")
+    return _Between(start, None if stop is None else whole_number("stop", stop, start, "steps"))

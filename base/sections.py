@@ -29,13 +29,13 @@ def plot(title: str, describe: str, data: Sequence[Mapping[str, Any]], layout: M
 
     Args:
         title: the heading above it.
-        describe: what the plot shows, in words, for readers who cannot see it.
-        data: traces as Plotly has them.
-        layout: layout as Plotly has it.
+        describe: a description of the curves in words, for readers who cannot see them.
+        data: traces, in Plotly's form.
+        layout: layout, in Plotly's form.
     """
     return {"kind": "plot", "title": title, "describe": describe, "data": list(data), "layout": dict(layout)}
 
 
 def choice(title: str, label: str, plots: Sequence[Block]) -> Block:
-    """Return several plots of which the reader sees one at a time."""
+    """Return a choice of plots, one of which is shown at a time."""
     return {"kind": "choice", "title": title, "label": label, "plots": list(plots)}

@@ -1,4 +1,4 @@
-"""Check arguments at the public functions; each check returns the value or raises an ``InputError``."""
+"""Validate arguments of public functions: return the value, or raise an ``InputError`` that explains it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def whole_number(name: str, value: Any, least: int = 0, unit: str = "", example:
 
     Args:
         name: the argument, as the caller wrote it.
-        value: what was given.
+        value: the argument's value.
         least: the smallest valid number.
-        unit: what is counted, such as ``batches``.
+        unit: the things counted, such as ``batches``.
         example: a valid number for the message.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -50,8 +50,8 @@ def fraction(
 
     Args:
         name: the argument, as the caller wrote it.
-        value: what was given.
-        meaning: what the fraction is of, such as ``the share of samples to keep``.
+        value: the argument's value.
+        meaning: the quantity, such as ``the share of samples to keep``.
         example: a valid fraction for the message.
         zero: whether 0 is valid.
         one: whether 1 is valid.
@@ -70,8 +70,8 @@ def fraction(
 def one_of(name: str, value: T, choices: Iterable[Any], cause: str = "a typo", fix: str | None = None) -> T:
     """Check that ``value`` is one of ``choices``."""
     choices = tuple(choices)
-    if not any(value is each or (type(value) is type(each) and value == each) for each in choices):
-        names = ", ".join(each if isinstance(each, str) else repr(each) for each in choices)
+    if not any(value is valid or (type(value) is type(valid) and value == valid) for valid in choices):
+        names = ", ".join(valid if isinstance(valid, str) else repr(valid) for valid in choices)
         raise InputError(
             f"{name}={value!r}", f"one of {names}", cause, fix or f"pass for instance {name}={choices[0]!r}"
         )
@@ -83,8 +83,8 @@ def function(name: str, value: Any, expected: str, example: str) -> Callable[...
 
     Args:
         name: the argument, as the caller wrote it.
-        value: what was given.
-        expected: what the function takes and returns.
+        value: the argument's value.
+        expected: the arguments and the result of the function.
         example: a valid call for the message.
     """
     if isinstance(value, type):

@@ -1,4 +1,4 @@
-"""Warn of what the user should act on; everything else is logged under ``loopwise``."""
+"""Warnings that ask the user to act; all other messages are logged under ``loopwise``."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import warnings
 
 
 class LoopwiseWarning(UserWarning):
-    """A warning that asks the user to change something: training goes on, but not as was asked for."""
+    """A warning that asks the user to change something: training continues, but not as requested."""
 
 
 def warn(text: str, stacklevel: int = 1) -> None:
     """Issue a ``LoopwiseWarning``.
 
     Args:
-        text: what happened and what to do about it.
+        text: the event and the remedy.
         stacklevel: 1 points at the caller of this function, 2 at its caller, and so on.
     """
     warnings.warn(text, LoopwiseWarning, stacklevel=stacklevel + 1)

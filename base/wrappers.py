@@ -1,4 +1,4 @@
-"""Look beneath the wrappers of models, optimizers and tensors."""
+"""Functions that look beneath the wrappers of models, optimizers and tensors."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def unwrap(model: nn.Module) -> nn.Module:
 def is_sharded(model: nn.Module) -> bool:
     """Return whether a part of the model is sharded by FSDP2.
 
-    FSDP's class is known by its name, because importing it takes half a second.
+    The class is compared by its name, because importing FSDP takes half a second.
     """
     return any(base.__name__ == "FSDPModule" for module in model.modules() for base in type(module).__mro__)
 
 
 def innermost(optimizer: Any) -> Any:
-    """Return torch's optimizer inside the wrappers of Lightning or Accelerate; other objects as they are."""
+    """Return the optimizer inside the wrappers of Lightning or Accelerate, and other objects as they are."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     return optimizer

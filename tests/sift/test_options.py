@@ -69,7 +69,7 @@ def test_keep_outside_its_range(keep):
 def test_no_batch_dimension():
     refused(
         "a batch without a batch dimension: tuple(Tensor(), float)",
-        "tensors, arrays or lists with one entry a sample in their first dimension",
+        "tensors, arrays or lists whose first dimension is the batch",
         "the loader yields single samples (batch_size=None), or scalars only",
         "give the loader a batch_size, or yield batches",
         loader=[(torch.tensor(1.0), 2.0)],

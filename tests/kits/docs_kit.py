@@ -1,0 +1,88 @@
+"""Read Markdown pages: their code blocks, links, headings, commands and the names that they mention."""
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("base", "sift", "compile", "debug", "report")
+WRITTEN = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES = [*WRITTEN, *sorted((ROOT / "docs").glob("*.md"))]
+INSIDE = sorted(path for part in (*PARTS, "tests", "benchmarks") for path in (ROOT / part).rglob("README.md"))
+"""READMEs of packages."""
+METAPHORS = r"\b(doors?|companions?|loans?|taps|sieves?|shadows?|outbox|lookup|in_step)\b"
+"""Words of earlier versions that had to be decoded."""
+PUBLIC = (
+    "loopwise.run",
+    "loopwise.errors",
+    "loopwise.warnings",
+    "loopwise.schedule",
+    "loopwise.sections",
+    "loopwise.sift",
+    "loopwise.sift.lightning",
+    "loopwise.sift.transformers",
+    "loopwise.compile",
+    "loopwise.compile.transformers",
+    "loopwise.debug",
+    "loopwise.debug.alerts.destinations",
+    "loopwise.debug.lightning",
+    "loopwise.debug.nan",
+    "loopwise.debug.read.compare",
+    "loopwise.debug.transformers",
+    "loopwise.report",
+)
+"""Modules whose names the pages may use."""
+
+
+def blocks(text, language):
+    """Return the fenced code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def spans(text):
+    """Return the inline code of a page, outside of blocks."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+
+
+def anchors(text):
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.M), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(path, text):
+    """Return the links of a page that lead to no file, folder or heading."""
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        if not file.exists() or (anchor and file.is_file() and anchor not in anchors(file.read_text())):
+            broken.append(target)
+    return broken
+
+
+def commands(text):
+    """Return the command lines of a page: lines of shell blocks and inline code."""
+    return [*(line for block in blocks(text, "sh") for line in block.splitlines()), *spans(text)]
+
+
+def public_names():
+    """Return the public names of the modules that pages may use, by name."""
+    modules = [importlib.import_module(name) for name in PUBLIC]
+    return {name: getattr(module, name) for module in modules for name in vars(module) if name[0] != "_"}
+
+
+def parameters(names):
+    """Return the names of all parameters and attributes of public functions, classes and their methods."""
+    found = set()
+    for value in names.values():
+        methods = vars(value).values() if inspect.isclass(value) else ()
+        for function in (value, *methods):
+            try:
+                found |= set(inspect.signature(function).parameters)
+            except (TypeError, ValueError):
+                continue
+    return found

@@ -58,7 +58,7 @@ def cost(name: str, anomaly: bool, seed: int) -> dict[str, float]:
                     watched.optimizer,
                     run=f"{folder}/run",
                     collections=(),
-                    rules=(),
+                    rules=False,
                     profile=False,
                 )
             )
@@ -188,7 +188,7 @@ def trained(job: Job, name: str, at: int, sample: int, backward: bool) -> list[A
             job.model,
             optimizer,
             run=f"{folder}/run",
-            rules=(),
+            rules=False,
             collections=["losses"],
             profile=False,
             on_finding=lambda finding: None,

@@ -57,8 +57,8 @@ def judged(job: Job) -> Any:
     from loopwise.debug import RULES, open_run
 
     def ruled(findings: Any) -> list[Any]:
-        """Those of rules over saved steps; others are found on the way only."""
-        return [finding for finding in findings if finding.rule in RULES]
+        """Return the findings of rules over saved steps; others are made during training only."""
+        return [finding for finding in findings if RULES[finding.rule].source == "saved step"]
 
     with tempfile.TemporaryDirectory() as folder:
         watch = job.run(f"{folder}/run")

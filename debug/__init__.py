@@ -6,7 +6,6 @@ from loopwise.schedule import every as every
 
 from .capture.collection import Collection as Collection
 from .preflight import check as check
-from .profiler import PROFILE_RULES as PROFILE_RULES
 from .profiler import Profile as Profile
 from .read.saved_run import SavedRun as SavedRun
 from .read.saved_run import open_run as open_run

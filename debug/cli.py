@@ -140,9 +140,13 @@ def verify(run: str) -> None:
 def findings(run: str, rules: tuple[str, ...]) -> None:
     """What rules find in RUN, and what was found in it while it ran.  Exit status 1 if something critical."""
     saved = open_run(run)
-    found = saved.judge(rules or None)
+    found = saved.judge(rules or True)
     if not rules:
-        beside = [each for each in saved.findings() if each.rule not in RULES]
+        beside = [
+            each
+            for each in saved.findings()
+            if each.rule not in RULES or RULES[each.rule].source != "saved step"
+        ]
         found = sorted([*found, *beside], key=lambda each: each.step)
     _table(
         ("step", "severity", "rule", "what", "advice"),

@@ -1,4 +1,4 @@
-"""Which companions go along with a ``Watch``."""
+"""Which monitors go along with a ``Watch``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from loopwise.run import Run
 from .capture.budget import Budget
 from .capture.capture import Wanted
 from .model.vocabulary import place
-from .monitors.monitor import Companion
-from .monitors.ranks import Replicas
-from .monitors.stall import SECONDS, Stalled
+from .monitors.monitor import Monitor
+from .monitors.ranks import RankMonitor
+from .monitors.stall import StallMonitor
 from .nan import Trap
 from .profiler import Profile, Profiler
 from .reporting import Reports
-from .rules import RULES
-from .rules.thresholds import Rules, chosen
+from .rules.thresholds import Selection, of_source
 
 
 def company(
@@ -23,22 +22,22 @@ def company(
     run: Run,
     reports: Reports,
     budget: Budget,
-    rules: Rules | None,
+    rules: Selection,
     trap: bool,
     profile: bool | Profile,
-) -> list[Companion]:
+) -> list[Monitor]:
     """Those that are wanted, in the order in which steps begin and end.
 
     Args:
-        wanted, rules, trap, profile: as the ``Watch`` was given them; rules ``()`` for none.
+        rules: the selected rules.
+        wanted, trap, profile: as the ``Watch`` was given them.
     """
-    found: list[Companion] = []
-    thresholds = chosen(rules, RULES)
-    if "stalled_training" in thresholds:
-        seconds = thresholds["stalled_training"][1].get("seconds", SECONDS)
-        found.append(Stalled(reports.at_once, seconds))
-    if thresholds and world_size() > 1:
-        found.append(Replicas(wanted.models, wanted.save))
+    found: list[Monitor] = []
+    if "stalled_training" in rules:
+        found.append(StallMonitor(reports.at_once, rules["stalled_training"].get("seconds")))
+    ranks = of_source(rules, "ranks")
+    if ranks and world_size() > 1:
+        found.append(RankMonitor(wanted.models, wanted.save, ranks))
     if trap:
         found.append(
             Trap(
@@ -48,7 +47,16 @@ def company(
     if profile is not False:
         options = Profile() if profile is True else profile
         try:
-            found.append(Profiler(wanted.models, wanted.optimizers, run, options, lambda: budget.spent))
+            found.append(
+                Profiler(
+                    wanted.models,
+                    wanted.optimizers,
+                    run,
+                    options,
+                    lambda: budget.spent,
+                    of_source(rules, "profile"),
+                )
+            )
         except Exception as error:  # no threads left, an odd driver: options were looked at before
             reports.say(f"Profiler is switched off: {error!r}{place(error)}")
     return found

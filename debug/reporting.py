@@ -10,12 +10,12 @@ from loopwise.run import Run
 from .alerts.notices import Findings, Notices, Tell
 from .capture.clock import Clock
 from .capture.writer import Writer, record
-from .monitors.monitor import Companions
+from .monitors.monitor import Monitors
 from .rules import Finding
 
 
 class Reports:
-    """Gathers it from the writer and the companions, and tells it on the training thread.
+    """Gathers it from the writer and the monitors, and tells it on the training thread.
 
     Args:
         run: where findings are written.
@@ -55,9 +55,9 @@ class Reports:
             self.attempt("findings could not be written", lambda: record(self._run, [finding]))
         self.attempt("a finding could not be told", lambda: self._findings.tell_at_once(finding))
 
-    def collect(self, companions: Companions) -> None:
-        """Have what companions found written down."""
-        found = companions.findings()
+    def collect(self, monitors: Monitors) -> None:
+        """Have what monitors found written down."""
+        found = monitors.findings()
         self._findings.add(found)
         if found and self._writer is not None:
             self._writer.record(found)

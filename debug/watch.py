@@ -27,12 +27,12 @@ from .capture.writer import Writer
 from .company import company
 from .model import names
 from .model.vocabulary import Save
-from .monitors.monitor import Companions
+from .monitors.monitor import Monitors
 from .profiler import Profile, Profiler
 from .reporting import Reports
 from .rules import Finding, at_least
-from .rules.engine import Judge
-from .rules.thresholds import Rules
+from .rules.saved_steps import SavedStepRules
+from .rules.thresholds import Rules, of_source, select
 
 
 class Watch:
@@ -86,7 +86,7 @@ class Watch:
         run: str | Run,
         save: Save | None = None,
         collections: Iterable[str | Collection] = ("losses", "metrics", "health"),
-        rules: Rules | None = None,
+        rules: Rules = "auto",
         on_finding: Tell | Sequence[Tell] | None = None,
         stop_on: str | None = None,
         scaler: Any = None,
@@ -105,8 +105,10 @@ class Watch:
         options.options(save, policy, max_overhead, sharded and world_size() > 1)
         if stop_on is not None:
             options.severity(stop_on)
-        judged = rules is not None or any(c.name == "health" for c in chosen)
-        judge = Judge(rules) if judged else None
+        judged = rules != "auto" or any(c.name == "health" for c in chosen)
+        sources = [*(("saved step", "ranks") if judged else ()), *(["NaN trap"] if trap else [])]
+        selected = select(rules, *sources, *(["profile"] if profile is not False else []))
+        judge = SavedStepRules(selected) if of_source(selected, "saved step") else None
         wanted = Wanted(
             models,
             optimizers,
@@ -128,8 +130,8 @@ class Watch:
         self._reports = Reports(self.run, self._writer, self._clock, self.counts, on_finding)
         shared = self._clock, self._budget, self.counts, self._reports
         self._capture = Capture(wanted, writes or wanted.gather, self._writer, *shared)
-        self._companions = Companions(
-            company(wanted, self.run, self._reports, self._budget, rules if judged else (), trap, profile),
+        self._monitors = Monitors(
+            company(wanted, self.run, self._reports, self._budget, selected, trap, profile),
             self._reports.say,
         )
         self._begin()
@@ -137,7 +139,7 @@ class Watch:
     def _begin(self) -> None:
         self._capture.begin()
         with self._budget.counted(), torch.no_grad():
-            self._companions.begin(self._clock.step, self._clock.mode)
+            self._monitors.begin(self._clock.step, self._clock.mode)
 
     def step(self, /, **scalars: float | torch.Tensor) -> None:
         """End the present step, with its losses and metrics by name: numbers, or tensors (their mean).
@@ -148,10 +150,10 @@ class Watch:
             return
         self._capture.finish(scalars)
         with self._budget.counted(), torch.no_grad():
-            self._companions.end(self._clock.step, self._clock.mode, scalars)
+            self._monitors.end(self._clock.step, self._clock.mode, scalars)
         self._clock.tick()
         self._begin()
-        self._reports.collect(self._companions)
+        self._reports.collect(self._monitors)
         self._reports.tell()
         self._capture.raise_missing()
 
@@ -188,7 +190,7 @@ class Watch:
         Raises:
             InputError: the name of something else in the profile.
         """
-        return next((c.phase(name) for c in self._companions.of(Profiler)), contextlib.nullcontext())
+        return next((c.phase(name) for c in self._monitors.of(Profiler)), contextlib.nullcontext())
 
     @property
     def saves(self) -> bool:
@@ -229,8 +231,8 @@ class Watch:
             return
         self._closed = True
         self._capture.close()
-        self._companions.close()
-        self._reports.collect(self._companions)
+        self._monitors.close()
+        self._reports.collect(self._monitors)
         if self._writer is not None:
             self._writer.close()
         if self._own:

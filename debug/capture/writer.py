@@ -11,15 +11,15 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from loopwise.run import Run
 
 from ..rules import Finding
 from ..rules.saved_steps import SavedStepRules
-from ..store.host_buffer import Ring, Snapshot
-from ..store.index import Layout
-from ..store.segments import LAYOUTS, Segments
+from ..store.host_buffer import BufferPool, HostBuffer
+from ..store.layout import Layout
+from ..store.segments import Segments
 from ..store.uploader import before_executors_end
 from .step import Saving
 
@@ -36,7 +36,7 @@ PENDING = 256
 class Lease:
     """A snapshot for one step."""
 
-    snapshot: Snapshot
+    snapshot: HostBuffer
     raw: bool
     """Whether raw tensors may go into it; not where the storage is behind."""
     give_back: Callable[[], None]
@@ -55,10 +55,9 @@ class Writer:
     def __init__(self, run: Run, pinned: bool, policy: str, judge: SavedStepRules | None = None) -> None:
         self._run, self._judge = run, judge
         self._found: queue.SimpleQueue[Finding] = queue.SimpleQueue()
-        self._layouts: dict[Any, Layout] = {}
         self._problems: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
         self._segments = Segments(run, tell=self._tell)
-        self._ring, self._spare = Ring(SNAPSHOTS, pinned), Ring(0, pinned)
+        self._ring, self._spare = BufferPool(SNAPSHOTS, pinned), BufferPool(0, pinned)
         self._policy, self._pinned = policy, pinned
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(PENDING)
         self._thread = threading.Thread(target=self._work, name="loopwise-debug-writer", daemon=True)
@@ -74,7 +73,7 @@ class Writer:
         found = self._ring.take(wait=self._policy == "block") if raw else None
         if found is not None:
             return Lease(found, True, lambda: self._ring.give_back(found))
-        small = self._spare.take(wait=False) or Snapshot(self._pinned)
+        small = self._spare.take(wait=False) or HostBuffer(self._pinned)
         return Lease(small, not raw, lambda: self._spare.give_back(small))
 
     def submit(self, saving: Saving, lease: Lease) -> None:
@@ -116,26 +115,20 @@ class Writer:
         for text, _ in self.problems():
             warnings.warn(f"loopwise.debug: {text}", RuntimeWarning, stacklevel=2)
 
-    def _write(self, saving: Saving, snapshot: Snapshot) -> None:
+    def _write(self, saving: Saving, snapshot: HostBuffer) -> None:
         for event in saving.ready:
             event.synchronize()
-        layout = saving.layout()
-        groups = [] if self._segments.knows(layout) else saving.groups()
         chunks = snapshot.chunks()
-        self._segments.write(layout, groups, chunks, saving.record)
+        layout = self._segments.write(saving.layout(), chunks, saving.record)
         if self._judge is not None:
             judged = functools.partial(self._judged, self._judge, saving, layout, chunks)
             self._guarded(judged, "rules could not look at a step", -1)()
 
-    def _judged(self, judge: SavedStepRules, saving: Saving, key: Any, chunks: Sequence[memoryview]) -> None:
+    def _judged(
+        self, judge: SavedStepRules, saving: Saving, layout: Layout, chunks: Sequence[memoryview]
+    ) -> None:
         """What is found goes into the run and to the training thread."""
-        if key not in self._layouts:
-            if len(self._layouts) >= LAYOUTS:
-                self._layouts.clear()
-            self._layouts[key] = Layout(saving.groups())
-        found = judge.apply(
-            SimpleNamespace(**saving.record), self._layouts[key], functools.partial(_read, chunks)
-        )
+        found = judge.apply(SimpleNamespace(**saving.record), layout, functools.partial(_read, chunks))
         for finding in found:
             self._found.put(finding)
         while judge.failures:

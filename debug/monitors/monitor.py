@@ -1,4 +1,4 @@
-"""What goes along with a ``Watch`` at every step, on every rank, whether the step is saved or not."""
+"""Monitors of a ``Watch``: they are told of every step on every rank, whether the step is saved or not."""
 
 from __future__ import annotations
 
@@ -14,73 +14,69 @@ T = TypeVar("T")
 Scalars = Mapping[str, float | torch.Tensor]
 
 
-class Companion(Protocol):
-    """Looks at each step, and may find something."""
+class Monitor(Protocol):
+    """Observes each step and may make findings."""
 
     def begin(self, step: int, mode: str) -> None:
-        """A step begins; steps are counted over all modes."""
+        """Begin a step; ``step`` counts the steps of all modes."""
 
     def end(self, step: int, mode: str, scalars: Scalars) -> None:
-        """A step ended, with the losses and metrics that ``Watch.step`` was given."""
+        """Finish a step, with the losses and metrics that ``Watch.step`` was called with."""
 
     def findings(self) -> list[Finding]:
-        """What was found since the last call."""
+        """Return the findings since the last call."""
 
     def close(self) -> None:
-        """There are no more steps; what was begun and not ended is none."""
+        """Release resources.  A step that was begun but not finished is discarded."""
 
 
-class Companions:
-    """Calls them; one that fails is closed and left out.
+class Monitors:
+    """Calls all monitors; a monitor that raises is closed and removed.
 
     Args:
-        companions: all of them.
-        say: called with what has to be said.
+        monitors: the monitors, in the order in which they are called.
+        say: called with messages for the user.
     """
 
-    def __init__(self, companions: Iterable[Companion], say: Callable[[str], None]) -> None:
-        self._all, self._say = list(companions), say
-        self._left: list[Finding] = []
+    def __init__(self, monitors: Iterable[Monitor], say: Callable[[str], None]) -> None:
+        self._all, self._say = list(monitors), say
+        self._last_findings: list[Finding] = []
 
     def begin(self, step: int, mode: str) -> None:
-        self._each(lambda companion: companion.begin(step, mode))
+        self._call(lambda monitor: monitor.begin(step, mode))
 
     def end(self, step: int, mode: str, scalars: Scalars) -> None:
-        self._each(lambda companion: companion.end(step, mode, scalars))
+        self._call(lambda monitor: monitor.end(step, mode, scalars))
 
     def findings(self) -> list[Finding]:
-        found: list[Finding] = []
-        self._each(lambda companion: found.extend(companion.findings()))
-        found, self._left = found + self._left, []
-        return found
+        findings: list[Finding] = []
+        self._call(lambda monitor: findings.extend(monitor.findings()))
+        findings, self._last_findings = findings + self._last_findings, []
+        return findings
 
     def close(self) -> None:
-        self._each(lambda companion: companion.close())
+        self._call(lambda monitor: monitor.close())
 
     def of(self, kind: type[T]) -> Iterator[T]:
-        """Those of a class that still go along."""
-        return (companion for companion in self._all if isinstance(companion, kind))
+        """Yield the remaining monitors of a class."""
+        return (monitor for monitor in self._all if isinstance(monitor, kind))
 
-    def _each(self, action: Callable[[Companion], None]) -> None:
-        for companion in list(self._all):
+    def _call(self, action: Callable[[Monitor], None]) -> None:
+        for monitor in list(self._all):
             try:
-                action(companion)
+                action(monitor)
             except Exception as error:
-                self._all.remove(companion)
-                self._say(f"{type(companion).__name__} is switched off: {error!r}{place(error)}")
-                self._end(companion)
-                self._left += _told(companion)
+                self._all.remove(monitor)
+                self._say(f"{type(monitor).__name__} is switched off: {error!r}{place(error)}")
+                self._remove(monitor)
 
-    def _end(self, companion: Companion) -> None:
+    def _remove(self, monitor: Monitor) -> None:
+        """Close a monitor that raised, and keep the findings that it made before."""
         try:
-            companion.close()
+            monitor.close()
         except Exception as error:
-            self._say(f"{type(companion).__name__} could not be closed: {error!r}")
-
-
-def _told(companion: Companion) -> list[Finding]:
-    """What one that failed had found."""
-    try:
-        return companion.findings()
-    except Exception:
-        return []
+            self._say(f"{type(monitor).__name__} could not be closed: {error!r}")
+        try:
+            self._last_findings += monitor.findings()
+        except Exception:
+            return

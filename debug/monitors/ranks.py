@@ -1,8 +1,8 @@
-"""Whether ranks that should hold the same weights do, and get other batches.
+"""Monitor that compares the weights and inputs of the ranks of one model.
 
-Each rank writes sums of its weights into the process group's key-value store; rank 0 compares what has come by its next
-steps.  No rank waits for another, and nothing collective takes place.  What is found is in the findings of the run;
-rules that look at stored steps of one rank do not find it again.
+Each rank writes sums of its weights into the process group's key-value store.  Rank 0 compares the sums that have
+arrived when one of its later steps ends.  No rank waits for another, and there is no collective operation.  The findings
+depend on all ranks, so that they cannot be made again from the stored steps of one rank.
 """
 
 from __future__ import annotations
@@ -18,85 +18,83 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
-from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+from torch.distributed import PrefixStore
 from torch.nn.parallel import DistributedDataParallel
 
 from loopwise.ranks import rank, world_size
-from loopwise.wrappers import is_sharded
+from loopwise.torch_internals import default_store
+from loopwise.wrappers import is_shard, is_sharded
 
 from ..hooks import calls
 from ..hooks.guards import is_observable
 from ..model import names
 from ..model.tensors import tensors
 from ..model.vocabulary import Save, due
-from ..rules import Finding
+from ..rules import RULES, Finding
+from ..rules.engine import Engine
+from ..rules.ranks import RankComparison
+from ..rules.thresholds import Selection, select
 from ..statistics.sample import sample
 from .monitor import Scalars
 
-EQUAL = 1e-6
-"""How far sums may be apart, over the sum of absolute values: the last place of a float32 is 1e-7."""
 PARAMETERS = 512
-"""That are compared, from all over the models."""
+"""Largest number of compared parameters; they are taken at equal distances from all models."""
 RANKS = 64
-"""That are compared with rank 0, from all over the world."""
+"""Largest number of ranks that are compared with rank 0; they are taken at equal distances."""
 PATIENCE, GIVEN_UP = 64, 2
-"""Steps after which what did not come is forgotten, and times after which nothing is waited for any more."""
-SAME = 4
-"""Batches running that are those of rank 0."""
-ADVICE = (
-    "wrap the model in DistributedDataParallel after it is made and loaded, change weights on all ranks alike, "
-    "and leave no_sync() before the last backward pass of an update"
-)
-SAME_ADVICE = "use a DistributedSampler (and its set_epoch), or seed each rank's draws with its rank"
-_watches = {wrapped: itertools.count() for wrapped in (True, False)}
-"""Ranks make them in the same order; a check on rank 0 alone has a model that is not wrapped."""
+"""Steps after which sums that did not arrive are given up, and successive times after which comparing ends."""
+_counters = {wrapped: itertools.count() for wrapped in (True, False)}
+"""Numbers of the monitors, which all ranks create in the same order.  Those of models without DDP are counted apart,
+because a preflight on rank 0 alone has a model without DDP."""
 _HEAD = struct.Struct("<qq")
-"""Of what is written: the step, and how many parameters there are; the numbers come behind it."""
+"""Header of the written bytes: the step and the number of rows."""
 
 
-class Prints(NamedTuple):
-    """What a rank says of itself at one step."""
+class Sums(NamedTuple):
+    """Sums of one rank at one step."""
 
     step: int
-    numbers: NDArray[np.float64]
-    """Sums and sums of absolute values, (parameters, 2); the last row is of the model's input, NaN for none."""
+    rows: NDArray[np.float64]
+    """Sum and sum of absolute values of each parameter, (parameters + 1, 2); the last row is of the model's input, NaN
+    if there is none."""
 
-    def data(self) -> bytes:
-        return _HEAD.pack(self.step, len(self.numbers)) + self.numbers.astype("<f8").tobytes()
+    def to_bytes(self) -> bytes:
+        return _HEAD.pack(self.step, len(self.rows)) + self.rows.astype("<f8").tobytes()
 
     @classmethod
-    def of(cls, data: bytes) -> Prints:
+    def from_bytes(cls, data: bytes) -> Sums:
         step, count = _HEAD.unpack_from(data)
         return cls(step, np.frombuffer(data, "<f8", offset=_HEAD.size).reshape(count, 2))
 
 
-class Replicas(calls.CallSubscriber):
-    """Compares the weights of all ranks at steps that are saved; a monitor of a ``Watch``.
+class RankMonitor(calls.CallSubscriber):
+    """Compares the weights of all ranks at saved steps.
 
-    Models that are not in `DistributedDataParallel` count as replicas where they begin with the same weights.
+    Models that are not in `DistributedDataParallel` count as replicas if they begin with equal weights.
 
     Args:
-        models: by key; those that are sharded, or replicated over some of the ranks only, are left alone.
-        save: when.
+        models: models by key; those that are sharded, or replicated over some of the ranks only, are left out.
+        save: schedule of the saved steps.
+        rules: the selected rules; default: all rules about ranks.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module], save: Save) -> None:
+    def __init__(self, models: Mapping[str, nn.Module], save: Save, rules: Selection | None = None) -> None:
         whole = {key: m for key, m in models.items() if not is_sharded(m) and not _is_of_some_ranks(m)}
         self._models, self._save, self._steps = whole, save, Counter[str]()
-        self._wrapped = all(_is_wrapped(model) for model in whole.values())
-        self._found: list[Finding] = []
-        self._pending: dict[int, tuple[Prints, int]] = {}
-        self._number, self._forgotten, self._same = 0, 0, 0
-        self._before: Prints | None = None
+        self._wrapped = all(_wrappers(model) for model in whole.values())
+        self._engine = Engine(select(True, "ranks") if rules is None else rules, "ranks")
+        self._findings: list[Finding] = []
+        self._pending: dict[int, tuple[Sums, int]] = {}
+        self._number = self._given_up = self._repeats = 0
+        self._previous: Sums | None = None
         self._open = False
         self._input: torch.Tensor | None = None
-        self._failed: Exception | None = None
-        self._told: set[str] = set()
+        self._error: Exception | None = None
         self._live = dist.is_available() and dist.is_initialized() and world_size() > 1 and bool(whole)
         self._called: list[nn.Module] = []
         if self._live:
-            number = f"{'wrapped' if self._wrapped else 'plain'}/{next(_watches[self._wrapped])}"
-            self._store: Any = PrefixStore(f"loopwise/debug/replicas/{number}", _get_default_store())
+            number = f"{'wrapped' if self._wrapped else 'plain'}/{next(_counters[self._wrapped])}"
+            self._store: Any = PrefixStore(f"loopwise/debug/replicas/{number}", default_store())
             if self._wrapped:
                 self._called = list(whole.values())[:1]
                 calls.subscribe(self._called[0], self)
@@ -109,26 +107,26 @@ class Replicas(calls.CallSubscriber):
             calls.refresh(model)
 
     def end(self, step: int, mode: str, scalars: Scalars) -> None:
-        if self._failed is not None:
-            raise self._failed
+        if self._error is not None:
+            raise self._error
         if self._open:
             self._publish(step)
         self._open = False
         self._steps[mode] += 1
-        self._compare()
+        self._read()
 
     def findings(self) -> list[Finding]:
-        found, self._found = self._found, []
-        return found
+        findings, self._findings = self._findings, []
+        return findings
 
     def close(self) -> None:
         for model in self._called:
             calls.unsubscribe(model, self)
         self._called.clear()
-        self._compare()
+        self._read()
         self._live = False
 
-    # -- what this rank says ---------------------------------------------------------------------
+    # -- writing the sums of this rank -----------------------------------------------------------
 
     def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Keep the sums of the first input of a step that is compared."""
@@ -137,98 +135,91 @@ class Replicas(calls.CallSubscriber):
         try:
             if is_observable():
                 self._input = _sums_of_input(args, kwargs)
-        except Exception as error:  # for whoever ends the step
-            self._failed, self._open = error, False
+        except Exception as error:  # raised at the end of the step, since a hook must not raise
+            self._error, self._open = error, False
 
     def _parameters(self) -> list[tuple[str, nn.Parameter]]:
-        plain = [(n, p) for n, p in names.parameters(self._models) if not hasattr(p, "_local_tensor")]
-        some = [(n, p) for n, p in plain if p.is_floating_point() and p.layout is torch.strided and p.numel()]
         ignored = {id(parameter) for model in self._models.values() for parameter in _ignored(model)}
-        some = [(n, p) for n, p in some if id(p) not in ignored]
-        return some[:: -(-len(some) // PARAMETERS) or 1]
+        compared = [
+            (name, p)
+            for name, p in names.parameters(self._models)
+            if p.is_floating_point() and p.layout is torch.strided and p.numel()
+            if not is_shard(p) and id(p) not in ignored
+        ]
+        return compared[:: -(-len(compared) // PARAMETERS) or 1]
 
     def _publish(self, step: int) -> None:
         rows = [_sums(p) for _, p in self._parameters()]
         rows.append(torch.full((2,), torch.nan, dtype=torch.float64) if self._input is None else self._input)
-        prints = Prints(step, torch.stack([row.to(rows[0].device) for row in rows]).cpu().numpy())
+        sums = Sums(step, torch.stack([row.to(rows[0].device) for row in rows]).cpu().numpy())
         self._input = None
         if rank() == 0:
-            self._pending[self._number] = prints, 0
+            self._pending[self._number] = sums, 0
         elif rank() in _compared():
-            self._store.set(f"{self._number}/{rank()}", prints.data())
-            if self._number >= PATIENCE:  # rank 0 has read it or does not want it
+            self._store.set(f"{self._number}/{rank()}", sums.to_bytes())
+            if self._number >= PATIENCE:  # rank 0 has read these sums, or has given them up
                 self._store.delete_key(f"{self._number - PATIENCE}/{rank()}")
         self._number += 1
 
-    # -- what rank 0 makes of it -----------------------------------------------------------------
+    # -- comparing, on rank 0 --------------------------------------------------------------------
 
-    def _compare(self) -> None:
-        for number, (own, looks) in list(self._pending.items()):
+    def _read(self) -> None:
+        """Compare the sums of all earlier steps for which every rank's sums have arrived."""
+        for number, (own, tries) in list(self._pending.items()):
             if not self._live:
                 self._pending.clear()
                 return
             keys = {other: f"{number}/{other}" for other in _compared()}
             if self._store.check(list(keys.values())):
                 del self._pending[number]
-                self._forgotten = 0
-                others = {other: Prints.of(self._store.get(key)) for other, key in keys.items()}
+                self._given_up = 0
+                others = {other: Sums.from_bytes(self._store.get(key)) for other, key in keys.items()}
                 for key in keys.values():
                     self._store.delete_key(key)
-                self._look(own, others)
-            elif looks < PATIENCE:
-                self._pending[number] = own, looks + 1
-                return  # later ones have not come either
+                self._compare(own, others)
+            elif tries < PATIENCE:
+                self._pending[number] = own, tries + 1
+                return  # the sums of later steps have not arrived either
             else:
                 del self._pending[number]
-                self._forgotten += 1
-                self._live = self._forgotten < GIVEN_UP
+                self._given_up += 1
+                self._live = self._given_up < GIVEN_UP
 
-    def _look(self, own: Prints, others: Mapping[int, Prints]) -> None:
-        if not all(o.step == own.step and o.numbers.shape == own.numbers.shape for o in others.values()):
-            return  # other models, or other steps
-        sums = np.stack([own.numbers[:-1, 0], *(o.numbers[:-1, 0] for o in others.values())])
-        apart = np.flatnonzero(np.abs(sums - sums[0]).max(0) > EQUAL * own.numbers[:-1, 1])
-        if len(apart) and own.step < 0 and not self._wrapped:
-            self._live = False  # they never were replicas
-        elif len(apart):
-            self._tell_apart(max(own.step, 0), apart, [0, *others], sums)
-        self._look_at_inputs(own, others)
-        self._before = own
-
-    def _tell_apart(self, step: int, apart: NDArray[np.intp], ranks: list[int], sums: Any) -> None:
-        found = [(self._parameters()[i][0], i) for i in apart.tolist()]
-        evidence = {
-            f"sum of {name} by rank": [(r, float(v)) for r, v in zip(ranks, sums[:, i], strict=True)]
-            for name, i in found[:3]
-        }
-        shown = ", ".join(name for name, _ in found[:3]) + (
-            f" and {len(found) - 3} more" if len(found) > 3 else ""
+    def _compare(self, own: Sums, others: Mapping[int, Sums]) -> None:
+        if any(o.step != own.step or o.rows.shape != own.rows.shape for o in others.values()):
+            return  # the ranks train different models, or are at different steps
+        inputs = self._equal_inputs(own, others)
+        comparison = RankComparison(
+            ranks=[0, *others],
+            names=[name for name, _ in self._parameters()],
+            sums=np.stack([own.rows[:-1, 0], *(other.rows[:-1, 0] for other in others.values())]),
+            sizes=own.rows[:-1, 1],
+            step=max(own.step, 0),
+            inputs=inputs,
+            repeats=self._repeats,
         )
-        what = f"ranks that train one model hold different weights: {shown}"
-        self._tell("replicas_differ", "critical", step, what, tuple(n for n, _ in found), evidence, ADVICE)
+        never_equal = own.step < 0 and not self._wrapped
+        if never_equal and comparison.differing(RULES["replicas_differ"].thresholds["difference"]):
+            self._live = False  # the models are no replicas
+        else:
+            self._findings += self._engine.apply(comparison, comparison.step)
+        if self._engine.failures:
+            raise RuntimeError(self._engine.failures[0])
+        self._previous = own
 
-    def _look_at_inputs(self, own: Prints, others: Mapping[int, Prints]) -> None:
-        mine = own.numbers[-1]
-        if np.isnan(mine).any():
-            return
-        fresh = self._before is None or not np.array_equal(mine, self._before.numbers[-1])
-        same = [r for r, other in others.items() if np.array_equal(other.numbers[-1], mine)]
-        self._same = self._same + 1 if same and fresh else 0
-        if self._same >= SAME:
-            evidence = {f"sum of the input on rank {r}": [(own.step, float(mine[0]))] for r in [0, *same][:3]}
-            what = f"ranks {', '.join(map(str, [0, *same]))} get the same batches, {self._same} in a row"
-            self._tell("same_batch_on_ranks", "warning", own.step, what, ("input",), evidence, SAME_ADVICE)
-
-    def _tell(
-        self, rule: str, severity: str, step: int, what: str, tensors: Any, evidence: Any, advice: str
-    ) -> None:
-        if rule not in self._told:
-            self._told.add(rule)
-            self._found.append(Finding(rule, severity, step, "train", what, tensors, evidence, advice))
+    def _equal_inputs(self, own: Sums, others: Mapping[int, Sums]) -> dict[int, float]:
+        """Return the ranks with the same new input as rank 0, and count how often in a row there were any."""
+        row = own.rows[-1]
+        if np.isnan(row).any():
+            return {}
+        is_new = self._previous is None or not np.array_equal(row, self._previous.rows[-1])
+        equal = [other for other, sums in others.items() if np.array_equal(sums.rows[-1], row)]
+        self._repeats = self._repeats + 1 if equal and is_new else 0
+        return dict.fromkeys([0, *equal], float(row[0])) if self._repeats else {}
 
 
 def _compared() -> range:
-    """Ranks that rank 0 is compared with."""
+    """Return the ranks that are compared with rank 0."""
     world = world_size()
     return range(1, world, -(-(world - 1) // RANKS) if world > 1 else 1)
 
@@ -240,16 +231,12 @@ def _sums(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _sums_of_input(args: Any, kwargs: Any) -> torch.Tensor | None:
-    given = [tensor for _, tensor in [*tensors("", args), *tensors("", kwargs)] if tensor.numel() > 1]
-    return _sums(given[0]) if given and not given[0].is_complex() else None
+    inputs = [tensor for _, tensor in [*tensors("", args), *tensors("", kwargs)] if tensor.numel() > 1]
+    return _sums(inputs[0]) if inputs and not inputs[0].is_complex() else None
 
 
 def _wrappers(model: nn.Module) -> list[DistributedDataParallel]:
     return [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
-
-
-def _is_wrapped(model: nn.Module) -> bool:
-    return bool(_wrappers(model))
 
 
 def _is_of_some_ranks(model: nn.Module) -> bool:
@@ -257,7 +244,7 @@ def _is_of_some_ranks(model: nn.Module) -> bool:
 
 
 def _ignored(model: nn.Module) -> Iterator[nn.Parameter]:
-    """That are left to each rank."""
+    """Yield the parameters that DDP is told to ignore."""
     for wrapper in _wrappers(model):
         for name, parameter in wrapper.module.named_parameters():
             if name in wrapper.parameters_to_ignore:

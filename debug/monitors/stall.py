@@ -1,4 +1,4 @@
-"""Notices that no step has come for long, while none comes."""
+"""Monitor that reports during a stall that no step has come for a long time."""
 
 from __future__ import annotations
 
@@ -6,53 +6,49 @@ import threading
 import time
 from collections.abc import Callable
 
-from loopwise.errors import InputError
+from loopwise.validate import positive_number
 
-from ..rules import RULES, Finding
+from ..rules import RULES, Finding, Observation
+from ..rules.engine import finding
 from .monitor import Scalars
 
-SECONDS = 1800.0
-"""Without a step: longer than any evaluation or checkpoint that training can afford often."""
 
-
-class Stalled:
-    """A companion of a ``Watch`` with a thread that waits for the time to be over.
+class StallMonitor:
+    """Watches the time between steps, on a thread of its own.
 
     Args:
-        tell: called on that thread with a `Finding`, once for each time that training stands still.
-        seconds: between two steps.
-        clock: gives seconds.
-        wait: waits for an event so many seconds, and says whether it came.
+        tell: called on that thread with a `Finding`, once for each stall.
+        seconds: time without a new step that counts as a stall; default: that of the rule ``stalled_training``.
+        clock: returns the time in seconds.
+        wait: waits for an event for a number of seconds, and returns whether the event was set.
 
     Raises:
-        InputError: ``seconds`` is no time.
+        InputError: ``seconds`` is not above 0.
     """
 
     def __init__(
         self,
         tell: Callable[[Finding], None],
-        seconds: float = SECONDS,
+        seconds: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
     ) -> None:
-        if not seconds > 0:
-            raise InputError(
-                f"seconds={seconds!r}", "a time above 0", "a switch", "leave it out for the default"
-            )
-        self._tell, self._seconds, self._clock, self._wait = tell, seconds, clock, wait
+        default = RULES["stalled_training"].thresholds["seconds"]
+        self._seconds = positive_number("seconds", default if seconds is None else seconds, "time", default)
+        self._tell, self._clock, self._wait = tell, clock, wait
         self._end = threading.Event()
         self._last = clock(), 0, "train"
-        self._thread = threading.Thread(target=self._watch, name="loopwise-debug-stalled", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="loopwise-debug-stall", daemon=True)
         self._thread.start()
 
     def begin(self, step: int, mode: str) -> None:
         self._last = self._clock(), step, mode
 
     def end(self, step: int, mode: str, scalars: Scalars) -> None:
-        """The next one begins at once."""
+        """Do nothing: the next step begins at once."""
 
     def findings(self) -> list[Finding]:
-        return []  # they were told
+        return []  # ``tell`` was called with all of them
 
     def close(self) -> None:
         self._end.set()
@@ -60,17 +56,13 @@ class Stalled:
             self._thread.join()
 
     def _watch(self) -> None:
-        told = -1.0
+        reported = -1.0
         while True:
             begun, step, mode = self._last
             rest = begun + self._seconds - self._clock()
-            if rest <= 0 and begun != told:
-                told = begun
-                self._tell(self._finding(step, mode))
+            if rest <= 0 and begun != reported:
+                reported = begun
+                what = f"no step has come for {self._seconds:.0f} seconds since step {step} began"
+                self._tell(finding("stalled_training", Observation(what), step, mode))
             if self._wait(self._end, rest if rest > 0 else self._seconds):
                 return
-
-    def _finding(self, step: int, mode: str) -> Finding:
-        rule = RULES["stalled_training"]
-        what = f"no step has come for {self._seconds:.0f} seconds since step {step} began"
-        return Finding("stalled_training", rule.severity, step, mode, what, (), {}, rule.advice)

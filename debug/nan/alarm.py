@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..monitors.monitor import Scalars
-from ..rules import Finding
+from ..rules import Finding, Observation, engine
 from .calls import Call
 from .origin import Origin
 
@@ -45,12 +45,13 @@ def finding(alarm: Alarm, losses: list[tuple[int, float]], scalars: Scalars) -> 
         what += _operations(scalars)
     if any(call.changed for call in alarm.calls):
         what += "; an input was changed in place since"
-    advice = "look at the loss's own operations, and at this batch" if origin is None else origin.advice
+    advice = "" if origin is None else origin.advice
     line = (origin.line if origin else "") or next((call.line for call in alarm.calls), "")
     tensors = (origin.module,) if origin is not None and origin.module else ()
     evidence = {"loss": losses} if losses else {}
     what += f"; the batch is in {alarm.box}" if alarm.box else "; the batch could not be written"
-    return Finding("non_finite", "critical", alarm.step, "train", what, tensors, evidence, advice, line)
+    seen = Observation(what, tensors, evidence, advice)
+    return engine.finding("non_finite", seen, alarm.step, line=line)
 
 
 def _why(alarm: Alarm) -> str:

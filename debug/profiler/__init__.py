@@ -2,4 +2,3 @@
 
 from .options import Profile as Profile
 from .profiler import Profiler as Profiler
-from .rules import PROFILE_RULES as PROFILE_RULES

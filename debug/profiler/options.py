@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from loopwise.errors import InputError
 from loopwise.schedule import Schedule
 
-from ..rules.thresholds import Rules, chosen
+from ..rules.thresholds import Rules, select
 from . import sampler
-from .rules import PROFILE_RULES
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +20,8 @@ class Profile:
         windows: training steps, by their number over all modes, that ``torch.profiler`` looks at; those that follow
             each other are one window.  It slows down these steps, and those at which a window ends.
         top: operators in the record of a window, by time on the CPU and as many by time on the device.
-        rules: names of profiler rules, or thresholds by name (see ``PROFILE_RULES``); default: all; ``()`` for none.
+        rules: ``"auto"``: the profile rules that the ``Watch`` selects; or ``True``, ``False``, names of profile rules, or
+            thresholds by name.
 
     Raises:
         InputError: options that cannot be used.
@@ -30,7 +30,7 @@ class Profile:
     interval: float = 0.5
     windows: Schedule | None = None
     top: int = 20
-    rules: Rules | None = None
+    rules: Rules = "auto"
 
     def __post_init__(self) -> None:
         sampler.check(self.interval)
@@ -45,4 +45,4 @@ class Profile:
             raise InputError(
                 f"top={self.top!r}", "a whole number of at least 1", "a share, or a switch", "top=20"
             )
-        chosen(self.rules, PROFILE_RULES)
+        select(self.rules, "profile")

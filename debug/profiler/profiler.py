@@ -14,11 +14,12 @@ from loopwise.run import Run
 
 from ..model import names
 from ..monitors.monitor import Scalars
-from ..rules.finding import Finding
+from ..rules import Finding
+from ..rules.profile.records import ProfileRules
+from ..rules.thresholds import Selection, select
 from . import loaders
 from .cuda_events import Events
 from .gpu import identities
-from .judge import ProfileJudge
 from .options import Profile
 from .phases import Phases
 from .probes import Probes
@@ -27,7 +28,7 @@ from .windows import Windows
 
 
 class Profiler:
-    """A companion of a ``Watch``: system metrics, the phases of each step, and windows of ``torch.profiler``.
+    """A monitor of a ``Watch``: system metrics, the phases of each step, and windows of ``torch.profiler``.
 
     Training is the same to the bit with and without it.
 
@@ -37,6 +38,7 @@ class Profiler:
         run: where records go, under ``debug``.
         options: what to do.
         spent: seconds that the ``Watch`` has taken so far.
+        selected: rules if ``options.rules`` is ``"auto"``; default: all profile rules.
     """
 
     def __init__(
@@ -46,10 +48,13 @@ class Profiler:
         run: Run,
         options: Profile,
         spent: Callable[[], float] = lambda: 0.0,
+        selected: Selection | None = None,
     ) -> None:
         device = names.device(models)
         self._phases = Phases(spent, Events(device) if device.type == "cuda" else None)
-        judge = ProfileJudge(options.rules)
+        if selected is None or options.rules != "auto":
+            selected = select(options.rules, "profile")
+        rules = ProfileRules(selected)
         self._found: deque[Finding] = deque()
         found, phases = self._found, self._phases
         self._sampler = Sampler(
@@ -57,7 +62,7 @@ class Profiler:
             options.interval,
             used=identities(models.values()),
             phases=phases.drain,
-            look=lambda name, record: found.extend(judge.look(name, record)),  # the thread has no hold of us
+            look=lambda name, record: found.extend(rules.add(name, record)),  # the thread has no hold of us
         )
         self._windows = Windows(
             run, options.windows, options.top, lambda record: self._sampler.put("operators", record)

@@ -18,12 +18,12 @@ import numpy as np
 from loopwise.errors import InputError
 from loopwise.run import Run, listed
 
-from ..rules.finding import Finding
-from ..rules.thresholds import Rules
-from . import series
-from .judge import ProfileJudge
+from ..rules import Finding
+from ..rules.profile import series
+from ..rules.profile.records import ProfileRules
+from ..rules.profile.series import Table
+from ..rules.thresholds import Rules, select
 from .sampler import VERSION
-from .series import Table
 
 Record = dict[str, Any]
 
@@ -88,7 +88,7 @@ def sessions(path: str | os.PathLike[str]) -> list[Session]:
     return found
 
 
-def judged(path: str | os.PathLike[str], rules: Rules | None = None) -> dict[int, list[Finding]]:
+def judged(path: str | os.PathLike[str], rules: Rules = True) -> dict[int, list[Finding]]:
     """What profiler rules find in a stored run, by rank: for the same rules what they found live.
 
     Args:
@@ -97,14 +97,14 @@ def judged(path: str | os.PathLike[str], rules: Rules | None = None) -> dict[int
     Raises:
         InputError: rules that cannot be used, or as of ``sessions``.
     """
-    ProfileJudge(rules)
+    selected = select(rules, "profile")
     found: dict[int, list[Finding]] = {}
     for session in sessions(path):
-        judge, mine = ProfileJudge(rules), found.setdefault(session.rank, [])
-        mine += judge.look("system", session.header)
+        judge, mine = ProfileRules(selected), found.setdefault(session.rank, [])
+        mine += judge.add("system", session.header)
         for name, record in session.records:
-            mine += judge.look(name, {**record, "row": list(record["row"])} if "row" in record else record)
-        mine += judge.look("end", {})
+            mine += judge.add(name, {**record, "row": list(record["row"])} if "row" in record else record)
+        mine += judge.add("end", {})
     return found
 
 

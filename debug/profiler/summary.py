@@ -9,10 +9,9 @@ import numpy as np
 
 from loopwise.run import Run
 
-from . import series
-from .phases import FIXED, KINDS
+from ..rules.profile import series
+from ..rules.profile.series import FIXED, KINDS, Floats, Table
 from .reading import Session
-from .series import Floats, Table
 
 PERCENTILES = {"max": 100, "p99": 99, "p95": 95, "p50": 50, "min": 0}
 FAR = 3.0

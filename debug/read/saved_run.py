@@ -16,12 +16,13 @@ from loopwise.run import Run, read
 
 from ..model.vocabulary import pattern
 from ..rules import Finding
-from ..rules.engine import Judge
-from ..rules.thresholds import Rules
+from ..rules.saved_steps import SavedStepRules
+from ..rules.thresholds import Rules, select
 from ..statistics.table import single
-from ..store.blocks import NUMBER, Blocks
-from ..store.index import Block, Index, Layout
+from ..store.blocks import Blocks
+from ..store.index import Block, Index
 from ..store.join_shards import joined
+from ..store.layout import Layout
 from .query import Lookup, unique
 
 WAIT = 0.1
@@ -172,8 +173,8 @@ class SavedRun:
                 return joined(found, self._blocks.tensor)
             return self._blocks.tensor(*found[0])
         for block in blocks:
-            if "value" in (cells := block.layout.cells(name)):
-                return torch.tensor(self._float(block, cells["value"]), dtype=torch.float64)
+            if "value" in (cells := block.layout.statistic_offsets(name)):
+                return torch.tensor(self._blocks.number(block, cells["value"]), dtype=torch.float64)
         raise self._lookup.missing(name, [block.layout for block in blocks], "values")
 
     def statistics(
@@ -189,8 +190,8 @@ class SavedRun:
         having = [block for block in blocks if name in block.layout]
         if not having:
             raise self._lookup.missing(name, [block.layout for block in blocks], "statistics")
-        cells = having[0].layout.cells(name).items()
-        return {key: self._float(having[0], cell) for key, cell in cells if key != "value"}
+        cells = having[0].layout.statistic_offsets(name).items()
+        return {key: self._blocks.number(having[0], cell) for key, cell in cells if key != "value"}
 
     def statistic(
         self, name: str, statistic: str, step: int, *, mode: str | None = None, rank: int | None = None
@@ -205,8 +206,8 @@ class SavedRun:
         """
         blocks = self._lookup.at(step, mode, rank)
         for block in blocks:
-            if statistic in (cells := block.layout.cells(name)):
-                return self._float(block, cells[statistic])
+            if statistic in (cells := block.layout.statistic_offsets(name)):
+                return self._blocks.number(block, cells[statistic])
         if not any(_has_values(name, block.layout) for block in blocks):
             raise self._lookup.missing(name, [block.layout for block in blocks], statistic)
         return single(self.value(name, step, mode=mode, rank=rank), statistic)
@@ -248,7 +249,7 @@ class SavedRun:
         for step, blocks in self._lookup.having(name, mode, rank):
             for block in blocks:
                 if block.layout not in cells:
-                    cells[block.layout] = block.layout.cells(name).get(wanted)
+                    cells[block.layout] = block.layout.statistic_offsets(name).get(wanted)
             best = next((block for block in blocks if cells[block.layout] is not None), blocks[0])
             if cells[best.layout] is not None or _has_values(name, best.layout):
                 places.append((step, best, cells[best.layout]))
@@ -313,7 +314,7 @@ class SavedRun:
         found = [Finding.of(record) for record in records]
         return list({(each.rule, each.tensors): each for each in reversed(found)}.values())[::-1]
 
-    def judge(self, rules: Rules | None = None, *, rank: int | None = None) -> list[Finding]:
+    def judge(self, rules: Rules = True, *, rank: int | None = None) -> list[Finding]:
         """What rules find in the saved steps: the same as while the run went on, if it was not resumed.
 
         Args:
@@ -324,10 +325,10 @@ class SavedRun:
             InputError: an unknown rule or threshold.
             StateError: bytes of a step are not there, or a rule failed.
         """
-        judge, found = Judge(rules), []
+        judge, found = SavedStepRules(select(rules, "saved step")), []
         for step in self.steps():
             block = self._lookup.at(step, None, rank)[0]
-            found += judge.look(judge.step(block, block.layout, functools.partial(self._blocks.read, block)))
+            found += judge.apply(block, block.layout, functools.partial(self._blocks.read, block))
             if judge.failures:
                 raise StateError(
                     judge.failures[0],
@@ -356,10 +357,6 @@ class SavedRun:
         from .summary import summary
 
         return summary(self, *self._blocks.size())
-
-    def _float(self, block: Block, offset: int) -> float:
-        found: float = NUMBER.unpack(self._blocks.read(block, offset, 8))[0]
-        return found
 
     def _form(
         self, name: str, step: int, mode: str | None, rank: int | None
@@ -409,4 +406,4 @@ def open_run(run: str | os.PathLike[str] | Run) -> SavedRun:
 
 
 def _has_values(name: str, layout: Layout) -> bool:
-    return name in layout.tensors or "value" in layout.cells(name)
+    return name in layout.tensors or "value" in layout.statistic_offsets(name)

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 OFF = 0.05
 
 
-def check(history: History, passes: float = 3, steps: float = 2) -> Iterator[Seen]:
+def detect(history: History, passes: float = 3, steps: float = 2) -> Iterator[Observation]:
     last = history.updates(int(steps))
     if last is None or not all(step.facts.get("passes", 0) >= passes for step in last):
         return
@@ -27,7 +27,7 @@ def check(history: History, passes: float = 3, steps: float = 2) -> Iterator[See
     scales = [float(value) for step in since for value in step.columns("samples", "scale").values[0]]
     if scales and all(abs(value - 1) <= OFF for value in scales):
         points = [(s.number, float(v)) for s in since for v in s.columns("samples", "scale").values[0]]
-        yield Seen(
+        yield Observation(
             f"{count} backward passes add up to one update, each with the whole of its loss: "
             f"the gradient is {count} times their mean",
             (),
@@ -35,4 +35,4 @@ def check(history: History, passes: float = 3, steps: float = 2) -> Iterator[See
         )
 
 
-RULE = Rule(check, "warning", "divide the loss by the number of accumulated batches before backward()")
+RULE = Rule(detect, "warning", "divide the loss by the number of accumulated batches before backward()")

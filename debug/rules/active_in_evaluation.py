@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 
-def check(history: History) -> Iterator[Seen]:
+def detect(history: History) -> Iterator[Observation]:
     names = tuple(history.now.facts.get("training", ()))
     if names:
-        yield Seen(f"{', '.join(names[:3])} work as in training during evaluation", names)
+        yield Observation(f"{', '.join(names[:3])} work as in training during evaluation", names)
 
 
-RULE = Rule(check, "warning", "call model.eval() before evaluation", mode="eval")
+RULE = Rule(detect, "warning", "call model.eval() before evaluation", mode="eval")

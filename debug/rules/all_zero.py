@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..store.columns import Columns
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History, matrices
 
 
@@ -22,11 +22,11 @@ def zero(columns: Columns) -> NDArray[np.bool_]:
     return np.asarray(matrices(columns) & (low == 0) & (high == 0))
 
 
-def check(history: History, steps: float = 3) -> Iterator[Seen]:
+def detect(history: History, steps: float = 3) -> Iterator[Observation]:
     for kind in ("weight", "gradient", "output"):
         names = history.persistent(int(steps), kind, ("min", "max"), zero)
         if names:
-            yield Seen(
+            yield Observation(
                 f"the {kind} of {', '.join(names[:3])} is zero throughout",
                 tuple(f"{kind} {name}".strip() for name in names),
                 history.evidence(kind, names, "max"),
@@ -34,7 +34,7 @@ def check(history: History, steps: float = 3) -> Iterator[Seen]:
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "look for dead activations before it, a detach(), an initialisation with zeros on both sides of a product, "
     "or a loss that does not use it",

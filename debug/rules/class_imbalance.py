@@ -18,13 +18,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from . import arrays
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History, some
 
 
-def check(
+def detect(
     history: History, ratio: float = 10.0, samples: float = 500, misprediction: float = 0.7
-) -> Iterator[Seen]:
+) -> Iterator[Observation]:
     steps = arrays.labels(history)
     if not steps:
         return
@@ -42,7 +42,7 @@ def check(
     if rare:
         names = tuple(f"class {c}" for c in rare)
         wrong = ", and most of them are predicted wrongly" if len(predictions) else ""
-        yield Seen(
+        yield Observation(
             f"of {len(labels)} labels {counts[rare].sum()} are of {some(names)}, and {counts.max()} of class "
             f"{int(counts.argmax())}{wrong}",
             names,
@@ -50,7 +50,7 @@ def check(
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "draw rare classes more often (WeightedRandomSampler), or give the loss class weights",
 )

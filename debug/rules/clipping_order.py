@@ -14,13 +14,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History, Step
 
 EQUAL = 1e-3
 
 
-def check(history: History, norm: float = 2e-3, steps: float = 3) -> Iterator[Seen]:
+def detect(history: History, norm: float = 2e-3, steps: float = 3) -> Iterator[Observation]:
     last = history.updates(int(steps))
     if last is None:
         return
@@ -30,7 +30,7 @@ def check(history: History, norm: float = 2e-3, steps: float = 3) -> Iterator[Se
     limits = [norms[-1] * 2.0**power for power in range(8, 25)]
     limit = next((each for each in limits if _is_round(each)), None)
     if limit is not None:
-        yield Seen(
+        yield Observation(
             f"the norm of all gradients is {norms[-1]:.3g} at each update: clipped to {limit:.3g} while they were "
             f"multiplied by {limit / norms[-1]:.0f}",
             (),
@@ -50,4 +50,4 @@ def _is_round(value: float) -> bool:
     return abs(digit - round(digit)) <= EQUAL * digit
 
 
-RULE = Rule(check, "critical", "call scaler.unscale_(optimizer) before clipping, once for each update")
+RULE = Rule(detect, "critical", "call scaler.unscale_(optimizer) before clipping, once for each update")

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from .arrays import labels_and_predictions
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 
-def check(history: History, share: float = 0.5, samples: float = 20) -> Iterator[Seen]:
+def detect(history: History, share: float = 0.5, samples: float = 20) -> Iterator[Observation]:
     labels, predictions = labels_and_predictions(history)
     counts = np.bincount(labels)
     if not len(labels) or predictions.min() < 0:
@@ -35,14 +35,14 @@ def check(history: History, share: float = 0.5, samples: float = 20) -> Iterator
         taken[of] = 0
         other = int(taken.argmax())
         if taken[other] > share * counts[of]:
-            yield Seen(
+            yield Observation(
                 f"{taken[other]} of {counts[of]} samples of class {of} are predicted as class {other}",
                 (f"class {of}",),
             )
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "look at samples and labels of both classes, and at how classes are numbered in training and evaluation",
     mode="eval",

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..store.columns import Columns
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 TYPES = ("ReLU", "ReLU6")
 
 
-def check(history: History, share: float = 0.98, steps: float = 3) -> Iterator[Seen]:
+def detect(history: History, share: float = 0.98, steps: float = 3) -> Iterator[Observation]:
     def dead(columns: Columns) -> NDArray[np.bool_]:
         sizes = np.array([max(1, math.prod(shape)) for shape in columns.shapes])
         relu = np.array([history.type_of(name) in TYPES for name in columns.names], dtype=bool)
@@ -28,7 +28,7 @@ def check(history: History, share: float = 0.98, steps: float = 3) -> Iterator[S
 
     names = history.persistent(int(steps), "output", ("zero",), dead)
     if names:
-        yield Seen(
+        yield Observation(
             f"more than {share:.0%} of the outputs of {', '.join(names[:3])} are zero",
             names,
             history.evidence("output", names, "zero"),
@@ -36,7 +36,7 @@ def check(history: History, share: float = 0.98, steps: float = 3) -> Iterator[S
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "lower the learning rate, check the biases' initialisation, or use LeakyReLU or GELU",
 )

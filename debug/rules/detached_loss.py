@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 
-def check(history: History, steps: float = 2) -> Iterator[Seen]:
+def detect(history: History, steps: float = 2) -> Iterator[Observation]:
     last = history.updates(int(steps))
     if last is not None and all(step.facts.get("no_gradients") for step in last):
-        yield Seen("no parameter of the model has a gradient at the update", ())
+        yield Observation("no parameter of the model has a gradient at the update", ())
 
 
 RULE = Rule(
-    check,
+    detect,
     "critical",
     "call loss.backward() before optimizer.step(), and look for detach(), .item(), argmax or no_grad() on the way",
 )

@@ -1,82 +1,75 @@
-"""Applies rules to saved steps, while training goes on or afterwards: what they find is the same."""
+"""Engine that applies rules and makes findings of what they observe."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from ..model.source_lines import of_tensor
-from ..store.columns import View
-from ..store.index import Layout
-from . import RULES, Finding, History, Rule
-from .history import Read, Step
-from .thresholds import Rules, chosen
-
-VIEWS = 64
-"""Layouts that are remembered: there is one for each shape of outputs."""
-FEW = 20
-"""Findings of one rule that are kept of a run; then it has been said."""
+from .finding import Finding, Observation
+from .registry import RULES
 
 
-class Judge:
-    """Looks at the saved steps of one run in their order.
+def finding(name: str, seen: Observation, step: int, mode: str = "train", line: str = "") -> Finding:
+    """Make a finding of what the rule ``name`` observed at a step; ``line`` is the line of code that it is about."""
+    rule = RULES[name]
+    advice = seen.advice or rule.advice
+    return Finding(
+        name, rule.severity, step, mode, seen.what, seen.tensors, dict(seen.evidence), advice, line
+    )
 
-    Each tensor is found wrong by each rule once.  A rule that fails is switched off; the others go on.
+
+class Engine:
+    """Application of the selected rules of one source.
+
+    A rule reports each tensor once, and no more findings than its ``most``.  A rule that raises is switched off; the
+    others go on.
 
     Args:
-        rules: names of rules, or thresholds by name and parameter; ``None``: all.
+        rules: thresholds by name; rules of other sources are ignored.
+        source: the source of what ``apply`` is called with.
 
-    Raises:
-        InputError: an unknown rule or threshold, or one that is no number.
+    Attributes:
+        failures: messages about rules that were switched off; the owner of the engine empties the list.
     """
 
-    def __init__(self, rules: Rules | None = None) -> None:
-        self._rules = chosen(rules, RULES)
-        self._history = History()
-        self._told: dict[str, set[str]] = {}
-        self._counts: dict[str, int] = {}
-        self._views: dict[int, View] = {}
+    def __init__(self, rules: Mapping[str, Mapping[str, float]], source: str) -> None:
+        self._rules = {n: (RULES[n], dict(t)) for n, t in rules.items() if RULES[n].source == source}
+        self._reported: dict[str, set[str]] = {}
+        self._counts = Counter[str]()
         self.failures: list[str] = []
-        """What was wrong with rules that were switched off; to be taken by whoever says it."""
 
-    def look(self, step: Step) -> list[Finding]:
-        """What is found wrong with a step that was not before."""
-        self._history.add(step)
-        found: list[Finding] = []
+    def apply(
+        self, observed: Any, step: int, mode: str = "train", lines: Mapping[str, str] | None = None
+    ) -> list[Finding]:
+        """Return the new findings.
+
+        Args:
+            observed: what the rules of the source look at.
+            step: step of the findings, over all modes.
+            mode: mode of the step; rules of other modes are not applied.
+            lines: lines of the user's code, by module.
+        """
+        findings: list[Finding] = []
         for name, (rule, thresholds) in list(self._rules.items()):
-            if rule.mode != step.mode:
+            if rule.mode != mode or rule.detect is None:
                 continue
             try:
-                for seen in rule(self._history, **thresholds):
-                    found += self._new(name, rule, seen.tensors, seen.what, dict(seen.evidence))
+                for seen in rule.detect(observed, **thresholds):
+                    if self._is_new(name, seen.tensors or ("",), rule.most):
+                        line = of_tensor(seen.tensors[0], lines) if lines and seen.tensors else ""
+                        findings.append(finding(name, seen, step, mode, line))
             except Exception as error:
                 del self._rules[name]
                 self.failures.append(f"the rule {name} is switched off: {error!r}")
-        return found
+        return findings
 
-    def _new(
-        self, name: str, rule: Rule, tensors: tuple[str, ...], what: str, evidence: dict[str, Any]
-    ) -> Iterator[Finding]:
-        told = self._told.setdefault(name, set())
-        if not set(tensors or ("",)) - told or self._counts.get(name, 0) >= FEW:
-            return
-        told.update(tensors or ("",))
-        self._counts[name] = self._counts.get(name, 0) + 1
-        now = self._history.now
-        line = of_tensor(tensors[0], self._history.lines) if tensors else ""
-        yield Finding(name, rule.severity, now.number, now.mode, what, tensors, evidence, rule.advice, line)
-
-    def step(self, record: Any, layout: Layout, read: Read) -> Step:
-        """A step to look at.
-
-        Args:
-            record: has ``step``, ``mode``, ``mode_step`` and ``marks``.
-            layout: of its block.
-            read: reads the block's bytes.
-        """
-        view = self._views.get(id(layout))
-        if view is None or view.layout is not layout:
-            if len(self._views) >= VIEWS:
-                self._views.clear()
-            view = self._views[id(layout)] = View(layout)
-        return Step(record.step, record.mode, record.mode_step, record.marks, view, read, record.time)
+    def _is_new(self, name: str, tensors: tuple[str, ...], most: int) -> bool:
+        """Return whether the rule has not reported all of these tensors yet, and remember them."""
+        reported = self._reported.setdefault(name, set())
+        if reported.issuperset(tensors) or self._counts[name] >= most:
+            return False
+        reported.update(tensors)
+        self._counts[name] += 1
+        return True

@@ -13,16 +13,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 
-def check(history: History, share: float = 0.0) -> Iterator[Seen]:
+def detect(history: History, share: float = 0.0) -> Iterator[Observation]:
     now = history.now
     losses = tuple(name for name, value in now.scalars("losses").items() if not math.isfinite(value))
     if losses:
         evidence = {name: list(zip(*history.scalar(name), strict=True)) for name in losses}
-        yield Seen(f"{', '.join(losses)} is not finite", losses, {n: p[-20:] for n, p in evidence.items()})
+        yield Observation(
+            f"{', '.join(losses)} is not finite", losses, {n: p[-20:] for n, p in evidence.items()}
+        )
     for kind in ("weight", "gradient", "output"):
         if kind == "gradient" and now.marks.get("skipped"):
             continue
@@ -33,7 +35,7 @@ def check(history: History, share: float = 0.0) -> Iterator[Seen]:
         bad = np.flatnonzero((nan + inf) > share * sizes)
         if len(bad):
             found = tuple(names[i] for i in bad)
-            yield Seen(
+            yield Observation(
                 f"{found[0]} and {len(found) - 1} more {kind}s have NaN or infinite values"
                 if len(found) > 1
                 else f"the {kind} {found[0]} has {int(nan[bad[0]])} NaN and {int(inf[bad[0]])} infinite values",
@@ -43,7 +45,7 @@ def check(history: History, share: float = 0.0) -> Iterator[Seen]:
 
 
 RULE = Rule(
-    check,
+    detect,
     "critical",
     "lower the learning rate, clip gradients, or look for a division by zero, a logarithm of zero, or fp16 overflow",
 )

@@ -15,27 +15,27 @@ from collections.abc import Iterator
 import numpy as np
 
 from .arrays import recent
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 LEAST = 10
 """Features from which on three are few."""
 
 
-def check(history: History, share: float = 0.8, features: float = 3) -> Iterator[Seen]:
+def detect(history: History, share: float = 0.8, features: float = 3) -> Iterator[Observation]:
     for (numbers,) in recent(history, "feature_importance")[-1:]:
         weights = np.abs(numbers.reshape(-1).astype(np.float64))
         order = np.argsort(-weights, kind="stable")[: int(features)]
         if len(weights) >= LEAST and weights[order].sum() > share * weights.sum():
             names = tuple(f"feature {place}" for place in order)
             part = weights[order].sum() / weights.sum()
-            yield Seen(
+            yield Observation(
                 f"{', '.join(names)} have {part:.0%} of the importance of {len(weights)} features", names
             )
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "see whether they give the target away, or would not be there when the model is used; leave them out and compare",
 )

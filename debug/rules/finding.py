@@ -1,75 +1,89 @@
-"""What a rule finds."""
+"""Rules, what they observe, and the findings that are made of it."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
-from .history import History
+from loopwise.errors import LoopwiseError
 
 SEVERITIES = ("info", "warning", "critical")
-"""Worth knowing; training goes worse than it could; training is broken."""
+"""``info``: worth knowing; ``warning``: training goes worse than it could; ``critical``: training is broken."""
+SOURCES = ("saved step", "profile", "ranks", "NaN trap", "preflight")
+"""Sources of what rules look at; see ``Rule.source``."""
 Points = list[tuple[int, float]]
-"""Steps and values."""
+"""Pairs of step and value."""
+
+
+class FindingError(LoopwiseError, RuntimeError):
+    """Findings that stop a script; the preflight report raises it on request."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What a rule's function yields.
+class Observation:
+    """One fault, as a rule sees it.
 
     Args:
-        what: what is wrong, as a sentence without its end, with the numbers in it.
-        tensors: names of what it is wrong with; none for the run as a whole.
-        evidence: the series that shows it, by name.
+        what: sentence that says what is wrong, with the measured numbers, without the full stop.
+        tensors: names of the tensors that have the fault; empty if it is a fault of the whole run.
+        evidence: series that show the fault, by name.
+        advice: replaces the advice of the rule if the fix depends on what was observed.
     """
 
     what: str
     tensors: tuple[str, ...] = ()
     evidence: Mapping[str, Points] = field(default_factory=dict)
+    advice: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A check of saved steps.
+    """Detection of one kind of fault, with its severity and the usual fixes.
 
     Args:
-        check: called with the history after each saved step of ``mode``; its keyword arguments are
-            the thresholds.  Pure: what it yields depends on the history alone.
+        detect: function that is called with the rule's source and with the thresholds as keyword arguments, and
+            yields an `Observation` for each fault.  It must depend on nothing else, so that a stored run gives the
+            same findings as the live run.  ``None`` if the fault is detected elsewhere (NaN trap, preflight).
         severity: one of ``SEVERITIES``.
-        advice: a sentence with the usual fixes.
-        mode: of the steps that it looks at.
+        advice: sentence with the usual fixes, without capital letter and full stop.
+        mode: mode of the steps that the rule looks at.
+        source: ``saved step`` (``detect`` gets a ``History``), ``profile`` (a ``Series``), ``ranks``
+            (a ``RankComparison``), ``NaN trap`` or ``preflight``.
+        most: number of findings in one run, at most.
     """
 
-    check: Callable[..., Iterator[Seen]]
+    detect: Callable[..., Iterator[Observation]] | None
     severity: str
     advice: str
     mode: str = "train"
+    source: str = "saved step"
+    most: int = 20
 
-    def __call__(self, history: History, **thresholds: float) -> Iterator[Seen]:
-        return self.check(history, **thresholds)
-
-
-def named(*modules: ModuleType) -> dict[str, Rule]:
-    """The rules of modules by their names."""
-    return {module.__name__.rpartition(".")[2]: module.RULE for module in modules}
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Default thresholds by name."""
+        if self.detect is None:
+            return {}
+        parameters = list(inspect.signature(self.detect).parameters.values())[1:]
+        return {parameter.name: parameter.default for parameter in parameters}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is wrong with a training run.
+    """One fault of a training run.
 
     Attributes:
-        rule: its name in `RULES`.
+        rule: name of the rule in `RULES`.
         severity: one of `SEVERITIES`.
-        step: the saved step, over all modes, at which it was seen first.
-        mode: of the step.
-        what: what is wrong.
-        tensors: what it is wrong with.
-        evidence: the series that shows it: name -> pairs of step and value.
-        advice: what is usually done about it.
-        line: file and line of the user's code that it is about, where that is known.
+        step: number of the step, over all modes, at which the rule first saw the fault.
+        mode: mode of that step.
+        what: sentence that says what is wrong.
+        tensors: names of the tensors that have the fault.
+        evidence: series that show the fault: name -> pairs of step and value.
+        advice: the usual fixes.
+        line: file and line of the user's code that the finding is about; empty if unknown.
     """
 
     rule: str
@@ -83,19 +97,19 @@ class Finding:
     line: str = ""
 
     def __str__(self) -> str:
-        where = f" ({self.line})" if self.line else ""
-        return f"{self.severity}: {self.rule} at step {self.step}: {self.what}{where}; {self.advice}"
+        line = f" ({self.line})" if self.line else ""
+        return f"{self.severity}: {self.rule} at step {self.step}: {self.what}{line}; {self.advice}"
 
     def record(self) -> dict[str, Any]:
-        """As JSON lines have it."""
+        """Return the finding as a JSON line."""
         return {key: getattr(self, key) for key in self.__slots__}
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Finding:
-        """From a JSON line.
+        """Build a finding from a JSON line.
 
         Raises:
-            KeyError, TypeError, ValueError: it is none.
+            KeyError, TypeError, ValueError: the line holds no finding.
         """
         evidence = {
             str(name): [(int(step), float(value)) for step, value in points]
@@ -108,6 +122,6 @@ class Finding:
 
 
 def at_least(findings: Iterable[Finding], severity: str) -> list[Finding]:
-    """Those of a severity or a worse one."""
+    """Return the findings of this severity or a worse one."""
     least = SEVERITIES.index(severity)
     return [finding for finding in findings if SEVERITIES.index(finding.severity) >= least]

@@ -11,18 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History, some
 
 
-def check(history: History) -> Iterator[Seen]:
+def detect(history: History) -> Iterator[Observation]:
     names = tuple(history.now.facts.get("frozen_norms", ()))
     if names:
-        yield Seen(f"the running statistics of {some(names)} stay at 0 and 1 while training goes on", names)
+        yield Observation(
+            f"the running statistics of {some(names)} stay at 0 and 1 while training goes on", names
+        )
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "leave BatchNorm in training mode with a momentum above 0, or load statistics before freezing them",
 )

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 
-def check(history: History) -> Iterator[Seen]:
+def detect(history: History) -> Iterator[Observation]:
     names = tuple(history.now.facts.get("not_zeroed", ()))
     if names:
-        yield Seen(
+        yield Observation(
             f"gradients of earlier steps are still there when those of the next are added ({names[0]})", names
         )
 
 
-RULE = Rule(check, "critical", "call optimizer.zero_grad() once for each optimizer.step(), before backward()")
+RULE = Rule(
+    detect, "critical", "call optimizer.zero_grad() once for each optimizer.step(), before backward()"
+)

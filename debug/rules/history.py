@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..store.columns import Columns, Floats, View
+from ..store.columns import Columns, Floats
+from ..store.layout import Layout, Read
 
 WINDOW = 20
 """Saved steps of a mode whose statistics are kept; scalars are kept of all."""
 SHOWN = 3
 """Tensors of a finding that are named in its sentence, and whose series are kept."""
-Read = Callable[[int, int], Any]
-"""From an offset in the block and a length to its bytes."""
 
 
 def some(names: Sequence[str]) -> str:
@@ -40,7 +39,7 @@ class Step:
         mode: of the step.
         mode_step: of its mode.
         marks: remarks of the index.
-        view: where its statistics stand.
+        layout: layout of its block.
         read: gives its bytes; used while rules look at the step, not later.
     """
 
@@ -48,29 +47,21 @@ class Step:
     mode: str
     mode_step: int
     marks: Mapping[str, Any]
-    view: View
+    layout: Layout
     read: Read
     time: float = 0.0
     """Seconds since the epoch, at its end."""
-    _tables: list[Floats] = field(default_factory=list)
+    _numbers: Floats = field(init=False)
     _columns: dict[tuple[str, tuple[str, ...]], Columns] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for group in self.view.tables:
-            rows, columns = len(group["rows"]), len(group["columns"])
-            data = self.read(group["offset"], 8 * rows * columns)
-            self._tables.append(np.frombuffer(data, "<f8").reshape(rows, columns).copy())
+        self._numbers = self.layout.numbers(self.read)
 
     def columns(self, kind: str, *statistics: str) -> Columns:
         """Statistics of all ``weight``, ``gradient``, ``update``, ``input`` or ``output`` tensors that have them."""
         key = (kind, statistics)
         if key not in self._columns:
-            where = self.view.where(kind, statistics)
-            values = tuple(
-                np.array([self._tables[table][row, place] for table, row, place in cells])
-                for cells in where.cells
-            ) or tuple(np.empty(0) for _ in statistics)
-            self._columns[key] = Columns(where.names, values, where.shapes, where.dtypes)
+            self._columns[key] = self.layout.columns(self._numbers, kind, statistics)
         return self._columns[key]
 
     @property
@@ -82,30 +73,21 @@ class Step:
     @property
     def updated(self) -> bool:
         """Whether there was an update, with gradients or without: not so while gradients accumulate."""
-        return bool(self.view.where("update", ("ratio",)).names) or "no_gradients" in self.marks.get(
+        return bool(self.layout.cells("update", ("ratio",)).names) or "no_gradients" in self.marks.get(
             "facts", {}
         )
 
     def scalars(self, collection: str | None = None) -> dict[str, float]:
         """Numbers by name, of one collection (``losses``, ``metrics``) or of all."""
-        return {
-            name: float(self._tables[table][row, 0])
-            for name, table, row, of in self.view.scalars
-            if collection in (None, of)
-        }
+        return self.layout.scalars(self._numbers, collection)
 
     def of_collection(self, collection: str, statistic: str) -> dict[str, float]:
         """A statistic by name, of what one collection keeps it of."""
-        found: dict[str, float] = {}
-        for group, table in zip(self.view.tables, self._tables, strict=True):
-            if group["collection"] == collection and statistic in group["columns"]:
-                place = group["columns"].index(statistic)
-                found |= {name: float(row[place]) for name, row in zip(group["rows"], table, strict=True)}
-        return found
+        return self.layout.of_collection(self._numbers, collection, statistic)
 
     def tensor(self, name: str) -> torch.Tensor | None:
         """A copy of a tensor that was saved itself; of the latest step only."""
-        entry = self.view.layout.tensor(name)
+        entry = self.layout.tensor(name)
         if entry is None:
             return None
         data = bytearray(self.read(entry.offset, entry.length))

@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 
-def check(history: History, ratio: float = 1.5) -> Iterator[Seen]:
+def detect(history: History, ratio: float = 1.5) -> Iterator[Observation]:
     classes_of = history.now.facts.get("classes", {})
     if history.now.mode_step:
         return
@@ -26,9 +26,9 @@ def check(history: History, ratio: float = 1.5) -> Iterator[Seen]:
         if classes < 2:
             continue
         if value < 0:
-            yield Seen(f"{name} is a cross-entropy and negative: {value:.4g}", (name,))
+            yield Observation(f"{name} is a cross-entropy and negative: {value:.4g}", (name,))
         if value > ratio * math.log(classes):
-            yield Seen(
+            yield Observation(
                 f"{name} begins at {value:.4g}, guessing among {classes} classes has {math.log(classes):.4g}",
                 (name,),
                 {name: [(history.now.number, value)]},
@@ -36,7 +36,7 @@ def check(history: History, ratio: float = 1.5) -> Iterator[Seen]:
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "make the last layer's initial weights smaller, and check the sign, the targets, the reduction and the input's size",
 )

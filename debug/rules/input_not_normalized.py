@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..store.columns import Columns
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 
-def check(history: History, size: float = 20.0, steps: float = 2) -> Iterator[Seen]:
+def detect(history: History, size: float = 20.0, steps: float = 2) -> Iterator[Observation]:
     def is_data(columns: Columns) -> NDArray[np.bool_]:
         forms = zip(columns.names, columns.shapes, columns.dtypes, strict=True)
         return np.array([n == "" and len(s) > 1 and "float" in d for n, s, d in forms], dtype=bool)
@@ -37,7 +37,7 @@ def check(history: History, size: float = 20.0, steps: float = 2) -> Iterator[Se
     for what, test in tests.items():
         if history.persistent(int(steps), "input", statistics, test):
             mean, std, low, high = (float(v[0]) for v in history.now.columns("input", *statistics).values)
-            yield Seen(
+            yield Observation(
                 f"the model's input is {what}: mean {mean:.4g}, standard deviation {std:.4g}, "
                 f"from {low:.4g} to {high:.4g}",
                 ("input",),
@@ -45,4 +45,4 @@ def check(history: History, size: float = 20.0, steps: float = 2) -> Iterator[Se
             )
 
 
-RULE = Rule(check, "warning", "subtract the training set's mean and divide by its standard deviation")
+RULE = Rule(detect, "warning", "subtract the training set's mean and divide by its standard deviation")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 WRONG = {
@@ -20,14 +20,14 @@ WRONG = {
 }
 
 
-def check(history: History) -> Iterator[Seen]:
+def detect(history: History) -> Iterator[Observation]:
     found = history.now.facts.get("loss_input")
     if found and found[0] in WRONG:
-        yield Seen(WRONG[found[0]].format(found[1]), ("loss",))
+        yield Observation(WRONG[found[0]].format(found[1]), ("loss",))
 
 
 RULE = Rule(
-    check,
+    detect,
     "critical",
     "give logits to cross_entropy and binary_cross_entropy_with_logits, and log_softmax's outputs to nll_loss",
 )

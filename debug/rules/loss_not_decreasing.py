@@ -15,11 +15,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 
-def check(history: History, steps: float = 40, errors: float = 2.0) -> Iterator[Seen]:
+def detect(history: History, steps: float = 40, errors: float = 2.0) -> Iterator[Observation]:
     names = history.losses() if history.optimizers < 2 else []
     for name in ["loss"] if "loss" in history.losses() else names:
         numbers, found = history.scalar(name)
@@ -32,7 +32,7 @@ def check(history: History, steps: float = 40, errors: float = 2.0) -> Iterator[
         first, second = values[: len(values) // 2], values[len(values) // 2 :]
         error = np.sqrt(first.var() / len(first) + second.var() / len(second))
         if first.mean() - second.mean() < errors * error or (values == values[0]).all():
-            yield Seen(
+            yield Observation(
                 f"{name} went from {first.mean():.4g} to {second.mean():.4g} in {len(values)} saved steps",
                 (name,),
                 {name: list(zip(numbers, found, strict=True))[-100:]},
@@ -40,7 +40,7 @@ def check(history: History, steps: float = 40, errors: float = 2.0) -> Iterator[
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "check the learning rate, that zero_grad, backward and step are called, and that targets belong to their inputs",
 )

@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..store.columns import Columns
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 
-def check(history: History, places: float = 4.0, steps: float = 4) -> Iterator[Seen]:
+def detect(history: History, places: float = 4.0, steps: float = 4) -> Iterator[Observation]:
     def alike(columns: Columns) -> NDArray[np.bool_]:
         spread, varied = columns.values
         return np.asarray((varied == 1) & (spread <= places))
 
     for name in history.persistent(int(steps), "samples", ("spread", "varied"), alike):
-        yield Seen(
+        yield Observation(
             f"the output of {'the model' if name == 'model' else name} is the same for every sample of a batch",
             (f"output {name}",) if name != "model" else ("output",),
             {"spread": history.points("samples", name, "spread")},
@@ -32,7 +32,7 @@ def check(history: History, places: float = 4.0, steps: float = 4) -> Iterator[S
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "check that forward() uses its input, that the features are not lost on the way (dead activations, a pooling or "
     "normalisation over the batch or over everything), and that the targets belong to their inputs",

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 BEFORE = 20
 
 
-def check(history: History, deviations: float = 10.0, ratio: float = 2.0) -> Iterator[Seen]:
+def detect(history: History, deviations: float = 10.0, ratio: float = 2.0) -> Iterator[Observation]:
     for name in history.losses():
         numbers, found = history.scalar(name)
         if len(found) <= BEFORE or numbers[-1] != history.now.number:
@@ -27,7 +27,7 @@ def check(history: History, deviations: float = 10.0, ratio: float = 2.0) -> Ite
             continue
         mean, std = before.mean(), before.std()
         if now > mean + deviations * std and now > ratio * mean > 0:
-            yield Seen(
+            yield Observation(
                 f"{name} leapt from {mean:.4g} to {now:.4g}",
                 (name,),
                 {name: list(zip(numbers, found, strict=True))[-BEFORE - 1 :]},
@@ -35,7 +35,7 @@ def check(history: History, deviations: float = 10.0, ratio: float = 2.0) -> Ite
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "clip gradients, lower the learning rate or lengthen its warmup, and look at the batch of this step",
 )

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History, some
 
 
-def check(history: History, steps: float = 3) -> Iterator[Seen]:
+def detect(history: History, steps: float = 3) -> Iterator[Observation]:
     last = [step for step in history.steps() if step.updated]
     if len(last) < steps or not history.now.updated:
         return
@@ -21,11 +21,11 @@ def check(history: History, steps: float = 3) -> Iterator[Seen]:
     names = tuple(name for name in each[0] if all(name in other for other in each[1:]))
     if names:
         shown = some(names)
-        yield Seen(f"{shown} never gets a gradient", names)
+        yield Observation(f"{shown} never gets a gradient", names)
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "look for a detach(), a no_grad(), an output that the loss does not use, or a layer that forward() leaves out",
 )

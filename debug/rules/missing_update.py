@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 
-def check(history: History, steps: float = 16) -> Iterator[Seen]:
+def detect(history: History, steps: float = 16) -> Iterator[Observation]:
     last = history.last(int(steps))
     if last is not None and all(step.facts.get("still") for step in last):
-        yield Seen(f"no parameter was updated in {int(steps)} saved steps")
+        yield Observation(f"no parameter was updated in {int(steps)} saved steps")
 
 
 RULE = Rule(
-    check,
+    detect,
     "critical",
     "call optimizer.step() after loss.backward(), on the optimizer that was given to the Watch",
 )

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 
-def check(history: History, ratio: float = 0.05, patience: float = 3) -> Iterator[Seen]:
+def detect(history: History, ratio: float = 0.05, patience: float = 3) -> Iterator[Observation]:
     trained, losses = history.scalar(next(iter(history.losses()), ""))
     for name in history.losses("eval"):
         if name not in history.now.scalars("losses"):
@@ -38,7 +38,7 @@ def check(history: History, ratio: float = 0.05, patience: float = 3) -> Iterato
         then = [v for s, v in zip(trained, losses, strict=True) if s <= at][-10:]
         since = [v for s, v in zip(trained, losses, strict=True) if s <= now][-10:]
         if then and np.mean(since) < np.mean(then):
-            yield Seen(
+            yield Observation(
                 f"{name} in evaluation rose from {values[least]:.4g} at step {at} to {values[-1]:.4g}, "
                 f"while the training loss fell from {np.mean(then):.4g} to {np.mean(since):.4g}",
                 (name,),
@@ -47,7 +47,7 @@ def check(history: History, ratio: float = 0.05, patience: float = 3) -> Iterato
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "stop at the least validation loss, or use more data, augmentation, weight decay or dropout",
     mode="eval",

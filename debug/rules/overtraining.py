@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 
-def check(history: History, patience: float = 10, delta: float = 1e-3) -> Iterator[Seen]:
+def detect(history: History, patience: float = 10, delta: float = 1e-3) -> Iterator[Observation]:
     for name in history.losses("eval"):
         if name not in history.now.scalars("losses"):
             continue
@@ -23,11 +23,11 @@ def check(history: History, patience: float = 10, delta: float = 1e-3) -> Iterat
             continue
         at, least = min(before, key=lambda pair: pair[1])
         if all(value > least - delta * abs(least) for _, value in since):
-            yield Seen(
+            yield Observation(
                 f"{name} in evaluation is no better than at step {at} ({least:.4g}) for {len(since)} evaluations",
                 (name,),
                 {f"{name} in evaluation": rounds[-100:]},
             )
 
 
-RULE = Rule(check, "info", "stop here, or lower the learning rate", mode="eval")
+RULE = Rule(detect, "info", "stop here, or lower the learning rate", mode="eval")

@@ -15,13 +15,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..store.columns import Columns
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 TYPES = ("Linear", "Conv1d", "Conv2d", "Conv3d")
 
 
-def check(history: History, ratio: float = 1e3) -> Iterator[Seen]:
+def detect(history: History, ratio: float = 1e3) -> Iterator[Observation]:
     if len(history.steps()) > 1:
         return
     weights = history.now.columns("weight", "std", "max")
@@ -35,12 +35,12 @@ def check(history: History, ratio: float = 1e3) -> Iterator[Seen]:
         and history.type_of(name.rpartition(".")[0]) in TYPES
     )
     if alike:
-        yield Seen(f"all elements of {', '.join(alike[:3])} are equal", alike)
+        yield Observation(f"all elements of {', '.join(alike[:3])} are equal", alike)
     outputs = history.now.columns("output", "std")
     sizes = _sizes(history, outputs)
     if len(sizes) > 1 and max(sizes.values()) > ratio * min(sizes.values()):
         low, high = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
-        yield Seen(
+        yield Observation(
             f"outputs have a standard deviation of {sizes[high]:.3g} at {high} and {sizes[low]:.3g} at {low}",
             (low, high),
             {name: [(history.now.number, sizes[name])] for name in (low, high)},
@@ -57,7 +57,7 @@ def _sizes(history: History, outputs: Columns) -> dict[str, float]:
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "initialise by Kaiming's or Xavier's rule for the activation, at random, and normalise the input",
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History, Step
 
 PERIOD = 5
@@ -18,7 +18,7 @@ PERIOD = 5
 Batch = tuple[tuple[int, ...], float, float, float, float]
 
 
-def check(history: History, steps: float = 4) -> Iterator[Seen]:
+def detect(history: History, steps: float = 4) -> Iterator[Observation]:
     for period in range(1, PERIOD + 1):
         last = history.last(period * int(steps))
         batches = _batches(last) if last is not None else None
@@ -26,7 +26,7 @@ def check(history: History, steps: float = 4) -> Iterator[Seen]:
             return
         if batches[period:] == batches[:-period] and any(low != high for *_, low, high in batches[:period]):
             what = "the same batch" if period == 1 else f"the same {period} batches in turn"
-            yield Seen(
+            yield Observation(
                 f"the model got {what} at steps {', '.join(str(step.number) for step in last)}",
                 ("input",),
                 {"mean": history.points("input", "", "mean")},
@@ -47,7 +47,7 @@ def _batches(steps: Sequence[Step]) -> list[Batch] | None:
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "shuffle, check that the loader is iterated and not asked for its first batch each time, "
     "and that an iterable data set's workers do not all yield the same",

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..store.columns import Columns
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 MIDDLES = {"Tanh": (0.0, 1.0), "Sigmoid": (0.5, 0.5)}
 """Class -> middle of its outputs, and their distance to the limit."""
 
 
-def check(history: History, share: float = 0.97, steps: float = 3) -> Iterator[Seen]:
+def detect(history: History, share: float = 0.97, steps: float = 3) -> Iterator[Observation]:
     own = history.now.columns("output", "mean", "std")
     of_model = own.values[0][own.names.index("")] if "" in own.names else np.nan
 
@@ -34,7 +34,7 @@ def check(history: History, share: float = 0.97, steps: float = 3) -> Iterator[S
 
     names = history.persistent(int(steps), "output", ("mean", "std"), saturated)
     if names:
-        yield Seen(
+        yield Observation(
             f"the outputs of {', '.join(names[:3])} are at the limits of the activation",
             names,
             history.evidence("output", names, "std"),
@@ -42,7 +42,7 @@ def check(history: History, share: float = 0.97, steps: float = 3) -> Iterator[S
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "normalise what goes in, use a smaller initialisation or learning rate, or another activation",
 )

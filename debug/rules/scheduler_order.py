@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .finding import Points, Rule, Seen
+from .finding import Observation, Points, Rule
 from .history import History
 
 
-def check(
+def detect(
     history: History, often: float = 0.75, updates: float = 20, cycles: float = 3, period: float = 1000
-) -> Iterator[Seen]:
+) -> Iterator[Observation]:
     for key, rate in history.now.facts.get("rates", {}).items():
         what = ""
         if rate["early"]:
@@ -36,7 +36,7 @@ def check(
         if rate["cycles"] >= cycles and rate["updates"] < period * rate["cycles"]:
             what = f"the learning rate ran down and climbed up again {rate['cycles']} times in {rate['updates']} updates"
         if what:
-            yield Seen(what, (key,) if key else (), {"learning rate": _points(history, key)})
+            yield Observation(what, (key,) if key else (), {"learning rate": _points(history, key)})
 
 
 def _points(history: History, key: str) -> Points:
@@ -47,7 +47,7 @@ def _points(history: History, key: str) -> Points:
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "call scheduler.step() after optimizer.step(), as often as the schedule's length is counted in: "
     "once per update, or once per epoch",

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History, matrices
 
 
-def check(history: History, steps: float = 60, errors: float = 2.0) -> Iterator[Seen]:
+def detect(history: History, steps: float = 60, errors: float = 2.0) -> Iterator[Observation]:
     for name, classes in history.classes.items():
         numbers, found = history.scalar(name)
         doublings = np.log2(len(found) / steps) if len(found) >= steps else -1.0
@@ -30,7 +30,7 @@ def check(history: History, steps: float = 60, errors: float = 2.0) -> Iterator[
         error = np.sqrt(first.var() / len(first) + second.var() / len(second))
         guesses = 0.85 < second.mean() < 1.1 and first.mean() - second.mean() < errors * error
         if guesses and _learns(history):
-            yield Seen(
+            yield Observation(
                 f"{name} stays at {found[-1]:.4g} in {len(found)} saved steps, guessing among {classes} classes has "
                 f"{math.log(classes):.4g}, and the weights do change",
                 (name,),
@@ -48,7 +48,7 @@ def _learns(history: History) -> bool:
 
 
 RULE = Rule(
-    check,
+    detect,
     "info",
     "check that inputs and targets are shuffled together, that the loader pairs them rightly, and that the inputs "
     "say something about the targets; then the model's size and the learning rate",

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 BEFORE = 10
 
 
-def check(history: History, seconds: float = 1800) -> Iterator[Seen]:
+def detect(history: History, seconds: float = 1800) -> Iterator[Observation]:
     steps = history.steps()[-BEFORE - 2 :]
     if len(steps) < 4:
         return
@@ -30,7 +30,7 @@ def check(history: History, seconds: float = 1800) -> Iterator[Seen]:
     took = steps[-1].time - steps[-2].time
     usual = float(np.median(paces[:-1])) * (steps[-1].number - steps[-2].number)
     if took - usual > seconds:
-        yield Seen(
+        yield Observation(
             f"{took:.0f} seconds went by between steps {steps[-2].number} and {steps[-1].number}, usually {usual:.0f}",
             (),
             {"seconds for a step": [(b.number, pace) for b, pace in zip(steps[1:], paces, strict=False)]},
@@ -38,7 +38,7 @@ def check(history: History, seconds: float = 1800) -> Iterator[Seen]:
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "look at the loader, at storage, and at ranks that wait for each other; py-spy dump shows where a process is",
 )

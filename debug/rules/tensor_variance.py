@@ -16,11 +16,13 @@ from collections import deque
 from collections.abc import Iterator
 
 from .arrays import memory
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import WINDOW, History
 
 
-def check(history: History, ratio: float = 1e6, least: float = 0.0, most: float = math.inf) -> Iterator[Seen]:
+def detect(
+    history: History, ratio: float = 1e6, least: float = 0.0, most: float = math.inf
+) -> Iterator[Observation]:
     kept = memory(history, "tensor_variance")
     for name, now in _variances(history).items():
         point = (history.now.number, now)
@@ -30,13 +32,13 @@ def check(history: History, ratio: float = 1e6, least: float = 0.0, most: float 
             continue  # exploding_tensor is about those
         if now < least or now > most or (first > 0 and not first / ratio <= now <= first * ratio):
             evidence = {name: [*([] if start == last[0][0] else [(start, first)]), *last]}
-            yield Seen(f"the variance of {name} went from {first:.4g} to {now:.4g}", (name,), evidence)
+            yield Observation(f"the variance of {name} went from {first:.4g} to {now:.4g}", (name,), evidence)
 
 
 def _variances(history: History) -> dict[str, float]:
     now = history.now
     found = {name: std**2 for name, std in now.of_collection("variance", "std").items()}
-    for group in now.view.layout.groups:
+    for group in now.layout.groups:
         for name, *_ in group.get("tensors", ()) if group["collection"] == "variance" else ():
             tensor = now.tensor(name)
             if tensor is not None and tensor.numel() > 1:
@@ -45,7 +47,7 @@ def _variances(history: History) -> dict[str, float]:
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "look at the initialisation and normalisation of what makes it, and at the learning rate",
 )

@@ -1,8 +1,7 @@
-"""Which rules are wanted, and with which thresholds."""
+"""Selection of rules, by name and with thresholds."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
@@ -11,60 +10,74 @@ from loopwise.errors import InputError
 
 from .finding import Rule
 from .history import WINDOW
+from .registry import RULES
 
-Rules = Iterable[str] | Mapping[str, Mapping[str, float]]
+Rules = bool | str | Iterable[str] | Mapping[str, Mapping[str, float]]
+"""Argument of public functions: ``True`` or ``"auto"`` for all, ``False`` for none, names, or thresholds by name."""
+Selection = dict[str, dict[str, float]]
+"""Selected rules: name -> thresholds that differ from the defaults."""
 COUNTS = {"steps", "patience", "samples", "features", "passes"}
+"""Thresholds that are whole numbers."""
 SHARES = {"share", "misprediction"}
-"""Thresholds by what they are; others are any number above 0."""
+"""Thresholds that are shares, at most 1.  All others are any number above 0."""
 
 
-def chosen(rules: Rules | None, table: Mapping[str, Rule]) -> dict[str, tuple[Rule, dict[str, float]]]:
-    """Rules of a table and their thresholds, by name.
+def select(rules: Rules, *sources: str) -> Selection:
+    """Return the selected rules.
 
     Args:
-        rules: names of rules, or thresholds by name and parameter; ``None``: all.
+        rules: ``True`` or ``"auto"``: all rules of the sources; ``False``: none; names; or thresholds by name.
+        sources: sources that are available here; rules of other sources are refused.
 
     Raises:
-        InputError: an unknown rule or threshold, or one that is no number, or none of its kind, or beyond the steps that are kept.
+        InputError: nothing or an unknown rule is selected, or a threshold is unknown or out of range.
     """
-    if rules is None:
-        return {name: (rule, {}) for name, rule in table.items()}
-    if not isinstance(rules, Iterable):
+    names = [name for name, rule in RULES.items() if rule.source in sources]
+    if isinstance(rules, bool) or rules == "auto":
+        return {name: {} for name in names} if rules else {}
+    if not isinstance(rules, Iterable) or not (listed := [rules] if isinstance(rules, str) else [*rules]):
         raise InputError(
             f"rules={rules!r}",
-            "names of rules, or a dict from names to thresholds",
-            "a switch, or a threshold without its rule",
-            "rules=() for none, or leave it out for all",
+            "True, False, names of rules, or a dict from names to thresholds",
+            "an empty list, or a threshold without its rule",
+            "rules=False for none, rules=True for all",
         )
-    names = (rules,) if isinstance(rules, str) else rules
-    pairs = list(rules.items()) if isinstance(rules, Mapping) else [(name, {}) for name in names]
-    for name, thresholds in pairs:
-        if not isinstance(name, str) or name not in table:
+    selection: Selection = {}
+    for name in listed:
+        if not isinstance(name, str) or name not in names:
+            known = isinstance(name, str) and name in RULES
             raise InputError(
-                f"the rule {name!r}",
-                f"one of: {', '.join(table)}",
-                "a typing error",
+                f"the rule {name!r}" + (f", whose source is {RULES[name].source!r}" if known else ""),
+                f"one of: {', '.join(names)}",
+                "a rule whose source is not available here, or is switched off" if known else "a typo",
                 "use a name from the list",
             )
-        _check(name, thresholds, table[name])
-    return {name: (table[name], dict(thresholds)) for name, thresholds in pairs}
+        thresholds = rules[name] if isinstance(rules, Mapping) else {}
+        _validate(name, thresholds, RULES[name])
+        selection[name] = dict(thresholds)
+    return selection
 
 
-def _check(name: str, thresholds: Any, rule: Rule) -> None:
-    defaults = {key: each.default for key, each in inspect.signature(rule.check).parameters.items()}
-    known = list(defaults)[1:]
-    if not isinstance(thresholds, Mapping) or set(thresholds) - set(known):
+def of_source(selection: Selection, source: str) -> Selection:
+    """Return the selected rules of one source."""
+    return {name: thresholds for name, thresholds in selection.items() if RULES[name].source == source}
+
+
+def _validate(name: str, thresholds: Any, rule: Rule) -> None:
+    defaults = rule.thresholds
+    if not isinstance(thresholds, Mapping) or set(thresholds) - set(defaults):
+        example = f"{next(iter(defaults))!r}: ..." if defaults else ""
         raise InputError(
             f"the thresholds {thresholds!r} of the rule {name}",
-            f"a dict of {', '.join(known)}" if known else "none: it has no thresholds",
-            "a typing error, or those of another rule",
-            f"rules={{{name!r}: {{{f'{known[0]!r}: ...' if known else ''}}}}}",
+            f"a dict of {', '.join(defaults)}" if defaults else "none: the rule has no thresholds",
+            "a typo, or thresholds of another rule",
+            f"rules={{{name!r}: {{{example}}}}}",
         )
     for key, value in thresholds.items():
         if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) < float("inf"):
             expected, cause = "a number above 0", "a percentage as text, or a switch"
         elif key in COUNTS and (float(value) < 1 or float(value) % 1):
-            expected, cause = "a whole number", "a share in the place of a number of things"
+            expected, cause = "a whole number", "a share in place of a count"
         elif key in SHARES and float(value) > 1:
             expected, cause = "a share, at most 1", "a percentage"
         elif key == "steps" and defaults[key] <= WINDOW < float(value):
@@ -75,5 +88,5 @@ def _check(name: str, thresholds: Any, rule: Rule) -> None:
             f"{key}={value!r} of the rule {name}",
             expected,
             cause,
-            "leave it out for the default, or leave the rule out",
+            "omit the threshold to use the default, or omit the rule",
         )

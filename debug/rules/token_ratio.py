@@ -13,26 +13,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .arrays import recent
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 NAMES = ("tokens", "input.0", "input.input_ids")
 
 
-def check(history: History, share: float = 0.5, value: float = 0.0, steps: float = 3) -> Iterator[Seen]:
+def detect(
+    history: History, share: float = 0.5, value: float = 0.0, steps: float = 3
+) -> Iterator[Observation]:
     for name in NAMES:
-        entry = history.now.view.layout.tensors.get(name)
+        entry = history.now.layout.tensors.get(name)
         if entry is None or "int" not in entry[1] or len(entry[2]) < 2:
             continue
         last = [arrays[0] for arrays in recent(history, name)][-int(steps) :]
         shares = [float((array == value).mean()) for array in last if array.size]
         if len(shares) >= steps and min(shares) > share:
-            yield Seen(f"{shares[-1]:.0%} of the tokens of a batch are {value:g}", (name,))
+            yield Observation(f"{shares[-1]:.0%} of the tokens of a batch are {value:g}", (name,))
         return
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "put samples of similar length into a batch, pad to the longest of the batch, or pack several into one row",
 )

@@ -13,17 +13,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .arrays import recent
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 
-def check(history: History, depth: float = 10) -> Iterator[Seen]:
+def detect(history: History, depth: float = 10) -> Iterator[Observation]:
     for (depths,) in recent(history, "tree_depths")[-1:]:
         deep = depths.reshape(-1) > depth
         if deep.any():
-            yield Seen(
+            yield Observation(
                 f"{deep.sum()} of {deep.size} trees are deeper than {depth:g}, the deepest {depths.max():g}"
             )
 
 
-RULE = Rule(check, "warning", "set a smaller max_depth, or prune")
+RULE = Rule(detect, "warning", "set a smaller max_depth, or prune")

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..store.columns import Columns
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 FAINT = 1e-5
 
 
-def check(history: History, steps: float = 3) -> Iterator[Seen]:
+def detect(history: History, steps: float = 3) -> Iterator[Observation]:
     def still(columns: Columns) -> NDArray[np.bool_]:
         return np.asarray(columns.values[0] == 0)
 
@@ -37,7 +37,7 @@ def check(history: History, steps: float = 3) -> Iterator[Seen]:
     moved = set(history.persistent(int(steps), "gradient", ("zero", "mean", "std"), pushed))
     names = tuple(name for name in names if name in moved)
     if names:
-        yield Seen(
+        yield Observation(
             f"{len(names)} weights with a gradient stay as they are, among them {', '.join(names[:3])}",
             names,
             history.evidence("update", names, "ratio"),
@@ -45,7 +45,7 @@ def check(history: History, steps: float = 3) -> Iterator[Seen]:
 
 
 RULE = Rule(
-    check,
+    detect,
     "critical",
     "check that optimizer.step() is called, that the learning rate is not zero, and which parameters the optimizer has",
 )

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History, some
 
 
-def check(history: History) -> Iterator[Seen]:
+def detect(history: History) -> Iterator[Observation]:
     facts = history.now.facts
     names = tuple(facts.get("unheld", ()))
     if not names:
@@ -25,11 +25,11 @@ def check(history: History) -> Iterator[Seen]:
         what = f"the optimizer holds other parameters in the place of {shown}: those of an earlier copy of the model"
     else:
         what = f"no optimizer holds {shown}"
-    yield Seen(what, names)
+    yield Observation(what, names)
 
 
 RULE = Rule(
-    check,
+    detect,
     "critical",
     "make the optimizer after the model is complete, moved and wrapped, with model.parameters(), "
     "or set requires_grad=False",

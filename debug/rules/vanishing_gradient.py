@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..store.columns import Columns
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History, matrices
 
 
-def check(history: History, ratio: float = 1e-4, steps: float = 3) -> Iterator[Seen]:
+def detect(history: History, ratio: float = 1e-4, steps: float = 3) -> Iterator[Observation]:
     def vanishes(columns: Columns) -> NDArray[np.bool_]:
         matrix = matrices(columns)
         size = np.sqrt(columns.values[0] ** 2 + columns.values[1] ** 2)
@@ -28,7 +28,7 @@ def check(history: History, ratio: float = 1e-4, steps: float = 3) -> Iterator[S
 
     names = history.persistent(int(steps), "gradient", ("mean", "std"), vanishes)
     if names:
-        yield Seen(
+        yield Observation(
             f"the gradient of {len(names)} weight{'s' * (len(names) > 1)} is less than {ratio:g} of the largest one",
             names,
             history.evidence("gradient", names, "std"),
@@ -36,7 +36,7 @@ def check(history: History, ratio: float = 1e-4, steps: float = 3) -> Iterator[S
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "use ReLU-like activations, normalisation or residual connections, and an initialisation that fits them",
 )

@@ -17,14 +17,16 @@ import torch
 from numpy.typing import NDArray
 
 from ..store.columns import Columns
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History, matrices
 
 LEAST = 1e-6
 PLACES = 0.125
 
 
-def check(history: History, large: float = 0.1, places: float = PLACES, steps: float = 2) -> Iterator[Seen]:
+def detect(
+    history: History, large: float = 0.1, places: float = PLACES, steps: float = 2
+) -> Iterator[Observation]:
     if not history.now.updated:
         return
     names, (sizes,), _, _ = history.first.columns("update", "size")
@@ -44,7 +46,7 @@ def check(history: History, large: float = 0.1, places: float = PLACES, steps: f
     for test, what in ((beyond, f"more than {large:g} of"), (below, "too small to change")):
         names = history.persistent(int(steps), "update", ("size", "ratio"), test)
         if names:
-            yield Seen(
+            yield Observation(
                 f"the updates of {', '.join(names[:3])} are {what} their weights",
                 names,
                 history.evidence("update", names, "ratio"),
@@ -57,7 +59,7 @@ def _eps(dtype: str) -> float:
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "lower the learning rate where updates are large; where they are lost, raise it or keep float32 weights",
 )

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .finding import Rule, Seen
+from .finding import Observation, Rule
 from .history import History
 
 
-def check(history: History) -> Iterator[Seen]:
+def detect(history: History) -> Iterator[Observation]:
     names = tuple(history.now.facts.get("evaluating", ()))
     if names:
-        yield Seen(
+        yield Observation(
             f"the model trains in evaluation mode: {', '.join(names[:3])} do not work as in training", names
         )
 
 
-RULE = Rule(check, "warning", "call model.train() before training, and after each evaluation")
+RULE = Rule(detect, "warning", "call model.train() before training, and after each evaluation")

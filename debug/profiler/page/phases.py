@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from ...rules.profile import load_balancing
+from ...rules.profile.series import Floats, Table, joined
 from ...statistics.thin import thinned
 from .. import summary
 from ..cuda_events import GPU
 from ..reading import Session
-from ..rules import load_balancing
-from ..series import Floats, Table, joined
 
 PIECES = 400
 """Of the steps, of which each is shown by its mean."""

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ...rules.profile.series import Floats, Table
 from ...statistics.thin import thinned
 from .. import summary
 from ..reading import Session
-from ..series import Floats, Table
 
 COLUMNS = 400
 """Of the heat map of cores; each is a mean."""

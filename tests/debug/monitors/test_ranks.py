@@ -3,13 +3,13 @@
 import torch
 from torch import nn
 
-from loopwise.debug.monitors.ranks import Prints, Replicas
+from loopwise.debug.monitors.ranks import RankMonitor, Sums
 from loopwise.schedule import every
 
 RUN = """
     import contextlib
     from torch import nn
-    from loopwise.debug.replicas import Replicas
+    from loopwise.debug.monitors.ranks import RankMonitor
     from loopwise.schedule import every
     wrap, rank = nn.parallel.DistributedDataParallel, dist.get_rank()
 
@@ -24,7 +24,7 @@ RUN = """
         prepare(net)
         optimizer = torch.optim.Adam(model.parameters(), 1e-3)
         draws = torch.Generator().manual_seed(rank if own_data else 0)
-        replicas, found = Replicas({{"": model}}, every(save)), []
+        replicas, found = RankMonitor({{"": model}}, every(save)), []
         for step in range(steps):
             replicas.begin(step, "train")
             x = torch.randn(6, 8, generator=draws)
@@ -92,12 +92,12 @@ def test_a_rank_that_says_nothing(ranks):
     """Only rank 0 is watched: it waits for nobody, and stops asking."""
     code = """
         from torch import nn
-        from loopwise.debug import replicas
+        from loopwise.debug.monitors import ranks
         from loopwise.schedule import every
-        replicas.PATIENCE = 3
+        ranks.PATIENCE = 3
         found = None
         if dist.get_rank() == 0:
-            alone = replicas.Replicas({"": nn.Linear(2, 2)}, every(1))
+            alone = ranks.RankMonitor({"": nn.Linear(2, 2)}, every(1))
             for step in range(12):
                 alone.begin(step, "train")
                 alone.end(step, "train", {})
@@ -113,11 +113,11 @@ def test_sharded_models_are_left_alone(ranks):
         from torch import nn
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
-        from loopwise.debug.replicas import Replicas
+        from loopwise.debug.monitors.ranks import RankMonitor
         from loopwise.schedule import every
         net = nn.Linear(4, 4)
         fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
-        print(json.dumps(Replicas({"": net}, every(1))._live))
+        print(json.dumps(RankMonitor({"": net}, every(1))._live))
     """
     assert ranks(code) == [False, False]
 
@@ -126,12 +126,12 @@ def test_a_watch_of_rank_0_alone(ranks):
     """As a check makes one: what is compared afterwards are the same watches still."""
     code = """
         from torch import nn
-        from loopwise.debug.replicas import Replicas
+        from loopwise.debug.monitors.ranks import RankMonitor
         from loopwise.schedule import every
         net = nn.Linear(4, 4)
         if dist.get_rank() == 0:
-            Replicas({"": net}, every(1)).close()
-        replicas = Replicas({"": nn.parallel.DistributedDataParallel(net)}, every(1))
+            RankMonitor({"": net}, every(1)).close()
+        replicas = RankMonitor({"": nn.parallel.DistributedDataParallel(net)}, every(1))
         with torch.no_grad():
             net.weight.fill_(dist.get_rank())
         replicas.begin(0, "train")
@@ -147,24 +147,24 @@ def test_a_watch_of_rank_0_alone(ranks):
 def test_what_fails_in_the_forward_pass_is_said_at_the_end_of_the_step(ranks):
     code = """
         from torch import nn
-        from loopwise.debug import replicas
-        from loopwise.debug.companions import Companions
+        from loopwise.debug.monitors import ranks
+        from loopwise.debug.monitors.monitor import Monitors
         from loopwise.schedule import every
         def fail(tensor):
             raise ValueError("no sums")
         model, said = nn.parallel.DistributedDataParallel(nn.Linear(4, 4)), []
-        companions = Companions([replicas.Replicas({"": model}, every(1))], said.append)
-        companions.begin(0, "train")
-        replicas._sums = fail
+        monitors = Monitors([ranks.RankMonitor({"": model}, every(1))], said.append)
+        monitors.begin(0, "train")
+        ranks._sums = fail
         model(torch.randn(2, 4))
-        companions.end(0, "train", {})
+        monitors.end(0, "train", {})
         print(json.dumps([len(said), "no sums" in said[0], len(model._forward_pre_hooks)]))
     """
     assert ranks(code) == [[1, True, 0]] * 2
 
 
 def test_one_process():
-    replicas = Replicas({"": nn.Linear(2, 2)}, every(1))
+    replicas = RankMonitor({"": nn.Linear(2, 2)}, every(1))
     for step in range(3):
         replicas.begin(step, "train")
         replicas.end(step, "train", {})
@@ -173,7 +173,7 @@ def test_one_process():
 
 
 def test_what_is_written_is_read():
-    prints = Prints(7, torch.randn(3, 2, dtype=torch.float64).numpy())
-    again = Prints.of(prints.data())
+    sums = Sums(7, torch.randn(3, 2, dtype=torch.float64).numpy())
+    again = Sums.from_bytes(sums.to_bytes())
     assert again.step == 7
-    assert (again.numbers == prints.numbers).all()
+    assert (again.rows == sums.rows).all()

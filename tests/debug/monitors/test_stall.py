@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from loopwise.debug import open_run
-from loopwise.debug.monitors.stall import Stalled
+from loopwise.debug.monitors.stall import StallMonitor
 from loopwise.errors import InputError
 
 
@@ -30,7 +30,7 @@ class Time:
 
 def test_it_is_said_once_while_nothing_comes():
     time, told = Time(), []
-    stalled = Stalled(told.append, 1800, clock=lambda: time.now, wait=time.wait)
+    stalled = StallMonitor(told.append, 1800, clock=lambda: time.now, wait=time.wait)
     stalled.begin(0, "train")
     assert time.waits.get(timeout=60) == 1800
     time.now = 1000
@@ -52,14 +52,14 @@ def test_it_is_said_once_while_nothing_comes():
 
 
 def test_its_thread_ends_at_once():
-    stalled = Stalled(lambda finding: None)
+    stalled = StallMonitor(lambda finding: None)
     stalled.close()
-    assert "loopwise-debug-stalled" not in {thread.name for thread in threading.enumerate()}
+    assert "loopwise-debug-stall" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_no_time():
     with pytest.raises(InputError, match="seconds=0"):
-        Stalled(print, 0)
+        StallMonitor(print, 0)
 
 
 @pytest.mark.parametrize(("late", "found"), [(0, []), (1000, []), (2500, ["stalled_training"])])

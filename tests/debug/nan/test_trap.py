@@ -36,7 +36,7 @@ def batches(count=6, bad=3, row=5):
 def train(model, data, folder=None, forward=None, watch=None, optimizer=None, **options):
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=1e-2)
     if folder is not None:
-        watch = Watch(model, optimizer, run=f"{folder}/run", save=every(1), rules=(), **options)
+        watch = Watch(model, optimizer, run=f"{folder}/run", save=every(1), rules=False, **options)
     losses = []
     for x, y in data:
         optimizer.zero_grad()
@@ -134,7 +134,7 @@ def test_a_critical_finding_writes_the_last_steps(tmp_path):
 def test_a_loss_of_nan_alone(tmp_path):
     """Nothing is updated by it, so that no gradient tells."""
     model = nn.Linear(4, 2)
-    with Watch(model, run=f"{tmp_path}/run", rules=()) as watch:
+    with Watch(model, run=f"{tmp_path}/run", rules=False) as watch:
         for factor in (1.0, 0.0):
             loss = torch.log(model(torch.ones(3, 4)) * factor).mean().abs()
             watch.step(loss=loss)
@@ -150,7 +150,7 @@ def test_several_models(tmp_path):
     with torch.no_grad():
         generator[0].weight.zero_()
         generator[0].bias.fill_(-1.0)
-    with Watch(models, optimizers, run=f"{tmp_path}/run", rules=()) as watch:
+    with Watch(models, optimizers, run=f"{tmp_path}/run", rules=False) as watch:
         fake = generator(torch.randn(5, 2))
         critic(fake.detach()).mean().backward()
         b.step()
@@ -166,7 +166,7 @@ def test_accumulated_batches(tmp_path):
     """The guilty one of several calls is named."""
     model, (good, bad) = network(), batches(2, 1)
     optimizer = torch.optim.SGD(model.parameters())
-    with Watch(model, optimizer, run=f"{tmp_path}/run", rules=()) as watch:
+    with Watch(model, optimizer, run=f"{tmp_path}/run", rules=False) as watch:
         for x, y in (good, bad, good):
             nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
@@ -178,7 +178,7 @@ def test_what_scaler_skips_is_no_alarm(tmp_path):
     model = nn.Linear(4, 2)
     optimizer = torch.optim.SGD(model.parameters())
     scaler = torch.amp.GradScaler("cpu", init_scale=1e38, growth_interval=100)
-    with Watch(model, optimizer, run=f"{tmp_path}/run", rules=(), scaler=scaler) as watch:
+    with Watch(model, optimizer, run=f"{tmp_path}/run", rules=False, scaler=scaler) as watch:
         for _ in range(3):
             loss = model(torch.full((3, 4), 100.0)).square().mean()
             scaler.scale(loss).backward()
@@ -201,7 +201,7 @@ def test_what_a_scaler_skips_for_ever_is_one(tmp_path):
     model = nn.Sequential(nn.Linear(4, 2), Root())
     optimizer = torch.optim.SGD(model.parameters())
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
-    with Watch(model, optimizer, run=f"{tmp_path}/run", rules=(), scaler=scaler) as watch:
+    with Watch(model, optimizer, run=f"{tmp_path}/run", rules=False, scaler=scaler) as watch:
         for _ in range(40):
             loss = model(torch.eye(4)).mean() + model(-torch.eye(4)).mean()
             scaler.scale(loss).backward()
@@ -224,7 +224,7 @@ def test_compiled(tmp_path, how):
     compiled = model._compiled_call_impl
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     watched = forward if how == "wrapped" else model
-    watch = Watch(watched, optimizer, run=f"{tmp_path}/run", rules=(), collections=["losses"])
+    watch = Watch(watched, optimizer, run=f"{tmp_path}/run", rules=False, collections=["losses"])
     if how == "in place, late":
         model.compile(backend="aot_eager", fullgraph=True)
     compiled = model._compiled_call_impl if how == "in place, late" else compiled
@@ -238,7 +238,7 @@ def test_compiled(tmp_path, how):
 
 def test_a_model_is_copied_and_pickled_without_its_watch(tmp_path):
     model = network()
-    with Watch(model, torch.optim.SGD(model.parameters()), run=f"{tmp_path}/run", rules=()) as watch:
+    with Watch(model, torch.optim.SGD(model.parameters()), run=f"{tmp_path}/run", rules=False) as watch:
         copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
         for each in copies:
             each(torch.full((2, 4), -1.0)).sum().backward()
@@ -276,7 +276,7 @@ def test_what_cannot_be_found_out_is_told_all_the_same(tmp_path, monkeypatch, br
 
 def test_an_input_changed_in_place_is_said(tmp_path):
     model = network()
-    with Watch(model, run=f"{tmp_path}/run", rules=()) as watch:
+    with Watch(model, run=f"{tmp_path}/run", rules=False) as watch:
         x, y = batches(1, 0)[0]
         loss = nn.functional.cross_entropy(model(x), y)
         x.add_(0)
@@ -291,7 +291,7 @@ def test_again_after_a_step_that_was_fine(tmp_path):
     data = batches(16, None)
     for step in (1, 2, 5, 8, 11):
         data[step][0][0, 0] = -1.0
-    watch = Watch(model, optimizer, run=f"{tmp_path}/run", rules=())
+    watch = Watch(model, optimizer, run=f"{tmp_path}/run", rules=False)
     kept = copy.deepcopy(model.state_dict())
     for x, y in data:
         optimizer.zero_grad()
@@ -337,7 +337,7 @@ def test_a_closure(tmp_path):
     """Its gradients are there once it was called."""
     model, (good, bad) = network(), batches(2, 1)
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=1)
-    with Watch(model, optimizer, run=f"{tmp_path}/run", rules=()) as watch:
+    with Watch(model, optimizer, run=f"{tmp_path}/run", rules=False) as watch:
         for x, y in (good, bad):
 
             def closure(x=x, y=y):
@@ -352,7 +352,7 @@ def test_a_closure(tmp_path):
 
 
 def test_a_best_loss_that_begins_with_infinity(tmp_path):
-    with Watch(nn.Linear(2, 2), run=f"{tmp_path}/run", rules=()) as watch:
+    with Watch(nn.Linear(2, 2), run=f"{tmp_path}/run", rules=False) as watch:
         for best in (float("inf"), float("inf"), 1.0, 0.5):
             watch.step(loss=1.0, best_val_loss=best)
         assert watch.findings == []
@@ -363,7 +363,7 @@ def test_a_best_loss_that_begins_with_infinity(tmp_path):
 def test_without_an_optimizer_it_is_told_a_step_later(tmp_path, monkeypatch):
     monkeypatch.setattr("loopwise.debug.nan.trap._reads_later", lambda device, weights: True)
     model = nn.Sequential(Fragile(), nn.Linear(4, 3))
-    with Watch(model, run=f"{tmp_path}/run", rules=()) as watch:
+    with Watch(model, run=f"{tmp_path}/run", rules=False) as watch:
         for x, _ in batches(5, 1):
             model.zero_grad()
             model(x).sum().backward()

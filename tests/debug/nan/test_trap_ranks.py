@@ -12,7 +12,7 @@ DDP = """
     net = nn.Sequential(Fragile(), nn.Linear(4, 3))
     model = nn.parallel.DistributedDataParallel(net)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Watch(model, optimizer, run={run!r}, rules=()) as watch:
+    with Watch(model, optimizer, run={run!r}, rules=False) as watch:
         for step in range(3):
             x = torch.rand(6, 4) + 0.1
             if (step, dist.get_rank()) == (1, 1):
@@ -46,7 +46,7 @@ FSDP = """
     net = nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 3))
     fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with Watch(net, optimizer, run={run!r}, rules=(), collections=["losses"]) as watch:
+    with Watch(net, optimizer, run={run!r}, rules=False, collections=["losses"]) as watch:
         for step in range(2):
             x = torch.randn(6, 4)
             x[0, 0] = 0.0 if step == 0 else float("nan")

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from loopwise.debug.profiler import cuda_events as events
-from loopwise.debug.profiler import gpu, page, reading, series
+from loopwise.debug.profiler import gpu, page, reading
 from loopwise.debug.profiler.cuda_events import GPU
 from loopwise.debug.profiler.phases import Phases
 from loopwise.debug.profiler.sampler import Sampler
+from loopwise.debug.rules.profile import series
 
 
 def nvml(devices=2, driver=True, power=True):

@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from loopwise import preserve
-from loopwise.debug.profiler import Profile, Profiler, loaders, reading, series
+from loopwise.debug.profiler import Profile, Profiler, loaders, reading
 from loopwise.debug.profiler.phases import DATA, ROW, Phases
+from loopwise.debug.rules.profile import series
 from loopwise.errors import InputError
 
 

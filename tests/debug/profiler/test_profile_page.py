@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from loopwise.debug.profiler import Profile, Profiler, page, reading, series, summary
+from loopwise.debug.profiler import Profile, Profiler, page, reading, summary
 from loopwise.debug.profiler.host import Counters
-from loopwise.debug.profiler.phases import FIXED
 from loopwise.debug.profiler.sampler import Sampler
+from loopwise.debug.rules.profile import series
+from loopwise.debug.rules.profile.series import FIXED
 from loopwise.errors import InputError
 from loopwise.run import Run
 from loopwise.schedule import at

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from loopwise.debug.profiler import PROFILE_RULES, Profile, Profiler, reading
-from loopwise.debug.profiler.judge import ProfileJudge
-from loopwise.debug.profiler.phases import FIXED
-from loopwise.debug.profiler.rules import load_balancing
-from loopwise.debug.profiler.series import Series, Table
+from loopwise.debug import RULES
+from loopwise.debug.profiler import Profile, Profiler, reading
+from loopwise.debug.rules.profile import load_balancing
+from loopwise.debug.rules.profile.records import ProfileRules
+from loopwise.debug.rules.profile.series import FIXED, Series, Table
+from loopwise.debug.rules.thresholds import select
 from loopwise.errors import InputError
 
 START, GIB = 1000.0, 2**30
@@ -48,7 +49,7 @@ def loop(seconds=0.5, data=0.02, workers=2, **columns):
 def seen(rule, system=None, phases=None, first=START + 1.5, **thresholds):
     header, table = system or machine()
     phases = loop() if phases is None else phases
-    return list(PROFILE_RULES[rule].check(Series(START, header, table, phases, first), **thresholds))
+    return list(RULES[rule].detect(Series(START, header, table, phases, first), **thresholds))
 
 
 rng = np.random.default_rng(0)
@@ -73,7 +74,7 @@ FAULTS = {
 
 
 def test_every_rule_has_a_fault():
-    assert set(FAULTS) == set(PROFILE_RULES)
+    assert set(FAULTS) == {name for name, rule in RULES.items() if rule.source == "profile"}
 
 
 @pytest.mark.parametrize("rule", FAULTS)
@@ -135,11 +136,11 @@ def test_samples_that_a_device_did_not_tell_are_left_out(rule):
 
 @pytest.mark.parametrize("rule", FAULTS)
 def test_each_rule_says_what_it_goes_by(rule):
-    text = inspect.getmodule(PROFILE_RULES[rule].check).__doc__
+    text = inspect.getmodule(RULES[rule].detect).__doc__
     for word in ("Statistic:", "Default:", "False alarms:"):
         assert word in text
-    assert PROFILE_RULES[rule].advice[0].islower()
-    assert "loopwise.feed" not in PROFILE_RULES[rule].advice
+    assert RULES[rule].advice[0].islower()
+    assert "loopwise.feed" not in RULES[rule].advice
 
 
 @pytest.mark.parametrize(
@@ -235,20 +236,20 @@ def test_a_slow_loader_is_named_live_and_offline(run):
 
 def test_a_short_healthy_run_is_left_in_peace(run):
     data = torch.utils.data.TensorDataset(torch.ones(60, 4), torch.arange(60) % 3)
-    assert trained(run, data, None) == []
-    assert trained(run, Slow(), None) == []
+    assert trained(run, data, "auto") == []
+    assert trained(run, Slow(), "auto") == []
 
 
 def test_rules_look_every_minute_and_say_it_once():
     header, table = machine(1, gpu0=saw)
-    judge, found = ProfileJudge(["low_gpu_utilization"]), []
-    assert judge.look("system", header | {"version": 1}) == []
-    judge.look("phases", {"columns": list(FIXED), "rows": [["train", *loop().rows[0]]]})
+    judge, found = ProfileRules({"low_gpu_utilization": {}}), []
+    assert judge.add("system", header | {"version": 1}) == []
+    judge.add("phases", {"columns": list(FIXED), "rows": [["train", *loop().rows[0]]]})
     for number, row in enumerate(table.rows, 1):
-        if now := judge.look("system", {"row": list(row)}):
+        if now := judge.add("system", {"row": list(row)}):
             found.append((number, now))
     assert [number for number, _ in found] == [600]  # 500 samples since the first step, at a whole minute
-    assert judge.look("end", {}) == []
+    assert judge.add("end", {}) == []
 
 
 def test_rules_look_back_upon_the_last_hour(monkeypatch):
@@ -258,19 +259,19 @@ def test_rules_look_back_upon_the_last_hour(monkeypatch):
         looked.append((list(series.system["time"]), series.phases))
         return iter(())
 
-    monkeypatch.setitem(PROFILE_RULES, "dataloader", type(PROFILE_RULES["dataloader"])(keep, "info", ""))
-    monkeypatch.setattr("loopwise.debug.profiler.judge.SAMPLES", 10)
-    judge = ProfileJudge(["dataloader"])
-    judge.look("system", {"session": START, "interval": 0.5, "columns": ["time", "cpu"]})
-    judge.look("phases", {"columns": [*FIXED, "mine"], "rows": [["train", *loop().rows[0], 0.25]]})
-    judge.look("phases", {"columns": list(FIXED), "rows": [["eval", *loop().rows[1]]]})
+    monkeypatch.setitem(RULES, "dataloader", type(RULES["dataloader"])(keep, "info", "", source="profile"))
+    monkeypatch.setattr("loopwise.debug.rules.profile.records.SAMPLES", 10)
+    judge = ProfileRules({"dataloader": {}})
+    judge.add("system", {"session": START, "interval": 0.5, "columns": ["time", "cpu"]})
+    judge.add("phases", {"columns": [*FIXED, "mine"], "rows": [["train", *loop().rows[0], 0.25]]})
+    judge.add("phases", {"columns": list(FIXED), "rows": [["eval", *loop().rows[1]]]})
     for number in range(7):
-        judge.look("system", {"row": [float(number), 0.0]})
-    judge.look("system", {"row": [1.0]})  # torn
-    judge.look("end", {})
+        judge.add("system", {"row": [float(number), 0.0]})
+    judge.add("system", {"row": [1.0]})  # torn
+    judge.add("end", {})
     for number in range(7, 23):
-        judge.look("system", {"row": [float(number), 0.0]})
-    judge.look("end", {})
+        judge.add("system", {"row": [float(number), 0.0]})
+    judge.add("end", {})
     assert [times for times, _ in looked] == [list(range(7)), list(range(13, 23))]
     phases = looked[-1][1]
     assert phases.columns == (*FIXED, "mine")
@@ -283,12 +284,12 @@ def test_a_rule_that_raises_is_named_and_the_others_go_on(monkeypatch, caplog):
         raise ZeroDivisionError("of a rule")
         yield
 
-    rule = PROFILE_RULES["dataloader"]
-    monkeypatch.setitem(PROFILE_RULES, "dataloader", type(rule)(bad, "warning", ""))
-    judge = ProfileJudge()
-    judge.look("system", machine()[0])
+    rule = RULES["dataloader"]
+    monkeypatch.setitem(RULES, "dataloader", type(rule)(bad, "warning", "", source="profile"))
+    judge = ProfileRules(select(True, "profile"))
+    judge.add("system", machine()[0])
     judge._first = START + 3600
-    found = judge.look("end", {}) + judge.look("end", {})
+    found = judge.add("end", {}) + judge.add("end", {})
     assert [finding.rule for finding in found] == ["max_initialization_time"]
     assert [record.message for record in caplog.records] == [
         "the rule dataloader is switched off: ZeroDivisionError('of a rule')"
@@ -299,7 +300,7 @@ def test_a_rule_that_raises_is_named_and_the_others_go_on(monkeypatch, caplog):
     ("options", "text"),
     [
         ({"rules": ["vanishing_gradient"]}, "the rule 'vanishing_gradient'"),
-        ({"rules": True}, "names of rules, or a dict"),
+        ({"rules": ()}, "names of rules, or a dict"),
         ({"rules": {"dataloader": {"part": 1}}}, "a dict of share, seconds, workers"),
         ({"rules": {"dataloader": {"share": 0}}}, "share=0 of the rule dataloader"),
         ({"rules": {"dataloader": {"share": "25 %"}}}, "a number above 0"),

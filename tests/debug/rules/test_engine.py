@@ -11,8 +11,11 @@ from torch import nn
 
 from loopwise.debug import RULES, Collection, Finding, Watch, every, open_run
 from loopwise.debug.cli import command
-from loopwise.debug.rules.engine import FEW, chosen
+from loopwise.debug.rules.finding import SOURCES
+from loopwise.debug.rules.thresholds import select
 from loopwise.errors import InputError
+
+FEW = RULES["unheld_parameter"].most
 
 
 def faulty(run, steps=6, **options):
@@ -41,7 +44,7 @@ def test_without_configuration_all_rules_look(tmp_path):
 def test_only_some(tmp_path):
     assert names(faulty(tmp_path / "one", rules=["gradient_not_zeroed"]).findings) == ["gradient_not_zeroed"]
     assert names(faulty(tmp_path / "name", rules="gradient_not_zeroed").findings) == ["gradient_not_zeroed"]
-    assert faulty(tmp_path / "none", rules=()).findings == []
+    assert faulty(tmp_path / "none", rules=False).findings == []
     assert faulty(tmp_path / "else", collections=["losses"]).findings == []
 
 
@@ -77,7 +80,7 @@ def test_rules_that_make_no_sense(tmp_path, rules, seen):
 
 
 def test_rules_that_look_at_whole_runs_take_any_number_of_steps():
-    assert chosen({"loss_not_decreasing": {"steps": 100}}, RULES)
+    assert select({"loss_not_decreasing": {"steps": 100}}, "saved step")
 
 
 def broken(history):
@@ -86,7 +89,7 @@ def broken(history):
 
 
 def test_a_rule_that_fails_is_named_and_switched_off(tmp_path, monkeypatch):
-    monkeypatch.setitem(RULES, "overfit", dataclasses.replace(RULES["overfit"], check=broken, mode="train"))
+    monkeypatch.setitem(RULES, "overfit", dataclasses.replace(RULES["overfit"], detect=broken, mode="train"))
     with pytest.warns(RuntimeWarning, match="the rule overfit is switched off: ZeroDivisionError") as said:
         watch = faulty(tmp_path / "run")
     assert len(said) == 1
@@ -198,4 +201,4 @@ def test_the_command(tmp_path):
 
 
 def test_all_rules_by_default():
-    assert [*chosen(None, RULES)] == [*RULES]
+    assert [*select(True, *SOURCES)] == [*select("auto", *SOURCES)] == [*RULES]

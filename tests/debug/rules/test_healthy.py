@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from loopwise.debug import Watch, every, open_run
-from loopwise.debug.rules import engine
 from loopwise.debug.signals.loss_graph import of_loss
 from loopwise.debug.store import checksum
-from loopwise.debug.store.columns import View, kind_of
+from loopwise.debug.store.columns import kind_of
 from loopwise.errors import InputError
 
 F = nn.functional
@@ -206,19 +205,8 @@ def test_submodules_called_output_and_losses_with_a_slash(tmp_path):
     (finding,) = run(tmp_path / "run", net, optimizer, step, on_finding=lambda _: None, trap=False)
     assert (finding.rule, finding.tensors) == ("exploding_tensor", ("train/loss",))
     saved = open_run(tmp_path / "run")
-    view = View(saved._index.blocks[0][0].layout)
-    assert view.where("weight", ("mean",)).names == ("output.weight", "output.bias")
-
-
-def test_layouts_are_forgotten(monkeypatch):
-    monkeypatch.setattr(engine, "VIEWS", 3)
-    from loopwise.debug.store.index import Layout
-
-    one = engine.Judge(())
-    record = type("R", (), {"step": 0, "mode": "train", "mode_step": 0, "marks": {}, "time": 0.0})
-    for _ in range(10):
-        one.step(record, Layout([]), lambda offset, length: b"")
-        assert len(one._views) <= 3
+    layout = saved._index.blocks[0][0].layout
+    assert layout.cells("weight", ("mean",)).names == ("output.weight", "output.bias")
 
 
 def test_a_checksum_that_fails_is_an_error_and_no_wait(monkeypatch):

@@ -11,7 +11,10 @@ from benchmarks.zoo import FAULTS, Job, injected, made
 from benchmarks.zoo.job import accumulated
 from loopwise.debug import RULES, open_run, rules
 from loopwise.debug.rules import SEVERITIES
+from loopwise.debug.rules.finding import SOURCES
+from loopwise.debug.rules.registry import documentation
 
+STEP_RULES = [name for name, rule in RULES.items() if rule.source == "saved step"]
 ELSEWHERE = {
     "stalled_training": "test_stalled.py",
     **dict.fromkeys(("class_imbalance", "confusion", "token_ratio"), "test_rules_arrays.py"),
@@ -29,16 +32,18 @@ def trained(tmp_path, kind, fault=None, **more):
     job = made(kind, 0, **more) if fault is None else injected(fault, 0)
     watch = job.run(str(tmp_path / "run"))
     saved = open_run(tmp_path / "run")
-    found, recorded = ([each for each in f if each.rule in RULES] for f in (watch.findings, saved.findings()))
+    found, recorded = (
+        [each for each in f if each.rule in STEP_RULES] for f in (watch.findings, saved.findings())
+    )
     assert str(found) == str(recorded) == str(saved.judge())  # NaN is not NaN
     return found
 
 
 def test_every_rule_has_a_fault():
-    assert {*ONE_EACH} == {*RULES} - {*ELSEWHERE} | {*ON_THE_WAY}
+    assert {*ONE_EACH} == {*STEP_RULES} - {*ELSEWHERE} | {*ON_THE_WAY}
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in ELSEWHERE])
+@pytest.mark.parametrize("rule", [rule for rule in STEP_RULES if rule not in ELSEWHERE])
 def test_a_fault_is_named(tmp_path, rule):
     name = ONE_EACH[rule]
     found = {finding.rule: finding for finding in trained(tmp_path, FAULTS[name].kind, name)}
@@ -63,19 +68,21 @@ def test_losses_that_work_against_each_other_need_not_fall(tmp_path):
 
 
 def test_every_file_is_a_rule_that_says_what_it_does():
-    files = {module.name for module in pkgutil.iter_modules(rules.__path__)} - {
-        "arrays",
-        "finding",
-        "history",
-        "thresholds",
-    }
+    modules = [
+        importlib.import_module(module.name)
+        for module in pkgutil.walk_packages(rules.__path__, f"{rules.__name__}.")
+    ]
+    files = {module.__name__.rpartition(".")[2] for module in modules if hasattr(module, "RULE")}
     assert files == {*RULES}
-    for name, rule in RULES.items():
-        text = importlib.import_module(f"loopwise.debug.rules.{name}").__doc__
-        assert "Statistic" in text, name
-        assert "False alarms:" in text, name
+    for rule in documentation():
+        assert rule.summary.endswith("."), rule.name
+        assert rule.statistic, rule.name
+        assert rule.default, rule.name
+        assert rule.false_alarms, rule.name
+        assert rule.source in SOURCES
         assert rule.severity in SEVERITIES
-        assert rule.mode in ("train", "eval")
+        assert rule.advice[0].islower() or rule.advice[:3].isupper()
+        assert RULES[rule.name].mode in ("train", "eval")
 
 
 # -- what is not a fault ----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch.optim import lr_scheduler
 from benchmarks.zoo import Job
 from benchmarks.zoo.job import accumulated, scheduled
 from loopwise.debug.rules import RULES
-from loopwise.debug.rules.engine import Judge
+from loopwise.debug.rules.thresholds import select
 from loopwise.debug.signals.learning_rate import Rates
 
 
@@ -55,7 +55,7 @@ class Past:
 
 
 def said(*args, **more):
-    return [seen.what for seen in RULES["scheduler_order"](Past(stepped(*args, **more)))]
+    return [seen.what for seen in RULES["scheduler_order"].detect(Past(stepped(*args, **more)))]
 
 
 @pytest.mark.parametrize(
@@ -135,12 +135,12 @@ def test_updates_that_grad_scaler_skips_at_first():
         optimizer._opt_called = True  # or torch warns
         schedule.step()
     found.close()
-    assert [*RULES["scheduler_order"](Past(found.facts()))] == []
+    assert [*RULES["scheduler_order"].detect(Past(found.facts()))] == []
 
 
 def test_there_is_nothing_to_say_of_a_constant_rate():
     assert stepped(lambda o: lr_scheduler.ConstantLR(o, 1.0), 40) == {}
-    assert [*RULES["scheduler_order"](Past({}))] == []
+    assert [*RULES["scheduler_order"].detect(Past({}))] == []
 
 
 def test_hooks_are_taken_off():
@@ -164,4 +164,4 @@ def test_a_training_with_a_schedule_and_accumulation(tmp_path):
 
 
 def test_the_rule_is_chosen_by_name():
-    assert "scheduler_order" in Judge(["scheduler_order"])._rules
+    assert "scheduler_order" in select(["scheduler_order"], "saved step")

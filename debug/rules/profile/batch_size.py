@@ -12,13 +12,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ...rules.finding import Rule, Seen
-from ..series import Series, finite
+from ..finding import Observation, Rule
+from .series import Series, finite
 
 
-def check(
+def detect(
     series: Series, utilization: float = 70.0, memory: float = 70.0, cpu: float = 70.0, samples: float = 500.0
-) -> Iterator[Seen]:
+) -> Iterator[Observation]:
     recent = series.recent(samples)
     if not len(recent) or "cpu" not in recent or np.percentile(recent["cpu"], 95) >= cpu:
         return
@@ -29,7 +29,7 @@ def check(
             continue
         busy, held = np.percentile(utilizations, 95), 100 * np.percentile(memories, 95) / total
         if busy < utilization and held < memory:
-            yield Seen(
+            yield Observation(
                 f"{name} is below {busy:.0f} % of utilization and {held:.0f} % of memory in 95 % of the samples",
                 (name,),
                 series.points({f"{name}, %": recent[name]}, recent),
@@ -37,7 +37,8 @@ def check(
 
 
 RULE = Rule(
-    check,
+    detect,
     "info",
     "raise the batch size: loopwise.compile.fit measures which one trains the most samples a second in the memory",
+    source="profile",
 )

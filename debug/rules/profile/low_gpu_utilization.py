@@ -11,16 +11,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ...rules.finding import Rule, Seen
-from ..series import Series
+from ..finding import Observation, Rule
+from .series import Series
 
 
-def check(series: Series, p95: float = 70.0, p5: float = 10.0, samples: float = 500.0) -> Iterator[Seen]:
+def detect(
+    series: Series, p95: float = 70.0, p5: float = 10.0, samples: float = 500.0
+) -> Iterator[Observation]:
     recent = series.recent(samples)
     for name, told in series.utilization(recent).items():
         low, high = np.percentile(told, [5, 95])
         if high < p95 and low < p5:
-            yield Seen(
+            yield Observation(
                 f"utilization of {name} is below {low:.0f} % in 5 % of the samples and below {high:.0f} % in 95 %",
                 (name,),
                 series.points({f"{name}, %": recent[name]}, recent),
@@ -28,8 +30,9 @@ def check(series: Series, p95: float = 70.0, p5: float = 10.0, samples: float = 
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "look at the phases of a step: a loader that is waited for wants workers, a short forward pass a larger "
     "batch or a compiled step (loopwise.compile.TrainStep)",
+    source="profile",
 )

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ...rules.finding import Rule, Seen
-from ..series import Series, finite
+from ..finding import Observation, Rule
+from .series import Series, finite
 
 PARTS = 10
 
 
-def check(series: Series, increase: float = 5.0, samples: float = 600.0) -> Iterator[Seen]:
+def detect(series: Series, increase: float = 5.0, samples: float = 600.0) -> Iterator[Observation]:
     recent = series.recent(samples)
     if len(recent) < PARTS:
         return
@@ -29,7 +29,7 @@ def check(series: Series, increase: float = 5.0, samples: float = 600.0) -> Iter
             continue
         most = np.array([part.max() for part in parts])
         if total and (np.diff(most) > 0).all() and 100 * (most[-1] - most[0]) > increase * total:
-            yield Seen(
+            yield Observation(
                 f"memory in use of {name} grew from {most[0] / 2**30:.3g} to {most[-1] / 2**30:.3g} GiB "
                 f"in {samples * series.header['interval'] / 60:.3g} minutes",
                 (name,),
@@ -38,7 +38,8 @@ def check(series: Series, increase: float = 5.0, samples: float = 600.0) -> Iter
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "do not keep tensors with their graph from step to step: add up losses by loss.item() or loss.detach()",
+    source="profile",
 )

@@ -12,19 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...rules.finding import Rule, Seen
-from ..phases import KINDS
-from ..series import Series, percentiles
+from ..finding import Observation, Rule
+from .series import KINDS, Series, percentiles
 
 
-def check(
+def detect(
     series: Series,
     ratio: float = 3.0,
     spread: float = 8.0,
     outliers: float = 10.0,
     share: float = 0.1,
     seconds: float = 30.0,
-) -> Iterator[Seen]:
+) -> Iterator[Observation]:
     train = series.train
     total = float((train["seconds"] - train["loopwise"]).sum())
     if not len(train) or total < seconds:
@@ -41,7 +40,7 @@ def check(
         kind: float((train[kind] - percentiles(train[kind] / each, each, [50])[0] * each)[far].sum())
         for kind in (*KINDS, "other")
     }
-    yield Seen(
+    yield Observation(
         f"{far.sum()} steps took more than {bound:.3g} s, with a median of {usual:.3g} s, {lost / total:.0%} of the "
         f"time in all, most of it in the phase {max(more, key=lambda kind: more[kind])!r}",
         (),
@@ -50,8 +49,9 @@ def check(
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "look at that phase: a loader that stalls wants workers and prefetch_factor, shapes that change a graph each "
     "(pad them, or dynamic=True), checkpoints and evaluation a thread of their own or a mode of their own (Watch.mode)",
+    source="profile",
 )

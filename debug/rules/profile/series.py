@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..rules.finding import Points
-from .phases import FIXED
+from ..finding import Points
 
 Floats = npt.NDArray[np.float64]
+KINDS = ("data", "to_device", "forward", "backward", "optimizer")
+FIXED = ("step", "count", "time", "seconds", "longest", "workers", *KINDS, "loopwise", "other")
+"""Of a row: its last step, how many it has, when it ended (seconds since the epoch), seconds of all its steps
+and of the longest one, worker processes of the loader, and seconds of each phase."""
 SHOWN = 100
 """Points of a series that a finding has as its evidence."""
 

@@ -13,11 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ...rules.finding import Rule, Seen
-from ..series import Series
+from ..finding import Observation, Rule
+from .series import Series
 
 
-def check(series: Series, share: float = 0.25, seconds: float = 30.0, workers: float = 2.0) -> Iterator[Seen]:
+def detect(
+    series: Series, share: float = 0.25, seconds: float = 30.0, workers: float = 2.0
+) -> Iterator[Observation]:
     train = series.train
     total = float((train["seconds"] - train["loopwise"]).sum())
     if not len(train) or total < seconds:
@@ -32,19 +34,20 @@ def check(series: Series, share: float = 0.25, seconds: float = 30.0, workers: f
             else "no number of them would do here"
         )
         each = train["count"]
-        yield Seen(
+        yield Observation(
             f"the loader is the bottleneck: {waiting / total:.0%} of a step is spent waiting for it, "
             f"with num_workers={now}; {enough}",
             (),
             series.points({"data, s": train["data"] / each, "step, s": train["seconds"] / each}, train),
         )
     if series.usable and now > workers * series.usable:
-        yield Seen(f"the loader has {now} workers on {series.usable} cores", ("workers",))
+        yield Observation(f"the loader has {now} workers on {series.usable} cores", ("workers",))
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "set num_workers so, with persistent_workers=True and pin_memory=True for a device, or do costly "
     "transforms once and keep their results",
+    source="profile",
 )

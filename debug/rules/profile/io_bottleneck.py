@@ -11,20 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...rules.finding import Rule, Seen
-from ..series import Series
+from ..finding import Observation, Rule
+from .series import Series
 
 
-def check(
+def detect(
     series: Series, cores: float = 0.5, share: float = 0.5, data: float = 0.25, samples: float = 120.0
-) -> Iterator[Seen]:
+) -> Iterator[Observation]:
     recent, train = series.recent(samples), series.train
     if not len(recent) or "iowait" not in recent or not len(train):
         return
     waits = recent["iowait"] / 100 * series.cores
     part, waiting = (waits > cores).mean(), float(train["data"].sum() / train["seconds"].sum())
     if part > share and waiting > data:
-        yield Seen(
+        yield Observation(
             f"in {part:.0%} of the samples more than {cores:g} cores wait for a disk, and {waiting:.0%} of a "
             "step is spent waiting for the loader",
             (),
@@ -33,7 +33,8 @@ def check(
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "copy the data to a local disk or into memory, put many small files into few large ones, or read further ahead",
+    source="profile",
 )

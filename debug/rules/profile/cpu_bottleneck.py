@@ -12,13 +12,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ...rules.finding import Rule, Seen
-from ..series import Series
+from ..finding import Observation, Rule
+from .series import Series
 
 
-def check(
+def detect(
     series: Series, gpu: float = 10.0, cpu: float = 90.0, share: float = 0.5, samples: float = 500.0
-) -> Iterator[Seen]:
+) -> Iterator[Observation]:
     recent = series.recent(samples)
     cores = [recent[name] for name in recent.columns if name.removeprefix("cpu").isdecimal()]
     if not len(recent) or not cores:
@@ -27,7 +27,7 @@ def check(
     for name in series.devices():
         part = ((recent[name] < gpu) & (busiest > cpu)).mean()
         if part > share:
-            yield Seen(
+            yield Observation(
                 f"in {part:.0%} of the samples {name} is below {gpu:g} % and a core above {cpu:g} %",
                 (name,),
                 series.points({f"{name}, %": recent[name], "busiest core, %": busiest}, recent),
@@ -35,8 +35,9 @@ def check(
 
 
 RULE = Rule(
-    check,
+    detect,
     "warning",
     "give the loader more workers, move transforms to the device or do them once before training, and "
     "look at the phases of a step for what keeps the processor busy",
+    source="profile",
 )

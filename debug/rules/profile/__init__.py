@@ -1,0 +1,1 @@
+"""Rules over the profile: what training waits for, and how well it uses the machine."""

@@ -34,11 +34,11 @@ def look(name: str) -> tuple[dict[str, list[int]], list[str], str, int]:
     found = {key: [0, 0] for key in USUAL}
     reasons: Counter[str] = Counter()
     for outcome in trial.log.outcomes:
-        counts = found[outcome.what.replace(" ", "_")]
+        counts = found[outcome.name]
         counts[0] += outcome.rewritten
         counts[1] += 1
         if not outcome.rewritten:
-            reasons[f"{outcome.what}: {outcome.why.partition(', at ')[0]}"] += 1
+            reasons[f"{outcome.name.replace('_', ' ')}: {outcome.reason.partition(', at ')[0]}"] += 1
     return found, [f"{why} ({n} x)" for why, n in reasons.items()], trial.refused or "right", trial.log.graphs
 
 

@@ -121,9 +121,9 @@ def _optimizer(choice: Choice | None) -> list[str]:
 def _passes(log: Log) -> list[str]:
     found = []
     for outcome in log.outcomes:
-        what = f"left as it is: {outcome.why}"
+        what = f"left as it is: {outcome.reason}"
         if outcome.rewritten:
-            kind, size = "logits" if outcome.what == "loss head" else "scores", outcome.saved_bytes / 2**20
+            kind, size = "logits" if outcome.name == "loss_head" else "scores", outcome.saved_bytes / 2**20
             what = f"{kind} of {size:.1f} MiB are not materialised" if size else "on"
-        found.append(f"{outcome.what} at {outcome.where}: {what}")
+        found.append(f"{outcome.name.replace('_', ' ')} at {outcome.place}: {what}")
     return list(dict.fromkeys(found))

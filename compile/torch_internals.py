@@ -59,11 +59,18 @@ def compiles_for_buckets() -> bool:
     return bool(getattr(TracingContext.try_get(), "fakify_first_call", False))
 
 
-def fake_mode(values: Sequence[Any]) -> Any:
-    """Return the mode that made the fake tensors among ``values``; None if there are none."""
+def fake_mode_of(tensor: Tensor) -> Any:
+    """Return the mode that made a fake tensor; None for a real tensor."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return tensor.fake_mode if isinstance(tensor, FakeTensor) else None
+
+
+def tracing_fake_mode(inputs: Sequence[Any]) -> Any:
+    """Return the mode of the fake tensors that a backend is given, which is not that of the values in its graph."""
     from torch._guards import detect_fake_mode
 
-    return detect_fake_mode(list(values))
+    return detect_fake_mode(list(inputs))
 
 
 def fresh_tracing(mode: Any) -> contextlib.AbstractContextManager[Any]:
@@ -142,22 +149,7 @@ def tree_leaves(tree: Any) -> list[Any]:
     return tree_leaves(tree)
 
 
-# -- modules, hooks, CUDA ----------------------------------------------------------------------------
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Return whether ``torch.compile(model)`` made the model, or ``model.compile()`` was called on it."""
-    return hasattr(model, "_orig_mod") or model._compiled_call_impl is not None
-
-
-def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
-    """Return the dict that holds the module's own buffers; writing to it replaces them."""
-    return module._buffers
-
-
-def own_parameters(module: nn.Module) -> list[Tensor]:
-    """Return the module's own parameters, without those of its submodules."""
-    return [parameter for parameter in module._parameters.values() if parameter is not None]
+# -- hooks and CUDA ----------------------------------------------------------------------------------
 
 
 def has_hooks(modules: Iterable[nn.Module], parameters: Iterable[Tensor], optimizer: Optimizer) -> bool:

@@ -1,1 +1,1 @@
-"""The ``torch.compile`` backend and its graph passes."""
+"""Backend of ``torch.compile`` and its graph passes."""

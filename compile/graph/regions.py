@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._guards import TracingContext, detect_fake_mode, tracing
-from torch._subclasses.fake_tensor import FakeTensor
 
-from .passes.rewriting import called
+from ..torch_internals import compiles_for_buckets, fake_mode_of, fresh_tracing, tracing_fake_mode
+from .passes.rewriting import called_name
 
 SMALLEST = 6
 """Operations of a piece worth compiling by itself: a smaller repeated one is better fused with what
@@ -66,7 +65,7 @@ class Region:
     @property
     def small(self) -> bool:
         """Left to eager kernels."""
-        made = sum(called(node) not in VIEWS for node in self.nodes)
+        made = sum(called_name(node) not in VIEWS for node in self.nodes)
         return not self.repeated and (len(self.nodes) < SMALLEST or made < FUSED)
 
     @property
@@ -74,7 +73,7 @@ class Region:
         """Whether only tensors go in and out, and it leaves grad mode and autocast as it found them."""
         grad, casts = True, 0
         for node in self.nodes:
-            name = called(node)
+            name = called_name(node)
             grad = bool(node.args[0]) if name == "_set_grad_enabled" else grad
             casts += (name == "_enter_autocast") - (name == "_exit_autocast")
         return grad and not casts and all(_tensor(node) is not None for node in (*self.inputs, *self.outputs))
@@ -100,11 +99,11 @@ def _path(node: fx.Node) -> tuple[str, ...]:
     return tuple(str(path) for path, *_ in stack.values() if _NUMBERED.search(str(path)))
 
 
-def find(gm: fx.GraphModule) -> list[Region]:
+def split(gm: fx.GraphModule) -> list[Region]:
     """Cut a captured graph into pieces; empty where that does not pay or cannot be done."""
     nodes = [node for node in gm.graph.nodes if node.op.startswith("call_")]
-    if getattr(TracingContext.try_get(), "fakify_first_call", False):
-        return []  # DDP's optimizer, which makes a graph for each bucket, asks the compiler about each one
+    if compiles_for_buckets():
+        return []  # DDP's optimizer asks the compiler about each bucket's graph, as one piece
     if any(node.op == "call_module" for node in nodes) or not nodes:
         return []
     regions, depth = [Region(nodes)], 0
@@ -151,7 +150,7 @@ def _joined(regions: list[Region]) -> list[Region]:
     return found
 
 
-def counted(regions: list[Region]) -> str:
+def summary(regions: list[Region]) -> str:
     """What was found, for a person."""
     kinds = Counter(region.key for region in regions if region.repeated)
     operations = sum(len(region.nodes) for region in regions)
@@ -159,15 +158,15 @@ def counted(regions: list[Region]) -> str:
     return f"{kinds.total()} repeated blocks, {len(kinds)} compiled: {once} of {operations} operations"
 
 
-def compiled(
+def compile_regions(
     gm: fx.GraphModule, example_inputs: Sequence[Any], regions: list[Region], compiler: Compiler
 ) -> Compiled:
     """``gm`` as a sequence of ``regions``, each kind of which ``compiler`` compiled once."""
-    mode = detect_fake_mode(list(example_inputs))
+    mode = tracing_fake_mode(example_inputs)
     forms: dict[Hashable, Compiled] = {}
     for region in regions:
         if region.key not in forms and not region.small:
-            with tracing(TracingContext(mode)):
+            with fresh_tracing(mode):
                 forms[region.key] = compiler(_extracted(gm, region), [_fake(node) for node in region.inputs])
     return _assembled(gm, regions, forms).forward
 
@@ -175,8 +174,8 @@ def compiled(
 def _fake(node: fx.Node) -> torch.Tensor:
     """A fake tensor like what the node gives, as a leaf."""
     value = _tensor(node)
-    assert isinstance(value, FakeTensor)
-    with value.fake_mode:
+    assert value is not None
+    with fake_mode_of(value):
         leaf = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
     return leaf.requires_grad_(value.requires_grad)
 

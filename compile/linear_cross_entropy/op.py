@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.checkpoint import CheckpointPolicy
 
 from loopwise.errors import InputError, StateError
 
+from ..torch_internals import dispatches_plainly
 from .chunked import Gradients, Options, kept_dtype, run, sums_dtype
 from .kernels import runs_kernels
 
@@ -224,19 +224,22 @@ def _backward(ctx: Any, tangent: Tensor | None, *unused: Tensor | None) -> tuple
 
 
 def _is_one(tangent: Tensor) -> bool:
-    """Whether it is 1, as after ``loss.backward()``, where that can be read without waiting or tracing."""
-    real = type(tangent) is Tensor and tangent.device.type == "cpu" and _get_current_dispatch_mode() is None
-    return real and tangent.item() == 1
+    """Return whether the tangent is 1, as in ``loss.backward()``; False if reading it would wait or be traced."""
+    readable = type(tangent) is Tensor and tangent.device.type == "cpu" and dispatches_plainly()
+    return readable and tangent.item() == 1
 
 
 linear_cross_entropy_op.register_autograd(_backward, setup_context=_save)
 
+OPERATOR: Any = torch.ops.loopwise.linear_cross_entropy.default
+"""``linear_cross_entropy_op`` as it is called in a graph."""
 
-def keep_gradients(gm: fx.GraphModule) -> None:
-    """Mark the operator's outputs in a captured graph as to be saved.
 
-    It makes its gradients in the forward pass; a recomputation budget takes an unknown operator for free
-    and would run it a second time in the backward pass.
+def save_gradients(gm: fx.GraphModule) -> None:
+    """Mark the operator's outputs in a captured graph: the backward pass must not recompute them.
+
+    The operator makes its gradients in the forward pass.  The partitioner takes an unknown operator for free and, with
+    an activation budget below 1, would run it a second time in the backward pass.
     """
-    for node in gm.graph.find_nodes(op="call_function", target=linear_cross_entropy_op._opoverload):
+    for node in gm.graph.find_nodes(op="call_function", target=OPERATOR):
         node.meta["recompute"] = CheckpointPolicy.MUST_SAVE

@@ -15,7 +15,7 @@ from torch import nn
 from loopwise.ranks import anywhere
 
 from ..graph.backend import Log, first_line
-from ..graph.diagnostics import listening
+from ..graph.diagnostics import collect_graph_breaks
 from ..plan import Plan
 from ..verify.numerics import Difference, Reference, check
 from ..verify.sandbox import Compute, observe, restored, shadow, step_of
@@ -89,7 +89,7 @@ def _try(trial: Trial, compute: Compute, model: nn.Module, batch: Any, expected:
     with laid_out(model, trial.plan.layout):
         start = time.perf_counter()
         try:
-            with listening(trial.log.breaks):
+            with collect_graph_breaks(trial.log.breaks):
                 found = observe(compute, model, batch)
         except Exception as error:
             trial.refused = first_line(error)

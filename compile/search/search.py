@@ -223,7 +223,7 @@ def _leading(found: list[Trial]) -> Trial | None:
 
 def _useful(trial: Trial) -> tuple[str, ...]:
     """The passes of a trial that rewrote something."""
-    rewrote = {outcome.what.replace(" ", "_") for outcome in trial.log.outcomes if outcome.rewritten}
+    rewrote = {outcome.name for outcome in trial.log.outcomes if outcome.rewritten}
     return tuple(name for name in trial.plan.passes if name in rewrote)
 
 

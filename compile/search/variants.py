@@ -13,7 +13,7 @@ from loopwise.devices import channels_last, native_dtype
 from loopwise.loss import pair, takes_model
 
 from .. import options
-from ..graph.backend import Log, captured
+from ..graph.backend import Log, compile_function
 from ..plan import Plan
 from ..verify.sandbox import Compute
 
@@ -42,7 +42,7 @@ def eager(model: nn.Module, loss: Callable[..., torch.Tensor], precision: str) -
 
 def by_plan(plain: Compute, plan: Plan, log: Log) -> Compute:
     """A computation in the form that ``plan`` says."""
-    inner = captured(plain, plan, log)
+    inner = compile_function(plain, plan, log)
     if plan.layout == "as_is":
         return inner
 

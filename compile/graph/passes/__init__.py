@@ -1,4 +1,4 @@
-"""Rewrites of the training graph, one a file.  Each takes Dynamo's captured graph and changes it in place."""
+"""Graph passes, one a file.  Each rewrites Dynamo's captured graph in place, before AOTAutograd."""
 
 from .attention import attention
 from .loss_head import loss_head
@@ -12,8 +12,8 @@ PASSES = {
     "attention": attention,
     "short_attention": short_attention,
 }
-"""Name -> pass, in the order in which they run."""
+"""Name -> pass, in the order in which the passes run; the names are those of ``Plan.passes``."""
 USUAL = tuple(name for name in PASSES if name != "loss_kernel")
-"""Those that are on where nothing is measured."""
+"""Passes that are on by default, without a measurement."""
 
 __all__ = ["PASSES", "USUAL", "Outcome"]

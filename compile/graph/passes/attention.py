@@ -20,18 +20,18 @@ from .rewriting import (
     CASTS,
     DIV,
     MUL,
+    Inserter,
     Outcome,
-    Put,
     Refused,
-    called,
-    check_between,
-    check_users,
+    called_name,
+    factor_of,
     is_tensor,
-    number_of,
     require,
+    require_only_user,
+    require_unchanged,
     rewrite,
+    source_line,
     value_of,
-    where,
 )
 
 SOFTMAX = (F.softmax, torch.softmax, "softmax")
@@ -76,7 +76,7 @@ def _is_attention(node: fx.Node) -> bool:
 
 
 def _rewrite(softmax: fx.Node) -> int:
-    """Put torch's attention in the place of the second product; the bytes of the scores."""
+    """Inserter torch's attention in the place of the second product; the bytes of the scores."""
     product = _product(softmax)
     scores = _scores(softmax)
     queries, keys, values = (
@@ -90,12 +90,12 @@ def _rewrite(softmax: fx.Node) -> int:
     require(q.dtype == k.dtype == v.dtype, "queries, keys and values have not the same dtype")
     _check_mask(scores, q)
     sources = {queries, keys, values} | ({scores.mask} if scores.mask is not None else set())
-    check_between(scores.product, product, sources, "the products")
-    put = Put(product, value_of(product))
+    require_unchanged(scores.product, product, sources, "the products")
+    insert = Inserter(product, value_of(product))
     with product.graph.inserting_before(product):
-        turned = put("transpose", keys, -2, -1)
+        turned = insert("transpose", keys, -2, -1)
         options = {"attn_mask": scores.mask, "dropout_p": 0.0, "is_causal": False, "scale": scores.scale}
-        made = put(F.scaled_dot_product_attention, queries, turned, values, **options)
+        made = insert(F.scaled_dot_product_attention, queries, turned, values, **options)
     require(value_of(made).dtype == value_of(product).dtype, "the result would have another dtype")
     product.replace_all_uses_with(made)
     product.graph.erase_node(product)
@@ -116,13 +116,15 @@ def _product(softmax: fx.Node) -> fx.Node:
     node = softmax
     while True:
         below = next(iter(node.users))
-        check_users(node, below, "attention weights")
+        require_only_user(node, below, "attention weights")
         if below.target in PRODUCTS:
             return below
         if below.target in DROPOUT:
             _check_dropout(below)
         else:
-            require(below.target in CASTS, f"{called(below)} follows the softmax, at {where(below)}")
+            require(
+                below.target in CASTS, f"{called_name(below)} follows the softmax, at {source_line(below)}"
+            )
             require(value_of(below).is_floating_point(), "the attention weights are cast to whole numbers")
         node = below
 
@@ -141,7 +143,7 @@ def _scores(softmax: fx.Node) -> _Scores:
     while True:
         require(isinstance(node, fx.Node), "the scores come from outside the graph")
         assert isinstance(node, fx.Node)
-        check_users(node, below, "scores")
+        require_only_user(node, below, "scores")
         if node.target in PRODUCTS:
             found.product = node
             return found
@@ -150,14 +152,16 @@ def _scores(softmax: fx.Node) -> _Scores:
             require(not node.kwargs, "the mask is scaled")
             upper, found.mask = _sides(node)
         elif node.target in MUL or node.target in DIV:
-            found.scale *= number_of(node)
+            found.scale *= factor_of(node)
             upper = next(a for a in node.args if isinstance(a, fx.Node))
         elif node.target in CASTS:
             require(value_of(node).is_floating_point(), "the scores are cast to whole numbers")
             assert isinstance(node.args[0], fx.Node)
             upper = node.args[0]
         else:
-            raise Refused(f"{called(node)} lies between the scores and the softmax, at {where(node)}")
+            raise Refused(
+                f"{called_name(node)} lies between the scores and the softmax, at {source_line(node)}"
+            )
         node, below = upper, node
 
 
@@ -168,7 +172,8 @@ def _sides(node: fx.Node) -> tuple[fx.Node, fx.Node]:
     known = (*PRODUCTS, *MUL, *DIV, *CASTS)
     scores = [part for part in large if part.target in known]
     require(
-        len(scores) == 1, f"which of the two sides of the sum is the mask, at {where(node)}, is not plain"
+        len(scores) == 1,
+        f"which of the two sides of the sum is the mask, at {source_line(node)}, is not plain",
     )
     return scores[0], other if scores[0] is one else one
 

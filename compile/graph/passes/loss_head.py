@@ -16,28 +16,29 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from ...linear_cross_entropy.op import linear_cross_entropy_op
+from ...linear_cross_entropy.op import OPERATOR
+from ...torch_internals import linear_functions
 from .rewriting import (
     CASTS,
     DIV,
     MUL,
     PERMUTES,
     SWAPS,
+    Inserter,
     Outcome,
-    Put,
     Refused,
-    called,
-    check_between,
-    check_users,
+    called_name,
+    factor_of,
     is_tensor,
-    number_of,
     require,
+    require_only_user,
+    require_unchanged,
     rewrite,
+    source_line,
     value_of,
-    where,
 )
 
-LINEARS = (F.linear, torch._C._nn.linear)
+LINEARS = linear_functions()
 TANH = (torch.tanh, "tanh")
 VIEWS = ("view", "reshape", torch.reshape)
 SAME = ("contiguous", "clone", torch.clone)
@@ -78,17 +79,17 @@ def loss_head(gm: fx.GraphModule, at_least: int = 0) -> list[Outcome]:
         One outcome for each cross entropy of the graph; the graph is as it was where none is rewritten.
     """
     return rewrite(
-        gm, lambda node: node.target is F.cross_entropy, lambda node: _rewrite(node, at_least), "loss head"
+        gm, lambda node: node.target is F.cross_entropy, lambda node: _rewrite(node, at_least), "loss_head"
     )
 
 
 def _rewrite(loss: fx.Node, at_least: int) -> int:
-    """Put the operator in the place of ``loss``; the bytes of the logits."""
+    """Inserter the operator in the place of ``loss``; the bytes of the logits."""
     arguments = dict(zip(ARGUMENTS, loss.args, strict=False)) | loss.kwargs
     chain = _chain(loss, arguments["input"])
     _check_loss(arguments)
     sources = set(chain.linear.all_input_nodes)
-    check_between(chain.linear, loss, sources, "the linear layer and the loss")
+    require_unchanged(chain.linear, loss, sources, "the linear layer and the loss")
     logits = value_of(chain.linear)
     saved = math.prod(_hint(size) for size in logits.shape) * logits.element_size()
     require(saved >= at_least, f"the logits take {saved:,} bytes, under the threshold of {at_least:,}")
@@ -120,7 +121,7 @@ def _chain(loss: fx.Node, logits: Any) -> _Chain:
     classes_last = value_of(logits).dim() <= 2
     chain, below, node = _Chain(logits), loss, logits
     while node.op not in ("call_function", "call_method") or node.target not in LINEARS:
-        check_users(node, below, "logits")
+        require_only_user(node, below, "logits")
         require(
             node.op in ("call_function", "call_method"), f"the logits come from {node}, not a linear layer"
         )
@@ -133,7 +134,7 @@ def _chain(loss: fx.Node, logits: Any) -> _Chain:
         else:
             _step(chain, node)
         below, node = node, _upstream(node)
-    check_users(node, below, "logits")
+    require_only_user(node, below, "logits")
     require(classes_last, "the classes are not the last dimension of the linear layer's output")
     chain.linear = node
     return chain
@@ -142,7 +143,7 @@ def _chain(loss: fx.Node, logits: Any) -> _Chain:
 def _upstream(node: fx.Node) -> fx.Node:
     """The logits among a known operation's arguments: the other ones are numbers, shapes and indices."""
     tensors = [a for a in node.args[:2] if is_tensor(a)]
-    require(bool(tensors), f"{called(node)} lies between the linear layer and the loss")
+    require(bool(tensors), f"{called_name(node)} lies between the linear layer and the loss")
     found = tensors[0]
     assert isinstance(found, fx.Node)
     return found
@@ -156,15 +157,19 @@ def _step(chain: _Chain, node: fx.Node) -> None:
     if target in CASTS:
         new, old = value_of(node), value_of(_upstream(node))
         kept = new.is_floating_point() and new.device == old.device
-        require(kept and new.dtype != torch.float64, f"the logits are cast by {called(node)} to {new.dtype}")
+        require(
+            kept and new.dtype != torch.float64, f"the logits are cast by {called_name(node)} to {new.dtype}"
+        )
     elif target in TANH:
         require(chain.cap is None, "there is more than one tanh between the linear layer and the loss")
         chain.cap, chain.scale = chain.scale, 1.0
         require(chain.cap > 0, f"tanh is multiplied by {chain.cap}")
     elif target in MUL or target in DIV:
-        chain.scale *= number_of(node)
+        chain.scale *= factor_of(node)
     else:
-        raise Refused(f"{called(node)} lies between the linear layer and the loss, at {where(node)}")
+        raise Refused(
+            f"{called_name(node)} lies between the linear layer and the loss, at {source_line(node)}"
+        )
 
 
 def _moves_classes(node: fx.Node) -> bool:
@@ -201,7 +206,7 @@ def _check_rows(node: fx.Node) -> None:
     else:
         end = index[1] if len(index) > 1 else node.kwargs.get("end_dim", -1)
         whole = whole and isinstance(end, int) and end % before.dim() != before.dim() - 1
-    require(whole, f"{called(node)} cuts or mixes the classes, at {where(node)}")
+    require(whole, f"{called_name(node)} cuts or mixes the classes, at {source_line(node)}")
 
 
 def _sizes(node: fx.Node) -> list[Any]:
@@ -218,35 +223,35 @@ def _replace(loss: fx.Node, chain: _Chain, arguments: dict[str, Any]) -> None:
     smoothing, reduction = arguments.get("label_smoothing", 0.0), arguments.get("reduction", "mean")
     scale, cap = (chain.scale, None) if chain.cap is None else (chain.scale * chain.cap, chain.cap)
 
-    put = Put(loss, logits)
+    insert = Inserter(loss, logits)
     with graph.inserting_before(loss):
         # the linear layer's dtype is autocast's where it ran under autocast
         x, weight, bias = (
-            p if p is None or value_of(p).dtype == logits.dtype else put("to", p, logits.dtype)
+            p if p is None or value_of(p).dtype == logits.dtype else insert("to", p, logits.dtype)
             for p in (parts[name] for name in names)
         )
         features = value_of(weight).shape[1]
         if not isinstance(features, int):
-            features = put("size", weight, 1)
+            features = insert("size", weight, 1)
         for node in chain.rows:
             if node.target in VIEWS:
-                x = put("reshape", x, (*_sizes(node)[:-1], features))
+                x = insert("reshape", x, (*_sizes(node)[:-1], features))
             elif node.target is operator.getitem:
-                x = put(operator.getitem, x, node.args[1])
+                x = insert(operator.getitem, x, node.args[1])
             else:
-                x = put("flatten", x, *node.args[1:], *node.kwargs.values())
+                x = insert("flatten", x, *node.args[1:], *node.kwargs.values())
         x, target = (
-            put("reshape", x, (-1, features)),
-            put("reshape", arguments["target"], (-1,)),
+            insert("reshape", x, (-1, features)),
+            insert("reshape", arguments["target"], (-1,)),
         )
         ignored = arguments.get("ignore_index", -100)
         options = (ignored, float(smoothing), reduction, float(scale), cap, 0.0, 0, False, needs)
         operands = (x, weight, target, bias, arguments.get("weight"), *options)
-        made = put(linear_cross_entropy_op._opoverload, *operands)
-        result = put(operator.getitem, made, 0)
+        made = insert(OPERATOR, *operands)
+        result = insert(operator.getitem, made, 0)
         if reduction == "none":
-            result = put("view_as", result, arguments["target"])
+            result = insert("view_as", result, arguments["target"])
         if value_of(result).dtype != value_of(loss).dtype:
-            result = put("to", result, value_of(loss).dtype)
+            result = insert("to", result, value_of(loss).dtype)
     loss.replace_all_uses_with(result)
     graph.erase_node(loss)

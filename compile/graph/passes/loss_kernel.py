@@ -1,16 +1,16 @@
-"""The loss head's pass over its logits by one Triton kernel, on GPUs; which is faster is measured."""
+"""Pass that turns on the Triton kernel of the loss head on GPUs; the search measures if it is faster."""
 
 from __future__ import annotations
 
 import torch
 from torch import fx
 
-from ...linear_cross_entropy.kernels import interpreted, runs_kernels
-from ...linear_cross_entropy.op import linear_cross_entropy_op
+from ...linear_cross_entropy.kernels import is_interpreted, runs_kernels
+from ...linear_cross_entropy.op import OPERATOR
+from ...torch_internals import argument_position
 from .rewriting import Outcome, require, rewrite, value_of
 
-OPERATOR = linear_cross_entropy_op._opoverload
-KERNEL = [argument.name for argument in OPERATOR._schema.arguments].index("kernel")
+KERNEL = argument_position(OPERATOR, "kernel")
 
 
 def loss_kernel(gm: fx.GraphModule) -> list[Outcome]:
@@ -20,16 +20,17 @@ def loss_kernel(gm: fx.GraphModule) -> list[Outcome]:
         gm: Dynamo's captured graph, before AOTAutograd, with ``example_value`` in its nodes' meta.
 
     Returns:
-        One outcome for each of them; none on a CPU, where there is no such kernel.
+        One outcome for each of these operators; none on a CPU, which has no such kernel.
     """
-    return rewrite(gm, _found, _switch, "loss kernel")
+    return rewrite(gm, _matches, _switch, "loss_kernel")
 
 
-def _found(node: fx.Node) -> bool:
-    return node.target is OPERATOR and (interpreted() or value_of(node.args[0]).device.type != "cpu")
+def _matches(node: fx.Node) -> bool:
+    return node.target is OPERATOR and (is_interpreted() or value_of(node.args[0]).device.type != "cpu")
 
 
 def _switch(node: fx.Node) -> int:
+    """Set the operator's argument ``kernel``."""
     x = value_of(node.args[0])
     require(x.dtype != torch.float64, "float64 stays with torch's operations")
     require(runs_kernels(x.device), f"Triton compiles nothing for {x.device} here")

@@ -1,4 +1,4 @@
-"""What passes over Dynamo's captured graph have in common: outcomes, refusals, reading and inserting nodes."""
+"""Tools for passes over Dynamo's captured graph: outcomes, refusals, reading and inserting nodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor
+
+from ...torch_internals import fake_mode_of
 
 MUL = (operator.mul, torch.mul, "mul", "multiply")
 DIV = (operator.truediv, torch.div, torch.true_divide, "div", "true_divide")
@@ -22,66 +23,70 @@ _WRITES = ("setitem", "iadd", "imul", "isub")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one place that a pass looked at."""
+    """Result of a pass at one place of the graph."""
 
     rewritten: bool
-    where: str
+    place: str
     """The call in the user's code, as "file:line"."""
-    why: str = ""
+    reason: str = ""
     """Reason of a refusal."""
     saved_bytes: int = 0
-    """Size of the tensor that is not made any more."""
-    what: str = ""
-    """The pass, in words."""
+    """Size of the tensor that the step no longer makes."""
+    name: str = ""
+    """Name of the pass, a key of ``PASSES``."""
 
 
 class Refused(Exception):
-    """This place stays as it is; the reason is the text."""
+    """Signal that a place stays as it is; the text is the reason."""
 
 
-def require(holds: bool, why: str) -> None:
+def require(holds: bool, reason: str) -> None:
+    """Refuse to rewrite the place unless the condition holds."""
     if not holds:
-        raise Refused(why)
+        raise Refused(reason)
 
 
 def rewrite(
-    gm: fx.GraphModule, found: Callable[[fx.Node], bool], change: Callable[[fx.Node], int], what: str
+    gm: fx.GraphModule, matches: Callable[[fx.Node], bool], change: Callable[[fx.Node], int], name: str
 ) -> list[Outcome]:
-    """Apply ``change`` to each node that is ``found``; what is unused thereby is removed.
+    """Apply ``change`` to each matching node, and remove the nodes that become unused.
 
     Args:
-        gm: Dynamo's captured graph; it is as it was where everything is refused.
-        found: whether a call of a function or method is a place to look at.
-        change: rewrites there and returns the bytes saved, or raises ``Refused``.
-        what: the pass, in words.
+        gm: Dynamo's captured graph.  It stays as it is if every place is refused.
+        matches: returns whether a call of a function or method is a place to look at.
+        change: rewrites the graph there and returns the bytes saved, or raises ``Refused``.
+        name: name of the pass.
+
+    Returns:
+        One outcome for each matching node.
     """
     outcomes = []
     unused = {node for node in gm.graph.nodes if not node.users}
     for node in list(gm.graph.nodes):
-        if node.op in ("call_function", "call_method") and found(node):
-            place = where(node)
+        if node.op in ("call_function", "call_method") and matches(node):
+            place = source_line(node)
             try:
                 saved = change(node)
             except Refused as refusal:
-                outcomes.append(Outcome(False, place, str(refusal), what=what))
+                outcomes.append(Outcome(False, place, str(refusal), name=name))
             else:
-                outcomes.append(Outcome(True, place, saved_bytes=saved, what=what))
+                outcomes.append(Outcome(True, place, saved_bytes=saved, name=name))
     if any(outcome.rewritten for outcome in outcomes):
-        # what nothing used before is there for its effect, as BatchNorm's count of batches is
+        # a node that was unused before the pass is there for its effect, as BatchNorm's count of batches is
         gm.graph.eliminate_dead_code(lambda node: node in unused or node.is_impure())
         gm.graph.lint()
         gm.recompile()
     return outcomes
 
 
-def where(node: fx.Node) -> str:
-    """The call in the user's code."""
+def source_line(node: fx.Node) -> str:
+    """Return file and line of the node's call in the user's code."""
     frames = re.findall(r'File "([^"]*)", line (\d+)', node.meta.get("stack_trace") or "")
     return ":".join(frames[-1]) if frames else f"node {node.name}"
 
 
 def value_of(node: Any) -> Tensor:
-    """The fake tensor that Dynamo noted for a node."""
+    """Return the fake tensor that Dynamo noted for a node; refuse the place if there is none."""
     value = node.meta.get("example_value") if isinstance(node, fx.Node) else None
     require(isinstance(value, Tensor), f"the shape of {node} is not known")
     assert isinstance(value, Tensor)
@@ -89,63 +94,67 @@ def value_of(node: Any) -> Tensor:
 
 
 def is_tensor(node: Any) -> bool:
+    """Return whether an argument is a node whose value is a tensor."""
     return isinstance(node, fx.Node) and isinstance(node.meta.get("example_value"), Tensor)
 
 
-def called(node: fx.Node) -> str:
-    """The name of the function or method that a node calls."""
+def called_name(node: fx.Node) -> str:
+    """Return the name of the function or method that a node calls."""
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
-def check_users(node: fx.Node, below: fx.Node, what: str) -> None:
-    """``below`` must be the only user of ``node``, which makes ``what``."""
-    for user in node.users:
-        place = "in what the graph returns" if user.op == "output" else f"at {where(user)}"
-        require(user is below, f"the {what} are used elsewhere, {place}")
+def require_only_user(node: fx.Node, user: fx.Node, values: str) -> None:
+    """Refuse the place unless ``user`` is the only user of ``node``, whose ``values`` are called so in the reason."""
+    for other in node.users:
+        place = "in what the graph returns" if other.op == "output" else f"at {source_line(other)}"
+        require(other is user, f"the {values} are used elsewhere, {place}")
 
 
-def check_between(first: fx.Node, last: fx.Node, sources: set[fx.Node], what: str) -> None:
-    """What runs at ``last`` read ``sources`` at ``first`` before: nothing between may change them."""
+def require_unchanged(first: fx.Node, last: fx.Node, sources: set[fx.Node], ends: str) -> None:
+    """Refuse the place if a node between ``first`` and ``last`` changes one of ``sources`` or the grad mode.
+
+    The rewritten operation reads at ``last`` the sources that the original one read at ``first``.
+    """
     node = first.next
     while node is not last:
-        name = called(node)
+        name = called_name(node)
         if node.op == "call_function" and name == "_set_grad_enabled":
-            raise Refused(f"the grad mode changes between {what}")
+            raise Refused(f"the grad mode changes between {ends}")
         writes = (name.endswith("_") and not name.endswith("__")) or name in _WRITES
         if writes and node.args and node.args[0] in sources:
-            raise Refused(f"its input or parameters are written to, at {where(node)}")
+            raise Refused(f"its input or parameters are written to, at {source_line(node)}")
         node = node.next
 
 
-def number_of(node: fx.Node) -> float:
-    """The factor by which a multiplication or division by a number multiplies its tensor."""
+def factor_of(node: fx.Node) -> float:
+    """Return the number by which a multiplication or division scales its tensor."""
     numbers = [a for a in node.args if isinstance(a, (int, float)) and not isinstance(a, bool)]
     fits = len(node.args) == 2 and len(numbers) == 1 and not node.kwargs
     first, times = isinstance(node.args[0], fx.Node), node.target in MUL
-    require(fits and (first or times), f"{called(node)} is not by a number, at {where(node)}")
+    require(fits and (first or times), f"{called_name(node)} is not by a number, at {source_line(node)}")
     require(times or numbers[0] != 0, "a division by 0")
     return float(numbers[0]) if times else 1 / numbers[0]
 
 
-class Put:
-    """Inserts nodes beside ``place``, as if Dynamo had captured them there."""
+class Inserter:
+    """Inserter of nodes beside ``place``, with the values that Dynamo would have noted for them."""
 
     def __init__(self, place: fx.Node, like: Tensor) -> None:
         self.place, self.like = place, like
 
     def __call__(self, target: Any, *args: Any, **options: Any) -> fx.Node:
-        """A call of a function, or of a method where ``target`` is its name."""
+        """Insert a call of the function ``target``, or of the method with that name."""
         graph = self.place.graph
         create = graph.call_method if isinstance(target, str) else graph.call_function
         node = create(target, args, options)
         node.meta = {k: v for k, v in self.place.meta.items() if k != "example_value"}
-        node.meta["example_value"] = self._example(node)
+        node.meta["example_value"] = self._value(node)
         return node
 
-    def _example(self, node: fx.Node) -> Any:
-        """The node's value among fake tensors, as Dynamo would have noted it."""
+    def _value(self, node: fx.Node) -> Any:
+        """Compute the node's value on fake tensors."""
         args, options = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["example_value"])
-        mode = self.like.fake_mode if isinstance(self.like, FakeTensor) else torch.no_grad()
+        mode = fake_mode_of(self.like) or torch.no_grad()
         with mode, torch.set_grad_enabled(self.like.requires_grad):
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **options)

@@ -1,4 +1,4 @@
-"""Triton kernels, each beside the torch operations that it stands for; on a CPU they run under Triton's interpreter."""
+"""Triton kernels, each beside the torch operations that it replaces; on a CPU they run under Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def runs_kernels(device: torch.device) -> bool:
-    """Whether Triton kernels run on ``device``: on GPUs, and anywhere under ``TRITON_INTERPRET=1``."""
-    return _INSTALLED and (device.type == "cuda" or interpreted())
+    """Return whether Triton kernels run on ``device``: on GPUs, and everywhere under ``TRITON_INTERPRET=1``."""
+    return _INSTALLED and (device.type == "cuda" or is_interpreted())
 
 
-def interpreted() -> bool:
-    """Whether Triton runs its kernels in NumPy: for tests, a thousand times slower."""
+def is_interpreted() -> bool:
+    """Return whether Triton runs its kernels in NumPy, for tests; that is a thousand times slower."""
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")

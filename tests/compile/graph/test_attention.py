@@ -66,10 +66,10 @@ def causal(q, k, v):
 @pytest.mark.parametrize("function", [divided, scaled_before, methods, in_float, dropout_off, causal])
 def test_forms_that_are_found(function):
     (outcome,) = run(function, *tensors())
-    assert outcome.rewritten, outcome.why
-    assert outcome.what == "attention"
+    assert outcome.rewritten, outcome.reason
+    assert outcome.name == "attention"
     assert outcome.saved_bytes == B * H * L * L * 4
-    assert "test_attention_pass.py:" in outcome.where
+    assert "test_attention.py:" in outcome.place
 
 
 def test_a_learned_bias():
@@ -79,7 +79,7 @@ def test_a_learned_bias():
         return F.softmax(q @ k.mT * 0.5 + bias, dim=-1) @ v
 
     (outcome,) = run(biased, *tensors(), bias)
-    assert outcome.rewritten, outcome.why
+    assert outcome.rewritten, outcome.reason
 
 
 def test_bmm_of_three_dimensions():
@@ -130,12 +130,12 @@ REFUSED = [
 def test_forms_that_are_refused(function, why):
     (outcome,) = run(function, *tensors())
     assert not outcome.rewritten
-    assert why in outcome.why
+    assert why in outcome.reason
 
 
 def test_a_mask_that_is_scaled_is_refused():
     (outcome,) = run(mask_scaled, *tensors())
-    assert "more than one mask, or a scaled one" in outcome.why
+    assert "more than one mask, or a scaled one" in outcome.reason
 
 
 def test_a_softmax_that_is_no_attention():

@@ -10,7 +10,7 @@ from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
 
 from loopwise.compile import Plan
-from loopwise.compile.graph.backend import Log, captured
+from loopwise.compile.graph.backend import Log, compile_function
 from loopwise.compile.graph.passes.loss_head import loss_head
 from loopwise.compile.linear_cross_entropy import op as operator
 
@@ -141,9 +141,9 @@ def test_a_loss_head_is_found(function, given):
     assert len(outcomes) == (2 if function is two_heads else 1)
     line = range(function.__code__.co_firstlineno, function.__code__.co_firstlineno + 5)
     for outcome in outcomes:
-        assert outcome.rewritten, outcome.why
+        assert outcome.rewritten, outcome.reason
         if function is not two_heads:
-            assert int(re.fullmatch(rf"{__file__}:(\d+)", outcome.where)[1]) in line
+            assert int(re.fullmatch(rf"{__file__}:(\d+)", outcome.place)[1]) in line
 
 
 def test_the_bytes_saved_are_the_logits(given):
@@ -180,7 +180,7 @@ def test_small_logits_may_stay(given):
 
     torch._dynamo.reset()
     torch.compile(flat, backend=backend)(*given)
-    assert (kept[0].why, kept[1]) == ("the logits take 880 bytes, under the threshold of 881", True)
+    assert (kept[0].reason, kept[1]) == ("the logits take 880 bytes, under the threshold of 881", True)
 
 
 def used_elsewhere(x, w, b, y):
@@ -231,7 +231,7 @@ def picked(x, w, b, y):
 
 
 REFUSED = {
-    used_elsewhere: r"the logits are used elsewhere, at .*test_loss_head_pass.py:\d+",
+    used_elsewhere: r"the logits are used elsewhere, at .*test_loss_head.py:\d+",
     probabilities: "the targets are probabilities, not classes",
     other_classes: "the classes are not the last dimension of the linear layer's output",
     square: "the classes are not the last dimension of the linear layer's output",
@@ -249,7 +249,7 @@ REFUSED = {
 def test_what_is_not_safe_is_refused(function, given):
     (outcome,) = run(function, given)
     assert not outcome.rewritten
-    assert re.fullmatch(REFUSED[function], outcome.why), outcome.why
+    assert re.fullmatch(REFUSED[function], outcome.reason), outcome.reason
 
 
 def test_logits_that_are_returned_are_refused(given):
@@ -260,7 +260,7 @@ def test_logits_that_are_returned_are_refused(given):
     torch._dynamo.reset()
     record = Recorder()
     torch.compile(both, backend=record)(*given)
-    assert record.outcomes[0].why == "the logits are used elsewhere, in what the graph returns"
+    assert record.outcomes[0].reason == "the logits are used elsewhere, in what the graph returns"
 
 
 def test_another_graph_stays_as_it_is(given):
@@ -340,5 +340,5 @@ def test_recomputation_leaves_the_loss_head_alone(monkeypatch, tmp_path, by_hand
         return F.cross_entropy(head(body(x)), y)
 
     plan = Plan(graph="inductor", passes=("loss_head",), budget=0.0)
-    captured(loss_of, plan, Log())(torch.randn(16, 8), torch.arange(16)).backward()
+    compile_function(loss_of, plan, Log())(torch.randn(16, 8), torch.arange(16)).backward()
     assert len(calls) == 1

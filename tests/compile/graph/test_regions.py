@@ -82,8 +82,8 @@ def pieces_of(model, batch):
         return gm.forward
 
     def backend(gm, inputs):
-        found.extend(pieces := regions.find(gm))
-        return regions.compiled(gm, inputs, pieces, compiler) if pieces else gm.forward
+        found.extend(pieces := regions.split(gm))
+        return regions.compile_regions(gm, inputs, pieces, compiler) if pieces else gm.forward
 
     criterion = nn.CrossEntropyLoss()
     twin = copy.deepcopy(model)
@@ -203,7 +203,7 @@ def test_a_graph_of_any_size_is_left_whole():
     found, model = [], Stack([Block() for _ in range(4)])
 
     def backend(gm, inputs):
-        found.append(regions.find(gm))
+        found.append(regions.split(gm))
         return gm.forward
 
     compiled = torch.compile(lambda x: model(x).sum(), backend=backend, dynamic=True)

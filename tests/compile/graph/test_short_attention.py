@@ -72,7 +72,7 @@ def test_masks_of_truth_values_stay():
 @pytest.mark.parametrize(
     ("length", "options", "why"),
     [
-        (300, {}, "sequences are long, or of changing length"),
+        (300, {}, "the sequences are long, or their length changes"),
         (6, {"attn_mask": torch.zeros(6, 6, dtype=torch.bfloat16)}, "its mask is of numbers"),
         (6, {"dropout_p": 0.5}, "its dropout would draw other masks"),
     ],
@@ -81,7 +81,7 @@ def test_what_is_refused(length, options, why):
     log = Log()
     with torch.autocast("cpu", torch.bfloat16):
         torch.compile(Attending(**options), backend=Backend(PLAN, log))(torch.randn(1, length, 8))
-    assert [outcome.why for outcome in log.outcomes] == [why]
+    assert [outcome.reason for outcome in log.outcomes] == [why]
 
 
 def test_float32_and_processors_with_amx_are_left_alone(monkeypatch):

@@ -243,7 +243,7 @@ def test_the_pass_switches_it_on_where_kernels_run(interpreted):
     plan = Plan(graph="captured", passes=("loss_head", "loss_kernel"))
     compiled = torch.compile(lambda tokens: losses_of(model, tokens), backend=Backend(plan, log))
     loss = compiled(tokens)
-    assert [(o.what, o.rewritten) for o in log.outcomes] == [("loss head", True), ("loss kernel", True)]
+    assert [(o.name, o.rewritten) for o in log.outcomes] == [("loss_head", True), ("loss_kernel", True)]
     torch.testing.assert_close(loss, losses_of(model, tokens))
 
 
@@ -251,7 +251,7 @@ def test_the_pass_finds_nothing_on_a_cpu():
     model, tokens, log = Small(), torch.randint(0, 50, (2, 6)), Log()
     plan = Plan(graph="captured", passes=("loss_head", "loss_kernel"))
     torch.compile(lambda tokens: losses_of(model, tokens), backend=Backend(plan, log))(tokens)
-    assert [o.what for o in log.outcomes] == ["loss head"]
+    assert [o.name for o in log.outcomes] == ["loss_head"]
 
 
 @pytest.mark.parametrize("wins", [False, True])
@@ -282,7 +282,7 @@ def test_it_compiles_for_gpus_without_spilling_registers():
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    from loopwise.compile.kernels import loss_gradient as found
+    from loopwise.compile.linear_cross_entropy.kernels import loss_gradient as found
 
     def compiled(kernel, dtypes, capability, warps, **constants):
         signature = {n: dtypes.get(n, "*fp32") for n in kernel.arg_names} | dict.fromkeys(constants, "constexpr")

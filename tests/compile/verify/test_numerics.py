@@ -79,7 +79,7 @@ def test_a_pass_that_fails_leaves_the_graph(monkeypatch):
     step = step_of(model())
     step.prepare(batch())
     assert step.plan.graph == "captured"
-    assert "loss head at the graph: left as it is: it failed: KeyError: 'a bug'" in str(step.explain())
+    assert "loss head at the graph: left as it is: the pass failed: KeyError: 'a bug'" in str(step.explain())
 
 
 def test_a_wrong_pass_after_a_recompilation_steps_back(monkeypatch):
@@ -111,7 +111,7 @@ def test_a_slow_form_is_not_chosen(monkeypatch):
             new = graph.call_function(_the_long_way, (node,))
         node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
         gm.recompile()
-        return [Outcome(True, "here", what="loss head")]
+        return [Outcome(True, "here", name="loss_head")]
 
     monkeypatch.setitem(PASSES, "loss_head", slow)
     net = model()
@@ -259,7 +259,7 @@ def by_columns(gm):
     node.replace_all_uses_with(new)
     gm.graph.erase_node(node)
     gm.recompile()
-    return [Outcome(True, "here", what="loss head")]
+    return [Outcome(True, "here", name="loss_head")]
 
 
 @torch.fx.wrap

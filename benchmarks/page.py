@@ -105,7 +105,7 @@ def make(folder: str, steps: int, seed: int) -> None:
             noise = random.normal(0, 0.05, numbers.size)
             now = numbers * np.exp(np.sin(pace * step + phase) + noise)
             record = {"step": step, "mode": "train", "mode_step": step, "time": time.time(), "marks": {}}
-            segments.write(block.layout, block.layout.groups, [now.tobytes()], record)
+            segments.write(block.layout, [now.tobytes()], record)
         segments.close()
         for number in range(FOUND):
             points = [(step, random.random()) for step in range(steps - 20, steps)]

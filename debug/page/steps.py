@@ -12,8 +12,9 @@ from loopwise.errors import StateError
 from loopwise.run import Run
 
 from ..store.blocks import Blocks
-from ..store.columns import Floats, View
-from ..store.index import Block, Index, Layout
+from ..store.columns import Floats
+from ..store.index import Block, Index
+from ..store.layout import Layout
 
 MOST = 400
 """Steps of a plot over steps; a wide screen shows two pixels of each."""
@@ -63,7 +64,6 @@ class Reader:
         self._blocks = Blocks(run.fs, f"{run.path}/debug", run.local)
         self.index = Index(run.fs, f"{run.path}/debug", run.local)
         self.index.refresh(now=True)
-        self._views: dict[Layout, View] = {}
         self._cells: dict[
             tuple[Layout, str, str], tuple[list[str], NDArray[np.int64], list[tuple[int, ...]]]
         ] = {}
@@ -122,39 +122,19 @@ class Reader:
             self._having[key] = any(self._where(layout, kind, each)[0] for each in statistics)
         return self._having[key]
 
-    def _view(self, layout: Layout) -> View:
-        if layout not in self._views:
-            if len(self._views) >= VIEWS:
-                self._views.clear()
-                self._cells.clear()
-            self._views[layout] = View(layout)
-        return self._views[layout]
-
     def _where(
         self, layout: Layout, kind: str, statistic: str
     ) -> tuple[list[str], NDArray[np.int64], list[tuple[int, ...]]]:
         """Names, where their numbers stand in what ``_numbers`` gives, and shapes."""
         key = (layout, kind, statistic)
         if key not in self._cells:
-            view = self._view(layout)
-            sizes = [len(group["rows"]) * len(group["columns"]) for group in view.tables]
-            starts = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
-            where = view.where(kind, (statistic,))
-            cells = where.cells[0] if where.cells else ()
-            flat = [starts[t] + row * len(view.tables[t]["columns"]) + place for t, row, place in cells]
-            self._cells[key] = (list(where.names), np.array(flat, np.int64), list(where.shapes))
+            cells = layout.cells(kind, (statistic,))
+            self._cells[key] = (list(cells.names), cells.places[0], list(cells.shapes))
         return self._cells[key]
 
     def _numbers(self, block: Block) -> Floats:
         """All numbers of a block's tables, one after the other."""
-        tables = self._view(block.layout).tables
-        found = [
-            np.frombuffer(
-                self._blocks.read(block, each["offset"], 8 * len(each["rows"]) * len(each["columns"])), "<f8"
-            )
-            for each in tables
-        ]
-        return np.concatenate(found) if found else np.empty(0)
+        return block.layout.numbers(lambda offset, length: self._blocks.read(block, offset, length))
 
     def _put(
         self,

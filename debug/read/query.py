@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from loopwise.errors import InputError
 
 from ..model.vocabulary import MODES
-from ..store.index import Block, Index, Layout
+from ..store.index import Block, Index
+from ..store.layout import Layout
 
 T = TypeVar("T")
 COMPARED = 500
@@ -112,7 +113,9 @@ class Lookup:
         """The error for a name of which ``wanted`` (``values``, a statistic) is not in some layouts."""
         here = [layout for layout in layouts if name in layout]
         if here:
-            saved = unique([*layout.cells(name), *(["values"] * (name in layout.tensors))] for layout in here)
+            saved = unique(
+                [*layout.statistic_offsets(name), *(["values"] * (name in layout.tensors))] for layout in here
+            )
             return InputError(
                 f"{wanted} of {name!r}",
                 f"one of: {', '.join(saved)}",

@@ -1,1 +1,1 @@
-"""Files of a run: segments, index and blocks."""
+"""Files of a run: segments, index, layouts and blocks."""

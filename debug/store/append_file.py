@@ -1,4 +1,4 @@
-"""Files that are appended to, without anything torn in the end."""
+"""Files that are only appended to; whatever was not committed is removed when they are closed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 
 LARGE = 2**20
-"""Bytes of a write from which on it goes past the page cache."""
+"""Bytes from which on a write bypasses the page cache."""
 PAGE = 4096
-"""Bytes; memory and place in the file of what goes past the page cache have to be multiples of it."""
+"""Bytes; a write that bypasses the page cache needs an address, a length and a file position that are multiples."""
 
 
-class Growing:
-    """A new file that is appended to; what is not committed is taken back when it is closed.
+class AppendFile:
+    """A new file that is appended to; closing it removes what was not committed.
 
     Args:
-        path: must not be there yet.
+        path: must not exist.
     """
 
     def __init__(self, path: str) -> None:
@@ -32,17 +32,17 @@ class Growing:
         """Write buffers of bytes at the end.
 
         Raises:
-            OSError: some of them may be there.
+            OSError: the write failed; some of the bytes may be in the file.
         """
         for chunk in chunks:
             rest = memoryview(chunk)
             if len(rest) >= LARGE and self._direct:
-                rest = self._past_the_cache(rest)
+                rest = self._write_directly(rest)
             while rest:
                 rest = rest[os.write(self._file, rest) :]
 
-    def _past_the_cache(self, chunk: memoryview) -> memoryview:
-        """Write whole pages from memory to disk; what is left has to go through the page cache.
+    def _write_directly(self, chunk: memoryview) -> memoryview:
+        """Write whole pages from memory to disk, and return the rest, which has to go through the page cache.
 
         The page cache costs this process up to 4 s a GB.  No page is ever written both ways.
         """
@@ -53,33 +53,37 @@ class Growing:
         flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
         try:
             fcntl.fcntl(self._file, fcntl.F_SETFL, flags | os.O_DIRECT)
-        except OSError:  # not on this file system
+        except OSError:  # this file system cannot
             self._direct = False
             return chunk
         done = 0
         try:
             while done < whole:
                 done += os.write(self._file, chunk[done:whole])
-        except OSError:  # larger sectors, a write that ended at an odd place; a full disk says so again
+        except (
+            OSError
+        ):  # larger sectors, or a write that ended at an odd position; a full disk fails again below
             self._direct = False
         finally:
             fcntl.fcntl(self._file, fcntl.F_SETFL, flags)
         return chunk[done:]
 
     def align(self, size: int) -> None:
-        """Fill up with zeros to a multiple of a page, where a block of so many bytes comes.
+        """Fill the file up with zeros to a multiple of a page, if the next block of ``size`` bytes is large.
 
         Raises:
-            OSError: some of them may be there.
+            OSError: the write failed; some of the zeros may be in the file.
         """
         if size >= LARGE and self.size % PAGE:
             self.append([bytes(-self.size % PAGE)])
             self.commit()
 
     def commit(self) -> None:
+        """Keep everything that was appended so far."""
         self.size = os.fstat(self._file).st_size
 
     def close(self) -> None:
+        """Close the file; without committed bytes it is deleted."""
         with contextlib.suppress(OSError):
             if os.fstat(self._file).st_size > self.size:
                 os.ftruncate(self._file, self.size)

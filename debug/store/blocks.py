@@ -1,4 +1,4 @@
-"""The bytes of blocks: mapped into memory where files are local, ranges of objects where they are not."""
+"""Bytes of blocks: mapped into memory if files are local, read as ranges of objects if they are not."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import torch
 
 from loopwise.errors import StateError
 
-from .index import Block, Entry
+from .index import Block
+from .layout import Entry
 
 SMALL = 2**17
 """Bytes; below, a copy is cheaper than a mapping (17 us and 22 us for 64 KiB, 34 us and 22 us for 256 KiB)."""
 NUMBER = struct.Struct("<d")
 PIECE = 2**22
-"""Bytes read at a time when a block is checked."""
+"""Bytes read at a time when a block is verified."""
 
 
 class Blocks:
-    """Reads parts of blocks.
+    """Reader of parts of blocks.
 
     Args:
         fs: the fsspec file system.
@@ -34,13 +35,13 @@ class Blocks:
         self._fs, self._folder, self._local = fs, folder, local
 
     def tensor(self, block: Block, entry: Entry) -> torch.Tensor:
-        """The tensor of a layout's entry.
+        """Return the tensor of a layout's entry.
 
-        Zero copy on local storage from ``SMALL`` bytes on; the memory is private, so that writing into it
-        changes neither the file nor what is read later.
+        On local storage tensors of ``SMALL`` bytes or more are not copied.  Their memory is private: writing
+        into it changes neither the file nor later reads.
 
         Raises:
-            StateError: the bytes are not there.
+            StateError: the bytes are lost.
         """
         if not entry.length:
             return torch.empty(entry.shape, dtype=entry.dtype)
@@ -55,10 +56,10 @@ class Blocks:
         return torch.frombuffer(data, dtype=entry.dtype).view(entry.shape)
 
     def read(self, block: Block, offset: int, length: int) -> bytearray:
-        """A copy of some bytes of a block.
+        """Return a copy of some bytes of a block.
 
         Raises:
-            StateError: they are not there.
+            StateError: the bytes are lost.
         """
         start, end = self._range(block, offset, length)
         try:
@@ -78,11 +79,19 @@ class Blocks:
             raise _lost(block, f"{self._file(block)} ends {length - len(data)} bytes early")
         return data
 
+    def number(self, block: Block, offset: int) -> float:
+        """Return the float64 at an offset from the start of a block.
+
+        Raises:
+            StateError: its bytes are lost.
+        """
+        return float(NUMBER.unpack(self.read(block, offset, 8))[0])
+
     def numbers(self, cells: Sequence[tuple[Block, int]]) -> list[float | None]:
-        """The float64 at each offset from the start of its block; ``None`` where it is not there."""
+        """Return the float64 at each offset from the start of its block; ``None`` for lost bytes."""
         if not self._local:
-            return self._far_numbers(cells)
-        found: list[float | None] = [None] * len(cells)
+            return self._remote_numbers(cells)
+        numbers: list[float | None] = [None] * len(cells)
         files: dict[str, list[int]] = {}
         for place, (block, _) in enumerate(cells):
             files.setdefault(self._file(block), []).append(place)
@@ -92,23 +101,25 @@ class Blocks:
                     for place in places:
                         start = cells[place][0].offset + cells[place][1]
                         if start + 8 <= len(data):
-                            found[place] = NUMBER.unpack_from(data, start)[0]
-            except (FileNotFoundError, ValueError):  # ValueError: it is empty
+                            numbers[place] = NUMBER.unpack_from(data, start)[0]
+            except (FileNotFoundError, ValueError):  # ValueError: the file is empty
                 continue
-        return found
+        return numbers
 
-    def _far_numbers(self, cells: Sequence[tuple[Block, int]]) -> list[float | None]:
+    def _remote_numbers(self, cells: Sequence[tuple[Block, int]]) -> list[float | None]:
         starts = [block.offset + offset for block, offset in cells]
         files = [self._file(block) for block, _ in cells]
-        found = self._fs.cat_ranges(files, starts, [start + 8 for start in starts], on_error="return")
-        for data in found:
-            if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
-                raise data  # storage that is down has lost nothing
-        good = [isinstance(data, bytes) and len(data) == 8 for data in found]
-        return [NUMBER.unpack(data)[0] if fine else None for data, fine in zip(found, good, strict=True)]
+        pieces = self._fs.cat_ranges(files, starts, [start + 8 for start in starts], on_error="return")
+        for piece in pieces:
+            if isinstance(piece, Exception) and not isinstance(piece, FileNotFoundError):
+                raise piece  # storage that is down has lost nothing
+        complete = [isinstance(piece, bytes) and len(piece) == 8 for piece in pieces]
+        return [
+            NUMBER.unpack(piece)[0] if whole else None for piece, whole in zip(pieces, complete, strict=True)
+        ]
 
     def fault(self, block: Block) -> str | None:
-        """What is wrong with the bytes of a block, or ``None``."""
+        """Return what is wrong with the bytes of a block; ``None`` if its CRC-32 is right."""
         crc32 = 0
         try:
             for offset in range(0, block.length, PIECE):
@@ -118,7 +129,7 @@ class Blocks:
         return None if crc32 == block.crc32 else f"its CRC-32 is {crc32}, not {block.crc32}"
 
     def size(self) -> tuple[int, int]:
-        """Number of files and their bytes."""
+        """Return the number of files in the folder and their bytes."""
         try:
             sizes = [int(file["size"] or 0) for file in self._fs.ls(self._folder, detail=True)]
         except FileNotFoundError:
@@ -126,7 +137,7 @@ class Blocks:
         return len(sizes), sum(sizes)
 
     def _range(self, block: Block, offset: int, length: int) -> tuple[int, int]:
-        """Where bytes of a block begin and end in its segment."""
+        """Return start and end of some bytes of a block in its segment."""
         if offset < 0 or offset + length > block.length:
             raise _lost(block, f"bytes {offset} to {offset + length} of a block of {block.length}")
         return block.offset + offset, block.offset + offset + length
@@ -138,7 +149,7 @@ class Blocks:
 def _lost(block: Block, seen: str) -> StateError:
     return StateError(
         f"step {block.step} of rank {block.rank}: {seen}",
-        "the bytes that the index speaks of",
+        "the bytes that the index refers to",
         "a segment was cut, deleted or damaged after it was written",
-        "read another step; `loopwise debug verify` lists all that are damaged",
+        "read another step; `loopwise debug verify` lists the damaged ones",
     )

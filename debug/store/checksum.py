@@ -10,45 +10,46 @@ from typing import Any
 from ..statistics.native import crc32
 
 LARGE = 2**22
-"""Bytes from which on a thread of its own is worth it: their CRC-32 takes 0.5 to 2 ms, as does writing them."""
+"""Bytes from which on a second thread pays: their CRC-32 takes 0.5 to 2 ms, as does writing them."""
 
 
 class Checksum:
-    """Computes in a thread that waits while there is nothing to do."""
+    """Thread that computes the CRC-32 of large blocks, and sleeps in between."""
 
     def __init__(self) -> None:
-        self._asked: queue.SimpleQueue[Sequence[Any] | None] = queue.SimpleQueue()
-        self._found: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Sequence[Any] | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
         self._thread: threading.Thread | None = threading.Thread(
             target=self._work, name="loopwise-debug-checksum", daemon=True
         )
         self._thread.start()
 
     def begin(self, chunks: Sequence[Any]) -> Callable[[], int]:
-        """Begin with buffers of bytes; to be called for the CRC-32, before the next ``begin``."""
+        """Start on buffers of bytes; the function returned waits for their CRC-32 and is called before the next start."""
         if self._thread is None or sum(len(chunk) for chunk in chunks) < LARGE:
             return lambda: _crc32(chunks)
-        self._asked.put(chunks)
-        return self._answer
+        self._requests.put(chunks)
+        return self._result
 
-    def _answer(self) -> int:
-        found = self._found.get()
-        if isinstance(found, Exception):
-            raise found
-        return found
+    def _result(self) -> int:
+        result = self._results.get()
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def close(self) -> None:
+        """End the thread."""
         if self._thread is not None:
-            self._asked.put(None)
+            self._requests.put(None)
             self._thread.join()
             self._thread = None
 
     def _work(self) -> None:
-        while (chunks := self._asked.get()) is not None:
+        while (chunks := self._requests.get()) is not None:
             try:
-                self._found.put(_crc32(chunks))
-            except Exception as error:  # without an answer the writer would wait for ever
-                self._found.put(error)
+                self._results.put(_crc32(chunks))
+            except Exception as error:  # without a result the writer would wait for ever
+                self._results.put(error)
 
 
 def _crc32(chunks: Sequence[Any]) -> int:

@@ -8,35 +8,35 @@ from dataclasses import dataclass
 
 import torch
 
+from .. import torch_internals
 from .append_file import PAGE
-from .segments import ALIGNMENT
+from .layout import ALIGNMENT, Signature
 
 LEAST = 2**16
-"""Bytes of the smallest piece of memory taken at a time."""
+"""Bytes of the smallest piece of memory that is allocated."""
 SEEN = 1024
-"""Arrangements of tensors that a snapshot remembers its views for."""
-Signature = tuple[tuple[torch.dtype, torch.Size], ...]
+"""Arrangements of tensors that a buffer remembers its views for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arrangement:
-    """Where some tensors lie."""
+    """Place of some tensors in a buffer."""
 
     views: list[torch.Tensor]
-    """Of the memory, one for each tensor."""
+    """Views of the buffer, one for each tensor."""
     gaps: list[torch.Tensor]
-    """What lies between them."""
+    """Padding bytes between the tensors."""
     offsets: tuple[int, ...]
     """Bytes from the start of the block."""
     end: int
-    """Bytes of the present piece that are used then."""
+    """Bytes of the current piece of memory that are used after these tensors."""
 
 
-class Snapshot:
-    """One block in the making: preallocated, and taken again for a later step.
+class HostBuffer:
+    """Memory for one block, allocated once and used again for later steps.
 
     Args:
-        pinned: page-locked memory, into which a GPU copies without waiting.
+        pinned: use page-locked memory, into which a GPU copies without waiting.
     """
 
     def __init__(self, pinned: bool = False) -> None:
@@ -49,38 +49,38 @@ class Snapshot:
         self._now: list[Arrangement] = []
 
     def put(self, tensors: Sequence[torch.Tensor]) -> tuple[Signature, tuple[int, ...]]:
-        """Copy strided tensors of any device and dtype; on a GPU the copy is only enqueued.
+        """Copy strided tensors of any device and dtype into the buffer; copies from a GPU are only enqueued.
 
-        To be called without gradients.
+        The caller has switched gradients off.
 
         Returns:
-            Their dtypes and shapes, and their offsets in bytes from the start of the block.
+            Dtypes and shapes of the tensors, and their offsets in bytes from the start of the block.
         """
         signature = tuple([(tensor.dtype, tensor.shape) for tensor in tensors])
         key = (self._base, self._used, signature)
         if key not in self._seen:
             if len(self._seen) >= SEEN:
                 self._seen.clear()
-            with torch.inference_mode(False):  # of use outside of it, too
+            with torch.inference_mode(False):  # views made in inference mode are of no use outside of it
                 self._seen[key] = self._arrange(signature)
-        found = self._seen[key]
-        if found.gaps and not self._as_before(found):
-            torch._foreach_zero_(found.gaps)
-        self._now.append(found)
-        self._used = found.end
-        if found.views:
-            torch._foreach_copy_(found.views, list(tensors), non_blocking=True)
-        return signature, found.offsets
+        arrangement = self._seen[key]
+        if arrangement.gaps and not self._is_repeated(arrangement):
+            torch_internals.zero_all(arrangement.gaps)
+        self._now.append(arrangement)
+        self._used = arrangement.end
+        if arrangement.views:
+            torch_internals.copy_all(arrangement.views, tensors, non_blocking=True)
+        return signature, arrangement.offsets
 
     def copies(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Copy them and give the copies, which last until ``clear``."""
+        """Copy tensors into the buffer and return the copies, which last until ``clear``."""
         self.put(tensors)
         return self._now[-1].views
 
-    def _as_before(self, found: Arrangement) -> bool:
-        """Whether the block that was here before had the same at this place, so that its gaps are zero still."""
+    def _is_repeated(self, arrangement: Arrangement) -> bool:
+        """Return whether the block before had the same tensors at this place, so that the gaps are still zero."""
         place = len(self._now)
-        return place < len(self._before) and self._before[place] is found
+        return place < len(self._before) and self._before[place] is arrangement
 
     def _arrange(self, signature: Signature) -> Arrangement:
         lengths = [dtype.itemsize * shape.numel() for dtype, shape in signature]
@@ -98,7 +98,7 @@ class Snapshot:
         return Arrangement(views, gaps, tuple(offsets), start)
 
     def _grow(self, need: int) -> None:
-        piece = self._take(max(need, self._base + self._used, LEAST))
+        piece = self._allocate(max(need, self._base + self._used, LEAST))
         if self._pieces:
             self._lengths.append(self._used)
             self._base += self._used
@@ -106,7 +106,7 @@ class Snapshot:
         self._used = 0
         self._forget()
 
-    def _take(self, size: int) -> torch.Tensor:
+    def _allocate(self, size: int) -> torch.Tensor:
         memory = torch.zeros(size + PAGE, dtype=torch.uint8, device="cpu", pin_memory=self._pinned)
         start = -memory.data_ptr() % PAGE
         return memory[start : start + size]
@@ -116,12 +116,12 @@ class Snapshot:
         self._before.clear()
 
     def chunks(self) -> list[memoryview]:
-        """The block's bytes."""
+        """Return the bytes of the block."""
         lengths = [*self._lengths, self._used]
         return [piece[:length].numpy().data for piece, length in zip(self._pieces, lengths, strict=False)]
 
     def clear(self) -> None:
-        """Ready for another block; one piece of memory that holds as much as the last one."""
+        """Get ready for another block; several pieces of memory become one that holds as much as they did."""
         self._before, self._now = self._now, []
         total, several = self._base + self._used, len(self._pieces) > 1
         self._lengths.clear()
@@ -129,36 +129,36 @@ class Snapshot:
         if several:
             self._pieces.clear()
             self._forget()
-            self._pieces.append(self._take(total))
+            self._pieces.append(self._allocate(total))
 
 
-class Ring:
-    """Snapshots that are filled and written in turn.
+class BufferPool:
+    """Buffers that are filled and written in turn.
 
     Args:
-        count: snapshots that there are; as long as no others are given back, host memory is at most so
-            many saved steps.
-        pinned: see ``Snapshot``.
+        count: number of buffers; host memory holds at most so many saved steps, unless further buffers are
+            given back to the pool.
+        pinned: see ``HostBuffer``.
     """
 
     def __init__(self, count: int, pinned: bool) -> None:
-        self._free: queue.SimpleQueue[Snapshot] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[HostBuffer] = queue.SimpleQueue()
         for _ in range(count):
-            self._free.put(Snapshot(pinned))
+            self._free.put(HostBuffer(pinned))
 
-    def take(self, wait: bool) -> Snapshot | None:
-        """A free snapshot; ``None`` where there is none and it does not ``wait``."""
+    def take(self, wait: bool) -> HostBuffer | None:
+        """Return a free buffer; ``None`` if there is none and ``wait`` is false."""
         try:
             return self._free.get(block=wait)
         except queue.Empty:
             return None
 
-    def give_back(self, snapshot: Snapshot) -> None:
-        """Let another step have it."""
+    def give_back(self, buffer: HostBuffer) -> None:
+        """Clear a buffer and free it for another step."""
         try:
-            snapshot.clear()
-        finally:  # without memory it takes some when it is filled
-            self._free.put(snapshot)
+            buffer.clear()
+        finally:  # a buffer that could not allocate memory here allocates it when it is filled
+            self._free.put(buffer)
 
 
 def _aligned(length: int) -> int:

@@ -1,4 +1,4 @@
-"""Shards of one tensor, put together again."""
+"""Join the shards of one tensor to the whole tensor."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ import torch
 
 from loopwise.errors import StateError
 
-from .index import Block, Entry
+from .index import Block
+from .layout import Entry
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
-"""First element, and size."""
+"""Index of a shard's first element in the whole tensor, and shape of the shard."""
 Read = Callable[[Block, Entry], torch.Tensor]
 
 
 def joined(shards: Sequence[tuple[Block, Entry]], read: Read) -> torch.Tensor:
-    """The whole tensor.
+    """Return the whole tensor.
 
     Args:
-        shards: blocks of one step by rank, and the entry of the tensor in each.
-        read: gives the tensor of an entry.
+        shards: blocks of one step by rank, and the entry of the tensor in each block.
+        read: reads the tensor of an entry.
 
     Raises:
-        StateError: they do not cover it.
+        StateError: the shards do not cover the tensor.
     """
     whole = shards[0][1].whole
     places: dict[Box, tuple[Block, Entry]] = {}
@@ -35,25 +36,25 @@ def joined(shards: Sequence[tuple[Block, Entry]], read: Read) -> torch.Tensor:
         if box in places:  # a replica
             continue
         if any(_overlap(box, other) for other in places):
-            break  # this and older ones are of ranks that were not resumed
+            break  # this shard and older ones are of ranks that were not resumed
         places[box] = block, entry
     if sum(math.prod(size) for _, size in places) < math.prod(whole):
         raise _uncovered([block for block, _ in shards], shards[0][1])
     if len(places) == 1:
         return read(*next(iter(places.values())))
-    found = torch.empty(whole, dtype=shards[0][1].dtype)
+    tensor = torch.empty(whole, dtype=shards[0][1].dtype)
     for (start, sizes), (block, entry) in places.items():
-        part = found
+        part = tensor
         for dimension, (first, size) in enumerate(zip(start, sizes, strict=True)):
             part = part.narrow(dimension, first, size)
         part.copy_(read(block, entry))
-    return found
+    return tensor
 
 
-def _overlap(one: Box, other: Box) -> bool:
+def _overlap(box: Box, other: Box) -> bool:
     return all(
         start < other_start + other_size and other_start < start + size
-        for start, size, other_start, other_size in zip(*one, *other, strict=True)
+        for start, size, other_start, other_size in zip(*box, *other, strict=True)
     )
 
 

@@ -1,39 +1,41 @@
-"""The tensors of a run on disk: segments of bytes, and an index of JSON lines that says what is in them.
+"""The tensors of a run on disk: segments of bytes, and an index of JSON lines that describes them.
 
-Format, version 1, in the folder ``debug`` of a run (``loopwise.run`` says what a run folder is):
+Format, version 1, in the folder ``debug`` of a run (``loopwise.run`` specifies the run folder):
 
 ``tensors.rank<r>.<k>.seg``
-    Blocks one after the other; before one of 1 MiB or more there are zeros up to a multiple of 4,096 bytes, as
-    disks like it, and nothing between others.  A block is what one rank saved of one step:
-    tensors and tables, each beginning at a multiple of 64 bytes from the start of the block, C order,
-    little endian.  ``k`` counts the segments of a rank from 0; a segment is never written to again
-    once there is one with a higher number.
+    Blocks, one after the other.  A block is all that one rank saved of one step: tensors and tables in C order
+    and little endian, each at a multiple of 64 bytes from the start of the block.  Zeros fill the file up to a
+    multiple of 4,096 bytes before a block of 1 MiB or more, so that it can be written past the page cache;
+    other blocks follow each other without a gap.  ``k`` counts the segments of a rank from 0.  A segment is
+    never written to again once a segment with a higher number exists.
 ``index.rank<r>.<n>.jsonl``
-    Of the following records, in the order of writing.  A block exists when its ``step`` record does:
-    the record is written after the block.
+    JSON lines of three kinds, in the order of writing.
 
     ``{"layout": 0, "groups": [...]}``
-        What a block holds; blocks of equal layout refer to one record, which stands before them, in this
-        file or in one with a smaller number.  A later record of the same number replaces it from there on
-        (a resumed run counts layouts from 0 again).  A group is what one collection saved:
-        ``{"collection": "weights", "tensors": [[name, dtype, shape, offset, length], ...]}`` with torch's
-        name of the dtype (``float32``), offset and length in bytes from the start of the block, and for a
-        shard of a larger tensor a sixth entry ``{"shape": [...], "start": [...]}``: the shape of the
-        whole and the shard's first element in it; or
-        ``{"collection": "weights", "rows": [name, ...], "columns": [statistic, ...], "offset": 0}``: a table of
-        float64, a row a tensor (of scalars: one column, ``value``), and optionally ``"of": [[dtype, shape], ...]``:
-        dtype and shape of the tensors that the rows describe.
+        Content of a block.  Blocks with equal content share one record.  The record stands before them, in
+        this file or in one with a smaller number.  A later record with the same number replaces it from there
+        on (a resumed run counts layouts from 0 again).  A group is what one collection saved, either tensors,
+        ``{"collection": "weights", "tensors": [[name, dtype, shape, offset, length], ...]}``, or a table of
+        their statistics, ``{"collection": "weights", "rows": [name, ...], "columns": [statistic, ...],
+        "offset": 0}``.  Dtypes have torch's names (``float32``); offsets and lengths are bytes, offsets from
+        the start of the block.  A shard of a larger tensor has a sixth entry, ``{"shape": [...], "start":
+        [...]}``: the shape of the whole tensor, and the index of the shard's first element in it.  A table
+        holds float64 numbers, one row for each name; scalars have the single column ``value``.  A table may
+        have ``"of": [[dtype, shape], ...]``: dtype and shape of the tensor that each row describes.
     ``{"step": 40, "mode": "train", "mode_step": 40, "time": 1.7e9, "layout": 0, "segment": 0, "offset": 0,
     "length": 4096, "crc32": 7, "marks": {}}``
-        A block: steps over all modes and of this mode from 0, seconds since the epoch, its place, and the
-        CRC-32 of its bytes.  ``marks`` holds remarks such as ``{"skipped": ["optimizer"]}``.
-        Of several records of one step the last one holds (a resumed run repeats steps).
+        Place of a block in a segment: ``offset``, ``length`` and the CRC-32 of its bytes.  ``step`` counts from
+        0 over all modes, ``mode_step`` within the mode; ``time`` is in seconds since the epoch.  ``marks``
+        holds remarks such as ``{"skipped": ["optimizer"]}``.  A block exists if this record does: the record
+        is written after the block.  The last of several records of one step counts (a resumed run may repeat
+        steps).
     ``{"event": "...", "step": 40}``
-        Something to know: saves that were dropped, thinned or failed, collections that were switched off.
+        Message for the reader: saves that were dropped, thinned out or failed, collections that were switched
+        off.
 
-On storage that is not local, segments and their records are written in a folder of this machine, where
-they have the same names and form, and sent when the segment is full or old: first the segment, then a
-file of index records that has its number, and the layouts in it that it refers to.
+If the run's storage is not local, segments and their records are first written into a folder of this machine,
+with the same names and form.  They are sent when the segment is full or old: first the segment, then an index
+file with the segment's number, which repeats the layouts that its records refer to.
 """
 
 from __future__ import annotations
@@ -41,35 +43,34 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from loopwise.ranks import rank
 from loopwise.run import Run, encode, listed
 
-from .append_file import Growing
+from .append_file import AppendFile
 from .checksum import Checksum
-from .uploader import Sender
+from .layout import Layout
+from .uploader import Uploader
 
-ALIGNMENT = 64
-"""Bytes; a cache line, and enough for every dtype."""
 FULL = 256 * 2**20
-"""Bytes after which a segment is closed."""
+"""Bytes from which on a segment is closed."""
 OLD = 30.0
-"""Seconds after which a segment bound for remote storage is closed, so that readers there see it."""
+"""Seconds from which on a segment bound for remote storage is closed, so that readers there see it."""
 LAYOUTS = 1024
-"""Layouts that are remembered; then they are counted from 0 again."""
+"""Layouts that are remembered; after as many they are counted from 0 again."""
 
 
 class Segments:
-    """Writes blocks and their records.  Not for several threads at once.
+    """Writer of blocks and their records, for one thread at a time.
 
     Args:
-        run: the run's folder.
-        full: bytes after which a segment is closed.
-        old: seconds after which a remote segment is.
-        tell: called with what goes wrong where remote storage is at fault, perhaps from another thread,
-            and with the step that is lost by it, or -1.
+        run: the run.
+        full: bytes from which on a segment is closed.
+        old: seconds from which on a segment bound for remote storage is closed.
+        tell: called with a text about each problem with remote storage, and the step that is lost by it, or -1;
+            perhaps from another thread.
     """
 
     def __init__(
@@ -78,47 +79,44 @@ class Segments:
         self._run, self._full, self._old, self._rank = run, full, old, rank()
         self._folder = f"{run.path}/debug"
         run.fs.makedirs(self._folder, exist_ok=True)
-        self._number = max(self._taken(), default=-1)
-        self._sender: Sender | None = None
+        self._number = max(self._numbers(), default=-1)
+        self._uploader: Uploader | None = None
         if not run.local:
-            self._sender = Sender(run.fs, self._folder, tell or _silent)
-            self._folder = self._sender.folder
-        self._segment: Growing | None = None
-        self._index: Growing | None = None
+            self._uploader = Uploader(run.fs, self._folder, tell or (lambda text, step: None))
+            self._folder = self._uploader.folder
+        self._segment: AppendFile | None = None
+        self._index: AppendFile | None = None
         self._since, self._steps = 0.0, list[int]()
-        self._layouts: dict[Hashable, int] = {}
+        self._layouts: dict[Layout, tuple[int, Layout]] = {}
         self._checksum = Checksum()
 
-    def knows(self, layout: Hashable) -> bool:
-        """Whether a block of this layout was written before, so that its groups are not needed again."""
-        return layout in self._layouts
-
-    def write(
-        self, layout: Hashable, groups: Sequence[Any], chunks: Sequence[Any], record: dict[str, Any]
-    ) -> None:
+    def write(self, layout: Layout, chunks: Sequence[Any], record: dict[str, Any]) -> Layout:
         """Commit one block.
 
         Args:
-            layout: equal for equal ``groups``.
-            groups: see the format; of no account where the layout is known.
+            layout: content of the block.
             chunks: buffers of bytes which, joined, are the block.
             record: ``step``, ``mode``, ``mode_step``, ``time`` and ``marks``.
 
+        Returns:
+            An equal layout, the same object for each block of the layout, so that its tables of names are made once.
+
         Raises:
-            OSError: the block is not there; those before it are.
+            OSError: the block was not written; the blocks before it were.
         """
         segment = self._segment or self._open()
         try:
-            self._write(segment, layout, groups, chunks, record)
+            known = self._write(segment, layout, chunks, record)
         except BaseException:
             self._close()
             raise
         if segment.size >= self._full or self.patience == 0.0:
             self._close()
+        return known
 
     def event(self, text: str, step: int) -> None:
-        """Note something."""
-        if self._sender and not self._segment:
+        """Commit a message to the reader."""
+        if self._uploader and not self._segment:
             self._open()
         try:
             self._record({"event": text, "step": step})
@@ -128,38 +126,33 @@ class Segments:
 
     @property
     def patience(self) -> float | None:
-        """Seconds until ``rest`` is to be called; ``None`` for any time."""
-        if self._sender is None or self._segment is None:
+        """Seconds until ``rest`` should be called; ``None`` if it need not be."""
+        if self._uploader is None or self._segment is None:
             return None
         return max(0.0, self._since + self._old - time.monotonic())
 
     def rest(self) -> None:
-        """Close a segment that is old enough to be sent."""
+        """Close the segment if it is old enough to be sent."""
         if self.patience == 0.0:
             self._close()
 
     def close(self) -> None:
-        """Commit what is pending.
+        """Close the segment and send everything.
 
         Raises:
-            OSError: remote storage is down; what it lacks stays on this machine.
+            OSError: remote storage is down; files that were not sent stay on this machine.
         """
         try:
             self._close()
         finally:
             self._checksum.close()
-            if self._sender is not None:
-                self._sender.close()
+            if self._uploader is not None:
+                self._uploader.close()
 
     def _write(
-        self,
-        segment: Growing,
-        layout: Hashable,
-        groups: Sequence[Any],
-        chunks: Sequence[Any],
-        record: dict[str, Any],
-    ) -> None:
-        os.stat(segment.path)  # one that was deleted would take bytes as before
+        self, segment: AppendFile, layout: Layout, chunks: Sequence[Any], record: dict[str, Any]
+    ) -> Layout:
+        os.stat(segment.path)  # a deleted file would take bytes as before
         length = sum(len(chunk) for chunk in chunks)
         segment.align(length)
         crc32 = self._checksum.begin(chunks)
@@ -171,13 +164,15 @@ class Segments:
             if len(self._layouts) >= LAYOUTS:
                 self._layouts.clear()
             number = len(self._layouts)
-            self._record({"layout": number, "groups": list(groups)})
-            self._layouts[layout] = number
-        place = {"layout": self._layouts[layout], "segment": self._number, "offset": segment.size}
+            self._record({"layout": number, "groups": layout.groups})
+            self._layouts[layout] = number, layout
+        number, known = self._layouts[layout]
+        place = {"layout": number, "segment": self._number, "offset": segment.size}
         self._record({**record, **place, "length": length, "crc32": crc})
         segment.commit()
-        if self._sender is not None:
+        if self._uploader is not None:
             self._steps.append(record["step"])
+        return known
 
     def _record(self, record: dict[str, Any]) -> None:
         if self._index is None:
@@ -186,16 +181,16 @@ class Segments:
             self._index.append([encode(record)])
             self._index.commit()
 
-    def _open(self) -> Growing:
+    def _open(self) -> AppendFile:
         number = self._number + 1
-        self._segment = Growing(f"{self._folder}/tensors.rank{self._rank}.{number}.seg")
+        self._segment = AppendFile(f"{self._folder}/tensors.rank{self._rank}.{number}.seg")
         self._number, self._since = number, time.monotonic()
-        if self._sender is not None:
-            self._index = Growing(f"{self._folder}/index.rank{self._rank}.{number}.jsonl")
+        if self._uploader is not None:
+            self._index = AppendFile(f"{self._folder}/index.rank{self._rank}.{number}.jsonl")
         return self._segment
 
     def _close(self) -> None:
-        """End the segment; nothing torn stays in it, and no file if nothing is in it."""
+        """Close the segment and its index; an incomplete block is removed, and so is an empty file."""
         if self._segment is None:
             return
         files = [self._segment, *([self._index] if self._index else [])]
@@ -203,20 +198,16 @@ class Segments:
         for file in files:
             file.close()
         steps, self._steps = self._steps, []
-        found = [file.path for file in files if file.size]
-        if not found:
+        written = [file.path for file in files if file.size]
+        if not written:
             self._number -= 1
-        elif self._sender is not None:
-            self._layouts.clear()  # what is sent together can be read without the rest
-            self._sender.add(found, steps)
+        elif self._uploader is not None:
+            self._layouts.clear()  # an index file that is sent can be read without the others
+            self._uploader.add(written, steps)
 
-    def _taken(self) -> list[int]:
-        """Numbers of files that are there from before."""
+    def _numbers(self) -> list[int]:
+        """Return the numbers of files that exist already."""
         kinds = "tensors" if self._run.local else "tensors|index"
         names = [file.rsplit("/", 1)[-1] for file in listed(self._run.fs, self._folder)]
         pattern = re.compile(rf"(?:{kinds})\.rank{self._rank}\.(\d+)\.(?:seg|jsonl)")
         return [int(match[1]) for match in map(pattern.fullmatch, names) if match]
-
-
-def _silent(text: str, step: int) -> None:
-    pass

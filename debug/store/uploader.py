@@ -1,4 +1,4 @@
-"""Files that wait on this machine for remote storage, and the thread that sends them."""
+"""Upload of files that wait on this machine for remote storage, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -12,36 +12,38 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .. import torch_internals
+
 WAITING = 8
-"""Batches that may wait here; then whoever adds one waits, or, while storage is down, the oldest is given up."""
+"""Uploads that may wait; with more, the caller waits, or the oldest is given up while storage is down."""
 RETRY = 5.0
-"""Seconds from an attempt that failed to the next one."""
+"""Seconds from a failed attempt to the next one."""
 
 
 @dataclass
-class Batch:
+class Upload:
     """Files that belong together."""
 
     files: list[str]
     """Paths on this machine, in the order of sending."""
     steps: Sequence[int]
-    """What is lost with them."""
+    """Steps that are lost with the files."""
 
 
-class Sender:
-    """Sends batches in the order in which they are added.
+class Uploader:
+    """Thread that sends files in the order in which they are added.
 
     Args:
         fs: the fsspec file system.
-        target: the folder there.
-        tell: called with what went wrong, and the step that is lost by it, or -1.
+        target: folder on it.
+        tell: called with a text about each problem, and the step that is lost by it, or -1.
     """
 
     def __init__(self, fs: Any, target: str, tell: Callable[[str, int], None]) -> None:
         self._fs, self._target, self._tell = fs, target, tell
         self.folder = tempfile.mkdtemp(prefix="loopwise-")
-        """Where the files have to be."""
-        self._waiting: deque[Batch] = deque()
+        """Folder on this machine that the files have to be in."""
+        self._waiting: deque[Upload] = deque()
         self._changed = threading.Condition()
         self._down = self._closing = False
         self._thread: threading.Thread | None = threading.Thread(
@@ -50,19 +52,19 @@ class Sender:
         self._thread.start()
 
     def add(self, files: Sequence[str], steps: Sequence[int]) -> None:
-        """Have files in ``folder`` sent, and removed here."""
+        """Queue files in ``folder``; they are removed from it once they are sent."""
         with self._changed:
             self._changed.wait_for(lambda: self._down or len(self._waiting) < WAITING)
             while len(self._waiting) >= WAITING:
                 self._give_up(self._waiting.popleft())
-            self._waiting.append(Batch(list(files), steps))
+            self._waiting.append(Upload(list(files), steps))
             self._changed.notify_all()
 
     def close(self) -> None:
         """Send what waits and remove ``folder``.
 
         Raises:
-            OSError: storage is down; what waits stays in ``folder``.
+            OSError: storage is down; the files that were not sent stay in ``folder``.
         """
         if self._thread is None:
             return
@@ -74,7 +76,7 @@ class Sender:
         if not self._waiting:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
-        steps = sum(len(batch.steps) for batch in self._waiting)
+        steps = sum(len(upload.steps) for upload in self._waiting)
         raise OSError(
             f"{steps} steps could not be sent to {self._target!r}; they are in {self.folder!r}: "
             "copy its files there when it can be reached again"
@@ -86,47 +88,47 @@ class Sender:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
                 if not self._waiting:
                     return
-                batch, last = self._waiting.popleft(), self._closing
+                upload, last = self._waiting.popleft(), self._closing
             try:
-                self._send(batch)
+                self._send(upload)
             except BaseException as error:  # asyncio's CancelledError is no Exception
-                if not self._failed(batch, error, last):
+                if not self._failed(upload, error, last):
                     return
             else:
                 with self._changed:
                     self._down = False
                     self._changed.notify_all()
 
-    def _send(self, batch: Batch) -> None:
-        while batch.files:
-            self._fs.put_file(batch.files[0], f"{self._target}/{os.path.basename(batch.files[0])}")
-            os.unlink(batch.files.pop(0))
+    def _send(self, upload: Upload) -> None:
+        while upload.files:
+            self._fs.put_file(upload.files[0], f"{self._target}/{os.path.basename(upload.files[0])}")
+            os.unlink(upload.files.pop(0))
 
-    def _failed(self, batch: Batch, error: BaseException, last: bool) -> bool:
-        """Keep the batch and wait; whether to try again."""
+    def _failed(self, upload: Upload, error: BaseException, last: bool) -> bool:
+        """Queue an upload again, wait, and return whether to try again."""
         with self._changed:
             first, self._down = not self._down, True
-            self._waiting.appendleft(batch)
+            self._waiting.appendleft(upload)
             self._changed.notify_all()
             if first:
-                self._tell(f"remote storage fails: {error!r}; what it lacks waits in {self.folder}", -1)
+                self._tell(f"remote storage fails: {error!r}; unsent files wait in {self.folder}", -1)
             if not last:
                 self._changed.wait_for(lambda: self._closing, RETRY)
         return not last
 
-    def _give_up(self, batch: Batch) -> None:
-        for step in batch.steps:
+    def _give_up(self, upload: Upload) -> None:
+        for step in upload.steps:
             self._tell(f"a step is given up: remote storage fails, and {WAITING} segments wait", step)
-        for file in batch.files:
+        for file in upload.files:
             with contextlib.suppress(OSError):
                 os.unlink(file)
 
 
 def before_executors_end(function: Callable[[], None]) -> None:
-    """Have a function called when the program ends, as long as event loops can open connections.
+    """Register a function to be called when the program ends, while event loops can still open connections.
 
-    ``atexit`` comes too late: the thread pool in which asyncio looks up addresses takes nothing then.
+    ``atexit`` comes too late: the thread pool in which asyncio looks up addresses accepts nothing by then.
     """
-    import concurrent.futures.thread  # noqa: F401  # its own end is registered by this, and comes after ours
+    import concurrent.futures.thread  # noqa: F401  # registers its own exit function, which runs after ours
 
-    threading._register_atexit(function)  # type: ignore[attr-defined]  # private, in CPython 3.9 to 3.14
+    torch_internals.call_at_exit(function)

@@ -8,6 +8,7 @@ import torch
 
 from loopwise.debug.statistics import native
 from loopwise.debug.statistics import sums as partials
+from loopwise.debug.store.layout import Layout
 from loopwise.debug.store.segments import Segments
 from loopwise.run import Run
 
@@ -20,6 +21,7 @@ class Saving:
         with as_rank():
             self.run = Run(str(path), resume=resume)
             self.segments = Segments(self.run, full=full)
+        self._layouts = {}
 
     def step(self, step, tensors=(), scalars=(), table=None, mode="train", mode_step=None, **more):
         """Save ``{collection: {name: tensor}}``, ``{collection: {name: number}}`` and groups with ``values``.
@@ -38,7 +40,8 @@ class Saving:
         record = {"step": step, "mode": mode, "mode_step": step if mode_step is None else mode_step}
         with self._as_rank():
             record |= {"time": 1e9 + step, "marks": {}} | more
-            self.segments.write(repr(self._groups), self._groups, self._chunks, record)
+            layout = self._layouts.setdefault(repr(self._groups), Layout(self._groups))
+            self.segments.write(layout, self._chunks, record)
 
     def event(self, text, step):
         with self._as_rank():

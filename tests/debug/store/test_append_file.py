@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loopwise.debug import Watch, every, open_run
-from loopwise.debug.store.append_file import LARGE, PAGE, Growing
-from loopwise.debug.store.host_buffer import Snapshot
+from loopwise.debug.store.append_file import LARGE, PAGE, AppendFile
+from loopwise.debug.store.host_buffer import HostBuffer
 
 
 def memory(size, off=0):
@@ -33,7 +33,7 @@ def memory(size, off=0):
 )
 def test_the_bytes_are_those_that_were_given(tmp_path_factory, pieces):
     path = str(tmp_path_factory.mktemp("grown") / "file")
-    file, expected = Growing(path), b""
+    file, expected = AppendFile(path), b""
     for size, off in pieces:
         file.align(size)
         if size >= LARGE:
@@ -57,7 +57,7 @@ def test_large_pieces_are_written_past_the_cache(tmp_path, monkeypatch):
         return write(number, data)
 
     monkeypatch.setattr(os, "write", watched)
-    file = Growing(str(tmp_path / "file"))
+    file = AppendFile(str(tmp_path / "file"))
     file.append([memory(LARGE + PAGE + 64)])
     file.append([memory(100)])
     file.close()
@@ -69,7 +69,7 @@ def test_large_pieces_are_written_past_the_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("refused", ["the flag", "the write", "the rest of the write"])
 def test_where_that_is_not_possible_they_are_written_as_others(tmp_path, monkeypatch, refused):
     control, write = fcntl.fcntl, os.write
-    file, data, direct = Growing(str(tmp_path / "file")), memory(LARGE + 100), []
+    file, data, direct = AppendFile(str(tmp_path / "file")), memory(LARGE + 100), []
 
     def controlled(number, command, *rest):
         if command == fcntl.F_SETFL:
@@ -94,7 +94,7 @@ def test_where_that_is_not_possible_they_are_written_as_others(tmp_path, monkeyp
 
 
 def test_snapshots_begin_with_a_page():
-    snapshot = Snapshot()
+    snapshot = HostBuffer()
     for size in (10, 10**6):
         snapshot.put([torch.ones(size)])
         assert all(

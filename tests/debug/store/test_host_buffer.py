@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopwise.debug.store.host_buffer import LEAST, SEEN, Ring, Snapshot
+from loopwise.debug.store.host_buffer import LEAST, SEEN, BufferPool, HostBuffer
 
 DTYPES = [
     torch.float32,
@@ -62,7 +62,7 @@ def expected(tensors):
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,), (7,), (2, 3, 5)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_dtype_and_shape_is_kept_to_the_bit(dtype, shape):
-    snapshot, tensor = Snapshot(), some(dtype, shape)
+    snapshot, tensor = HostBuffer(), some(dtype, shape)
     signature, offsets = snapshot.put([tensor])
     assert (signature, offsets) == (((dtype, torch.Size(shape)),), (0,))
     assert joined(snapshot) == expected([tensor])[0]
@@ -86,7 +86,7 @@ def test_every_dtype_and_shape_is_kept_to_the_bit(dtype, shape):
     ids=lambda tensor: f"{tuple(tensor.shape)}-{tensor.stride()}",
 )
 def test_strides_are_resolved_into_c_order(tensor):
-    snapshot = Snapshot()
+    snapshot = HostBuffer()
     with torch.no_grad():
         snapshot.put([tensor])
         plain = tensor.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
@@ -95,7 +95,7 @@ def test_strides_are_resolved_into_c_order(tensor):
 
 def test_a_snapshot_is_a_copy():
     tensor = torch.ones(5)
-    snapshot = Snapshot()
+    snapshot = HostBuffer()
     snapshot.put([tensor])
     tensor.mul_(7)
     assert torch.frombuffer(bytearray(joined(snapshot)), dtype=torch.float32)[:5].tolist() == [1] * 5
@@ -108,7 +108,7 @@ blocks = st.lists(st.lists(st.lists(members, max_size=4), max_size=4), min_size=
 @settings(deadline=None)
 @given(blocks, st.integers(1, 40))
 def test_any_blocks_in_turn_are_what_the_format_says(blocks, times):
-    snapshot = Snapshot()
+    snapshot = HostBuffer()
     for block in blocks:
         tensors, offsets = [], ()
         for group in block:
@@ -121,7 +121,7 @@ def test_any_blocks_in_turn_are_what_the_format_says(blocks, times):
 
 
 def test_padding_is_zero_after_any_block():
-    snapshot = Snapshot()
+    snapshot = HostBuffer()
     small, large = [torch.ones(3), torch.ones(5)], [torch.ones(100)]
     for tensors in (small, large, small, [*small, *large], small[::-1], small, [*small, *large]):
         for tensor in tensors:
@@ -131,7 +131,7 @@ def test_padding_is_zero_after_any_block():
 
 
 def test_a_block_that_grows_is_one_piece_the_next_time():
-    snapshot = Snapshot()
+    snapshot = HostBuffer()
     tensors = [torch.randn(LEAST // 4 - 16 * i) for i in range(6)]
     for turn in range(3):
         _, first = snapshot.put(tensors[:2])
@@ -142,7 +142,7 @@ def test_a_block_that_grows_is_one_piece_the_next_time():
 
 
 def test_memory_is_taken_once():
-    snapshot, tensor = Snapshot(), torch.randn(LEAST)
+    snapshot, tensor = HostBuffer(), torch.randn(LEAST)
     places = set()
     for _ in range(4):
         snapshot.put([tensor])
@@ -152,7 +152,7 @@ def test_memory_is_taken_once():
 
 
 def test_arrangements_that_are_remembered_are_limited():
-    snapshot = Snapshot()
+    snapshot = HostBuffer()
     for size in range(SEEN + 50):
         snapshot.put([torch.ones(size)])
         snapshot.clear()
@@ -160,7 +160,7 @@ def test_arrangements_that_are_remembered_are_limited():
 
 
 def test_memory_from_inference_mode_is_of_use_outside_of_it():
-    snapshot = Snapshot()
+    snapshot = HostBuffer()
     with torch.inference_mode():
         snapshot.put([torch.ones(3)])
     snapshot.clear()
@@ -169,7 +169,7 @@ def test_memory_from_inference_mode_is_of_use_outside_of_it():
 
 
 def test_memory_is_on_the_host_whatever_the_default_device():
-    snapshot, tensor = Snapshot(), torch.ones(3)
+    snapshot, tensor = HostBuffer(), torch.ones(3)
     with torch.device("meta"):
         snapshot.put([tensor])
     assert joined(snapshot) == expected([tensor])[0]
@@ -177,7 +177,7 @@ def test_memory_is_on_the_host_whatever_the_default_device():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_tensors_of_a_gpu_come_into_locked_memory():
-    snapshot = Snapshot(pinned=True)
+    snapshot = HostBuffer(pinned=True)
     for _ in range(2):
         tensors = [some(dtype, (3, 5)) for dtype in DTYPES] + [torch.randn(300, 500).t(), torch.randn(())]
         there = [tensor.cuda() for tensor in tensors]
@@ -194,7 +194,7 @@ def test_tensors_of_a_gpu_come_into_locked_memory():
 
 
 def test_an_empty_block():
-    snapshot = Snapshot()
+    snapshot = HostBuffer()
     assert snapshot.put([]) == ((), ())
     assert joined(snapshot) == b""
     snapshot.clear()
@@ -202,7 +202,7 @@ def test_an_empty_block():
 
 
 def test_a_ring_holds_no_more_than_its_count_of_steps():
-    ring, tensor, snapshots = Ring(2, pinned=False), torch.ones(2**18), set()
+    ring, tensor, snapshots = BufferPool(2, pinned=False), torch.ones(2**18), set()
     for _ in range(7):
         snapshots.add(snapshot := ring.take(wait=True))
         snapshot.put([tensor[: 2**17]])
@@ -212,7 +212,7 @@ def test_a_ring_holds_no_more_than_its_count_of_steps():
 
 
 def test_a_ring_that_is_empty():
-    ring = Ring(2, pinned=False)
+    ring = BufferPool(2, pinned=False)
     first, second = ring.take(wait=False), ring.take(wait=False)
     assert ring.take(wait=False) is None
     waiting = threading.Thread(target=lambda: ring.give_back(ring.take(wait=True)))
@@ -224,7 +224,7 @@ def test_a_ring_that_is_empty():
 
 
 def test_a_snapshot_whose_memory_cannot_be_taken_again_does_not_shrink_the_ring(monkeypatch):
-    ring = Ring(1, pinned=False)
+    ring = BufferPool(1, pinned=False)
     snapshot = ring.take(wait=True)
     snapshot.put([torch.ones(LEAST)])
     snapshot.put([torch.ones(LEAST)])
@@ -238,7 +238,7 @@ def test_a_snapshot_whose_memory_cannot_be_taken_again_does_not_shrink_the_ring(
 
 
 def test_a_block_without_the_memory_for_a_tensor_has_the_others(monkeypatch):
-    snapshot, tensors = Snapshot(), [torch.randn(LEAST // 8), torch.randn(LEAST // 4), torch.randn(7)]
+    snapshot, tensors = HostBuffer(), [torch.randn(LEAST // 8), torch.randn(LEAST // 4), torch.randn(7)]
     snapshot.put(tensors[:1])
     monkeypatch.setattr(torch, "zeros", fail)
     with pytest.raises(RuntimeError):

@@ -170,7 +170,7 @@ class Training(writing_kit.Training):
 
     @property
     def sender(self):
-        return self.watch._writer._segments._sender
+        return self.watch._writer._segments._uploader
 
     def wait_for(self, condition):
         """Wait until the sender is in some state."""

@@ -1,5 +1,6 @@
 """Segments: golden bytes, an independent reader, rotation, resuming, and disks that fail."""
 
+import functools
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from writing_kit import room
 
 from loopwise.debug import open_run
 from loopwise.debug.store import segments
+from loopwise.debug.store.layout import Layout
 from loopwise.debug.store.segments import Segments
 from loopwise.run import Run
 
@@ -21,11 +23,12 @@ def padded(data):
     return data + bytes(-len(data) % 64)
 
 
+@functools.cache
 def layout(*names, collection="weights"):
-    """Groups of one float32 of shape (2,) for each name, and a table of two numbers."""
+    """A layout of one float32 of shape (2,) for each name, and a table of two numbers."""
     tensors = [[name, "float32", [2], 64 * i, 8] for i, name in enumerate(names)]
     table = {"collection": "losses", "rows": ["a", "b"], "columns": ["value"], "offset": 64 * len(names)}
-    return [{"collection": collection, "tensors": tensors}, table]
+    return Layout([{"collection": collection, "tensors": tensors}, table])
 
 
 def chunks(step, count=1):
@@ -40,7 +43,7 @@ def record(step):
 
 def write(target, step, *names):
     names = names or ("w",)
-    target.write(names, [] if target.knows(names) else layout(*names), chunks(step, len(names)), record(step))
+    target.write(layout(*names), chunks(step, len(names)), record(step))
 
 
 def read_back(folder):
@@ -223,9 +226,9 @@ def test_anything_written_is_read_back(tmp_path_factory, steps, full, resumes):
 def test_blocks_of_any_size_have_their_crc(run, folder):
     target = Segments(run)
     large = [bytes(range(256)) * 20000, np.arange(2**18, dtype="<i8").tobytes(), b"", bytes(64)]
-    group = [{"collection": "c", "tensors": []}]
+    empty = Layout([{"collection": "c", "tensors": []}])
     for step, block in enumerate([[], [b""], large, [memoryview(large[0])], large]):
-        target.write("empty", group, block, record(step))
+        target.write(empty, block, record(step))
     target.close()
     lines = [json.loads(line) for line in (folder / "index.rank0.0.jsonl").read_text().splitlines()][1:]
     whole = zlib.crc32(b"".join(large))
@@ -269,7 +272,7 @@ def test_a_torn_block_is_taken_back(run, folder):
     before = sizes(folder)
     with room(300):
         with pytest.raises(OSError, match="too large"):
-            target.write("x", layout("x"), [bytes(64)] * 3, record(2))
+            target.write(layout("x"), [bytes(64)] * 3, record(2))
         assert sizes(folder) == before
     assert fill(target, range(3, 5)) == []
     target.close()

@@ -1,0 +1,362 @@
+"""Place of every tensor, table, row and column in a block; all that write or read blocks ask a ``Layout``.
+
+``loopwise.debug.store.segments`` specifies the JSON form of a layout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from loopwise.errors import StateError
+
+from .columns import Columns, Floats, kind_of
+
+ALIGNMENT = 64
+"""Bytes; tensors and tables begin at multiples of it: a cache line, and enough for every dtype."""
+Names = tuple[str, ...]
+Signature = tuple[tuple[torch.dtype, torch.Size], ...]
+"""Dtype and shape of each tensor of a group."""
+Read = Callable[[int, int], Any]
+"""Function from an offset in the block and a length, both in bytes, to the bytes there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Tensors that one collection saved together, or one table of their statistics, as the writer places them."""
+
+    collection: str
+    names: Names
+    signature: Signature
+    offsets: tuple[int, ...]
+    """Bytes from the start of the block: of each tensor, or of the table alone."""
+    columns: Names = ()
+    """Statistics of a table; empty for tensors."""
+    shards: tuple[Any, ...] = field(default=(), compare=False)
+    """Place of each tensor in a larger one, if the tensors are shards."""
+
+    def record(self) -> dict[str, Any]:
+        """Return the group as the index has it."""
+        if self.columns:
+            of = [[_name_of(dtype), list(shape)] for dtype, shape in self.signature]
+            table = {"collection": self.collection, "rows": list(self.names), "columns": list(self.columns)}
+            return table | {"offset": self.offsets[0]} | ({"of": of} if of else {})
+        shards = self.shards or (None,) * len(self.names)
+        tensors = [
+            [name, _name_of(dtype), list(shape), offset, dtype.itemsize * shape.numel()]
+            + ([shard] if shard else [])
+            for name, (dtype, shape), offset, shard in zip(
+                self.names, self.signature, self.offsets, shards, strict=True
+            )
+        ]
+        return {"collection": self.collection, "tensors": tensors}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor in the blocks of a layout."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    """Bytes from the start of the block."""
+    length: int
+    """Bytes."""
+    whole: tuple[int, ...] = ()
+    """Shape of the whole tensor, if this is a shard."""
+    start: tuple[int, ...] | None = None
+    """Index of the shard's first element in the whole tensor; ``None`` if this is no shard."""
+
+
+class Cells(NamedTuple):
+    """Places of statistics among the numbers of a block."""
+
+    names: Names
+    places: NDArray[np.int64]
+    """Indices into ``Layout.numbers``, of shape (statistics, names)."""
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: Names
+
+
+class Layout:
+    """Content of the blocks that refer to one ``layout`` record; its tables of names are made on first use.
+
+    Layouts made by ``of`` are equal if their groups are, so that the writer knows which it has written.  Layouts
+    read from an index are equal only to themselves.
+
+    Args:
+        groups: the groups as the index has them.
+
+    Raises:
+        KeyError, TypeError, AttributeError: the groups are not of the specified form.
+    """
+
+    _placed: tuple[Group, ...] | None = None
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        for group in groups:
+            columns, offset = (group["columns"], group["offset"]) if "rows" in group else ((), 0)
+            texts = [group["collection"], *_names(group), *columns]
+            if not all([type(text) is str for text in texts]) or type(offset) is not int or offset < 0:
+                raise TypeError
+        self.groups = groups
+
+    @classmethod
+    def of(cls, placed: Iterable[Group]) -> Layout:
+        """Return the layout of groups that the writer has just placed in a block."""
+        layout = cls.__new__(cls)
+        layout._placed = tuple(placed)
+        return layout
+
+    @cached_property
+    def groups(self) -> list[dict[str, Any]]:
+        """The groups as the index has them."""
+        return [group.record() for group in self._placed or ()]
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Layout) and self._placed is not None and self._placed == other._placed
+        return self is other or same
+
+    @cached_property
+    def _hash(self) -> int:  # of every name, so it is computed once
+        return id(self) if self._placed is None else hash(self._placed)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    # -- by name --------------------------------------------------------------------------------
+
+    @cached_property
+    def tensors(self) -> dict[str, list[Any]]:
+        """Name -> entry of a tensor that was saved itself, as the index has it."""
+        tensors: dict[str, list[Any]] = {}
+        for group in self.groups:
+            for entry in group.get("tensors", ()):
+                tensors.setdefault(entry[0], entry)
+        return tensors
+
+    @cached_property
+    def rows(self) -> dict[str, list[tuple[int, int]]]:
+        """Name -> (number of the table, row) of each table row that describes it."""
+        rows: dict[str, list[tuple[int, int]]] = {}
+        for number, table in enumerate(self.tables):
+            for row, name in enumerate(table["rows"]):
+                rows.setdefault(name, []).append((number, row))
+        return rows
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors or name in self.rows
+
+    def names(self, collection: str | None = None) -> Iterator[str]:
+        """Yield the names of all collections or of one in their order; a name may come twice."""
+        for group in self.groups:
+            if collection in (None, group["collection"]):
+                yield from _names(group)
+
+    def tensor(self, name: str) -> Entry | None:
+        """Return the place of a tensor that was saved itself; ``None`` if it was not.
+
+        Raises:
+            StateError: the index contradicts itself about the tensor.
+        """
+        if name not in self.tensors:
+            return None
+        entry = self.tensors[name]
+        try:
+            dtype, shape, length = dtype_of(entry[1]), tuple(entry[2]), entry[4]
+            whole_numbers = all(type(number) is int for number in (*shape, entry[3], length))
+            if not whole_numbers or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != length:
+                raise ValueError
+            if len(entry) == 5:
+                return Entry(name, dtype, shape, entry[3], length)
+            whole, start = tuple(entry[5]["shape"]), tuple(entry[5]["start"])
+            if len(whole) != len(shape) or len(start) != len(shape):
+                raise ValueError
+            ends = [first + size for first, size in zip(start, shape, strict=True)]
+            if any(first < 0 or end > size for first, end, size in zip(start, ends, whole, strict=True)):
+                raise ValueError
+            return Entry(name, dtype, shape, entry[3], length, whole, start)
+        except (ValueError, KeyError, TypeError):
+            raise _damaged(entry) from None
+
+    def statistic_offsets(self, name: str) -> dict[str, int]:
+        """Return statistic -> offset of its float64, in bytes from the start of the block."""
+        offsets: dict[str, int] = {}
+        for number, row in self.rows.get(name, ()):
+            table = self.tables[number]
+            start = table["offset"] + 8 * row * len(table["columns"])
+            for place, column in enumerate(table["columns"]):
+                offsets.setdefault(column, start + 8 * place)
+        return offsets
+
+    def described(self, name: str) -> tuple[torch.dtype, tuple[int, ...]] | None:
+        """Return dtype and shape of a tensor that tables describe; ``None`` if they do not have them.
+
+        Raises:
+            StateError: the index contradicts itself about the tensor.
+        """
+        for number, row in self.rows.get(name, ()):
+            table = self.tables[number]
+            if table["columns"] == ["value"]:
+                return torch.float64, ()
+            if "of" in table:
+                try:
+                    return dtype_of(table["of"][row][0]), tuple(table["of"][row][1])
+                except (ValueError, LookupError, TypeError):
+                    raise _damaged(table["of"]) from None
+        return None
+
+    @cached_property
+    def extent(self) -> int:
+        """Bytes that a block must have at least."""
+        ends = [table["offset"] + 8 * _count(table) for table in self.tables]
+        ends += [entry[3] + entry[4] for group in self.groups for entry in group.get("tensors", ())]
+        return max(ends, default=0)
+
+    # -- by kind --------------------------------------------------------------------------------
+
+    @cached_property
+    def tables(self) -> list[dict[str, Any]]:
+        """The groups that are tables."""
+        return [group for group in self.groups if "rows" in group]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """Index of the first number of each table in ``numbers``."""
+        return [0, *np.cumsum([_count(table) for table in self.tables], dtype=int).tolist()]
+
+    def numbers(self, read: Read) -> Floats:
+        """Return a copy of all numbers of a block's tables, joined to one array.
+
+        Args:
+            read: reads bytes of the block.
+        """
+        tables = [np.frombuffer(read(table["offset"], 8 * _count(table)), "<f8") for table in self.tables]
+        return np.concatenate([np.empty(0), *tables])
+
+    @cached_property
+    def _rows_by_kind(self) -> dict[str, dict[str, list[tuple[int, int]]]]:
+        """Kind -> parameter or module -> its table rows; scalars are left out."""
+        kinds: dict[str, dict[str, list[tuple[int, int]]]] = {}
+        trained = {name.partition("/")[2] for name in self.rows if name.startswith(("gradient/", "update/"))}
+        for name, rows in self.rows.items():
+            kind, owner = ("weight", name) if name in trained else kind_of(name)
+            statistics = [(table, row) for table, row in rows if self.tables[table]["columns"] != ["value"]]
+            if statistics:
+                kinds.setdefault(kind, {}).setdefault(owner, []).extend(statistics)
+        return kinds
+
+    @cached_property
+    def _cells(self) -> dict[tuple[str, Names], Cells]:
+        return {}
+
+    def cells(self, kind: str, statistics: Names) -> Cells:
+        """Return the places of statistics, for the tensors of a kind that have all of them.
+
+        Args:
+            kind: ``weight``, ``gradient``, ``update``, ``input`` or ``output``.
+            statistics: names of statistics.
+        """
+        key = (kind, statistics)
+        if key not in self._cells:
+            rows, places = {}, []
+            for name, own in self._rows_by_kind.get(kind, {}).items():
+                cells = [self._place(own, statistic) for statistic in statistics]
+                if None not in cells:
+                    rows[name] = own
+                    places.append(cells)
+            described = [self._of(own) for own in rows.values()]
+            by_statistic = np.array(places, np.int64).reshape(len(places), len(statistics)).T
+            shapes, dtypes = tuple(shape for _, shape in described), tuple(dtype for dtype, _ in described)
+            self._cells[key] = Cells(tuple(rows), by_statistic, shapes, dtypes)
+        return self._cells[key]
+
+    def _place(self, rows: Sequence[tuple[int, int]], statistic: str) -> int | None:
+        """Return the index in ``numbers`` of a statistic in the first row that has it."""
+        for number, row in rows:
+            columns = self.tables[number]["columns"]
+            if statistic in columns:
+                return int(self._starts[number] + row * len(columns) + columns.index(statistic))
+        return None
+
+    def _of(self, rows: Sequence[tuple[int, int]]) -> tuple[str, tuple[int, ...]]:
+        """Return the name of the dtype and the shape that the first table with ``of`` has for a tensor."""
+        for number, row in rows:
+            if "of" in self.tables[number]:
+                dtype, shape = self.tables[number]["of"][row]
+                return dtype, tuple(shape)
+        return "", ()
+
+    def columns(self, numbers: Floats, kind: str, statistics: Names) -> Columns:
+        """Return statistics of the tensors of a kind.
+
+        Args:
+            numbers: as ``numbers`` gave them for the block.
+            kind: see ``cells``.
+            statistics: see ``cells``.
+        """
+        cells = self.cells(kind, statistics)
+        return Columns(cells.names, tuple(numbers[cells.places]), cells.shapes, cells.dtypes)
+
+    def scalars(self, numbers: Floats, collection: str | None = None) -> dict[str, float]:
+        """Return the scalars of a block by name, of all collections or of one."""
+        return self._column(numbers, collection, "value", [["value"]])
+
+    def of_collection(self, numbers: Floats, collection: str, statistic: str) -> dict[str, float]:
+        """Return a statistic by name, for the tensors that one collection keeps it of."""
+        return self._column(numbers, collection, statistic)
+
+    def _column(
+        self, numbers: Floats, collection: str | None, column: str, only: Sequence[list[str]] | None = None
+    ) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for start, table in zip(self._starts, self.tables, strict=False):
+            columns = table["columns"]
+            if collection not in (None, table["collection"]) or column not in columns:
+                continue
+            if only is None or columns in only:
+                first = start + columns.index(column)
+                stop = start + _count(table)
+                values |= zip(table["rows"], numbers[first : stop : len(columns)].tolist(), strict=True)
+        return values
+
+
+def _names(group: dict[str, Any]) -> Iterable[Any]:
+    return group["rows"] if "rows" in group else [entry[0] for entry in group["tensors"]]
+
+
+def _count(table: dict[str, Any]) -> int:
+    return len(table["rows"]) * len(table["columns"])
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Return the dtype with torch's name ``name``.
+
+    Raises:
+        ValueError: torch has no such dtype.
+    """
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(name)
+    return dtype
+
+
+def _damaged(record: Any) -> StateError:
+    return StateError(
+        f"the index has {str(record)[:100]}",
+        "a record as loopwise.debug.store.segments specifies it",
+        "a damaged index, or one of a newer version",
+        "read other tensors; or update loopwise",
+    )

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from loopwise.validate import positive_number
 
 from ..rules import RULES, Finding, Observation
-from ..rules.engine import finding
+from ..rules.engine import make_finding
 from .monitor import Scalars
 
 
@@ -63,6 +63,6 @@ class StallMonitor:
             if rest <= 0 and begun != reported:
                 reported = begun
                 what = f"no step has come for {self._seconds:.0f} seconds since step {step} began"
-                self._tell(finding("stalled_training", Observation(what), step, mode))
+                self._tell(make_finding("stalled_training", Observation(what), step, mode))
             if self._wait(self._end, rest if rest > 0 else self._seconds):
                 return

@@ -51,7 +51,7 @@ def finding(alarm: Alarm, losses: list[tuple[int, float]], scalars: Scalars) -> 
     evidence = {"loss": losses} if losses else {}
     what += f"; the batch is in {alarm.box}" if alarm.box else "; the batch could not be written"
     seen = Observation(what, tensors, evidence, advice)
-    return engine.finding("non_finite", seen, alarm.step, line=line)
+    return engine.make_finding("non_finite", seen, alarm.step, line=line)
 
 
 def _why(alarm: Alarm) -> str:

@@ -1,4 +1,4 @@
-"""What can be known of a training before it begins."""
+"""Preflight: faults of a training that show on one batch, before the training begins."""
 
-from .check import check as check
-from .report import Checked as Checked
+from .check import preflight as preflight
+from .report import PreflightReport as PreflightReport

@@ -1,4 +1,4 @@
-"""One-off checks in seconds, before hours of training."""
+"""The function ``preflight``: checks of a few seconds before hours of training."""
 
 from __future__ import annotations
 
@@ -13,38 +13,42 @@ from torch.optim import Optimizer
 from loopwise import batch as batches
 from loopwise.errors import InputError
 from loopwise.loss import pair, takes_model
+from loopwise.validate import function, positive_number, whole_number
 from loopwise.wrappers import is_sharded
 
-from ..rules import RULES, Finding
-from .copies import Original, Taken, recorded
-from .outputs import Evaluated
-from .report import Checked, Result, found, left_out
-from .targets import Refused, Targets
-from .training import STEPS, TRAPPED, Training, learns, watched
+from ..rules import Finding
+from .copies import Original, RecordedCall, recorded
+from .outputs import Evaluation
+from .report import PreflightReport, Result, fault, left_out
+from .targets import LossRefused, Targets
+from .training import STEPS, Training, one_batch, train_under_watch
 
 BY_RULES = {
     "inputs": ("", ("input_not_normalized",)),
     "dependence": ("", ("loss_not_depending_on_input",)),
-    "optimizer": ("it holds every parameter that gets a gradient", ("unheld_parameter",)),
+    "optimizer": ("the optimizer holds every parameter that gets a gradient", ("unheld_parameter",)),
     "loss": (
-        "it gets what it wants, and begins as it should",
+        "the loss gets the outputs that it expects, and its first value is plausible",
         ("detached_loss", "loss_input", "initial_loss"),
     ),
-    "gradients": ("every parameter held gets one that counts", ("missing_gradient", "vanishing_gradient")),
+    "gradients": (
+        "every parameter of the optimizer gets a gradient that is not too small",
+        ("missing_gradient", "vanishing_gradient"),
+    ),
     "updates": (
-        "they change weights, and not too much",
+        "updates change the weights, and not too much",
         ("unchanged_tensor", "missing_update", "weight_update_ratio"),
     ),
     "layers": (
         "no weights, activations or outputs are dead",
         ("poor_weight_initialization", "dead_relu", "saturated_activation", "all_zero"),
     ),
-    "numbers": ("weights, gradients, outputs and losses are finite", ("exploding_tensor", TRAPPED)),
+    "numbers": ("weights, gradients, outputs and losses are finite", ("exploding_tensor", "non_finite")),
 }
-"""What is looked at -> what it is where nothing is found, and the rules that speak of it."""
+"""Check -> its text if there is no finding, and the rules whose findings belong to it."""
 
 
-def check(
+def preflight(
     model: nn.Module,
     batch: Any,
     loss: Callable[..., Any],
@@ -52,66 +56,70 @@ def check(
     *,
     steps: int = 100,
     seconds: float = 30.0,
-) -> Checked:
-    """Try out model, loss and optimizer on one batch, on copies: nothing of them, and no random state, changes.
+) -> PreflightReport:
+    """Try out model, loss and optimizer on one batch.  All of it runs on copies: nothing changes, no random state either.
 
-    Looked at are inputs and targets; whether outputs in evaluation mode repeat, depend on the input, and keep samples
-    apart; whether the loss of this batch falls when it is trained on again and again; and on the way all that rules find:
-    parameters that no optimizer holds or that get no gradient, wrong inputs of the loss, dead layers, updates that change
-    nothing.  Call it before ``Watch`` and before training; a scheduler's warmup is left out of the learning rate.
+    Checked are the inputs and the targets; whether outputs in evaluation mode repeat, depend on the input, and keep
+    samples apart; and whether the loss falls if a copy is trained on this one batch.  All rules over saved steps are
+    applied to that training: they find parameters that no optimizer holds or that get no gradient, wrong inputs of the
+    loss, dead layers and updates without effect.  Call it before training and before a ``Watch`` is made; the warmup of
+    a scheduler is left out of the learning rate.
 
     Args:
-        model: in the wrappers of DDP or torch.compile, too; needs twice its memory, and that of the optimizer.
-        batch: as the training loop has it, on the model's device.
+        model: the model, also in the wrappers of DDP or torch.compile; copies need twice its memory and that of the
+            optimizer's state.
+        batch: a batch as the training loop has it, on the model's device.
         loss: a criterion for ``(input, target)`` batches, such as ``nn.CrossEntropyLoss()``, or
-            ``def loss(model, batch)`` (its first parameter named ``model``) for batches of any other form.
-        optimizer: of the model's parameters; without one, Adam trains, and nothing is said of optimizers.
-        steps: of training at most, 20 at least.
-        seconds: after which training ends.
+            ``def loss(model, batch)`` (its first parameter is named ``model``) for batches of any other structure.
+        optimizer: optimizer of the model's parameters; without one, Adam trains, and optimizers are not checked.
+        steps: largest number of training steps, at least 20.
+        seconds: time after which the training ends.
+
+    Returns:
+        The report, with one result for each check.
 
     Raises:
-        InputError: arguments that cannot be used, a model in shards or one that cannot be copied.
+        InputError: an argument is not valid, or the model is sharded or cannot be copied.
     """
-    _door(model, batch, loss, optimizer, steps, seconds)
+    _validate(model, batch, loss, optimizer, steps, seconds)
     start = time.monotonic()
     original = Original.of(model, loss, optimizer, batch)
     with original.untouched():
         results = _results(original, steps, start + seconds)
-    return Checked(tuple(results), time.monotonic() - start)
+    return PreflightReport(tuple(results), time.monotonic() - start)
 
 
 def _results(original: Original, steps: int, deadline: float) -> list[Result]:
     copy, targets = original.copy(), Targets()
     broken, value = "", None
-    with recorded(copy.model) as taken:
+    with recorded(copy.model) as call:
         try:
             with targets:
                 value = copy.compute()
-        except Refused as refused:
+        except LossRefused as refused:
             broken = str(refused)
         except InputError:
             raise
         except Exception as error:
             broken = f"the forward pass or the loss raises {error!r}"
     results = [_inputs(original.batch), _targets(targets, broken)]
-    results += _evaluated(copy.model, taken, original)
+    results += _in_evaluation_mode(copy.model, call, original)
     training, depends = Training(failed=broken), value is not None and value.requires_grad
     computed = value is not None
     bounds = None if value is None else targets.bounds_of(value)
-    del copy, taken, value  # what trains is another copy
+    del copy, call, value  # frees memory: another copy is trained
     if depends:
-        training = watched(original, steps, deadline, bounds)
+        training = train_under_watch(original, steps, deadline, bounds)
     elif computed:
         training.failed = "the loss depends on no parameter that is trained"
-        results.append(_detached(training.failed))
+        results.append(Result("loss", "", (fault("detached_loss", training.failed),)))
     if not training.losses:
         results.append(left_out("one batch", training.failed))
     else:
-        results.append(learns(original, training, steps, deadline, bounds))
-    if training.failed and not any(
-        result.findings for result in results if result.name in ("targets", "loss")
-    ):
-        results.append(Result("step", "", (_fails(training.failed),)))
+        results.append(one_batch(original, training, steps, deadline, bounds))
+    explained = any(result.findings for result in results if result.name in ("targets", "loss"))
+    if training.failed and not explained:
+        results.append(Result("step", "", (fault("step_fails", training.failed),)))
     return _with_rules(results, training, original.optimizer is not None)
 
 
@@ -119,33 +127,32 @@ def _inputs(batch: Any) -> Result:
     floats = [t for t in batches.leaves(batch) if isinstance(t, torch.Tensor) and t.is_floating_point()]
     bad = sum(int((~t.isfinite()).sum()) for t in floats)
     if bad:
-        what = f"the batch has {bad} NaN or infinite values"
-        advice = "look for empty fields in the data and for divisions by zero in its preparation"
-        return Result("inputs", "", (found("input_not_finite", "critical", what, advice),))
+        return Result(
+            "inputs", "", (fault("input_not_finite", f"the batch has {bad} NaN or infinite values"),)
+        )
     return Result("inputs", f"{batches.describe(batch)}, finite and of usual size")
 
 
 def _targets(targets: Targets, broken: str) -> Result:
     if targets.findings:
         return Result("targets", "", tuple(targets.findings))
-    if not targets.seen:
-        return left_out("targets", broken or "no loss of torch's is called")
-    return Result("targets", "; ".join(dict.fromkeys(targets.seen)))
+    if not targets.calls:
+        return left_out("targets", broken or "no loss of torch is called")
+    return Result("targets", "; ".join(dict.fromkeys(targets.calls)))
 
 
-def _evaluated(model: nn.Module, taken: Taken, original: Original) -> list[Result]:
-    """What is looked at in evaluation mode."""
-    checks = {"evaluation": Evaluated.repeats, "dependence": Evaluated.depends, "samples": Evaluated.apart}
-    if taken.output is None:
-        why = "the model failed" if taken.called else "the loss does not call the model itself"
+def _in_evaluation_mode(model: nn.Module, call: RecordedCall, original: Original) -> list[Result]:
+    checks = {"evaluation": Evaluation.repeats, "dependence": Evaluation.depends, "samples": Evaluation.apart}
+    if call.output is None:
+        why = "the model failed" if call.called else "the loss does not call the model itself"
         return [left_out(name, why) for name in checks]
     results: list[Result] = []
     try:
-        evaluated = Evaluated(model, taken, _samples(original))
-        if evaluated.usable:
-            return [left_out(name, evaluated.usable) for name in checks]
-        for each in checks.values():
-            results.append(each(evaluated))
+        evaluation = Evaluation(model, call, _samples(original))
+        if evaluation.unusable:
+            return [left_out(name, evaluation.unusable) for name in checks]
+        for check in checks.values():
+            results.append(check(evaluation))
     except Exception as error:
         why = f"the model fails in evaluation mode: {error!r}"
         results += [left_out(name, why) for name in list(checks)[len(results) :]]
@@ -153,7 +160,7 @@ def _evaluated(model: nn.Module, taken: Taken, original: Original) -> list[Resul
 
 
 def _samples(original: Original) -> int | None:
-    """Samples in the batch by its targets."""
+    """Return the number of samples by the targets of the batch; ``None`` if the targets are unknown."""
     if takes_model(original.loss):
         return None
     try:
@@ -162,66 +169,56 @@ def _samples(original: Original) -> int | None:
         return None
 
 
-def _detached(what: str) -> Result:
-    return Result("loss", "", (found("detached_loss", "critical", what, RULES["detached_loss"].advice),))
-
-
-def _fails(what: str) -> Finding:
-    return found(
-        "step_fails", "critical", what, "make one step of forward, backward and update work on this batch"
-    )
-
-
-def _with_rules(results: list[Result], training: Training, held: bool) -> list[Result]:
-    """The results, and what rules found while the copy trained, beside what they belong to."""
-    own = {result.name: result for result in results}
-    of = {rule: name for name, (_, rules) in BY_RULES.items() for rule in rules}
-    by: dict[str, list[Finding]] = {name: [] for name in BY_RULES}
+def _with_rules(results: list[Result], training: Training, has_optimizer: bool) -> list[Result]:
+    """Add the findings of rules during the training to the checks that they belong to."""
+    by_name = {result.name: result for result in results}
+    check_of = {rule: name for name, (_, rules) in BY_RULES.items() for rule in rules}
+    findings_of: dict[str, list[Finding]] = {name: [] for name in BY_RULES}
     for finding in training.findings:
-        by.setdefault(of.get(finding.rule, "rules"), []).append(finding)
-    for name, findings in by.items():
-        before = own.get(name)
+        findings_of.setdefault(check_of.get(finding.rule, "rules"), []).append(finding)
+    for name, findings in findings_of.items():
+        before = by_name.get(name)
         if findings or (before is not None and before.findings):
-            own[name] = Result(name, "", (*(before.findings if before else ()), *findings))
-        elif name == "optimizer" and not held:
-            own[name] = left_out(name, "none was given")
+            by_name[name] = Result(name, "", (*(before.findings if before else ()), *findings))
+        elif name == "optimizer" and not has_optimizer:
+            by_name[name] = left_out(name, "no optimizer was passed")
         elif not training.watched:
-            why = training.failed or "rules look on rank 0 only, and at no optimizer that calls a closure"
-            own[name] = before or left_out(name, why)
+            why = (
+                training.failed
+                or "rules are applied on rank 0 only, and not to optimizers that need a closure"
+            )
+            by_name[name] = before or left_out(name, why)
         elif before is None:
-            own[name] = Result(name, BY_RULES[name][0])
-    last = own.pop("one batch")
-    return [*own.values(), last]
+            by_name[name] = Result(name, BY_RULES[name][0])
+    last = by_name.pop("one batch")
+    return [*by_name.values(), last]
 
 
-def _door(model: Any, batch: Any, loss: Any, optimizer: Any, steps: Any, seconds: Any) -> None:
-    if not isinstance(model, nn.Module) or not callable(loss):
+def _validate(model: Any, batch: Any, loss: Any, optimizer: Any, steps: Any, seconds: Any) -> None:
+    example = "preflight(model, next(iter(loader)), nn.CrossEntropyLoss(), optimizer)"
+    if not isinstance(model, nn.Module):
         raise InputError(
-            f"a model of type {type(model).__name__} and a loss of type {type(loss).__name__}",
-            "check(model, batch, loss, optimizer), with an nn.Module and something that is called",
-            "arguments in another order, or the loss's value in its place",
-            "check(model, next(iter(loader)), nn.CrossEntropyLoss(), optimizer)",
+            f"a model of type {type(model).__name__}",
+            "preflight(model, batch, loss, optimizer), with an nn.Module",
+            "arguments in another order",
+            example,
         )
+    function("loss", loss, "a criterion of (output, target), or a function of (model, batch)", example)
     if not isinstance(optimizer, Optimizer | None):
         raise InputError(
             f"an optimizer of type {type(optimizer).__name__}",
             "a torch.optim.Optimizer, or None",
-            "its class, or a learning-rate scheduler, was passed",
+            "the class of an optimizer, or a learning-rate scheduler",
             "pass for instance torch.optim.AdamW(model.parameters(), lr=1e-3)",
         )
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < STEPS or not seconds > 0:
-        raise InputError(
-            f"steps={steps!r}, seconds={seconds!r}",
-            f"a whole number of steps, {STEPS} at least, and seconds above 0",
-            "rules look at several steps, and one batch is not learnt in a few",
-            "leave them out for 100 steps in at most 30 seconds",
-        )
+    whole_number("steps", steps, STEPS, example=100)
+    positive_number("seconds", seconds, "time", 30)
     if is_sharded(model):
         raise InputError(
             "a model sharded by fully_shard",
-            "a model that this process holds whole",
+            "a model that this process holds as a whole",
             "a shard cannot be copied and trained alone",
-            "call check before fully_shard",
+            "call preflight before fully_shard",
         )
     if not takes_model(loss):
         pair(batch)

@@ -1,4 +1,4 @@
-"""Copies of a model, its optimizer and its loss that can be tried out, while the user's own stay as they are."""
+"""Copies of a model, its optimizer and its loss, which the preflight trains instead of the user's own."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ..hooks.forward import on_call, on_return
 from ..model import names
 
 SEED = 0
-"""Of the random numbers that are drawn, so that a check comes to the same each time."""
+"""Seed of all random numbers, so that a repeated preflight gives the same report."""
 
 
 @dataclass
 class Copy:
-    """A model, its loss and its optimizer, and the batch to try them with."""
+    """A model, its loss and its optimizer, and the batch that they are tried out on."""
 
     model: nn.Module
     loss: Callable[..., Any]
@@ -35,10 +35,10 @@ class Copy:
     batch: Any
 
     def compute(self) -> torch.Tensor:
-        """The loss of the batch, a tensor of no dimensions.
+        """Return the loss of the batch, a tensor without dimensions.
 
         Raises:
-            InputError: the loss is no tensor.
+            InputError: the loss is not a tensor.
         """
         batch = cloned(self.batch)
         if takes_model(self.loss):
@@ -49,8 +49,8 @@ class Copy:
         if not isinstance(loss, torch.Tensor):
             raise InputError(
                 f"a loss of type {type(loss).__name__}",
-                "a tensor: one number, or one a sample",
-                "a model's whole output, or a number from .item(), was returned",
+                "a tensor: one number, or one number for each sample",
+                "the loss returned the model's whole output, or a number from .item()",
                 "return the tensor that backward() is called on, for instance output.loss",
             )
         return loss.mean() if loss.ndim else loss
@@ -58,7 +58,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Original:
-    """What the user has."""
+    """The user's model without its wrappers, and the user's loss, optimizer and batch."""
 
     model: nn.Module
     loss: Callable[..., Any]
@@ -67,17 +67,17 @@ class Original:
 
     @classmethod
     def of(cls, model: nn.Module, loss: Any, optimizer: Optimizer | None, batch: Any) -> Original:
-        """``model`` may be in the wrappers of DDP and torch.compile."""
+        """Take the model out of the wrappers of DDP and torch.compile."""
         return cls(names.root(model), loss, optimizer, batch)
 
     @property
     def trained(self) -> int:
-        """Elements of parameters that are trained."""
+        """Number of elements of the trained parameters."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     @property
     def targets(self) -> int:
-        """Numbers that the model is to learn; samples where the targets are not known."""
+        """Number of target values that the model is to learn; number of samples if the targets are unknown."""
         if takes_model(self.loss):
             try:
                 return batches.length(self.batch)
@@ -87,26 +87,26 @@ class Original:
         return sum(leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor))
 
     def copy(self) -> Copy:
-        """Copies in the state that the originals are in, the model in training.
+        """Return copies in the state of the originals, with the model in training mode.
 
         Raises:
-            InputError: they cannot be copied.
+            InputError: the originals cannot be copied.
         """
         criterion = self.loss if isinstance(self.loss, nn.Module) else None
-        try:  # together: the optimizer's copy holds the copied parameters
+        try:  # one call for all, so that the copied optimizer holds the copied parameters
             memo: dict[int, Any] = {}
             model, optimizer, loss = copy.deepcopy((self.model, self.optimizer, criterion), memo)
             for key, value in vars(self.optimizer).items() if optimizer is not None else ():
                 if key not in vars(optimizer) and not callable(
                     value
-                ):  # which Optimizer's own copy leaves out
+                ):  # Optimizer's own copy leaves these out
                     vars(optimizer)[key] = copy.deepcopy(value, memo)
         except Exception as error:
             raise InputError(
                 f"a model or optimizer that cannot be copied: {error!r}",
-                "what copy.deepcopy takes",
-                "it keeps a tensor of an earlier forward pass, a lock or a file",
-                "call check before training begins",
+                "a model and an optimizer that copy.deepcopy can copy",
+                "one of them keeps a tensor of an earlier forward pass, a lock or a file",
+                "call preflight before training begins",
             ) from error
         if not model.training:
             model.train()
@@ -117,9 +117,9 @@ class Original:
 
     @contextlib.contextmanager
     def untouched(self) -> Iterator[None]:
-        """Nothing that is done inside shows: random states, and the original where the loss refers to it.
+        """Restore random states afterwards, and the original model, which the loss may use.
 
-        Not by ``preserve``, inside of which a ``Watch`` looks away.
+        ``loopwise.preserve`` is not used for this, because a ``Watch`` does not observe what runs inside it.
         """
         state = random_state.get()
         grads = [(parameter, parameter.grad) for parameter in self.model.parameters()]
@@ -134,21 +134,21 @@ class Original:
         finally:
             for parameter, grad in grads:
                 parameter.grad = grad
-            for buffer, kept in buffers:
-                buffer.data.copy_(kept)
+            for buffer, value in buffers:
+                buffer.data.copy_(value)
             for module, training in modes:
                 module.training = training
             random_state.set(state)
 
 
 def cloned(batch: Any) -> Any:
-    """Models may change their input in place."""
+    """Return a copy of the batch, since models may change their input in place."""
     return batches.map_tensors(lambda tensor: tensor.detach().clone(), batch)
 
 
 @dataclass
-class Taken:
-    """What the model was called with, and what it gave: of its first call in a step."""
+class RecordedCall:
+    """Arguments and output of the model's first call in a step."""
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -161,38 +161,35 @@ class Taken:
         named = {str(place): value for place, value in enumerate(self.args)} | dict(self.kwargs)
         return {name: value for name, value in named.items() if "label" not in name and "target" not in name}
 
-    def changed(self, name: str, value: Any) -> Taken:
-        """With another value of one field."""
-        return self.changed_all({name: value})
-
-    def changed_all(self, values: Mapping[str, Any]) -> Taken:
+    def changed(self, values: Mapping[str, Any]) -> RecordedCall:
+        """Return a call with other values of some fields."""
         args = tuple(values.get(str(place), value) for place, value in enumerate(self.args))
-        return Taken(args, {key: values.get(key, value) for key, value in self.kwargs.items()})
+        return RecordedCall(args, {key: values.get(key, value) for key, value in self.kwargs.items()})
 
 
 @contextlib.contextmanager
-def recorded(model: nn.Module) -> Iterator[Taken]:
-    """The model's first call inside."""
-    taken = Taken()
+def recorded(model: nn.Module) -> Iterator[RecordedCall]:
+    """Record the model's first call inside the ``with`` block."""
+    call = RecordedCall()
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not taken.called:
-            taken.called = True
-            taken.args, taken.kwargs = cloned(args), cloned(kwargs)
+        if not call.called:
+            call.called = True
+            call.args, call.kwargs = cloned(args), cloned(kwargs)
 
     def after(_: Any, __: Any, output: Any) -> None:
-        if taken.output is None:
-            taken.output = output
+        if call.output is None:
+            call.output = output
 
     hooks = on_call(model, before), on_return(model, after)
     try:
-        yield taken
+        yield call
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
-    """Whether ``step`` has to be given a function that computes the loss again."""
+    """Return whether ``step`` must be called with a function that computes the loss again."""
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty

@@ -1,4 +1,4 @@
-"""What a model in evaluation mode gives for the same input, for other input, and for other samples beside it."""
+"""Checks of a model's outputs in evaluation mode: for the same input, for other input, and for other samples."""
 
 from __future__ import annotations
 
@@ -14,160 +14,145 @@ from loopwise.errors import InputError
 from ..hooks.forward import on_return
 from ..model import names
 from ..rules.history import some
-from .copies import SEED, Taken
-from .report import Result, found, left_out
+from .copies import SEED, RecordedCall
+from .report import Result, fault, left_out
 
 PLACES = 32
-"""Last places of the largest element that a difference has to have: kernels may sum in another order."""
+"""Smallest difference that counts, in last places of the largest element: kernels may sum in another order."""
 Outputs = list[torch.Tensor]
 
 
-class Evaluated:
-    """Calls a model in evaluation mode.
+class Evaluation:
+    """Calls of a model in evaluation mode.
 
     Args:
-        model: a copy; it stays in that mode.
-        taken: what it is called with.
-        size: samples in the batch, as far as the targets tell; ``None``: they do not.
+        model: a copy; it stays in evaluation mode.
+        call: the call that is repeated.
+        samples: number of samples by the targets; ``None`` if that is unknown.
     """
 
-    def __init__(self, model: nn.Module, taken: Taken, size: int | None) -> None:
-        self.model, self.taken, self._targets = model.eval(), taken, size
-        self.before = self()
+    def __init__(self, model: nn.Module, call: RecordedCall, samples: int | None) -> None:
+        self.model, self.call, self._targets = model.eval(), call, samples
+        self.outputs = self._outputs(call)
 
-    def __call__(self, taken: Taken | None = None, seed: int = SEED) -> Outputs:
-        """The floating-point tensors that it gives."""
+    def _outputs(self, call: RecordedCall, seed: int = SEED) -> Outputs:
+        """Return the floating-point tensors that the model returns."""
         torch.manual_seed(seed)
-        taken = self.taken if taken is None else taken
-        args, kwargs = batches.map_tensors(torch.clone, (taken.args, dict(taken.kwargs)))
+        args, kwargs = batches.map_tensors(torch.clone, (call.args, dict(call.kwargs)))
         with torch.no_grad():
             output = self.model(*args, **kwargs)
         leaves = batches.leaves(output)
         return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
 
     @property
-    def usable(self) -> str:
-        """Why nothing can be told from its outputs; empty where something can."""
-        if not self.before:
-            return "the model gives no floating-point tensors"
-        if not all(bool(output.isfinite().all()) for output in self.before):
+    def unusable(self) -> str:
+        """Reason why the outputs cannot be compared; empty if they can."""
+        if not self.outputs:
+            return "the model returns no floating-point tensors"
+        if not all(bool(output.isfinite().all()) for output in self.outputs):
             return "outputs are not finite in evaluation mode"
         return ""
 
     # -- the same input -------------------------------------------------------------------------
 
     def repeats(self) -> Result:
-        """Is the output for the same input the same?"""
+        """Check that the same input gives the same output."""
         name = "evaluation"
-        if not _differ(self.before, self(seed=SEED + 1)):
+        if not _differ(self.outputs, self._outputs(self.call, SEED + 1)):
             return Result(name, "the same input gives the same output")
-        on = tuple(names.plain(path) for path, module in self.model.named_modules() if module.training)
-        where = on or self._where_random()
-        cause = "which stay in training mode" if on else "where random numbers are drawn"
-        finding = found(
-            "output_not_repeatable",
-            "warning",
-            f"the same input gives another output each time in evaluation mode, from {some(where)} on, {cause}",
-            "use nn.Dropout, or F.dropout(x, training=self.training); do not override train() or eval() without "
-            "calling the parent's",
-            where,
+        in_training = tuple(names.plain(path) for path, m in self.model.named_modules() if m.training)
+        places = in_training or self._first_random()
+        cause = "which stays in training mode" if in_training else "which draws random numbers"
+        what = (
+            f"in evaluation mode the same input gives different outputs, because of {some(places)}, {cause}"
         )
-        return Result(name, "", (finding,))
+        return Result(name, "", (fault("output_not_repeatable", what, places),))
 
-    def _where_random(self) -> tuple[str, ...]:
-        """The innermost module that first gives something else."""
+    def _first_random(self) -> tuple[str, ...]:
+        """Return the innermost module whose output is the first to differ between two seeds."""
         runs: list[list[tuple[str, float]]] = []
         for seed in (SEED, SEED + 1):
-            found: list[tuple[str, float]] = []
+            sums: list[tuple[str, float]] = []
             hooks = [
-                on_return(module, _noting(names.plain(path) or "the model", found))
+                on_return(module, _sum_into(names.plain(path) or "the model", sums))
                 for path, module in self.model.named_modules()
             ]
             try:
-                self(seed=seed)
+                self._outputs(self.call, seed)
             finally:
                 for hook in hooks:
                     hook.remove()
-            runs.append(found)
-        return next(((one[0],) for one, two in zip(*runs, strict=False) if one != two), ("the model",))
+            runs.append(sums)
+        first, second = runs
+        return next(
+            ((one[0],) for one, two in zip(first, second, strict=False) if one != two), ("the model",)
+        )
 
     # -- other input ----------------------------------------------------------------------------
 
     def depends(self) -> Result:
-        """Does the output depend on the input?"""
-        name, refused, tried = "dependence", "", []
-        for key, value in self.taken.fields.items():
+        """Check that the output depends on the input."""
+        name, error_text, tried = "dependence", "", []
+        for key, value in self.call.fields.items():
             other = batches.map_tensors(_drawn, value)
             if not _differ(_tensors(value), _tensors(other)):
                 continue
             try:
-                outputs = self(self.taken.changed(key, other))
+                outputs = self._outputs(self.call.changed({key: other}))
             except Exception as error:
-                refused = repr(error)
+                error_text = repr(error)
                 continue
-            if _differ(self.before, outputs):
+            if _differ(self.outputs, outputs):
                 return Result(name, f"other values of input {key} change the output")
             tried.append(key)
-        if refused or not tried:
-            return left_out(name, refused or "the inputs are constant, or no tensors")
-        finding = found(
-            "output_ignores_input",
-            "critical",
-            f"the output stays the same whatever the values of input {some(tried)} are",
-            "look for an overwritten variable in forward(), dead activations, a product with zero, or a mask that "
-            "hides everything",
-            tuple(f"input {key}" for key in tried),
-        )
-        return Result(name, "", (finding,))
+        if error_text or not tried:
+            return left_out(name, error_text or "the inputs are constant, or contain no tensors")
+        what = f"the output stays the same for any values of input {some(tried)}"
+        inputs = tuple(f"input {key}" for key in tried)
+        return Result(name, "", (fault("output_ignores_input", what, inputs),))
 
     # -- other samples --------------------------------------------------------------------------
 
     def apart(self) -> Result:
-        """Does what a sample gives depend on the others in its batch?"""
+        """Check that the output of a sample does not depend on the other samples of its batch."""
         name = "samples"
         size = self._size()
         if isinstance(size, str):
             return left_out(name, size)
         at = self._unlike(size)
         if at is None:
-            return left_out(name, "all samples of the batch are alike")
+            return left_out(name, "all samples of the batch are equal")
         changed = {
-            key: batches.map_tensors(lambda t: _copied(t, at, size), value)
-            for key, value in self.taken.fields.items()
+            key: batches.map_tensors(lambda t: _with_copied_sample(t, at, size), value)
+            for key, value in self.call.fields.items()
         }
-        outputs = self(self.taken.changed_all(changed))
+        outputs = self._outputs(self.call.changed(changed))
         others = torch.arange(size) != at
         pairs = [
             (one[others], two[others])
-            for one, two in zip(self.before, outputs, strict=True)
+            for one, two in zip(self.outputs, outputs, strict=True)
             if one.shape[:1] == two.shape[:1] == (size,) and one.shape != (size, size)
         ]
         if not pairs:
             return left_out(name, f"no output has the {size} samples of the batch in its first dimension")
         if not any(_differ([one], [two]) for one, two in pairs):
-            return Result(name, f"another sample {at} changes no other sample's output")
-        finding = found(
-            "samples_mixed",
-            "warning",
-            f"another sample {at} in the batch changes the outputs of other samples in evaluation mode",
-            "pass batch_first=True where the first dimension is the batch, and look for view(), mean(0), softmax(0) or "
-            "BatchNorm without running statistics; ignore it where samples are meant to see each other",
-        )
-        return Result(name, "", (finding,))
+            return Result(name, f"replacing sample {at} changes no other sample's output")
+        what = f"replacing sample {at} of the batch changes the outputs of other samples in evaluation mode"
+        return Result(name, "", (fault("samples_mixed", what),))
 
     def _size(self) -> int | str:
-        """Samples in the batch, or why that is not known."""
+        """Return the number of samples in the batch, or why that is unknown."""
         try:
-            size = batches.length(list(self.taken.fields.values()))
+            size = batches.length(list(self.call.fields.values()))
         except InputError:
             return "the inputs have no first dimension in common"
         if self._targets is not None and self._targets != size:
             return f"{size} entries in the inputs' first dimension, but {self._targets} targets"
-        return size if size > 1 else "one sample only"
+        return size if size > 1 else "the batch has one sample only"
 
     def _unlike(self, size: int) -> int | None:
-        """The first sample that differs from the one before it."""
-        rows = [t for t in _tensors(list(self.taken.fields.values())) if t.shape[:1] == (size,)]
+        """Return the place of the first sample that differs from the one before it."""
+        rows = [t for t in _tensors(list(self.call.fields.values())) if t.shape[:1] == (size,)]
         return next((i for i in range(1, size) if any(not torch.equal(t[i], t[i - 1]) for t in rows)), None)
 
 
@@ -176,7 +161,7 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def _drawn(tensor: torch.Tensor) -> torch.Tensor:
-    """As many of a tensor's own values, drawn at random: tokens stay tokens."""
+    """Return as many of the tensor's own values, drawn at random, so that tokens stay valid tokens."""
     if not tensor.numel():
         return tensor
     draws = torch.Generator().manual_seed(SEED)
@@ -184,8 +169,8 @@ def _drawn(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1)[places.to(tensor.device)].view(tensor.shape)
 
 
-def _copied(tensor: torch.Tensor, at: int, size: int) -> torch.Tensor:
-    """With the sample ``at`` like the one before it, so that sorted lengths stay sorted."""
+def _with_copied_sample(tensor: torch.Tensor, at: int, size: int) -> torch.Tensor:
+    """Return the tensor with the sample before ``at`` also at ``at``, so that sorted lengths stay sorted."""
     if tensor.shape[:1] != (size,):
         return tensor
     changed = tensor.clone()
@@ -194,7 +179,7 @@ def _copied(tensor: torch.Tensor, at: int, size: int) -> torch.Tensor:
 
 
 def _differ(before: list[torch.Tensor], after: list[torch.Tensor]) -> bool:
-    """Whether they differ by more than rounding."""
+    """Return whether the tensors differ by more than rounding."""
     if [t.shape for t in before] != [t.shape for t in after]:
         return True
     for one, two in zip(before, after, strict=True):
@@ -209,9 +194,11 @@ def _differ(before: list[torch.Tensor], after: list[torch.Tensor]) -> bool:
     return False
 
 
-def _noting(path: str, found: list[tuple[str, float]]) -> Callable[..., None]:
-    def note(_: Any, __: Any, output: Any) -> None:
-        sums = [float(t.double().sum()) for t in _tensors(output) if t.is_floating_point()]
-        found.append((path, sum(sums)))
+def _sum_into(path: str, sums: list[tuple[str, float]]) -> Callable[..., None]:
+    """Return a forward hook that appends the sum of a module's output to ``sums``."""
 
-    return note
+    def add(_: Any, __: Any, output: Any) -> None:
+        parts = [float(t.double().sum()) for t in _tensors(output) if t.is_floating_point()]
+        sums.append((path, sum(parts)))
+
+    return add

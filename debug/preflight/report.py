@@ -1,4 +1,4 @@
-"""What ``check`` came to: a line for each thing that was looked at."""
+"""Report of a preflight: one result for each property that was checked."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from loopwise.errors import InputError
+from loopwise.validate import one_of
 
-from ..rules import SEVERITIES, Finding, at_least
+from ..rules import SEVERITIES, Finding, FindingError, Observation, at_least
+from ..rules.engine import make_finding
 from ..rules.finding import Points
 
 WIDTH = 110
-"""Characters a line."""
+"""Characters in a line of the printed report."""
 
 
-def found(
+def fault(
     rule: str,
-    severity: str,
     what: str,
-    advice: str,
     tensors: Sequence[str] = (),
     evidence: Mapping[str, Points] | None = None,
+    advice: str = "",
 ) -> Finding:
-    """A finding before training; its arguments are those of `Finding`."""
-    return Finding(rule, severity, 0, "train", what, tuple(tensors), dict(evidence or {}), advice)
+    """Return a finding of the preflight; the arguments are those of `Observation`."""
+    return make_finding(rule, Observation(what, tuple(tensors), evidence or {}, advice), 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one thing that was looked at came to.
+    """Result of one check.
 
     Attributes:
-        name: of what was looked at.
-        text: what was seen, or why it was left out.
-        findings: what is wrong with it.
-        ran: false where it was left out.
+        name: the checked property.
+        text: what was measured, or why the check was left out.
+        findings: the faults.
+        ran: false if the check was left out.
     """
 
     name: str
@@ -45,23 +45,24 @@ class Result:
 
     @property
     def outcome(self) -> str:
-        """``passed``, ``left out``, or the worst severity of its findings."""
+        """``passed``, ``left out``, or the worst severity of the findings."""
         if self.findings:
             return max((finding.severity for finding in self.findings), key=SEVERITIES.index)
         return "passed" if self.ran else "left out"
 
 
 def left_out(name: str, why: str) -> Result:
+    """Return the result of a check that was left out."""
     return Result(name, why, ran=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """What was found before training.  ``print`` it for a report.
+class PreflightReport:
+    """Results of a preflight; ``print`` shows them as text.
 
     Attributes:
-        results: one for each thing that was looked at.
-        seconds: that it took.
+        results: one result for each check.
+        seconds: duration of the preflight.
     """
 
     results: tuple[Result, ...]
@@ -69,27 +70,22 @@ class Checked:
 
     @property
     def findings(self) -> list[Finding]:
-        """What is wrong, in the order of the report."""
+        """All findings, in the order of the results."""
         return [finding for result in self.results for finding in result.findings]
 
     def raise_if(self, severity: str = "critical") -> None:
-        """Stop here where something so severe, or worse, was found.
+        """Raise an error if there is a finding of this severity or a worse one.
 
         Raises:
-            InputError: it was; or there is no such severity.
+            FindingError: there is such a finding.
+            InputError: the severity is unknown.
         """
-        if severity not in SEVERITIES:
-            raise InputError(
-                f"severity={severity!r}",
-                f"one of {', '.join(SEVERITIES)}",
-                "a typing error",
-                "raise_if('critical')",
-            )
+        one_of("severity", severity, SEVERITIES, fix="raise_if('critical')")
         if bad := at_least(self.findings, severity):
-            raise InputError(
+            raise FindingError(
                 "; ".join(f"{finding.rule}: {finding.what}" for finding in bad),
-                f"a training without findings that are {severity} or worse",
-                "model, batch, loss or optimizer are not as they should be",
+                f"no finding that is {severity} or worse",
+                "a fault in the model, the batch, the loss or the optimizer",
                 "; ".join(dict.fromkeys(finding.advice for finding in bad)),
             )
 
@@ -98,18 +94,18 @@ class Checked:
             f"{sum(result.outcome == outcome for result in self.results)} {outcome}"
             for outcome in ("passed", "left out")
         ]
-        found = f"{len(self.findings)} finding{'s' * (len(self.findings) != 1)}"
-        lines = [f"{found}, {', '.join(counts)}, in {self.seconds:.1f} s"]
+        number = len(self.findings)
+        lines = [f"{number} finding{'s' * (number != 1)}, {', '.join(counts)}, in {self.seconds:.1f} s"]
         for result in self.results:
             if not result.findings:
-                lines += _told(result.outcome, result.name, result.text)
+                lines += _entry(result.outcome, result.name, result.text)
             for finding in result.findings:
-                lines += _told(finding.severity, result.name, f"{finding.what} ({finding.rule})")
-                lines += _told("", "", f"fix: {finding.advice}")
+                lines += _entry(finding.severity, result.name, f"{finding.what} ({finding.rule})")
+                lines += _entry("", "", f"fix: {finding.advice}")
         return "\n".join(lines)
 
 
-def _told(outcome: str, name: str, text: str) -> list[str]:
+def _entry(outcome: str, name: str, text: str) -> list[str]:
     head = f"  {outcome:<9} {name:<12} "
     body = textwrap.wrap(text, WIDTH - len(head)) or [""]
     return [(head if number == 0 else " " * len(head)) + line for number, line in enumerate(body)]

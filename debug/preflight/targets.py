@@ -1,4 +1,4 @@
-"""What a loss is given, before torch fails on it, or computes something else without a word."""
+"""Checks of the outputs and targets that a loss gets, before torch fails on them or computes something else."""
 
 from __future__ import annotations
 
@@ -12,87 +12,88 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ..rules import Finding
-from .report import found
+from .report import fault
 
 F = nn.functional
 
 
 class Bounds(NamedTuple):
-    """What the loss of the batch can come to."""
+    """Values that the loss of the batch can reach."""
 
     floor: float
-    """Where every target is known."""
+    """Loss if every target is predicted."""
     guess: float
-    """By the best guess that knows nothing of the inputs."""
+    """Loss of the best guess that is the same for all inputs."""
 
 
-class Refused(Exception):
-    """A loss that is not computed: torch would fail, on a GPU for good."""
+class LossRefused(Exception):
+    """A loss that is not computed because torch would fail, which on a GPU ends the process."""
 
 
 class Targets(TorchFunctionMode):
-    """Looks at what torch's losses are called with inside.
+    """Inspection of the arguments of torch's losses inside the ``with`` block.
 
     Attributes:
-        findings: what is wrong with it.
-        seen: losses that were called, and with what.
-        bounds: of the loss of torch's that was called, where it was one and they are known.
+        findings: faults of the arguments.
+        calls: descriptions of the called losses and their arguments.
+        bounds: bounds of the loss, if one loss of torch was called and its bounds are known.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.findings: list[Finding] = []
-        self.seen: list[str] = []
+        self.calls: list[str] = []
         self.bounds: Bounds | None = None
         self._value: torch.Tensor | None = None
 
     def bounds_of(self, loss: torch.Tensor) -> Bounds | None:
-        """Of a whole loss: none where it is more than what torch's came to, such as a multiple or with a penalty."""
+        """Return the bounds of the whole loss; ``None`` if it is more than torch's loss, such as a multiple of it."""
         if self._value is None or not math.isclose(self._value.item(), loss.item(), rel_tol=1e-5):
             return None
         return self.bounds
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        look = LOSSES.get(func)
-        if look is not None:
-            given = inspect.signature(func).bind(*args, **kwargs)
-            given.apply_defaults()
-            outputs, targets = given.arguments["input"], given.arguments["target"]
-            self.seen.append(f"{func.__name__} of {_form(outputs)} and {_form(targets)}")
-            wrong = look(outputs, targets, given.arguments)
+        inspect_arguments = LOSSES.get(func)
+        if inspect_arguments is not None:
+            arguments = inspect.signature(func).bind(*args, **kwargs)
+            arguments.apply_defaults()
+            options = arguments.arguments
+            outputs, targets = options["input"], options["target"]
+            self.calls.append(f"{func.__name__} of {_described(outputs)} and {_described(targets)}")
+            wrong = inspect_arguments(outputs, targets, options)
             if wrong is not None:
-                self.findings.append(found("bad_targets", "critical", *wrong))
-                if look is not _broadcast:
-                    raise Refused(wrong[0])
+                self.findings.append(fault("bad_targets", wrong[0], advice=wrong[1]))
+                if inspect_arguments is not _broadcast:
+                    raise LossRefused(wrong[0])
             self.bounds = None
-            if wrong is None and len(self.seen) == 1:
-                self.bounds = _bounds(func, outputs, targets, given.arguments)
-        made = func(*args, **kwargs)
-        if look is not None:
-            self._value = made.detach().mean()
-        return made
+            if wrong is None and len(self.calls) == 1:
+                self.bounds = _bounds(func, outputs, targets, options)
+        result = func(*args, **kwargs)
+        if inspect_arguments is not None:
+            self._value = result.detach().mean()
+        return result
 
 
 Wrong = tuple[str, str]
-"""What is wrong, and what is done about it."""
+"""The fault, and its fix."""
 
 
-def _classes(outputs: torch.Tensor, targets: torch.Tensor, given: dict[str, Any]) -> Wrong | None:
-    """Of cross_entropy and nll_loss."""
+def _classes(outputs: torch.Tensor, targets: torch.Tensor, options: dict[str, Any]) -> Wrong | None:
+    """Return the fault of the arguments of cross_entropy or nll_loss."""
     classes = outputs.shape[1 if outputs.ndim > 1 else 0] if outputs.ndim else 0
     wanted = outputs.shape[:1] + outputs.shape[2:] if outputs.ndim > 1 else torch.Size()
     if classes == 1:
         return (
             f"cross_entropy of one class, in outputs {tuple(outputs.shape)}, is always zero",
-            "use binary_cross_entropy_with_logits for one output, or give the model an output a class",
+            "use binary_cross_entropy_with_logits for one output, or give the model one output for each class",
         )
     if targets.is_floating_point():
-        if targets.shape == outputs.shape and "label_smoothing" in given:
+        if targets.shape == outputs.shape and "label_smoothing" in options:
             return None
         return (
-            f"class indices of dtype {_plain(targets)}, shape {tuple(targets.shape)}",
-            "targets.long() for class indices; probabilities have to have the shape of the outputs",
+            f"class indices of dtype {_dtype(targets)}, shape {tuple(targets.shape)}",
+            "targets.long() for class indices; probabilities must have the shape of the outputs",
         )
     if targets.shape != wanted:
         return (
@@ -100,21 +101,21 @@ def _classes(outputs: torch.Tensor, targets: torch.Tensor, given: dict[str, Any]
             _reshaped(outputs, targets, wanted),
         )
     if targets.dtype not in (torch.int64, torch.uint8):
-        return f"class indices of dtype {_plain(targets)}", "targets.long()"
-    return _out_of_range(targets, classes, int(given.get("ignore_index", -100)))
+        return f"class indices of dtype {_dtype(targets)}", "targets.long()"
+    return _out_of_range(targets, classes, int(options.get("ignore_index", -100)))
 
 
 def _out_of_range(targets: torch.Tensor, classes: int, ignored: int) -> Wrong | None:
     counted = targets[targets != ignored]
     if not counted.numel():
-        return f"all targets are {ignored}, which the loss leaves out", "look at how targets are masked"
+        return f"all targets are {ignored}, which the loss ignores", "look at how targets are masked"
     low, high = int(counted.min()), int(counted.max())
     if low >= 0 and high < classes:
         return None
     if low == 1 and high == classes:
         fix = "count classes from 0: targets - 1"
     elif low < 0:
-        fix = f"mark targets to be left out by {ignored}, or pass ignore_index={low}"
+        fix = f"mark targets to be ignored by {ignored}, or pass ignore_index={low}"
     else:
         fix = f"give the model {high + 1} outputs, or look for labels that are no classes"
     return f"class indices from {low} to {high}, but {classes} outputs", fix
@@ -131,28 +132,25 @@ def _reshaped(outputs: torch.Tensor, targets: torch.Tensor, wanted: torch.Size) 
 
 
 def _binary(outputs: torch.Tensor, targets: torch.Tensor, _: dict[str, Any]) -> Wrong | None:
-    """Of binary_cross_entropy, with logits and without."""
+    """Return the fault of the arguments of binary_cross_entropy, with logits or without."""
     if outputs.shape != targets.shape:
         return (
             f"outputs {tuple(outputs.shape)} for targets {tuple(targets.shape)}",
             "bring both to one shape, with outputs.squeeze(-1) or targets.unsqueeze(-1)",
         )
     if not targets.is_floating_point():
-        return f"targets of dtype {_plain(targets)}", "targets.float()"
+        return f"targets of dtype {_dtype(targets)}", "targets.float()"
     low, high = targets.amin().item(), targets.amax().item()
     if not (low >= 0 and high <= 1):
-        return (
-            f"targets from {low:g} to {high:g}, which are no probabilities",
-            "targets have to be from 0 to 1",
-        )
+        return f"targets from {low:g} to {high:g}, which are no probabilities", "targets must be from 0 to 1"
     return None
 
 
 def _broadcast(outputs: torch.Tensor, targets: torch.Tensor, _: dict[str, Any]) -> Wrong | None:
-    """Of losses that compare element by element."""
+    """Return the fault of the arguments of a loss that compares element by element."""
     try:
         size = math.prod(torch.broadcast_shapes(outputs.shape, targets.shape))  # type: ignore[no-untyped-call]
-    except RuntimeError:  # torch says so
+    except RuntimeError:  # the loss itself raises, with a good message
         return None
     if size <= max(outputs.numel(), targets.numel()):
         return None
@@ -174,54 +172,58 @@ LOSSES: dict[Any, Callable[[torch.Tensor, torch.Tensor, dict[str, Any]], Wrong |
 }
 
 
-def _of_classes(targets: torch.Tensor, classes: int, given: dict[str, Any]) -> Bounds | None:
-    """Of cross_entropy: by the shares of the classes in the batch; ``None`` where they are weighted."""
-    if given.get("weight") is not None:
+def _class_bounds(targets: torch.Tensor, classes: int, options: dict[str, Any]) -> Bounds | None:
+    """Return the bounds of cross_entropy by the shares of the classes; ``None`` if the classes are weighted."""
+    if options.get("weight") is not None:
         return None
-    spread = given["label_smoothing"] / classes
+    smoothing = options["label_smoothing"]
+    spread = smoothing / classes
     if targets.is_floating_point():
-        each = targets.movedim(1, -1).reshape(-1, classes) if targets.ndim > 1 else targets[None]
-        each = each.double() * (1 - given["label_smoothing"]) + spread
-        return Bounds(_entropy(each).mean().item(), _entropy(each.mean(0)).item())
-    counts = targets[targets != given["ignore_index"]].long().bincount(minlength=classes).double()
+        shares = targets.movedim(1, -1).reshape(-1, classes) if targets.ndim > 1 else targets[None]
+        shares = shares.double() * (1 - smoothing) + spread
+        return Bounds(_entropy(shares).mean().item(), _entropy(shares.mean(0)).item())
+    counts = targets[targets != options["ignore_index"]].long().bincount(minlength=classes).double()
     smooth = torch.full((classes,), spread, dtype=torch.float64)
-    one = smooth.clone()
-    one[0] += 1 - given["label_smoothing"]
-    mean = counts.cpu() / counts.sum().cpu() * (1 - given["label_smoothing"]) + smooth
-    return Bounds(_entropy(one).item(), _entropy(mean).item())
+    single = smooth.clone()
+    single[0] += 1 - smoothing
+    mean = counts.cpu() / counts.sum().cpu() * (1 - smoothing) + smooth
+    return Bounds(_entropy(single).item(), _entropy(mean).item())
 
 
-def _bounds(func: Any, outputs: torch.Tensor, targets: torch.Tensor, given: dict[str, Any]) -> Bounds | None:
-    """Where they are known for a mean over the batch."""
-    if given.get("reduction") == "sum":
+def _bounds(
+    func: Any, outputs: torch.Tensor, targets: torch.Tensor, options: dict[str, Any]
+) -> Bounds | None:
+    """Return the bounds of a loss that is the mean over the batch, if they are known."""
+    if options.get("reduction") == "sum":
         return None
     if func is F.cross_entropy:
-        return _of_classes(targets, outputs.shape[1 if outputs.ndim > 1 else 0], given)
-    if outputs.shape != targets.shape or given.get("weight") is not None:
+        return _class_bounds(targets, outputs.shape[1 if outputs.ndim > 1 else 0], options)
+    if outputs.shape != targets.shape or options.get("weight") is not None:
         return None
     known = targets.detach().double()
     if func is F.mse_loss:
         return Bounds(0.0, (known - known.mean(0)).square().mean().item())
-    if (
-        func in (F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
-        and given.get("pos_weight") is None
-    ):
-        each, mean = torch.stack([known, 1 - known], -1), torch.stack([known.mean(0), 1 - known.mean(0)], -1)
-        return Bounds(_entropy(each).mean().item(), _entropy(mean).mean().item())
+    is_binary = func in (F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
+    if is_binary and options.get("pos_weight") is None:
+        shares, mean = (
+            torch.stack([known, 1 - known], -1),
+            torch.stack([known.mean(0), 1 - known.mean(0)], -1),
+        )
+        return Bounds(_entropy(shares).mean().item(), _entropy(mean).mean().item())
     return None
 
 
 def _entropy(shares: torch.Tensor) -> torch.Tensor:
-    """Over the last dimension."""
-    found: torch.Tensor = torch.special.entr(shares).sum(-1)
-    return found
+    """Return the entropy over the last dimension."""
+    entropies: torch.Tensor = torch.special.entr(shares).sum(-1)
+    return entropies
 
 
-def _form(given: Any) -> str:
-    if not isinstance(given, torch.Tensor):
-        return type(given).__name__
-    return f"{_plain(given)} {tuple(given.shape)}"
+def _described(value: Any) -> str:
+    return (
+        f"{_dtype(value)} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+    )
 
 
-def _plain(tensor: torch.Tensor) -> str:
+def _dtype(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")

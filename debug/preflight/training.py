@@ -1,4 +1,4 @@
-"""Training on one batch, again and again: whatever a model cannot learn there it learns nowhere."""
+"""Training on one batch, repeatedly: a model that cannot learn one batch cannot learn more."""
 
 from __future__ import annotations
 
@@ -18,45 +18,44 @@ from loopwise.schedule import every
 from ..rules import RULES, Finding
 from ..watch import Watch
 from .copies import SEED, Copy, Original, needs_closure
-from .report import Result, found, left_out
+from .report import Result, fault, left_out
 from .targets import Bounds
 
 FALL = 0.2
-"""Share by which the loss has to fall.  A model that sees nothing of its input reaches the best guess and no more:
-nothing of the entropy of the classes in the batch; a linear one with ten parameters for 32 random samples falls by more."""
+"""Share by which the loss has to fall below the loss of the best constant guess, as far as it can fall.  A linear model
+with ten parameters reaches more on 32 random samples, and a model that ignores its input reaches 0."""
 SLOW = 0.02
-"""The same for an optimizer that moves on, if slowly: learning rates that suit a long training need not learn in a few steps."""
+"""Share that suffices for the user's optimizer if Adam reaches ``FALL``: learning rates that suit a long training need
+not learn in a few steps."""
 TARGETS = 4
-"""Parameters to a target of the batch from which on a model is expected to learn any batch by heart."""
+"""Parameters for each target above which a model is expected to learn any batch by heart."""
 ENOUGH = 0.5
-"""Share after which nothing more is to be learnt of the training."""
+"""Share after which the training ends early."""
 STEPS = 20
-"""Steps that are taken at least: rules look at up to 16."""
+"""Smallest number of steps: rules look at up to 16."""
 RATES = (1e-3, 1e-2, 1e-4)
-"""Learning rates of Adam, to tell a model that cannot learn from an optimizer that does not let it."""
+"""Learning rates of Adam, which tells an unsuitable model from an unsuitable optimizer."""
 OFF = {"repeated_batch", "loss_not_decreasing", "loss_spike", "shuffled_targets", "stalled_training"}
-"""Rules that one batch again and again would set off, or that say the same of whole runs."""
-TRAPPED = "non_finite"
-"""What the trap finds."""
+"""Rules that are not applied: one repeated batch triggers them, or they are about whole runs."""
 
 
 @dataclass
 class Training:
-    """What training came to."""
+    """Course of a training on one batch."""
 
     losses: list[float] = field(default_factory=list)
     failed: str = ""
-    """What raised, and at which step."""
+    """The operation that raised, its step and its error; empty if none did."""
     findings: list[Finding] = field(default_factory=list)
-    """What rules found."""
     watched: bool = False
+    """Whether rules were applied."""
 
     @property
     def last(self) -> float:
         return statistics.median(self.losses[-5:])
 
     def fall(self, bounds: Bounds | None) -> float:
-        """Share by which the loss fell, beneath that of the best guess where it is known; negative: it rose."""
+        """Return the share by which the loss fell below the best constant guess, if known; negative if it rose."""
         first, floor = self.losses[0], 0.0
         if bounds is not None:
             first, floor = min(first, bounds.guess), bounds.floor
@@ -68,38 +67,40 @@ class Training:
 def train(
     copy: Copy, steps: int, deadline: float, bounds: Bounds | None, watch: Watch | None = None
 ) -> Training:
-    """Train a copy on its batch, until the loss fell by ``ENOUGH``, ``steps`` are done or it is too late.
+    """Train a copy on its batch until the loss fell by ``ENOUGH``, or until all steps are done or the time is over.
 
     Args:
-        deadline: by ``time.monotonic``.
-        bounds: of the loss.
-        watch: is told of each step.
+        copy: has an optimizer.
+        steps: largest number of steps.
+        deadline: time of ``time.monotonic`` at which the training ends.
+        bounds: bounds of the loss, if known.
+        watch: its ``step`` is called after each step.
     """
-    done, optimizer = Training(), copy.optimizer
+    training, optimizer = Training(), copy.optimizer
     assert optimizer is not None
     torch.manual_seed(SEED)
     for step in range(steps):
-        what = "the forward pass"
+        operation = "the forward pass"
         try:
             optimizer.zero_grad()
             loss = copy.compute()
-            what = "backward"
+            operation = "backward"
             loss.backward()  # type: ignore[no-untyped-call]
-            what = "the optimizer's step"
+            operation = "the optimizer's step"
             if needs_closure(optimizer):
                 optimizer.step(_closure(copy))
             else:
                 optimizer.step()
         except Exception as error:
-            done.failed = f"{what} of step {step} on the same batch raises {error!r}"
+            training.failed = f"{operation} of step {step} on the same batch raises {error!r}"
             break
-        done.losses.append(float(loss.detach()))
+        training.losses.append(float(loss.detach()))
         if watch is not None:
             watch.step(loss=loss)
-        enough = len(done.losses) >= STEPS and done.fall(bounds) > ENOUGH
-        if enough or not math.isfinite(done.losses[-1]) or time.monotonic() > deadline:
+        enough = len(training.losses) >= STEPS and training.fall(bounds) > ENOUGH
+        if enough or not math.isfinite(training.losses[-1]) or time.monotonic() > deadline:
             break
-    return done
+    return training
 
 
 def _closure(copy: Copy) -> Callable[[], float]:
@@ -113,16 +114,20 @@ def _closure(copy: Copy) -> Callable[[], float]:
     return compute
 
 
-def watched(original: Original, steps: int, deadline: float, bounds: Bounds | None) -> Training:
-    """Train a copy by the user's optimizer, or by Adam where there is none, under a ``Watch`` with all rules."""
+def train_under_watch(original: Original, steps: int, deadline: float, bounds: Bounds | None) -> Training:
+    """Train a copy with the user's optimizer, or with Adam if there is none, under a ``Watch`` with the rules."""
     copy = original.copy()
     if copy.optimizer is None:
         copy.optimizer = torch.optim.Adam(copy.model.parameters(), RATES[0])
-    rules = [name for name, rule in RULES.items() if rule.mode == "train" and name not in OFF]
-    with contextlib.ExitStack() as inside:
+    rules = [
+        name
+        for name, rule in RULES.items()
+        if rule.source == "saved step" and rule.mode == "train" and name not in OFF
+    ]
+    with contextlib.ExitStack() as stack:
         watch = None
-        if not needs_closure(copy.optimizer):  # which may be done in one step
-            folder = inside.enter_context(tempfile.TemporaryDirectory(prefix="loopwise-check-"))
+        if not needs_closure(copy.optimizer):  # such an optimizer may be done in one step
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="loopwise-preflight-"))
             watch = Watch(
                 copy.model,
                 copy.optimizer,
@@ -132,67 +137,57 @@ def watched(original: Original, steps: int, deadline: float, bounds: Bounds | No
                 on_finding=lambda _: None,
                 profile=False,
             )
-            inside.enter_context(watch)
-        done = train(copy, steps, deadline, bounds, watch)
-    if watch is not None and is_main():  # a run has the steps of one rank; what compares ranks is not asked
-        done.findings, done.watched = [f for f in watch.findings if f.rule in (*rules, TRAPPED)], True
-    return done
+            stack.enter_context(watch)
+        training = train(copy, steps, deadline, bounds, watch)
+    if watch is not None and is_main():  # other ranks save no steps
+        training.findings, training.watched = watch.findings, True
+    return training
 
 
-def learns(original: Original, done: Training, steps: int, deadline: float, bounds: Bounds | None) -> Result:
-    """Does the loss of one batch fall?  Where it does not: is it the optimizer?"""
+def one_batch(
+    original: Original, training: Training, steps: int, deadline: float, bounds: Bounds | None
+) -> Result:
+    """Check that the loss of one batch falls; if it does not, try Adam to tell whether the optimizer is at fault."""
     name = "one batch"
-    if not math.isfinite(done.losses[0]):
-        return left_out(name, "its loss is not finite")
-    by = "" if original.optimizer is not None else f" by Adam with a learning rate of {RATES[0]:g}"
-    told = f"from {done.losses[0]:.4g} to {done.last:.4g} in {len(done.losses)} steps{by}"
-    if done.fall(bounds) > FALL:
-        return Result(name, f"the loss fell {told}")
-    other = _by_adam(original, steps, deadline, bounds)
-    evidence = {"loss": list(enumerate(done.losses))}
-    guess = f"; the best guess that knows no input has {bounds.guess:.4g}" if bounds else ""
-    if other is not None:
-        adam = f"by Adam with a learning rate of {other[0]:g} to {other[1].last:.4g}"
-        if done.fall(None) > SLOW:
-            return Result(name, f"the loss fell slowly, {told}, {adam}")
-        finding = found(
-            "optimizer_does_not_learn",
-            "warning",
-            f"the loss of one batch went {told}, {adam}{guess}",
-            "choose another learning rate, and look at weight decay, clipping and what the optimizer holds",
-            evidence=evidence,
-        )
-        return Result(name, "", (finding,))
-    if time.monotonic() > deadline:
-        return left_out(name, done.failed or f"no time was left to try Adam as well: the loss went {told}")
-    if done.failed and len(done.losses) < STEPS and math.isfinite(done.losses[-1]):
-        return left_out(name, done.failed)
-    if original.trained < TARGETS * original.targets:
-        few = (
-            f"{original.trained:,} parameters need not be able to learn {original.targets:,} targets by heart"
-        )
-        return left_out(name, f"{few}: the loss went {told}")
-    finding = found(
-        "cannot_overfit_one_batch",
-        "critical",
-        f"the loss of one batch went {told}{guess}, and does not fall by Adam either",
-        "look at the other findings, at the loss's sign and its targets, at layers that pass no gradient, and at the "
-        "size of inputs and initial weights",
-        evidence=evidence,
+    if not math.isfinite(training.losses[0]):
+        return left_out(name, "the loss of the batch is not finite")
+    with_adam = f" with Adam at a learning rate of {RATES[0]:g}" if original.optimizer is None else ""
+    change = (
+        f"from {training.losses[0]:.4g} to {training.last:.4g} in {len(training.losses)} steps{with_adam}"
     )
-    return Result(name, "", (finding,))
+    if training.fall(bounds) > FALL:
+        return Result(name, f"the loss fell {change}")
+    other = _with_adam(original, steps, deadline, bounds)
+    evidence = {"loss": list(enumerate(training.losses))}
+    guess = f"; the best constant guess has a loss of {bounds.guess:.4g}" if bounds else ""
+    if other is not None:
+        adam = f"and with Adam at a learning rate of {other[0]:g} to {other[1].last:.4g}"
+        if training.fall(None) > SLOW:
+            return Result(name, f"the loss fell slowly, {change}, {adam}")
+        what = f"the loss of one batch went {change}, {adam}{guess}"
+        return Result(name, "", (fault("optimizer_does_not_learn", what, evidence=evidence),))
+    if time.monotonic() > deadline:
+        why = f"no time was left to try Adam as well: the loss went {change}"
+        return left_out(name, training.failed or why)
+    if training.failed and len(training.losses) < STEPS and math.isfinite(training.losses[-1]):
+        return left_out(name, training.failed)
+    if original.trained < TARGETS * original.targets:
+        few = f"{original.trained:,} parameters may be too few to learn {original.targets:,} targets by heart"
+        return left_out(name, f"{few}: the loss went {change}")
+    what = f"the loss of one batch went {change}{guess}, and does not fall with Adam either"
+    return Result(name, "", (fault("cannot_overfit_one_batch", what, evidence=evidence),))
 
 
-def _by_adam(
+def _with_adam(
     original: Original, steps: int, deadline: float, bounds: Bounds | None
 ) -> tuple[float, Training] | None:
-    """The first learning rate by which the loss falls, and how it falls."""
+    """Return the first learning rate of Adam with which the loss falls, and that training."""
     for rate in RATES:
         copy = original.copy()
         copy.optimizer = torch.optim.Adam(copy.model.parameters(), rate)
-        done = train(copy, steps, deadline, bounds)
-        if done.losses and done.fall(bounds) > FALL:
-            return rate, done
+        training = train(copy, steps, deadline, bounds)
+        if training.losses and training.fall(bounds) > FALL:
+            return rate, training
         if time.monotonic() > deadline:
             break
     return None

@@ -11,7 +11,7 @@ from .finding import Finding, Observation
 from .registry import RULES
 
 
-def finding(name: str, seen: Observation, step: int, mode: str = "train", line: str = "") -> Finding:
+def make_finding(name: str, seen: Observation, step: int, mode: str = "train", line: str = "") -> Finding:
     """Make a finding of what the rule ``name`` observed at a step; ``line`` is the line of code that it is about."""
     rule = RULES[name]
     advice = seen.advice or rule.advice
@@ -59,7 +59,7 @@ class Engine:
                 for seen in rule.detect(observed, **thresholds):
                     if self._is_new(name, seen.tensors or ("",), rule.most):
                         line = of_tensor(seen.tensors[0], lines) if lines and seen.tensors else ""
-                        findings.append(finding(name, seen, step, mode, line))
+                        findings.append(make_finding(name, seen, step, mode, line))
             except Exception as error:
                 del self._rules[name]
                 self.failures.append(f"the rule {name} is switched off: {error!r}")

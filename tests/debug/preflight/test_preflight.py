@@ -1,4 +1,4 @@
-"""``check``: what it finds before training, what it says of healthy set-ups, and that it leaves no trace."""
+"""``preflight``: what it finds before training, what it says of healthy set-ups, and that it leaves no trace."""
 
 import copy
 import functools
@@ -11,27 +11,27 @@ import torch
 from torch import nn
 
 from benchmarks.zoo import FAULTS, Job
-from loopwise.debug import Watch, check, every, open_run
+from loopwise.debug import FindingError, Watch, every, open_run, preflight
 from loopwise.debug.preflight.copies import Original
-from loopwise.debug.preflight.training import Training, learns
+from loopwise.debug.preflight.training import Training, one_batch
 from loopwise.errors import InputError
 
 F = nn.functional
 CROSS = nn.CrossEntropyLoss()
 
 
-def rules(checked):
-    return {finding.rule for finding in checked.findings}
+def rules(report):
+    return {finding.rule for finding in report.findings}
 
 
-def outcome(checked, name):
-    (found,) = [result for result in checked.results if result.name == name]
+def outcome(report, name):
+    (found,) = [result for result in report.results if result.name == name]
     return found
 
 
 def tried(model, *batch, loss=CROSS, lr=1e-2, **options):
     batch = batch[0] if len(batch) == 1 else batch
-    return check(model, batch, loss, torch.optim.Adam(model.parameters(), lr), **options)
+    return preflight(model, batch, loss, torch.optim.Adam(model.parameters(), lr), **options)
 
 
 def digits(seed=0):
@@ -59,10 +59,10 @@ def mlp():
 def test_healthy_set_ups(kind, optimizer):
     job = Job(kind, 1, optimizer=optimizer)
     model, held = job.made()
-    checked = check(model, job.batch(0), job.criterion, held)
-    assert checked.findings == []
-    assert {result.outcome for result in checked.results} == {"passed"}
-    checked.raise_if("info")
+    report = preflight(model, job.batch(0), job.criterion, held)
+    assert report.findings == []
+    assert {result.outcome for result in report.results} == {"passed"}
+    report.raise_if("info")
 
 
 def test_slow_optimizers_and_models_that_are_too_small_to_learn_by_heart_are_healthy():
@@ -73,7 +73,7 @@ def test_slow_optimizers_and_models_that_are_too_small_to_learn_by_heart_are_hea
     x, y = torch.randn(256, 6), torch.arange(256) % 2
     small = tried(nn.Linear(6, 1), x, y[:, None].float(), loss=nn.BCEWithLogitsLoss(), lr=1e-3)
     assert small.findings == []
-    assert outcome(small, "one batch").text.startswith("7 parameters need not be able to learn 256 targets")
+    assert outcome(small, "one batch").text.startswith("7 parameters may be too few to learn 256 targets")
 
 
 class Hugging(nn.Module):
@@ -95,19 +95,19 @@ def test_models_that_return_their_loss():
 
     batch = {"input_ids": torch.randint(20, (8, 5)), "labels": torch.arange(8) % 3}
     batch["attention_mask"] = torch.ones(8, 5, dtype=torch.long)
-    checked = tried(Hugging(), batch, loss=loss)
-    assert checked.findings == []
-    assert outcome(checked, "dependence").text == "other values of input input_ids change the output"
+    report = tried(Hugging(), batch, loss=loss)
+    assert report.findings == []
+    assert outcome(report, "dependence").text == "other values of input input_ids change the output"
     batch["labels"] = batch["labels"] + 1
     assert rules(tried(Hugging(), batch, loss=loss)) == {"bad_targets"}
 
 
 def test_without_an_optimizer():
-    checked = check(mlp(), digits(), CROSS)
-    assert checked.findings == []
-    assert (outcome(checked, "optimizer").outcome, outcome(checked, "optimizer").text) == (
+    report = preflight(mlp(), digits(), CROSS)
+    assert report.findings == []
+    assert (outcome(report, "optimizer").outcome, outcome(report, "optimizer").text) == (
         "left out",
-        "none was given",
+        "no optimizer was passed",
     )
 
 
@@ -120,32 +120,32 @@ def test_compiled_models_run_eagerly_on_the_copy(wrap):
 def test_a_model_in_ddp(ranks):
     code = """
     from torch import nn
-    from loopwise.debug import check
+    from loopwise.debug import preflight
     torch.manual_seed(0)
     model = nn.parallel.DistributedDataParallel(nn.Linear(6, 3))
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    found = check(model, (torch.randn(6, 6), torch.arange(6) % 3), nn.CrossEntropyLoss(), optimizer)
+    found = preflight(model, (torch.randn(6, 6), torch.arange(6) % 3), nn.CrossEntropyLoss(), optimizer)
     print(json.dumps([str(each) for each in found.findings] + [found.results[5].text]))
     """
     assert ranks(code) == [
-        ["it holds every parameter that gets a gradient"],
-        ["rules look on rank 0 only, and at no optimizer that calls a closure"],
+        ["the optimizer holds every parameter that gets a gradient"],
+        ["rules are applied on rank 0 only, and not to optimizers that need a closure"],
     ]
 
 
 def test_an_optimizer_that_wants_a_closure():
     model = mlp()
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1)
-    checked = check(model, digits(), CROSS, optimizer)
-    assert outcome(checked, "one batch").outcome == "passed"
-    assert checked.findings == []
+    report = preflight(model, digits(), CROSS, optimizer)
+    assert outcome(report, "one batch").outcome == "passed"
+    assert report.findings == []
 
 
 def test_a_warmup_does_not_look_like_a_learning_rate_of_zero():
     model = mlp()
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 1000)
-    assert check(model, digits(), CROSS, optimizer).findings == []
+    assert preflight(model, digits(), CROSS, optimizer).findings == []
 
 
 # -- no trace ---------------------------------------------------------------------------------------
@@ -182,12 +182,12 @@ def test_it_leaves_no_trace():
 
     loss.__signature__ = __import__("inspect").signature(lambda model, batch: None)
     before, kept = state(model, optimizer), x.clone()
-    assert "the loss fell" in outcome(check(model, (x, y), loss, optimizer), "one batch").text
+    assert "the loss fell" in outcome(preflight(model, (x, y), loss, optimizer), "one batch").text
     assert str(state(model, optimizer)) == str(before)
     assert all(p.grad is grad for p, grad in zip(model.parameters(), grads, strict=True))
     assert torch.equal(x, kept)
     with torch.no_grad():
-        assert check(model, (x, y), CROSS, optimizer) == check(model, (x, y), CROSS, optimizer)
+        assert preflight(model, (x, y), CROSS, optimizer) == preflight(model, (x, y), CROSS, optimizer)
     assert str(state(model, optimizer)) == str(before)
 
 
@@ -209,7 +209,7 @@ def test_faults_that_rules_name(name):
     job = Job(FAULTS[name].kind, 0)
     FAULTS[name].inject(job)
     model, optimizer = job.made()
-    assert rules(check(model, job.batch(0), job.criterion, optimizer)) & {*FAULTS[name].named}
+    assert rules(preflight(model, job.batch(0), job.criterion, optimizer)) & {*FAULTS[name].named}
 
 
 class Blind(nn.Linear):
@@ -218,10 +218,10 @@ class Blind(nn.Linear):
 
 
 def test_an_output_that_ignores_the_input():
-    checked = tried(Blind(6, 3), *digits())
-    assert {"output_ignores_input"} <= rules(checked)
-    with pytest.raises(InputError, match="output_ignores_input: the output stays the same"):
-        checked.raise_if()
+    report = tried(Blind(6, 3), *digits())
+    assert {"output_ignores_input"} <= rules(report)
+    with pytest.raises(FindingError, match="output_ignores_input: the output stays the same"):
+        report.raise_if()
 
 
 @pytest.mark.parametrize("loss", [lambda out, y: CROSS(out, y) + 1, lambda out, y: 10 * CROSS(out, y)])
@@ -234,17 +234,17 @@ def test_no_time_for_adam():
     x, y = digits()
     model = mlp()
     original = Original.of(model, CROSS, torch.optim.SGD(model.parameters(), 1e-9), (x, y))
-    found = learns(original, Training(losses=[1.0] * 20), 20, time.monotonic() - 1, None)
-    assert (found.outcome, found.findings) == ("left out", ())
-    assert "no time was left to try Adam" in found.text
+    result = one_batch(original, Training(losses=[1.0] * 20), 20, time.monotonic() - 1, None)
+    assert (result.outcome, result.findings) == ("left out", ())
+    assert "no time was left to try Adam" in result.text
 
 
 def test_the_best_guess_is_no_learning():
     """Nine of ten samples of one class: a loss that falls by half without a look at the input."""
     x, y = torch.randn(30, 6), (torch.arange(30) % 10 == 0).long()
-    checked = tried(Blind(6, 30), x, y, lr=1e-2)
-    finding = next(each for each in checked.findings if each.rule == "cannot_overfit_one_batch")
-    assert "the best guess that knows no input has 0.3251" in finding.what
+    report = tried(Blind(6, 30), x, y, lr=1e-2)
+    finding = next(each for each in report.findings if each.rule == "cannot_overfit_one_batch")
+    assert "the best constant guess has a loss of 0.3251" in finding.what
     assert len(finding.evidence["loss"]) == 100
 
 
@@ -263,8 +263,8 @@ class Attends(nn.Module):
 @pytest.mark.parametrize("how", [{}, {"batch_first": True}])
 def test_samples_that_see_each_other(how):
     torch.manual_seed(0)
-    checked = tried(Attends(**how), torch.randint(20, (8, 5)), torch.arange(8) % 3)
-    assert rules(checked) == (set() if how else {"samples_mixed"})
+    report = tried(Attends(**how), torch.randint(20, (8, 5)), torch.arange(8) % 3)
+    assert rules(report) == (set() if how else {"samples_mixed"})
 
 
 class Drops(nn.Module):
@@ -285,11 +285,11 @@ class AlwaysOn(nn.Dropout):
 
 
 def test_dropout_in_evaluation_mode():
-    checked = tried(nn.Sequential(nn.Linear(6, 6), Drops()), *digits())
-    assert rules(checked) == {"output_not_repeatable"}
-    assert "from 1 on, where random numbers are drawn" in checked.findings[0].what
-    checked = tried(nn.Sequential(nn.Linear(6, 3), AlwaysOn(0.1)), *digits())
-    assert "from 1 on, which stay in training mode" in checked.findings[0].what
+    report = tried(nn.Sequential(nn.Linear(6, 6), Drops()), *digits())
+    assert rules(report) == {"output_not_repeatable"}
+    assert "because of 1, which draws random numbers" in report.findings[0].what
+    report = tried(nn.Sequential(nn.Linear(6, 3), AlwaysOn(0.1)), *digits())
+    assert "because of 1, which stays in training mode" in report.findings[0].what
 
 
 def test_nan_in_the_batch():
@@ -311,45 +311,48 @@ class Remembers(nn.Module):
 
 
 def test_steps_that_fail():
-    checked = tried(nn.Linear(5, 3), *digits())
-    assert rules(checked) == {"step_fails"}
-    assert "the forward pass or the loss raises RuntimeError" in checked.findings[0].what
-    checked = tried(Remembers(), *digits())
-    assert "step_fails" in rules(checked)
-    assert "backward of step 1 on the same batch raises" in str(checked)
+    report = tried(nn.Linear(5, 3), *digits())
+    assert rules(report) == {"step_fails"}
+    assert "the forward pass or the loss raises RuntimeError" in report.findings[0].what
+    report = tried(Remembers(), *digits())
+    assert "step_fails" in rules(report)
+    assert "backward of step 1 on the same batch raises" in str(report)
 
 
 def test_a_loss_that_no_parameter_has_a_part_in():
-    checked = tried(mlp(), *digits(), loss=lambda out, y: (out.argmax(1) != y).float().mean())
-    assert rules(checked) == {"detached_loss"}
+    report = tried(mlp(), *digits(), loss=lambda out, y: (out.argmax(1) != y).float().mean())
+    assert rules(report) == {"detached_loss"}
 
 
 # -- the report and the door ------------------------------------------------------------------------
 
 
 def test_the_report():
-    checked = tried(mlp().append(nn.Softmax(1)), *digits())
-    text = str(checked)
+    report = tried(mlp().append(nn.Softmax(1)), *digits())
+    text = str(report)
     assert text.startswith("1 finding, 11 passed, 0 left out, in ")
     assert "  critical  loss         cross_entropy applies softmax itself" in text
     assert "fix: give logits to cross_entropy" in text
     assert max(map(len, text.splitlines())) <= 110
-    with pytest.raises(InputError) as error:
-        checked.raise_if("critical")
+    with pytest.raises(FindingError) as error:
+        report.raise_if("critical")
     assert "seen: loss_input: cross_entropy applies softmax itself" in str(error.value)
     with pytest.raises(InputError, match="severity='bad'"):
-        checked.raise_if("bad")
+        report.raise_if("bad")
 
 
 @pytest.mark.parametrize(
     ("given", "seen"),
     [
-        (lambda: check(CROSS(*[torch.zeros(1, 2), torch.zeros(1).long()]), digits(), CROSS), "type Tensor"),
-        (lambda: check(mlp(), digits(), CROSS, torch.optim.Adam), "an optimizer of type type"),
-        (lambda: check(mlp(), digits(), CROSS, steps=5), "steps=5"),
-        (lambda: check(mlp(), digits(), CROSS, seconds=0), "seconds=0"),
-        (lambda: check(mlp(), digits()[0], CROSS), "a batch of another form"),
-        (lambda: check(mlp(), digits(), lambda out, y: {"loss": 1}), "a loss of type dict"),
+        (
+            lambda: preflight(CROSS(*[torch.zeros(1, 2), torch.zeros(1).long()]), digits(), CROSS),
+            "type Tensor",
+        ),
+        (lambda: preflight(mlp(), digits(), CROSS, torch.optim.Adam), "an optimizer of type type"),
+        (lambda: preflight(mlp(), digits(), CROSS, steps=5), "steps=5"),
+        (lambda: preflight(mlp(), digits(), CROSS, seconds=0), "seconds=0"),
+        (lambda: preflight(mlp(), digits()[0], CROSS), "a batch that is no pair"),
+        (lambda: preflight(mlp(), digits(), lambda out, y: {"loss": 1}), "a loss of type dict"),
     ],
 )
 def test_what_is_refused(given, seen):
@@ -362,7 +365,7 @@ def test_a_model_that_is_watched_already(tmp_path):
     model = mlp()
     optimizer = torch.optim.Adam(model.parameters())
     with Watch(model, optimizer, run=tmp_path / "run", save=every(1)) as watch:
-        assert check(model, digits(), CROSS, optimizer).findings == []
+        assert preflight(model, digits(), CROSS, optimizer).findings == []
         assert watch.findings == []
     assert open_run(tmp_path / "run").steps() == []
 
@@ -371,10 +374,10 @@ def test_a_sharded_model(ranks):
     code = """
     from torch import nn
     from torch.distributed.fsdp import fully_shard
-    from loopwise.debug import check
+    from loopwise.debug import preflight
     model = fully_shard(nn.Linear(6, 3))
     try:
-        check(model, (torch.randn(6, 6), torch.arange(6) % 3), nn.CrossEntropyLoss())
+        preflight(model, (torch.randn(6, 6), torch.arange(6) % 3), nn.CrossEntropyLoss())
     except ValueError as error:
         print(json.dumps(str(error).splitlines()[0]))
     """

@@ -1,16 +1,16 @@
-"""``check``: what losses are given, before torch fails on it, and what they can come to."""
+"""``preflight``: what losses are given, before torch fails on it, and what they can come to."""
 
 import pytest
 import torch
 from torch import nn
 
-from loopwise.debug import check
+from loopwise.debug import preflight
 
 CROSS = nn.CrossEntropyLoss()
 
 
 def tried(model, inputs, targets, loss=CROSS):
-    return check(model, (inputs, targets), loss, torch.optim.Adam(model.parameters(), 1e-3))
+    return preflight(model, (inputs, targets), loss, torch.optim.Adam(model.parameters(), 1e-3))
 
 
 def mlp(outputs=3):
@@ -42,8 +42,8 @@ def test_targets_that_leave_some_loss():
     ],
 )  # fmt: skip
 def test_targets_are_looked_at_before_torch_fails(loss, outputs, targets, what, fix):
-    checked = tried(nn.Linear(6, outputs), torch.randn(12, 6), targets, loss=loss)
-    (finding,) = checked.findings
+    report = tried(nn.Linear(6, outputs), torch.randn(12, 6), targets, loss=loss)
+    (finding,) = report.findings
     assert (finding.rule, finding.severity) == ("bad_targets", "critical")
     assert what in finding.what
     assert fix in finding.advice
@@ -51,8 +51,8 @@ def test_targets_are_looked_at_before_torch_fails(loss, outputs, targets, what, 
 
 @pytest.mark.filterwarnings("ignore:Using a target size")
 def test_a_loss_that_compares_each_with_all():
-    checked = tried(nn.Linear(6, 1), torch.randn(12, 6), torch.randn(12), loss=nn.MSELoss())
-    assert "each is compared with all others" in checked.findings[0].what
+    report = tried(nn.Linear(6, 1), torch.randn(12, 6), torch.randn(12), loss=nn.MSELoss())
+    assert "each is compared with all others" in report.findings[0].what
 
 
 def test_what_is_no_fault_of_targets():

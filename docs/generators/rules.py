@@ -1,75 +1,63 @@
-"""Render ``docs/rules.md`` from the rules' docstrings, thresholds and advice."""
+"""Render ``docs/rules.md`` from the registry of rules: their docstrings, thresholds and advice."""
 
 from __future__ import annotations
 
-import inspect
-import re
-import sys
-from collections.abc import Mapping
+import textwrap
 from typing import Any
 
 from .docstrings import code
 
-LABELS = ("Statistic", "Default", "Why", "False alarms")
-"""Parts of a rule's docstring, in their order."""
 HEAD = """# Rules
 
 <!-- This page is generated from the rule files by python -m docs.generators. -->
 
-A rule is a function in a file of its own. It looks at what a run saved and yields findings: what is wrong, since which
-step, in which tensors, and what is usually done about it. This page lists every rule with the statistic that it
-computes, its default threshold, the reason for that default and its known false positives.
+A rule looks at one source of measurements and reports one kind of fault: what is wrong, since which step, in which
+tensors, and what usually helps. This page lists every rule with the statistic that it computes, its default threshold,
+the reason for that default and its known false positives.
 
-Thresholds are passed by name: `Watch(..., rules={"vanishing_gradient": {"ratio": 1e-6}})`. A rule to add is a file
-and a row of a table; [CONTRIBUTING.md](../CONTRIBUTING.md#add-a-rule) has the recipe.
+`Watch(..., rules=...)` selects rules: `False` for none, `"auto"` for those whose data is saved, a list of names, or thresholds
+by name, such as `rules={"vanishing_gradient": {"ratio": 1e-6}}`. To add a rule, follow the
+[recipe](../CONTRIBUTING.md#add-a-rule).
 """
+SOURCES = {
+    "saved step": (
+        "Saved steps",
+        "They look at each saved step, live or later by `loopwise debug findings RUN`.",
+    ),
+    "ranks": ("Ranks", "They compare the ranks of one training, without a collective."),
+    "NaN trap": ("NaN trap", "It looks at every step, saved or not."),
+    "profile": ("Profile", "They look at the samples of the machine and the phases of steps."),
+    "preflight": ("Preflight", "`preflight(model, batch, loss, optimizer)` detects them before training."),
+}
+"""Source of a rule -> title of its section and introduction."""
 
 
-def parts(text: str) -> dict[str, str]:
-    """Return the parts of a rule's docstring by label; what stands before the first label is ``""``."""
-    pattern = rf"(?:^|(?<=\s))({'|'.join(LABELS)})((?:, [^:.]*)?):\s"
-    pieces = re.split(pattern, " ".join(text.split()))
-    found = {"": pieces[0].strip()}
-    for label, note, body in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
-        found[label] = f"{note.strip(', ')}: {body.strip()}" if note else body.strip()
-    return found
-
-
-def entry(name: str, rule: Any) -> str:
-    """Return the section of one rule."""
-    module = sys.modules[rule.check.__module__]
-    text = parts(inspect.getdoc(module) or "")
-    thresholds = ", ".join(
-        f"`{key}={parameter.default:g}`"
-        for key, parameter in list(inspect.signature(rule.check).parameters.items())[1:]
-        if isinstance(parameter.default, (int, float))
-    )
-    mode = "" if getattr(rule, "mode", "train") == "train" else f", looks at steps of mode `{rule.mode}`"
-    lines = [f"### {name}", "", f"*{rule.severity}*{mode}. {code(text[''])}", ""]
-    lines += [f"- {label}: {_upper(code(text[label]))}" for label in LABELS if text.get(label)]
-    lines += [f"- Thresholds: {thresholds}"] if thresholds else []
-    return "\n".join([*lines, f"- Advice: {_upper(rule.advice)}.", ""])
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def section(title: str, introduction: str, rules: Mapping[str, Any]) -> str:
-    """Return the section of one source of findings."""
-    return "\n".join([f"## {title}", "", introduction, "", *(entry(*item) for item in rules.items())])
+def entry(rule: Any) -> str:
+    """Return the section of one rule, from its ``Documentation``."""
+    texts = {
+        "Statistic": rule.statistic,
+        "Default": rule.default,
+        "Why": rule.why,
+        "False alarms": rule.false_alarms,
+        "Thresholds": ", ".join(f"``{name}={value:g}``" for name, value in rule.thresholds.items()),
+        "Advice": f"{rule.advice}.",
+    }
+    lines = [f"### {rule.name}", "", f"*{rule.severity}*. {code(rule.summary)}", ""]
+    for label, text in texts.items():
+        if text:
+            item = f"- **{label}**: {code(text[:1].upper() + text[1:])}"
+            lines += textwrap.wrap(
+                item, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            )
+    return "\n".join([*lines, ""])
 
 
 def render() -> str:
     """Return the page."""
-    from loopwise.debug import PROFILE_RULES, RULES
+    from loopwise.debug.rules.registry import documentation
 
-    saved = section(
-        "Saved steps",
-        "These rules look at each saved step, while training goes on or later by `loopwise debug findings RUN`.",
-        RULES,
-    )
-    profile = section(
-        "Profile", "These rules look at the samples of the machine and the phases of steps.", PROFILE_RULES
-    )
-    return "\n".join([HEAD, saved, profile]).rstrip() + "\n"
+    lines = [HEAD]
+    for source, (title, introduction) in SOURCES.items():
+        rules = [rule for rule in documentation() if rule.source == source]
+        lines += [f"## {title}", "", introduction, "", *(entry(rule) for rule in rules)]
+    return "\n".join(lines).rstrip() + "\n"

@@ -22,6 +22,7 @@ from docs_kit import (
 
 from docs.generators import docstrings, pages, rooms, rules
 from loopwise.cli import COMMANDS
+from loopwise.debug import RULES
 from loopwise.debug.cli import command as debug_command
 
 WITH_CODE = [path for path in PAGES if blocks(path.read_text(), "python")]
@@ -124,10 +125,9 @@ def test_an_outdated_part_would_be_seen():
 
 
 def test_every_rule_is_described():
-    from loopwise.debug import PROFILE_RULES, RULES
-
     headings = anchors((ROOT / "docs" / "rules.md").read_text())
-    assert {*RULES, *PROFILE_RULES} <= headings
+    assert RULES.keys() <= headings
+    assert {rule.source for rule in RULES.values()} == rules.SOURCES.keys()
 
 
 def test_every_package_has_a_readme():
@@ -149,16 +149,3 @@ def test_docstrings_become_markdown():
     assert docstrings.markdown(text) == (
         "A format.\n\n- `a.b`: One object a line.\n- `c`: Two.\n\nEnd of `it`.\n"
     )
-
-
-def test_parts_of_a_rule_are_told_apart():
-    text = (
-        "Claim.\n\nStatistic, at the first step: x.  Default: 2,\nthree times.  Why: y.\nFalse alarms: none."
-    )
-    assert rules.parts(text) == {
-        "": "Claim.",
-        "Statistic": "at the first step: x.",
-        "Default": "2, three times.",
-        "Why": "y.",
-        "False alarms": "none.",
-    }

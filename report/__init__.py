@@ -1,3 +1,3 @@
-"""One page of a run: what its parts and the packages of others have to say of it."""
+"""The page of a run: one HTML file or a live server, with sections by the parts of Loopwise and by other packages."""
 
 from .page import report as report

@@ -1,4 +1,4 @@
-"""``loopwise report`` and ``loopwise watch``: the page of a run, as a file or live."""
+"""The commands ``loopwise report`` and ``loopwise serve``: the page of a run as a file, or live."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from .server import Server, Source
 @click.command("report")
 @click.argument("run")
 @click.option("-o", "--out", help="File or fsspec URL. Default: report.html in the run's folder.")
-@click.option("--compare", metavar="OTHER", help="Another run to show beside it.")
+@click.option("--compare", metavar="OTHER", help="Another run to compare with.")
 def write(run: str, out: str | None, compare: str | None) -> None:
-    """Render RUN as one HTML page that works offline."""
+    """Write the page of RUN as one HTML file that works offline."""
     try:
         click.echo(report(run, out, compare))
     except (LoopwiseError, OSError) as error:
         raise click.ClickException(f"\n{error}") from error
 
 
-@click.command("watch")
+@click.command("serve")
 @click.argument("run")
-@click.option("--port", default=0, show_default=True, help="0: one that is free.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
-@click.option("--compare", metavar="OTHER", help="Another run to show beside it.")
-def watch(run: str, port: int, host: str, compare: str | None) -> None:
-    """Serve the page of RUN, live, until Ctrl-C."""
+@click.option("--port", default=0, show_default=True, help="Port to listen on; 0 takes a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--compare", metavar="OTHER", help="Another run to compare with.")
+def serve(run: str, port: int, host: str, compare: str | None) -> None:
+    """Serve the page of RUN and update it during training, until Ctrl-C."""
     try:
         server = Server(Source(run, compare), host, port)
     except (LoopwiseError, OSError, OverflowError) as error:
         raise click.ClickException(f"\n{error}") from error
     with server:
-        click.echo(f"{server.url} (Ctrl-C ends it)")
+        click.echo(f"{server.url} (press Ctrl-C to stop)")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            click.echo("ended")
+            click.echo("stopped")

@@ -1,4 +1,4 @@
-"""What is known of a run as such: the facts of ``run.json``, and when something was written last."""
+"""General facts of a run: the contents of ``run.json``, and the time of the last write."""
 
 from __future__ import annotations
 
@@ -10,75 +10,76 @@ from typing import Any
 from loopwise.run import Run
 
 QUIET = 60.0
-"""Seconds without a write after which the page of a run that did not end says when the last one was."""
+"""Seconds without a write after which the page of an unfinished run shows the time of the last write."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts of a run, as the page heads with them."""
+    """Facts of a run that the head of its page shows."""
 
     path: str
     info: dict[str, Any]
+    """Contents of ``run.json``."""
     written: float
-    """Seconds since the epoch of the last write; 0 where storage does not say."""
+    """Time of the last write in seconds since the epoch; 0 if the storage does not tell it."""
 
     @property
     def name(self) -> str:
+        """Name of the run's folder."""
         return self.path.rstrip("/").rsplit("/", 1)[-1]
 
     @property
     def state(self) -> str:
+        """State of the run: ``running``, ``finished`` or ``failed``."""
         return str(self.info.get("state", "unknown"))
 
     def rows(self) -> list[tuple[str, str]]:
-        """Names and values for a person."""
+        """Return names and values as texts for a reader."""
         start, end = self.info.get("start"), self.info.get("end")
-        found = [("state", self.state)]
+        rows = [("state", self.state)]
         if start:
-            found.append(("start", moment(start)))
+            rows.append(("start", moment(start)))
         last = end or self.written
         if start and last:
-            found.append(("duration", span(last - start)))
-        found += [("host", str(self.info.get("host", ""))), ("ranks", str(self.info.get("world", "")))]
-        return found + [(str(key), str(value)) for key, value in self.info.get("versions", {}).items()]
+            rows.append(("duration", span(last - start)))
+        rows += [("host", str(self.info.get("host", ""))), ("ranks", str(self.info.get("world", "")))]
+        return rows + [(str(key), str(value)) for key, value in self.info.get("versions", {}).items()]
 
 
 def facts(path: str) -> Facts:
-    """Of a run.
+    """Read the facts of a run.
 
     Raises:
-        InputError: there is none, one that cannot be read, or one of a newer schema.
+        InputError: the folder holds no readable run, or one of a newer schema.
     """
     run = Run.existing(path)
-    return Facts(run.path, run.info(), max((when for _, _, when in files(run)), default=0.0))
+    return Facts(run.path, run.info(), max((time for _, _, time in files(run)), default=0.0))
 
 
 def files(run: Run) -> list[tuple[str, int, float]]:
-    """Name, bytes and time of the last change of all files of a run but the page itself."""
+    """Return name, bytes and time of the last change of every file of a run except its page."""
     run.fs.invalidate_cache(run.path)
-    found = []
-    for name, about in run.fs.find(run.path, detail=True).items():
+    rows = []
+    for name, details in run.fs.find(run.path, detail=True).items():
         if not name.endswith((".html", ".html.new")):
-            when = about.get("mtime") or about.get("LastModified") or about.get("created") or 0.0
-            found.append(
-                (name, int(about.get("size") or 0), when if isinstance(when, float) else when.timestamp())
-            )
-    return found
+            time = details.get("mtime") or details.get("LastModified") or details.get("created") or 0.0
+            seconds = time if isinstance(time, float) else time.timestamp()
+            rows.append((name, int(details.get("size") or 0), seconds))
+    return rows
 
 
 def signature(run: Run) -> str:
-    """Another text whenever a file of the run changed."""
+    """Return a digest that changes if any file of the run changes."""
     return hashlib.sha256(repr(sorted(files(run))).encode()).hexdigest()[:16]
 
 
 def moment(seconds: float) -> str:
-    """A time since the epoch, in words."""
-    when = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-    return f"{when:%Y-%m-%d %H:%M:%S} UTC"
+    """Format a time, given in seconds since the epoch."""
+    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def span(seconds: float) -> str:
-    """A duration in words."""
+    """Format a duration."""
     if seconds < 60:
         return f"{max(seconds, 0):.1f} s"
     minutes, hours = int(seconds) // 60 % 60, int(seconds) // 3600

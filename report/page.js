@@ -1,16 +1,16 @@
 "use strict";
-// The page itself: its theme, where one is in it, and what is new of a run that goes on.
+// The page: its theme, the highlighted link of the navigation, and the updates of a live page.
 
 const root = document.documentElement;
 const button = document.getElementById("theme");
 const prefers = matchMedia("(prefers-color-scheme: dark)");
 
-function kept(value) {
+function storedTheme(value) {
   try {
     if (value) localStorage.setItem("loopwise-theme", value);
     return localStorage.getItem("loopwise-theme");
   } catch {
-    return value; // storage is switched off
+    return value; // the browser has storage switched off
   }
 }
 
@@ -25,20 +25,20 @@ function show() {
   drawn().forEach(draw);
 }
 
-if (kept()) root.dataset.theme = kept();
+if (storedTheme()) root.dataset.theme = storedTheme();
 button.addEventListener("click", () => {
   root.dataset.theme = theme() === "dark" ? "light" : "dark";
-  kept(root.dataset.theme);
+  storedTheme(root.dataset.theme);
   show();
 });
 prefers.addEventListener("change", show);
 show();
 adopt(document);
 
-// -- where one is ----------------------------------------------------------------------------------
+// -- navigation ------------------------------------------------------------------------------------
 
 const visible = new Set();
-const passing = new IntersectionObserver(
+const sectionObserver = new IntersectionObserver(
   (entries) => {
     for (const { target, isIntersecting } of entries) visible[isIntersecting ? "add" : "delete"](target.id);
     mark();
@@ -52,21 +52,21 @@ function mark() {
     here ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current");
   }
 }
-document.querySelectorAll("section").forEach((section) => passing.observe(section));
+document.querySelectorAll("section").forEach((section) => sectionObserver.observe(section));
 
-// -- what is new -----------------------------------------------------------------------------------
+// -- updates ---------------------------------------------------------------------------------------
 
-const REACHED = "a, select, [tabindex]";
+const FOCUSABLE = "a, select, [tabindex]";
 
 function replace(element, block) {
   if (element.dataset.hash === block.hash) return;
   for (const [key, figure] of Object.entries(block.plots)) figures.set(key, figure);
   if (document.activeElement?.matches("select") && element.contains(document.activeElement)) {
-    drawn(element).forEach(draw); // its list may be open
+    drawn(element).forEach(draw); // the list of options may be open: leave it
     return;
   }
   element.dataset.hash = block.hash;
-  const place = [...element.querySelectorAll(REACHED)].indexOf(document.activeElement);
+  const place = [...element.querySelectorAll(FOCUSABLE)].indexOf(document.activeElement);
   const { scrollTop = 0, scrollLeft = 0 } = element.querySelector(".scroll, ul") ?? {};
   const chosen = element.querySelector("select")?.value;
   const old = new Map(drawn(element).map((box) => [box.dataset.plot, box]));
@@ -86,11 +86,11 @@ function replace(element, block) {
   drawn(element).forEach(draw);
   adopt(element);
   Object.assign(element.querySelector(".scroll, ul") ?? {}, { scrollTop, scrollLeft });
-  if (place >= 0) element.querySelectorAll(REACHED)[place]?.focus({ preventScroll: true });
+  if (place >= 0) element.querySelectorAll(FOCUSABLE)[place]?.focus({ preventScroll: true });
 }
 
 function fill(section, blocks) {
-  const old = new Map([...section.querySelectorAll(":scope > .block")].map((each) => [each.dataset.key, each]));
+  const old = new Map([...section.querySelectorAll(":scope > .block")].map((block) => [block.dataset.key, block]));
   let last = section.querySelector("h2");
   for (const block of blocks) {
     const element = old.get(block.key) ?? document.createElement("div");
@@ -112,40 +112,40 @@ function update(state) {
   replace(document.getElementById("nav"), state.nav);
   const main = document.getElementById("main");
   let last = main.querySelector("noscript");
-  for (const each of state.sections) {
-    let section = document.getElementById(each.id);
+  for (const { id, title, blocks } of state.sections) {
+    let section = document.getElementById(id);
     if (!section) {
       section = document.createElement("section");
-      section.id = each.id;
-      section.setAttribute("aria-labelledby", `${each.id}-h`);
-      section.append(Object.assign(document.createElement("h2"), { id: `${each.id}-h`, textContent: each.title }));
-      passing.observe(section);
+      section.id = id;
+      section.setAttribute("aria-labelledby", `${id}-h`);
+      section.append(Object.assign(document.createElement("h2"), { id: `${id}-h`, textContent: title }));
+      sectionObserver.observe(section);
     }
     if (last.nextElementSibling !== section) last.after(section);
-    fill(section, each.blocks);
+    fill(section, blocks);
     last = section;
   }
-  const ids = new Set(state.sections.map((each) => each.id));
+  const ids = new Set(state.sections.map((section) => section.id));
   for (const section of main.querySelectorAll("section")) if (!ids.has(section.id)) section.remove();
   data.run = state.run;
   data.etag = state.etag;
   mark();
 }
 
-function clock(when) {
-  return new Date(when * 1000).toLocaleTimeString();
+function clock(seconds) {
+  return new Date(seconds * 1000).toLocaleTimeString();
 }
 
-function said() {
+function status() {
   const { state, written, quiet } = data.run;
-  if (lost) return `The server does not answer; this is how it was at ${clock(lost)}`;
+  if (lost) return `The server does not answer; the page shows the state of ${clock(lost)}`;
   if (state !== "running") return `The run is ${state}`;
-  if (written && Date.now() / 1000 - written > quiet) return `Live; nothing was written since ${clock(written)}`;
+  if (written && Date.now() / 1000 - written > quiet) return `Live; the last write was at ${clock(written)}`;
   return "Live";
 }
 
-let lost = 0;
-let heard = Date.now() / 1000;
+let lost = 0; // time of the last answer if the server is gone
+let heard = Date.now() / 1000; // time of the last answer
 async function ask() {
   try {
     const answer = await fetch("sections.json", { cache: "no-store", headers: { "If-None-Match": `"${data.etag}"` } });
@@ -163,7 +163,7 @@ async function poll() {
   try {
     const fresh = document.hidden ? null : await ask();
     if (fresh) update(fresh);
-    const text = said();
+    const text = status();
     const live = document.getElementById("live");
     if (live.textContent !== text) live.textContent = text;
   } finally {

@@ -1,5 +1,5 @@
 "use strict";
-// Plots: drawn when they come near the window, in the colours of the page.
+// Plots, drawn in the colours of the page before they scroll into view.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const figures = new Map(Object.entries(data.plots));
@@ -23,77 +23,77 @@ function scale(trace) {
   return [[0, color("c0")], [0.5, color("card")], [1, color("c1")]];
 }
 
-function dressed(trace, number, all) {
+function styled(trace, number, all) {
   const wanted = trace.meta?.color ?? number;
   const own = color(typeof wanted === "string" ? wanted : `c${wanted % 8}`);
-  const found = { ...trace };
-  if (trace.x === "same") found.x = all[0].x;
+  const result = { ...trace };
+  if (trace.x === "same") result.x = all[0].x;
   if (trace.type === "heatmap") {
-    found.colorscale ??= scale(trace);
-    found.colorbar = { thickness: 10, outlinewidth: 0, ...trace.colorbar };
-    return found;
+    result.colorscale ??= scale(trace);
+    result.colorbar = { thickness: 10, outlinewidth: 0, ...trace.colorbar };
+    return result;
   }
-  found.marker = { color: own, ...trace.marker };
-  if (trace.error_x) found.error_x = { color: color("muted"), thickness: 1.2, ...trace.error_x };
-  if (trace.type === "bar") return found;
-  found.line = { color: own, width: 1.6, ...trace.line };
-  if (trace.fill && trace.fill !== "none") found.fillcolor = translucent(own, 0.16);
-  return found;
+  result.marker = { color: own, ...trace.marker };
+  if (trace.error_x) result.error_x = { color: color("muted"), thickness: 1.2, ...trace.error_x };
+  if (trace.type === "bar") return result;
+  result.line = { color: own, width: 1.6, ...trace.line };
+  if (trace.fill && trace.fill !== "none") result.fillcolor = translucent(own, 0.16);
+  return result;
 }
 
-function axis(given, narrow) {
+function axis(settings, narrow) {
   const lines = { gridcolor: color("line"), zerolinecolor: color("line"), linecolor: color("line") };
-  const found = { automargin: true, ...lines, ...given };
-  if (narrow) found.nticks = Math.min(given?.nticks ?? 5, 5);
-  const long = given?.ticktext?.some((text) => text.length > 10);
-  if (narrow && long) Object.assign(found, { showticklabels: false, ticks: "" });
-  return found;
+  const result = { automargin: true, ...lines, ...settings };
+  if (narrow) result.nticks = Math.min(settings?.nticks ?? 5, 5);
+  const long = settings?.ticktext?.some((text) => text.length > 10);
+  if (narrow && long) Object.assign(result, { showticklabels: false, ticks: "" });
+  return result;
 }
 
-function arranged(given, box) {
+function laidOut(layout, box) {
   const narrow = box.clientWidth < 480;
-  const found = {
+  const result = {
     height: box.clientHeight,
     margin: { l: 48, r: 12, t: 8, b: 40 },
     hovermode: "closest",
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
-    ...given,
+    ...layout,
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: color("muted") },
     hoverlabel: { bgcolor: color("card"), bordercolor: color("line"), font: { color: color("ink") } },
   };
-  delete found.width;
-  for (const name of new Set(["xaxis", "yaxis", ...Object.keys(given)])) {
-    if (/^[xy]axis\d*$/.test(name)) found[name] = axis(given[name], narrow);
+  delete result.width;
+  for (const name of new Set(["xaxis", "yaxis", ...Object.keys(layout)])) {
+    if (/^[xy]axis\d*$/.test(name)) result[name] = axis(layout[name], narrow);
   }
-  found.shapes = (given.shapes ?? []).map((shape) => ({
+  result.shapes = (layout.shapes ?? []).map((shape) => ({
     ...shape,
     line: { width: 1, dash: "dot", ...shape.line, color: color(shape.line?.color ?? "muted") },
   }));
-  return found;
+  return result;
 }
 
 function draw(box) {
   const figure = figures.get(box.dataset.plot);
   if (!figure) return;
   const config = { displayModeBar: false, responsive: true };
-  Plotly.react(box, figure.data.map(dressed), arranged(figure.layout, box), config);
+  Plotly.react(box, figure.data.map(styled), laidOut(figure.layout, box), config);
   box.dataset.drawn = box.dataset.plot;
 }
 
-function seen(box) {
+function inWindow(box) {
   const { top, bottom } = box.getBoundingClientRect();
   return bottom > 0 && top < innerHeight;
 }
 
-// What is in the window is drawn first, what is a little beyond once that is on the screen.
+// Plots in the window are drawn first, those just outside it after the browser has painted.
 const near = new IntersectionObserver(
   (entries) => {
-    const due = entries.filter((each) => each.isIntersecting).map((each) => each.target);
+    const due = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
     due.forEach((box) => near.unobserve(box));
-    const now = due.filter(seen);
+    const now = due.filter(inWindow);
     now.forEach(draw);
     const rest = due.filter((box) => !now.includes(box));
     requestAnimationFrame(() => setTimeout(() => rest.filter((box) => box.isConnected).forEach(draw)));
@@ -105,7 +105,7 @@ function drawn(within = document) {
   return [...within.querySelectorAll(".plot[data-drawn]")];
 }
 
-// Make what is new within an element work: its plots, and its choice among them.
+// Set up the new plots of an element and its lists of plots to choose from.
 function adopt(within) {
   for (const box of within.querySelectorAll(".plot:not([data-drawn])")) near.observe(box);
   for (const select of within.querySelectorAll(".choice select")) {

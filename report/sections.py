@@ -1,27 +1,28 @@
-"""What the page shows of a run: sections, each by a part of Loopwise or by a package of somebody else.
+"""Sections of the page of a run: their format, and the providers that make them.
 
 A provider is a function ``sections(path: str, other: str | None = None) -> list[dict]`` under the entry point group
-``loopwise.sections``.  It reads the run folder ``path`` (a folder or fsspec URL, perhaps of a run that goes on), and
-where ``other`` is given compares the two.  It returns no section that has nothing to say.  One that raises is named
-in the page, and the others are shown.
+``loopwise.sections``.  It reads the run in the folder or at the fsspec URL ``path``, which may still be in progress,
+and compares it with the run ``other`` if there is one.  It returns no section that has nothing to show.  If a
+provider raises an exception, the page names it and shows the sections of the others.
 
 A section is ``{"id": "findings", "title": "Findings", "order": 20, "blocks": [...]}``.  The id consists of small letters,
-digits and ``-``; sections are shown by order, and blocks of an equal id come together.  A block is one of
+digits and ``-``.  Sections are sorted by ``order``; sections of the same id are joined.  The functions of
+``loopwise.sections`` build sections and blocks.  A block has one of these forms:
 
 ``{"kind": "text", "text": str}``
     A paragraph.
 ``{"kind": "table", "title": str, "columns": [str, ...], "rows": [[cell, ...], ...]}``
-    Cells are texts, numbers, booleans or ``None``.
+    A table.  Cells are texts, numbers, booleans or ``None``.
 ``{"kind": "plot", "title": str, "describe": str, "data": [trace, ...], "layout": {...}}``
-    Traces and layout as Plotly has them, NumPy arrays in them allowed (they travel as 32-bit numbers; what is not finite
-    is a gap).  ``describe`` says in words what is to be seen.  Colours come from the page, light or dark: a
-    trace's ``meta: {"color": c}`` chooses one, by its number or ``critical``, ``warning``, ``info`` or ``muted``; a heat map
-    with ``zmid`` gets colours of two signs.
+    A plot, with traces and layout in Plotly's form.  NumPy arrays are allowed: they are sent as 32-bit numbers, and
+    values that are not finite become gaps.  ``describe`` says in words what the plot shows.  Colours come from the
+    page, which is light or dark: the key ``meta: {"color": c}`` of a trace selects a colour by its number or as
+    ``critical``, ``warning``, ``info`` or ``muted``; a heat map with ``zmid`` gets a diverging scale.
 ``{"kind": "choice", "title": str, "label": str, "plots": [plot, ...]}``
-    Plots of which one is seen at a time, chosen by title.
+    Several plots, one of which is shown at a time; the reader chooses it by its title.
 ``{"kind": "finding", "severity": "info" | "warning" | "critical", "rule": str, "step": int, "what": str, "advice": str,
 "line": str, "plot": plot or None}``
-    Something that is wrong; ``line`` names a place in the user's code, or is empty.
+    A finding of a rule.  ``line`` names a place in the user's code, or is empty.
 """
 
 from __future__ import annotations
@@ -59,13 +60,13 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 """Kind of a block -> its keys and their types."""
 SAME = "same"
-"""In place of a trace's ``x`` that is that of the plot's first trace."""
+"""Replacement of a trace's ``x`` that equals the ``x`` of the plot's first trace."""
 CELL = (str, int, float, bool, type(None), np.generic)
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section that can be shown."""
+    """A valid section."""
 
     id: str
     title: str
@@ -74,117 +75,126 @@ class Section:
 
 
 def collect(path: str, other: str | None = None) -> tuple[list[Section], list[str]]:
-    """Sections of all providers in their order, and what was wrong with providers."""
-    found: dict[str, Section] = {}
+    """Return the sections of all providers in their order, and a note for each provider that failed."""
+    sections: dict[str, Section] = {}
     notes = []
-    for entry in sorted(entry_points(group=GROUP), key=lambda each: each.name):
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
-            for given in entry.load()(path, other):
-                section = checked(given)
-                if section.id in found:
-                    found[section.id].blocks.extend(section.blocks)
+            for unchecked in entry.load()(path, other):
+                section = validated(unchecked)
+                if section.id in sections:
+                    sections[section.id].blocks.extend(section.blocks)
                 elif section.blocks:
-                    found[section.id] = section
+                    sections[section.id] = section
         except Exception as error:
-            said = " ".join(str(error).split())
+            message = " ".join(str(error).split())
             notes.append(
-                f"What {entry.name} ({entry.value}) has to say is left out: {type(error).__name__}: {said}"
+                f"The sections of {entry.name} ({entry.value}) are missing: {type(error).__name__}: {message}"
             )
-    return sorted(found.values(), key=lambda each: each.order), notes
+    return sorted(sections.values(), key=lambda section: section.order), notes
 
 
-def checked(given: Any) -> Section:
-    """A section whose blocks are as the format says, with all their numbers and arrays as JSON has them.
+def validated(section: Any) -> Section:
+    """Validate a section, and convert its numbers and arrays to values that JSON can hold.
 
     Raises:
-        InputError: it is not of the format.
+        InputError: the section has another format.
     """
-    _keys(given, {"id": str, "title": str, "order": (int, float), "blocks": list}, "a section")
-    if not re.fullmatch(r"[a-z][a-z0-9-]*", given["id"]):
-        raise _wrong(f"a section with the id {given['id']!r}", "small letters, digits and -")
-    blocks = [_block(each, f"a block of the section {given['id']!r}") for each in given["blocks"]]
-    return Section(given["id"], given["title"], float(given["order"]), blocks)
+    _require(section, {"id": str, "title": str, "order": (int, float), "blocks": list}, "a section")
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", section["id"]):
+        raise _error(f"a section with the id {section['id']!r}", "small letters, digits and -")
+    blocks = [_block(block, f"a block of the section {section['id']!r}") for block in section["blocks"]]
+    return Section(section["id"], section["title"], float(section["order"]), blocks)
 
 
-def _block(given: Any, what: str) -> dict[str, Any]:
-    kind = given.get("kind") if isinstance(given, Mapping) else None
+def _block(block: Any, name: str) -> dict[str, Any]:
+    kind = block.get("kind") if isinstance(block, Mapping) else None
     if kind not in KINDS:
-        raise _wrong(f"{what} of the kind {kind!r}", f"one of: {', '.join(KINDS)}")
-    what = f"{what} of the kind {kind!r}"
-    _keys(given, KINDS[kind], what)
-    block = {"kind": kind, **{key: given[key] for key in KINDS[kind]}}
+        raise _error(f"{name} of the kind {kind!r}", f"one of: {', '.join(KINDS)}")
+    name = f"{name} of the kind {kind!r}"
+    _require(block, KINDS[kind], name)
+    valid = {"kind": kind, **{key: block[key] for key in KINDS[kind]}}
     if kind == "plot":
-        return _plot(given, what)
+        return _plot(block, name)
     if kind == "choice":
-        if not given["plots"]:
-            raise _wrong(f"{what} without plots", "at least one plot")
-        block["plots"] = [_plot(each, what) for each in given["plots"]]
+        if not block["plots"]:
+            raise _error(f"{name} without plots", "at least one plot")
+        valid["plots"] = [_plot(plot, name) for plot in block["plots"]]
     if kind == "table":
-        block["rows"] = _cells(given, what)
+        valid["rows"] = _cells(block, name)
     if kind == "finding":
-        if given["severity"] not in SEVERITIES:
-            raise _wrong(f"{what} of the severity {given['severity']!r}", f"one of: {', '.join(SEVERITIES)}")
-        block["plot"] = None if given["plot"] is None else _plot(given["plot"], what)
-    return block
+        if block["severity"] not in SEVERITIES:
+            raise _error(f"{name} of the severity {block['severity']!r}", f"one of: {', '.join(SEVERITIES)}")
+        valid["plot"] = None if block["plot"] is None else _plot(block["plot"], name)
+    return valid
 
 
-def _plot(given: Any, what: str) -> dict[str, Any]:
-    _keys(given, _PLOT, what)
-    found = {"kind": "plot", "title": given["title"], "describe": given["describe"]}
-    data = plain(given["data"], what)
+def _plot(plot: Any, name: str) -> dict[str, Any]:
+    _require(plot, _PLOT, name)
+    data = plain(plot["data"], name)
     if not all(isinstance(trace, dict) for trace in data):
-        raise _wrong(f"{what} with a trace that is no dict", "traces as Plotly has them")
+        raise _error(f"{name} with a trace that is no dict", "traces in Plotly's form")
     for trace in data[1:]:
         if isinstance(trace.get("x"), dict) and trace["x"] == data[0].get("x"):
-            trace["x"] = SAME  # half of a page's bytes would be steps
-    return found | {"data": data, "layout": plain(given["layout"], what)}
+            trace["x"] = SAME  # otherwise half of a page's bytes would be steps
+    layout = plain(plot["layout"], name)
+    return {
+        "kind": "plot",
+        "title": plot["title"],
+        "describe": plot["describe"],
+        "data": data,
+        "layout": layout,
+    }
 
 
-def _cells(given: Mapping[str, Any], what: str) -> list[list[Any]]:
-    for row in given["rows"]:
-        if not isinstance(row, (list, tuple)) or len(row) != len(given["columns"]):
-            raise _wrong(
-                f"{what} with the row {row!r}"[:200], f"{len(given['columns'])} cells, as there are columns"
+def _cells(table: Mapping[str, Any], name: str) -> list[list[Any]]:
+    for row in table["rows"]:
+        if not isinstance(row, (list, tuple)) or len(row) != len(table["columns"]):
+            raise _error(
+                f"{name} with the row {row!r}"[:200], f"{len(table['columns'])} cells, one for each column"
             )
         for cell in row:
             if not isinstance(cell, CELL):
-                raise _wrong(
-                    f"{what} with a cell of {type(cell).__name__}", "texts, numbers, booleans or None"
+                raise _error(
+                    f"{name} with a cell of {type(cell).__name__}", "texts, numbers, booleans or None"
                 )
-    return [[each.item() if isinstance(each, np.generic) else each for each in row] for row in given["rows"]]
+    return [[cell.item() if isinstance(cell, np.generic) else cell for cell in row] for row in table["rows"]]
 
 
-def _keys(given: Any, keys: Mapping[str, Any], what: str) -> None:
-    if not isinstance(given, Mapping):
-        raise _wrong(f"{what} that is a {type(given).__name__}", "a dict")
+def _require(value: Any, keys: Mapping[str, Any], name: str) -> None:
+    if not isinstance(value, Mapping):
+        raise _error(f"{name} that is a {type(value).__name__}", "a dict")
     for key, kind in keys.items():
-        if key not in given:
-            raise _wrong(f"{what} without {key!r}", f"the keys {', '.join(keys)}")
-        if not isinstance(given[key], kind):
-            raise _wrong(f"{what} with {key}={given[key]!r}"[:200], f"{key} of the type {kind}")
+        if key not in value:
+            raise _error(f"{name} without {key!r}", f"the keys {', '.join(keys)}")
+        if not isinstance(value[key], kind):
+            raise _error(f"{name} with {key}={value[key]!r}"[:200], f"{key} of the type {kind}")
 
 
-def _wrong(seen: str, expected: str) -> InputError:
+def _error(seen: str, expected: str) -> InputError:
     return InputError(
-        seen, expected, "a provider of sections of another form", "see loopwise.report.sections"
+        seen,
+        expected,
+        "a provider that does not follow the format of sections",
+        "build the section with the functions of loopwise.sections; loopwise.report.sections documents the format",
     )
 
 
-def plain(value: Any, what: str) -> Any:
-    """As JSON has it: arrays as Plotly's typed ones, numbers that are not finite as ``None``."""
+def plain(value: Any, name: str) -> Any:
+    """Convert a value to JSON's types: arrays to Plotly's typed arrays, numbers that are not finite to ``None``."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item, what) for key, item in value.items()}
+        return {str(key): plain(item, name) for key, item in value.items()}
     if isinstance(value, np.ndarray):
         return _array(value)
     if isinstance(value, (list, tuple)):
-        return [plain(item, what) for item in value]
+        return [plain(item, name) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
-    raise _wrong(f"{what} with a {type(value).__name__}", "lists, dicts, texts, numbers and NumPy arrays")
+    raise _error(f"{name} with a {type(value).__name__}", "lists, dicts, texts, numbers and NumPy arrays")
 
 
 def _array(array: NDArray[Any]) -> Any:
@@ -196,5 +206,5 @@ def _array(array: NDArray[Any]) -> Any:
     else:
         code = "<i4" if not array.size or max(abs(int(array.min())), abs(int(array.max()))) < 2**31 else "<f8"
     data = base64.b64encode(array.astype(code).tobytes()).decode()
-    found = {"dtype": code[1:], "bdata": data}
-    return found if array.ndim == 1 else found | {"shape": ", ".join(map(str, array.shape))}
+    typed = {"dtype": code[1:], "bdata": data}
+    return typed if array.ndim == 1 else typed | {"shape": ", ".join(map(str, array.shape))}

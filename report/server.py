@@ -1,8 +1,9 @@
-"""Serves the page of a run, and what is new of it: read-only, two paths and nothing else."""
+"""Read-only HTTP server of the page of a run and of its later states."""
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import threading
@@ -13,45 +14,49 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from loopwise.errors import LoopwiseError
-from loopwise.run import Run
+from loopwise.run import Run, location
 
 from .facts import signature
 from .page import html, state
 
 PAUSE = 2.0
-"""Seconds between two looks at the run's files at least."""
+"""Least number of seconds between two listings of the run's files."""
 SHARE = 4
-"""Times as long as making the sections took is left to the training before they are made again."""
+"""Pause before the sections are made again, in multiples of the time that making them took.
+
+The training on the same machine has the processor to itself in the pause."""
 LOCAL = ("127.0.0.1", "localhost", "::1")
 PIECE = 2**16
-"""Bytes that are sent at a time; each has `Handler.timeout`."""
+"""Bytes sent by one call, which may take as long as ``Handler.timeout``."""
 
 
 class Source:
-    """What is to be served, made again when files of the run changed.
+    """State of a run's page, which is made again after files of the run changed.
 
     Args:
-        path: folder or fsspec URL of the run.
-        other: a run beside it.
+        run: folder or fsspec URL of the run, or a ``Run``.
+        compare: another run to compare with.
 
     Raises:
-        InputError: there is no run, or it is of a newer version.
+        InputError: the folder holds no run, or one that a newer version wrote.
     """
 
-    def __init__(self, path: str, other: str | None = None) -> None:
-        self._path, self._other = path, other
-        self._runs = [Run.existing(each) for each in (path, other) if each is not None]
+    def __init__(
+        self, run: str | os.PathLike[str] | Run, compare: str | os.PathLike[str] | Run | None = None
+    ) -> None:
+        self._path, self._other = location(run), None if compare is None else location(compare)
+        self._runs = [Run.existing(path) for path in (self._path, self._other) if path is not None]
         self._lock = threading.Lock()
         self._next = 0.0
         self._signature = ""
         self._state: dict[str, Any] = {}
         self.made = 0
-        """How often the sections were made."""
+        """Number of times that the sections were made."""
         self.state()
-        self._next = 0.0  # this time it was the imports that took long
+        self._next = 0.0  # the first state took long because of imports
 
     def state(self) -> dict[str, Any]:
-        """The state of the page; see `loopwise.report.page`."""
+        """Return the state of the page, as ``loopwise.report.page`` defines it."""
         with self._lock:
             start = time.monotonic()
             if start >= self._next:
@@ -64,16 +69,18 @@ class Source:
             return self._state
 
     def page(self) -> str:
+        """Return the page as HTML."""
         return html(self.state(), live=True)
 
 
 class Server(ThreadingHTTPServer):
-    """Serves ``/`` and ``/sections.json``.
+    """Server of the paths ``/`` and ``/sections.json``.
 
     Args:
-        source: what is served.
-        host: address to listen at; one that is not of this machine's own also answers to any name.
-        port: 0 for a free one.
+        source: the state to serve.
+        host: address to listen on.  Requests to a loopback address must name this machine; requests to another
+            address may name any host.
+        port: port to listen on; 0 takes a free one.
     """
 
     daemon_threads = True
@@ -86,17 +93,18 @@ class Server(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
+        """Address of the page."""
         host, port = self.server_address[:2]
         return f"http://[{host!s}]:{port}/" if ":" in str(host) else f"http://{host!s}:{port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Who asked went away: nothing to say."""
+        """Report an error, unless it only says that a client closed its connection."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
 
 class Answer(NamedTuple):
-    """To a request."""
+    """Answer to a request."""
 
     status: HTTPStatus
     kind: str
@@ -105,16 +113,17 @@ class Answer(NamedTuple):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD."""
+    """Handler of GET and HEAD requests."""
 
     server: Server
     protocol_version = "HTTP/1.1"
     timeout = 30
 
     def do_GET(self) -> None:
+        """Answer a request."""
         try:
             answer = self._answer(self.path.partition("?")[0])
-        except (LoopwiseError, OSError) as error:  # the run is gone, or storage does not answer
+        except (LoopwiseError, OSError) as error:  # the run was deleted, or its storage does not answer
             answer = Answer(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", str(error))
         try:
             self._send(answer)
@@ -124,19 +133,19 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def _answer(self, path: str) -> Answer:
-        if not self._is_asked_by_name():
-            return Answer(HTTPStatus.FORBIDDEN, "text/plain", "Only for this machine.")
+        if not self._names_this_machine():
+            return Answer(HTTPStatus.FORBIDDEN, "text/plain", "Only this machine may ask.")
         if path == "/":
             return Answer(HTTPStatus.OK, "text/html", self.server.source.page())
         if path == "/sections.json":
-            found = self.server.source.state()
-            if self.headers.get("If-None-Match") == f'"{found["etag"]}"':
-                return Answer(HTTPStatus.NOT_MODIFIED, "application/json", "", found["etag"])
-            return Answer(HTTPStatus.OK, "application/json", json.dumps(found), found["etag"])
-        return Answer(HTTPStatus.NOT_FOUND, "text/plain", "There is / and /sections.json.")
+            state = self.server.source.state()
+            if self.headers.get("If-None-Match") == f'"{state["etag"]}"':
+                return Answer(HTTPStatus.NOT_MODIFIED, "application/json", "", state["etag"])
+            return Answer(HTTPStatus.OK, "application/json", json.dumps(state), state["etag"])
+        return Answer(HTTPStatus.NOT_FOUND, "text/plain", "The only paths are / and /sections.json.")
 
-    def _is_asked_by_name(self) -> bool:
-        """Whether the browser asks this machine: another site's name that leads here is refused."""
+    def _names_this_machine(self) -> bool:
+        """Return whether the request names this machine: another site's name may resolve to it (DNS rebinding)."""
         try:
             name = urlsplit(f"//{self.headers.get('Host', '')}").hostname
         except ValueError:
@@ -158,4 +167,4 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(data[start : start + PIECE])
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests are not logged."""
+        """Discard the log of requests."""

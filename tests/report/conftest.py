@@ -1,4 +1,4 @@
-"""Runs, and a browser to look at their pages."""
+"""Runs, and a browser that opens their pages."""
 
 import shutil
 
@@ -20,20 +20,20 @@ def other(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
         pytest.skip("no browser: apt-get install chromium")
     api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found)
+        browser = playwright.chromium.launch(executable_path=executable)
         yield browser
         browser.close()
 
 
 @pytest.fixture
 def look(browser):
-    """``look(url, **context)``: an open page; what its console, its scripts and its requests said must be as expected."""
-    contexts, said = [], []
+    """Return a function that opens a URL; the page may log nothing and send no request to another address."""
+    contexts, messages = [], []
 
     def opened(url, **more):
         context = browser.new_context(
@@ -41,12 +41,12 @@ def look(browser):
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(100_000)  # a busy machine
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
+        page.set_default_timeout(500_000)  # a busy machine
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
         page.on(
             "request",
-            lambda request: said.extend([request.url] * (not request.url.startswith((url, "data:")))),
+            lambda request: messages.extend([request.url] * (not request.url.startswith((url, "data:")))),
         )
         page.goto(url)
         return page
@@ -54,12 +54,12 @@ def look(browser):
     yield opened
     for context in contexts:
         context.close()
-    assert said == []
+    assert messages == []
 
 
 @pytest.fixture
 def scrolled():
-    """Scrolls through a page until all its plots are drawn."""
+    """Return a function that scrolls through a page until all plots are drawn."""
 
     def scroll(page):
         for plot in page.query_selector_all(".plot"):

@@ -1,4 +1,4 @@
-"""Runs that are not as they should be: an error that says so, or a page that says what is missing."""
+"""Damaged and incomplete runs: an error that explains them, or a page that names the missing parts."""
 
 import json
 import os
@@ -13,14 +13,16 @@ from loopwise.run import Run
 
 
 def texts(path):
-    """All that the page says, as one text."""
+    """Return all texts of the page as one."""
     shown = state(str(path))
-    return shown["head"]["html"] + "".join(b["html"] for each in shown["sections"] for b in each["blocks"])
+    return shown["head"]["html"] + "".join(
+        b["html"] for section in shown["sections"] for b in section["blocks"]
+    )
 
 
 @pytest.fixture
 def copy(run, tmp_path):
-    """A copy of a run, to be spoiled."""
+    """Return a copy of a run that a test may damage."""
     return shutil.copytree(run, tmp_path / "copy")
 
 
@@ -29,14 +31,14 @@ def change(path, **facts):
     (path / "run.json").write_text(json.dumps(info | facts))
 
 
-def test_no_run(tmp_path):
+def test_a_missing_run_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"no run\.json"):
         report(tmp_path / "nothing")
 
 
 def test_an_empty_run_says_what_is_missing(tmp_path):
     Run(str(tmp_path / "empty")).close()
-    assert "Nothing can be shown yet" in texts(tmp_path / "empty")
+    assert "There is nothing to show yet" in texts(tmp_path / "empty")
     assert os.path.exists(report(tmp_path / "empty"))
 
 
@@ -49,7 +51,7 @@ def test_a_run_of_a_newer_schema(copy):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
-def test_facts_that_are_none(copy, text):
+def test_a_run_json_without_facts_is_an_error(copy, text):
     (copy / "run.json").write_text(text)
     with pytest.raises(InputError, match=r"run\.json"):
         report(copy)
@@ -60,23 +62,23 @@ def test_torn_files_are_shown_as_far_as_they_go(copy):
     index.write_bytes(index.read_bytes()[:-40] + b"\n")
     epochs = copy / "sift" / "epochs.rank0.0.jsonl"
     epochs.write_bytes(epochs.read_bytes()[:-10])
-    said = texts(copy)
-    assert "cut by the end of a process, or damaged" in said
-    assert "1 torn records are left out" in said
+    page = texts(copy)
+    assert "cut by the end of a process, or damaged" in page
+    assert "1 torn records are left out" in page
 
 
 def test_lost_bytes_leave_gaps(copy):
     (copy / "debug" / "tensors.rank0.0.seg").write_bytes(b"")
     shown = state(str(copy))
-    assert "is left out" not in shown["head"]["html"]
-    assert {"findings", "saved"} <= {each["id"] for each in shown["sections"]}
+    assert "are missing" not in shown["head"]["html"]
+    assert {"findings", "saved"} <= {section["id"] for section in shown["sections"]}
 
 
 def test_a_run_without_an_end_says_when_it_wrote_last(copy):
     change(copy, state="running", end=None)
-    said = texts(copy)
-    assert "running" in said
-    assert "last written 20" in said
+    page = texts(copy)
+    assert "running" in page
+    assert "last write 20" in page
 
 
 def test_ranks_that_are_missing_or_behind_are_named(copy):
@@ -84,6 +86,6 @@ def test_ranks_that_are_missing_or_behind_are_named(copy):
     change(copy, world=3)
     (copy / "debug" / "index.rank2.0.jsonl").write_bytes(b"\n".join(index.split(b"\n")[:20]) + b"\n")
     shutil.copy(copy / "debug" / "tensors.rank0.0.seg", copy / "debug" / "tensors.rank2.0.seg")
-    said = texts(copy)
-    assert "Ranks 1 of 3 saved nothing" in said
-    assert "Some ranks end before step 33: 2 (step" in said
+    page = texts(copy)
+    assert "Ranks 1 of 3 saved nothing" in page
+    assert "Some ranks end before step 33: 2 (step" in page

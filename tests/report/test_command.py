@@ -1,14 +1,17 @@
-"""``loopwise report``: where the page goes, and what is said where it cannot be made."""
+"""``loopwise report``: the place of the page, and the errors if it cannot be made."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import fsspec
 import pytest
 from click.testing import CliRunner
 
 from loopwise.cli import main
+from loopwise.errors import InputError
 from loopwise.report import report
+from loopwise.report.server import Source
 from loopwise.run import Run
 
 
@@ -16,7 +19,7 @@ def loopwise(*args):
     return CliRunner().invoke(main, list(args))
 
 
-def test_into_the_run_by_default_and_anew(tmp_path):
+def test_the_page_is_written_into_the_run_and_replaced(tmp_path):
     with Run(str(tmp_path / "run")) as run:
         run.append("compile", "events", {"batch": 1, "text": "first"})
     done = loopwise("report", str(tmp_path / "run"))
@@ -29,13 +32,13 @@ def test_into_the_run_by_default_and_anew(tmp_path):
     assert not list(page.parent.glob("*.new"))
 
 
-def test_into_another_file_and_beside_another_run(run, other, tmp_path):
+def test_the_page_goes_into_another_file_and_compares_two_runs(run, other, tmp_path):
     done = loopwise("report", run, "-o", str(tmp_path / "new" / "page.html"), "--compare", other)
     assert done.exit_code == 0
     assert 'id="comparison"' in (tmp_path / "new" / "page.html").read_text()
 
 
-def test_remote_runs_have_their_page_with_them():
+def test_the_page_of_a_remote_run_is_in_its_folder():
     with Run("memory://pages/run") as run:
         run.append("compile", "events", {"batch": 1, "text": "far away"})
     assert report("memory://pages/run") == "memory://pages/run/report.html"
@@ -43,22 +46,35 @@ def test_remote_runs_have_their_page_with_them():
         assert "far away" in file.read()
 
 
-def test_no_run(tmp_path):
-    for command in ("report", "watch"):
+@pytest.mark.parametrize("kind", [Path, Run.existing])
+def test_runs_are_named_by_paths_and_run_objects(run, tmp_path, kind):
+    page = tmp_path / "page.html"
+    assert report(kind(run), page, compare=kind(run)) == str(page)
+    assert Source(kind(run), kind(run)).state()["run"]["name"] == "first <b>run"
+
+
+@pytest.mark.parametrize("function", [report, Source])
+def test_other_types_are_refused(function):
+    with pytest.raises(InputError, match="run= of type int"):
+        function(7)
+
+
+def test_both_commands_explain_a_missing_run(tmp_path):
+    for command in ("report", "serve"):
         done = loopwise(command, str(tmp_path))
         assert done.exit_code == 1
         assert "no run.json" in done.output
         assert "fix: check the path" in done.output
 
 
-def test_a_port_that_is_taken_or_none(run):
-    done = loopwise("watch", run, "--port", "70000")
+def test_an_invalid_port_is_an_error(run):
+    done = loopwise("serve", run, "--port", "70000")
     assert done.exit_code == 1
     assert "70000" in done.output or "65535" in done.output
 
 
 @pytest.mark.parametrize("package", ["plotly", "jinja2"])
-def test_without_its_packages_the_extra_is_named(package, run, tmp_path):
+def test_a_missing_package_names_the_extra(package, run, tmp_path):
     code = f"import sys; sys.modules[{package!r}] = None\nfrom loopwise.cli import main\nmain(['report', {run!r}, '-o', {str(tmp_path / 'x')!r}])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""The page of a run that goes on: it grows in place, and says when the run ends, dies, or its server goes away."""
+"""The page of a run in progress: it updates in place, and tells if the run ends or is killed or the server stops."""
 
 import contextlib
 import json
@@ -15,20 +15,20 @@ from page_kit import Training
 from loopwise.run import Run
 
 
-def _heeds_ctrl_c():
-    """A shell starts what runs in its background deaf to it, and a test's process would inherit that."""
+def _restore_ctrl_c():
+    """Restore the default handler: a shell makes processes in its background ignore Ctrl-C, which is inherited."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
-def watched():
-    """``watched(path)``: ``loopwise watch`` on a run in a process of its own, and its URL."""
+def served():
+    """Return a function that starts ``loopwise serve`` in a process of its own and returns the process and its URL."""
     with contextlib.ExitStack() as stack:
 
         def start(path, *options):
-            command = [sys.executable, "-m", "loopwise", "watch", str(path), *options]
+            command = [sys.executable, "-m", "loopwise", "serve", str(path), *options]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            process = stack.enter_context(subprocess.Popen(command, preexec_fn=_heeds_ctrl_c, **pipes))
+            process = stack.enter_context(subprocess.Popen(command, preexec_fn=_restore_ctrl_c, **pipes))
             stack.callback(process.kill)
             return process, process.stdout.readline().split()[0]
 
@@ -50,20 +50,20 @@ LOOKED_AT = """() => {
     const block = document.elementFromPoint(innerWidth / 2, 150).closest(".block");
     return [block.dataset.key, block.getBoundingClientRect().top];
 }"""
-"""The block in the upper part of the window, and where it begins."""
+"""JavaScript that returns the key of the block in the upper part of the window, and its position."""
 
 
-def test_it_grows_without_a_reload(look, watched, tmp_path):
+def test_the_page_grows_without_a_reload(look, served, tmp_path):
     run = Run(str(tmp_path / "run"))
-    process, url = watched(tmp_path / "run")
+    process, url = served(tmp_path / "run")
     page = look(url)
-    assert "Nothing can be shown yet" in page.inner_text("#head")
+    assert "There is nothing to show yet" in page.inner_text("#head")
     says(page, "Live")
     page.evaluate("() => { window.never_reloaded = true }")
     training = Training(run)
     training.train(12)
     shows(page, "#metrics .describe", "12 steps")
-    assert "Nothing can be shown yet" not in page.inner_text("#head")
+    assert "There is nothing to show yet" not in page.inner_text("#head")
     page.locator("#metrics .plot").first.scroll_into_view_if_needed()
     page.wait_for_selector("#metrics .plot[data-drawn]")
     page.evaluate("() => { document.querySelector('#metrics .plot').kept = true }")
@@ -78,23 +78,23 @@ def test_it_grows_without_a_reload(look, watched, tmp_path):
     assert page.evaluate("() => document.activeElement.matches('#saved .scroll')")
     assert page.locator("#distributions select").first.input_value() == chosen
     after, its_top = page.evaluate(LOOKED_AT)
-    assert after == place  # whatever came in above it
+    assert after == place  # although blocks were added above it
     assert abs(its_top - top) < 200
     training.watch.close()
     run.close()
     says(page, "The run is finished")
     assert page.evaluate("() => window.never_reloaded")
-    page.close()  # a request that fails would be in its console
+    page.close()  # otherwise its console would list a failed request
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
-    assert process.stdout.read() == "ended\n"
+    assert process.wait(600) == 0
+    assert process.stdout.read() == "stopped\n"
     assert process.stderr.read() == ""
 
 
-def test_new_sections_appear_in_their_place(look, watched, run, tmp_path):
+def test_new_sections_appear_in_their_place(look, served, run, tmp_path):
     with Run(str(tmp_path / "run")) as going:
         going.append("compile", "events", {"batch": 1, "text": "first"})
-        page = look(watched(tmp_path / "run")[1])
+        page = look(served(tmp_path / "run")[1])
         shows(page, "#compile", "first")
         counts = {"epoch": 0, "seen": 10, "kept": 5}
         going.append("sift", "epochs", counts)
@@ -108,24 +108,24 @@ def test_new_sections_appear_in_their_place(look, watched, run, tmp_path):
     ]
 
 
-def test_a_killed_run_says_since_when_nothing_was_written(look, watched, tmp_path):
+def test_the_page_of_a_killed_run_tells_the_last_write(look, served, tmp_path):
     run = Run(str(tmp_path / "run"))
     run.append("compile", "events", {"batch": 1, "text": "the last"})
     long_ago = time.time() - 3600
     for folder, _, names in os.walk(tmp_path / "run"):
         for name in names:
             os.utime(os.path.join(folder, name), (long_ago, long_ago))
-    page = look(watched(tmp_path / "run")[1])
-    says(page, "nothing was written since")
+    page = look(served(tmp_path / "run")[1])
+    says(page, "the last write was at")
     run.close()
     says(page, "The run is finished")
 
 
-def test_a_server_that_goes_away_is_said_and_the_page_stays(browser, watched, run):
-    process, url = watched(run)
-    with browser.new_context() as context:  # not `look`: a failed request is in its console
+def test_the_page_tells_that_the_server_stopped_and_stays(browser, served, run):
+    process, url = served(run)
+    with browser.new_context() as context:  # not `look`: its console lists a failed request
         page = context.new_page()
-        page.set_default_timeout(100_000)
+        page.set_default_timeout(500_000)
         page.goto(url)
         says(page, "The run is finished")
         process.kill()
@@ -133,27 +133,27 @@ def test_a_server_that_goes_away_is_said_and_the_page_stays(browser, watched, ru
         assert page.is_visible("#findings")
 
 
-def test_a_run_that_goes_away_is_said_and_the_page_stays(browser, watched, run, tmp_path):
+def test_the_page_tells_that_the_run_was_deleted_and_stays(browser, served, run, tmp_path):
     path = shutil.copytree(run, tmp_path / "run")
-    with browser.new_context() as context:  # not `look`: a refused request is in its console
+    with browser.new_context() as context:  # not `look`: its console lists a refused request
         page = context.new_page()
-        page.set_default_timeout(100_000)
-        page.goto(watched(path)[1])
+        page.set_default_timeout(500_000)
+        page.goto(served(path)[1])
         says(page, "The run is finished")
         shutil.rmtree(path)
         says(page, "The server does not answer")
         assert page.is_visible("#findings")
 
 
-def test_it_ends_by_itself_where_there_is_no_run(tmp_path):
-    command = [sys.executable, "-m", "loopwise", "watch", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+def test_the_server_of_no_run_exits_with_an_error(tmp_path):
+    command = [sys.executable, "-m", "loopwise", "serve", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "no run.json" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_the_page_of_a_file_asks_nobody(look, run, tmp_path):
+def test_the_page_of_a_file_sends_no_request(look, run, tmp_path):
     from loopwise.report import report
 
     page = look("file://" + report(run, str(tmp_path / "page.html")))

@@ -1,4 +1,4 @@
-"""The page in a real browser: everything is there, drawn, reachable, and nothing is asked of the network."""
+"""The page in a real browser: all sections are present, drawn and reachable, and no request leaves the machine."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Sections that others give: found, checked at the door, and one that is wrong stops no other."""
+"""Sections of providers: collected, validated, and independent of providers that fail."""
 
 import base64
 import math
@@ -31,22 +31,22 @@ def section(*blocks, **more):
 class Entry:
     """An installed entry point."""
 
-    def __init__(self, name, *found):
-        self.name, self.value, self.found = name, f"{name}.page:sections", found
+    def __init__(self, name, *made):
+        self.name, self.value, self.made = name, f"{name}.page:sections", made
 
     def load(self):
         def sections(path, other=None):
-            for each in self.found:
-                if isinstance(each, Exception):
-                    raise each
-                yield each
+            for section in self.made:
+                if isinstance(section, Exception):
+                    raise section
+                yield section
 
         return sections
 
 
 @pytest.fixture
 def installed(monkeypatch):
-    """``installed(*entries)``: those are the providers."""
+    """Return a function that replaces the installed providers by its arguments."""
     return lambda *entries: monkeypatch.setattr(sections, "entry_points", lambda group: entries)
 
 
@@ -55,9 +55,9 @@ def test_sections_come_in_their_order_and_those_of_one_id_together(installed, ru
     installed(
         Entry("b", second), Entry("a", first, section(FINDING, title="Else")), Entry("c", section(id="empty"))
     )
-    found, notes = sections.collect(run)
-    assert [each.id for each in found] == ["ours", "late"]
-    assert [block["kind"] for block in found[0].blocks] == ["finding", "table"]
+    collected, notes = sections.collect(run)
+    assert [section.id for section in collected] == ["ours", "late"]
+    assert [block["kind"] for block in collected[0].blocks] == ["finding", "table"]
     assert notes == []
 
 
@@ -66,9 +66,9 @@ def test_a_provider_that_raises_is_named_and_the_others_are_shown(installed, run
         Entry("bad", section(TABLE, id="before"), ValueError("no\nbytes")), Entry("good", section(TABLE))
     )
     shown = state(run)
-    assert [each["id"] for each in shown["sections"]] == ["before", "ours"]
+    assert [section["id"] for section in shown["sections"]] == ["before", "ours"]
     assert (
-        "What bad (bad.page:sections) has to say is left out: ValueError: no bytes" in shown["head"]["html"]
+        "The sections of bad (bad.page:sections) are missing: ValueError: no bytes" in shown["head"]["html"]
     )
 
 
@@ -93,9 +93,9 @@ def test_a_provider_that_raises_is_named_and_the_others_are_shown(installed, run
         (section(FINDING | {"plot": {}}), "without 'title'"),
     ],
 )
-def test_what_is_not_of_the_format_is_refused(given, said):
+def test_other_formats_are_refused(given, said):
     with pytest.raises(InputError) as error:
-        sections.checked(given)
+        sections.validated(given)
     assert said in error.value.args[0]
 
 
@@ -111,9 +111,9 @@ def test_what_is_not_of_the_format_is_refused(given, said):
     ],
 )
 def test_arrays_travel_as_bytes(array, dtype, values):
-    found = sections.plain(array, "an array")
-    assert found["dtype"] == dtype
-    back = np.frombuffer(base64.b64decode(found["bdata"]), "<" + dtype)
+    typed = sections.plain(array, "an array")
+    assert typed["dtype"] == dtype
+    back = np.frombuffer(base64.b64decode(typed["bdata"]), "<" + dtype)
     np.testing.assert_array_equal(back, np.array(values, "<" + dtype))
 
 
@@ -128,7 +128,7 @@ def test_equal_steps_travel_once():
     given = section(
         PLOT | {"data": [{"x": steps, "y": steps}, {"x": steps.copy(), "y": steps}, {"x": steps + 1}]}
     )
-    traces = sections.checked(given).blocks[0]["data"]
+    traces = sections.validated(given).blocks[0]["data"]
     assert [each["x"] == "same" for each in traces] == [False, True, False]
 
 
@@ -152,7 +152,7 @@ def test_a_plot_of_a_choice_keeps_its_key_when_another_comes_before_it(installed
     assert len({key for key, _ in keys("same", "same", "1", "0")}) == 4
 
 
-def test_cells_and_sentences_are_for_a_person():
+def test_cells_and_sentences_are_readable():
     cells = [cell(each) for each in (True, None, 1234567, 0.00012346, 3.0, "x")]
     assert cells == ["yes", "", "1,234,567", "0.0001235", "3", "x"]
     assert [sentence(each) for each in ("it burns", "Is it?", " ")] == ["It burns.", "Is it?", ""]

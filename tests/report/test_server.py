@@ -1,4 +1,4 @@
-"""The server of a page: two paths, read-only, made again only when the run's files changed."""
+"""Server of a page: two paths, read-only, and a state that is made again only after the run's files changed."""
 
 import http.client
 import json
@@ -16,17 +16,17 @@ from loopwise.run import Run
 
 @pytest.fixture
 def served(run, tmp_path):
-    """A server of a copy of a run."""
-    with Server(Source(str(shutil.copytree(run, tmp_path / "run")))) as found:
-        thread = threading.Thread(target=found.serve_forever, args=(0.01,))
+    """Start a server of a copy of a run."""
+    with Server(Source(str(shutil.copytree(run, tmp_path / "run")))) as server_of_copy:
+        thread = threading.Thread(target=server_of_copy.serve_forever, args=(0.01,))
         thread.start()
-        yield found
-        found.shutdown()
+        yield server_of_copy
+        server_of_copy.shutdown()
         thread.join()
 
 
 def ask(of, path, method="GET", **headers):
-    connection = http.client.HTTPConnection("127.0.0.1", of.server_address[1], timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", of.server_address[1], timeout=600)
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
     connection.request(method, path, headers={"Connection": "close", **headers})
     answer = connection.getresponse()
@@ -45,7 +45,7 @@ def test_the_page_and_its_sections(served):
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_what_has_not_changed_is_not_sent_again(served):
+def test_an_unchanged_state_is_not_sent_again(served):
     answer, _ = ask(served, "/sections.json")
     again, body = ask(served, "/sections.json", If_None_Match=answer.headers["ETag"])
     assert (again.status, body) == (304, b"")
@@ -57,11 +57,11 @@ def test_what_has_not_changed_is_not_sent_again(served):
 )
 def test_nothing_else_is_served(served, path):
     answer, body = ask(served, path)
-    assert (answer.status, body) == (404, b"There is / and /sections.json.")
+    assert (answer.status, body) == (404, b"The only paths are / and /sections.json.")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
-def test_it_can_only_be_read(served, method):
+def test_the_server_is_read_only(served, method):
     assert ask(served, "/", method)[0].status == 501
 
 
@@ -83,23 +83,23 @@ def test_head_has_no_body(served):
         ("", 403),
     ],
 )
-def test_another_name_that_leads_here_is_refused(served, host, status):
+def test_another_host_name_is_refused(served, host, status):
     host = host.format(served.server_address[1])
     assert ask(served, "/sections.json", Host=host)[0].status == status
 
 
-def test_an_address_of_six(run):
+def test_an_ipv6_address(run):
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("no IPv6 here")
-    with Server(Source(run), "::1") as found:
-        assert found.guarded
-        assert found.url == f"http://[::1]:{found.server_address[1]}/"
+    with Server(Source(run), "::1") as ipv6:
+        assert ipv6.guarded
+        assert ipv6.url == f"http://[::1]:{ipv6.server_address[1]}/"
 
 
 class Gone:
-    """A connection that breaks behind the headers."""
+    """Connection that breaks after the headers."""
 
     def __init__(self):
         self.written = []
@@ -110,7 +110,7 @@ class Gone:
             raise BrokenPipeError
 
 
-def test_who_asked_and_went_away_gets_no_second_answer(served):
+def test_a_client_that_closed_its_connection_gets_no_second_answer(served):
     handler = object.__new__(server.Handler)
     handler.server, handler.wfile, handler.headers = served, Gone(), {"Host": "localhost"}
     handler.path, handler.command, handler.close_connection = "/", "GET", False
@@ -122,12 +122,12 @@ def test_who_asked_and_went_away_gets_no_second_answer(served):
     assert handler.close_connection
 
 
-def test_a_host_that_was_asked_for_answers_to_any_name(run):
-    with Server(Source(run), "0.0.0.0") as found:
-        assert not found.guarded
+def test_a_public_address_answers_to_any_host_name(run):
+    with Server(Source(run), "0.0.0.0") as public:
+        assert not public.guarded
 
 
-def test_sections_are_made_when_files_changed_and_not_more_often(run, tmp_path, monkeypatch):
+def test_sections_are_made_only_after_files_changed(run, tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(server.time, "monotonic", lambda: now[0])
     path = str(tmp_path / "run")
@@ -136,7 +136,7 @@ def test_sections_are_made_when_files_changed_and_not_more_often(run, tmp_path, 
         first = source.state()
         assert source.state() is first
         going.append("compile", "events", {"batch": 0, "text": "something"})
-        assert source.state() is first  # too early to look
+        assert source.state() is first  # too early to list the files again
         now[0] += server.PAUSE
         second = source.state()
         assert [each["id"] for each in second["sections"]] == ["compile"]
@@ -148,7 +148,7 @@ def test_sections_are_made_when_files_changed_and_not_more_often(run, tmp_path, 
     assert source.state()["run"]["state"] == "finished"
 
 
-def test_a_run_that_is_gone_is_an_answer(served, tmp_path, monkeypatch):
+def test_a_deleted_run_is_answered_with_an_error(served, tmp_path, monkeypatch):
     monkeypatch.setattr(server, "PAUSE", 0.0)
     monkeypatch.setattr(server, "SHARE", 0.0)
     assert ask(served, "/sections.json")[0].status == 200
@@ -159,6 +159,6 @@ def test_a_run_that_is_gone_is_an_answer(served, tmp_path, monkeypatch):
     assert b"no run.json" in body
 
 
-def test_no_run(tmp_path):
+def test_a_missing_run_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"no run\.json"):
         Source(str(tmp_path))

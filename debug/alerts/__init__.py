@@ -1,1 +1,1 @@
-"""Delivery of findings and notices."""
+"""Delivery of findings to their destinations, and of messages to the user."""

@@ -1,6 +1,8 @@
-"""Where findings go: functions for ``on_finding``, that never hold training up and never end it.
+"""Destinations of findings: functions for ``on_finding`` that neither delay nor end the training.
 
-Watch(model, optimizer, run=..., on_finding=[log, webhook("https://hooks.slack.com/services/...")])
+Example::
+
+    Watch(model, optimizer, run=..., on_finding=[log, webhook("https://hooks.slack.com/services/...")])
 """
 
 from __future__ import annotations
@@ -14,25 +16,29 @@ from urllib.parse import urlsplit
 
 from loopwise.errors import InputError
 from loopwise.run import encode
+from loopwise.validate import one_of, positive_number, whole_number
 
 from ..rules import SEVERITIES, Finding
+from .delivery_queue import DeliveryQueue
 from .notices import log as log
-from .outbox import Outbox
 
 TLS = ("starttls", "ssl", "none")
 
 
-def webhook(url: str, *, timeout: float = 5.0, severity: str = "warning", per_hour: int = 20) -> Outbox:
-    """Findings as JSON, posted to a URL: ``text``, which Slack and its like show, and ``findings``, their records.
+def webhook(
+    url: str, *, timeout: float = 5.0, severity: str = "warning", per_hour: int = 20
+) -> DeliveryQueue:
+    """Return a function that posts findings as JSON: ``text``, which Slack shows, and ``findings``, their records.
 
     Args:
-        url: ``http`` or ``https``.
+        url: URL with the scheme ``http`` or ``https``.
         timeout: seconds that a post may take.
-        severity: the least one that is told.
-        per_hour: messages at most; what is more comes in one message as soon as there may be another, or at the end.
+        severity: least severity that is sent.
+        per_hour: largest number of messages in an hour; further findings are joined into the next allowed message, or
+            into one at the end.
 
     Raises:
-        InputError: arguments that cannot be used.
+        InputError: an argument is not valid.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -42,7 +48,7 @@ def webhook(url: str, *, timeout: float = 5.0, severity: str = "warning", per_ho
             "a name without its scheme, or a path",
             "webhook('https://hooks.slack.com/services/...')",
         )
-    _check(timeout, severity, per_hour)
+    _validate(timeout, severity, per_hour)
 
     def post(findings: Sequence[Finding], text: str) -> None:
         data = encode({"text": text, "findings": [finding.record() for finding in findings]})
@@ -50,7 +56,7 @@ def webhook(url: str, *, timeout: float = 5.0, severity: str = "warning", per_ho
         with urllib.request.urlopen(request, timeout=timeout):
             pass
 
-    return Outbox(f"the webhook at {parts.hostname}", post, timeout, severity, per_hour)
+    return DeliveryQueue(f"the webhook at {parts.hostname}", post, timeout, severity, per_hour)
 
 
 def email(
@@ -65,24 +71,25 @@ def email(
     timeout: float = 10.0,
     severity: str = "warning",
     per_hour: int = 6,
-) -> Outbox:
-    """Findings by e-mail, through your SMTP server.
+) -> DeliveryQueue:
+    """Return a function that sends findings by e-mail, through your SMTP server.
 
     Args:
         to: one address or several.
-        host, port: of the server.
-        sender: address that it is from.
-        user, password: where the server asks for them.
-        tls: ``starttls`` (often port 587), ``ssl`` (465) or ``none``, without a password then.
+        host, port: host and port of the server.
+        sender: address of the sender.
+        user, password: credentials, if the server asks for them.
+        tls: ``starttls`` (often port 587), ``ssl`` (465) or ``none``, which allows no password.
         timeout: seconds that each answer of the server may take.
-        severity: the least one that is told.
-        per_hour: messages at most; what is more comes in one message as soon as there may be another, or at the end.
+        severity: least severity that is sent.
+        per_hour: largest number of messages in an hour; further findings are joined into the next allowed message, or
+            into one at the end.
 
     Raises:
-        InputError: arguments that cannot be used.
+        InputError: an argument is not valid.
     """
     addresses = [to] if isinstance(to, str) else list(to)
-    if not addresses or any("@" not in each or "\n" in each or "\r" in each for each in (*addresses, sender)):
+    if not addresses or any("@" not in a or "\n" in a or "\r" in a for a in (*addresses, sender)):
         raise InputError(
             f"to={to!r}, sender={sender!r}",
             "addresses such as name@example.org",
@@ -93,10 +100,10 @@ def email(
         raise InputError(
             f"tls={tls!r}" + (" with a password" if password is not None else ""),
             f"one of {', '.join(TLS)}, the last without a password",
-            "a password would be readable on its way",
+            "a password would be sent unencrypted",
             "tls='starttls' for port 587, tls='ssl' for port 465",
         )
-    _check(timeout, severity, per_hour)
+    _validate(timeout, severity, per_hour)
 
     def send(findings: Sequence[Finding], text: str) -> None:
         message = EmailMessage()
@@ -117,14 +124,10 @@ def email(
                 server.login(user, password)
             server.send_message(message)
 
-    return Outbox(f"the mail server {host}", send, timeout, severity, per_hour)
+    return DeliveryQueue(f"the mail server {host}", send, timeout, severity, per_hour)
 
 
-def _check(timeout: float, severity: str, per_hour: int) -> None:
-    if severity not in SEVERITIES or not timeout > 0 or isinstance(per_hour, bool) or per_hour < 1:
-        raise InputError(
-            f"timeout={timeout!r}, severity={severity!r}, per_hour={per_hour!r}",
-            f"seconds above 0, one of {', '.join(SEVERITIES)}, and at least one message an hour",
-            "a typing error",
-            "leave them out for the defaults",
-        )
+def _validate(timeout: float, severity: str, per_hour: int) -> None:
+    positive_number("timeout", timeout, "time", 5)
+    one_of("severity", severity, SEVERITIES)
+    whole_number("per_hour", per_hour, 1, "messages", 20)

@@ -1,10 +1,11 @@
-"""What has to be said: each kind of thing once, from the user's own call, and in the index."""
+"""Messages and findings for the user: each is told once, from a call of the user's, and is noted in the index."""
 
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Sequence
+
+from loopwise.warnings import warn
 
 from ..rules import Finding
 
@@ -12,91 +13,93 @@ LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "critical": logging.
 
 
 class Notices:
-    """Collects texts where they arise and warns of them later.
+    """Collects messages where they arise, and warns of them later.
 
     Args:
-        event: writes a text and its step into the index.
+        event: writes a message and its step into the index.
     """
 
     def __init__(self, event: Callable[[str, int], None]) -> None:
         self._event = event
         self._kinds: set[str] = set()
-        self._waiting: list[str] = []
+        self._pending: list[str] = []
 
     def say(self, text: str, step: int, event: bool = True) -> None:
-        """Keep a text to be warned of; its kind is what stands before the first colon.
+        """Add a message, unless one of the same kind was added; its kind is the text before the first colon.
 
         Args:
             text: what happened.
-            step: in which step; -1: in none.
-            event: note it in the index as well.
+            step: the step in which it happened; -1 if it belongs to no step.
+            event: also write the message into the index.
         """
         kind = text.partition(":")[0]
         if kind in self._kinds:
             return
         self._kinds.add(kind)
-        self._waiting.append(
+        self._pending.append(
             f"loopwise.debug: step {step}: {text}" if step >= 0 else f"loopwise.debug: {text}"
         )
         if event:
             self._event(text, step)
 
-    def attempt(self, what: str, action: Callable[[], None]) -> None:
-        """Do something that training does not depend on; ``what`` is said if it fails."""
+    def attempt(self, failure: str, action: Callable[[], None]) -> None:
+        """Call ``action``, on which training does not depend; add the message ``failure`` if it raises."""
         try:
             action()
         except Exception as error:
-            self.say(f"{what}: {error!r}", -1, event=False)
+            self.say(f"{failure}: {error!r}", -1, event=False)
 
     def warn(self) -> None:
-        """Warn of what was kept: not inside a hook, where it could end a forward pass."""
-        waiting, self._waiting = self._waiting, []
-        for text in waiting:
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
+        """Warn of the collected messages.  A hook must not call this: a warning may be an error there."""
+        pending, self._pending = self._pending, []
+        for text in pending:
+            warn(text, stacklevel=4)
 
 
 Tell = Callable[[Finding], None]
+"""Function that is called with a finding."""
 
 
 class Findings:
-    """What rules found, told on the training thread.
+    """All findings of a ``Watch``, and the functions that are told of them on the training thread.
 
     Args:
-        tell: called with each, one function or several; default: it is logged.
+        tell: called with each finding, one function or several; default: findings are logged.
     """
 
     def __init__(self, tell: Tell | Sequence[Tell] | None) -> None:
-        self._tellers = (log,) if tell is None else (tell,) if callable(tell) else tuple(tell)
-        self._waiting: list[Finding] = []
-        self._at_once: list[Finding] = []
+        self._functions = (log,) if tell is None else (tell,) if callable(tell) else tuple(tell)
+        self._pending: list[Finding] = []
+        self._told_at_once: list[Finding] = []
         self.all: list[Finding] = []
 
-    def add(self, found: list[Finding]) -> None:
-        """Take in what was found; what was told at once is known already."""
-        known = {(each.rule, each.tensors) for each in self._at_once}
-        fresh = [each for each in found if (each.rule, each.tensors) not in known]
-        self._waiting += fresh
-        self.all += fresh
+    def add(self, findings: list[Finding]) -> None:
+        """Add findings, except for those that ``tell_at_once`` was called with before."""
+        known = {(finding.rule, finding.tensors) for finding in self._told_at_once}
+        new = [finding for finding in findings if (finding.rule, finding.tensors) not in known]
+        self._pending += new
+        self.all += new
 
     def tell_at_once(self, finding: Finding) -> None:
-        self._at_once.append(finding)
+        """Add a finding and tell it on the calling thread."""
+        self._told_at_once.append(finding)
         self.all.append(finding)
         self._tell(finding)
 
     def tell(self) -> None:
-        """Tell what was added since; the user's function may raise, which is the user's wish."""
-        while self._waiting:
-            self._tell(self._waiting.pop(0))
+        """Tell the findings that were added since the last call.  Errors of the user's functions are raised."""
+        while self._pending:
+            self._tell(self._pending.pop(0))
 
     def close(self) -> None:
-        """Have what is still on its way delivered, for a limited time."""
-        for tell in self._tellers:
-            if callable(close := getattr(tell, "close", None)):
+        """Close the functions that send later, which waits a limited time for their messages."""
+        for function in self._functions:
+            if callable(close := getattr(function, "close", None)):
                 close()
 
     def _tell(self, finding: Finding) -> None:
-        for tell in self._tellers:
-            tell(finding)
+        for function in self._functions:
+            function(finding)
 
 
 def log(finding: Finding) -> None:

@@ -8,6 +8,7 @@ from loopwise.debug import Collection, Watch, at, between, every, open_run
 from loopwise.debug.capture import budget
 from loopwise.errors import InputError, StateError
 from loopwise.run import Run
+from loopwise.warnings import LoopwiseWarning
 
 
 def network():
@@ -59,7 +60,7 @@ def test_each_mode_counts_its_own_steps(tmp_path):
 def test_collections_have_schedules_and_statistics_of_their_own(tmp_path):
     collections = [
         "losses",
-        Collection("weights", save=at([1]), keep=("mean", "max")),
+        Collection("weights", save=at([1]), statistics=("mean", "max")),
         Collection("second", include=r"^2\.", save=between(2)),
         Collection("chosen", where=lambda name: name == "gradient/0.bias", save=every(3)),
         Collection("activation", modules=[], include="1.output", save=at([0])),
@@ -109,7 +110,7 @@ def test_a_schedule_that_fails_does_not_end_training(tmp_path):
             return True
 
     net, optimizer, w = watched(tmp_path, save=Bad(1, 0))
-    with pytest.warns(RuntimeWarning, match="a step could not be saved: KeyError"):
+    with pytest.warns(LoopwiseWarning, match="a step could not be saved: KeyError"):
         steps(net, optimizer, w, 3)
     w.close()
     assert open_run(tmp_path / "run").steps() == [0]
@@ -208,7 +209,7 @@ def test_what_never_comes_is_named(tmp_path):
         return w
 
     w = run("warned")
-    with pytest.warns(RuntimeWarning, match="never|got nothing") as warned:
+    with pytest.warns(LoopwiseWarning, match="never|got nothing") as warned:
         w.step()
     w.close()
     texts = [str(one.message) for one in warned]
@@ -216,7 +217,7 @@ def test_what_never_comes_is_named(tmp_path):
     assert any("'weights' got nothing from unused.weight" in t and "no optimizer" in t for t in texts)
     assert any("'gradients' got nothing from gradient/unused.weight" in t for t in texts)
     w = run("strict", strict=True)
-    with pytest.warns(RuntimeWarning), pytest.raises(StateError, match="got nothing from"):
+    with pytest.warns(LoopwiseWarning), pytest.raises(StateError, match="got nothing from"):
         w.step()
     w.close()
 
@@ -230,7 +231,7 @@ def test_a_failure_switches_its_collection_off_and_training_goes_on(tmp_path):
     w = None
     net, optimizer, w = watched(tmp_path, save=every(1), collections=["losses", Collection("bad", where=bad)])
     with pytest.warns(
-        RuntimeWarning,
+        LoopwiseWarning,
         match=r"step 0: the collection 'bad' is switched off: KeyError\('a bug'\) at .*test_watch.py",
     ):
         steps(net, optimizer, w, 1)
@@ -253,7 +254,7 @@ def test_a_budget_of_overhead_thins_what_is_saved(tmp_path, monkeypatch):
 
     groups = w._capture._groups
     real, groups.of = groups.of, slow
-    with w, pytest.warns(RuntimeWarning, match="more than max_overhead=10.0%: fewer steps are saved"):
+    with w, pytest.warns(LoopwiseWarning, match="more than max_overhead=10.0%: fewer steps are saved"):
         for _ in range(40):
             clock[0] += 1.0
             steps(net, optimizer, w, 1)
@@ -301,7 +302,7 @@ def test_collections_that_cannot_be_used():
     with pytest.raises(InputError, match="a regular expression"):
         Collection("mine", include="(")
     with pytest.raises(InputError, match="mean"):
-        Collection("weights", keep=("average",))
+        Collection("weights", statistics=("average",))
     with pytest.raises(InputError, match="one of train, eval, predict"), Watch.mode(None, "test"):
         pass
 

@@ -18,6 +18,7 @@ from loopwise.debug.capture import writer
 from loopwise.debug.store import host_buffer
 from loopwise.debug.store.segments import Segments
 from loopwise.run import Run, read
+from loopwise.warnings import LoopwiseWarning
 
 SIZE = 1000
 
@@ -25,9 +26,9 @@ SIZE = 1000
 class Training(writing_kit.Training):
     """Its ``SIZE`` numbers are saved raw and as statistics."""
 
-    def __init__(self, path, policy="block", **more):
-        raw, some = Collection("weights"), Collection("some", include="^weight$", keep=("max",))
-        super().__init__(path, SIZE, ["losses", raw, some], policy=policy, **more)
+    def __init__(self, path, on_backlog="block", **more):
+        raw, some = Collection("weights"), Collection("some", include="^weight$", statistics=("max",))
+        super().__init__(path, SIZE, ["losses", raw, some], on_backlog=on_backlog, **more)
 
 
 def raw_steps(saved):
@@ -63,13 +64,13 @@ def gated(monkeypatch):
 def test_block_waits_and_loses_nothing(tmp_path, gated, monkeypatch):
     empty = threading.Event()
 
-    class Watched(host_buffer.Ring):
+    class Watched(host_buffer.BufferPool):
         def take(self, wait):
             if wait and self._free.empty():
                 empty.set()
             return super().take(wait)
 
-    monkeypatch.setattr(writer, "Ring", Watched)
+    monkeypatch.setattr(writer, "BufferPool", Watched)
     training = Training(tmp_path / "run")
     thread = threading.Thread(target=training.train, args=(9,))
     thread.start()
@@ -85,7 +86,7 @@ def test_block_waits_and_loses_nothing(tmp_path, gated, monkeypatch):
 @pytest.mark.parametrize(("policy", "count"), [("drop", "dropped"), ("reduce", "reduced")])
 def test_what_is_kept_of_steps_that_storage_has_no_time_for(tmp_path, gated, policy, count):
     training = Training(tmp_path / "run", policy)
-    with pytest.warns(RuntimeWarning, match=f"raw tensors of some steps are {count}") as said:
+    with pytest.warns(LoopwiseWarning, match=f"raw tensors of some steps are {count}") as said:
         training.train(7)
     assert len(said) == 1
     training.watch._writer._segments.gate.set()
@@ -106,7 +107,7 @@ def test_what_is_kept_of_steps_that_storage_has_no_time_for(tmp_path, gated, pol
 
 def test_raw_tensors_come_back_when_storage_does(tmp_path, gated):
     training = Training(tmp_path / "run", "drop")
-    with pytest.warns(RuntimeWarning, match="dropped"):
+    with pytest.warns(LoopwiseWarning, match="dropped"):
         training.train(3)
     target = training.watch._writer
     target._segments.gate.set()
@@ -118,17 +119,17 @@ def test_raw_tensors_come_back_when_storage_does(tmp_path, gated):
     assert raw_steps(open_run(tmp_path / "run")) == [0, 1, 3, 4]
 
 
-@pytest.mark.parametrize("policy", writer.POLICIES)
+@pytest.mark.parametrize("on_backlog", writer.ON_BACKLOG)
 @pytest.mark.filterwarnings("ignore:loopwise.debug.*storage is slower")
 def test_host_memory_is_bounded(tmp_path, monkeypatch, gated, policy):
     taken = []
-    take = host_buffer.Snapshot._take
+    take = host_buffer.HostBuffer._allocate
 
     def counted(self, size):
         taken.append(size)
         return take(self, size)
 
-    monkeypatch.setattr(host_buffer.Snapshot, "_take", counted)
+    monkeypatch.setattr(host_buffer.HostBuffer, "_allocate", counted)
     training = Training(tmp_path / "run", policy)
     if policy == "block":
         training.watch._writer._segments.gate.set()
@@ -183,7 +184,7 @@ def in_trouble(training, trouble, match, failed=5):
     """Five steps, five more in trouble, and two without: what is said, which is one thing."""
     training.train(5)
     training.drain()
-    with pytest.warns(RuntimeWarning, match=match) as said:
+    with pytest.warns(LoopwiseWarning, match=match) as said:
         with trouble:
             training.train(5)
             training.drain()
@@ -264,7 +265,7 @@ def test_a_folder_that_is_deleted(tmp_path):
     training.train(3)
     training.drain()
     shutil.rmtree(tmp_path / "run")
-    with pytest.warns(RuntimeWarning, match="could not be written.*No such file") as warned:
+    with pytest.warns(LoopwiseWarning, match="could not be written.*No such file") as warned:
         training.train(4)
         training.watch.close()
     assert sum("a step could not be written" in str(one.message) for one in warned) == 1
@@ -296,7 +297,7 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch, place):
 
 def test_a_writer_is_closed_once(tmp_path):
     with Run(str(tmp_path / "run")) as run:
-        target = writer.Writer(run, pinned=False, policy="block")
+        target = writer.Writer(run, pinned=False, on_backlog="block")
         target.event("a remark", 0)
         target.close()
         target.close()
@@ -324,7 +325,7 @@ def test_what_comes_after_the_end_is_told_and_stops_nothing(tmp_path):
     training = Training(tmp_path / "run")
     training.train(2)
     training.watch._writer.close()
-    with pytest.warns(RuntimeWarning, match="a step came after the end"):
+    with pytest.warns(LoopwiseWarning, match="a step came after the end"):
         training.train(5)
         training.watch.close()
     assert training.watch.counts["failed"] == 5
@@ -350,17 +351,17 @@ def test_a_script_that_ends_without_close_has_everything_written(tmp_path):
 
 def test_a_snapshot_that_cannot_be_given_back_does_not_end_the_writer(tmp_path, monkeypatch):
     training = Training(tmp_path / "run")
-    give_back = host_buffer.Ring.give_back
+    give_back = host_buffer.BufferPool.give_back
 
     def failing(self, found):
         give_back(self, found)
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(host_buffer.Ring, "give_back", failing)
+        patch.setattr(host_buffer.BufferPool, "give_back", failing)
         training.train(1)
         training.drain()
-    with pytest.warns(RuntimeWarning, match="out of memory"):
+    with pytest.warns(LoopwiseWarning, match="out of memory"):
         training.train(3)
         training.watch.close()
     assert raw_steps(open_run(tmp_path / "run")) == [0, 1, 2, 3]

@@ -24,6 +24,7 @@ from lightning_kit import (
 
 from loopwise.debug import Collection, open_run
 from loopwise.errors import InputError, StateError
+from loopwise.warnings import LoopwiseWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error:loopwise")  # all but ours, not those of Lightning
 
@@ -102,8 +103,8 @@ def test_another_run_is_not_written_over(tmp_path):
 
 
 def test_wrong_options_are_refused_before_a_folder_is_made(tmp_path):
-    with pytest.raises(InputError, match="policy='wait'"):
-        fit(tmp_path, watching(tmp_path, policy="wait"))
+    with pytest.raises(InputError, match="on_backlog='wait'"):
+        fit(tmp_path, watching(tmp_path, on_backlog="wait"))
     assert not (tmp_path / "run").exists()
 
 
@@ -123,7 +124,7 @@ def test_what_fails_in_reading_metrics_is_said_and_training_goes_on(tmp_path):
     assert same_weights(module, truth()[1])
     assert open_run(tmp_path / "run").names(step=0, collection="metrics") == ["3"]
     (tmp_path / "other").mkdir()
-    with pytest.warns(RuntimeWarning, match="loopwise.debug: TypeError"):
+    with pytest.warns(LoopwiseWarning, match="loopwise.debug: TypeError"):
         module = fit(tmp_path / "other", Put(None), watching(tmp_path / "other"), Put(1))
     assert same_weights(module, truth()[1])
 

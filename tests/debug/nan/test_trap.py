@@ -11,6 +11,7 @@ from loopwise.debug import Finding, Watch, every, open_run
 from loopwise.debug.nan import Trap, load, replay
 from loopwise.errors import InputError
 from loopwise.run import Run
+from loopwise.warnings import LoopwiseWarning
 
 
 class Fragile(nn.Module):
@@ -251,7 +252,7 @@ def test_a_failure_of_ours_is_said_once(tmp_path, monkeypatch):
         raise RuntimeError("no sum")
 
     monkeypatch.setattr("loopwise.debug.nan.trap.total", broken)
-    with pytest.warns(RuntimeWarning, match="Trap is switched off: RuntimeError\\('no sum'\\)") as said:
+    with pytest.warns(LoopwiseWarning, match="Trap is switched off: RuntimeError\\('no sum'\\)") as said:
         losses, watch = train(network(), batches(), tmp_path)
     assert len(losses) == 6
     assert len([w for w in said if "Trap" in str(w.message)]) == 1

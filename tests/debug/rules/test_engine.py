@@ -14,6 +14,7 @@ from loopwise.debug.cli import command
 from loopwise.debug.rules.finding import SOURCES
 from loopwise.debug.rules.thresholds import select
 from loopwise.errors import InputError
+from loopwise.warnings import LoopwiseWarning
 
 FEW = RULES["unheld_parameter"].most
 
@@ -90,7 +91,7 @@ def broken(history):
 
 def test_a_rule_that_fails_is_named_and_switched_off(tmp_path, monkeypatch):
     monkeypatch.setitem(RULES, "overfit", dataclasses.replace(RULES["overfit"], detect=broken, mode="train"))
-    with pytest.warns(RuntimeWarning, match="the rule overfit is switched off: ZeroDivisionError") as said:
+    with pytest.warns(LoopwiseWarning, match="the rule overfit is switched off: ZeroDivisionError") as said:
         watch = faulty(tmp_path / "run")
     assert len(said) == 1
     assert "gradient_not_zeroed" in names(watch.findings)
@@ -178,8 +179,8 @@ def test_health_leaves_compiled_graphs_alone(tmp_path, backend):
 
 
 def test_health_keeps_statistics():
-    assert "raw" not in Collection("health").keep
-    assert Collection("health", keep=("mean",)).keep == ("mean",)
+    assert not Collection("health").raw
+    assert Collection("health", statistics=("mean",)).keep == ("mean",)
 
 
 def test_findings_survive_json():

@@ -11,6 +11,7 @@ from loopwise.debug.signals.loss_graph import of_loss
 from loopwise.debug.store import checksum
 from loopwise.debug.store.columns import kind_of
 from loopwise.errors import InputError
+from loopwise.warnings import LoopwiseWarning
 
 F = nn.functional
 
@@ -90,7 +91,7 @@ def test_a_failure_in_here_costs_health_and_no_step(tmp_path, monkeypatch):
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     monkeypatch.setattr("loopwise.debug.capture.health.flat", lambda tensor: 1 / 0)
     with (
-        pytest.warns(RuntimeWarning, match="'health' is switched off: ZeroDivisionError") as said,
+        pytest.warns(LoopwiseWarning, match="'health' is switched off: ZeroDivisionError") as said,
         Watch(net, optimizer, run=tmp_path / "run", save=every(1)) as watch,
     ):
         for number in range(4):

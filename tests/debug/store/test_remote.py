@@ -23,6 +23,7 @@ from loopwise.debug.capture import writer
 from loopwise.debug.store import uploader
 from loopwise.debug.store.segments import Segments
 from loopwise.run import Run
+from loopwise.warnings import LoopwiseWarning
 
 
 class Proxy:
@@ -239,7 +240,7 @@ def test_a_server_that_is_down_for_a_while(s3, proxy, small, spool):
     training = Training(s3)
     training.train(2)
     proxy.down()
-    with pytest.warns(RuntimeWarning, match="remote storage fails.*waits in .*spool") as said:
+    with pytest.warns(LoopwiseWarning, match="remote storage fails.*waits in .*spool") as said:
         training.train(4)
         training.drain()
         training.wait_for(lambda sender: sender._down)
@@ -306,7 +307,7 @@ def test_the_oldest_are_given_up_when_too_many_wait(s3, proxy, small, spool, mon
     training.wait_for(lambda sender: not sender._waiting)
     training.drain()
     proxy.down()
-    with pytest.warns(RuntimeWarning) as said:
+    with pytest.warns(LoopwiseWarning) as said:
         training.train(1)
         training.wait_for(lambda sender: sender._down)
         training.train(9)
@@ -330,7 +331,7 @@ def test_what_was_not_sent_by_the_end_can_be_copied_by_hand(s3, proxy, small, sp
     training.drain()
     training.wait_for(lambda sender: not sender._waiting)
     proxy.down()
-    with pytest.warns(RuntimeWarning) as said:
+    with pytest.warns(LoopwiseWarning) as said:
         training.train(4)
         training.watch.close()
     (folder,) = spool.iterdir()
@@ -347,7 +348,7 @@ def test_what_was_not_sent_by_the_end_can_be_copied_by_hand(s3, proxy, small, sp
 def test_where_nobody_closes_the_folder_is_named_at_exit(s3, proxy, small):
     training = Training(Run(s3))
     proxy.down()
-    with pytest.warns(RuntimeWarning) as said:
+    with pytest.warns(LoopwiseWarning) as said:
         training.train(2)
         training.watch._writer._end()
     assert re.search("2 steps could not be sent to .*; they are in .*spool", str(said[-1].message))

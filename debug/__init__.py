@@ -1,4 +1,4 @@
-"""Tensors of a training run: saved without hurting it, read while it runs."""
+"""Recording of a training run: tensors and scalars without harm to the run, rules over them, a profile and a page."""
 
 from loopwise.schedule import at as at
 from loopwise.schedule import between as between

@@ -1,10 +1,9 @@
-"""What the callbacks of trainers share: a ``Watch`` that is opened and closed as training begins and ends."""
+"""Base of the callbacks of trainers: a ``Watch`` that is opened and closed as training begins and ends."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
 from typing import Any
@@ -15,7 +14,10 @@ from torch.optim import Optimizer
 
 from loopwise.ranks import anywhere, world_size
 from loopwise.run import Run
+from loopwise.warnings import warn
 
+from . import options as validation
+from .options import WatchOptions
 from .watch import Watch
 
 AGREE = 50
@@ -23,23 +25,23 @@ AGREE = 50
 
 
 class Session:
-    """A ``Watch`` over one run folder, opened again where training goes on.
+    """A ``Watch`` over one run folder, opened again if training goes on.
 
     Args:
         run: folder or fsspec URL, or a ``Run``, which the caller closes.
-        options: those of ``Watch``.
+        resume: go on in a folder that already holds a run.
+        options: options of the ``Watch``.
 
     Attributes:
-        watch: the open one.
-        counters: step counters of the one before.
-        mode: the mode of the steps now.
+        watch: the open ``Watch``.
+        counters: step counters of the ``Watch`` before.
+        mode: mode of the present step.
     """
 
-    def __init__(self, run: str | os.PathLike[str] | Run, options: Mapping[str, Any]) -> None:
-        self._run, self._options = run, dict(options)
-        self._resumed: Run | None = None
+    def __init__(self, run: str | os.PathLike[str] | Run, resume: bool, options: WatchOptions) -> None:
+        self._run, self._resume, self._options = run, resume, options
         self._inside = contextlib.ExitStack()
-        self._said = False
+        self._warned = False
         self.watch: Watch | None = None
         self.counters: dict[str, Any] = {}
         self.mode = "train"
@@ -56,18 +58,17 @@ class Session:
         """Begin to watch.
 
         Args:
-            counters: where the step counters go on.
+            model, optimizer, scaler: as ``Watch`` takes them.
+            counters: step counters to go on from.
             resume: go on in the folder of an earlier run.
 
         Raises:
-            InputError: options that ``Watch`` refuses.
-            StateError: the folder holds a run, and ``resume`` is false.
+            StateError: the folder holds a run, and nothing says to go on in it.
         """
-        place = self._run if isinstance(self._run, Run) else str(self._run)
-        if resume and isinstance(place, str):
-            place = self._resumed = Run(place, resume=True)
+        resume = (resume or self._resume) and not isinstance(self._run, Run)
+        arguments = self._options.arguments()
         try:
-            self.watch = Watch(model, optimizer, run=place, scaler=scaler, **self._options)
+            self.watch = Watch(model, optimizer, run=self._run, resume=resume, scaler=scaler, **arguments)
             if counters is not None:
                 self.watch.load_state_dict(counters)
         except BaseException:
@@ -75,18 +76,16 @@ class Session:
             raise
 
     def close(self, state: str = "finished") -> None:
-        """End the run, if one goes on."""
+        """End the run, if one is open."""
         watch, self.watch = self.watch, None
         with self.guarded():
             self._inside.close()
             if watch is not None:
                 self.counters = watch.state_dict()
                 watch.close(state)
-            if self._resumed is not None:
-                self._resumed.close(state)
-        self._resumed, self.mode = None, "train"
+        self.mode = "train"
 
-    def turn(self, mode: str) -> None:
+    def set_mode(self, mode: str) -> None:
         """Count and schedule the steps from now on as those of ``mode``."""
         if self.watch is None or mode == self.mode:
             return
@@ -96,10 +95,11 @@ class Session:
             self._inside.enter_context(self.watch.mode(mode))
 
     def step(self, read: Callable[[], Mapping[str, Any]] = dict) -> None:
-        """End the present step.
+        """Finish the present step.
 
         Args:
-            read: gives its losses and metrics; called where the step is saved.  What is no number is left out.
+            read: function that returns losses and metrics; called if the step is saved.  Values that are no numbers
+                are left out.
         """
         if self.watch is None:
             return
@@ -111,38 +111,36 @@ class Session:
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Nothing that fails inside ends training; it is said once."""
+        """Let no error inside end training; warn of the first one."""
         try:
             yield
         except Exception as error:
-            if not self._said:
-                self._said = True
-                warnings.warn(f"loopwise.debug: {error!r}", RuntimeWarning, stacklevel=3)
+            if not self._warned:
+                self._warned = True
+                warn(f"loopwise.debug: {error!r}", stacklevel=3)
 
 
-class Watching:
-    """What the callback of every trainer is.
+class WatchingCallback:
+    """Common part of the callbacks of all trainers.
 
     Args:
         run: folder or fsspec URL of the run, or a ``Run``, which the caller closes.
-        stop_on: severity of findings (``warning``, ``critical``) from which on training is stopped; default: never.
-        options: those of ``Watch``.
+        resume: go on in a folder that already holds a run; only if ``run`` is a path.
+        options: options of ``Watch``.
 
     Raises:
-        InputError: there is no such severity.
+        InputError: an argument cannot be used.
     """
 
-    def __init__(
-        self, *, run: str | os.PathLike[str] | Run, stop_on: str | None = None, **options: Any
-    ) -> None:
-        if stop_on is not None:
-            options.severity(stop_on)
-        self._session = Session(run, {**options, "stop_on": stop_on})
-        self._stop_on, self._steps = stop_on, 0
+    def __init__(self, *, run: str | os.PathLike[str] | Run, resume: bool = False, **options: Any) -> None:
+        validation.run(run, resume)
+        self._options = WatchOptions.of(options)
+        self._session = Session(run, resume, self._options)
+        self._steps = 0
 
-    def _stops(self) -> bool:
-        """Whether training is to be stopped for what was found; all ranks ask at once, and get one answer."""
-        if self._stop_on is None:
+    def _should_stop(self) -> bool:
+        """Return whether a finding asks to stop; all ranks ask at the same steps and get one answer."""
+        if self._options.stop_on is None:
             return False
         self._steps += 1
         if world_size() > 1 and self._steps % AGREE:
@@ -156,9 +154,9 @@ class Watching:
         return self._session.watch
 
 
-def numbers(found: Mapping[str, Any]) -> dict[str, float | torch.Tensor]:
-    """The values that are one number each."""
-    return {str(name): value for name, value in found.items() if _is_number(value)}
+def numbers(values: Mapping[str, Any]) -> dict[str, float | torch.Tensor]:
+    """Return the values that are a single number."""
+    return {str(name): value for name, value in values.items() if _is_number(value)}
 
 
 def _is_number(value: Any) -> bool:

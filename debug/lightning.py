@@ -1,4 +1,4 @@
-"""Watching a Lightning ``Trainer``: one callback, nothing else changes.
+"""Callback for a Lightning ``Trainer``; nothing else of a training script changes.
 
 Trainer(callbacks=[WatchCallback(run="runs/digits", save=every(100))]).fit(module, datamodule)
 """
@@ -11,49 +11,45 @@ from typing import Any
 
 import torch
 
-from loopwise.errors import MissingExtra
+from loopwise.extras import required
 from loopwise.run import Run
 
-from .callback import Watching
+from .callback import WatchingCallback
 
-try:
-    from lightning.pytorch import Callback, LightningModule, Trainer
-except ImportError:
+with required("lightning", "lightning", "WatchCallback"):
     try:
-        from pytorch_lightning import (  # type: ignore[assignment]  # the same, by its older name
+        from lightning.pytorch import Callback, LightningModule, Trainer
+    except ModuleNotFoundError:
+        from pytorch_lightning import (  # type: ignore[assignment]  # its older name
             Callback,
             LightningModule,
             Trainer,
         )
-    except ImportError:
-        raise MissingExtra.of("lightning", "lightning", "WatchCallback") from None
 
 
-class WatchCallback(Watching, Callback):
+class WatchCallback(WatchingCallback, Callback):
     """A ``Watch`` over the LightningModule, from the start of ``Trainer.fit`` to its end.
 
     Each training batch is a step, and so is each batch of validation and test (mode ``eval``) and of
     prediction (mode ``predict``).  Its scalars are the numbers that ``training_step`` returns, and those that were
-    logged with ``self.log(..., on_step=True)``; the loss is that of the batch, also where batches are
-    accumulated.  What a whole evaluation logged is one more step of mode ``eval``.
+    logged with ``self.log(..., on_step=True)``; the loss is that of the batch, also if batches are accumulated.
+    The values that a whole evaluation logged are one more step of mode ``eval``.
 
-    The step counters travel in Lightning's checkpoints; a fit that goes on from one goes on in the same folder.
-    A fit that ends by an exception leaves a run that says ``failed``.
+    Lightning's checkpoints hold the step counters; a fit that goes on from a checkpoint goes on in the same folder.
+    A fit that ends by an exception leaves a run whose state is ``failed``.
 
     Args:
         run: folder or fsspec URL of the run, or a ``Run``, which the caller closes.
-        stop_on: severity of findings (``warning``, ``critical``) from which on ``trainer.should_stop`` is set.
-        options: those of ``Watch``.
+        resume: go on in a folder that already holds a run, even without a checkpoint; only if ``run`` is a path.
+        options: options of ``Watch``; from the severity ``stop_on`` on, findings set ``trainer.should_stop``.
 
     Raises:
-        InputError: when training begins, for options that ``Watch`` refuses.
-        StateError: when training begins, where the folder holds another run.
+        InputError: an argument cannot be used.
+        StateError: when training begins: the folder holds another run.
     """
 
-    def __init__(
-        self, *, run: str | os.PathLike[str] | Run, stop_on: str | None = None, **options: Any
-    ) -> None:
-        super().__init__(run=run, stop_on=stop_on, **options)
+    def __init__(self, *, run: str | os.PathLike[str] | Run, resume: bool = False, **options: Any) -> None:
+        super().__init__(run=run, resume=resume, **options)
         self._loaded: dict[str, Any] = {}
         self._progress: Any = None
         self._done = 0
@@ -62,13 +58,13 @@ class WatchCallback(Watching, Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._progress = trainer.fit_loop.epoch_loop.batch_progress
         self._done = self._progress.total.processed
-        counters, self._loaded = self._loaded or self._earlier(), {}
+        counters, self._loaded = self._loaded or self._earlier_counters(), {}
         fresh = {"step": self._done, "steps": {"train": self._done}}
         self._open(trainer, pl_module, counters or fresh, bool(counters))
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         self._done = self._progress.total.processed
-        self._look(trainer)
+        self._note_logged(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         def read() -> dict[str, Any]:
@@ -78,7 +74,7 @@ class WatchCallback(Watching, Callback):
             return returned | self._logged(trainer)
 
         self._session.step(read)
-        if self._stops():
+        if self._should_stop():
             trainer.should_stop = True
         self._done = self._progress.total.processed
 
@@ -97,12 +93,12 @@ class WatchCallback(Watching, Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._session.watch is None:
             return
-        found: dict[str, Any] = {}
+        logged: dict[str, Any] = {}
         with self._session.guarded():
-            found = self._logged(trainer)
-        if found:
-            self._session.step(lambda: found)
-        self._session.turn("train")
+            logged = self._logged(trainer)
+        if logged:
+            self._session.step(lambda: logged)
+        self._session.set_mode("train")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._evaluate(trainer, pl_module, "eval")
@@ -128,14 +124,14 @@ class WatchCallback(Watching, Callback):
         watch = self._session.watch
         counters = self._session.counters if watch is None else watch.state_dict()
         if counters and self._progress is not None:
-            counters = _moved(counters, self._progress.total.processed - self._done)
+            counters = _advanced(counters, self._progress.total.processed - self._done)
         return counters
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict
 
-    def _earlier(self) -> dict[str, Any]:
-        """Counters of an earlier call of the trainer, where this fit goes on from there."""
+    def _earlier_counters(self) -> dict[str, Any]:
+        """Return the counters of an earlier call of the trainer if this fit goes on from there."""
         counters = self._session.counters
         trained = counters.get("steps", {}).get("train", 0)
         return counters if bool(trained) == bool(self._done) else {}
@@ -144,8 +140,8 @@ class WatchCallback(Watching, Callback):
         if self._session.watch is None:  # not inside a fit
             counters, self._loaded = self._session.counters or self._loaded, {}
             self._open(trainer, pl_module, counters or None, bool(counters))
-        self._session.turn(mode)
-        self._look(trainer)
+        self._session.set_mode(mode)
+        self._note_logged(trainer)
 
     def _open(
         self, trainer: Trainer, pl_module: LightningModule, counters: dict[str, Any] | None, resume: bool
@@ -159,8 +155,8 @@ class WatchCallback(Watching, Callback):
             resume=resume,
         )
 
-    def _look(self, trainer: Trainer) -> None:
-        """Note what is logged already: it stays there, and a later step has not logged it."""
+    def _note_logged(self, trainer: Trainer) -> None:
+        """Note the values that are logged already, since they stay there although a later step does not log them."""
         self._before = {}
         watch = self._session.watch
         if watch is not None and (watch.saves or self._session.mode != "train"):
@@ -168,30 +164,30 @@ class WatchCallback(Watching, Callback):
                 self._before = dict(trainer.callback_metrics)
 
     def _logged(self, trainer: Trainer) -> dict[str, Any]:
-        """What was logged since, once where it has several names."""
-        found: dict[Any, str] = {}
+        """Return the values that were logged since; a value with several names once."""
+        name_of: dict[Any, str] = {}
         metrics = trainer.callback_metrics
         for name, value in metrics.items():
-            if name not in self._before or _place(self._before[name]) != _place(value):
-                found.setdefault(_place(value), name)
+            if name not in self._before or _identity(self._before[name]) != _identity(value):
+                name_of.setdefault(_identity(value), name)
         self._before = {}
-        return {name: metrics[name] for name in found.values()}
+        return {name: metrics[name] for name in name_of.values()}
 
 
 def _returned(outputs: Any) -> dict[str, Any]:
-    """What a step of the module returned, by name."""
+    """Return the output of a step of the module, by name."""
     if isinstance(outputs, torch.Tensor):
         return {"loss": outputs}
     return dict(outputs) if isinstance(outputs, Mapping) else {}
 
 
-def _place(value: Any) -> Any:
-    """Equal for what is the same object to Lightning, which gives out a new tensor of the same memory each time."""
+def _identity(value: Any) -> Any:
+    """Return the identity of a logged value; Lightning returns a new tensor of the same memory each time."""
     return value.data_ptr() if isinstance(value, torch.Tensor) else id(value)
 
 
-def _moved(counters: Mapping[str, Any], batches: int) -> dict[str, Any]:
-    """Counters after batches that Lightning has counted and the ``Watch`` has not been told of yet."""
+def _advanced(counters: Mapping[str, Any], batches: int) -> dict[str, Any]:
+    """Return counters that include batches which Lightning has counted and the ``Watch`` has not seen yet."""
     steps = {**counters["steps"], "train": counters["steps"].get("train", 0) + batches}
     return {"step": counters["step"] + batches, "steps": steps}
 

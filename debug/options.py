@@ -1,85 +1,200 @@
-"""What ``Watch`` refuses at once, with the reason."""
+"""Arguments of ``Watch``, validated before anything is opened."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import functools
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
+from loopwise import validate
 from loopwise.errors import InputError
+from loopwise.run import Run
+from loopwise.schedule import every
 
-from .capture.collection import Collection
-from .capture.writer import POLICIES
-from .model.vocabulary import MODES, check_save
+from .alerts.notices import Tell
+from .capture.collection import Collection, collection_of
+from .capture.writer import ON_BACKLOG
+from .model import names
+from .model.vocabulary import Save, check_save
+from .profiler import Profile
 from .rules import SEVERITIES
+from .rules.thresholds import Rules, Selection, select
+
+SAVE = every(500)
+"""Steps that are saved by default."""
 
 
-def collections(given: list[Collection]) -> list[Collection]:
-    """Collections with names of their own."""
-    names = [collection.name for collection in given]
-    if len(set(names)) < len(names):
-        raise InputError(
-            f"collections named {', '.join(names)}",
-            "a name of its own for each",
-            "a built-in one was listed beside one of the same name",
-            "keep one of them, or give it another name",
+@dataclass(frozen=True, kw_only=True)
+class WatchOptions:
+    """Arguments of ``Watch`` that do not depend on the model; ``Watch`` documents them.
+
+    Raises:
+        InputError: an argument cannot be used.
+    """
+
+    save: Save | None = None
+    collections: Iterable[str | Collection] = ("losses", "metrics", "health")
+    rules: Rules = "auto"
+    on_finding: Tell | Sequence[Tell] | None = None
+    stop_on: str | None = None
+    on_backlog: str = "block"
+    max_overhead: float | None = None
+    gather: bool = False
+    trap: bool = True
+    profile: bool | Profile = True
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        check_save(self.save)
+        put = functools.partial(object.__setattr__, self)
+        put("save", SAVE if self.save is None else self.save)
+        put("collections", _collections(self.collections))
+        if not isinstance(self.rules, (bool, str, Mapping)) and isinstance(self.rules, Iterable):
+            put("rules", tuple(self.rules))
+        put("on_finding", _functions(self.on_finding))
+        validate.one_of(
+            "stop_on", self.stop_on, (*SEVERITIES, None), fix="pass for instance stop_on='critical'"
         )
-    return given
+        validate.one_of("on_backlog", self.on_backlog, ON_BACKLOG)
+        if self.max_overhead is not None:
+            validate.fraction("max_overhead", self.max_overhead, "a share of the training time", 0.01)
+        for name in ("gather", "trap", "strict"):
+            validate.one_of(name, getattr(self, name), (False, True), "a value of another argument")
+        if not isinstance(self.profile, Profile):
+            cause, fix = (
+                "an option of the profiler in place of a Profile",
+                "pass profile=Profile(interval=...)",
+            )
+            validate.one_of("profile", self.profile, (True, False), cause, fix)
+        self.selected_rules()
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> WatchOptions:
+        """Return the options of a callback's arguments.
+
+        Raises:
+            InputError: an argument is unknown or cannot be used.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in arguments:
+            validate.one_of(
+                "argument", name, known, fix="use an argument of Watch; the trainer gives it the others"
+            )
+        return cls(**arguments)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of ``Watch``."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def selected_rules(self) -> Selection:
+        """Return the rules to apply; ``auto`` selects rules of saved steps only if ``health`` is saved."""
+        health = any(isinstance(c, Collection) and c.name == "health" for c in self.collections)
+        sources = ["saved step", "ranks"] if self.rules != "auto" or health else []
+        sources += ["NaN trap"] * self.trap + ["profile"] * (self.profile is not False)
+        return select(self.rules, *sources)
+
+    def refuse_for_shards(self) -> None:
+        """Refuse options under which ranks with shards of one model would save different steps.
+
+        Raises:
+            InputError: ``max_overhead`` is given.
+        """
+        if self.max_overhead is not None:
+            raise InputError(
+                f"max_overhead={self.max_overhead!r} for a model in shards on several ranks",
+                "no max_overhead there",
+                "each rank would leave out other steps, and shards would not fit together",
+                "leave max_overhead out, and save fewer steps",
+            )
 
 
-def options(save: Any, policy: str, max_overhead: float | None, together: bool) -> None:
-    """``together``: all ranks have to save the same steps."""
-    check_save(save)
-    if policy not in POLICIES:
-        raise InputError(
-            f"policy={policy!r}", f"one of {', '.join(POLICIES)}", "a typing error", "policy='block'"
-        )
-    if max_overhead is None:
-        return
-    if isinstance(max_overhead, bool) or not 0 < max_overhead < 1 or math.isnan(max_overhead):
-        raise InputError(
-            f"max_overhead={max_overhead!r}",
-            "a share of the training time between 0 and 1, such as 0.01",
-            "a percentage, or a number of seconds",
-            "max_overhead=0.01 for one per cent",
-        )
-    if together:
-        raise InputError(
-            f"max_overhead={max_overhead!r} for a model in shards on several ranks",
-            "no max_overhead there",
-            "each rank would leave out other steps, and shards would not fit together",
-            "leave max_overhead out, and save fewer steps",
-        )
+def models(model: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return models by key.
 
-
-def models(given: Mapping[str, nn.Module]) -> None:
-    """Modules that hooks can be at."""
-    if any(
-        isinstance(module, torch.jit.ScriptModule) for model in given.values() for module in model.modules()
-    ):
+    Raises:
+        InputError: an object of another type, or a module of TorchScript.
+    """
+    by_key: dict[str, nn.Module] = names.by_key(model, nn.Module, "model")
+    modules = [module for each in by_key.values() for module in each.modules()]
+    if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
         raise InputError(
             "a model of TorchScript",
             "a module of Python, compiled or not",
             "torch.jit.script or torch.jit.trace, whose modules take no hooks",
             "watch the module that it was made of, or use torch.compile",
         )
+    return by_key
 
 
-def severity(given: str) -> None:
-    if given not in SEVERITIES:
+def optimizers(optimizer: Optimizer | Mapping[str, Optimizer] | None) -> dict[str, Optimizer]:
+    """Return optimizers by key.
+
+    Raises:
+        InputError: an object of another type.
+    """
+    return {} if optimizer is None else names.by_key(optimizer, Optimizer, "optimizer")
+
+
+def scaler(scaler: Any) -> Any:
+    """Return the scaler.
+
+    Raises:
+        InputError: an object that is no GradScaler.
+    """
+    if scaler is not None and not (hasattr(scaler, "get_scale") and hasattr(scaler, "is_enabled")):
         raise InputError(
-            f"stop_on={given!r}",
-            f"one of {', '.join(SEVERITIES)}, or None",
-            "a typing error",
-            "stop_on='critical'",
+            f"scaler of type {type(scaler).__name__}",
+            "a torch.amp.GradScaler, or None",
+            "the scale or a switch was passed",
+            "pass the scaler that the loop calls",
         )
+    return scaler
 
 
-def mode(given: str) -> None:
-    if given not in MODES:
+def run(run: Any, resume: Any) -> None:
+    """Validate ``run`` and ``resume`` without opening anything.
+
+    Raises:
+        InputError: they cannot be used.
+    """
+    if not isinstance(run, (str, os.PathLike, Run)):
         raise InputError(
-            f"mode {given!r}", f"one of {', '.join(MODES)}", "a typing error", "with watch.mode('eval'): ..."
+            f"run of type {type(run).__name__}",
+            "a folder, an fsspec URL such as s3://bucket/run, or a Run",
+            "an argument in the place of another one",
+            "pass run='runs/example'",
         )
+    validate.one_of("resume", resume, (False, True), "a path in place of a switch")
+
+
+def _collections(collections: Iterable[str | Collection]) -> list[Collection]:
+    if isinstance(collections, (str, Collection)):
+        collections = [collections]
+    listed = [collection_of(collection) for collection in collections]
+    names = [collection.name for collection in listed]
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"collections named {', '.join(names)}",
+            "different names",
+            "a built-in one was listed beside one of the same name",
+            "keep one of them, or give it another name",
+        )
+    return listed
+
+
+def _functions(on_finding: Any) -> Sequence[Callable[..., Any]] | None:
+    if on_finding is None:
+        return None
+    several = isinstance(on_finding, Sequence) and not isinstance(on_finding, str)
+    functions = list(on_finding) if several else [on_finding]
+    for function in functions:
+        validate.function(
+            "on_finding", function, "a function of one Finding, or several functions", "on_finding=print"
+        )
+    return functions

@@ -1,4 +1,4 @@
-"""What a ``Watch`` has to tell: what went wrong in it, and what was found."""
+"""Messages and findings of a ``Watch``, gathered from the writer and the monitors and told on the training thread."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .rules import Finding
 
 
 class Reports:
-    """Gathers it from the writer and the monitors, and tells it on the training thread.
+    """Messages and findings of one ``Watch``.
 
     Args:
-        run: where findings are written.
-        writer: ``None``: this rank writes no steps.
-        clock: says which step it is.
-        counts: where steps that failed are counted.
-        on_finding: called with each finding, one function or several; default: it is logged.
+        run: the run that findings are written into.
+        writer: source of findings and errors; ``None``: this rank writes no steps.
+        clock: the step's number.
+        counts: counter of failed steps.
+        on_finding: function or functions that are called with each finding; default: findings are logged.
     """
 
     def __init__(
@@ -40,37 +40,38 @@ class Reports:
 
     @property
     def findings(self) -> list[Finding]:
-        """All so far, in order."""
+        """All findings so far, in order."""
         return list(self._findings.all)
 
     def say(self, text: str) -> None:
-        """Keep something that happened in the present step, to be warned of."""
+        """Keep a message about the present step until ``tell`` warns of it."""
         self._notices.say(text, self._clock.step)
 
     def at_once(self, finding: Finding) -> None:
-        """Write down and tell what cannot wait for the next step, from any thread."""
-        if self._writer is not None:
-            self._writer.record([finding])
-        else:
-            self.attempt("findings could not be written", lambda: record(self._run, [finding]))
+        """Write and tell a finding that cannot wait for the next step; any thread may call this."""
+        self._record([finding])
         self.attempt("a finding could not be told", lambda: self._findings.tell_at_once(finding))
 
     def collect(self, monitors: Monitors) -> None:
-        """Have what monitors found written down."""
-        found = monitors.findings()
-        self._findings.add(found)
-        if found and self._writer is not None:
-            self._writer.record(found)
-        elif found:
-            self.attempt("findings could not be written", lambda: record(self._run, found))
+        """Take over the findings of the monitors and write them."""
+        findings = monitors.findings()
+        self._findings.add(findings)
+        if findings:
+            self._record(findings)
+
+    def _record(self, findings: list[Finding]) -> None:
+        if self._writer is not None:
+            self._writer.record(findings)
+        else:
+            self.attempt("findings could not be written", lambda: record(self._run, findings))
 
     def close(self) -> None:
-        """Have what is on its way delivered, for a limited time."""
+        """Wait a limited time until the last findings are delivered."""
         self.attempt("findings could not be delivered", self._findings.close)
         self._notices.warn()
 
     def tell(self) -> None:
-        """Warn of what went wrong, and tell what was found."""
+        """Warn of the messages and tell the findings since the last call."""
         if self._writer is not None:
             for text, step in self._writer.problems():
                 self._counts["failed"] += step >= 0

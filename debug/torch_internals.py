@@ -5,7 +5,8 @@ Modules that are slow to import are imported inside the functions that need them
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -106,3 +107,40 @@ def loader_iterator() -> Any:
 def loader_workers(iterator: Any) -> int:
     """Return the number of worker processes of a ``DataLoader``'s iterator."""
     return int(iterator._num_workers)
+
+
+@contextlib.contextmanager
+def guard_on_hooks() -> Iterator[None]:
+    """Let graphs that Dynamo compiles inside depend on the hooks of their modules."""
+    import torch._dynamo
+
+    config = torch._dynamo.config
+    before = config.skip_nnmodule_hook_guards
+    config.skip_nnmodule_hook_guards = False
+    try:
+        yield
+    finally:
+        config.skip_nnmodule_hook_guards = before
+
+
+def run_eagerly_outside_graphs(function: Callable[..., Any]) -> None:
+    """Let Dynamo run a function as it is if it is called outside a graph, and compile nothing that it calls."""
+    from torch._C._dynamo.eval_frame import set_code_exec_strategy
+    from torch._dynamo import types
+
+    skip = types.FrameAction.SKIP  # type: ignore[attr-defined]
+    strategy = types.FrameExecStrategy(skip, skip)  # type: ignore[attr-defined]
+    set_code_exec_strategy(function.__code__, strategy)
+
+
+def drop_compiled_code(functions: Iterable[Callable[..., Any]]) -> None:
+    """Drop the code that Dynamo compiled for functions, and for what follows a graph break in them."""
+    from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list, reset_code
+    from torch._dynamo.resume_execution import ContinueExecutionCache
+
+    codes = [function.__code__ for function in functions if hasattr(function, "__code__")]
+    for code in codes:
+        if code in ContinueExecutionCache.cache:
+            codes += ContinueExecutionCache.cache[code].values()
+        if _debug_get_cache_entry_list(code):
+            reset_code(code)

@@ -1,8 +1,9 @@
-"""Watch a training run: save scalars and tensors of chosen steps without hurting it."""
+"""Recording of a training run: scalars and tensors of some steps, rules over them, and a profile."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -12,69 +13,77 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from loopwise import validate
 from loopwise.ranks import is_main, world_size
-from loopwise.run import Run
-from loopwise.schedule import every
+from loopwise.run import Run, RunHandle, as_run
 from loopwise.wrappers import is_sharded
 
 from . import options
 from .alerts.notices import Tell
 from .capture.budget import Budget
-from .capture.capture import Capture, Wanted
+from .capture.capture import Capture, CaptureOptions
 from .capture.clock import Clock
-from .capture.collection import Collection, collection_of
+from .capture.collection import Collection
 from .capture.writer import Writer
-from .company import company
 from .model import names
-from .model.vocabulary import Save
-from .monitors.monitor import Monitors
+from .model.vocabulary import MODES, Save, place
+from .monitors.monitor import Monitor, Monitors
+from .monitors.ranks import RankMonitor
+from .monitors.stall import StallMonitor
+from .nan import Trap
+from .options import WatchOptions
 from .profiler import Profile, Profiler
 from .reporting import Reports
 from .rules import Finding, at_least
 from .rules.saved_steps import SavedStepRules
-from .rules.thresholds import Rules, of_source, select
+from .rules.thresholds import Rules, Selection, of_source
 
 
 class Watch:
-    """Saves what training does into a run folder; ``SavedRun`` reads it, also while training goes on.
+    """Recorder of a training run.  ``open_run`` reads what it saves, also while training goes on.
 
-    Call ``step`` once at the end of each training step.  A step is saved where a collection's schedule says
-    so: its scalars, and the tensors that came between this call and the one before.  Weights and
-    gradients are those right before the optimizer's update, as the update uses them: averaged by
-    DDP, reduced by FSDP2, summed over accumulated batches, unscaled.  Where a scheduled step has no update
-    (accumulation, a step that GradScaler skips) they are those of the next update.
+    Call ``step`` once at the end of each training step.  A step is saved if a collection's schedule includes it: its
+    scalars, and the tensors between this call and the one before.  Weights and gradients are those right before the
+    optimizer's update, as the update uses them: averaged by DDP, reduced by FSDP2, summed over accumulated batches,
+    unscaled.  If a scheduled step has no update (accumulation, a step that GradScaler skips), they are those of the
+    next update.
 
-    Training is the same to the bit with and without it.  A failure in here is reported once, switches
-    the collection off that it happened in, and lets training go on.
+    Training is the same to the bit with and without a ``Watch``.  If something fails in it, it warns once, switches
+    off the collection at fault, and training goes on.
 
     Args:
-        model: the model in training, in any wrapper, or several by name.
-        optimizer: its optimizer, or several by name; without one, weights and gradients are taken when
-            ``step`` is called.
-        run: folder or fsspec URL of a new run, or a ``Run``, which the caller closes.
-        save: when; a ``Schedule`` of steps, or one by mode.
+        model: the model in training, in any wrapper, or several models by name.
+        optimizer: its optimizer, or several by name; without one, weights and gradients are taken by ``step``.
+        run: folder or fsspec URL of the run, or a ``Run``, which the caller closes.
+        resume: go on in a folder that already holds a run; only if ``run`` is a path.
+        save: steps to save; a ``Schedule``, or one for each mode; default: every 500th.
         collections: names of built-in collections, and ``Collection`` objects.
-        rules: names of rules that look at each saved step, or thresholds by name (see `RULES`); default: all
-            where ``health`` is saved, none otherwise; ``()`` for none.
+        rules: ``"auto"``: all rules if ``health`` is saved, else those of the trap and the profile; ``True``: all;
+            ``False``: none; names of rules; or thresholds by name (see `RULES`).
+        on_finding: function, or several, that ``step`` calls on the training thread with each new `Finding` (that
+            training stalls is told from another thread); ``loopwise.debug.alerts.destinations`` has some; default:
+            findings are logged under ``loopwise.debug``.
         stop_on: severity of findings (``warning``, ``critical``) from which on ``should_stop`` is true.
-        on_finding: called with each `Finding`, by ``step`` on the training thread, once it is known (that training stalls,
-            from another thread); one function or several, such as those of ``loopwise.debug.alerts.destinations``; default: it is
-            logged, under ``loopwise.debug``.
         scaler: the ``torch.amp.GradScaler``, so that steps which it skips are marked.
-        policy: when storage is slower than training: ``block`` waits, ``drop`` leaves raw tensors of the
-            step out, ``reduce`` saves statistics of them; what is left out is counted.
-        max_overhead: share of the training time that may be spent in here on the training thread; where it
-            is more, fewer steps are saved, which is said once and counted.  ``None``: no limit.
-        gather: put shards of FSDP2 together and save whole tensors on rank 0 (a collective of all
-            ranks at each saved step); otherwise each rank saves its own.
-        trap: look at each step's gradients and losses; where they are not finite, find out by a replay of the step
-            where that began, and write its batch into ``debug/blackbox``.
-        profile: sample the machine and time the phases of each step; a `Profile` says more.
-        strict: raise where something to be saved never came by the end of the first saved step;
-            otherwise warn.
+        on_backlog: the reaction if storage is slower than training: ``block`` waits, ``drop`` leaves raw tensors of
+            the step out, ``reduce`` saves statistics of them; ``counts`` has the number of such steps.
+        max_overhead: largest share of the training time to spend on the training thread; beyond it fewer steps are
+            saved, which is warned of once and counted; ``None``: no limit.
+        gather: put shards of FSDP2 together and save whole tensors on rank 0 (a collective of all ranks at each
+            saved step); otherwise each rank saves its own shards.
+        trap: look at each step's gradients and losses; if they are not finite, replay the step to see where that
+            began, and write its batch into ``debug/blackbox``.
+        profile: sample the machine and time the phases of each step; a `Profile` has the options.
+        strict: raise if a tensor that a collection selects never came by the end of the first saved step; otherwise
+            warn.
+
+    Attributes:
+        run: the run.
+        counts: number of steps that were ``saved``, ``dropped`` or ``reduced`` by ``on_backlog``, ``thinned`` by
+            ``max_overhead``, and that ``failed``.
 
     Raises:
-        InputError: arguments that cannot be used.
+        InputError: an argument cannot be used.
         StateError: the folder already holds a run.
     """
 
@@ -83,58 +92,99 @@ class Watch:
         model: nn.Module | Mapping[str, nn.Module],
         optimizer: Optimizer | Mapping[str, Optimizer] | None = None,
         *,
-        run: str | Run,
+        run: str | os.PathLike[str] | Run,
+        resume: bool = False,
         save: Save | None = None,
         collections: Iterable[str | Collection] = ("losses", "metrics", "health"),
         rules: Rules = "auto",
         on_finding: Tell | Sequence[Tell] | None = None,
         stop_on: str | None = None,
         scaler: Any = None,
-        policy: str = "block",
+        on_backlog: str = "block",
         max_overhead: float | None = None,
         gather: bool = False,
         trap: bool = True,
         profile: bool | Profile = True,
         strict: bool = False,
     ) -> None:
-        models = names.by_key(model, nn.Module, "model")
-        options.models(models)
-        optimizers = {} if optimizer is None else names.by_key(optimizer, Optimizer, "optimizer")
-        chosen = options.collections([collection_of(c) for c in collections])
+        models, optimizers = options.models(model), options.optimizers(optimizer)
+        options.scaler(scaler)
+        options.run(run, resume)
+        self._options = WatchOptions(
+            save=save,
+            collections=collections,
+            rules=rules,
+            on_finding=on_finding,
+            stop_on=stop_on,
+            on_backlog=on_backlog,
+            max_overhead=max_overhead,
+            gather=gather,
+            trap=trap,
+            profile=profile,
+            strict=strict,
+        )
         sharded = any(is_sharded(m) for m in models.values())
-        options.options(save, policy, max_overhead, sharded and world_size() > 1)
-        if stop_on is not None:
-            options.severity(stop_on)
-        judged = rules != "auto" or any(c.name == "health" for c in chosen)
-        sources = [*(("saved step", "ranks") if judged else ()), *(["NaN trap"] if trap else [])]
-        selected = select(rules, *sources, *(["profile"] if profile is not False else []))
-        judge = SavedStepRules(selected) if of_source(selected, "saved step") else None
-        wanted = Wanted(
+        if sharded and world_size() > 1:
+            self._options.refuse_for_shards()
+        self._what = CaptureOptions(
             models,
             optimizers,
-            chosen,
-            every(500) if save is None else save,
+            list(self._options.collections),  # type: ignore[arg-type]  # validated: no names are left
+            self._options.save,  # type: ignore[arg-type]  # validated: not None
             scaler,
-            policy,
+            on_backlog,
             gather and sharded,
             strict,
         )
-        self._own, self._closed, self._stop_on = not isinstance(run, Run), False, stop_on
-        self.run = run if isinstance(run, Run) else Run(str(run))
-        writes = is_main() or (sharded and not gather)
-        pinned = names.device(models).type == "cuda"
-        self._writer = Writer(self.run, pinned, policy, judge) if writes else None
+        handle = as_run(run, "debug", resume)
+        assert handle is not None
+        try:
+            self._start(handle, is_main() or (sharded and not gather))
+        except BaseException:
+            handle.release("failed")
+            raise
+
+    def _start(self, handle: RunHandle, writes: bool) -> None:
+        """Start the threads and register the hooks.
+
+        Args:
+            handle: the run.
+            writes: whether this rank saves steps.
+        """
+        self._handle, self.run, self._closed = handle, handle.run, False
+        selected, on_backlog = self._options.selected_rules(), self._options.on_backlog
+        rules = SavedStepRules(selected) if of_source(selected, "saved step") else None
+        pinned = names.device(self._what.models).type == "cuda"
+        self._writer = Writer(self.run, pinned, on_backlog, rules) if writes else None
         self.counts: Counter[str] = Counter()
-        """Steps ``saved``, ``dropped`` or ``reduced`` by the policy, ``thinned`` by the budget, ``failed``."""
-        self._clock, self._budget = Clock(), Budget(max_overhead)
-        self._reports = Reports(self.run, self._writer, self._clock, self.counts, on_finding)
-        shared = self._clock, self._budget, self.counts, self._reports
-        self._capture = Capture(wanted, writes or wanted.gather, self._writer, *shared)
-        self._monitors = Monitors(
-            company(wanted, self.run, self._reports, self._budget, selected, trap, profile),
-            self._reports.say,
-        )
+        self._clock, self._budget = Clock(), Budget(self._options.max_overhead)
+        self._reports = Reports(self.run, self._writer, self._clock, self.counts, self._options.on_finding)
+        shared = self._clock, self._budget, self.counts, self._reports.say
+        self._capture = Capture(self._what, writes or self._what.gather, self._writer, *shared)
+        self._monitors = Monitors(self._make_monitors(selected), self._reports.say)
         self._begin()
+
+    def _make_monitors(self, rules: Selection) -> list[Monitor]:
+        """Return the monitors in the order in which they begin and end steps."""
+        models, optimizers = self._what.models, self._what.optimizers
+        monitors: list[Monitor] = []
+        if "stalled_training" in rules:
+            seconds = rules["stalled_training"].get("seconds")
+            monitors.append(StallMonitor(self._reports.at_once, seconds))
+        ranks = of_source(rules, "ranks")
+        if ranks and world_size() > 1:
+            monitors.append(RankMonitor(models, self._what.save, ranks))
+        if self._options.trap:
+            findings, counted = lambda: self._reports.findings, self._budget.counted
+            monitors.append(Trap(models, optimizers, self.run, self._what.scaler, findings, counted))
+        if self._options.profile is not False:
+            profile = self._options.profile if isinstance(self._options.profile, Profile) else Profile()
+            of_profile, spent = of_source(rules, "profile"), lambda: self._budget.spent
+            try:
+                monitors.append(Profiler(models, optimizers, self.run, profile, spent, of_profile))
+            except Exception as error:  # no threads left, a driver that fails
+                self._reports.say(f"Profiler is switched off: {error!r}{place(error)}")
+        return monitors
 
     def _begin(self) -> None:
         self._capture.begin()
@@ -142,9 +192,11 @@ class Watch:
             self._monitors.begin(self._clock.step, self._clock.mode)
 
     def step(self, /, **scalars: float | torch.Tensor) -> None:
-        """End the present step, with its losses and metrics by name: numbers, or tensors (their mean).
+        """Finish the present step.
 
-        A name that has ``loss`` in it belongs to the collection ``losses``, any other one to ``metrics``.
+        Args:
+            scalars: losses and metrics by name: numbers, or tensors, of which the mean is saved.  A name that
+                contains ``loss`` belongs to the collection ``losses``, any other one to ``metrics``.
         """
         if self._closed:
             return
@@ -159,74 +211,82 @@ class Watch:
 
     @contextlib.contextmanager
     def mode(self, mode: str) -> Iterator[None]:
-        """Steps inside are counted and scheduled as ``train``, ``eval`` or ``predict``."""
-        options.mode(mode)
+        """Count and schedule the steps inside as ``train``, ``eval`` or ``predict``."""
+        validate.one_of("mode", mode, MODES, fix="write for instance: with watch.mode('eval')")
         before = self._clock.mode
-        self._turn(mode)
+        self._set_mode(mode)
         try:
             yield
         finally:
-            self._turn(before)
+            self._set_mode(before)
 
-    def _turn(self, mode: str) -> None:
+    def _set_mode(self, mode: str) -> None:
         if mode != self._clock.mode and not self._closed:
             self._capture.drop()
             self._clock.mode = mode
             self._begin()
 
     def save(self, name: str, value: torch.Tensor | float, collection: str | None = None) -> None:
-        """Save a tensor of the user's in the present step.
+        """Save a tensor of your own in the present step.
 
         Args:
-            name: what to call it.
+            name: name of the tensor.
             value: tensor or number.
-            collection: the collection that it belongs to; default: those whose ``include`` or ``where`` fits the name.
+            collection: the collection that it belongs to; default: those whose ``include`` or ``where`` selects it.
+
+        Raises:
+            InputError: there is no such collection.
         """
+        if collection is not None:
+            known = [c.name for c in self._what.collections]
+            validate.one_of("collection", collection, known, fix="name it in the collections of the Watch")
         self._capture.save(name, value, collection)
 
     def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """The time inside belongs to the phase ``name`` of the step: a word of the user's, or ``data``.
+        """Count the time inside as the phase ``name`` of the step: a word of your own, or ``data``.
 
         Raises:
-            InputError: the name of something else in the profile.
+            InputError: the name has another meaning in the profile.
         """
         return next((c.phase(name) for c in self._monitors.of(Profiler)), contextlib.nullcontext())
 
     @property
     def saves(self) -> bool:
-        """Whether the present step is saved: to prepare what ``save`` gets only then."""
+        """Whether the present step is saved, to prepare values for ``save`` only then."""
         return self._capture.saves
 
     @property
     def findings(self) -> list[Finding]:
-        """What the rules found so far, in order."""
+        """The findings so far, in order."""
         return self._reports.findings
 
     @property
     def should_stop(self) -> bool:
-        """Whether something at least as severe as ``stop_on`` was found by this rank.
+        """Whether this rank has a finding at least as severe as ``stop_on``.
 
-        Several ranks ask each other: ``loopwise.ranks.anywhere(watch.should_stop)``.
+        Several ranks ask each other by ``loopwise.ranks.anywhere(watch.should_stop)``.
         """
-        return self._stop_on is not None and bool(at_least(self._reports.findings, self._stop_on))
+        severity = self._options.stop_on
+        return severity is not None and bool(at_least(self._reports.findings, severity))
 
     def state_dict(self) -> dict[str, Any]:
-        """The step counters, for a checkpoint."""
+        """Return the step counters, for a checkpoint."""
         return self._clock.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on counting where a checkpoint's run was."""
+        """Set the step counters to those of a checkpoint."""
         self._capture.drop()
         self._clock.load_state_dict(state)
         if not self._closed:
             self._begin()
 
     def close(self, state: str = "finished") -> None:
-        """Write what is pending, take every hook off, and end the run where ``run`` was a path.
+        """Write everything that is pending, take every hook off, and end the run if ``run`` was a path.
 
         Args:
-            state: how the run ended, ``finished`` or ``failed``.
+            state: the way the run ended, ``finished`` or ``failed``.
         """
+        validate.one_of("state", state, ("finished", "failed"))
         if self._closed:
             return
         self._closed = True
@@ -235,8 +295,7 @@ class Watch:
         self._reports.collect(self._monitors)
         if self._writer is not None:
             self._writer.close()
-        if self._own:
-            self._reports.attempt("the end of the run could not be written", lambda: self.run.close(state))
+        self._reports.attempt("the end of the run could not be written", lambda: self._handle.release(state))
         try:
             self._reports.tell()
         finally:

@@ -1,1 +1,1 @@
-"""Capture of what a step saves."""
+"""Capture of the tensors that a step saves, from hooks to the writer's thread."""

@@ -1,4 +1,4 @@
-"""How much of the training time goes into saving, and whether that is too much."""
+"""Measurement of the training time that saving takes, and its limit."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import time
 from collections.abc import Iterator
 
 LEARNING = 1.0
-"""Seconds before a limit is held: the first saved step takes memory."""
+"""Seconds before the limit applies: the first saved step allocates memory."""
 
 
 class Budget:
-    """The time that is spent on the training thread.
+    """Stopwatch of the time that a ``Watch`` spends on the training thread.
 
     Args:
-        limit: share of the training time that may be; ``None``: any.
+        limit: largest share of the training time to spend; ``None``: no limit.
     """
 
     def __init__(self, limit: float | None) -> None:
@@ -29,7 +29,7 @@ class Budget:
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
-        """The time inside is counted, once where blocks are inside each other."""
+        """Count the time inside; nested blocks count once."""
         if not self._depth:
             self._since = time.perf_counter()
         self._depth += 1
@@ -41,7 +41,7 @@ class Budget:
                 self._done += time.perf_counter() - self._since
 
     def excess(self) -> str:
-        """What is wrong where more was spent than may be, otherwise nothing."""
+        """Return a message if more time was spent than the limit allows, otherwise an empty text."""
         elapsed = time.perf_counter() - self._start
         if self.limit is None or elapsed < LEARNING or self.spent <= self.limit * elapsed:
             return ""

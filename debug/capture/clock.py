@@ -1,4 +1,4 @@
-"""Which step it is."""
+"""Counters of training steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from typing import Any
 
 
 class Clock:
-    """Counts the steps of a ``Watch``, over all modes and by mode."""
+    """Number of the current step, over all modes and by mode.
+
+    Attributes:
+        step: steps before the current one, of all modes.
+        mode: mode of the current step.
+    """
 
     def __init__(self) -> None:
         self.step, self.mode = 0, "train"
@@ -16,11 +21,11 @@ class Clock:
 
     @property
     def mode_step(self) -> int:
-        """The step, of its mode."""
+        """Steps of the current mode before the current one."""
         return self._steps[self.mode]
 
     def tick(self) -> None:
-        """A step ended."""
+        """Count the current step and go on to the next one."""
         self.step += 1
         self._steps[self.mode] += 1
 

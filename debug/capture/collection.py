@@ -1,4 +1,4 @@
-"""Collections: which tensors are saved, when, and what is kept of them."""
+"""Collections: the tensors to save, the steps to save them in, and the form to save them in."""
 
 from __future__ import annotations
 
@@ -25,31 +25,35 @@ BUILT_IN = {
     "all": KINDS,
     "health": ("weight", "bias", "gradient", "output"),
 }
-"""Collection -> the kinds in it.  Scalars are ``losses`` where their name says so, and ``metrics`` otherwise.
-``health`` has what the rules look at: also the inputs of the model itself, and updates."""
+"""Name of a built-in collection -> kinds of tensors in it.  A scalar belongs to ``losses`` if its name contains
+``loss``, otherwise to ``metrics``.  ``health`` has what the rules need: also the inputs of the model and the updates
+of its weights."""
 HEALTH = ("min", "max", "mean", "std", "nan", "inf", "zero")
-"""The statistics that ``health`` keeps where no others are named."""
-RAW = "raw"
+"""Statistics of ``health`` if none are named."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Collection:
     """Tensors that are saved together.
 
-    A tensor belongs to it by any of ``include``, ``modules`` and ``where``; by its built-in meaning
-    where the name is a built-in one and none of the three is given.
+    A tensor belongs to the collection if ``include``, ``modules`` or ``where`` selects it.  Without any of the
+    three, ``name`` has to be a built-in name, which selects by the kind of tensor.
 
     Args:
         name: a built-in name (``losses``, ``metrics``, ``weights``, ``biases``, ``gradients``, ``inputs``,
-            ``outputs``, ``optimizer_state``, ``all``, ``health``) or one of your own.
+            ``outputs``, ``optimizer_state``, ``all``, ``health``) or a name of your own.
         include: regular expressions, searched in tensor names.
-        modules: modules whose outputs belong to it.
-        where: ``name -> bool`` over tensor names.
-        save: when; a schedule, or one by mode (``train``, ``eval``, ``predict``); default: that of the ``Watch``.
-        keep: ``raw``, and names of statistics; of ``health`` by default `HEALTH`.
+        modules: modules whose outputs belong to the collection.
+        where: function ``name -> bool`` of tensor names.
+        save: steps to save; a schedule, or one for each mode (``train``, ``eval``, ``predict``); default: those of
+            the ``Watch``.
+        statistics: names of statistics to compute and save (see ``loopwise.debug.statistics.table``); default: none,
+            and for ``health`` the seven in `HEALTH`.
+        raw: save whole tensors; default: if there are no statistics.
 
     Raises:
-        InputError: an unknown mode or statistic, a regular expression that is none, nothing to select by.
+        InputError: a mode or statistic is unknown, a regular expression is invalid, nothing is selected, or nothing
+            is saved of it.
     """
 
     name: str
@@ -57,57 +61,59 @@ class Collection:
     modules: Iterable[nn.Module] = ()
     where: Callable[[str], bool] | None = None
     save: Save | None = None
-    keep: Iterable[str] = (RAW,)
+    statistics: Iterable[str] = ()
+    raw: bool | None = None
     patterns: tuple[re.Pattern[str], ...] = field(init=False, default=())
     kinds: tuple[str, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
         include = (self.include,) if isinstance(self.include, str) else tuple(self.include)
-        put = object.__setattr__
-        put(
-            self,
-            "patterns",
-            tuple(pattern(text, f"include={text!r} in the collection {self.name!r}") for text in include),
-        )
-        put(self, "modules", tuple(self.modules))
-        keep = tuple(dict.fromkeys((self.keep,) if isinstance(self.keep, str) else self.keep))
-        if self.name == "health" and keep == (RAW,):
-            keep = HEALTH
-        put(self, "keep", keep)
-        checked(name for name in keep if name != RAW)
+        statistics = checked(self.statistics) or (HEALTH if self.name == "health" else ())
+        raw = not statistics if self.raw is None else self.raw
+        if not raw and not statistics:
+            raise InputError(
+                f"a collection {self.name!r} with raw=False and no statistics",
+                "statistics=, raw=True, or neither of them",
+                "statistics were forgotten",
+                "say what to compute, for instance statistics=('mean', 'std')",
+            )
+        in_collection = f"in the collection {self.name!r}"
+        values = {
+            "patterns": tuple(pattern(text, f"include={text!r} {in_collection}") for text in include),
+            "modules": tuple(self.modules),
+            "statistics": statistics,
+            "raw": bool(raw),
+        }
         check_save(self.save)
-        if not (self.patterns or self.modules or self.where):
+        if not (values["patterns"] or values["modules"] or self.where):
             if self.name not in BUILT_IN:
                 raise InputError(
                     f"a collection {self.name!r} that nothing belongs to",
                     f"include=, modules= or where=, or a built-in name: {', '.join(BUILT_IN)}",
-                    "a typing error in a built-in name",
+                    "a typo in a built-in name",
                     "say what belongs to it, for instance include='attention.*output'",
                 )
-            put(self, "kinds", BUILT_IN[self.name])
-
-    @property
-    def raw(self) -> bool:
-        """Whether whole tensors are kept."""
-        return RAW in self.keep
-
-    @property
-    def statistics(self) -> tuple[str, ...]:
-        return tuple(name for name in self.keep if name != RAW)
+            values["kinds"] = BUILT_IN[self.name]
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def wants(self, kind: str, name: str) -> bool:
-        """Whether the tensor ``name`` belongs to it; outputs of ``modules`` are not known by name."""
+        """Return whether a tensor belongs to the collection by its kind and name; ``modules`` are left to the caller.
+
+        Args:
+            kind: one of ``KINDS``.
+            name: the tensor's name.
+        """
         if self.kinds or self.name == "metrics":
             if kind == "scalar":
                 return self.name in ("all", "losses" if "loss" in name.lower() else "metrics")
-            return kind in self.kinds or (
-                self.name == "health" and kind == "input" and name.startswith("input.")
-            )
+            is_model_input = kind == "input" and name.startswith("input.")
+            return kind in self.kinds or (self.name == "health" and is_model_input)
         if any(pattern.search(name) for pattern in self.patterns):
             return True
         return self.where is not None and bool(self.where(name))
 
 
-def collection_of(given: str | Collection) -> Collection:
-    """A collection, from itself or a built-in name."""
-    return given if isinstance(given, Collection) else Collection(given)
+def collection_of(collection: str | Collection) -> Collection:
+    """Return a collection, or the built-in one of a name."""
+    return collection if isinstance(collection, Collection) else Collection(collection)

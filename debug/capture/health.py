@@ -1,49 +1,45 @@
-"""What a saved step tells beside its tensors: updates, and how the training is set up.
+"""The collection ``health``: facts of a saved step that rules need beside its tensors.
 
-Rules read it from the saved step: updates as a table, the rest as marks of its record.  Nothing is noted of
-what is as it should be.
+Updates are saved as a table, all else as marks of the step's record.  Facts are saved only if they may be a problem.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
+
+from loopwise.torch_internals import is_compiled, version
 
 from ..model import names
 from ..model.source_lines import lines
+from ..signals import modules as module_signals
 from ..signals.batch_outputs import HEADS, Outputs
 from ..signals.learning_rate import Rates
 from ..signals.loss_graph import of_loss
+from ..signals.updates import UpdateSizes
 from ..signals.zero_grad import Zeroing
-from ..statistics.pieces import uploaded
-from ..statistics.sample import sample
 from .collection import Collection
-from .step import Saving
+from .step import PendingStep
 
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-TYPED = (*NORMS, nn.ReLU, nn.ReLU6, nn.Tanh, nn.Sigmoid, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""Modules whose class rules want to know."""
 NAMED = 50
-"""Names noted of one kind of trouble at most."""
+"""Names that are saved for one fact at most."""
 
 
 class Health:
-    """Looks at the models and optimizers of one ``Watch`` in the steps that are saved.
+    """Inspection of the models and optimizers of one ``Watch`` in the steps that are saved.
 
     Args:
         models, optimizers: by key, as the ``Watch`` has them.
-        collection: ``health``; ``None``: it does nothing.
-        failed: called with what went wrong; then it does nothing more, and the step is saved without it.
+        collection: the collection ``health``; ``None``: nothing is inspected.
+        failed: function that is called with an error; afterwards nothing is inspected any more.
 
     Attributes:
-        rates: of the optimizers at every step.
+        rates: learning rates, followed at every step.
     """
 
     def __init__(
@@ -55,37 +51,37 @@ class Health:
     ) -> None:
         self._models, self._optimizers = models, optimizers
         self._collection, self._failed = collection, failed
-        self._zeroing, self._outputs = Zeroing(self._tried), Outputs(self._tried)
-        used = collection is not None
-        self.rates = Rates(optimizers if used else {}, self._tried, self._zeroing.updating)
-        self._outputs.attach(models if used else {})
+        self._zeroing, self._outputs = Zeroing(self._guarded), Outputs(self._guarded)
+        active = collection is not None
+        self.rates = Rates(optimizers if active else {}, self._guarded, self._zeroing.step_called)
+        self._outputs.attach(models if active else {})
         self._modules: list[tuple[str, nn.Module]] = []
         self._members: tuple[int, ...] = ()
         self._types: dict[str, str] = {}
-        self._noted: dict[str, str] = {}
+        self._saved_types: dict[str, str] = {}
         self._lines: dict[str, str] | None = None
         self._classes: dict[str, int] = {}
         self._versions: dict[int, int] = {}
         self.begin()
 
-    def begin(self, saving: Saving | None = None) -> None:
-        """A step begins; what of it is saved."""
-        self._before: list[tuple[str, nn.Parameter, torch.Tensor]] = []
+    def begin(self, step: PendingStep | None = None) -> None:
+        """Begin a step; ``None`` if it is not saved."""
+        self._sizes = UpdateSizes()
         self._facts: dict[str, Any] = {}
         self._updated: list[Optimizer] = []
-        self._known: dict[str, nn.Parameter] | None = None
-        if saving is not None and self._collection in saving.collections and saving.record["mode"] == "train":
+        self._parameters_by_name: dict[str, nn.Parameter] | None = None
+        if step is not None and self._collection in step.collections and step.record["mode"] == "train":
             self._outputs.begin()
         else:
             self.rest()
 
     def rest(self) -> None:
-        """Of what comes now nothing is saved."""
+        """Ignore inputs and outputs until the next step that is saved."""
         self._outputs.rest()
 
     @contextlib.contextmanager
-    def _tried(self) -> Iterator[None]:
-        """What fails in here ends no step and no backward pass."""
+    def _guarded(self) -> Iterator[None]:
+        """Switch the collection off if something fails inside, so that no step and no backward pass fails."""
         try:
             with torch.no_grad():
                 yield
@@ -96,62 +92,61 @@ class Health:
             if collection is not None:
                 self._failed(error)
 
-    def at_update(self, saving: Saving, optimizer: Optimizer) -> None:
-        """Right before an optimizer updates in a step that is saved."""
-        if self._collection in saving.all:
-            with self._tried():
-                self._look(optimizer)
+    def at_update(self, step: PendingStep, optimizer: Optimizer) -> None:
+        """Inspect gradients, modes and owners right before an optimizer updates."""
+        if self._collection in step.all:
+            with self._guarded():
+                self._inspect(optimizer)
 
-    def _look(self, optimizer: Optimizer) -> None:
+    def _inspect(self, optimizer: Optimizer) -> None:
         self._updated.append(optimizer)
-        named = {id(p): name for name, p in self._parameters().items()}
+        names_by_id = {id(p): name for name, p in self._parameters().items()}
         held = [p for group in optimizer.param_groups for p in group["params"]]
-        trained = [(named[id(p)], p) for p in held if id(p) in named and p.requires_grad]
+        trained = [(names_by_id[id(p)], p) for p in held if id(p) in names_by_id and p.requires_grad]
         without = [name for name, p in trained if p.grad is None]
         if trained and len(without) == len(trained):
             self._facts["no_gradients"] = True
         elif without:
             self._note("no_gradient", without)
-        self._note("evaluating", self._switched(False, {id(p) for _, p in trained}))
-        self._look_for_owners()
+        trained_ids = {id(p) for _, p in trained}
+        self._note("evaluating", module_signals.in_mode(self._models, False, trained_ids))
+        self._note_owners()
         self._refresh()
-        self._look_at_norms()
+        self._note("frozen_norms", module_signals.frozen_norms(self._models, self._modules))
         if (passes := self._zeroing.passes(optimizer)) > 1:
             self._facts["passes"] = max(passes, self._facts.get("passes", 0))
-        if not_zeroed := self._zeroing.ended(optimizer):
+        if not_zeroed := self._zeroing.end(optimizer):
             self._note("not_zeroed", [not_zeroed])
-        for name, parameter in trained:
-            if parameter.grad is not None:
-                self._before.append((name, parameter, sample(parameter).clone()))
+        self._sizes.add((name, p) for name, p in trained if p.grad is not None)
 
-    def finish(self, saving: Saving, mode: str, scalars: Mapping[str, Any]) -> None:
-        """A saved step ends: what it tells goes into it."""
-        if self._collection not in saving.all:
+    def finish(self, step: PendingStep, mode: str, scalars: Mapping[str, Any]) -> None:
+        """Save the facts of the step."""
+        if self._collection not in step.all:
             return
-        with self._tried():
-            saving.record["marks"] |= self._marks(mode, scalars)
-            found = self._changes()
-            if found is not None and self._collection is not None:
-                names, values, of = found
-                rows = tuple(f"update/{name}" for name in names)
-                saving.add_table(self._collection, rows, ("size", "ratio"), values, of)
-            outputs = self._outputs.taken()
+        with self._guarded():
+            step.record["marks"] |= self._marks(mode, scalars)
+            sizes = self._sizes.table()
+            if sizes is not None and self._collection is not None:
+                step.add_table(
+                    self._collection, sizes.names, ("size", "ratio"), sizes.values, sizes.signature
+                )
+            outputs = self._outputs.take()
             if mode == "train" and outputs is not None and self._collection is not None:
-                saving.add_table(self._collection, outputs[0], HEADS, outputs[1], ())
-            self._follow()
+                step.add_table(self._collection, outputs[0], HEADS, outputs[1], ())
+            self._follow_gradients()
 
     def _marks(self, mode: str, scalars: Mapping[str, Any]) -> dict[str, Any]:
         if mode != "train":
-            self._note("training", self._switched(True, set()))
+            self._note("training", module_signals.in_mode(self._models, True, set()))
         else:
-            self._look_for_writes()
-            self._look_at_losses(scalars)
+            self._note_still_parameters()
+            self._note_losses(scalars)
             if rates := self.rates.facts():
                 self._facts["rates"] = rates
         marks: dict[str, Any] = {"facts": self._facts} if self._facts else {}
         self._refresh()
-        if self._types != self._noted:
-            self._noted = marks["modules"] = self._types
+        if self._types != self._saved_types:
+            self._saved_types = marks["modules"] = self._types
         if self._lines is None:
             self._lines = lines(self._modules)
             if len(self._optimizers) > 1:
@@ -161,55 +156,29 @@ class Health:
         return marks
 
     def _refresh(self) -> None:
-        """Modules may have come and gone."""
+        """Follow the modules if some came or went."""
         members = names.identities(self._models)
         if members != self._members:
             self._members, self._modules = members, list(names.modules(self._models))
-            typed = [(prefix, module) for prefix, module in self._modules if isinstance(module, TYPED)]
-            self._types = {prefix.removesuffix("."): type(module).__name__ for prefix, module in typed}
+            self._types = module_signals.types(self._modules)
 
-    def _look_at_norms(self) -> None:
-        """BatchNorm whose statistics are as they were made, and stay so, while its scale learns."""
-        inside = [model.modules() for model in self._models.values() if model.training]
-        training = {id(module) for modules in inside for module in modules}
-        norms = [(p, m) for p, m in self._modules if isinstance(m, _BatchNorm) and id(m) in training]
-        found = [prefix.removesuffix(".") for prefix, m in norms if _is_frozen(m) and _is_as_made(m)]
-        self._note("frozen_norms", found)
-
-    def _look_at_losses(self, scalars: Mapping[str, Any]) -> None:
+    def _note_losses(self, scalars: Mapping[str, Any]) -> None:
         classes = {}
         for name, value in scalars.items():
             if isinstance(value, torch.Tensor) and value.grad_fn is not None:
-                found = of_loss(value)
-                if "classes" in found:
-                    classes[name] = found.pop("classes")
-                self._facts |= found
+                facts = of_loss(value)
+                if "classes" in facts:
+                    classes[name] = facts.pop("classes")
+                self._facts |= facts
         if classes and classes != self._classes:
             self._classes = self._facts["classes"] = classes
 
-    def _changes(self) -> tuple[Sequence[str], torch.Tensor, tuple[Any, ...]] | None:
-        """Names, root mean square of weights and relative size of their updates, and dtypes and shapes.
-
-        The numbers are float64 of shape (weights, 2), on the device of the weights.
-        """
-        if not self._before:
-            return None
-        before = [old.double() for _, _, old in self._before]
-        after = [sample(parameter).double() for _, parameter, _ in self._before]
-        device = before[0].device
-        change = torch.stack([n.to(device) for n in torch._foreach_norm(torch._foreach_sub(after, before))])
-        size = torch.stack([n.to(device) for n in torch._foreach_norm(before)])
-        count = uploaded([len(old) for old in before], torch.float64, device)
-        values = torch.stack([size / count.sqrt(), torch.where(size > 0, change / size, change)], dim=1)
-        found = [name for name, _, _ in self._before]
-        return found, values, tuple((p.dtype, p.shape) for _, p, _ in self._before)
-
-    def _follow(self) -> None:
-        """After a saved step's updates: see whether gradients are set to zero before the next ones."""
-        if torch.distributed.is_initialized() or any(_is_compiled(model) for model in self._models.values()):
-            return  # gradients come by other ways there
+    def _follow_gradients(self) -> None:
+        """Follow gradients after a saved step's updates, to see whether they are set to zero before the next ones."""
+        if torch.distributed.is_initialized() or any(is_compiled(model) for model in self._models.values()):
+            return  # gradients do not pass through the parameters' hooks there
         for optimizer in self._updated:
-            self._zeroing.begin(optimizer, ((name, parameter) for name, parameter, _ in self._before))
+            self._zeroing.begin(optimizer, self._sizes.parameters)
 
     def close(self) -> None:
         self._zeroing.close()
@@ -217,44 +186,29 @@ class Health:
         self.rates.close()
 
     def _parameters(self) -> dict[str, nn.Parameter]:
-        """By name; looked for once a step."""
-        if self._known is None:
-            self._known = dict(names.parameters(self._models))
-        return self._known
+        """Return the parameters by name; they are searched once a step."""
+        if self._parameters_by_name is None:
+            self._parameters_by_name = dict(names.parameters(self._models))
+        return self._parameters_by_name
 
-    def _note(self, fact: str, found: list[str]) -> None:
-        if found:
-            self._facts[fact] = list(dict.fromkeys(self._facts.get(fact, []) + found))[:NAMED]
+    def _note(self, fact: str, of: list[str]) -> None:
+        """Add names to a fact of the step."""
+        if of:
+            self._facts[fact] = list(dict.fromkeys(self._facts.get(fact, []) + of))[:NAMED]
 
-    def _switched(self, training: bool, trained: Set[int]) -> list[str]:
-        """Dropout and BatchNorm in that mode.
+    def _note_still_parameters(self) -> None:
+        """Note if no parameter was written to since the saved step before, by an optimizer or anything else.
 
-        In evaluation mode only those of models that are in it as a whole and of which something is ``trained``.
+        Optimizers that write past torch's counter of changes update, which is noted as well.
         """
-        found = []
-        for key, model in self._models.items():
-            if not training and (model.training or trained.isdisjoint(map(id, model.parameters()))):
-                continue
-            prefix = f"{key}." if key else ""
-            for name, module in model.named_modules():
-                if module.training is training and _matters(module):
-                    found.append(prefix + names.plain(name))
-        return found
-
-    def _look_for_writes(self) -> None:
-        """Was any parameter written to since the saved step before?  Some optimizers write past the counter."""
-        versions = {id(p): p._version for p in self._parameters().values() if p.requires_grad}
+        versions = {id(p): version(p) for p in self._parameters().values() if p.requires_grad}
         before, self._versions = self._versions, versions
-        if (
-            before
-            and self._optimizers
-            and not self._updated
-            and all(before.get(key) == n for key, n in versions.items())
-        ):
+        unchanged = before and all(before.get(key) == number for key, number in versions.items())
+        if unchanged and self._optimizers and not self._updated:
             self._facts["still"] = True
 
-    def _look_for_owners(self) -> None:
-        """Who holds the parameters that got a gradient?"""
+    def _note_owners(self) -> None:
+        """Note parameters that got a gradient and that no optimizer holds."""
         groups = [group for optimizer in self._optimizers.values() for group in optimizer.param_groups]
         held = {id(p): p for group in groups for p in group["params"]}
         named = self._parameters()
@@ -263,29 +217,6 @@ class Health:
         ]
         if unheld:
             self._note("unheld", unheld)
-            ours = {id(p) for p in named.values()}
-            foreign = [p.shape for key, p in held.items() if key not in ours]
+            own = {id(p) for p in named.values()}
+            foreign = [p.shape for key, p in held.items() if key not in own]
             self._facts["stale"] = any(named[name].shape in foreign for name in unheld)
-
-
-def _matters(module: nn.Module) -> bool:
-    if isinstance(module, _DropoutNd):
-        return module.p > 0
-    return isinstance(module, _BatchNorm) and module.track_running_stats
-
-
-def _is_frozen(norm: _BatchNorm) -> bool:
-    learns = norm.weight is None or norm.weight.grad is not None
-    return norm.track_running_stats and learns and (not norm.training or norm.momentum == 0)
-
-
-def _is_as_made(norm: _BatchNorm) -> bool:
-    """Waits for the device."""
-    mean, variance = norm.running_mean, norm.running_var
-    if mean is None or variance is None:
-        return False
-    return not mean.count_nonzero().item() and bool((variance == 1).all())
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    return hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules())

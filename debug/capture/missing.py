@@ -1,4 +1,4 @@
-"""What was to be saved and never came."""
+"""Detection of tensors that a collection selects and that never came."""
 
 from __future__ import annotations
 
@@ -7,72 +7,82 @@ from collections.abc import Iterable, Set
 from loopwise.errors import StateError
 
 from .collection import Collection
-from .modules import Tap, Taps
+from .modules import Observer
 from .parameters import Groups, is_bias
 
 SHOWN = 5
 """Names in a message."""
 
 
-class Check:
-    """Looks once at each collection, in its first saved step.
+class MissingTensors:
+    """Inspection of each collection at the end of its first saved step.
 
     Args:
-        collections: those that are saved.
+        collections: the collections that are saved.
     """
 
     def __init__(self, collections: Iterable[Collection]) -> None:
-        self._left = [c for c in collections if c.name != "health"]  # it takes what comes
+        self._left = [c for c in collections if c.name != "health"]  # selects whatever there is
 
-    def __call__(
-        self, saved: Iterable[Collection], seen: Set[str], taps: Taps, groups: Groups, trained: bool
+    def inspect(
+        self,
+        saved: Iterable[Collection],
+        seen: Set[str],
+        observers: Iterable[Observer],
+        groups: Groups,
+        trained: bool,
     ) -> list[str]:
-        """What to say of the collections of a step that is complete.
+        """Return a message for each collection of a complete step that lacks tensors.
 
         Args:
             saved: the step's collections.
             seen: names of the tensors that came.
-            taps: of the modules.
-            groups: of the parameters.
-            trained: whether weights and gradients were to come in this step.
+            observers: hooks of the modules.
+            groups: the parameters.
+            trained: whether weights and gradients should have come in this step.
         """
-        found = []
+        messages = []
         for collection in [c for c in saved if c in self._left]:
             if groups.interest(collection) and not trained:
                 continue
             self._left.remove(collection)
-            absent = never_ran(collection, taps)
+            names = never_ran(collection, observers)
             if trained:
-                absent += never_updated(collection, groups.trained, seen)
-            if absent:
-                found.append(message(collection, absent))
-        return found
+                names += never_updated(collection, groups.trained, seen)
+            if names:
+                messages.append(message(collection, names))
+        return messages
 
 
-def never_ran(collection: Collection, taps: Iterable[Tap]) -> list[str]:
-    """Inputs and outputs of modules that the collection wants and that did not come.
+def never_ran(collection: Collection, observers: Iterable[Observer]) -> list[str]:
+    """Return the inputs and outputs of modules that the collection selects and that never came.
 
-    Not of the model itself: frameworks call a method of it that is not its forward pass.
+    Those of the model itself are left out: frameworks call a method of it that is not its forward pass.
     """
     return [
-        f"{tap.prefix}{which}"
-        for tap in taps
-        for which in ("input", "output")
-        if tap.prefix and not tap.fired and tap.is_wanted(collection, which)
+        f"{observer.prefix}{side}"
+        for observer in observers
+        for side in ("input", "output")
+        if observer.prefix and not observer.fired and observer.is_wanted(collection, side)
     ]
 
 
-def never_updated(collection: Collection, names: Iterable[str], seen: Set[str]) -> list[str]:
-    """Weights, biases and gradients of trained parameters that the collection wants and that did not come."""
-    found = []
-    for name in names:
+def never_updated(collection: Collection, parameters: Iterable[str], seen: Set[str]) -> list[str]:
+    """Return the weights, biases and gradients that the collection selects and that never came.
+
+    Args:
+        parameters: names of the trained parameters.
+        seen: names of the tensors that came.
+    """
+    missing = []
+    for name in parameters:
         kinds = (("bias" if is_bias(name) else "weight", name), ("gradient", f"gradient/{name}"))
-        found += [n for kind, n in kinds if collection.wants(kind, n) and n not in seen]
-    return found
+        missing += [n for kind, n in kinds if collection.wants(kind, n) and n not in seen]
+    return missing
 
 
 def message(collection: Collection, missing: list[str]) -> str:
-    """What did not come, and why that may be."""
+    """Return a message about missing tensors and its likely causes."""
     shown = ", ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
     causes = []
     if any(name.endswith(("input", "output")) for name in missing):
@@ -85,12 +95,12 @@ def message(collection: Collection, missing: list[str]) -> str:
         causes.append("parameters that no optimizer given to the Watch holds")
     return (
         f"the collection {collection.name!r} got nothing from {shown} in its first saved step; likely cause: "
-        f"{', or '.join(causes)}; fix: check that, or leave them out with include="
+        f"{', or '.join(causes)}; fix: inspect them, or leave them out with include="
     )
 
 
 def error(text: str) -> StateError:
-    """The same, for ``strict``."""
+    """Return a message of ``message`` as an error."""
     seen, expected = text.split("; likely cause: ")[0], "every tensor of a collection in its first saved step"
     cause, fix = text.split("; likely cause: ")[1].split("; fix: ")
     return StateError(seen, expected, cause, fix)

@@ -20,7 +20,7 @@ class Parts:
     """Strided and local; of a sparse one its indices and its values."""
     shards: tuple[dict[str, list[int]] | None, ...]
     """Of each tensor its place in a larger one; empty where all are whole."""
-    whole: Sequence[torch.Tensor]
+    local: Sequence[torch.Tensor]
     """Local, one for each that was given, for statistics."""
 
 

@@ -1,4 +1,4 @@
-"""Whether gradients are set to zero between two updates, and how many backward passes there are."""
+"""Detection of gradients that are not set to zero between two updates, and the count of backward passes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..hooks.guards import is_capturing
 from ..hooks.tensors import on_accumulated, on_gradient
 
 PASSES = 16
-"""Backward passes after an update that are looked at: each waits for the device."""
+"""Backward passes after an update that are inspected: each inspection waits for the device."""
 
 
 class Zeroing:
-    """Follows the smallest parameter of an optimizer from one update to the next.
+    """Observation of the smallest parameter of each optimizer, from one update to the next.
 
     Args:
-        guard: what the hooks run in.
+        guard: context that the hooks run in.
     """
 
     def __init__(self, guard: Callable[[], AbstractContextManager[Any]]) -> None:
@@ -30,18 +30,27 @@ class Zeroing:
         self._followed: weakref.WeakKeyDictionary[Optimizer, _Followed] = weakref.WeakKeyDictionary()
 
     def begin(self, optimizer: Optimizer, named: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """An update was made of those parameters; follow what comes until the next."""
+        """Follow the smallest parameter until the next update.
+
+        Args:
+            optimizer: the optimizer, after an update.
+            named: names and parameters that the update changed.
+        """
         names = {id(parameter): name for name, parameter in named}
         groups = optimizer.param_groups
-        fit = [p for g in groups for p in g["params"] if id(p) in names and _can_be_followed(p)]
+        candidates = [p for g in groups for p in g["params"] if id(p) in names and _can_be_followed(p)]
         if optimizer in self._followed:
             self._followed.pop(optimizer).end()
-        if fit:
-            smallest = min(fit, key=lambda p: p.numel())
+        if candidates:
+            smallest = min(candidates, key=lambda p: p.numel())
             self._followed[optimizer] = _Followed(names[id(smallest)], smallest, self._guard)
 
-    def ended(self, optimizer: Optimizer) -> str:
-        """The next update comes: the parameter's name where a gradient was added to, and never to nothing."""
+    def end(self, optimizer: Optimizer) -> str:
+        """End the observation at the next update.
+
+        Returns:
+            The parameter's name if all its gradients were added to earlier ones, otherwise an empty text.
+        """
         followed = self._followed.pop(optimizer, None)
         if followed is None:
             return ""
@@ -49,12 +58,12 @@ class Zeroing:
         return followed.name if followed.is_added_to else ""
 
     def passes(self, optimizer: Optimizer) -> int:
-        """Backward passes that added up to the first update that was followed; 0 where none was."""
+        """Return the number of backward passes before the first update that was followed; 0 if there was none."""
         followed = self._followed.get(optimizer)
         return 0 if followed is None else followed.passes
 
-    def updating(self, optimizer: Optimizer) -> None:
-        """An update comes, whether its step is saved or not."""
+    def step_called(self, optimizer: Optimizer) -> None:
+        """Note an update, whether its step is saved or not."""
         if (followed := self._followed.get(optimizer)) is not None:
             followed.updated = True
 
@@ -66,43 +75,51 @@ class Zeroing:
 
 def _can_be_followed(parameter: nn.Parameter) -> bool:
     gradient = parameter.grad
-    plain = gradient is None or gradient.layout is torch.strided
-    return plain and parameter.requires_grad and parameter.is_leaf and parameter.numel() > 0
+    is_dense = gradient is None or gradient.layout is torch.strided
+    return is_dense and parameter.requires_grad and parameter.is_leaf and parameter.numel() > 0
 
 
 class _Followed:
+    """Hooks on one parameter.
+
+    Attributes:
+        fresh: whether a gradient was added to nothing, or nothing can be told.
+        passes: backward passes before the first update.
+        updated: whether that update came.
+    """
+
     def __init__(
         self, name: str, parameter: nn.Parameter, guard: Callable[[], AbstractContextManager[Any]]
     ) -> None:
         self.name, self.fresh, self._guard = name, False, guard
         self.passes, self.updated = 0, False
         self._parameter, self._compared = parameter, 0
-        self._came: torch.Tensor | None = None
-        self._handles: list[Any] = [
-            on_gradient(parameter, self._comes),
-            on_accumulated(parameter, self._is_there),
-        ]
+        self._gradient: torch.Tensor | None = None
+        self._handles = [on_gradient(parameter, self._before), on_accumulated(parameter, self._after)]
 
-    def _comes(self, gradient: torch.Tensor) -> None:
+    def _before(self, gradient: torch.Tensor) -> None:
+        """Copy a gradient before it is added to ``parameter.grad``."""
         if not self.updated:
             self.passes = 1 if self._parameter.grad is None else self.passes + 1
         if self.fresh or self._compared >= PASSES or is_capturing() or gradient.layout is not torch.strided:
             return
         with self._guard():
-            self._came = gradient.detach().clone()
+            self._gradient = gradient.detach().clone()
 
-    def _is_there(self, parameter: torch.Tensor) -> None:
-        came, self._came = self._came, None
-        if came is None or parameter.grad is None:
+    def _after(self, parameter: torch.Tensor) -> None:
+        """Compare ``parameter.grad`` with the gradient: they are equal if it was added to nothing."""
+        gradient, self._gradient = self._gradient, None
+        if gradient is None or parameter.grad is None:
             return
         with self._guard():
             self._compared += 1
-            if not came.count_nonzero() or not came.isfinite().all() or torch.equal(parameter.grad, came):
-                self.fresh = True  # also where nothing can be told
+            unknown = not gradient.count_nonzero() or not gradient.isfinite().all()
+            if unknown or torch.equal(parameter.grad, gradient):
+                self.fresh = True
 
     @property
     def is_added_to(self) -> bool:
-        """Whether gradients came, and none of them to nothing."""
+        """Whether gradients came, and each was added to an earlier one."""
         return self._compared > 0 and not self.fresh
 
     def end(self) -> None:

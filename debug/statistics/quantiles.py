@@ -8,7 +8,7 @@ from collections.abc import Sequence, Set
 import numpy as np
 import torch
 
-from .pieces import Partials, real, uploaded
+from .chunk_sums import Partials, real, uploaded
 from .sums import Flat
 
 PERCENTS = (1, 5, 25, 50, 75, 95, 99)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from . import native
-from .pieces import LOST, Partials, apart, joined, uploaded
+from .chunk_sums import LOST, Partials, apart, joined, uploaded
 
 SMALL, MANY = 2**11, 32
 """Tensors on the CPU of so many elements at most are joined if there are so many of them at least: others are

@@ -13,7 +13,7 @@ import torch
 
 from loopwise.errors import InputError
 
-from .pieces import Partials
+from .chunk_sums import Partials
 from .precision import full_precision
 from .quantiles import BINS, PERCENTS, distributions
 from .sums import Flat, flat, partials

@@ -20,7 +20,7 @@ WATCHED = [
     "outputs",
     "optimizer_state",
     "health",
-    Collection("statistics", include=".", keep=("mean", "std", "min", "l2", "quantiles")),
+    Collection("statistics", include=".", statistics=("mean", "std", "min", "l2", "quantiles")),
 ]
 
 

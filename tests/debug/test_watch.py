@@ -282,7 +282,7 @@ def test_an_exception_in_training_ends_the_run_as_failed(tmp_path):
         ({"collections": ["weights", Collection("weights")]}, "a name of its own for each"),
         ({"save": 100}, "a schedule such as every(100)"),
         ({"save": {"training": every(1)}}, "train, eval, predict"),
-        ({"policy": "wait"}, "one of block, drop, reduce"),
+        ({"on_backlog": "wait"}, "one of block, drop, reduce"),
         ({"max_overhead": 5}, "between 0 and 1"),
         ({"model": "net"}, "model='net'"),
         ({"optimizer": [1]}, "optimizer="),

@@ -19,7 +19,7 @@ class Training:
         )
         self.model[2].bias.data.fill_(-9.0)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr)
-        collections = ("losses", "metrics", "health", Collection("gradients", keep=("quantiles",)))
+        collections = ("losses", "metrics", "health", Collection("gradients", statistics=("quantiles",)))
         self.watch = Watch(self.model, self.optimizer, run=run, save=every(1), collections=collections)
         self.inputs = torch.randn(256, 8)
         self.targets = self.inputs[:, :3].argmax(dim=1)

@@ -77,7 +77,7 @@ def test_training_is_the_same_to_the_bit(tmp_path):
             "collections": [
                 *EVERYTHING,
                 "optimizer_state",
-                Collection("s", include=".", keep=("mean", "std")),
+                Collection("s", include=".", statistics=("mean", "std")),
             ],
         }
         watch = Watch(net, optimizer, run=tmp_path / "run", **options) if watched else None

@@ -46,7 +46,12 @@ def trained(run, compiled, late=False):
     if late:
         call(data())
     torch._dynamo.utils.counters.clear()
-    collections = ["inputs", "outputs", "gradients", Collection("s", include="output", keep=("mean", "l2"))]
+    collections = [
+        "inputs",
+        "outputs",
+        "gradients",
+        Collection("s", include="output", statistics=("mean", "l2")),
+    ]
     watch = Watch(net, optimizer, run=run, save=every(2), collections=collections) if run else None
     for step in range(4):
         optimizer.zero_grad()

@@ -83,7 +83,7 @@ def test_tensors_of_every_kind(tmp_path, kind):
             return x
 
     net, value = Net(), ODD[kind]
-    collections = ["outputs", Collection("statistics", include="output", keep=("count", "min", "mean"))]
+    collections = ["outputs", Collection("statistics", include="output", statistics=("count", "min", "mean"))]
     with Watch(net, run=tmp_path / "run", save=every(1), collections=collections) as watch:
         net(value)
         watch.step()
@@ -99,7 +99,7 @@ def test_tensors_of_every_kind(tmp_path, kind):
 def test_sparse_gradients_are_saved_as_they_are_stored(tmp_path):
     net = nn.EmbeddingBag(10, 3, sparse=True, mode="sum")
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    collections = ["gradients", Collection("s", include="^gradient", keep=("sum", "count"))]
+    collections = ["gradients", Collection("s", include="^gradient", statistics=("sum", "count"))]
     with Watch(net, optimizer, run=tmp_path / "run", save=every(1), collections=collections) as watch:
         net(torch.tensor([[1, 4, 4]])).sum().backward()
         dense = net.weight.grad.to_dense()

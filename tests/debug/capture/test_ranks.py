@@ -49,7 +49,7 @@ FSDP = """
     fully_shard(net[0], mesh=mesh)
     fully_shard(net, mesh=mesh)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    collections = ["weights", "gradients", Collection("sums", include="^gradient", keep=("sum",))]
+    collections = ["weights", "gradients", Collection("sums", include="^gradient", statistics=("sum",))]
     with Watch(net, optimizer, run={run!r}, save=every(1), collections=collections, gather={gather}) as watch:
         x = torch.randn(6, 4, generator=torch.Generator().manual_seed(dist.get_rank()))
         net(x).square().sum().backward()

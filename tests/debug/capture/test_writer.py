@@ -83,9 +83,9 @@ def test_block_waits_and_loses_nothing(tmp_path, gated, monkeypatch):
     assert raw_steps(open_run(tmp_path / "run")) == list(range(9))
 
 
-@pytest.mark.parametrize(("policy", "count"), [("drop", "dropped"), ("reduce", "reduced")])
-def test_what_is_kept_of_steps_that_storage_has_no_time_for(tmp_path, gated, policy, count):
-    training = Training(tmp_path / "run", policy)
+@pytest.mark.parametrize(("on_backlog", "count"), [("drop", "dropped"), ("reduce", "reduced")])
+def test_what_is_kept_of_steps_that_storage_has_no_time_for(tmp_path, gated, on_backlog, count):
+    training = Training(tmp_path / "run", on_backlog)
     with pytest.warns(LoopwiseWarning, match=f"raw tensors of some steps are {count}") as said:
         training.train(7)
     assert len(said) == 1
@@ -99,7 +99,7 @@ def test_what_is_kept_of_steps_that_storage_has_no_time_for(tmp_path, gated, pol
     for step in range(7):
         assert saved.value("loss", step) == step
         kept = {"max": step}
-        if policy == "reduce" and step > 1:
+        if on_backlog == "reduce" and step > 1:
             kept |= {"min": step, "mean": step, "std": 0, "l2": pytest.approx(step * SIZE**0.5)}
         assert saved.statistics("weight", step) == kept
     assert [event["step"] for event in saved.events] == [2]
@@ -121,7 +121,7 @@ def test_raw_tensors_come_back_when_storage_does(tmp_path, gated):
 
 @pytest.mark.parametrize("on_backlog", writer.ON_BACKLOG)
 @pytest.mark.filterwarnings("ignore:loopwise.debug.*storage is slower")
-def test_host_memory_is_bounded(tmp_path, monkeypatch, gated, policy):
+def test_host_memory_is_bounded(tmp_path, monkeypatch, gated, on_backlog):
     taken = []
     take = host_buffer.HostBuffer._allocate
 
@@ -130,13 +130,13 @@ def test_host_memory_is_bounded(tmp_path, monkeypatch, gated, policy):
         return take(self, size)
 
     monkeypatch.setattr(host_buffer.HostBuffer, "_allocate", counted)
-    training = Training(tmp_path / "run", policy)
-    if policy == "block":
+    training = Training(tmp_path / "run", on_backlog)
+    if on_backlog == "block":
         training.watch._writer._segments.gate.set()
     training.train(60)
     training.watch._writer._segments.gate.set()
     training.watch.close()
-    small = 0 if policy == "block" else 58
+    small = 0 if on_backlog == "block" else 58
     assert len(taken) <= writer.SNAPSHOTS + small
     assert set(taken) == {host_buffer.LEAST}
 

@@ -291,8 +291,8 @@ def test_training_anew_does_not_write_over_a_run(tmp_path):
 
 
 def test_wrong_options_are_refused_before_a_folder_is_made(tmp_path):
-    with pytest.raises(InputError, match="policy='wait'"):
-        train(tmp_path, watching(tmp_path, policy="wait"))
+    with pytest.raises(InputError, match="on_backlog='wait'"):
+        train(tmp_path, watching(tmp_path, on_backlog="wait"))
     assert not (tmp_path / "run").exists()
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from . import harness
-from .debug_watched import REDUCED, SETTINGS, TINY, Ours, Setting, Smdebug, Training
+from .debug_watched import SETTINGS, TINY, Ours, Setting, Smdebug, Training
 from .harness import CACHE, Runs
 from .peers import installed
 from .record import Row
@@ -129,7 +129,7 @@ def verify(bare: Training, watched: Training, watcher: Any, what: Setting) -> No
         steps = []  # there are statistics of everything, and no tensors
     for which in ("output",) if what.compiled else ("weight", "gradient") if steps else ():
         tensor = tensors[which].detach()
-        if what.keep == REDUCED:
+        if what.statistics:
             tensor = torch.stack([tensor.min(), tensor.max(), tensor.mean(), tensor.std(), tensor.norm()])
         found = watcher.read(steps[-1], which, layer).to(tensor.dtype)
         torch.testing.assert_close(found, tensor, rtol=1e-3, atol=1e-3 * float(tensor.abs().max()))

@@ -108,7 +108,8 @@ class Setting:
     blocks: int
     quick: int
     """Blocks in quick mode."""
-    keep: tuple[str, ...] = ("raw",)
+    statistics: tuple[str, ...] = ()
+    """Statistics to save in place of raw tensors."""
     of: tuple[str, ...] = ("weights", "biases", "gradients")
     compiled: bool = False
 
@@ -131,7 +132,7 @@ class Ours:
     def __init__(self, training: Training, folder: str, what: Setting) -> None:
         from loopwise.debug import Collection, Watch, every, open_run
 
-        collections = ["losses", *(Collection(name, keep=what.keep) for name in what.of)]
+        collections = ["losses", *(Collection(name, statistics=what.statistics) for name in what.of)]
         when = every(what.interval or 10**9, start=0 if what.interval else 10**9)
         alone = {"trap": False, "profile": False}  # nan_trap and profiler measure what they cost
         self.watch = Watch(
@@ -173,7 +174,7 @@ class Smdebug:
         writer.make_tensor_proto = with_bytes(util.make_tensor_proto)
         save = smd.SaveConfig(save_interval=what.interval or 10**9, start_step=0 if what.interval else 10**9)
         reduced = (
-            smd.ReductionConfig(reductions=[*REDUCED[:4]], norms=["l2"]) if what.keep == REDUCED else None
+            smd.ReductionConfig(reductions=[*REDUCED[:4]], norms=["l2"]) if what.statistics else None
         )
         regex = ["_output_"] if what.of == ("outputs",) else None
         of = ["losses", *([] if regex else what.of)]

@@ -119,8 +119,8 @@ class Lookup:
             return InputError(
                 f"{wanted} of {name!r}",
                 f"one of: {', '.join(saved)}",
-                "the collection keeps other things of its tensors",
-                f"Collection(..., keep=({'raw' if wanted == 'values' else wanted!r},))",
+                "the collection saves its tensors in another form",
+                "Collection(..., raw=True)" if wanted == "values" else f"Collection(..., statistics=({wanted!r},))",
             )
         steps = [step for step, _ in self.having(name, None, None)]
         if steps:

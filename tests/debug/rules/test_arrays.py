@@ -154,11 +154,11 @@ def test_the_inputs_of_a_model_of_tokens(tmp_path):
     assert [finding.tensors for finding in watch.findings] == [("input.0",)]
 
 
-@pytest.mark.parametrize("keep", [("raw",), ("std", "mean")])
+@pytest.mark.parametrize("statistics", [(), ("std", "mean")])
 @pytest.mark.parametrize(("factor", "said"), [(1e-4, True), (1e4, True), (1e-2, False)])
-def test_tensor_variance(tmp_path, keep, factor, said):
+def test_tensor_variance(tmp_path, statistics, factor, said):
     start = torch.randn(100, generator=GENERATOR)
-    more = [Collection("variance", include="^hidden$", keep=keep)]
+    more = [Collection("variance", include="^hidden$", statistics=statistics)]
     found = run(tmp_path / "run", lambda step: {"hidden": start * (factor if step > 3 else 1)}, more=more)
     assert [(finding.rule, finding.tensors, finding.step) for finding in found] == [
         ("tensor_variance", ("hidden",), 4)
@@ -183,7 +183,7 @@ def test_feature_importance(tmp_path, numbers, said):
 
 
 def test_the_variance_at_first_is_shown_beside_the_last_ones(tmp_path):
-    more = [Collection("variance", include="^hidden$", keep=("raw",))]
+    more = [Collection("variance", include="^hidden$", raw=True)]
     start = torch.randn(100, generator=GENERATOR)
     (found,) = run(
         tmp_path / "run",

@@ -1,0 +1,78 @@
+"""Facts about the modules of models: modes, frozen norms and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+
+from torch import nn
+
+from ..model import names
+from ..torch_internals import BATCH_NORMS, DROPOUTS, RUNNING_NORMS
+
+TYPED = (*RUNNING_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+TYPED += (nn.ReLU, nn.ReLU6, nn.Tanh, nn.Sigmoid, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Modules whose class rules need."""
+
+
+def types(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, str]:
+    """Return module -> name of its class, for the classes that rules need.
+
+    Args:
+        modules: prefix and module.
+    """
+    typed = [(prefix, module) for prefix, module in modules if isinstance(module, TYPED)]
+    return {prefix.removesuffix("."): type(module).__name__ for prefix, module in typed}
+
+
+def in_mode(models: Mapping[str, nn.Module], training: bool, trained: Set[int]) -> list[str]:
+    """Return the Dropout and BatchNorm modules that are in training mode, or that are in evaluation mode.
+
+    In evaluation mode only models count that are in it as a whole and that are trained.
+
+    Args:
+        models: models by key.
+        training: the mode to look for.
+        trained: identities of the parameters that are trained.
+    """
+    paths = []
+    for key, model in models.items():
+        if not training and (model.training or trained.isdisjoint(map(id, model.parameters()))):
+            continue
+        prefix = f"{key}." if key else ""
+        for name, module in model.named_modules():
+            if module.training is training and _depends_on_mode(module):
+                paths.append(prefix + names.plain(name))
+    return paths
+
+
+def _depends_on_mode(module: nn.Module) -> bool:
+    if isinstance(module, DROPOUTS):
+        return float(module.p) > 0
+    return isinstance(module, BATCH_NORMS) and bool(module.track_running_stats)
+
+
+def frozen_norms(models: Mapping[str, nn.Module], modules: Iterable[tuple[str, nn.Module]]) -> list[str]:
+    """Return the BatchNorm modules that learn while their running statistics are unused and still the initial ones.
+
+    The function waits for the device.
+
+    Args:
+        models: models by key; those in evaluation mode do not count.
+        modules: prefix and module, of all models.
+    """
+    in_training = {id(m) for model in models.values() if model.training for m in model.modules()}
+    norms = [(p, m) for p, m in modules if isinstance(m, BATCH_NORMS) and id(m) in in_training]
+    return [prefix.removesuffix(".") for prefix, m in norms if _is_frozen(m) and _is_initial(m)]
+
+
+def _is_frozen(norm: nn.Module) -> bool:
+    weight = norm.weight
+    learns = weight is None or weight.grad is not None
+    return bool(norm.track_running_stats) and learns and (not norm.training or norm.momentum == 0)
+
+
+def _is_initial(norm: nn.Module) -> bool:
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None:
+        return False
+    return not mean.count_nonzero().item() and bool((variance == 1).all())

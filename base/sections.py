@@ -39,3 +39,21 @@ def plot(title: str, describe: str, data: Sequence[Mapping[str, Any]], layout: M
 def choice(title: str, label: str, plots: Sequence[Block]) -> Block:
     """Return a choice of plots, one of which is shown at a time."""
     return {"kind": "choice", "title": title, "label": label, "plots": list(plots)}
+
+
+def finding(
+    severity: str, rule: str, step: int, what: str, advice: str, line: str = "", plot: Block | None = None
+) -> Block:
+    """Return a finding of a rule.
+
+    Args:
+        severity: ``info``, ``warning`` or ``critical``.
+        rule: name of the rule.
+        step: step that the finding is about.
+        what: description of the problem.
+        advice: the remedy.
+        line: place in the user's code, or an empty text.
+        plot: a plot that shows the problem.
+    """
+    block = {"kind": "finding", "severity": severity, "rule": rule, "step": step, "what": what}
+    return block | {"advice": advice, "line": line, "plot": plot}

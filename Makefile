@@ -1,12 +1,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+DEMO := .venv/demo-ready
+INSTALL := $(BIN)/python -m pip install -q -c constraints.txt -e
 
-.PHONY: demo test lint types dev bench peers clean
-demo: $(READY)
+.PHONY: demo test test-wheel lint types dev bench peers clean
+demo: $(DEMO)
 	$(BIN)/python -m loopwise demo $(ARGS)
 test: $(READY)
 	$(BIN)/python -m pytest -q -n auto --dist loadfile $(ARGS)
+test-wheel: $(READY)
+	.ci/wheel $(ARGS)
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -36,7 +40,11 @@ dev: $(READY)
 clean:
 	rm -rf .venv .peers typed build dist *.egg-info
 
-$(READY): pyproject.toml constraints.txt
+$(BIN)/python:
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+$(DEMO): pyproject.toml setup.py constraints.txt | $(BIN)/python  # what the demo needs; the developer's tools take longer
+	$(INSTALL) '.[demo]'
 	touch $@
+$(READY): pyproject.toml setup.py constraints.txt | $(BIN)/python
+	$(INSTALL) '.[dev]'
+	touch $@ $(DEMO)

@@ -1,4 +1,4 @@
-"""Leak police: every test leaves threads, child processes, environment and process groups as they were."""
+"""Detection of leaks: every test leaves threads, child processes, environment and process groups as they were."""
 
 import json
 import os
@@ -7,37 +7,54 @@ import sys
 import textwrap
 import threading
 
+import hypothesis
 import psutil
 import pytest
 import torch
 import torch.distributed as dist
 
 torch.set_num_threads(1)  # tests are small, and OpenMP's threads wait for each other on a busy machine
-os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = (
-    "1"  # compile in this process: no worker pool that outlives a test
-)
-if not torch.cuda.is_available():  # Triton's functions are interpreted where they are imported so
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of compiler processes that outlives a test
+if not torch.cuda.is_available():  # Triton decides at the import of a kernel whether to interpret it
     os.environ["TRITON_INTERPRET"] = "1"
     import triton.language  # noqa: F401
 
     del os.environ["TRITON_INTERPRET"]
 
+hypothesis.settings.register_profile(  # equal examples in every run, and no limit that a busy machine exceeds
+    "loopwise", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("loopwise")
+
+PATIENCE = 60
+"""Seconds that a thread or process of a finished test may take to end; a busy machine needs some of them."""
+
+
+def _children():
+    """Return the processes started here, except the tracker of shared memory, which lives as long as the tests."""
+    children = set()
+    for child in psutil.Process().children():
+        try:
+            zombie = child.status() == psutil.STATUS_ZOMBIE
+            if not zombie and "resource_tracker" not in " ".join(child.cmdline()):
+                children.add(child)
+        except psutil.NoSuchProcess:
+            pass
+    return children
+
 
 @pytest.fixture(autouse=True)
 def _no_leaks():
-    environment, threads = dict(os.environ), set(threading.enumerate())
-    children = set(psutil.Process().children())
+    environment, threads, children = dict(os.environ), set(threading.enumerate()), _children()
     yield
     ours = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST" and "TORCHINDUCTOR" not in k}
-    assert ours == {k: environment.get(k) for k in ours}  # torch sets the latter itself
-    fresh = {t for t in set(threading.enumerate()) - threads if t.is_alive() and not t.daemon}
-    assert not fresh, f"threads left behind: {fresh}"
-    left = {
-        p
-        for p in set(psutil.Process().children()) - children
-        if "resource_tracker" not in " ".join(p.cmdline())
-    }
-    assert not left, f"processes left behind: {left}"
+    assert ours == {k: environment.get(k) for k in ours}  # torch sets the variables of Inductor itself
+    for thread in set(threading.enumerate()) - threads:
+        if not thread.daemon:
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), f"a thread was left behind: {thread}"
+    _, left = psutil.wait_procs(_children() - children, timeout=PATIENCE)
+    assert not left, f"processes were left behind: {left}"
     assert not dist.is_initialized(), "a process group was left behind"
 
 
@@ -48,7 +65,7 @@ def pytest_sessionfinish():
 
 @pytest.fixture
 def ranks(tmp_path):
-    """``ranks(code, world)``: run ``code`` in ``world`` real gloo processes; what each prints last, as JSON."""
+    """Return a function that runs code in real gloo processes and returns the JSON that each printed last."""
 
     def run(code, world=2):
         setup = (
@@ -68,7 +85,7 @@ def ranks(tmp_path):
             for rank in range(world)
         ]
         try:
-            outputs = [process.communicate(timeout=120) for process in processes]
+            outputs = [process.communicate(timeout=900) for process in processes]
         finally:
             for process in processes:
                 process.kill()

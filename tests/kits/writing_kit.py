@@ -30,7 +30,7 @@ class Training:
         """Wait until what was submitted is written, or in the hands of the sender."""
         done = threading.Event()
         self.watch._writer._jobs.put(done.set)
-        assert done.wait(60)
+        assert done.wait(600)
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ def test_a_real_thread_takes_real_samples(run):
             enough.set()
 
     sampler = Sampler(run, 0.1, look=look).start()
-    assert enough.wait(60)
+    assert enough.wait(600)
     sampler.close()
     (session,) = reading.sessions(run.path)
     table = session.system()
@@ -92,7 +92,7 @@ def test_a_reader_that_fails_ends_the_thread_and_is_told(run):
     sampler = Sampler(run, 0.1, read=source)
     source.failing = True
     sampler.start()
-    sampler._thread.join(60)
+    sampler._thread.join(600)
     assert isinstance(sampler.error, OSError)
     sampler.close()
 

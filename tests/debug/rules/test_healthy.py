@@ -21,7 +21,7 @@ def drained(watch):
 
     done = threading.Event()
     watch._writer._jobs.put(done.set)
-    assert done.wait(60)
+    assert done.wait(600)
 
 
 def run(path, models, optimizers, step, steps=12, **options):

@@ -218,7 +218,7 @@ def test_a_ring_that_is_empty():
     waiting = threading.Thread(target=lambda: ring.give_back(ring.take(wait=True)))
     waiting.start()
     ring.give_back(first)
-    waiting.join(60)
+    waiting.join(600)
     assert ring.take(wait=False) is first
     assert second is not first
 

@@ -57,7 +57,7 @@ class Proxy:
                 end(one)
         self.open.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(600)
         self._threads.clear()
 
     def _start(self, target, *args):
@@ -81,7 +81,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             seen = 0
             while data := source.recv(2**16):
-                self.open.wait(60)
+                self.open.wait(600)
                 seen += len(data)
                 if upwards and self.cut is not None and seen > self.cut:
                     target.sendall(data[: -(seen - self.cut)])
@@ -110,7 +110,7 @@ def server():
     logger.setLevel(level)
 
 
-OPTIONS = {"retries": {"max_attempts": 0}, "connect_timeout": 5, "read_timeout": 5}
+OPTIONS = {"retries": {"max_attempts": 0}, "connect_timeout": 60, "read_timeout": 60}
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_a_step_is_sent_when_it_is_old_and_nothing_follows(url, monkeypatch):
     monkeypatch.setattr(writer, "Segments", segments_of(2**20, old=0.05))
     training = Training(url)
     training.train(1)
-    assert open_run(url).wait_for(0, timeout=60)
+    assert open_run(url).wait_for(0, timeout=600)
     training.watch.close()
     assert has_all(url, range(1))
 

@@ -152,13 +152,14 @@ def saved(seed: int) -> dict[str, float]:
     from loopwise.compile import Plan, TrainStep
     from loopwise.compile.graph.backend import Log
     from loopwise.compile.search.measure import seconds
+    from loopwise.compile.search.variants import variant
 
     torch.set_num_threads(THREADS)
     torch.manual_seed(seed)
     model, loss, batch = MODELS["gpt-8k"]()
     step = TrainStep(model, loss, optimizer_of(model))
     plans = {"eager": Plan(), "ours": Plan(graph="inductor", passes=("loss_head",), budget=BUDGET)}
-    computes = {name: step.make(plan, Log()) for name, plan in plans.items()}
+    computes = {name: variant(step.spec, plan, Log()) for name, plan in plans.items()}
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     found = {}
     for name, compute in computes.items():

@@ -30,16 +30,21 @@ def look(name: str) -> tuple[dict[str, list[int]], list[str], str, int]:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     step = TrainStep(model, loss, optimizer, plan=Plan(graph="captured", passes=USUAL))
     step.prepare(batch)
-    trial = step._search.trials[-1]  # type: ignore[union-attr]
+    candidate = step._search.candidates[-1]  # type: ignore[union-attr]
     found = {key: [0, 0] for key in USUAL}
     reasons: Counter[str] = Counter()
-    for outcome in trial.log.outcomes:
+    for outcome in candidate.log.outcomes:
         counts = found[outcome.name]
         counts[0] += outcome.rewritten
         counts[1] += 1
         if not outcome.rewritten:
             reasons[f"{outcome.name.replace('_', ' ')}: {outcome.reason.partition(', at ')[0]}"] += 1
-    return found, [f"{why} ({n} x)" for why, n in reasons.items()], trial.refused or "right", trial.log.graphs
+    return (
+        found,
+        [f"{why} ({n} x)" for why, n in reasons.items()],
+        candidate.refused or "right",
+        candidate.log.graphs,
+    )
 
 
 def main() -> None:

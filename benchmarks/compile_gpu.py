@@ -154,7 +154,9 @@ def recorded(seed: int) -> dict[str, float]:
         torch.manual_seed(seed)
         model, loss, batch = MODELS["gpt-8k"]()
         model, batch = model.to(device), tuple(part.to(device) for part in batch)
-        plan = Plan(graph="inductor", passes=("loss_head",), optimizer="fused", precision="mixed", regions=True)
+        plan = Plan(
+            graph="inductor", passes=("loss_head",), optimizer="fused", precision="mixed", regions=True
+        )
         plan = plan.changed(cuda_graph=name == "graph" and device.type == "cuda")
         step = TrainStep(model, loss, optimizer_of(model), precision="mixed", plan=plan)
         for _ in range(6):

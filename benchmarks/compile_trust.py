@@ -146,21 +146,22 @@ def _matters(model: nn.Module, batch: Any, plan: Any) -> bool:
     """Whether the planted pass changes anything in float64 (LayerNorm undoes a scale or an offset before it)."""
     from loopwise.compile import TrainStep
     from loopwise.compile.graph.backend import Log
-    from loopwise.compile.verify.numerics import errors
-    from loopwise.compile.verify.sandbox import in_double, observe
+    from loopwise.compile.search.variants import variant
+    from loopwise.compile.verify.errors import relative_errors
+    from loopwise.compile.verify.sandbox import float64_copies, observe
 
-    twin, loss, doubled = in_double(model, nn.CrossEntropyLoss(), batch)
+    twin, loss, doubled = float64_copies(model, nn.CrossEntropyLoss(), batch)
     step = TrainStep(twin, loss, optimizer_of(twin))
-    right, changed = (observe(step.make(p, Log()), twin, doubled) for p in (type(plan)(), plan))
-    return any(not error < HARMLESS for error in errors(changed, right).values())
+    right, changed = (observe(variant(step.spec, p, Log()), twin, doubled) for p in (type(plan)(), plan))
+    return any(not error < HARMLESS for error in relative_errors(changed, right).values())
 
 
 def planted(seed: int) -> dict[str, float]:
     """How many of the planted passes are stepped back from, and how many right ones are."""
     from loopwise.compile import Plan, TrainStep
     from loopwise.compile.graph import passes
-    from loopwise.compile.search.candidates import attempt, best_of, race
-    from loopwise.compile.verify.numerics import reference
+    from loopwise.compile.search.candidates import fastest, measure_candidates, try_plan
+    from loopwise.compile.verify.reference import reference
 
     torch.set_num_threads(1)
     torch._dynamo.config.recompile_limit = 10_000
@@ -178,11 +179,11 @@ def planted(seed: int) -> dict[str, float]:
                     break
             step = TrainStep(model, nn.CrossEntropyLoss(), optimizer_of(model), plan=plan)
             if kind == "slow":
-                expected = reference(step._eager, step.computation, model, step.loss, batch)
-                trials = [attempt(p, step.make, model, batch, expected) for p in (Plan(), plan)]
-                assert not any(trial.refused for trial in trials), trials
-                race(trials, model, batch, step.device)
-                found[kind] += best_of(trials) is trials[0]
+                expected = reference(step.spec, batch)
+                candidates = [try_plan(step.spec, p, batch, expected) for p in (Plan(), plan)]
+                assert not any(candidate.refused for candidate in candidates), candidates
+                measure_candidates(candidates, step.spec, batch)
+                found[kind] += fastest(candidates) is candidates[0]
                 continue
             step.prepare(batch)
             assert step.plan is not None

@@ -1,4 +1,4 @@
-"""The training step compiled: measured, verified, explained."""
+"""Compiled training steps: measured, compared with the eager step, and explained."""
 
 from .cache import load_cache, save_cache
 from .fit import Fit, fit

@@ -1,15 +1,15 @@
-"""Compiled code beside a checkpoint, for the next process: saved and loaded as one file."""
+"""File of compiled code beside a checkpoint, for the next process."""
 
 from __future__ import annotations
 
 import json
 import os
 import struct
-import warnings
 
 import torch
 
 from loopwise.errors import InputError, StateError
+from loopwise.warnings import warn
 
 _MAGIC = b"loopwise compile cache 1\n"
 
@@ -20,10 +20,13 @@ def _versions() -> dict[str, str]:
 
 
 def save_cache(path: str) -> int:
-    """Write everything that this process has compiled into ``path``; returns the file's size in bytes.
+    """Write everything that this process has compiled into ``path`` and return the file's size in bytes.
 
-    The file starts with a line of magic and a JSON object of versions, which ``load_cache`` compares;
-    what follows is ``torch.compiler.save_cache_artifacts()``.
+    The file consists of a magic line, a JSON object of versions, which ``load_cache`` compares, and the bytes of
+    ``torch.compiler.save_cache_artifacts()``.
+
+    Args:
+        path: the file to write.
 
     Raises:
         StateError: nothing was compiled yet.
@@ -33,8 +36,8 @@ def save_cache(path: str) -> int:
         raise StateError(
             "nothing compiled in this process",
             "at least one compiled training step",
-            "it was called before the first batch, or the plan is eager",
-            "call it after some steps; step.explain() tells what is on",
+            "save_cache was called before the first batch, or the plan is eager",
+            "call save_cache after some steps; step.explain() shows the plan",
         )
     head = json.dumps(_versions()).encode()
     data = _MAGIC + struct.pack("<I", len(head)) + head + artifacts[0]
@@ -46,12 +49,18 @@ def save_cache(path: str) -> int:
 
 
 def load_cache(path: str) -> bool:
-    """Load what ``save_cache`` wrote, before the first batch; ``False``, said as a warning, for other versions.
+    """Load the compiled code that ``save_cache`` wrote; call it before the first batch.
 
-    Like a pickle the file can run code: load only your own.
+    Like a pickle, the file can run code: load only your own.
+
+    Args:
+        path: the file to read.
+
+    Returns:
+        Whether the code was loaded; ``False``, with a ``LoopwiseWarning``, if it was compiled for other versions.
 
     Raises:
-        InputError: no file there, or another kind of file.
+        InputError: there is no file, or one of another kind.
     """
     try:
         with open(path, "rb") as file:
@@ -63,16 +72,13 @@ def load_cache(path: str) -> bool:
             f"{path!r} without a compile cache in it",
             "a file that save_cache wrote",
             "a wrong path, or another file",
-            "check the path; without a cache everything is compiled anew",
+            "correct the path, or leave load_cache out: everything is then compiled anew",
         )
     (length,) = struct.unpack_from("<I", data, len(_MAGIC))
     start = len(_MAGIC) + 4
     theirs, ours = json.loads(data[start : start + length]), _versions()
     if theirs != ours:
-        warnings.warn(
-            f"loopwise.compile: {path} is of {theirs}, this is {ours}: compiling anew",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        text = f"{path} was compiled for {theirs}, this process has {ours}: everything is compiled anew"
+        warn(f"loopwise.compile: {text}", stacklevel=2)
         return False
     return torch.compiler.load_cache_artifacts(data[start + length :]) is not None

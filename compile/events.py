@@ -1,36 +1,50 @@
-"""What happens to a training step's plan while it trains: for ``explain()`` and the run folder."""
+"""Events of a training step's plan, for ``explain()`` and the run folder."""
 
 from __future__ import annotations
 
 import dataclasses
-import warnings
+import logging
+import os
+import sys
+import weakref
 from typing import Any
 
-from loopwise.run import Run
+from loopwise.run import Run, RunHandle, as_run
+from loopwise.warnings import warn
 
 from .explain import Explanation
 
 
 class Events:
-    """Lines for a person, and records of ``compile/plans`` and ``compile/events`` in a run.
+    """Collects lines for ``explain()``, and writes them and the plans into a run.
+
+    The records are ``compile/plans`` and ``compile/events``.  The run is released when this object is garbage
+    collected or the process exits.
 
     Args:
-        run: where records go; ``None``: nowhere.
+        run: a folder, an fsspec URL, a ``Run``, or ``None`` for no records.
+        resume: go on in a folder that already holds a run.
     """
 
-    def __init__(self, run: Run | None) -> None:
+    def __init__(self, run: str | os.PathLike[str] | Run | None, resume: bool) -> None:
         self.texts: list[str] = []
-        self._run = run
+        self.batch = 0
+        """Number of batches that the step has seen; events are recorded with it."""
+        handle = as_run(run, "compile", resume)
+        self._run = None if handle is None else handle.run
+        if handle is not None:
+            weakref.finalize(self, _release, handle, getattr(sys, "last_value", None))
 
-    def add(self, batch: int, text: str) -> None:
-        """Something happened at a batch, counted from 0."""
+    def add(self, text: str) -> None:
+        """Add a line for ``explain()``."""
         self.texts.append(text)
-        self._write("events", {"batch": batch, "text": text})
+        self._write("events", {"batch": self.batch, "text": text})
 
-    def plan(self, batch: int, found: Explanation) -> None:
-        """A plan is on from this batch on."""
-        plan = None if found.plan is None else dataclasses.asdict(found.plan)
-        self._write("plans", {"batch": batch, "plan": plan, "forms": found.rows, "remarks": found.remarks})
+    def plan(self, explanation: Explanation) -> None:
+        """Write the plan that is in use from now on."""
+        plan = None if explanation.plan is None else dataclasses.asdict(explanation.plan)
+        record = {"plan": plan, "forms": explanation.rows, "remarks": explanation.remarks}
+        self._write("plans", {"batch": self.batch} | record)
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
         if self._run is None:
@@ -40,8 +54,14 @@ class Events:
             self._run.flush()
         except Exception as error:  # a full disk must not end the training
             self._run = None
-            warnings.warn(
-                f"loopwise.compile: its record could not be written and is left out: {error!r}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            text = f"the run's record could not be written, compile writes no more of it: {error!r}"
+            warn(f"loopwise.compile: {text}", stacklevel=3)
+
+
+def _release(handle: RunHandle, earlier: BaseException | None) -> None:
+    """Release the run; it has failed if an uncaught error came after the step was made."""
+    failed = getattr(sys, "last_value", None) is not earlier
+    try:
+        handle.release("failed" if failed else "finished")
+    except Exception as error:  # at the exit of the process a remote folder may be out of reach
+        logging.getLogger("loopwise.compile").warning("the end of the run could not be written: %r", error)

@@ -1,4 +1,4 @@
-"""What a training step does and what each piece gained, as a table."""
+"""Explanation of a training step's plan: a table of the variants that were tried, and remarks."""
 
 from __future__ import annotations
 
@@ -10,35 +10,45 @@ from typing import Any
 
 from .graph.backend import Log
 from .plan import Plan
-from .search.candidates import Trial
+from .search.candidates import TIE, Candidate
 from .search.optimizers import Choice
-from .search.search import Search
+from .search.search import SearchResult
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Rows and remarks; ``str()`` of it is a table for the terminal."""
+    """Table and remarks; ``str()`` of it is text for the terminal."""
 
     plan: Plan | None
     rows: list[dict[str, Any]]
-    """One a tried form: name, milliseconds (median, least, most) of forward and backward, MiB held at
-    most, compile seconds, and whether it was chosen or why it was refused."""
+    """A row for each variant that was tried.  Keys: ``form`` (its plan), ``ms``, ``least`` and ``most`` (milliseconds of
+    forward and backward: median, minimum, maximum), ``MiB`` (peak memory), ``compile s``, and ``verdict``."""
     remarks: list[str]
 
     @classmethod
     def of(
         cls,
         plan: Plan | None,
-        search: Search | None,
+        result: SearchResult | None,
         choice: Choice | None,
         log: Log,
         events: list[str],
         shapes: Mapping[Any, int],
     ) -> Explanation:
-        if search is None:
-            return cls(None, [], ["no batch yet: the plan is found at the first one"])
-        rows = [_row(trial, trial is search.best) for trial in search.trials]
-        remarks = [*search.notes, *_pieces(search), *_break_even(search), *_floor(search)]
+        """Explain a plan.
+
+        Args:
+            plan: the plan in use.
+            result: the search that chose it; ``None`` before the first batch.
+            choice: the choice of the optimizer's implementation, if there was one.
+            log: events of the compilation of the chosen variant.
+            events: lines about later events.
+            shapes: number of batches by shape, for shapes other than the usual one.
+        """
+        if result is None:
+            return cls(None, [], ["no batch yet: the plan is chosen at the first one"])
+        rows = [_row(candidate, result.best) for candidate in result.candidates]
+        remarks = [*result.notes, *_gains(result), *_break_even(result), *_roofline(result)]
         remarks += [*_optimizer(choice), *_passes(log)]
         remarks += [f"could not be compiled: {failure}" for failure in log.failures]
         remarks += [f"graph break at {place}" for place in log.breaks]
@@ -52,78 +62,93 @@ class Explanation:
     def __str__(self) -> str:
         lines = [f"plan: {self.plan}"] if self.plan else []
         if self.rows:
-            lines.append(f"{'form':<44}{'ms':>9}{'range':>18}{'MiB':>9}{'compile s':>11}  verdict")
+            lines.append(f"{'variant':<44}{'ms':>9}{'min-max':>18}{'peak MiB':>10}{'compile s':>11}  result")
         for row in self.rows:
             timed = row["ms"] is not None
-            middle = f"{row['ms']:>9.1f}{row['least']:>9.1f}-{row['most']:<8.1f}" if timed else " " * 27
-            memory = f"{row['MiB']:>9.1f}" if timed else " " * 9
-            lines.append(f"{row['form']:<44}{middle}{memory}{row['compile s']:>11.1f}  {row['verdict']}")
+            times = f"{row['ms']:>9.1f}{row['least']:>9.1f}-{row['most']:<8.1f}" if timed else " " * 27
+            memory = f"{row['MiB']:>10.1f}" if timed else " " * 10
+            lines.append(f"{row['form']:<44}{times}{memory}{row['compile s']:>11.1f}  {row['verdict']}")
         return "\n".join([*lines, *self.remarks])
 
 
-def _row(trial: Trial, chosen: bool) -> dict[str, Any]:
-    times = [1e3 * value for value in trial.times]
+def _row(candidate: Candidate, best: Candidate) -> dict[str, Any]:
+    """Return a candidate's row of the table."""
+    times = [1e3 * value for value in candidate.times]
     return {
-        "form": str(trial.plan),
+        "form": str(candidate.plan),
         "ms": statistics.median(times) if times else None,
         "least": min(times, default=None),
         "most": max(times, default=None),
-        "MiB": trial.peak / 2**20,
-        "compile s": trial.compile_seconds,
-        "verdict": "chosen" if chosen else trial.refused,
+        "MiB": candidate.peak / 2**20,
+        "compile s": candidate.compile_seconds,
+        "verdict": _verdict(candidate, best),
     }
 
 
-def _pieces(search: Search) -> list[str]:
-    """What each piece gained: of two timed forms that differ in one thing."""
-    timed = [trial for trial in search.trials if trial.times]
-    found = []
-    for number, one in enumerate(timed):
+def _verdict(candidate: Candidate, best: Candidate) -> str:
+    """Return whether a candidate was chosen, and why it was not."""
+    if candidate is best:
+        return "chosen"
+    if candidate.refused or not candidate.times:
+        return candidate.refused or "not timed"
+    return "not faster" if candidate.seconds >= best.seconds * (1 - TIE) else "too much memory"
+
+
+def _gains(result: SearchResult) -> list[str]:
+    """Return the gain of each choice, from pairs of timed candidates that differ in one choice."""
+    timed = [candidate for candidate in result.candidates if candidate.times]
+    lines = []
+    for number, candidate in enumerate(timed):
+        choices = _choices(candidate.plan)
         for other in timed[:number]:
-            changed = [name for name, value in _parts(one.plan).items() if value != _parts(other.plan)[name]]
-            if len(changed) == 1:
-                change, memory = 1e3 * (one.seconds - other.seconds), (one.peak - other.peak) / 2**20
-                found.append(f"{one.plan} beside {other.plan}: {change:+.1f} ms, {memory:+.1f} MiB")
-    return found
+            others = _choices(other.plan)
+            if sum(value != others[name] for name, value in choices.items()) == 1:
+                change = 1e3 * (candidate.seconds - other.seconds)
+                memory = (candidate.peak - other.peak) / 2**20
+                lines.append(f"{candidate.plan} instead of {other.plan}: {change:+.1f} ms, {memory:+.1f} MiB")
+    return lines
 
 
-def _parts(plan: Plan) -> dict[str, Any]:
-    """The things that are on or off; a captured graph without passes is the eager step."""
+def _choices(plan: Plan) -> dict[str, Any]:
+    """Return the plan's fields; a captured graph without passes counts as eager."""
     graph = "eager" if plan.graph == "captured" else plan.graph
     return dataclasses.asdict(plan) | {"graph": graph}
 
 
-def _break_even(search: Search) -> list[str]:
-    eager, best = search.trials[0], search.best
+def _break_even(result: SearchResult) -> list[str]:
+    """Return a line about the batches after which the search has paid."""
+    eager, best = result.candidates[0], result.best
     if best is eager or not best.times or not eager.times:
         return []
     gain = eager.seconds - best.seconds
-    spent = sum(trial.compile_seconds for trial in search.trials)
+    spent = sum(candidate.compile_seconds for candidate in result.candidates)
     if gain <= 0:
-        return [f"slower than the eager step by {-1e3 * gain:.1f} ms, for its memory"]
-    return [f"finding it took {spent:.1f} s, earned back after {spent / gain:,.0f} batches"]
+        return [f"slower than the eager step by {-1e3 * gain:.1f} ms, to hold less memory"]
+    return [f"compiling all variants took {spent:.1f} s, earned back after {spent / gain:,.0f} batches"]
 
 
-def _floor(search: Search) -> list[str]:
-    if search.floor is None or not search.floor.flops or not search.best.times:
+def _roofline(result: SearchResult) -> list[str]:
+    if result.roofline is None or not result.roofline.flops or not result.best.times:
         return []
-    return [search.floor.beside(search.best.seconds)]
+    return [result.roofline.compared_with(result.best.seconds)]
 
 
 def _optimizer(choice: Choice | None) -> list[str]:
+    """Return lines about the implementations of the optimizer."""
     if choice is None or not choice.seconds:
         return []
-    times = ", ".join(f"{kind} {1e3 * statistics.median(t):.1f} ms" for kind, t in choice.seconds.items())
-    refused = [f"{kind} optimizer refused: {why}" for kind, why in choice.refused.items()]
-    return [f"optimizer: {times}; chosen: {choice.kind}", *refused]
+    times = ", ".join(f"{name} {1e3 * statistics.median(t):.1f} ms" for name, t in choice.seconds.items())
+    refused = [f"{name} optimizer refused: {reason}" for name, reason in choice.refused.items()]
+    return [f"optimizer: {times}; chosen: {choice.name}", *refused]
 
 
 def _passes(log: Log) -> list[str]:
-    found = []
+    """Return a line for each place that a pass rewrote or left as it is."""
+    lines = []
     for outcome in log.outcomes:
-        what = f"left as it is: {outcome.reason}"
+        text = f"left as it is: {outcome.reason}"
         if outcome.rewritten:
             kind, size = "logits" if outcome.name == "loss_head" else "scores", outcome.saved_bytes / 2**20
-            what = f"{kind} of {size:.1f} MiB are not materialised" if size else "on"
-        found.append(f"{outcome.name.replace('_', ' ')} at {outcome.place}: {what}")
-    return list(dict.fromkeys(found))
+            text = f"{kind} of {size:.1f} MiB are not materialised" if size else "on"
+        lines.append(f"{outcome.name.replace('_', ' ')} at {outcome.place}: {text}")
+    return list(dict.fromkeys(lines))

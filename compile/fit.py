@@ -1,4 +1,4 @@
-"""The batch size that trains the most samples a second within a memory budget, and its learning rate."""
+"""Batch size that trains the most samples a second within a memory budget, and its learning rate."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ import psutil
 import torch
 
 from loopwise import batch as batches
+from loopwise import validate
 from loopwise.errors import InputError
 
 from . import options
 from .graph.backend import Log
 from .search.candidates import TIE
-from .search.measure import held, peak_of, seconds
+from .search.measure import memory_changes, peak_of, seconds
+from .search.variants import variant
 from .step import TrainStep
-from .verify.sandbox import shadow, step_of
+from .verify.sandbox import sandbox, training_pass
 
 REPEATS = 5
 HEADROOM = 0.9
-"""Share of the free memory that is used where no budget is given: fragmentation takes the rest."""
+"""Share of the free memory that is used if no budget is given: fragmentation takes the rest."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """One batch size, measured."""
+    """Measurement of one batch size."""
 
     samples: int
     seconds: float
-    """Median of forward and backward."""
+    """Median seconds of forward and backward."""
     peak: int
-    """Bytes held at most, beyond parameters and batch."""
+    """Most bytes held, beside parameters and batch."""
     predicted: int | None
-    """The same, as it was predicted from the two sizes before."""
+    """The same bytes, predicted from the two sizes before."""
     changes: list[int] = field(default_factory=list, repr=False)
-    """Of the memory held, one after another."""
+    """Changes of the memory held, in bytes, in their order."""
 
     @property
     def rate(self) -> float:
@@ -47,17 +49,18 @@ class Size:
 
 @dataclass(frozen=True)
 class Fit:
-    """What the batch advisor found; ``str()`` of it is a table."""
+    """Measured batch sizes and the best of them; ``str()`` of it is a table."""
 
     sizes: list[Size]
     best: Size
     limit: int
     """Bytes that forward and backward may hold."""
     given: int
-    """Samples of the batch that was given."""
+    """Samples of the batch that was passed."""
     stopped: str
-    """Why no larger size was tried."""
+    """Reason why no larger size was tried."""
     advice: list[str] = field(default_factory=list)
+    """Lines about the learning rate of the best size."""
 
     def __str__(self) -> str:
         lines = [f"{'batch':>8}{'ms':>10}{'samples/s':>12}{'MiB':>10}{'predicted':>11}"]
@@ -70,7 +73,7 @@ class Fit:
 
 
 def fit(step: TrainStep, batch: Any, *, memory: float | str | None = None, largest: int | None = None) -> Fit:
-    """Try batch sizes from a quarter of the given one on, doubling, by the step's plan.
+    """Measure batch sizes by the step's plan, from a quarter of the given size on, doubling.
 
     Larger batches are made by repeating the samples of ``batch``.  Nothing is trained, and model,
     gradients, buffers and random states stay as they are.
@@ -78,13 +81,25 @@ def fit(step: TrainStep, batch: Any, *, memory: float | str | None = None, large
     Args:
         step: the training step.
         batch: a batch of usual size.
-        memory: what forward and backward may hold beyond the parameters: bytes, text or fraction as
+        memory: memory that forward and backward may hold beyond the parameters: bytes, text or fraction as
             for ``TrainStep``; default: the step's own budget, else 90 % of the free memory.
-        largest: no more samples than this in a batch.
+        largest: most samples in a batch.
+
+    Returns:
+        The measurements, the best size, and advice on the learning rate.
 
     Raises:
-        InputError: a batch without samples, or not even the smallest size fits.
+        InputError: no training step, a batch without samples, or not even the smallest size fits.
     """
+    if not isinstance(step, TrainStep):
+        raise InputError(
+            f"a step of type {type(step).__name__}",
+            "a TrainStep",
+            "the model was passed",
+            "pass TrainStep(model, loss)",
+        )
+    if largest is not None:
+        validate.whole_number("largest", largest, 1, "samples", example=1024)
     given = batches.length(batch)
     if not given:
         raise InputError(
@@ -93,7 +108,8 @@ def fit(step: TrainStep, batch: Any, *, memory: float | str | None = None, large
     step.prepare(batch)
     limit = _limit(step, memory)
     sizes: list[Size] = []
-    samples, stopped = max(min(2, given), given // 4), ""  # one sample may go other ways than many
+    smallest = max(min(2, given), given // 4)  # libraries may compute one sample in another way than many
+    samples, stopped = smallest, ""
     while not stopped:
         predicted = _predicted(sizes, samples)
         if largest is not None and samples > largest:
@@ -106,7 +122,7 @@ def fit(step: TrainStep, batch: Any, *, memory: float | str | None = None, large
     if not sizes:
         raise InputError(
             f"a memory budget of {limit / 2**20:,.1f} MiB",
-            f"enough for {max(min(2, given), given // 4)} samples",
+            f"enough for {smallest} samples",
             stopped,
             "raise the budget, or pass a smaller batch",
         )
@@ -118,20 +134,22 @@ def fit(step: TrainStep, batch: Any, *, memory: float | str | None = None, large
 
 
 def _limit(step: TrainStep, memory: float | str | None) -> int:
+    """Return the bytes that forward and backward may hold."""
+    device = step.spec.device
     if memory is not None:
-        return options.bytes_of(memory, step.device)
-    if step.memory is not None:
-        return step.memory
-    if step.device.type == "cuda":
-        return int(HEADROOM * torch.cuda.mem_get_info(step.device)[0])
+        return options.bytes_of(memory, device)
+    if step.spec.memory is not None:
+        return step.spec.memory
+    if device.type == "cuda":
+        return int(HEADROOM * torch.cuda.mem_get_info(device)[0])
     return int(HEADROOM * psutil.virtual_memory().available)
 
 
 def _predicted(sizes: list[Size], samples: int) -> int | None:
-    """Bytes for ``samples``: each allocation grows as it did between the two largest sizes measured.
+    """Predict the peak of ``samples`` in bytes: each allocation grows as it did between the two largest sizes measured.
 
-    Where the peak is in a step is another matter for many samples than for few, so its height is on no
-    line.  Steps that allocate more often for a larger batch (chunks) are foretold by the line of their peaks.
+    The peak is at another point of the step for many samples than for few, so the peaks alone lie on no line.
+    If a larger batch allocates more often (in chunks), the line through the two peaks is the prediction.
     """
     if len(sizes) < 2:
         return None
@@ -145,19 +163,19 @@ def _predicted(sizes: list[Size], samples: int) -> int | None:
 def _measure(
     step: TrainStep, batch: Any, samples: int, predicted: int | None, sizes: list[Size], limit: int
 ) -> str:
-    """Measure one size and append it; returns why to stop, if so."""
+    """Measure one size and append it to ``sizes``; return the reason to stop, or an empty text."""
     assert step.plan is not None
+    model, device = step.spec.model, step.spec.device
     given = batches.length(batch)
     rows = torch.arange(samples) % given
     try:
         larger = batches.index(batch, rows, given)
-        compute = step.make(step.plan, Log())
-        with shadow(step.model):
-            once = step_of(compute, step.model, larger)
-            once()
-            times = seconds({"": once}, step.device, REPEATS, warm=1)[""]
-            step.model.zero_grad(set_to_none=True)
-            changes = held(once, step.device)
+        with sandbox(model):
+            run = training_pass(variant(step.spec, step.plan, Log()), model, larger)
+            run()
+            times = seconds({"": run}, device, REPEATS, warm=1)[""]
+            model.zero_grad(set_to_none=True)
+            changes = memory_changes(run, device)
     except torch.OutOfMemoryError:
         return f"{samples} samples do not fit into the device's memory"
     peak = peak_of(changes)
@@ -169,20 +187,19 @@ def _measure(
 
 
 def _advice(step: TrainStep, given: int, best: int) -> list[str]:
+    """Return lines about the learning rate of a batch of ``best`` samples instead of ``given``."""
     if best == given:
         return ["the batch size stays as it is"]
-    factor = best / given
-    if step.optimizer is None:
+    factor, optimizer = best / given, step.spec.optimizer
+    if optimizer is None:
         return [
             f"{factor:g} times the batch: the learning rate changes by that factor (SGD) or its square root (Adam)"
         ]
-    adaptive = "adam" in type(step.optimizer).__name__.lower()
-    rule, by = ("square-root", math.sqrt(factor)) if adaptive else ("linear", factor)
-    rate = float(step.optimizer.param_groups[0]["lr"])
-    found = [
-        f"learning rate {rate:g} -> {rate * by:.3g} by the {rule} rule for {type(step.optimizer).__name__}"
-        + (", with some hundred steps of warm-up" if factor > 1 else "")
-    ]
+    name = type(optimizer).__name__
+    rule, by = ("square-root", math.sqrt(factor)) if "adam" in name.lower() else ("linear", factor)
+    rate = float(optimizer.param_groups[0]["lr"])
+    warm_up = ", with some hundred steps of warm-up" if factor > 1 else ""
+    lines = [f"learning rate {rate:g} -> {rate * by:.3g} by the {rule} rule for {name}{warm_up}"]
     if factor < 1 and given % best == 0:
-        found.append(f"or accumulate={given // best} with the learning rate as it is")
-    return found
+        lines.append(f"or accumulate={given // best} with the learning rate as it is")
+    return lines

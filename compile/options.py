@@ -1,4 +1,4 @@
-"""Checks of a training step's arguments, at the door."""
+"""Validation of a training step's arguments and of the losses that it computes."""
 
 from __future__ import annotations
 
@@ -10,72 +10,115 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from loopwise import validate
 from loopwise.errors import InputError, StateError
-from loopwise.wrappers import is_sharded
+from loopwise.torch_internals import original
+from loopwise.wrappers import innermost, is_sharded
 
-from .plan import PRECISIONS, Plan, one_of
+from .plan import PRECISIONS, Plan
 
 AUTOTUNE = ("off", "default", "max")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def arguments(
-    model: Any, optimizer: Any, clip: Any, accumulate: Any, precision: Any, autotune: Any, plan: Any
-) -> None:
-    """Check what does not depend on a batch."""
-    one_of("precision", precision, PRECISIONS)
-    one_of("autotune", autotune, AUTOTUNE)
-    if not isinstance(optimizer, Optimizer | None):
+def validate_model(model: Any) -> None:
+    """Refuse a model that a training step cannot compile."""
+    if not isinstance(model, nn.Module):
         raise InputError(
-            f"an optimizer of type {type(optimizer).__name__}",
-            "a torch.optim.Optimizer",
-            "its class, or a learning-rate scheduler, was passed",
-            "pass for instance torch.optim.AdamW(model.parameters(), lr=1e-3)",
-        )
-    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
-        raise InputError(
-            f"accumulate={accumulate!r}",
-            "a whole number of batches, at least 1",
-            "0 or None for 'no accumulation'",
-            "pass accumulate=1",
-        )
-    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, (int, float)) or not clip > 0):
-        raise InputError(
-            f"clip={clip!r}", "a positive norm, or None", "0 for 'no clipping'", "pass clip=None or clip=1.0"
-        )
-    if plan is not None and not isinstance(plan, Plan):
-        raise InputError(
-            f"a plan of type {type(plan).__name__}",
-            "a Plan",
-            "its text, or a dict of its fields",
-            "pass Plan.from_json(text)",
+            f"a model of type {type(model).__name__}"
+            if not isinstance(model, type)
+            else f"the class {model.__name__}",
+            "an nn.Module, or DDP's wrapper of one",
+            "the model's class, its parameters or another argument was passed in the place of the model",
+            "pass the model itself: TrainStep(model, loss, optimizer)",
         )
     if is_sharded(model):
         raise InputError(
             "a model sharded by fully_shard",
             "a model that each rank holds whole, with DDP around it or without",
-            "the step compares with copies of the model, which a shard cannot make",
+            "the step compares with copies of the model, and a shard cannot be copied",
             "optimize() its blocks before fully_shard, and keep the usual loop",
         )
-    if hasattr(model, "_orig_mod"):
+    if original(model) is not model:
         raise InputError(
             "a model that torch.compile wrapped",
             "the model itself",
-            "it would be compiled twice",
+            "the model would be compiled twice",
             "pass the model that was given to torch.compile",
         )
 
 
+def validate_loss(loss: Any) -> None:
+    """Refuse a loss that cannot be called, and an optimizer in the place of the loss."""
+    if not callable(loss) and isinstance(innermost(loss), Optimizer):
+        raise InputError(
+            f"an optimizer ({type(loss).__name__}) in the place of the loss",
+            "TrainStep(model, loss, optimizer)",
+            "the loss was left out, or loss and optimizer changed places",
+            "pass the loss second: TrainStep(model, nn.CrossEntropyLoss(), optimizer)",
+        )
+    validate.function(
+        "loss",
+        loss,
+        "a criterion of (output, target), or a function of (model, batch) whose first parameter is named model",
+        "loss=nn.CrossEntropyLoss()",
+    )
+
+
+def validate_optimizer(optimizer: Any) -> None:
+    """Refuse an optimizer that is neither ``None`` nor one of torch's."""
+    if not isinstance(optimizer, Optimizer | None):
+        raise InputError(
+            f"an optimizer of type {type(optimizer).__name__}",
+            "a torch.optim.Optimizer",
+            "an optimizer's class, a loss or a learning-rate scheduler was passed",
+            "pass for instance torch.optim.AdamW(model.parameters(), lr=1e-3)",
+        )
+
+
+def validate_update(scaler: Any, clip: Any, accumulate: Any) -> None:
+    """Refuse arguments of the update that cannot be used."""
+    if not isinstance(scaler, torch.amp.GradScaler | None):
+        raise InputError(
+            f"a scaler of type {type(scaler).__name__}",
+            "a torch.amp.GradScaler, or None",
+            "True, a dtype or the scaler's class was passed",
+            "pass scaler=torch.amp.GradScaler()",
+        )
+    if clip is not None:
+        validate.positive_number("clip", clip, "largest norm of the gradients", 1.0)
+    validate.whole_number("accumulate", accumulate, 1, "batches")
+
+
+def validate_choices(precision: Any, autotune: Any) -> None:
+    """Refuse values of ``precision`` and ``autotune`` that do not exist."""
+    validate.one_of("precision", precision, PRECISIONS)
+    validate.one_of("autotune", autotune, AUTOTUNE)
+
+
+def validate_plan(plan: Any) -> None:
+    """Refuse a plan that is neither ``None`` nor a ``Plan``."""
+    if not isinstance(plan, Plan | None):
+        raise InputError(
+            f"a plan of type {type(plan).__name__}",
+            "a Plan",
+            "the plan's JSON text, or a dict of its fields, was passed",
+            "pass Plan.from_json(text)",
+        )
+
+
 def without_optimizer() -> InputError:
+    """Return the error of a call that needs an optimizer."""
     return InputError(
         "a training step without an optimizer",
         "TrainStep(model, loss, optimizer)",
-        "it was made for a framework that updates the weights itself",
+        "the step was made for a framework that updates the weights itself",
         "pass the optimizer, or call forward(batch) and let the framework do the rest",
     )
 
 
 def without_graphs(device: torch.device) -> InputError:
+    """Return the error of a plan with a CUDA graph on a device that has none."""
     return InputError(
         f"cuda_graph=True in the plan of a model on {device}",
         "a model on an NVIDIA or AMD GPU",
@@ -85,16 +128,17 @@ def without_graphs(device: torch.device) -> InputError:
 
 
 def not_prepared() -> StateError:
+    """Return the error of a forward pass before the plan was chosen, under several ranks."""
     return StateError(
         "forward() of a training step that has no plan yet, under several ranks",
         "prepare(batch) before the first forward()",
-        "finding a plan runs backward passes, which a wrapper's forward pass around it would take for its own",
+        "the search for a plan runs backward passes, which the framework's own wrapper would count as its own",
         "call step.prepare(batch) where the batch starts, in Lightning in on_train_batch_start",
     )
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The one device of the model's parameters."""
+    """Return the one device of the model's parameters."""
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1:
         raise InputError(
@@ -106,24 +150,28 @@ def device_of(model: nn.Module) -> torch.device:
     return devices.pop() if devices else torch.device("cpu")
 
 
-def trainable(loss: Any) -> None:
-    """The loss of a batch must be one number, or one a sample, that backward can start from."""
-    if isinstance(loss, torch.Tensor) and loss.ndim <= 1 and loss.numel() and loss.requires_grad:
-        return
+def scalar_loss(loss: Any) -> torch.Tensor:
+    """Return the number that the backward pass starts from: the loss, or the mean of one loss a sample.
+
+    Raises:
+        InputError: ``loss`` is no tensor of shape () or (batch,), or depends on no parameter.
+    """
+    usable = isinstance(loss, torch.Tensor) and loss.ndim <= 1 and loss.numel()
+    if usable and loss.requires_grad:
+        return loss.mean() if loss.ndim else loss
     what = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"type {type(loss).__name__}"
-    flat = isinstance(loss, torch.Tensor) and loss.ndim <= 1 and loss.numel()
     raise InputError(
-        "a loss that needs no gradient" if flat else f"a loss of {what}",
+        "a loss that needs no gradient" if usable else f"a loss of {what}",
         "a tensor of one number, or of one a sample, that depends on the model's parameters",
-        "parameters are frozen, or the model ran under no_grad" if flat else "losses per token or pixel",
-        "train some parameters" if flat else "average over all dimensions but the first",
+        "parameters are frozen, or the model ran under no_grad" if usable else "losses per token or pixel",
+        "train some parameters" if usable else "average over all dimensions but the first",
     )
 
 
 def bytes_of(memory: float | str, device: torch.device) -> int:
-    """Bytes from a number of them, a text with a unit, or a fraction of the device's memory."""
+    """Return the bytes of a memory budget: a number of bytes, a text with a unit, or a fraction of the device's memory."""
     if isinstance(memory, str):
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([KMG]?I?B?)\s*", memory.upper())
+        match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([KMG]?I?B?)\s*", memory.upper())
         if match and match[2] in _UNITS:
             return int(float(match[1]) * _UNITS[match[2]])
     elif not isinstance(memory, bool) and isinstance(memory, (int, float)) and memory > 0:
@@ -135,6 +183,6 @@ def bytes_of(memory: float | str, device: torch.device) -> int:
     raise InputError(
         f"memory={memory!r}",
         "bytes, a text such as '6GiB' or '800MB', or a fraction of the device's memory in (0, 1]",
-        "another unit, or 0",
+        "an unknown unit, or 0",
         "pass for instance memory='6GiB'",
     )

@@ -1,45 +1,45 @@
-"""What the page of a run shows of compiled steps; ``loopwise.report.sections`` says of what form."""
+"""Section of a run's page about compiled steps, in the form that ``loopwise.report.sections`` specifies."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from loopwise.run import read
+from loopwise.sections import Block, plot, section, table, text
 
-NUMBERS = ("ms", "least", "most", "MiB", "compile s")
+COLUMNS = {"ms": "ms", "least": "least ms", "most": "most ms", "MiB": "peak MiB", "compile s": "compile s"}
+"""Key of a number in the record -> heading of its column."""
 
 
-def sections(path: str, other: str | None = None) -> list[dict[str, Any]]:
-    """The plan in use, the forms it was chosen among, and what happened to it.
+def sections(path: str, other: str | None = None) -> list[Block]:
+    """Return the plan in use, the variants it was chosen from, and later events.
 
     Args:
-        path: of a run.
-        other: not looked at: plans of two runs are not set side by side.
+        path: the run.
+        other: a second run; it is ignored, because plans of two runs are not compared.
     """
     plans, _ = read(path, "compile", "plans")
     events, _ = read(path, "compile", "events")
-    blocks: list[dict[str, Any]] = []
+    blocks: list[Block] = []
     if plans:
         latest = plans[-1]
-        blocks.append({"kind": "text", "text": f"Since batch {latest['batch']:,}: {_words(latest['plan'])}."})
-        blocks += _forms(latest["forms"])
+        blocks.append(text(f"Since batch {latest['batch']:,}: {_in_words(latest['plan'])}."))
+        blocks += _variants(latest["forms"])
         if latest["remarks"]:
-            rows = [[remark] for remark in latest["remarks"]]
-            blocks.append({"kind": "table", "title": "Remarks", "columns": ["what"], "rows": rows})
+            blocks.append(table("Remarks", ["remark"], [[remark] for remark in latest["remarks"]]))
     if events:
         rows = [[event["batch"], event["text"]] for event in events]
-        blocks.append({"kind": "table", "title": "Events", "columns": ["batch", "what"], "rows": rows})
-    return [{"id": "compile", "title": "Compiled step", "order": 85, "blocks": blocks}] if blocks else []
+        blocks.append(table("Events", ["batch", "event"], rows))
+    return section("compile", "Compiled step", 85, blocks)
 
 
-def _words(plan: dict[str, Any] | None) -> str:
-    """What is on in a plan."""
+def _in_words(plan: dict[str, Any] | None) -> str:
+    """Return the choices of a plan that are on."""
     if plan is None:
         return "no plan"
-    parts = [
+    return ", ".join(
         f"{name.replace('_', ' ')} {_word(value)}" for name, value in plan.items() if value not in (False, [])
-    ]
-    return ", ".join(parts)
+    )
 
 
 def _word(value: Any) -> str:
@@ -48,40 +48,37 @@ def _word(value: Any) -> str:
     return "on" if value is True else str(value).replace("_", " ")
 
 
-def _forms(forms: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Milliseconds and memory of the forms that were tried."""
-    if not forms:
+def _variants(variants: list[dict[str, Any]]) -> list[Block]:
+    """Return a plot and a table of the milliseconds and memory of the variants that were tried."""
+    if not variants:
         return []
-    rows = [[form["form"], *(_number(form[name]) for name in NUMBERS), form["verdict"]] for form in forms]
-    columns = ["form", "ms", "least ms", "most ms", "MiB", "compile s", "verdict"]
-    table = {"kind": "table", "title": "Forms of the step", "columns": columns, "rows": rows}
-    timed = [form for form in forms if form["ms"] is not None]
+    rows = [[row["form"], *(_number(row[key]) for key in COLUMNS), row["verdict"]] for row in variants]
+    columns = ["variant", *COLUMNS.values(), "result"]
+    times = table("Variants of the step", columns, rows)
+    timed = [row for row in variants if row["ms"] is not None]
     if len(timed) < 2:
-        return [table]
-    error = {
-        "type": "data",
-        "symmetric": False,
-        "array": [form["most"] - form["ms"] for form in timed],
-        "arrayminus": [form["ms"] - form["least"] for form in timed],
-    }
+        return [times]
     bars = {
         "type": "bar",
         "orientation": "h",
-        "y": [form["form"] for form in timed],
-        "x": [form["ms"] for form in timed],
-        "error_x": error,
+        "y": [row["form"] for row in timed],
+        "x": [row["ms"] for row in timed],
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [row["most"] - row["ms"] for row in timed],
+            "arrayminus": [row["ms"] - row["least"] for row in timed],
+        },
     }
-    best = min(timed, key=lambda form: form["ms"])
+    best = min(timed, key=lambda row: row["ms"])
     layout = {
         "height": 110 + 34 * len(timed),
         "xaxis": {"title": {"text": "milliseconds, forward and backward"}},
         "yaxis": {"autorange": "reversed"},
     }
-    describe = f"Median, least and most milliseconds of each form; the fastest is {best['form']} with {best['ms']:.1f} ms"
-    return [
-        {"kind": "plot", "title": "Time of a step", "describe": describe, "data": [bars], "layout": layout},
-        table,
-    ]
+    fastest = f"the fastest is {best['form']} with {best['ms']:.1f} ms"
+    describe = f"Median, least and most milliseconds of each variant; {fastest}"
+    return [plot("Time of a step", describe, [bars], layout), times]
 
 
 def _number(value: Any) -> Any:

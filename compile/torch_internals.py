@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -174,3 +175,33 @@ def stop_allocating_to(pool: Any, device: int) -> None:
     private: Any = torch._C
     with contextlib.suppress(RuntimeError):  # newer versions have ended it
         private._cuda_endAllocateToPool(device, pool)
+
+
+# -- optimizers and memory ---------------------------------------------------------------------------
+
+
+def optimizer_has_hooks(optimizer: Optimizer) -> bool:
+    """Return whether a hook is on the optimizer's own steps; a deep copy of the optimizer has the hooks, too."""
+    names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    return any(getattr(optimizer, name, None) for name in names)
+
+
+def allocations(run: Callable[[], Any]) -> list[int]:
+    """Return the changes of the CPU memory that tensors hold while ``run`` runs, in bytes, in their order.
+
+    There is no public timeline of a CPU's allocations.  The older profiler is the only one that writes nothing to the
+    terminal.
+    """
+    import torch.autograd.profiler_legacy
+
+    private: Any = torch.autograd
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the older profiler is deprecated
+        config = private.profiler_legacy.profile(profile_memory=True).config()
+    private._enable_profiler_legacy(config)
+    try:
+        run()
+    finally:
+        records = private._disable_profiler_legacy()
+    events = (event for thread in records for event in thread)
+    return [event.cpu_memory_usage() for event in events if event.kind() == "memory_alloc"]

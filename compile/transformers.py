@@ -1,4 +1,4 @@
-"""The measured and verified form of the loss in Hugging Face's ``Trainer``: a mixin.
+"""Compiled loss in Hugging Face's ``Trainer``: a mixin, with its options in one argument.
 
 class CompilingTrainer(CompilingTrainerMixin, Trainer):
     pass
@@ -14,76 +14,100 @@ import torch
 from torch import nn
 
 from loopwise.errors import InputError
+from loopwise.extras import required
 
+from . import options as checks
 from .explain import Explanation
 from .step import TrainStep
 
-try:
+with required("transformers", "transformers", "CompilingTrainerMixin"):
     from transformers import Trainer
-except ImportError:
-    from loopwise.errors import MissingExtra
 
-    raise MissingExtra.of("transformers", "transformers", "CompilingTrainerMixin") from None
-
-WITHOUT = ("label_smoother", "compute_loss_func")
-"""What of a Trainer computes the loss from the model's outputs, which are not there in the compiled form."""
+OPTIONS = ("precision", "autotune", "memory", "plan", "verify", "run", "resume")
+"""Arguments of ``TrainStep`` that the Trainer does not decide itself."""
+INCOMPATIBLE = ("label_smoother", "compute_loss_func")
+"""Attributes of a Trainer that compute the loss from the model's outputs, which a compiled loss does not give."""
 
 
 class CompilingTrainerMixin:
-    """Put before ``Trainer`` in a class's bases.
+    """Mixin to be put before ``Trainer`` in a class's bases; it computes the training loss by a ``TrainStep``.
 
-    The loss of a training batch is computed by a ``TrainStep``: at the first batch a plan is found,
-    compared with the eager step and measured; backward, accumulation, clipping and the update stay the
-    Trainer's.  Evaluation is as without.
+    At the first batch the step chooses a plan, compares it with the eager step and measures it.  Backward,
+    accumulation, clipping and the update stay the Trainer's.  Evaluation is as without the mixin.
 
     Args:
-        compile: options of ``TrainStep`` (``precision``, ``autotune``, ``memory``, ``plan``, ``verify``); ``None`` trains
-            without compiling.
+        compile: ``True``, or options of ``TrainStep`` as a dict (``precision``, ``autotune``, ``memory``, ``plan``,
+            ``verify``, ``run``, ``resume``); ``False`` trains without compiling.
 
     Raises:
-        InputError: label smoothing, ``compute_loss_func`` or ``torch_compile`` beside it.
+        InputError: an unknown option or a wrong value; label smoothing, ``compute_loss_func`` or ``torch_compile``
+            beside ``compile``.
     """
 
-    def __init__(self, *args: Any, compile: dict[str, Any] | None = None, **options: Any) -> None:
+    def __init__(self, *args: Any, compile: bool | dict[str, Any] = False, **options: Any) -> None:
+        validate_options(compile)
         super().__init__(*args, **options)
         self.compile = compile
         self.compile_step: TrainStep | None = None
         trainer: Any = self
-        asked = [name for name in WITHOUT if getattr(trainer, name, None) is not None]
-        asked += ["torch_compile"] * bool(trainer.args.torch_compile)
-        if compile is not None and asked:
+        requested = [name for name in INCOMPATIBLE if getattr(trainer, name, None) is not None]
+        requested += ["torch_compile"] * bool(trainer.args.torch_compile)
+        if compile is not False and requested:
             raise InputError(
-                f"compile={compile!r} with {', '.join(asked)}",
+                f"compile={compile!r} with {', '.join(requested)}",
                 "a loss that the model computes itself, compiled once",
                 "the Trainer would compute the loss from outputs, or compile the model a second time",
                 "drop one of them, or train by a plain loop with TrainStep",
             )
 
     def compile_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        """The loss of a batch; override it where the model's own is another one."""
+        """Return the loss of a batch; override it if the loss is not the model's own."""
         loss: torch.Tensor = model(**batch)["loss"]
         return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, **options: Any
     ) -> Any:
+        """Return the loss of a training batch by the plan; other losses as the Trainer computes them."""
         trainer: Any = super()
-        if self.compile is None or return_outputs or not model.training:
+        if self.compile is False or return_outputs or not model.training:
             return trainer.compute_loss(model, inputs, return_outputs=return_outputs, **options)
-        if self.compile_step is None or self.compile_step.model is not model:
-            self.compile_step = TrainStep(model, self.compile_loss, **self.compile)
+        if self.compile_step is None or self.compile_step.spec.model is not model:
+            step_options = self.compile if isinstance(self.compile, dict) else {}
+            self.compile_step = TrainStep(model, self.compile_loss, **step_options)
         step = self.compile_step
 
         def planned(**batch: Any) -> dict[str, torch.Tensor]:
-            device = step.device
+            device = step.spec.device
             numbers = {k: torch.as_tensor(v, device=device) for k, v in batch.items() if isinstance(v, int)}
             return {"loss": step.forward(batch | numbers)}
 
         return trainer.compute_loss(planned, inputs, **options)  # it scales the loss as it always does
 
     def explain(self) -> Explanation | None:
-        """What the plan does and what each piece gained; ``None`` before the first batch."""
+        """Return the explanation of the plan; ``None`` before the first batch."""
         return None if self.compile_step is None else self.compile_step.explain()
+
+
+def validate_options(compile: Any) -> None:
+    """Refuse a wrong ``compile`` argument, in the words of the Trainer's argument."""
+    if isinstance(compile, bool):
+        return
+    if not isinstance(compile, dict) or set(compile) - set(OPTIONS):
+        raise InputError(
+            f"compile={compile!r}",
+            f"False, True, or a dict with some of {', '.join(OPTIONS)}",
+            "an unknown option; clipping, accumulation and the optimizer are the Trainer's own",
+            "pass for instance compile={'autotune': 'default'}, and the rest in TrainingArguments",
+        )
+    try:
+        checks.validate_choices(compile.get("precision", "exact"), compile.get("autotune", "default"))
+        checks.validate_plan(compile.get("plan"))
+        if compile.get("memory") is not None:
+            checks.bytes_of(compile["memory"], torch.device("cpu"))
+    except InputError as error:
+        seen, expected, cause, fix = error.args
+        raise InputError(f"compile={compile!r}: {seen}", expected, cause, f"in compile: {fix}") from None
 
 
 __all__ = ["CompilingTrainerMixin", "Trainer"]

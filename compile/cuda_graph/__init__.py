@@ -1,1 +1,1 @@
-"""A whole training step as one CUDA graph."""
+"""Recording of a whole training step as one CUDA graph."""

@@ -1,4 +1,4 @@
-"""What records a training step on a GPU: a stream, a pool of memory, and CUDA's graphs."""
+"""Recorder of a training step on a GPU: a stream, a memory pool, and CUDA's graphs."""
 
 from __future__ import annotations
 
@@ -10,29 +10,35 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..torch_internals import stop_allocating_to
+
 Replay = Callable[[], None]
+"""Function that runs a recording once."""
 
 
 class Recorder(Protocol):
-    """Records what a function asks of a device, without running it there."""
+    """Records the work that a function submits to a device, without running it there."""
 
     def warm(self, run: Callable[[], Any]) -> None:
-        """Run it once as it will be recorded; raises where it waits for the device, which no recording can."""
+        """Run the function as it will be recorded; raise if it waits for the device, which no recording can do."""
 
     def record(self, run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
-        """What runs the recording, and the tensor that holds the function's result after each run."""
+        """Record the function; return the replay, and the tensor that holds the function's result after each replay."""
 
     def settle(self) -> None:
-        """After a recording that failed: the device draws random numbers as before."""
+        """Let the device draw random numbers as before, after a recording that failed."""
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
-    """``None`` where there are no graphs."""
+    """Return a recorder for ``device``; ``None`` if it has no graphs."""
     return CudaRecorder(device) if device.type == "cuda" else None
 
 
 class CudaRecorder:
-    """Graphs of one stream, whose memory they share: their results are to be copied before the next one runs."""
+    """Recorder of CUDA graphs on one stream.
+
+    The graphs share their memory: copy the result of one before the next one runs.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -40,47 +46,45 @@ class CudaRecorder:
         self._pool: Any = None
 
     def warm(self, run: Callable[[], Any]) -> None:
-        self._pool = torch.cuda.graph_pool_handle()  # that of an earlier recording may be gone
-        with self._beside():
-            run()  # what waits only at the first time may
-            with _not_waiting():
+        self._pool = torch.cuda.graph_pool_handle()  # that of an earlier recording may be freed
+        with self._on_stream():
+            run()  # work that waits only the first time is allowed
+            with _refuse_waiting():
                 run()
         torch.cuda.synchronize(self._device)
 
     def record(self, run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
         graph = torch.cuda.CUDAGraph()
-        with self._capturing(graph):
+        with self._capture(graph):
             result = run()
         return graph.replay, result
 
     def settle(self) -> None:
-        """A failed recording may leave the generator counting for it; one that succeeds ends that."""
+        """Record an empty graph: a failed recording may leave the random generator registered, a complete one does not."""
         with contextlib.suppress(RuntimeError):
             self._pool = torch.cuda.graph_pool_handle()
-            with self._capturing(torch.cuda.CUDAGraph()):
+            with self._capture(torch.cuda.CUDAGraph()):
                 torch.zeros(1, device=self._device)
 
     @contextlib.contextmanager
-    def _capturing(self, graph: torch.cuda.CUDAGraph) -> Iterator[None]:
-        """As ``torch.cuda.graph``, but what it leaves behind on failure in older versions of torch is undone."""
-        # thread_local: what a loader's thread does meanwhile, such as pinning memory, must not fail
+    def _capture(self, graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+        """Record into ``graph``, and undo the traces that a failure leaves in older versions of torch."""
+        # thread_local: work of a loader's thread meanwhile, such as pinning memory, must not fail
         options: dict[str, Any] = {"stream": self._stream, "capture_error_mode": "thread_local"}
-        private: Any = torch._C
         with torch.cuda.device(self._device):
             before = torch.cuda.current_stream()
             try:
                 with torch.cuda.graph(graph, pool=self._pool, **options):
                     yield
             except BaseException:
-                with contextlib.suppress(RuntimeError):  # newer versions have done so
-                    private._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+                stop_allocating_to(self._pool, torch.cuda.current_device())
                 raise
             finally:
                 torch.cuda.set_stream(before)
 
     @contextlib.contextmanager
-    def _beside(self) -> Iterator[None]:
-        """On the recorder's stream, after what was asked before and before what is asked next."""
+    def _on_stream(self) -> Iterator[None]:
+        """Run on the recorder's stream, after the work submitted before and before the work submitted next."""
         with torch.cuda.device(self._device):
             current = torch.cuda.current_stream()
             self._stream.wait_stream(current)
@@ -90,18 +94,19 @@ class CudaRecorder:
 
 
 @contextlib.contextmanager
-def _not_waiting() -> Iterator[None]:
-    """Raises afterwards where an operation waited for the GPU.
+def _refuse_waiting() -> Iterator[None]:
+    """Raise on leaving if an operation waited for the GPU.
 
-    torch can raise at once, but would do so in every thread, a loader's, too; it warns instead.
+    torch can raise at once, but then it raises in every thread, also in a loader's.  So torch is set to warn, and the
+    warnings are collected; the setting is restored on leaving.
     """
     before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as found:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
             yield
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    if any("synchronizing CUDA operation" in str(warning.message) for warning in found):
+    if any("synchronizing CUDA operation" in str(warning.message) for warning in caught):
         raise RuntimeError("the step waits for the GPU, as .item() and printing a tensor do")

@@ -1,1 +1,1 @@
-"""Search for the fastest correct form of a step."""
+"""Search for the fastest correct variant of a training step."""

@@ -1,4 +1,4 @@
-"""Plans tried on one batch: compiled, checked against the eager step, timed beside each other."""
+"""Candidates of the search: plans that are compiled, compared with the eager step, and timed in turns."""
 
 from __future__ import annotations
 
@@ -17,138 +17,143 @@ from loopwise.ranks import anywhere
 from ..graph.backend import Log, first_line
 from ..graph.diagnostics import collect_graph_breaks
 from ..plan import Plan
-from ..verify.numerics import Difference, Reference, check
-from ..verify.sandbox import Compute, observe, restored, shadow, step_of
+from ..spec import Compute, StepSpec
+from ..verify.numerics import Difference, compare
+from ..verify.reference import Reference
+from ..verify.sandbox import observe, restored_data, sandbox, training_pass
 from .measure import REPEATS, peak_bytes, seconds
+from .variants import variant
 
 TIE = 0.02
-"""A plan must be faster than a simpler one by this share of its time: less is noise."""
+"""A candidate must be faster than a simpler one by this share of its time: less is noise."""
 BUDGET = 10.0
 """Seconds of timing after which fewer repeats are enough."""
-Make = Callable[[Plan, Log], Compute]
-"""From a plan to the computation of a batch's loss by it."""
 
 
 @dataclass
-class Trial:
-    """What trying one plan found."""
+class Candidate:
+    """A plan, its compiled computation, and the results of the comparison and of the measurement."""
 
     plan: Plan
     log: Log = field(default_factory=Log)
     compute: Compute | None = None
-    """``None``: refused."""
+    """``None``: the candidate was refused."""
     refused: str = ""
+    """Reason of the refusal."""
     difference: Difference | None = None
+    """The worst difference from the eager step, if it is over its budget."""
     compile_seconds: float = 0.0
-    """Of the first pass, which captures and compiles, beyond a later one."""
+    """Seconds of the first pass, which captures and compiles, beyond those of a later one."""
     times: list[float] = field(default_factory=list)
     """Seconds of forward and backward."""
     peak: int = 0
-    """Bytes that forward and backward hold at most, beyond parameters and batch."""
+    """Most bytes that forward and backward hold, beside parameters and batch."""
 
     @property
     def seconds(self) -> float:
+        """Median seconds of forward and backward; infinite if they were not timed."""
         return statistics.median(self.times) if self.times else float("inf")
 
 
 @contextlib.contextmanager
-def laid_out(model: nn.Module, layout: str) -> Iterator[None]:
-    """The model's convolution weights in ``layout``; their layouts are restored on leaving."""
-    with restored(model.parameters()):
-        lay_out(model, layout)
+def in_layout(model: nn.Module, layout: str) -> Iterator[None]:
+    """Bring the model's convolution weights into ``layout``; restore their layouts on leaving."""
+    with restored_data(model.parameters()):
+        set_layout(model, layout)
         yield
 
 
-def lay_out(model: nn.Module, layout: str) -> None:
+def set_layout(model: nn.Module, layout: str) -> None:
     """Bring the model's convolution weights into ``layout``, in place."""
     for parameter in model.parameters():
         if layout == "channels_last" and parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
-def has_images(model: nn.Module) -> bool:
-    """Whether there are convolutions over images whose weights are not in channels_last layout yet."""
-    found = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
-    return any(not w.is_contiguous(memory_format=torch.channels_last) for w in found)
+def has_image_convolutions(model: nn.Module) -> bool:
+    """Return whether the weight of a convolution over images is not in channels_last layout yet."""
+    weights = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+    return any(not weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
 
 
-def attempt(plan: Plan, make: Make, model: nn.Module, batch: Any, expected: Reference) -> Trial:
-    """Compile by ``plan`` and compare one pass with the eager one; refused where any rank refuses it."""
-    trial = Trial(plan)
-    compute = make(plan, trial.log)
-    _try(trial, compute, model, batch, expected)
-    if anywhere(bool(trial.refused)):
-        trial.refused = trial.refused or "refused on another rank"
+def try_plan(spec: StepSpec, plan: Plan, batch: Any, expected: Reference) -> Candidate:
+    """Compile by ``plan`` and compare one pass with the eager one; refuse the plan on all ranks if any rank does."""
+    candidate = Candidate(plan)
+    compute = variant(spec, plan, candidate.log)
+    _compile_and_compare(candidate, compute, spec.model, batch, expected)
+    if anywhere(bool(candidate.refused)):
+        candidate.refused = candidate.refused or "refused on another rank"
     else:
-        trial.compute = compute
-    return trial
+        candidate.compute = compute
+    return candidate
 
 
-def _try(trial: Trial, compute: Compute, model: nn.Module, batch: Any, expected: Reference) -> None:
-    """One pass, compared; what is wrong is noted in the trial."""
-    with laid_out(model, trial.plan.layout):
+def _compile_and_compare(
+    candidate: Candidate, compute: Compute, model: nn.Module, batch: Any, expected: Reference
+) -> None:
+    """Run one pass and compare it; write a reason to refuse the candidate into it."""
+    with in_layout(model, candidate.plan.layout):
         start = time.perf_counter()
         try:
-            with collect_graph_breaks(trial.log.breaks):
-                found = observe(compute, model, batch)
+            with collect_graph_breaks(candidate.log.breaks):
+                observed = observe(compute, model, batch)
         except Exception as error:
-            trial.refused = first_line(error)
+            candidate.refused = first_line(error)
             return
-        trial.compile_seconds = time.perf_counter() - start
-    if trial.log.failures:
-        trial.refused = trial.log.failures[0]
+        candidate.compile_seconds = time.perf_counter() - start
+    if candidate.log.failures:
+        candidate.refused = candidate.log.failures[0]
         return
-    trial.difference = check(found, expected)
-    if trial.difference is not None:
-        trial.refused = f"wrong: {trial.difference}"
+    candidate.difference = compare(observed, expected)
+    if candidate.difference is not None:
+        candidate.refused = f"wrong: {candidate.difference}"
 
 
-def time_them(
-    trials: list[Trial], model: nn.Module, batch: Any, device: torch.device, repeats: int = REPEATS
-) -> None:
-    """Time those that were not refused, an interleaved pass of each."""
-    running = [trial for trial in trials if trial.compute is not None]
-    with shadow(model):
-        steps = {str(n): _in_layout(trial, model, batch) for n, trial in enumerate(running)}
-        found = seconds(steps, device, repeats, warm=1, budget=BUDGET)
-    for trial, times in zip(running, found.values(), strict=True):
-        trial.times = times
+def time_candidates(candidates: list[Candidate], spec: StepSpec, batch: Any, repeats: int = REPEATS) -> None:
+    """Time the candidates that were not refused, one pass of each in turns."""
+    running = [candidate for candidate in candidates if candidate.compute is not None]
+    with sandbox(spec.model):
+        steps = {str(n): _pass_in_layout(c, spec.model, batch) for n, c in enumerate(running)}
+        times = seconds(steps, spec.device, repeats, warm=1, budget=BUDGET)
+    for candidate, own in zip(running, times.values(), strict=True):
+        candidate.times = own
 
 
-def race(trials: list[Trial], model: nn.Module, batch: Any, device: torch.device) -> None:
-    """Time those that were not refused, and measure their memory."""
-    time_them(trials, model, batch, device)
-    for trial in (trial for trial in trials if trial.compute is not None):
-        with shadow(model):
-            trial.peak = peak_bytes(_in_layout(trial, model, batch), device)
-            trial.compile_seconds = max(0.0, trial.compile_seconds - trial.seconds)
+def measure_candidates(candidates: list[Candidate], spec: StepSpec, batch: Any) -> None:
+    """Measure time and memory of the candidates that were not refused."""
+    time_candidates(candidates, spec, batch)
+    for candidate in (candidate for candidate in candidates if candidate.compute is not None):
+        with sandbox(spec.model):
+            candidate.peak = peak_bytes(_pass_in_layout(candidate, spec.model, batch), spec.device)
+            candidate.compile_seconds = max(0.0, candidate.compile_seconds - candidate.seconds)
 
 
-def _in_layout(trial: Trial, model: nn.Module, batch: Any) -> Callable[[], None]:
-    assert trial.compute is not None
-    step, layout = step_of(trial.compute, model, batch), trial.plan.layout
+def _pass_in_layout(candidate: Candidate, model: nn.Module, batch: Any) -> Callable[[], None]:
+    """Return a function that runs a pass with the weights in the candidate's layout and restores their layout."""
+    assert candidate.compute is not None
+    run, layout = training_pass(candidate.compute, model, batch), candidate.plan.layout
     if layout == "as_is":
-        return step
-    plain = [p.data for p in model.parameters()]
-    with laid_out(model, layout):
-        turned = [p.data for p in model.parameters()]
+        return run
+    original = [p.data for p in model.parameters()]
+    with in_layout(model, layout):
+        converted = [p.data for p in model.parameters()]
 
-    def stepped() -> None:
-        for parameter, data in zip(model.parameters(), turned, strict=True):
+    def run_converted() -> None:
+        for parameter, data in zip(model.parameters(), converted, strict=True):
             parameter.data = data
         try:
-            step()
+            run()
         finally:
-            for parameter, data in zip(model.parameters(), plain, strict=True):
+            for parameter, data in zip(model.parameters(), original, strict=True):
                 parameter.data = data
 
-    return stepped
+    return run_converted
 
 
-def best_of(trials: list[Trial]) -> Trial:
-    """The fastest; of two within ``TIE`` the one that stands first, which is the simpler one."""
-    best = trials[0]
-    for trial in trials[1:]:
-        if trial.seconds < best.seconds * (1 - TIE):
-            best = trial
+def fastest(candidates: list[Candidate]) -> Candidate:
+    """Return the fastest candidate; of two within ``TIE`` the one that stands first, which is the simpler one."""
+    best = candidates[0]
+    for candidate in candidates[1:]:
+        if candidate.seconds < best.seconds * (1 - TIE):
+            best = candidate
     return best

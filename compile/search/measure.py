@@ -1,22 +1,23 @@
-"""Seconds and bytes of training steps, measured on this device."""
+"""Measurement of seconds and bytes of training steps on this device."""
 
 from __future__ import annotations
 
 import itertools
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.autograd.profiler_legacy
+
+from ..torch_internals import allocations
 
 Step = Callable[[], Any]
-WARM, REPEATS, LEAST = 2, 7, 4
+WARM_UP, REPEATS, LEAST = 2, 7, 4
+"""Repeats before the clock counts; repeats that are timed; timed repeats that are enough once the budget is spent."""
 
 
 def wait_for(device: torch.device) -> None:
-    """Return when everything that was asked of ``device`` is done."""
+    """Wait until ``device`` has done all work that was submitted to it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -25,14 +26,22 @@ def seconds(
     steps: dict[str, Step],
     device: torch.device,
     repeats: int = REPEATS,
-    warm: int = WARM,
+    warm: int = WARM_UP,
     budget: float = float("inf"),
 ) -> dict[str, list[float]]:
-    """Seconds of each step, interleaved (A B C A B C ...), so that a drifting machine drifts for all.
+    """Time several steps in turns (A B C A B C ...), so that a machine that slows down does so for all of them.
 
-    Once it has taken ``budget`` seconds, ``LEAST`` repeats are enough.
+    Args:
+        steps: name -> step.
+        device: the device that the steps run on.
+        repeats: timed repeats.
+        warm: repeats before these.
+        budget: seconds after which ``LEAST`` timed repeats are enough.
+
+    Returns:
+        Name -> seconds of each timed repeat.
     """
-    found: dict[str, list[float]] = {name: [] for name in steps}
+    times: dict[str, list[float]] = {name: [] for name in steps}
     begin = time.perf_counter()
     for number in range(warm + repeats):
         if number >= warm + LEAST and time.perf_counter() - begin > budget:
@@ -43,44 +52,32 @@ def seconds(
             step()
             wait_for(device)
             if number >= warm:
-                found[name].append(time.perf_counter() - start)
-    return found
+                times[name].append(time.perf_counter() - start)
+    return times
 
 
 def peak_bytes(step: Step, device: torch.device) -> int:
-    """Most memory that tensors held during ``step``, in bytes above what they held before it."""
-    return peak_of(held(step, device))
+    """Return the most bytes that tensors held during ``step``, above those that they held before."""
+    return peak_of(memory_changes(step, device))
 
 
 def peak_of(changes: list[int]) -> int:
-    """The most that is held, when memory changes by these bytes one after another."""
+    """Return the largest sum of consecutive changes from the first one on, in bytes; at least 0."""
     return max(0, *itertools.accumulate(changes)) if changes else 0
 
 
-def held(step: Step, device: torch.device) -> list[int]:
-    """Changes of the memory that tensors hold, in bytes, in the order of their happening during ``step``.
+def memory_changes(step: Step, device: torch.device) -> list[int]:
+    """Return the changes of the memory that tensors hold during ``step``, in bytes, in their order.
 
-    On the CPU by the allocator's events in a profile (private calls: there is no public timeline of
-    a CPU's allocations); buffers that libraries allocate for themselves are not seen there.  On a GPU
-    one change, up to the peak, by the allocator's counter.  What was held before must not be freed by ``step``.
+    On the CPU these are the allocator's events in a profile; buffers that libraries allocate for themselves are not
+    among them.  On a GPU there is one change, up to the peak, by the allocator's counter.  ``step`` must not free
+    tensors that existed before.
     """
-    if device.type == "cuda":
-        wait_for(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        step()
-        wait_for(device)
-        return [torch.cuda.max_memory_allocated(device) - before]
-    private: Any = torch.autograd
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # it is the older profiler, which alone writes nothing to the terminal
-        config = private.profiler_legacy.profile(profile_memory=True).config()
-    private._enable_profiler_legacy(config)
-    try:
-        step()
-    finally:
-        records = private._disable_profiler_legacy()
-    events = (event for thread in records for event in thread)
-    return [event.cpu_memory_usage() for event in events if event.kind() == "memory_alloc"]
+    if device.type != "cuda":
+        return allocations(step)
+    wait_for(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step()
+    wait_for(device)
+    return [torch.cuda.max_memory_allocated(device) - before]

@@ -1,4 +1,4 @@
-"""Other implementations of the user's optimizer: the same arithmetic in fewer, larger kernels."""
+"""Implementations of the user's optimizer: the same arithmetic in fewer, larger kernels."""
 
 from __future__ import annotations
 
@@ -9,114 +9,99 @@ from dataclasses import dataclass
 import torch
 from torch.optim import Optimizer
 
+from ..torch_internals import optimizer_has_hooks
+from ..verify.errors import update_error
 from .measure import seconds
 
 TOLERANCE = 1e-4
-"""How far an update may be from the original one, relative to the update: float32 rounding of
-``weight + update`` leaves about 1e-5."""
+"""Largest relative error of an update: float32 rounding of ``weight + update`` leaves about 1e-5."""
 
 
-def candidates(optimizer: Optimizer) -> list[str]:
-    """Implementations that may be tried: none where the user chose one, or where there are no others."""
+def implementations(optimizer: Optimizer) -> list[str]:
+    """Return the implementations that may be tried; only ``as_is`` if the user chose one or there are no others."""
     groups = optimizer.param_groups
     free = all("fused" in g and not g["fused"] and g.get("foreach") is None for g in groups)
-    if not free or any(group.get("differentiable") for group in groups) or _hooked(optimizer):
+    # a hook would be called by the steps of the copies that are timed
+    if not free or any(g.get("differentiable") for g in groups) or optimizer_has_hooks(optimizer):
         return ["as_is"]
-    plain = groups[0].get("foreach") is None and type(optimizer).__module__.startswith("torch.optim")
-    return ["as_is", "foreach", "fused"] if plain else ["as_is"]
+    of_torch = groups[0].get("foreach") is None and type(optimizer).__module__.startswith("torch.optim")
+    return ["as_is", "foreach", "fused"] if of_torch else ["as_is"]
 
 
-def _hooked(optimizer: Optimizer) -> bool:
-    """Whether hooks watch the steps: a copy's steps would call them."""
-    names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-    return any(getattr(optimizer, name, None) for name in names)
+def switch(optimizer: Optimizer, implementation: str) -> None:
+    """Switch ``optimizer`` in place to an implementation; its state stays.
 
-
-def choose(optimizer: Optimizer, kind: str) -> None:
-    """Switch ``optimizer`` in place to the implementation ``kind``; its state stays.
-
-    Where the user chose one, or there are no others, it stays as it is.
+    The optimizer stays as it is if the user chose an implementation, or if there are no others.
     """
-    if kind == "as_is" or kind not in candidates(optimizer):
+    if implementation == "as_is" or implementation not in implementations(optimizer):
         return
+    fused = implementation == "fused"
     for group in optimizer.param_groups:
-        group["fused"], group["foreach"] = kind == "fused", kind == "foreach"
+        group["fused"], group["foreach"] = fused, not fused
         for parameter in group["params"]:
             step = optimizer.state.get(parameter, {}).get("step")
-            if kind == "fused" and isinstance(step, torch.Tensor):
+            if fused and isinstance(step, torch.Tensor):
                 optimizer.state[parameter]["step"] = step.to(parameter.device, torch.float32)
 
 
-def twins(optimizer: Optimizer, kinds: list[str]) -> dict[str, Optimizer]:
-    """Copies of ``optimizer`` with copies of its parameters, gradients and state, one of each kind.
+def stepped_copies(optimizer: Optimizer, names: list[str]) -> dict[str, Optimizer]:
+    """Copy ``optimizer`` once for each implementation, with parameters, gradients and state, and make one step.
 
-    They have made one step.  A kind that does not run here (complex or sparse parameters, a device without it) is left out.
+    An implementation that does not run here (complex or sparse parameters, a device without it) is left out.
     """
-    found: dict[str, Optimizer] = {}
-    for kind in kinds:
+    copies: dict[str, Optimizer] = {}
+    for name in names:
         copied = copy.deepcopy(optimizer)
-        groups = zip(optimizer.param_groups, copied.param_groups, strict=True)
-        for parameter, twin in (
-            (p, t) for g, h in groups for p, t in zip(g["params"], h["params"], strict=True)
-        ):
-            twin.grad = None if parameter.grad is None else parameter.grad.detach().clone()
+        for group, copied_group in zip(optimizer.param_groups, copied.param_groups, strict=True):
+            for parameter, twin in zip(group["params"], copied_group["params"], strict=True):
+                twin.grad = None if parameter.grad is None else parameter.grad.detach().clone()
         try:
-            choose(copied, kind)
+            switch(copied, name)
             copied.step()
         except (RuntimeError, NotImplementedError, ValueError):
-            if kind == "as_is":
+            if name == "as_is":
                 raise
             continue
-        found[kind] = copied
-    return found
-
-
-def disagreement(original: Optimizer, twin: Optimizer, before: Optimizer) -> float:
-    """How far the updates of two copies that made one step are apart, relative to the original's."""
-    parameters = [[p for group in o.param_groups for p in group["params"]] for o in (twin, original, before)]
-    return distance(*parameters)
-
-
-@torch.no_grad()
-def distance(found: list[torch.Tensor], wanted: list[torch.Tensor], before: list[torch.Tensor]) -> float:
-    """Of ``found`` from ``wanted``, all together, relative to that of ``before``; infinite where they differ and nothing moved."""
-    apart = moved = 0.0
-    for one, other, start in zip(found, wanted, before, strict=True):
-        exact = other.double()  # of bool there is no difference
-        apart += (exact - one.double()).square().sum().item()
-        moved += (exact - start.double()).square().sum().item()
-    return (apart / moved) ** 0.5 if moved else float("inf" if apart else 0)
+        copies[name] = copied
+    return copies
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What measuring the implementations of an optimizer found."""
+    """Result of the comparison of an optimizer's implementations."""
 
-    kind: str
+    name: str
+    """The fastest correct implementation."""
     seconds: dict[str, list[float]]
+    """Implementation -> seconds of its steps."""
     refused: dict[str, str]
-    """Kind -> why it was not taken into account."""
+    """Implementation -> reason why it was not timed."""
 
 
-def measured(optimizer: Optimizer, device: torch.device) -> Choice:
-    """Time the implementations on copies and check that they agree; the optimizer itself stays as it is.
+def choose_implementation(optimizer: Optimizer, device: torch.device) -> Choice:
+    """Time an optimizer's implementations on copies, compare their updates and choose the fastest correct one.
 
-    To be called when gradients are there.  Copies need as much memory as parameters, gradients and
-    state together, once for each kind; where there is not as much, nothing is changed.
+    The gradients must exist; the optimizer itself stays as it is.  The copies need as much memory as parameters,
+    gradients and state together, once for each implementation.  If there is too little memory, nothing is changed.
     """
-    kinds = candidates(optimizer)
-    if kinds == ["as_is"]:
+    names = implementations(optimizer)
+    if names == ["as_is"]:
         return Choice("as_is", {}, {})
     try:
-        copies = twins(optimizer, kinds)
+        copies = stepped_copies(optimizer, names)
     except torch.OutOfMemoryError:
         return Choice("as_is", {}, {"others": "no memory for copies to compare"})
-    refused = {kind: "does not run here" for kind in kinds if kind not in copies}
-    for kind in list(copies)[1:]:
-        apart = disagreement(copies["as_is"], copies[kind], optimizer)
-        if not apart <= TOLERANCE:
-            refused[kind] = f"its update is off by {apart:.2g}"
-            del copies[kind]
-    times = seconds({kind: twin.step for kind, twin in copies.items()}, device)
-    best = min(times, key=lambda kind: statistics.median(times[kind]))
+    refused = {name: "does not run here" for name in names if name not in copies}
+    before = _parameters(optimizer)
+    for name in list(copies)[1:]:
+        error = update_error(_parameters(copies[name]), _parameters(copies["as_is"]), before)
+        if not error <= TOLERANCE:
+            refused[name] = f"its update is off by {error:.2g}"
+            del copies[name]
+    times = seconds({name: copied.step for name, copied in copies.items()}, device)
+    best = min(times, key=lambda name: statistics.median(times[name]))
     return Choice(best, times, refused)
+
+
+def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -1,246 +1,250 @@
-"""From a batch to a plan: which forms of the step to try, and the one that stays."""
+"""Decision which compiled variant of a training step wins.
+
+``search`` makes a reference of the eager step, tries plans on one batch (``candidates.try_plan`` compiles each and
+compares it with the reference), times those that compute the right thing, and returns the fastest one (within the
+memory budget, if there is one).  The eager step is always among the candidates.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
 
 from loopwise import batch as batches
 from loopwise.devices import native_dtype
 from loopwise.errors import InputError
 from loopwise.ranks import anywhere, from_main, world_size
 
-from ..graph.backend import Log
 from ..graph.passes import PASSES, USUAL
 from ..linear_cross_entropy.kernels import runs_kernels
 from ..plan import Plan
-from ..verify.numerics import Reference, reference
-from ..verify.sandbox import Compute, shadow, step_of
-from .candidates import Trial, attempt, best_of, has_images, race, time_them
-from .roofline import Floor, floor_of
+from ..spec import StepSpec
+from ..verify.reference import Reference, reference
+from ..verify.sandbox import sandbox, training_pass
+from .candidates import (
+    Candidate,
+    fastest,
+    has_image_convolutions,
+    measure_candidates,
+    time_candidates,
+    try_plan,
+)
+from .roofline import Roofline, measure_roofline
 
 BUDGETS = (0.7, 0.5, 0.3, 0.15, 0.0)
 """Shares of activations to save that are tried, in this order, to get below a memory budget."""
 CERTAIN = 16 * 2**20
-"""Bytes of tensors not materialised from which on the passes are not doubted: Inductor's form is tried with
-them only, unless ``autotune="max"`` (one compilation less)."""
+"""Bytes of tensors not materialised from which on the passes are sure to pay.  Inductor is then tried with the
+passes only, unless ``autotune="max"``, which saves one compilation."""
 
-
-class Step(Protocol):
-    """What choosing needs to know of a training step."""
-
-    model: nn.Module
-    loss: Any
-    device: torch.device
-    precision: str
-    autotune: str
-    memory: int | None
-
-    def make(self, plan: Plan, log: Log) -> Compute: ...
-
-    def computation(self, model: nn.Module, loss: Any) -> Any: ...
+Try = Callable[..., Candidate]
+"""Function that tries a plan, given by its differences from the eager one."""
 
 
 @dataclass
-class Search:
-    """All that was tried, the eager step first, and what stays."""
+class SearchResult:
+    """Candidates of a search, the eager step first, and the winner."""
 
-    trials: list[Trial]
-    best: Trial
+    candidates: list[Candidate]
+    best: Candidate
     known: bool = False
-    """The plan was pinned, or measured in an earlier run: only compared, not timed."""
+    """Whether the plan was the user's or an earlier run's: it was compared, not timed."""
     notes: list[str] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
-    """Of the eager step by tensor, relative, as far as they were measured."""
-    floor: Floor | None = None
-    """What no form of the step can be faster than, where forms were timed."""
+    """Relative errors of the eager step by tensor, as far as they were measured."""
+    roofline: Roofline | None = None
+    """Least time of any variant, if candidates were timed."""
     samples: int | None = None
-    """Of the batch that was tried, where it was a part of the given one."""
+    """Samples of the batch that was tried, if it was a part of the given one."""
 
 
-def search(step: Step, batch: Any, known: Plan | None, noise: dict[str, float] | None = None) -> Search:
-    """``choose``, on half of the batch where there is no memory for the eager step, which forms are compared with."""
+def search(
+    spec: StepSpec, batch: Any, known: Plan | None, errors: dict[str, float] | None = None
+) -> SearchResult:
+    """Choose a plan on ``batch``; on half of it if the eager step, which is the reference, runs out of memory.
+
+    Args:
+        spec: the training step.
+        batch: a batch of usual shape.
+        known: a plan that is only compared with the eager step, not timed.
+        errors: the eager step's relative errors from the run that measured ``known``.
+    """
     try:
-        return choose(step, batch, known, noise)
+        return choose(spec, batch, known, errors)
     except torch.OutOfMemoryError:
         size = batches.length(batch) or 0
         if world_size() > 1 or size < 2:
             raise
     torch.cuda.empty_cache()
     half = batches.index(batch, torch.arange(size // 2), size)
-    memory = step.memory
-    step.memory = None if memory is None else memory // 2
-    try:
-        found = search(step, half, known, noise)
-    finally:
-        step.memory = memory
-    if found.samples is None:
-        found.samples = size // 2
-    eager, *others = found.trials
-    leaner = [t for t in others if t.compute is not None and (found.known or t.peak < eager.peak)]
+    memory = None if spec.memory is None else spec.memory // 2
+    result = search(dataclasses.replace(spec, memory=memory), half, known, errors)
+    if result.samples is None:
+        result.samples = size // 2
+    eager, *others = result.candidates
+    leaner = [c for c in others if c.compute is not None and (result.known or c.peak < eager.peak)]
     if not leaner:
         raise torch.OutOfMemoryError(
-            f"there is no memory for the eager step on {size} samples, and no other form takes less"
+            f"there is no memory for the eager step on {size} samples, and no other variant takes less"
         )
-    if found.best not in leaner:
-        found.best = best_of(leaner)
-    found.notes = [
-        f"tried on {found.samples} samples: there is no memory for the eager step on the whole batch"
+    if result.best not in leaner:
+        result.best = fastest(leaner)
+    result.notes = [
+        f"tried on {result.samples} samples: there is no memory for the eager step on the whole batch"
     ]
-    return found
+    return result
 
 
-def choose(step: Step, batch: Any, known: Plan | None, noise: dict[str, float] | None = None) -> Search:
-    """Try plans on ``batch`` and say which one stays.  Collective under DDP: rank 0's times decide.
-
-    Args:
-        step: the training step.
-        batch: a batch of usual shape.
-        known: a plan that is only compared, not timed.
-        noise: the eager step's errors where ``known`` was measured.
-    """
-    eager = Trial(Plan(precision=step.precision))
-    eager.compute = step.make(eager.plan, eager.log)
-    assert eager.compute is not None
-    expected = reference(eager.compute, step.computation, step.model, step.loss, batch, noise)
-    if known is not None or step.autotune == "off":
-        search = _without_race(step, batch, eager, expected, known or _first_choice(step))
-        wrong = search.trials[-1].difference is not None
-        return choose(step, batch, known) if noise and anywhere(wrong) else search
-    trials = [eager, *_rewritten(step, batch, expected, eager)]
-    race(trials, step.model, batch, step.device)
-    best = trials[from_main(lambda: trials.index(best_of(trials)))]
-    if step.memory is not None and best.peak > step.memory:
-        best = _within(step, batch, expected, trials)
-    return Search(trials, best, errors=expected.noise, floor=_floor(step, eager.compute, batch))
+def choose(
+    spec: StepSpec, batch: Any, known: Plan | None, errors: dict[str, float] | None = None
+) -> SearchResult:
+    """Try plans on ``batch`` and choose the fastest correct one.  Collective under DDP: rank 0's times decide."""
+    eager = Candidate(Plan(precision=spec.precision), compute=spec.eager)
+    expected = reference(spec, batch, errors)
+    if known is not None or spec.autotune == "off":
+        result = _compared(spec, batch, eager, expected, known or _untimed_plan(spec))
+        wrong = result.candidates[-1].difference is not None
+        return choose(spec, batch, known) if errors and anywhere(wrong) else result
+    candidates = [eager, *_tried(spec, batch, expected, eager)]
+    measure_candidates(candidates, spec, batch)
+    best = candidates[from_main(lambda: candidates.index(fastest(candidates)))]
+    if spec.memory is not None and best.peak > spec.memory:
+        best = _within_memory(spec, batch, expected, candidates)
+    return SearchResult(candidates, best, errors=expected.errors, roofline=_roofline(spec, batch))
 
 
-def _floor(step: Step, eager: Compute, batch: Any) -> Floor | None:
-    """``None`` where operations cannot be counted; that is no reason to stop."""
-    dtype = native_dtype(step.device) if step.precision == "mixed" else torch.float32
+def _roofline(spec: StepSpec, batch: Any) -> Roofline | None:
+    """Return the roofline of the step; ``None`` if its operations cannot be counted."""
+    dtype = native_dtype(spec.device) if spec.precision == "mixed" else torch.float32
     try:
-        with shadow(step.model):
-            return floor_of(step_of(eager, step.model, batch), step.device, dtype)
-    except Exception:
+        with sandbox(spec.model):
+            return measure_roofline(training_pass(spec.eager, spec.model, batch), spec.device, dtype)
+    except Exception:  # a line of explain() is no reason to stop
         return None
 
 
-def _first_choice(step: Step) -> Plan:
-    """What is used where nothing is to be measured."""
-    return Plan(graph="inductor", passes=USUAL, precision=step.precision, regions=True)
+def _untimed_plan(spec: StepSpec) -> Plan:
+    """Return the plan that is used if nothing is to be timed."""
+    return Plan(graph="inductor", passes=USUAL, precision=spec.precision, regions=True)
 
 
-def _without_race(step: Step, batch: Any, eager: Trial, expected: Reference, plan: Plan) -> Search:
+def _compared(spec: StepSpec, batch: Any, eager: Candidate, expected: Reference, plan: Plan) -> SearchResult:
+    """Compare one plan with the eager step; the eager step wins if the plan is refused."""
     if plan.graph == "eager" and plan.layout == "as_is":
         eager.plan = plan
-        return Search([eager], eager, known=True, errors=expected.noise)
-    trial = attempt(plan, step.make, step.model, batch, expected)
-    if trial.compute is not None:
-        return Search([eager, trial], trial, known=True, errors=expected.noise)
-    notes = [f"{plan}: {trial.refused}"]
-    return Search([eager, trial], eager, known=True, notes=notes, errors=expected.noise)
+        return SearchResult([eager], eager, known=True, errors=expected.errors)
+    candidate = try_plan(spec, plan, batch, expected)
+    if candidate.compute is not None:
+        return SearchResult([eager, candidate], candidate, known=True, errors=expected.errors)
+    notes = [f"{plan}: {candidate.refused}"]
+    return SearchResult([eager, candidate], eager, known=True, notes=notes, errors=expected.errors)
 
 
-def _rewritten(step: Step, batch: Any, expected: Reference, eager: Trial) -> list[Trial]:
-    """The plans beside the eager one that make sense for this model, each tried once."""
-    whole = step.autotune == "max"
+def _tried(spec: StepSpec, batch: Any, expected: Reference, eager: Candidate) -> list[Candidate]:
+    """Try the plans that make sense for this model, each once."""
+    thorough = spec.autotune == "max"
 
-    def tried(**changes: Any) -> Trial:
-        return _tried(step, batch, expected, **changes)
+    def attempt(**changes: Any) -> Candidate:
+        return _attempt(spec, batch, expected, **changes)
 
-    found = _with_kernel(step, batch, tried, _with_passes(tried))
-    best = _leading(found)
-    passes = best.plan.passes if best is not None else ()
-    turns = False
-    if has_images(step.model):
-        turned = tried(layout="channels_last")
-        found.append(turned)
-        turns = whole or _faster(step, batch, eager, turned)
-    if whole or best is None or best.log.saved_bytes < CERTAIN:
-        found.append(tried(graph="inductor", regions=True))
+    candidates = _with_kernel(spec, batch, attempt, _with_passes(attempt))
+    rewritten = _leading(candidates)
+    passes = rewritten.plan.passes if rewritten is not None else ()
+    channels_last = False
+    if has_image_convolutions(spec.model):
+        candidates.append(attempt(layout="channels_last"))
+        channels_last = thorough or _is_faster(spec, batch, eager, candidates[-1])
+    if thorough or rewritten is None or rewritten.log.saved_bytes < CERTAIN:
+        candidates.append(attempt(graph="inductor", regions=True))
     if passes:
-        found.append(tried(graph="inductor", passes=passes, regions=True))
-    if whole and found[-1].plan.regions:
-        found.append(tried(graph="inductor", passes=passes))
-    if turns:
-        found.append(tried(graph="inductor", passes=passes, layout="channels_last", regions=True))
-    if whole:
-        found.append(tried(graph="inductor", passes=passes, max_autotune=True))
-    return found
+        candidates.append(attempt(graph="inductor", passes=passes, regions=True))
+    if thorough and candidates[-1].plan.regions:
+        candidates.append(attempt(graph="inductor", passes=passes))
+    if channels_last:
+        candidates.append(attempt(graph="inductor", passes=passes, layout="channels_last", regions=True))
+    if thorough:
+        candidates.append(attempt(graph="inductor", passes=passes, max_autotune=True))
+    return candidates
 
 
-def _tried(step: Step, batch: Any, expected: Reference, **changes: Any) -> Trial:
-    """A plan tried once; it says ``regions`` only where some were found."""
-    plan = Plan(precision=step.precision).changed(**changes)
-    trial = attempt(plan, step.make, step.model, batch, expected)
-    if not trial.log.regions:
-        trial.plan = plan.changed(regions=False)
-    return trial
+def _attempt(spec: StepSpec, batch: Any, expected: Reference, **changes: Any) -> Candidate:
+    """Try one plan; the candidate's plan says ``regions`` only if the graph has repeated blocks."""
+    plan = Plan(precision=spec.precision).changed(**changes)
+    candidate = try_plan(spec, plan, batch, expected)
+    if not candidate.log.regions:
+        candidate.plan = plan.changed(regions=False)
+    return candidate
 
 
-def _faster(step: Step, batch: Any, plain: Trial, other: Trial) -> bool:
-    """Whether another layout, or a kernel, is faster, by a few steps of each."""
-    both = [plain, other]
-    time_them(both, step.model, batch, step.device, repeats=3)
-    return from_main(lambda: best_of(both) is other)
+def _is_faster(spec: StepSpec, batch: Any, candidate: Candidate, other: Candidate) -> bool:
+    """Return whether ``other`` is faster than ``candidate``, by a few passes of each."""
+    both = [candidate, other]
+    time_candidates(both, spec, batch, repeats=3)
+    return from_main(lambda: fastest(both) is other)
 
 
-def _with_passes(tried: Callable[..., Trial]) -> list[Trial]:
-    """The captured graph with the passes that find something and compute the right thing, which stands first."""
-    whole = tried(graph="captured", passes=USUAL)
-    useful = _useful(whole)
-    if not useful and not whole.refused:
+def _with_passes(attempt: Try) -> list[Candidate]:
+    """Try the captured graph with all usual passes; if one of them is wrong, with each alone.
+
+    Returns:
+        The candidate with all passes that rewrote something and are correct, first, and the refused ones.
+    """
+    together = attempt(graph="captured", passes=USUAL)
+    effective = _effective_passes(together)
+    if not effective and not together.refused:
         return []
-    if whole.compute is not None:
-        whole.plan = whole.plan.changed(passes=useful)
-        return [whole]
-    alone = [tried(graph="captured", passes=(name,)) for name in USUAL]  # which one is wrong?
-    right = tuple(n for trial in alone if trial.compute is not None for n in _useful(trial))
-    rest = [trial for trial in alone if trial.compute is not None and trial.plan.passes == right]
-    return [*rest, whole, *(trial for trial in alone if trial.compute is None)]
+    if together.compute is not None:
+        together.plan = together.plan.changed(passes=effective)
+        return [together]
+    alone = [attempt(graph="captured", passes=(name,)) for name in USUAL]  # which one is wrong?
+    correct = tuple(n for c in alone if c.compute is not None for n in _effective_passes(c))
+    only = [c for c in alone if c.compute is not None and c.plan.passes == correct]
+    return [*only, together, *(c for c in alone if c.compute is None)]
 
 
-def _with_kernel(step: Step, batch: Any, tried: Callable[..., Trial], found: list[Trial]) -> list[Trial]:
-    """The same with the loss head's kernel, which stands first where it is right and faster."""
-    best = _leading(found)
-    if best is None or "loss_head" not in best.plan.passes or not runs_kernels(step.device):
-        return found
+def _with_kernel(spec: StepSpec, batch: Any, attempt: Try, candidates: list[Candidate]) -> list[Candidate]:
+    """Try the loss head's kernel beside the leading candidate; it leads if it is correct and faster."""
+    best = _leading(candidates)
+    if best is None or "loss_head" not in best.plan.passes or not runs_kernels(spec.device):
+        return candidates
     passes = tuple(name for name in PASSES if name in best.plan.passes or name == "loss_kernel")
-    other = tried(graph="captured", passes=passes)
-    if other.compute is not None and _faster(step, batch, best, other):
-        return [other, *found]
-    return [*found, other]
+    other = attempt(graph="captured", passes=passes)
+    if other.compute is not None and _is_faster(spec, batch, best, other):
+        return [other, *candidates]
+    return [*candidates, other]
 
 
-def _leading(found: list[Trial]) -> Trial | None:
-    """The first one, where it was not refused."""
-    return found[0] if found and found[0].compute is not None else None
+def _leading(candidates: list[Candidate]) -> Candidate | None:
+    """Return the first candidate, unless it was refused."""
+    return candidates[0] if candidates and candidates[0].compute is not None else None
 
 
-def _useful(trial: Trial) -> tuple[str, ...]:
-    """The passes of a trial that rewrote something."""
-    rewrote = {outcome.name for outcome in trial.log.outcomes if outcome.rewritten}
-    return tuple(name for name in trial.plan.passes if name in rewrote)
+def _effective_passes(candidate: Candidate) -> tuple[str, ...]:
+    """Return the passes of a candidate that rewrote something."""
+    names = {outcome.name for outcome in candidate.log.outcomes if outcome.rewritten}
+    return tuple(name for name in candidate.plan.passes if name in names)
 
 
-def _within(step: Step, batch: Any, expected: Reference, trials: list[Trial]) -> Trial:
-    """The fastest that holds no more than the memory budget, with recomputation where needed."""
-    assert step.memory is not None
-    passes = next((trial.plan.passes for trial in trials if trial.plan.passes and trial.compute), ())
+def _within_memory(spec: StepSpec, batch: Any, expected: Reference, candidates: list[Candidate]) -> Candidate:
+    """Return the fastest candidate within the memory budget; try new ones that compute activations again."""
+    assert spec.memory is not None
+    passes = next((c.plan.passes for c in candidates if c.plan.passes and c.compute), ())
     for budget in BUDGETS:
-        trial = _tried(step, batch, expected, graph="inductor", passes=passes, budget=budget, regions=True)
-        race([trial], step.model, batch, step.device)
-        trials.append(trial)
-        fitting = [t for t in trials if t.compute is not None and t.peak <= step.memory]
+        candidate = _attempt(
+            spec, batch, expected, graph="inductor", passes=passes, budget=budget, regions=True
+        )
+        measure_candidates([candidate], spec, batch)
+        candidates.append(candidate)
+        fitting = [c for c in candidates if c.compute is not None and c.peak <= spec.memory]
         if from_main(lambda: bool(fitting)):  # noqa: B023  # called at once
-            return trials[from_main(lambda: trials.index(best_of(fitting)))]  # noqa: B023
-    least = min(trial.peak for trial in trials if trial.compute is not None)
+            return candidates[from_main(lambda: candidates.index(fastest(fitting)))]  # noqa: B023
+    least = min(candidate.peak for candidate in candidates if candidate.compute is not None)
     raise InputError(
-        f"a memory budget of {step.memory / 2**20:,.2f} MiB",
+        f"a memory budget of {spec.memory / 2**20:,.2f} MiB",
         f"at least {least / 2**20:,.2f} MiB for a batch of this size",
         "that much is held even when all activations are computed again",
         "raise the budget, or take a smaller batch",

@@ -1,19 +1,23 @@
-"""Whether the compiled step is still the faster one, by the clock of real steps."""
+"""Detection of a compiled step that became slower than the eager one, from the times of training steps."""
 
 from __future__ import annotations
 
 import statistics
 
-WINDOW, TURNS, REST = 20, 5, 200
-"""Compiled steps that are looked at together; steps of each form in a contest; steps between two contests."""
+WINDOW = 20
+"""Compiled steps whose median time is compared with the eager step's."""
+CONTEST = 5
+"""Steps of each kind in a contest."""
+PAUSE = 200
+"""Compiled steps between two contests."""
 CLEARLY = 0.95
 """The eager step must take less than this share of the compiled one's time to be called faster."""
 
 
-class Pace:
-    """Holds a contest of real steps when the compiled ones get slower than the eager ones were.
+class SlowdownMonitor:
+    """Holds a contest of eager and compiled training steps if the compiled ones get slower than the eager ones were.
 
-    Both forms train the same, so a contest costs nothing but the slower form's time.
+    Both kinds of step train the same, so a contest costs only the time of the slower kind.
 
     Args:
         eager: seconds of the eager step's forward and backward when they were measured.
@@ -21,34 +25,35 @@ class Pace:
 
     def __init__(self, eager: float) -> None:
         self.eager = eager
-        self.verdict = ""
-        """Why the eager step is to be preferred, once that is known."""
+        self.reason = ""
+        """Reason to go back to the eager step, as soon as a contest shows one."""
         self._recent: list[float] = []
         self._contest: dict[bool, list[float]] | None = None
-        self._rest = 0
+        self._pause = 0
 
     @property
-    def eager_turn(self) -> bool:
-        """Whether the next step is to be an eager one, for the contest."""
-        return self._contest is not None and len(self._contest[True]) <= len(self._contest[False]) < TURNS
+    def wants_eager(self) -> bool:
+        """Whether the next step is to run eagerly, for a contest."""
+        return self._contest is not None and len(self._contest[True]) <= len(self._contest[False]) < CONTEST
 
-    def note(self, seconds: float, eager: bool) -> None:
-        """A step's forward and backward took ``seconds``."""
+    def add(self, seconds: float, eager: bool) -> None:
+        """Take into account that a step's forward and backward took ``seconds``."""
         if self._contest is not None:
             self._contest[eager].append(seconds)
-            if len(self._contest[False]) >= TURNS:
-                self._judge(self._contest)
+            if len(self._contest[False]) >= CONTEST:
+                self._decide(self._contest)
             return
-        self._rest -= 1
+        self._pause -= 1
         self._recent = [*self._recent[-WINDOW + 1 :], seconds]
         slow = len(self._recent) == WINDOW and statistics.median(self._recent) > self.eager
-        if slow and self._rest <= 0:
+        if slow and self._pause <= 0:
             self._contest = {True: [], False: []}
 
-    def _judge(self, contest: dict[bool, list[float]]) -> None:
+    def _decide(self, contest: dict[bool, list[float]]) -> None:
+        """End a contest."""
         eager, compiled = (statistics.median(contest[kind]) for kind in (True, False))
         if eager < CLEARLY * compiled:
-            times = f"{1e3 * compiled:.1f} ms beside {1e3 * eager:.1f}"
-            self.verdict = f"slower than the eager step, in turns with it: {times}"
+            times = f"{1e3 * compiled:.1f} ms against {1e3 * eager:.1f} ms"
+            self.reason = f"slower than the eager step, measured in turns with it: {times}"
         self.eager = max(self.eager, eager)  # the machine may have got slower for both
-        self._contest, self._recent, self._rest = None, [], REST
+        self._contest, self._recent, self._pause = None, [], PAUSE

@@ -1,48 +1,35 @@
-"""The computation of a batch's loss: as the user would write it, and in the form that a plan says."""
+"""Variants of a step's computation: a plan turned into a function from a batch to its loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
 from typing import Any
 
 import torch
-from torch import nn
 
 from loopwise import batch as batches
-from loopwise.devices import channels_last, native_dtype
-from loopwise.loss import pair, takes_model
+from loopwise.devices import channels_last
 
-from .. import options
 from ..graph.backend import Log, compile_function
 from ..plan import Plan
-from ..verify.sandbox import Compute
+from ..spec import Compute, StepSpec
+
+RARE = 8
+"""Batches of a shape other than the usual one that run eagerly before that shape is compiled, too."""
+MANY = 24
+"""Batches of other shapes, all together, after which they are compiled whatever their shape: Dynamo
+then compiles one graph for any size of the dimensions that change."""
 
 
-def eager(model: nn.Module, loss: Callable[..., torch.Tensor], precision: str) -> Compute:
-    """The step's computation as the user would write it: from a batch to its loss."""
-    whole = takes_model(loss)
-    device = options.device_of(model)
-    dtype = native_dtype(device) if precision == "mixed" else torch.float32
+def variant(spec: StepSpec, plan: Plan, log: Log) -> Compute:
+    """Return the step's computation by ``plan``; it is compiled at its first batch.
 
-    def compute(batch: Any) -> torch.Tensor:
-        if whole:
-            return loss(model, batch)
-        inputs, targets = pair(batch)
-        return loss(model(inputs), targets)
-
-    if dtype is torch.float32:
-        return compute
-
-    def lowered(batch: Any) -> torch.Tensor:
-        with torch.autocast(device.type, dtype=dtype):
-            return compute(batch)
-
-    return lowered
-
-
-def by_plan(plain: Compute, plan: Plan, log: Log) -> Compute:
-    """A computation in the form that ``plan`` says."""
-    inner = compile_function(plain, plan, log)
+    Args:
+        spec: the training step.
+        plan: the choices.
+        log: collects the events of the compilation.
+    """
+    inner = compile_function(spec.eager, plan, log)
     if plan.layout == "as_is":
         return inner
 
@@ -54,6 +41,18 @@ def by_plan(plain: Compute, plan: Plan, log: Log) -> Compute:
 
 
 def shape_of(batch: Any) -> Any:
-    """Shapes and dtypes of a batch's tensors."""
+    """Return shapes and dtypes of a batch's tensors."""
     tensors = [leaf for leaf in batches.leaves(batch) if isinstance(leaf, torch.Tensor)]
     return tuple((tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors)
+
+
+class OtherShapes:
+    """Counts the batches of other shapes than the usual one, and tells when they are worth a compilation."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[Any] = Counter()
+
+    def are_compiled(self, shape: Any) -> bool:
+        """Count a batch of this shape and return whether it is to run by the compiled step."""
+        self.counts[shape] += 1
+        return self.counts[shape] > RARE or self.counts.total() > MANY

@@ -1,1 +1,1 @@
-"""Comparison of a compiled step with the eager step."""
+"""Comparison of a compiled step with the eager step and with float64."""

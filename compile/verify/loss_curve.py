@@ -1,77 +1,71 @@
-"""Some training steps of the plan and of the eager step side by side, on copies."""
+"""Comparison of the loss curves of the plan and of the eager step, trained on copies."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from loopwise import batch as batches
 from loopwise import random_state
-from loopwise.wrappers import unwrap
 
+from ..options import scalar_loss
 from ..plan import Plan
-from ..search import optimizers
+from ..spec import Compute, StepSpec
 from .numerics import MARGIN, SLACK, Difference
-from .sandbox import Compute, total
 
-Make = Callable[[nn.Module, Any, Plan], Compute]
-"""From a model, a loss and a plan to the computation of a batch's loss."""
+Make = Callable[[StepSpec, Plan], Compute]
+"""Function that returns the computation of a step by a plan and brings the step's optimizer into the plan's form."""
 
 
-def side_by_side(
-    make: Make, model: nn.Module, loss: Any, optimizer: Any, plan: Plan, batch: Any, steps: int
-) -> Difference | None:
-    """Train copies of model and optimizer for ``steps`` steps on ``batch`` and compare their loss curves.
+def compare_loss_curves(spec: StepSpec, make: Make, plan: Plan, batch: Any, steps: int) -> Difference | None:
+    """Train copies of model and optimizer for some steps on one batch and compare their losses.
 
     The budget is the distance between two eager curves, one of them with the batch's samples in
-    reverse order: what another order of additions does.  Random states are the same in all three,
-    and as before afterwards.
+    reverse order, which changes the order of additions.  Random states are the same in all three,
+    and are restored afterwards.
+
+    Args:
+        spec: the training step; it has an optimizer.
+        make: makes the computation of a copy by a plan.
+        plan: the plan to compare with the eager step.
+        batch: the batch to train on.
+        steps: number of steps.
 
     Returns:
         The loss that is furthest over its budget, or ``None``.
     """
-    kept = random_state.get([])
+    states = random_state.get([])
     size = batches.length(batch)
-    turned = batches.index(batch, torch.arange(size - 1, -1, -1), size)
+    reversed_batch = batches.index(batch, torch.arange(size - 1, -1, -1), size)
+    eager = Plan(precision=plan.precision)
+    runs = ((eager, batch), (plan, batch), (eager, reversed_batch))
     try:
-        curve, ours, other = (
-            _curve(make, unwrap(model), loss, optimizer, form, data, steps)
-            for form, data in (
-                (Plan(precision=plan.precision), batch),
-                (plan, batch),
-                (Plan(precision=plan.precision), turned),
-            )
-        )
+        expected, ours, other = (_curve(spec, make, kind, data, steps) for kind, data in runs)
     finally:
-        random_state.set(kept, [])
-    apart, spread = (ours - curve).abs(), (other - curve).abs()
-    budget = MARGIN * spread.cummax(0).values + SLACK * torch.finfo(curve.dtype).eps * curve.abs()
-    worst = int((apart / budget).argmax())
-    if bool(apart[worst] <= budget[worst]):
+        random_state.set(states, [])
+    errors, spread = (ours - expected).abs(), (other - expected).abs()
+    budgets = MARGIN * spread.cummax(0).values + SLACK * torch.finfo(expected.dtype).eps * expected.abs()
+    worst = int((errors / budgets).argmax())
+    if bool(errors[worst] <= budgets[worst]):
         return None
-    size_then = curve[worst].abs().clamp_min(1e-30)
-    return Difference(
-        f"the loss of step {worst + 1}", float(apart[worst] / size_then), float(budget[worst] / size_then)
-    )
+    size_of_loss = expected[worst].abs().clamp_min(1e-30)
+    error, budget = (float(values[worst] / size_of_loss) for values in (errors, budgets))
+    return Difference(f"the loss of step {worst + 1}", error, budget)
 
 
-def _curve(
-    make: Make, model: nn.Module, loss: Any, optimizer: Any, plan: Plan, batch: Any, steps: int
-) -> torch.Tensor:
-    """Losses of ``steps`` steps of copies, float64 of shape (steps,)."""
-    model, optimizer = copy.deepcopy((model, optimizer))  # together: the copy holds the copied parameters
-    optimizer.zero_grad(set_to_none=True)
-    optimizers.choose(optimizer, plan.optimizer)
-    compute, losses = make(model, loss, plan), []
+def _curve(spec: StepSpec, make: Make, plan: Plan, batch: Any, steps: int) -> torch.Tensor:
+    """Return the losses of ``steps`` steps of copies, float64 of shape (steps,)."""
+    spec = spec.copied()
+    assert spec.optimizer is not None
+    spec.optimizer.zero_grad(set_to_none=True)
+    compute, losses = make(spec, plan), []
     for step in range(steps):
         torch.manual_seed(step)
-        value = total(compute(batch))
-        value.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(value.detach().double())
+        loss = scalar_loss(compute(batch))
+        loss.backward()  # type: ignore[no-untyped-call]
+        spec.optimizer.step()
+        spec.optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.detach().double())
     return torch.stack(losses)

@@ -1,4 +1,4 @@
-"""Training steps that leave no trace: for measuring and for comparing."""
+"""Forward and backward passes that leave no trace in the model, its gradients and the random states."""
 
 from __future__ import annotations
 
@@ -10,136 +10,134 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_leaves
 
 from loopwise import batch as batches
 from loopwise import random_state
 from loopwise.preserve import preserve
 from loopwise.wrappers import unwrap
 
-from .. import options
+from ..options import scalar_loss
+from ..spec import Compute
 
-Compute = Callable[[Any], torch.Tensor]
 Observed = dict[str, torch.Tensor]
-PLACES = 4
-"""Last places that a nudge moves float32 by, about what the order of additions does; lower precisions by one."""
-FINE = 1e-6
-"""Last places below this are those of float32 and float64."""
+"""Tensors of one pass by name: ``loss``, ``gradient/<parameter>``, ``buffer/<buffer>``."""
+LAST_PLACES = 4
+"""Units in the last place by which a perturbation moves float32 weights, about as much as another order of
+additions does; weights of lower precision are moved by one."""
+FLOAT32 = 1e-6
+"""Dtypes whose unit in the last place is below this are float32 and float64."""
 
 
 @contextlib.contextmanager
-def shadow(model: nn.Module) -> Iterator[None]:
-    """Restore on leaving what a forward and backward pass changes: gradients, buffers, modes, random states."""
-    kept = [(parameter, parameter.grad) for parameter in model.parameters()]
+def sandbox(model: nn.Module) -> Iterator[None]:
+    """Restore everything that a forward and backward pass changes: gradients, buffers, modes and random states.
+
+    Inside, the gradients are ``None`` at first and DDP does not communicate.
+    """
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
-        with preserve(model), _alone(model):
-            for parameter, _ in kept:
+        with preserve(model), _without_communication(model):
+            for parameter, _ in gradients:
                 parameter.grad = None
             yield
     finally:
-        for parameter, grad in kept:
-            parameter.grad = grad
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
 
 
 @contextlib.contextmanager
-def _alone(model: nn.Module) -> Iterator[None]:
-    """DDP's wrapper without what it does together with other ranks: one rank may doubt what no other does."""
+def _without_communication(model: nn.Module) -> Iterator[None]:
+    """Keep DDP from communicating: one rank may compare its step while the other ranks do not."""
     if not isinstance(model, DistributedDataParallel):
         yield
         return
-    together = model.require_forward_param_sync
+    sends_buffers = model.require_forward_param_sync
     try:
         with model.no_sync():
-            model.require_forward_param_sync = False  # buffers are not sent, either
+            model.require_forward_param_sync = False
             yield
     finally:
-        model.require_forward_param_sync = together
+        model.require_forward_param_sync = sends_buffers
 
 
 @contextlib.contextmanager
-def nudged(model: nn.Module, seed: int) -> Iterator[None]:
-    """The model's parameters a few last places off, each up or down by chance; restored on leaving."""
-    changed = [p for p in model.parameters() if p.is_floating_point()]
-    draws = {device: torch.Generator(device).manual_seed(seed) for device in {p.device for p in changed}}
-    with restored(changed):
-        for parameter in changed:
+def perturbed(model: nn.Module, seed: int) -> Iterator[None]:
+    """Move each weight of the model a few last places up or down at random; restore the weights on leaving."""
+    parameters = [p for p in model.parameters() if p.is_floating_point()]
+    draws = {device: torch.Generator(device).manual_seed(seed) for device in {p.device for p in parameters}}
+    with restored_data(parameters):
+        for parameter in parameters:
             data = parameter.data
             unit = torch.finfo(data.dtype).eps
             signs = torch.empty_like(data).bernoulli_(generator=draws[data.device]) * 2 - 1
-            parameter.data = data * (1 + (PLACES if unit < FINE else 1) * unit * signs)
+            parameter.data = data * (1 + (LAST_PLACES if unit < FLOAT32 else 1) * unit * signs)
         yield
 
 
 @contextlib.contextmanager
-def restored(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """What is put in the place of the parameters' data is taken back on leaving."""
-    kept = [(parameter, parameter.data) for parameter in parameters]
+def restored_data(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Restore the tensors that hold the parameters' data on leaving."""
+    tensors = [(parameter, parameter.data) for parameter in parameters]
     try:
         yield
     finally:
-        for parameter, data in kept:
+        for parameter, data in tensors:
             parameter.data = data
 
 
-def total(loss: torch.Tensor) -> torch.Tensor:
-    """The number that backward starts from: the loss, or the mean of one loss a sample."""
-    options.trainable(loss)
-    return loss.mean() if loss.ndim else loss
-
-
 def observe(compute: Compute, model: nn.Module, batch: Any) -> Observed:
-    """One forward and backward pass: loss, gradients by parameter, and buffers after it; all restored."""
+    """Run one forward and backward pass in a sandbox and return its loss, gradients and buffers."""
     return observe_draws(compute, model, batch)[0]
 
 
 def observe_draws(compute: Compute, model: nn.Module, batch: Any) -> tuple[Observed, bool]:
-    """As ``observe``, and whether the pass drew random numbers."""
-    with shadow(model):
-        before = _randomness()
-        loss = total(compute(batch))
+    """Return the result of ``observe``, and whether the pass drew random numbers."""
+    with sandbox(model):
+        before = _random_states()
+        loss = scalar_loss(compute(batch))
         loss.backward()  # type: ignore[no-untyped-call]
-        drew = before != _randomness()
-        found = {"loss": loss.detach().clone()}
+        drew = before != _random_states()
+        observed = {"loss": loss.detach().clone()}
         inner = unwrap(model)
         for name, parameter in inner.named_parameters():
             if parameter.grad is not None:
-                found[f"gradient/{name}"] = parameter.grad.detach().clone()
-        found |= {f"buffer/{name}": buffer.detach().clone() for name, buffer in inner.named_buffers()}
-    return found, drew
+                observed[f"gradient/{name}"] = parameter.grad.detach().clone()
+        observed |= {f"buffer/{name}": buffer.detach().clone() for name, buffer in inner.named_buffers()}
+    return observed, drew
 
 
-def _randomness() -> list[Any]:
-    """The random states of Python, NumPy, torch and its devices, to compare."""
-    leaves = tree_leaves(random_state.get())
+def _random_states() -> list[Any]:
+    """Return the random states of Python, NumPy, torch and its devices as values that can be compared."""
+    leaves = batches.leaves(random_state.get())
     return [leaf.tolist() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
 
 
-def step_of(compute: Compute, model: nn.Module, batch: Any) -> Callable[[], None]:
-    """A forward and backward pass to be timed, inside ``shadow``."""
+def training_pass(compute: Compute, model: nn.Module, batch: Any) -> Callable[[], None]:
+    """Return a function that runs a forward and backward pass, to be timed inside a sandbox."""
     parameters = list(model.parameters())
 
-    def step() -> None:
+    def run() -> None:
         for parameter in parameters:
             parameter.grad = None
-        total(compute(batch)).backward()  # type: ignore[no-untyped-call]
+        scalar_loss(compute(batch)).backward()  # type: ignore[no-untyped-call]
 
-    return step
+    return run
 
 
-def in_double(model: nn.Module, loss: Any, batch: Any) -> tuple[nn.Module, Any, Any]:
-    """Copies of all three in float64; the model without DDP's wrapper."""
+def float64_copies(model: nn.Module, loss: Any, batch: Any) -> tuple[nn.Module, Any, Any]:
+    """Return copies of all three in float64; the model's copy is without DDP's wrapper and without gradients."""
     model = unwrap(model)
-    grads = [(parameter, parameter.grad) for parameter in model.parameters()]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
-        for parameter, _ in grads:
+        for parameter, _ in gradients:
             parameter.grad = None  # deepcopy would copy them
         model = copy.deepcopy(model).double()
     finally:
-        for parameter, grad in grads:
-            parameter.grad = grad
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
     loss = copy.deepcopy(loss).double() if isinstance(loss, nn.Module) else loss
 
-    def doubled(tensor: torch.Tensor) -> torch.Tensor:
+    def to_float64(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.double() if tensor.is_floating_point() else tensor
 
-    return model, loss, batches.map_tensors(doubled, batch)
+    return model, loss, batches.map_tensors(to_float64, batch)

@@ -39,7 +39,7 @@ def test_every_row_has_its_measurement():
 
 def test_our_form_is_a_training_step_in_bfloat16():
     step = compile_gpu.made("ours", large(TINY["llama-1b"]), loss_of)
-    assert step.precision == "mixed"
+    assert step.spec.precision == "mixed"
 
 
 def test_cases_are_of_a_gpu():

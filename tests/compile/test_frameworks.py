@@ -68,7 +68,7 @@ def test_hugging_face(tmp_path):
 def test_the_compiling_trainer_trains_as_the_plain_one(tmp_path, make, data, accumulate):
     """A Llama's Trainer divides by the number of tokens of the whole update: that stays its own affair."""
     weights, losses = [], []
-    for options in (None, {"plan": CAPTURED}):
+    for options in (False, {"plan": CAPTURED}):
         settings = arguments(tmp_path, gradient_accumulation_steps=accumulate)
         trainer = CompilingTrainer(make(), settings, train_dataset=data, eval_dataset=data, compile=options)
         losses.append([trainer.train().training_loss, trainer.evaluate()["eval_loss"]])

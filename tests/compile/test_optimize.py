@@ -13,6 +13,7 @@ from torch import nn
 
 from loopwise.compile import Plan, TrainStep, fit, load_cache, optimize
 from loopwise.errors import InputError
+from loopwise.warnings import LoopwiseWarning
 
 CRITERION = nn.CrossEntropyLoss()
 CAPTURED = Plan(graph="captured", passes=("loss_head",))
@@ -94,7 +95,7 @@ def test_a_graph_that_cannot_be_compiled_runs_eagerly(monkeypatch):
     net, x = Net(), torch.randn(4, 6)
     expected = net(x)
     optimize(net)
-    with pytest.warns(RuntimeWarning, match="runs eagerly. RuntimeError: no compiler here"):
+    with pytest.warns(LoopwiseWarning, match="runs eagerly. RuntimeError: no compiler here"):
         assert torch.equal(net(x), expected)
 
 
@@ -105,7 +106,7 @@ def test_a_step_without_a_compiler_is_eager(monkeypatch):
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", broken)
     net = Net()
     step = TrainStep(net, CRITERION, torch.optim.SGD(net.parameters(), lr=0.1), autotune="off")
-    with pytest.warns(RuntimeWarning, match="no compiler here"):
+    with pytest.warns(LoopwiseWarning, match="no compiler here"):
         step((torch.randn(4, 6), torch.arange(4) % 3))
     assert step.plan.graph == "eager"
     assert "no compiler here" in str(step.explain())
@@ -123,7 +124,7 @@ def test_data_dependent_control_flow_runs():
     expected = loss(net, data).item()
     assert step(data).item() == pytest.approx(expected)
     assert step.plan.graph == "captured"
-    line = r"graph break at .*test_ways_in.py:\d+ \(return CRITERION.*\): a branch on a tensor's value: use torch.where"
+    line = r"graph break at .*test_optimize.py:\d+ \(return CRITERION.*\): a branch on a tensor's value: use torch.where"
     assert re.search(line, str(step.explain()))
     assert "2 graphs were compiled: graph breaks, or other shapes" in str(step.explain())
 
@@ -188,7 +189,7 @@ def test_a_cache_that_is_none(tmp_path):
         load_cache(str(path))
     head = b'{"torch": "1.0", "device": "cpu"}'
     path.write_bytes(b"loopwise compile cache 1\n" + len(head).to_bytes(4, "little") + head)
-    with pytest.warns(RuntimeWarning, match="compiling anew"):
+    with pytest.warns(LoopwiseWarning, match="everything is compiled anew"):
         assert load_cache(str(path)) is False
 
 

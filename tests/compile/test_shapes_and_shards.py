@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from loopwise.compile import Plan, TrainStep
-from loopwise.compile.step import MANY, RARE
+from loopwise.compile.search.variants import MANY, RARE
 
 CRITERION = nn.CrossEntropyLoss()
 CAPTURED = Plan(graph="captured", passes=("loss_head",))

@@ -10,10 +10,11 @@ from torch import nn
 from loopwise.compile import Plan, TrainStep
 from loopwise.compile.explain import Explanation
 from loopwise.compile.graph.backend import Log
-from loopwise.compile.search.candidates import Trial
-from loopwise.compile.search.optimizers import candidates
-from loopwise.compile.search.search import Search
+from loopwise.compile.search.candidates import Candidate
+from loopwise.compile.search.optimizers import implementations
+from loopwise.compile.search.search import SearchResult
 from loopwise.run import Run, read
+from loopwise.warnings import LoopwiseWarning
 
 CRITERION = nn.CrossEntropyLoss()
 CAPTURED = Plan(graph="captured", passes=("loss_head",))
@@ -88,9 +89,9 @@ def test_finding_a_plan_leaves_no_trace(autotune):
     assert "inductor" in text
     if autotune == "default":
         assert (
-            step._search.floor.flops == 3 * 2 * 8 * (6 * 16 + 16 * 3) - 2 * 8 * 6 * 16
+            step._search.roofline.flops == 3 * 2 * 8 * (6 * 16 + 16 * 3) - 2 * 8 * 6 * 16
         )  # no gradient of the input
-        assert "floor: its matrix products at the speed of a large one" in text
+        assert "roofline: at the speed of a large matrix product" in text
 
 
 def test_a_compiled_step_trains_as_the_eager_one():
@@ -188,7 +189,7 @@ def test_the_optimizer_is_measured_and_agrees():
     losses = [step(batch).item() for batch in batches()]
     assert losses == pytest.approx(plain(theirs, optimizers[1], batches()), rel=1e-4)
     assert set(step._choice.seconds) == {"as_is", "foreach", "fused"}
-    assert step.plan.optimizer == step._choice.kind
+    assert step.plan.optimizer == step._choice.name
     again = TrainStep(ours, CRITERION, optimizers[0])
     again.prepare(batches()[0])
     assert again.plan == step.plan  # recalled from the cache
@@ -217,12 +218,12 @@ def test_a_chosen_optimizer_stays():
     TrainStep(net, CRITERION, chosen, plan=Plan(optimizer="fused")).prepare(batches()[0])
     assert chosen.param_groups[0]["foreach"] is True
     assert not chosen.param_groups[0]["fused"]
-    assert candidates(torch.optim.AdamW(net.parameters(), foreach=True)) == ["as_is"]
-    assert candidates(torch.optim.AdamW(net.parameters(), fused=True)) == ["as_is"]
-    assert candidates(torch.optim.LBFGS(net.parameters())) == ["as_is"]
+    assert implementations(torch.optim.AdamW(net.parameters(), foreach=True)) == ["as_is"]
+    assert implementations(torch.optim.AdamW(net.parameters(), fused=True)) == ["as_is"]
+    assert implementations(torch.optim.LBFGS(net.parameters())) == ["as_is"]
     hooked = torch.optim.SGD(net.parameters())
     hooked.register_step_pre_hook(lambda *_: None)
-    assert candidates(hooked) == ["as_is"]
+    assert implementations(hooked) == ["as_is"]
 
 
 def test_a_memory_budget_is_met_or_refused(monkeypatch):
@@ -237,7 +238,7 @@ def test_a_memory_budget_is_met_or_refused(monkeypatch):
     step = TrainStep(net, CRITERION, optimizer, memory=f"{least * 1.2}MiB")
     step.prepare(batch)
     assert step.plan.budget == 0.2
-    assert step._search.best.peak <= step.memory < 0.6 * step._search.trials[0].peak
+    assert step._search.best.peak <= step.spec.memory < 0.6 * step._search.candidates[0].peak
 
 
 def test_every_rank_has_the_same_plan_and_weights(ranks):
@@ -297,10 +298,10 @@ def test_a_plan_is_json():
 
 
 BAD = [
-    (dict(precision="exakt"), "precision='exakt'", "one of 'exact', 'mixed'"),
-    (dict(autotune="slow"), "autotune='slow'", "one of 'off', 'default', 'max'"),
+    (dict(precision="exakt"), "precision='exakt'", "one of exact, mixed"),
+    (dict(autotune="slow"), "autotune='slow'", "one of off, default, max"),
     (dict(accumulate=0), "accumulate=0", "a whole number of batches, at least 1"),
-    (dict(clip=0), "clip=0", "a positive norm, or None"),
+    (dict(clip=0), "clip=0", "a largest norm of the gradients above 0"),
     (dict(plan="eager"), "a plan of type str", "a Plan"),
     (dict(memory="6 barrels"), "memory='6 barrels'", "bytes, a text such as"),
 ]
@@ -329,7 +330,7 @@ def test_bad_models_losses_and_plans():
             lambda: TrainStep(net, lambda a, b: a * 2, optimizer, plan=Plan())(batches()[0]),
             "a loss of shape",
         ),
-        (lambda: TrainStep(net, CRITERION, optimizer, plan=Plan())(batches()[0][0]), "another form than"),
+        (lambda: TrainStep(net, CRITERION, optimizer, plan=Plan())(batches()[0][0]), "a batch that is no pair (input, target)"),
         (lambda: TrainStep(_split(), CRITERION, optimizer), "parameters on cpu, meta"),
     ]
     for call, seen in cases:
@@ -350,11 +351,11 @@ def test_the_run_folder_tells_of_the_plan_and_what_became_of_it(tmp_path):
     with Run(str(tmp_path / "run")) as run:
         step = TrainStep(net, CRITERION, torch.optim.SGD(net.parameters(), 0.1), plan=CAPTURED, run=run)
         step(batches()[0])
-        with pytest.warns(RuntimeWarning, match="back to the eager step"):
+        with pytest.warns(LoopwiseWarning, match="back to the eager step"):
             step.step_back("a reason")
     (plan,), torn = read(run.path, "compile", "plans")
     assert plan["plan"]["graph"] == "captured"
-    assert [form["verdict"] for form in plan["forms"]] == ["", "chosen"]
+    assert [form["verdict"] for form in plan["forms"]] == ["not timed", "chosen"]
     assert any("not materialised" in remark for remark in plan["remarks"])
     assert read(run.path, "compile", "events") == ([{"batch": 1, "text": "stepped back: a reason"}], 0)
     assert torn == 0
@@ -365,21 +366,24 @@ def test_a_run_folder_that_cannot_be_written_is_said_once(tmp_path):
     run = Run(str(tmp_path / "run"))
     run.append = None
     step = TrainStep(net, CRITERION, torch.optim.SGD(net.parameters(), 0.1), plan=CAPTURED, run=run)
-    with pytest.warns(RuntimeWarning, match="could not be written") as said:
+    with pytest.warns(LoopwiseWarning, match="could not be written") as said:
         step(batches()[0])
-        step._events.add(1, "more")
+        step._events.add("more")
     assert len(said) == 1
 
 
 def test_the_explanation_says_what_each_piece_gained():
-    eager, passed = Trial(Plan(), times=[0.010], peak=3 * 2**20), Trial(CAPTURED, times=[0.008], peak=2**20)
-    whole = Trial(Plan(graph="inductor"), times=[0.011], peak=3 * 2**20)
-    both = Trial(Plan(graph="inductor", passes=("loss_head",)), times=[0.007], peak=2**20)
-    search = Search([eager, passed, whole, both], both)
-    remarks = Explanation.of(both.plan, search, None, Log(), [], {}).remarks
+    eager, passed = (
+        Candidate(Plan(), times=[0.010], peak=3 * 2**20),
+        Candidate(CAPTURED, times=[0.008], peak=2**20),
+    )
+    whole = Candidate(Plan(graph="inductor"), times=[0.011], peak=3 * 2**20)
+    both = Candidate(Plan(graph="inductor", passes=("loss_head",)), times=[0.007], peak=2**20)
+    result = SearchResult([eager, passed, whole, both], both)
+    remarks = Explanation.of(both.plan, result, None, Log(), [], {}).remarks
     assert remarks[:4] == [
-        "captured + loss head beside eager: -2.0 ms, -2.0 MiB",
-        "inductor beside eager: +1.0 ms, +0.0 MiB",
-        "inductor + loss head beside captured + loss head: -1.0 ms, +0.0 MiB",
-        "inductor + loss head beside inductor: -4.0 ms, -2.0 MiB",
+        "captured + loss head instead of eager: -2.0 ms, -2.0 MiB",
+        "inductor instead of eager: +1.0 ms, +0.0 MiB",
+        "inductor + loss head instead of captured + loss head: -1.0 ms, +0.0 MiB",
+        "inductor + loss head instead of inductor: -4.0 ms, -2.0 MiB",
     ]

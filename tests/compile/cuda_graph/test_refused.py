@@ -52,7 +52,7 @@ class Replacing(nn.Module):
 
 def hooked(number, step, optimizer):
     if number == 0:
-        step.model[0].register_forward_hook(lambda *_: None)
+        step.spec.model[0].register_forward_hook(lambda *_: None)
 
 
 def stepped(number, step, optimizer):
@@ -62,7 +62,7 @@ def stepped(number, step, optimizer):
 
 def graded(number, step, optimizer):
     if number == 0:
-        step.model[0].weight.register_hook(lambda grad: grad * 1.5)
+        step.spec.model[0].weight.register_hook(lambda grad: grad * 1.5)
 
 
 def unfused(number, step, optimizer):

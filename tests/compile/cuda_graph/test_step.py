@@ -15,8 +15,9 @@ from torch import nn
 
 from loopwise.compile import TrainStep
 from loopwise.compile import step as steps
-from loopwise.compile.cuda_graph import step as whole_step
+from loopwise.compile.cuda_graph import recording
 from loopwise.errors import InputError
+from loopwise.warnings import LoopwiseWarning
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS)
@@ -28,7 +29,7 @@ def test_it_trains_as_ordinary_steps_do(recorder, make, clip, accumulate):
     whole = trained(True, data, make, clip=clip, accumulate=accumulate)
     same(whole, ordinary)
     assert whole[3].plan.cuda_graph
-    assert whole[3]._whole._recorded is not None
+    assert whole[3]._cuda_graph._recording is not None
     if DEVICE == "cpu":
         assert len(recorder.tapes) == min(accumulate, 2)
 
@@ -46,7 +47,7 @@ def test_a_learning_rate_that_is_scheduled_is_followed(recorder):
 
     whole = trained(True, batches(9), "groups", change=schedule)
     same(whole, trained(False, batches(9), "groups", change=schedule))
-    assert whole[3]._whole._tries == 1
+    assert whole[3]._cuda_graph._recordings == 1
     assert all(isinstance(group["lr"], float) for group in whole[2].param_groups)
     assert not any(group["capturable"] for group in whole[2].param_groups)
 
@@ -73,20 +74,20 @@ def test_batches_of_another_shape_go_the_ordinary_way(recorder, accumulate):
 
 CHANGES = {
     "class weights": lambda step, optimizer: setattr(
-        step.loss, "weight", torch.tensor([1.0, 2.0, 4.0], device=DEVICE)
+        step.spec.loss, "weight", torch.tensor([1.0, 2.0, 4.0], device=DEVICE)
     ),
-    "label smoothing": lambda step, optimizer: setattr(step.loss, "label_smoothing", 0.25),
-    "dropout": lambda step, optimizer: setattr(step.model[3], "p", 0.5),
-    "momentum of statistics": lambda step, optimizer: setattr(step.model[1], "momentum", 0.5),
-    "evaluation mode": lambda step, optimizer: step.model[1].eval(),
+    "label smoothing": lambda step, optimizer: setattr(step.spec.loss, "label_smoothing", 0.25),
+    "dropout": lambda step, optimizer: setattr(step.spec.model[3], "p", 0.5),
+    "momentum of statistics": lambda step, optimizer: setattr(step.spec.model[1], "momentum", 0.5),
+    "evaluation mode": lambda step, optimizer: step.spec.model[1].eval(),
     "weight decay": lambda step, optimizer: optimizer.param_groups[0].update(weight_decay=0.5),
-    "frozen": lambda step, optimizer: step.model[0].requires_grad_(False),
+    "frozen": lambda step, optimizer: step.spec.model[0].requires_grad_(False),
     "state loaded": lambda step, optimizer: optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict())),
     "weights elsewhere": lambda step, optimizer: [
-        setattr(p, "data", p.data.clone()) for p in step.model.parameters()
+        setattr(p, "data", p.data.clone()) for p in step.spec.model.parameters()
     ],
     "buffer elsewhere": lambda step, optimizer: setattr(
-        step.model[1], "running_mean", torch.ones(8, device=DEVICE)
+        step.spec.model[1], "running_mean", torch.ones(8, device=DEVICE)
     ),
 }
 
@@ -101,15 +102,15 @@ def test_what_a_recording_cannot_follow_is_recorded_anew(recorder, name, accumul
     data = batches(20)
     whole = trained(True, data, change=change, accumulate=accumulate)
     same(whole, trained(False, data, change=change, accumulate=accumulate))
-    assert whole[3]._whole._tries == 2
-    assert said(whole[3])[-1].startswith("CUDA graph: recorded anew")
+    assert whole[3]._cuda_graph._recordings == 2
+    assert said(whole[3])[-1].startswith("CUDA graph: recorded again")
 
 
 @pytest.mark.parametrize(("accumulate", "when"), [(1, 9), (2, 9), (2, 8)])
 def test_gradients_of_the_users_own_are_in_the_next_update(recorder, accumulate, when):
     def change(number, step, optimizer):
         if number in (when, when + 2):
-            step.model[4].weight.square().sum().backward()
+            step.spec.model[4].weight.square().sum().backward()
 
     data = batches(20)
     whole = trained(True, data, change=change, accumulate=accumulate)
@@ -121,7 +122,7 @@ def test_gradients_of_the_users_own_are_in_the_next_update(recorder, accumulate,
 def test_gradients_that_the_user_drops_are_dropped(recorder, accumulate, when):
     def change(number, step, optimizer):
         if number == when:
-            step.model.zero_grad()
+            step.spec.model.zero_grad()
 
     data = batches(20)
     whole = trained(True, data, change=change, accumulate=accumulate)
@@ -133,14 +134,14 @@ def test_gradients_that_the_user_drops_are_dropped(recorder, accumulate, when):
 def test_gradients_of_the_users_own_are_in_the_update_before_it_is_recorded_anew(recorder, accumulate, when):
     def change(number, step, optimizer):
         if number == when:
-            step.model.zero_grad()
-            step.model[4].weight.square().sum().backward()
+            step.spec.model.zero_grad()
+            step.spec.model[4].weight.square().sum().backward()
             optimizer.param_groups[0]["weight_decay"] = 0.5
 
     data = batches(20)
     whole = trained(True, data, change=change, accumulate=accumulate)
     same(whole, trained(False, data, change=change, accumulate=accumulate))
-    assert whole[3]._whole._tries == 2
+    assert whole[3]._cuda_graph._recordings == 2
 
 
 class Learning(nn.Module):
@@ -167,7 +168,7 @@ def test_a_loss_with_state_of_its_own_is_as_it_would_have_been(recorder, accumul
         losses = torch.stack([step(batch) for batch in batches(16)])
         runs.append((losses, nn.ModuleList([model, loss]), optimizer, step))
     same(*runs)
-    assert runs[0][3]._whole._recorded is not None
+    assert runs[0][3]._cuda_graph._recording is not None
 
 
 def test_batches_of_another_structure_go_the_ordinary_way(recorder):
@@ -189,7 +190,7 @@ def test_batches_of_another_structure_go_the_ordinary_way(recorder):
             found.append(step(batch))
         runs.append((torch.stack(found), model, optimizer, step))
     same(*runs)
-    assert runs[0][3]._whole._tries == 1
+    assert runs[0][3]._cuda_graph._recordings == 1
 
 
 def test_several_ranks_make_ordinary_steps(recorder, monkeypatch):
@@ -211,11 +212,11 @@ def test_autocast_around_the_step_is_not_recorded(recorder):
 def test_weights_loaded_in_place_are_trained_on(recorder):
     def change(number, step, optimizer):
         if number == 6:
-            step.model.load_state_dict(net().state_dict())
+            step.spec.model.load_state_dict(net().state_dict())
 
     whole = trained(True, batches(9), change=change)
     same(whole, trained(False, batches(9), change=change))
-    assert whole[3]._whole._tries == 1
+    assert whole[3]._cuda_graph._recordings == 1
 
 
 def test_a_step_that_changes_all_the_time_is_left_ordinary(recorder):
@@ -247,13 +248,13 @@ def test_it_is_left_off_where_it_is_not_faster(monkeypatch, seconds):
     recorder = TapeRecorder()
     monkeypatch.setattr(steps, "recorder_for", lambda device: recorder)
     monkeypatch.setattr(
-        whole_step, "seconds", lambda forms, device: {n: [s] for n, s in zip(forms, seconds, strict=True)}
+        recording, "seconds", lambda forms, device: {n: [s] for n, s in zip(forms, seconds, strict=True)}
     )
     whole = trained(True, batches(8))
     same(whole, trained(False, batches(8)))
     text = f"{1e3 * seconds[1]:.2f} ms instead of 1000.00 ms an update"
     kept = seconds[1] == 0.5
-    assert said(whole[3])[-1] == f"CUDA graph: {'the whole step is one' if kept else 'left off'}, {text}"
+    assert said(whole[3])[-1] == f"CUDA graph: {'on' if kept else 'left off'}, {text}"
     assert whole[3].plan.cuda_graph == kept
 
 
@@ -285,8 +286,8 @@ def test_on_a_cpu_there_is_no_such_plan():
 
 def test_stepping_back_ends_it(recorder):
     *_, step = trained(True, batches(6))
-    with pytest.warns(RuntimeWarning, match="back to the eager step"):
+    with pytest.warns(LoopwiseWarning, match="back to the eager step"):
         step.step_back("asked to")
-    assert step._whole is None
+    assert step._cuda_graph is None
     assert not step.plan.cuda_graph
     step(batches(1)[0])

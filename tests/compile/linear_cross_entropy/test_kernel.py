@@ -261,14 +261,14 @@ def test_a_training_step_measures_it_and_leaves_it_off_where_it_is_slower(interp
     model, tokens = Small().to(DEVICE), torch.randint(0, 50, (2, 6), device=DEVICE)
     asked = []
 
-    def faster(step, batch, plain, other):
+    def faster(spec, batch, plain, other):
         asked.append((plain.plan.passes, other.plan.passes))
         return wins
 
-    monkeypatch.setattr(search, "_faster", faster)
+    monkeypatch.setattr(search, "_is_faster", faster)
     step = TrainStep(model, losses_of, torch.optim.SGD(model.parameters(), lr=0.1))
     step(tokens)
-    tried = {trial.plan.passes for trial in step._search.trials if trial.plan.graph == "inductor"}
+    tried = {candidate.plan.passes for candidate in step._search.candidates if candidate.plan.graph == "inductor"}
     assert tried == {(), ("loss_head", "loss_kernel") if wins else ("loss_head",)}
     assert asked == [(("loss_head",), ("loss_head", "loss_kernel"))]
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from loopwise.compile import Plan, TrainStep
-from loopwise.compile import step as steps
 from loopwise.compile.search import search
+from loopwise.compile.verify import numerics
 
 PLAN = Plan(graph="captured", passes=("loss_head",))
 
@@ -31,19 +31,18 @@ class Memory:
 
     def __init__(self, monkeypatch):
         self.most, self.asked, self._real = 4, [], search.reference
-        for module in (search, steps):
+        for module in (search, numerics):
             monkeypatch.setattr(module, "reference", self)
 
-    def __call__(self, compute, computation, model, loss, batch, noise=None):
+    def __call__(self, spec, batch, errors=None):
         self.asked.append(len(batch["x"]))
         if self.asked[-1] > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return self._real(compute, computation, model, loss, batch, noise)
+        return self._real(spec, batch, errors)
 
 
 @pytest.fixture
 def memory(monkeypatch):
-    torch._dynamo.reset()
     return Memory(monkeypatch)
 
 
@@ -67,7 +66,7 @@ def test_forms_are_tried_on_a_part_of_the_batch_and_train_on_all_of_it(memory, p
     memory.most = 16
     torch.testing.assert_close(losses[0], made(PLAN)(BATCH))
     model = Wide()
-    model.load_state_dict(step.model.state_dict())
+    model.load_state_dict(step.spec.model.state_dict())
     assert step(BATCH) == pytest.approx(loss_of(model, BATCH).item(), rel=1e-5)
 
 
@@ -77,9 +76,9 @@ def test_a_memory_budget_is_that_of_the_part(memory):
     seen = []
     choose_ = search.choose
 
-    def watched(step, batch, known, noise=None):
-        seen.append((len(batch["x"]), step.memory))
-        return choose_(step, batch, known, noise)
+    def watched(spec, batch, known, errors=None):
+        seen.append((len(batch["x"]), spec.memory))
+        return choose_(spec, batch, known, errors)
 
     search.choose = watched
     try:
@@ -87,7 +86,7 @@ def test_a_memory_budget_is_that_of_the_part(memory):
     finally:
         search.choose = choose_
     assert seen == [(16, 2**30), (8, 2**29)]
-    assert step.memory == 2**30
+    assert step.spec.memory == 2**30
 
 
 def test_where_no_form_takes_less_it_is_out_of_memory(memory):
@@ -95,7 +94,7 @@ def test_where_no_form_takes_less_it_is_out_of_memory(memory):
     with pytest.raises(torch.OutOfMemoryError):
         made(PLAN)(BATCH)
     memory.most = 8
-    with pytest.raises(torch.OutOfMemoryError, match="no other form takes less"):
+    with pytest.raises(torch.OutOfMemoryError, match="no other variant takes less"):
         made(Plan())(BATCH)
 
 
@@ -104,6 +103,6 @@ def test_what_is_compared_later_may_have_no_memory_either(memory):
     step = made(PLAN)
     step(BATCH)
     memory.most = 0
-    step._compare("after a recompilation", BATCH)
+    step._supervisor.compare("after a recompilation", BATCH)
     assert "after a recompilation: not compared, there is no memory for the eager step" in str(step.explain())
     assert step.plan == PLAN

@@ -20,9 +20,9 @@ def step_and_batch():
 def test_the_same_curve_and_nothing_trained():
     step, batch = step_and_batch()
     step(batch)
-    before, random = [p.clone() for p in step.model.parameters()], torch.get_rng_state()
+    before, random = [p.clone() for p in step.spec.model.parameters()], torch.get_rng_state()
     assert step.verify(batch, steps=50) is None
-    assert all(map(torch.equal, before, step.model.parameters()))
+    assert all(map(torch.equal, before, step.spec.model.parameters()))
     assert torch.equal(random, torch.get_rng_state())
 
 

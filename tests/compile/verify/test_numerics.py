@@ -8,12 +8,15 @@ from torch import nn
 
 from loopwise.compile import Plan, TrainStep
 from loopwise.compile.graph.passes import PASSES, Outcome
-from loopwise.compile.search import candidates as trials
-from loopwise.compile.search import search as choose
-from loopwise.compile.search.variants import eager as _eager
+from loopwise.compile.search import search
+from loopwise.compile.search.candidates import try_plan
+from loopwise.compile.spec import eager_computation
 from loopwise.compile.verify import numerics
-from loopwise.compile.verify.numerics import Reference, check, reference
+from loopwise.compile.verify import reference as references
+from loopwise.compile.verify.numerics import compare
+from loopwise.compile.verify.reference import Reference, reference
 from loopwise.compile.verify.sandbox import observe
+from loopwise.warnings import LoopwiseWarning
 
 CRITERION = nn.CrossEntropyLoss()
 
@@ -87,7 +90,7 @@ def test_a_wrong_pass_after_a_recompilation_steps_back(monkeypatch):
     step = step_of(net)
     step(batch())
     plant(monkeypatch, scaled(1.01, "gelu"))
-    with pytest.warns(RuntimeWarning, match="back to the eager step: after a recompilation: "):
+    with pytest.warns(LoopwiseWarning, match="back to the eager step: after a recompilation: "):
         for _ in range(10):
             step(batch(5))
     assert step.plan.graph == "eager"
@@ -133,37 +136,35 @@ _the_long_way.register_autograd(lambda ctx, grad: grad)
 
 def test_random_models_are_compared_with_eager_alone():
     net = nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.5), nn.Linear(16, 3))
-    found = reference(
-        _eager(net, CRITERION, "exact"), lambda m, c: _eager(m, c, "exact"), net, CRITERION, batch()
-    )
-    found.settle()
-    assert found.exact is None
-    assert found.noise
+    expected = reference(step_of(net).spec, batch())
+    expected.run_float64()
+    assert expected.float64 is None
+    assert expected.errors
 
 
 def test_float64_is_asked_only_where_eager_does_not_settle_it(monkeypatch):
     monkeypatch.setattr(
-        "loopwise.compile.verify.numerics.in_double", lambda *_: pytest.fail("it was not needed")
+        "loopwise.compile.verify.reference.float64_copies", lambda *_: pytest.fail("it was not needed")
     )
     net, data = model(), batch()
     step = step_of(net)
-    expected = reference(step._eager, step.computation, net, CRITERION, data)
+    expected = reference(step.spec, data)
     near = {name: value * (1 + 1e-6) for name, value in expected.eager.items()}
-    assert check(near, expected) is None
-    assert expected.exact is None
+    assert compare(near, expected) is None
+    assert expected.float64 is None
     monkeypatch.undo()
     far = {name: value * (1 + 1e-4) for name, value in expected.eager.items()}
-    assert check(far, expected) is not None
-    assert expected.exact is not None
+    assert compare(far, expected) is not None
+    assert expected.float64 is not None
 
 
 def test_a_missing_gradient_is_a_difference():
     net = model()
     data = batch()
-    eager = observe(_eager(net, CRITERION, "exact"), net, data)
+    eager = observe(eager_computation(net, CRITERION, "exact"), net, data)
     short = {name: value for name, value in eager.items() if name != "gradient/0.weight"}
-    assert "gradient/0.weight (only one of both steps has it)" in str(check(short, Reference(eager, None)))
-    assert check(eager, Reference(eager, None)) is None
+    assert "gradient/0.weight (only one of both steps has it)" in str(compare(short, Reference(eager, None)))
+    assert compare(eager, Reference(eager, None)) is None
 
 
 def test_a_gradient_of_rounding_noise_is_no_difference():
@@ -171,15 +172,13 @@ def test_a_gradient_of_rounding_noise_is_no_difference():
         nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 3)
     )  # the first bias has gradient 0
     data = batch()
-    expected = reference(
-        _eager(net, CRITERION, "exact"), lambda m, c: _eager(m, c, "exact"), net, CRITERION, data
-    )
-    expected.settle()
-    assert expected.exact is not None
+    expected = reference(step_of(net).spec, data)
+    expected.run_float64()
+    assert expected.float64 is not None
     noisy = {
         k: v + 1e-9 * torch.randn_like(v) if k == "gradient/0.bias" else v for k, v in expected.eager.items()
     }
-    assert check(noisy, expected) is None
+    assert compare(noisy, expected) is None
 
 
 def test_a_running_mean_of_rounding_noise_is_no_difference():
@@ -190,12 +189,12 @@ def test_a_running_mean_of_rounding_noise_is_no_difference():
     )
     data = batch()
     step = step_of(net)
-    expected = reference(step._eager, step.computation, net, CRITERION, data)
-    expected.settle()
+    expected = reference(step.spec, data)
+    expected.run_float64()
     key = "buffer/3.running_mean"
-    assert expected.exact[key].abs().max() < 1e-7
-    assert check(expected.eager | {key: expected.eager[key] + 1e-8}, expected) is None
-    assert check(expected.eager | {key: expected.eager[key] + 1e-4}, expected).tensor == key
+    assert expected.float64[key].abs().max() < 1e-7
+    assert compare(expected.eager | {key: expected.eager[key] + 1e-8}, expected) is None
+    assert compare(expected.eager | {key: expected.eager[key] + 1e-4}, expected).tensor == key
 
 
 def test_dropout_has_a_budget_from_the_step_without_it(monkeypatch):
@@ -217,23 +216,23 @@ def test_buffers_are_compared_with_those_of_one_exact_pass():
     net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 3))
     data = batch()
     step = step_of(net)
-    expected = reference(step._eager, step.computation, net, CRITERION, data)
-    expected.settle()
+    expected = reference(step.spec, data)
+    expected.run_float64()
     for name in ("buffer/1.running_mean", "buffer/1.running_var"):
-        torch.testing.assert_close(expected.exact[name].float(), expected.eager[name])
+        torch.testing.assert_close(expected.float64[name].float(), expected.eager[name])
     wrong = expected.eager | {"buffer/1.running_var": expected.eager["buffer/1.running_var"] * 1.001}
-    assert check(wrong, expected).tensor == "buffer/1.running_var"
+    assert compare(wrong, expected).tensor == "buffer/1.running_var"
 
 
 def test_a_later_run_needs_no_float64_unless_it_doubts(monkeypatch):
-    doubled, real = [], numerics.in_double
-    monkeypatch.setattr(numerics, "in_double", lambda *given: doubled.append(1) or real(*given))
+    doubled, real = [], references.float64_copies
+    monkeypatch.setattr(references, "float64_copies", lambda *given: doubled.append(1) or real(*given))
     monkeypatch.setattr(numerics, "_is_near", lambda *given: False)
-    monkeypatch.setattr(choose, "best_of", lambda trials: trials[1])
+    monkeypatch.setattr(search, "fastest", lambda candidates: candidates[1])
     monkeypatch.setattr(
-        choose,
-        "_rewritten",
-        lambda step, *given: [trials.attempt(CAPTURED, step.make, step.model, *given[:2])],
+        search,
+        "_tried",
+        lambda spec, batch, expected, eager: [try_plan(spec, CAPTURED, batch, expected)],
     )
     net, data = model(), batch()
 
@@ -289,7 +288,7 @@ def test_an_element_on_an_edge_is_no_reason_to_refuse(monkeypatch):
     before = [p.detach().clone() for p in net.parameters()]
     step = step_of(net)
     step.prepare(data)
-    assert step._search.trials[-1].refused == ""
+    assert step._search.candidates[-1].refused == ""
     assert all(torch.equal(p, kept) for p, kept in zip(net.parameters(), before, strict=True))
 
 
@@ -305,12 +304,14 @@ def test_edges_that_few_eager_steps_come_to(error, refused):
         return {"loss": 1e-7, "gradient/weight": 0.02 if seed == 8 else 1e-3}
 
     expected = Reference(eager, eager, dict.fromkeys(names, 1e-7), nudge)
-    found = check({"loss": size, "gradient/weight": size + error}, expected)
+    found = compare({"loss": size, "gradient/weight": size + error}, expected)
     assert (found is not None) == refused
     assert 8 in asked
-    assert check(eager, expected) is None
+    assert compare(eager, expected) is None
     assert (
-        check({"loss": size, "gradient/weight": size + 0.003}, Reference(eager, eager, expected.noise, nudge))
+        compare(
+            {"loss": size, "gradient/weight": size + 0.003}, Reference(eager, eager, expected.errors, nudge)
+        )
         is None
     )
 
@@ -339,7 +340,7 @@ def test_a_rank_that_compares_alone_changes_nothing(ranks):
         for n in range(4):
             batch = torch.randn(16, 6), torch.arange(16) % 3
             if n == 3 and alone and dist.get_rank() == 1:
-                step._compare("asked for", batch)
+                step._supervisor.compare("asked for", batch)
             step(batch)
         return [value.double().sum().item() for value in net.state_dict().values()]
 

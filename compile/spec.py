@@ -1,0 +1,134 @@
+"""Specification of a training step: its validated arguments, its eager computation and its update."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from loopwise.devices import native_dtype
+from loopwise.loss import pair, takes_model
+from loopwise.wrappers import innermost, unwrap
+
+from . import options
+
+Compute = Callable[[Any], torch.Tensor]
+"""Computation from a batch to its loss, of shape () or (batch,)."""
+
+
+def eager_computation(model: nn.Module, loss: Callable[..., torch.Tensor], precision: str) -> Compute:
+    """Return the computation of a batch's loss as the user would write it."""
+    device = options.device_of(model)
+    dtype = native_dtype(device) if precision == "mixed" else torch.float32
+    with_model = takes_model(loss)
+
+    def compute(batch: Any) -> torch.Tensor:
+        if with_model:
+            return loss(model, batch)
+        inputs, targets = pair(batch)
+        return loss(model(inputs), targets)
+
+    def compute_in_low_precision(batch: Any) -> torch.Tensor:
+        with torch.autocast(device.type, dtype=dtype):
+            return compute(batch)
+
+    return compute if dtype is torch.float32 else compute_in_low_precision
+
+
+@dataclass(frozen=True, eq=False)
+class StepSpec:
+    """Everything that the search and the CUDA graph know of a training step."""
+
+    model: nn.Module
+    loss: Callable[..., torch.Tensor]
+    eager: Compute
+    """The step's computation as the user would write it."""
+    device: torch.device
+    """Device of all parameters."""
+    precision: str
+    autotune: str
+    memory: int | None
+    """Bytes that forward and backward may hold beside the parameters; ``None``: no limit."""
+    optimizer: Optimizer | None
+    """torch's optimizer, without a framework's wrapper."""
+    wrapper: Any
+    """The optimizer as the user passed it."""
+    scaler: Any
+    clip: float | None
+    accumulate: int
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        loss: Callable[..., torch.Tensor],
+        optimizer: Optimizer | None,
+        scaler: Any,
+        clip: float | None,
+        accumulate: int,
+        precision: str,
+        autotune: str,
+        memory: float | str | None,
+    ) -> StepSpec:
+        """Validate the arguments of a ``TrainStep`` and return its specification.
+
+        Raises:
+            InputError: an argument cannot be used.
+        """
+        options.validate_model(model)
+        options.validate_loss(loss)
+        options.validate_optimizer(optimizer)
+        options.validate_update(scaler, clip, accumulate)
+        options.validate_choices(precision, autotune)
+        device = options.device_of(model)
+        return cls(
+            model=model,
+            loss=loss,
+            eager=eager_computation(model, loss, precision),
+            device=device,
+            precision=precision,
+            autotune=autotune,
+            memory=None if memory is None else options.bytes_of(memory, device),
+            optimizer=innermost(optimizer),
+            wrapper=optimizer,
+            scaler=scaler,
+            clip=clip,
+            accumulate=accumulate,
+        )
+
+    def copied(self) -> StepSpec:
+        """Return the specification of a step with copies of model and optimizer, for training on the side."""
+        # in one call: the optimizer's copy must hold the copied parameters
+        model, optimizer = copy.deepcopy((unwrap(self.model), self.optimizer))
+        eager = eager_computation(model, self.loss, self.precision)
+        return dataclasses.replace(self, model=model, eager=eager, optimizer=optimizer, wrapper=optimizer)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Run the backward pass of one batch's share of an update."""
+        share = loss if self.accumulate == 1 else loss / self.accumulate
+        (share if self.scaler is None else self.scaler.scale(share)).backward()
+
+    def update(self, keep_gradients: bool = False) -> None:
+        """Clip the gradients, update the parameters and zero the gradients.
+
+        Args:
+            keep_gradients: fill the gradients with zeros instead of dropping them.
+        """
+        assert self.optimizer is not None
+        if self.clip is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(self.optimizer)
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.clip)
+        if self.scaler is None:
+            self.wrapper.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.wrapper.zero_grad(set_to_none=not keep_gradients)

@@ -1,0 +1,88 @@
+"""Relative errors of tensors, measured as root mean squares."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+NEGLIGIBLE = 1e-4
+"""Gradients smaller than this share of the largest one are rounding noise (a bias before BatchNorm)."""
+
+
+def relative_errors(observed: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Return the relative error of each floating-point tensor of a step."""
+    least = least_sizes(observed)
+    return {
+        name: relative_error(value, exact[name], least.get(name, 0.0))
+        for name, value in observed.items()
+        if value.is_floating_point()
+    }
+
+
+def least_sizes(observed: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Return by gradient and running mean the least size that its errors are divided by."""
+    gradients = [name for name in observed if name.startswith("gradient/")]
+    negligible = NEGLIGIBLE * max((_size(observed[name]) for name in gradients), default=0.0)
+    sizes = dict.fromkeys(gradients, negligible)
+    for name in observed:
+        variance = name.removesuffix("mean") + "var"
+        if name.endswith("running_mean") and variance in observed:  # a mean may be 0 but for rounding
+            sizes[name] = math.sqrt(_size(observed[variance]))
+    return sizes
+
+
+def relative_error(tensor: torch.Tensor, expected: torch.Tensor, least: float) -> float:
+    """Return the size of the difference over the size of ``expected``; NaNs at the same places agree.
+
+    Args:
+        tensor: a tensor of any dtype.
+        expected: a tensor of the same shape.
+        least: size that counts if ``expected`` is smaller.
+    """
+    if not tensor.numel():
+        return 0.0
+    dtype = torch.promote_types(torch.promote_types(tensor.dtype, expected.dtype), torch.float32)
+    tensor, expected = tensor.to(dtype), expected.to(dtype)
+    difference = _root_mean_square(tensor - expected)
+    if not math.isfinite(difference):
+        same = (tensor == expected) | (tensor.isnan() & expected.isnan())
+        difference = _root_mean_square(torch.where(same, 0.0, tensor - expected))
+    size = max(_size(expected), least)
+    if difference == 0.0:
+        return 0.0
+    return difference / size if size > 0 and math.isfinite(difference) else math.inf
+
+
+def _size(tensor: torch.Tensor) -> float:
+    """Return the root mean square; 0 for an empty tensor or one that is not finite."""
+    size = _root_mean_square(tensor) if tensor.numel() else 0.0
+    return size if math.isfinite(size) else 0.0
+
+
+def _root_mean_square(tensor: torch.Tensor) -> float:
+    """Return the root mean square, summed up in float64."""
+    norm: float = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
+    return norm / math.sqrt(tensor.numel())
+
+
+@torch.no_grad()
+def update_error(
+    updated: list[torch.Tensor], expected: list[torch.Tensor], before: list[torch.Tensor]
+) -> float:
+    """Return how far updated tensors are from the expected ones, relative to the size of the update.
+
+    Args:
+        updated: tensors after the update.
+        expected: tensors after the reference's update.
+        before: tensors before the update.
+
+    Returns:
+        The relative error of all tensors together; infinite if they differ but the reference changed nothing.
+    """
+    error = change = 0.0
+    for tensor, reference, start in zip(updated, expected, before, strict=True):
+        exact = reference.double()  # tensors of bool cannot be subtracted
+        error += (exact - tensor.double()).square().sum().item()
+        change += (exact - start.double()).square().sum().item()
+    return (error / change) ** 0.5 if change else float("inf" if error else 0)

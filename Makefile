@@ -4,7 +4,7 @@ READY := .venv/ready
 DEMO := .venv/demo-ready
 INSTALL := $(BIN)/python -m pip install -q -c constraints.txt -e
 
-.PHONY: demo test test-wheel lint types dev bench peers clean
+.PHONY: demo test test-wheel lint types docs dev bench peers clean
 demo: $(DEMO)
 	$(BIN)/python -m loopwise demo $(ARGS)
 test: $(READY)
@@ -16,6 +16,8 @@ lint: $(READY)
 	$(BIN)/ruff check .
 types: $(READY)
 	.ci/types
+docs: $(READY)
+	$(BIN)/python -m docs.generators $(ARGS)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.sift_overhead $(ARGS)
 	$(BIN)/python -m benchmarks.sift_ddp $(ARGS)

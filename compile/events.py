@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
-import sys
-import weakref
 from typing import Any
 
-from loopwise.run import Run, RunHandle, as_run
+from loopwise.run import Run, as_run
 from loopwise.warnings import warn
 
 from .explain import Explanation
@@ -19,7 +16,7 @@ class Events:
     """Collects lines for ``explain()``, and writes them and the plans into a run.
 
     The records are ``compile/plans`` and ``compile/events``.  The run is released when this object is garbage
-    collected or the process exits.
+    collected, or the process exits.
 
     Args:
         run: a folder, an fsspec URL, a ``Run``, or ``None`` for no records.
@@ -30,10 +27,8 @@ class Events:
         self.texts: list[str] = []
         self.batch = 0
         """Number of batches that the step has seen; events are recorded with it."""
-        handle = as_run(run, "compile", resume)
-        self._run = None if handle is None else handle.run
-        if handle is not None:
-            weakref.finalize(self, _release, handle, getattr(sys, "last_value", None))
+        self._handle = as_run(run, "compile", resume)  # it releases the run as soon as nobody holds it
+        self._run = None if self._handle is None else self._handle.run
 
     def add(self, text: str) -> None:
         """Add a line for ``explain()``."""
@@ -56,12 +51,3 @@ class Events:
             self._run = None
             text = f"the run's record could not be written, compile writes no more of it: {error!r}"
             warn(f"loopwise.compile: {text}", stacklevel=3)
-
-
-def _release(handle: RunHandle, earlier: BaseException | None) -> None:
-    """Release the run; it has failed if an uncaught error came after the step was made."""
-    failed = getattr(sys, "last_value", None) is not earlier
-    try:
-        handle.release("failed" if failed else "finished")
-    except Exception as error:  # at the exit of the process a remote folder may be out of reach
-        logging.getLogger("loopwise.compile").warning("the end of the run could not be written: %r", error)

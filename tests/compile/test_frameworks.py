@@ -87,6 +87,24 @@ def test_the_compiling_trainer_refuses_losses_it_cannot_see(tmp_path):
         CompilingTrainer(bert(), settings, train_dataset=SENTENCES, compile={})
 
 
+@pytest.mark.parametrize(
+    ("options", "seen", "fix"),
+    [
+        ({"tune": "fast"}, "compile={'tune': 'fast'}", "pass for instance compile={'autotune': 'default'}"),
+        ({"clip": 1.0}, "compile={'clip': 1.0}", "pass for instance compile={'autotune': 'default'}"),
+        (None, "compile=None", "pass for instance compile={'autotune': 'default'}"),
+        ({"autotune": "slow"}, "compile={'autotune': 'slow'}: autotune='slow'", "in compile: pass for"),
+        ({"plan": "eager"}, "compile={'plan': 'eager'}: a plan of type str", "in compile: pass Plan"),
+        ({"memory": "6 barrels"}, "compile={'memory': '6 barrels'}: memory=", "in compile: pass for"),
+    ],
+)
+def test_options_of_the_mixin_are_validated_when_the_trainer_is_made(tmp_path, options, seen, fix):
+    with pytest.raises(InputError) as error:
+        CompilingTrainer(bert(), arguments(tmp_path), train_dataset=SENTENCES, compile=options)
+    assert str(error.value).startswith(f"seen: {seen}")
+    assert f"\nfix: {fix}" in str(error.value)
+
+
 class Manual(lightning.LightningModule):
     """The whole step by ``TrainStep``."""
 

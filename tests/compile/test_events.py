@@ -1,0 +1,67 @@
+"""Plans and events in the run folder."""
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+from loopwise.compile import Plan, TrainStep
+from loopwise.errors import InputError, StateError
+from loopwise.run import Run, read
+from loopwise.warnings import LoopwiseWarning
+
+PLAN = Plan(graph="captured", passes=("loss_head",))
+BATCH = torch.randn(8, 6), torch.arange(8) % 3
+
+
+def step_of(**options):
+    net = nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 3))
+    return TrainStep(net, nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), 0.1), plan=PLAN, **options)
+
+
+def state_of(path):
+    return Run.existing(path).info()["state"]
+
+
+def test_the_plan_and_later_events_are_recorded(tmp_path):
+    with Run(str(tmp_path / "run")) as run:
+        step = step_of(run=run)
+        step(BATCH)
+        with pytest.warns(LoopwiseWarning, match="back to the eager step: a reason"):
+            step.step_back("a reason")
+    (plan,), torn = read(run.path, "compile", "plans")
+    assert plan["plan"]["graph"] == "captured"
+    assert [variant["verdict"] for variant in plan["forms"]] == ["not timed", "chosen"]
+    assert any("not materialised" in remark for remark in plan["remarks"])
+    assert read(run.path, "compile", "events") == ([{"batch": 1, "text": "stepped back: a reason"}], 0)
+    assert torn == 0
+
+
+@pytest.mark.parametrize("kind", [str, lambda path: path], ids=["text", "path"])
+def test_a_path_opens_a_run_that_ends_with_the_step(tmp_path, kind):
+    step = step_of(run=kind(tmp_path / "run"))
+    step(BATCH)
+    assert state_of(str(tmp_path / "run")) == "running"
+    del step
+    gc.collect()
+    assert state_of(str(tmp_path / "run")) == "finished"
+    with pytest.raises(StateError, match="already holds a run"):
+        step_of(run=kind(tmp_path / "run"))
+    step_of(run=kind(tmp_path / "run"), resume=True)(BATCH)
+    assert len(read(str(tmp_path / "run"), "compile", "plans")[0]) == 2
+
+
+def test_another_type_of_run_is_refused():
+    with pytest.raises(InputError, match="run= of type int"):
+        step_of(run=3)
+
+
+def test_a_run_that_cannot_be_written_is_reported_once(tmp_path):
+    run = Run(str(tmp_path / "run"))
+    run.append = None
+    step = step_of(run=run)
+    with pytest.warns(LoopwiseWarning, match="could not be written") as warned:
+        step(BATCH)
+        step._events.add("more")
+    assert len(warned) == 1

@@ -1,0 +1,238 @@
+"""Errors of wrong arguments: each names the mistake, the valid values and the fix."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from loopwise.compile import Plan, TrainStep, fit
+from loopwise.errors import InputError
+
+CRITERION = nn.CrossEntropyLoss()
+NET = nn.Linear(6, 3)
+SGD = torch.optim.SGD(NET.parameters(), lr=0.1)
+BATCH = torch.randn(4, 6), torch.arange(4) % 3
+
+
+def text(seen, expected, cause, fix):
+    return f"seen: {seen}\nexpected: {expected}\nlikely cause: {cause}\nfix: {fix}"
+
+
+NO_LOSS = text(
+    "an optimizer (SGD) in the place of the loss",
+    "TrainStep(model, loss, optimizer)",
+    "the loss was left out, or loss and optimizer changed places",
+    "pass the loss second: TrainStep(model, nn.CrossEntropyLoss(), optimizer)",
+)
+A_LOSS = (
+    "a criterion of (output, target), or a function of (model, batch) whose first parameter is named model"
+)
+A_MODEL = (
+    "an nn.Module, or DDP's wrapper of one",
+    "the model's class, its parameters or another argument was passed in the place of the model",
+    "pass the model itself: TrainStep(model, loss, optimizer)",
+)
+MESSAGES = {
+    "an optimizer as the loss": (lambda: TrainStep(NET, SGD), NO_LOSS),
+    "loss and optimizer swapped": (lambda: TrainStep(NET, SGD, CRITERION), NO_LOSS),
+    "a tensor as the loss": (
+        lambda: TrainStep(NET, loss=torch.zeros(()), optimizer=SGD),
+        text(
+            "loss of type Tensor",
+            A_LOSS,
+            "a value was passed in place of a function, or arguments changed places",
+            "pass loss=nn.CrossEntropyLoss()",
+        ),
+    ),
+    "the loss's class": (
+        lambda: TrainStep(NET, nn.CrossEntropyLoss, SGD),
+        text(
+            "loss=CrossEntropyLoss, a class",
+            A_LOSS,
+            "the class was passed, not an instance",
+            "pass loss=nn.CrossEntropyLoss()",
+        ),
+    ),
+    "parameters as the model": (
+        lambda: TrainStep(list(NET.parameters()), CRITERION),
+        text("a model of type list", *A_MODEL),
+    ),
+    "the model's class": (lambda: TrainStep(nn.Linear, CRITERION), text("the class Linear", *A_MODEL)),
+    "the optimizer's class": (
+        lambda: TrainStep(NET, CRITERION, torch.optim.SGD),
+        text(
+            "an optimizer of type type",
+            "a torch.optim.Optimizer",
+            "an optimizer's class, a loss or a learning-rate scheduler was passed",
+            "pass for instance torch.optim.AdamW(model.parameters(), lr=1e-3)",
+        ),
+    ),
+    "a scaler of another type": (
+        lambda: TrainStep(NET, CRITERION, SGD, scaler=True),
+        text(
+            "a scaler of type bool",
+            "a torch.amp.GradScaler, or None",
+            "True, a dtype or the scaler's class was passed",
+            "pass scaler=torch.amp.GradScaler()",
+        ),
+    ),
+    "a plan as text": (
+        lambda: TrainStep(NET, CRITERION, SGD, plan="eager"),
+        text(
+            "a plan of type str",
+            "a Plan",
+            "the plan's JSON text, or a dict of its fields, was passed",
+            "pass Plan.from_json(text)",
+        ),
+    ),
+    "no clipping": (
+        lambda: TrainStep(NET, CRITERION, SGD, clip=0),
+        text(
+            "clip=0",
+            "a largest norm of the gradients above 0",
+            "zero or None for 'none', a negative number or a text",
+            "pass for instance clip=1",
+        ),
+    ),
+    "no accumulation": (
+        lambda: TrainStep(NET, CRITERION, SGD, accumulate=0),
+        text(
+            "accumulate=0",
+            "a whole number of batches, at least 1",
+            "a fraction, a negative number or a text",
+            "pass for instance accumulate=4",
+        ),
+    ),
+    "an unknown precision": (
+        lambda: TrainStep(NET, CRITERION, SGD, precision="fast"),
+        text("precision='fast'", "one of exact, mixed", "a typo", "pass for instance precision='exact'"),
+    ),
+    "an unknown autotune": (
+        lambda: TrainStep(NET, CRITERION, SGD, autotune="fast"),
+        text("autotune='fast'", "one of off, default, max", "a typo", "pass for instance autotune='off'"),
+    ),
+    "an unknown unit": (
+        lambda: TrainStep(NET, CRITERION, SGD, memory="6 barrels"),
+        text(
+            "memory='6 barrels'",
+            "bytes, a text such as '6GiB' or '800MB', or a fraction of the device's memory in (0, 1]",
+            "an unknown unit, or 0",
+            "pass for instance memory='6GiB'",
+        ),
+    ),
+    "a compiled model": (
+        lambda: TrainStep(torch.compile(NET), CRITERION, SGD),
+        text(
+            "a model that torch.compile wrapped",
+            "the model itself",
+            "the model would be compiled twice",
+            "pass the model that was given to torch.compile",
+        ),
+    ),
+    "a model on two devices": (
+        lambda: TrainStep(nn.Sequential(NET, nn.Linear(3, 3, device="meta")), CRITERION, SGD),
+        text(
+            "parameters on cpu, meta",
+            "all parameters on one device",
+            "a part of the model was not moved, or the model is split over devices",
+            "model.to(device); a split model trains by its own loop",
+        ),
+    ),
+    "no optimizer": (
+        lambda: TrainStep(NET, CRITERION)(BATCH),
+        text(
+            "a training step without an optimizer",
+            "TrainStep(model, loss, optimizer)",
+            "the step was made for a framework that updates the weights itself",
+            "pass the optimizer, or call forward(batch) and let the framework do the rest",
+        ),
+    ),
+    "a pass without a tuple": (
+        lambda: Plan(passes="loss_head"),
+        text(
+            "passes='loss_head'",
+            "a tuple of names out of loss_head, loss_kernel, attention, short_attention",
+            "one name without a tuple around it",
+            "pass passes=('loss_head',)",
+        ),
+    ),
+    "fit without a step": (
+        lambda: fit(NET, BATCH),
+        text("a step of type Linear", "a TrainStep", "the model was passed", "pass TrainStep(model, loss)"),
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MESSAGES)
+def test_the_whole_message(mistake):
+    call, expected = MESSAGES[mistake]
+    with pytest.raises(InputError) as error:
+        call()
+    assert str(error.value) == expected
+
+
+def test_the_loss_is_positional_or_a_keyword():
+    for step in (TrainStep(NET, CRITERION, SGD), TrainStep(NET, loss=CRITERION, optimizer=SGD)):
+        assert step.spec.loss is CRITERION
+
+
+@pytest.mark.parametrize(
+    ("call", "seen"),
+    [
+        (lambda: Plan(graph="triton"), "graph='triton'"),
+        (lambda: Plan(passes=("loss_tail",)), "passes='loss_tail'"),
+        (lambda: Plan(budget=30), "budget=30"),
+        (lambda: Plan.from_json('{"level": "exact"}'), "a plan with level"),
+        (lambda: TrainStep(NET, CRITERION, SGD, verify="often"), "verify='often'"),
+        (lambda: TrainStep(NET, CRITERION, SGD, accumulate=True), "accumulate=True"),
+        (lambda: TrainStep(NET, CRITERION, SGD, memory="1.2.3"), "memory='1.2.3'"),
+        (lambda: TrainStep(NET, lambda a, b: a * 2, SGD, plan=Plan())(BATCH), "a loss of shape (4, 3)"),
+        (lambda: TrainStep(NET, CRITERION, SGD, plan=Plan())(BATCH[0]), "a batch that is no pair"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_mistake_is_named(call, seen):
+    with pytest.raises(InputError, match="seen: ") as error:
+        call()
+    assert str(error.value).startswith(f"seen: {seen}")
+
+
+def test_a_frozen_model_is_refused():
+    frozen = copy.deepcopy(NET).requires_grad_(False)
+    with pytest.raises(InputError, match="seen: a loss that needs no gradient"):
+        TrainStep(frozen, CRITERION, SGD, plan=Plan(), verify=False)(BATCH)
+
+
+def test_a_plan_is_json():
+    plan = Plan(graph="inductor", budget=0.5, optimizer="fused")
+    assert Plan.from_json(plan.to_json()) == plan
+    assert json.loads(plan.to_json())["graph"] == "inductor"
+    assert str(plan) == "inductor + budget 0.5 + fused optimizer"
+
+
+def test_every_pass_has_a_name_and_a_function():
+    from loopwise.compile.graph import passes
+    from loopwise.compile.plan import PASSES
+
+    assert list(passes.PASSES) == list(PASSES)
+
+
+def test_a_sharded_model_is_refused(ranks):
+    code = """
+    from torch import nn
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from loopwise.compile import TrainStep
+    net = nn.Linear(6, 4)
+    fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+    try:
+        TrainStep(net, nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), lr=0.1))
+    except ValueError as error:
+        print(json.dumps(str(error)))
+    """
+    for said in ranks(code):
+        assert said.startswith(
+            "seen: a model sharded by fully_shard\nexpected: a model that each rank holds whole"
+        )

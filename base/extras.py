@@ -9,7 +9,7 @@ from loopwise.errors import MissingExtra
 
 
 @contextlib.contextmanager
-def required(package: str, extra: str, purpose: str) -> Iterator[None]:
+def required(package: str, extra: str, purpose: str, module: str | None = None) -> Iterator[None]:
     """Raise ``MissingExtra`` if a package that is imported inside the ``with`` block is not installed.
 
     An installed package that fails to import raises its own error, which tells of a broken installation.
@@ -18,6 +18,7 @@ def required(package: str, extra: str, purpose: str) -> Iterator[None]:
         package: name of the package on PyPI, for instance ``plotly``.
         extra: the extra of Loopwise that installs it.
         purpose: the feature that needs it, as a noun phrase: ``the page of a run``.
+        module: name of the package in ``import`` statements; default: ``package`` with underscores.
 
     Raises:
         MissingExtra: the package is not installed.
@@ -25,6 +26,6 @@ def required(package: str, extra: str, purpose: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != package.partition(".")[0].replace("-", "_"):
+        if (error.name or "").partition(".")[0] != (module or package.replace("-", "_")).partition(".")[0]:
             raise
         raise MissingExtra.of(package, extra, purpose) from None

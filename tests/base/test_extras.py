@@ -21,6 +21,15 @@ def test_a_missing_package_names_its_extra(monkeypatch):
     assert isinstance(error.value, ImportError)
 
 
+def test_a_module_may_have_another_name_than_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with (
+        pytest.raises(MissingExtra, match="'scikit-learn' is not"),
+        required("scikit-learn", "demo", "it", "sklearn"),
+    ):
+        import sklearn.datasets  # noqa: F401
+
+
 @pytest.mark.parametrize("statement", ["import a_package_of_plotly", "from sys import no_such_name"])
 def test_a_broken_package_raises_its_own_error(statement):
     with pytest.raises(ImportError) as error, required("plotly", "report", "the page of a run"):

@@ -1,8 +1,9 @@
-"""``loopwise debug``: look into runs from the terminal."""
+"""Commands ``loopwise debug ...``, which inspect runs from the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -17,15 +18,15 @@ from .read.saved_run import open_run
 from .rules import RULES, at_least
 
 LISTED = 1000
-"""Tensors listed at most: ten thousand lines take seconds, and nobody reads them."""
+"""Most tensors that are listed: ten thousand lines take seconds, and nobody reads them."""
 NAMED = 8
-"""Steps or tensors named of what only one run has."""
+"""Steps or tensors of only one run that are named."""
 WIDE = 250
-"""Characters a line where the output is no terminal, so that names stay whole."""
+"""Characters in a line if the output is no terminal, so that names stay whole."""
 
 
 class _Group(click.Group):
-    """Prints our errors without their trace."""
+    """Group of commands that prints errors of Loopwise without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -34,25 +35,35 @@ class _Group(click.Group):
             raise click.ClickException(f"\n{error}") from error
 
 
+@contextlib.contextmanager
+def _fix(text: str) -> Iterator[None]:
+    """Replace the fix of errors, which names arguments of Python functions, by one for the command line."""
+    try:
+        yield
+    except LoopwiseError as error:
+        raise type(error)(*error.args[:3], text) from None
+
+
 @click.group("debug", cls=_Group)
 def command() -> None:
-    """Look into what a run saved, also while it goes on."""
+    """Inspect what a run saved, also while its training goes on."""
 
 
 @command.command("ls")
 @click.argument("run")
-@click.option("--collection", help="Only this collection.")
-@click.option("--regex", help="Only names that it is found in.")
-@click.option("--step", type=int, help="Only what this step has.")
+@click.option("--collection", help="List only this collection.")
+@click.option("--regex", help="List only names that this regular expression is found in.")
+@click.option("--step", type=int, help="List only names saved at this step.")
 def list_tensors(run: str, collection: str | None, regex: str | None, step: int | None) -> None:
-    """State, steps and tensors of RUN."""
+    """List state, steps and tensors of RUN."""
     saved = open_run(run)
     _console().print(str(saved), soft_wrap=True)
-    rows = [
-        (each, name)
-        for each in (saved.collections() if collection is None else [collection])
-        for name in saved.names(regex, collection=each, step=step)
-    ]
+    with _fix("pass --step with a saved step, and --regex with brackets and dots escaped"):
+        rows = [
+            (name, tensor)
+            for name in (saved.collections() if collection is None else [collection])
+            for tensor in saved.names(regex, collection=name, step=step)
+        ]
     _table(("collection", "tensor"), rows[:LISTED])
     if len(rows) > LISTED:
         click.echo(f"{len(rows) - LISTED:,} more: narrow it with --collection or --regex")
@@ -61,26 +72,28 @@ def list_tensors(run: str, collection: str | None, regex: str | None, step: int 
 @command.command()
 @click.argument("run")
 @click.argument("name")
-@click.option("--step", type=int, help="Default: the last one that has it.")
-@click.option("--mode", help="Count steps in this mode.")
-@click.option("--rank", type=int, help="What this rank has.")
+@click.option("--step", type=int, help="Step to show.  Default: the last one that has NAME.")
+@click.option("--mode", help="Count steps within this mode.")
+@click.option("--rank", type=int, help="Show what this rank saved.")
 def show(run: str, name: str, step: int | None, mode: str | None, rank: int | None) -> None:
-    """Tensor or scalar NAME of RUN at one step."""
+    """Show the tensor or scalar NAME of RUN at one step."""
     saved = open_run(run)
-    if step is None:
-        steps = saved.steps(mode)
-        has = (each for each in reversed(steps) if saved.has(name, each, mode=mode, rank=rank))
-        step = next(has, steps[-1] if steps else 0)
-    rows = [
-        (key, f"{value:.6g}") for key, value in saved.statistics(name, step, mode=mode, rank=rank).items()
-    ]
-    try:
-        value = saved.value(name, step, mode=mode, rank=rank)
-    except InputError:  # statistics are all that there is
-        value = None
+    with _fix(
+        f"`loopwise debug ls {run}` lists steps and names; --step, --mode and --rank select what is shown"
+    ):
+        if step is None:
+            steps = saved.steps(mode)
+            has = (number for number in reversed(steps) if saved.has(name, number, mode=mode, rank=rank))
+            step = next(has, steps[-1] if steps else 0)
+        statistics = saved.statistics(name, step, mode=mode, rank=rank)
+        try:
+            value = saved.value(name, step, mode=mode, rank=rank)
+        except InputError:  # only statistics were saved
+            value = None
+        record = saved.record(step, mode=mode, rank=rank)
     kind = [] if value is None else [("dtype", str(value.dtype)), ("shape", str(tuple(value.shape)))]
-    record = saved.record(step, mode=mode, rank=rank)
     head = [("step", f"{record['step']} ({record['mode']} {record['mode_step']})"), *record["marks"].items()]
+    rows = [(key, f"{number:.6g}") for key, number in statistics.items()]
     _table((name, ""), [(key, str(text)) for key, text in [*head, *kind, *rows]])
     if value is not None:
         click.echo(str(value))
@@ -89,26 +102,27 @@ def show(run: str, name: str, step: int | None, mode: str | None, rank: int | No
 @command.command()
 @click.argument("run")
 @click.argument("other")
-@click.option("--rtol", default=0.0, help="Difference allowed, a fraction of the value in OTHER.")
-@click.option("--atol", default=0.0, help="Difference allowed besides.")
-@click.option("--collection", help="Only this collection.")
-@click.option("--regex", help="Only names that it is found in.")
+@click.option("--rtol", default=0.0, help="Allowed difference, as a fraction of the value in OTHER.")
+@click.option("--atol", default=0.0, help="Allowed absolute difference besides.")
+@click.option("--collection", help="Compare only this collection.")
+@click.option("--regex", help="Compare only names that this regular expression is found in.")
 def diff(run: str, other: str, rtol: float, atol: float, collection: str | None, regex: str | None) -> None:
-    """First step, and there the first tensor, where RUN and OTHER part.  Exit status 1 if they do."""
+    """Show the first step, and the first tensor in it, at which RUN and OTHER differ.  Exit status 1 if they do."""
     first, second = open_run(run), open_run(other)
-    found = compare(first, second, rtol=rtol, atol=atol, collection=collection, regex=regex)
-    apart = only(first, second, collection=collection, regex=regex)
+    with _fix("`loopwise debug verify` lists damaged steps; --collection and --regex leave tensors out"):
+        difference = compare(first, second, rtol=rtol, atol=atol, collection=collection, regex=regex)
+    rest = only(first, second, collection=collection, regex=regex)
     for which, saved in enumerate((first, second)):
-        for what, several in (("steps", apart.steps[which]), ("tensors", apart.names[which])):
+        for what, several in (("steps", rest.steps[which]), ("tensors", rest.names[which])):
             if several:
                 texts = ", ".join(map(str, several[:NAMED])) + (", ..." if len(several) > NAMED else "")
                 click.echo(f"only in {saved.path}: {len(several)} {what}: {texts}")
-    if found is None:
-        click.echo("no difference in what both have")
+    if difference is None:
+        click.echo("no difference in what both runs have")
         return
     click.echo(
-        f"they part at step {found.step} in {found.name}: largest difference {found.largest:.6g}, "
-        f"root mean square {found.rms:.6g}"
+        f"first difference at step {difference.step} in {difference.name}: "
+        f"largest difference {difference.largest:.6g}, root mean square {difference.rms:.6g}"
     )
     raise SystemExit(1)
 
@@ -116,7 +130,7 @@ def diff(run: str, other: str, rtol: float, atol: float, collection: str | None,
 @command.command("export")
 @click.argument("run")
 @click.argument("out")
-@click.option("--to", type=click.Choice(list(WRITERS)), required=True, help="The format.")
+@click.option("--to", type=click.Choice(list(WRITERS)), required=True, help="Format of the files.")
 def write(run: str, out: str, to: str) -> None:
     """Write RUN into the folder OUT for other tools."""
     click.echo(f"{export(open_run(run), out, to):,} values written to {out}")
@@ -125,35 +139,33 @@ def write(run: str, out: str, to: str) -> None:
 @command.command()
 @click.argument("run")
 def verify(run: str) -> None:
-    """Read all of RUN and compare checksums.  Exit status 1 if something is damaged."""
+    """Read all of RUN and compare its checksums.  Exit status 1 if something is damaged."""
     saved = open_run(run)
-    found = saved.verify()
-    _table(("step", "rank", "what"), [(str(fault.step), str(fault.rank), fault.what) for fault in found])
-    click.echo(f"{len(saved.steps())} steps, {len(found)} damaged blocks, {saved.torn} lost records")
-    if found:
+    faults = saved.verify()
+    _table(("step", "rank", "what"), [(str(fault.step), str(fault.rank), fault.what) for fault in faults])
+    click.echo(f"{len(saved.steps())} steps, {len(faults)} damaged blocks, {saved.torn} lost records")
+    if faults:
         raise SystemExit(1)
 
 
 @command.command()
 @click.argument("run")
-@click.option("--rule", "rules", multiple=True, help="Only this rule; may be given several times.")
+@click.option("--rule", "rules", multiple=True, help="Apply only this rule; may be repeated.")
 def findings(run: str, rules: tuple[str, ...]) -> None:
-    """What rules find in RUN, and what was found in it while it ran.  Exit status 1 if something critical."""
+    """Apply rules to RUN, and list their findings and others of its training.  Exit status 1 if one is critical."""
     saved = open_run(run)
-    found = saved.judge(rules or True)
+    listed = saved.judge(rules or True)
     if not rules:
-        beside = [
-            each
-            for each in saved.findings()
-            if each.rule not in RULES or RULES[each.rule].source != "saved step"
+        recorded = [
+            f for f in saved.findings() if f.rule not in RULES or RULES[f.rule].source != "saved step"
         ]
-        found = sorted([*found, *beside], key=lambda each: each.step)
+        listed = sorted([*listed, *recorded], key=lambda finding: finding.step)
     _table(
         ("step", "severity", "rule", "what", "advice"),
-        [(str(each.step), each.severity, each.rule, each.what, each.advice) for each in found],
+        [(str(each.step), each.severity, each.rule, each.what, each.advice) for each in listed],
     )
-    critical = at_least(found, "critical")
-    click.echo(f"{len(found)} findings, {len(critical)} critical")
+    critical = at_least(listed, "critical")
+    click.echo(f"{len(listed)} findings, {len(critical)} critical")
     if critical:
         raise SystemExit(1)
 

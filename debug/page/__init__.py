@@ -1,81 +1,69 @@
-"""What the page of a run shows of what a ``Watch`` saved; ``loopwise.report.sections`` says of what form."""
+"""Sections of the page of a run about what a ``Watch`` saved; ``loopwise.report.sections`` specifies their form."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+from loopwise.sections import Block, section, table, text
+
 from ..read.query import span
 from ..read.saved_run import SavedRun, open_run
 from ..rules import SEVERITIES, Finding
-from .comparison import comparison
-from .layers import distributions, heat_maps
-from .scalars import scalars
-from .steps import Reader
+from . import comparison, distributions, layers, scalars
 
 SHOWN = 100
-"""Findings with their plots; further ones are words alone."""
+"""Findings that are shown with their plots; further ones are text alone."""
 LATEST = 50
-"""Events."""
+"""Events that are shown."""
 
 
 def sections(path: str, other: str | None = None) -> list[dict[str, Any]]:
-    """Findings, losses and metrics, layers, distributions, what was saved, and where two runs part.
+    """Return findings, losses and metrics, layers, distributions, what was saved, and a comparison of two runs.
 
     Args:
-        path: of a run.
-        other: of a run to compare it with.
+        path: folder or fsspec URL of a run.
+        other: folder or URL of a run to compare it with.
     """
-    saved, reader = open_run(path), Reader(path)
-    beside = None if other is None else (open_run(other), Reader(other))
-    found = findings(saved)
-    named = [name for each in found for name in each.tensors]
-    shown = [
-        _section("comparison", "Two runs", 15, comparison(saved, reader, beside)),
-        _section("findings", "Findings", 20, _findings(saved, reader, found)),
-        _section("metrics", "Loss and metrics", 30, scalars(saved, reader, beside)),
-        *(
-            _section(key, title, order, blocks)
-            for key, title, order, blocks in (
-                ("layers", "Layers", 40, heat_maps(reader)),
-                ("distributions", "Distributions", 41, distributions(reader, named)),
-            )
-        ),
-        _section("saved", "What was saved", 90, _saved(saved)),
+    saved, beside = open_run(path), None if other is None else open_run(other)
+    findings = worst_first(saved)
+    named = [name for finding in findings for name in finding.tensors]
+    return [
+        *section("comparison", "Two runs", 15, comparison.blocks(saved, beside)),
+        *section("findings", "Findings", 20, _findings(saved, findings)),
+        *section("metrics", "Loss and metrics", 30, scalars.blocks(saved, beside)),
+        *section("layers", "Layers", 40, layers.blocks(saved)),
+        *section("distributions", "Distributions", 41, distributions.blocks(saved, named)),
+        *section("saved", "What was saved", 90, _saved(saved)),
     ]
-    return [each for each in shown if each["blocks"]]
 
 
-def _section(key: str, title: str, order: float, blocks: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"id": key, "title": title, "order": order, "blocks": blocks}
+def worst_first(saved: SavedRun) -> list[Finding]:
+    """Return the findings recorded during training, the most severe first."""
+    return sorted(saved.findings(), key=lambda finding: (-SEVERITIES.index(finding.severity), finding.step))
 
 
-def findings(saved: SavedRun) -> list[Finding]:
-    """What the run's own rules found while it went on, the worst first."""
-    return sorted(saved.findings(), key=lambda each: (-SEVERITIES.index(each.severity), each.step))
-
-
-def _findings(saved: SavedRun, reader: Reader, found: list[Finding]) -> list[dict[str, Any]]:
-    notes = [_text(text) for text in _lacking(saved, reader)]
-    if not saved.steps() and not found:
+def _findings(saved: SavedRun, findings: list[Finding]) -> list[Block]:
+    notes = [text(sentence) for sentence in _missing(saved)]
+    if not saved.steps() and not findings:
         return notes
-    if not found:
-        again = f"`loopwise debug findings {saved.path}` looks again with all rules."
-        return [*notes, _text(f"No findings were recorded; {again}")]
-    if len(found) > SHOWN:
-        notes.append(_text(f"{len(found):,} findings, the worst {SHOWN} of them with their plots."))
-    return notes + [_finding(each, number < SHOWN) for number, each in enumerate(found)]
+    if not findings:
+        again = f"`loopwise debug findings {saved.path}` applies all rules again."
+        return [*notes, text(f"No findings were recorded; {again}")]
+    if len(findings) > SHOWN:
+        notes.append(text(f"{len(findings):,} findings, the worst {SHOWN} of them with their plots."))
+    return notes + [_finding(finding, number < SHOWN) for number, finding in enumerate(findings)]
 
 
-def _lacking(saved: SavedRun, reader: Reader) -> Iterator[str]:
-    """What of the run is not there."""
+def _missing(saved: SavedRun) -> Iterator[str]:
+    """Yield sentences about parts of the run that are missing."""
     if saved.torn:
         yield f"{saved.torn:,} records were cut by the end of a process, or damaged; they are left out."
-    ranks, last = saved.ranks, reader.last_steps()
+    ranks, last = saved.ranks, saved.last_steps()
     if ranks in ([], [0]):  # the main process saves for all
         return
     world = range(max(int(saved.info.get("world", 1)), ranks[-1] + 1))
-    place = {step: number for number, step in enumerate(sorted(reader.index.blocks))}
+    place = {step: number for number, step in enumerate(saved.steps())}
     late = 0 if saved.ended else 1  # saved steps: ranks write beside the training, not all at once
     if len(place) <= late:
         return
@@ -87,7 +75,7 @@ def _lacking(saved: SavedRun, reader: Reader) -> Iterator[str]:
         yield f"Some ranks end before step {end:,}: {', '.join(behind)}."
 
 
-def _finding(finding: Finding, drawn: bool = True) -> dict[str, Any]:
+def _finding(finding: Finding, drawn: bool = True) -> Block:
     keys = ("severity", "rule", "step", "what", "advice", "line")
     return {
         "kind": "finding",
@@ -96,7 +84,7 @@ def _finding(finding: Finding, drawn: bool = True) -> dict[str, Any]:
     }
 
 
-def _evidence(finding: Finding) -> dict[str, Any] | None:
+def _evidence(finding: Finding) -> Block | None:
     series = {name: points for name, points in finding.evidence.items() if points}
     if not series:
         return None
@@ -125,12 +113,12 @@ def _evidence(finding: Finding) -> dict[str, Any] | None:
 
 
 def _line(step: int, color: str) -> dict[str, Any]:
-    """A line at a step."""
+    """Return a vertical line at a step."""
     ends = {"x0": step, "x1": step, "y0": 0, "y1": 1, "yref": "paper"}
     return {"type": "line", **ends, "line": {"color": color}}
 
 
-def _saved(saved: SavedRun) -> list[dict[str, Any]]:
+def _saved(saved: SavedRun) -> list[Block]:
     steps, events = saved.steps(), saved.events
     if not steps and not events and not saved.torn:
         return []
@@ -142,17 +130,9 @@ def _saved(saved: SavedRun) -> list[dict[str, Any]]:
     ]
     rows.append(["ranks that saved", f"{', '.join(map(str, saved.ranks)) or 'none'} of {world}"])
     rows.append(["lost records", f"{saved.torn:,}"])
-    blocks = [_table("Steps and tensors", ["", ""], rows)]
+    blocks = [table("Steps and tensors", ["", ""], rows)]
     if events:
-        latest = [[each.get("step"), each["rank"], str(each["event"])] for each in events[-LATEST:]]
+        latest = [[event.get("step"), event["rank"], str(event["event"])] for event in events[-LATEST:]]
         title = "Events" if len(events) <= LATEST else f"The last {LATEST} of {len(events)} events"
-        blocks.append(_table(title, ["step", "rank", "event"], latest))
+        blocks.append(table(title, ["step", "rank", "event"], latest))
     return blocks
-
-
-def _text(text: str) -> dict[str, Any]:
-    return {"kind": "text", "text": text}
-
-
-def _table(title: str, columns: list[str], rows: list[list[Any]]) -> dict[str, Any]:
-    return {"kind": "table", "title": title, "columns": columns, "rows": rows}

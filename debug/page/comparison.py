@@ -1,111 +1,70 @@
-"""Where two runs part."""
+"""Section of the page that compares two runs."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 from loopwise.errors import StateError
+from loopwise.sections import Block, table, text
 
-from ..read.compare import Parting, compare, only
+from ..read.compare import Difference, Place, compare, differing_blocks, only
 from ..read.saved_run import SavedRun
-from ..store.index import Block
-from .steps import Reader
 
-LOOKED_AT = 10
-"""Blocks whose bytes differ that are compared tensor by tensor, until a tensor differs; it takes half a second each."""
+COMPARED = 10
+"""Blocks with different bytes that are compared tensor by tensor, until a tensor differs; each takes half a second."""
 NAMED = 8
-"""Steps or tensors named of what only one run has."""
+"""Steps or tensors of only one run that are named."""
 
 
-class _Place(NamedTuple):
-    """Where bytes differ."""
-
-    step: int
-    rank: int | None
-    """``None``: all together, for the runs have not the same ranks."""
-
-
-def comparison(
-    saved: SavedRun, reader: Reader, beside: tuple[SavedRun, Reader] | None = None
-) -> list[dict[str, Any]]:
-    """The first step and tensor where two runs part, and what only one of them has.
-
-    Args:
-        saved: a run.
-        reader: of it.
-        beside: the other run, and its reader.
-    """
-    if beside is None or not (saved.steps() and beside[0].steps()):
+def blocks(saved: SavedRun, other: SavedRun | None = None) -> list[Block]:
+    """Return blocks about the first step and tensor at which two runs differ, and about what only one of them has."""
+    if other is None or not (saved.steps() and other.steps()):
         return []
-    other = beside[0]
-    apart = only(saved, other)
+    rest = only(saved, other)
     rows = []
-    for which, each in enumerate((saved, other)):
-        for what, several in (("steps", apart.steps[which]), ("tensors", apart.names[which])):
+    for which, run in enumerate((saved, other)):
+        for what, several in (("steps", rest.steps[which]), ("tensors", rest.names[which])):
             if several:
                 named = ", ".join(map(str, several[:NAMED])) + (", ..." if len(several) > NAMED else "")
-                rows.append([each.path, len(several), what, named])
-    blocks: list[dict[str, Any]] = [{"kind": "text", "text": _said(saved, reader, other, beside[1])}]
+                rows.append([run.path, len(several), what, named])
+    shown = [text(_sentences(saved, other))]
     if rows:
-        columns = ["only in", "how many", "of what", "which"]
-        blocks.append({"kind": "table", "title": "What only one has", "columns": columns, "rows": rows})
-    return blocks
-
-
-def _said(saved: SavedRun, reader: Reader, other: SavedRun, others: Reader) -> str:
-    """Where they part, in words."""
-    places, common = _differing(reader, others)
-    found, place, lost = _parting(saved, other, places[:LOOKED_AT])
-    if found is not None:
-        of = "" if place.rank is None or len(reader.index.ranks) == 1 else f" of rank {place.rank}"
-        text = (
-            f"They part at step {found.step:,} in {found.name}{of}: largest difference {found.largest:.4g}, "
-            f"root mean square {found.rms:.4g}."
+        shown.append(
+            table("Steps and tensors of only one run", ["only in", "how many", "of what", "names"], rows)
         )
-    elif looked := len(places[:LOOKED_AT]) - len(lost):
-        text = f"What both have is equal in the first {looked} saved steps of a rank whose bytes differ."
+    return shown
+
+
+def _sentences(saved: SavedRun, other: SavedRun) -> str:
+    places, common = differing_blocks(saved, other)
+    difference, place, lost = _first_difference(saved, other, places[:COMPARED])
+    if difference is not None:
+        of = "" if place.rank is None or len(saved.ranks) == 1 else f" of rank {place.rank}"
+        sentences = (
+            f"The two runs differ first at step {difference.step:,} in {difference.name}{of}: "
+            f"largest difference {difference.largest:.4g}, root mean square {difference.rms:.4g}."
+        )
+    elif compared := len(places[:COMPARED]) - len(lost):
+        sentences = f"All tensors of both runs are equal in the first {compared} saved steps of a rank whose bytes differ."
     elif lost:
-        text = "It cannot be said where they part."
+        sentences = "The first difference cannot be determined."
     else:
-        text = f"They nowhere part in the {common:,} saved steps that both have."
+        sentences = f"The two runs are equal in the {common:,} saved steps that both have."
     if lost:
         steps = ", ".join(f"{each.step:,}" for each in lost)
-        text += f" Bytes of step {steps} are lost: `loopwise debug verify` names them."
-    return text
+        sentences += f" Bytes of step {steps} are lost: `loopwise debug verify` lists them."
+    return sentences
 
 
-def _parting(
-    saved: SavedRun, other: SavedRun, places: list[_Place]
-) -> tuple[Parting | None, _Place, list[_Place]]:
-    """The first that differs of some places, where it is, and the places before whose bytes are lost."""
-    lost: list[_Place] = []
+def _first_difference(
+    saved: SavedRun, other: SavedRun, places: list[Place]
+) -> tuple[Difference | None, Place, list[Place]]:
+    """Return the first difference at some places, its place, and the places before it whose bytes are lost."""
+    lost: list[Place] = []
     for place in places:
         try:
-            found = compare(saved, other, step=place.step, rank=place.rank)
+            difference = compare(saved, other, step=place.step, rank=place.rank)
         except StateError:
             lost.append(place)
             continue
-        if found is not None:
-            return found, place, lost
-    return None, _Place(0, None), lost
-
-
-def _differing(first: Reader, second: Reader) -> tuple[list[_Place], int]:
-    """Where blocks of common steps are not the same bytes in the same layout, and the number of these steps."""
-    common = sorted(set(first.index.blocks) & set(second.index.blocks))
-    same: dict[tuple[int, int], bool] = {}
-    places = []
-    for step in common:
-        one, two = first.index.blocks[step], second.index.blocks[step]
-        if one.keys() == two.keys():
-            places += [_Place(step, rank) for rank in sorted(one) if not _same(one[rank], two[rank], same)]
-        else:
-            places.append(_Place(step, None))
-    return places, len(common)
-
-
-def _same(one: Block, two: Block, known: dict[tuple[int, int], bool]) -> bool:
-    key = (id(one.layout), id(two.layout))
-    if key not in known:
-        known[key] = one.layout.groups == two.layout.groups
-    return known[key] and (one.length, one.crc32) == (two.length, two.crc32)
+        if difference is not None:
+            return difference, place, lost
+    return None, Place(0, None), lost

@@ -9,20 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopwise.errors import InputError
+from loopwise.sections import Block, choice, plot
 
 from ..read.saved_run import SavedRun
+from ..read.tables import Steps
 from ..statistics.thin import thinned
 from ..store.columns import Floats
-from .steps import Reader, Steps
 
 SMOOTHED = 200
-"""Points from which on a line is drawn smoothed, and faint as it is."""
+"""Points from which on a smoothed line is drawn over a faint line of the values."""
 SEPARATE = 6
-"""Metrics that have a plot each; of more, one is chosen."""
+"""Most metrics that have a plot each; with more, the reader chooses one."""
 
 
 def smoothed(values: Floats) -> Floats:
-    """Mean over a fiftieth of the line around each point, of what is finite."""
+    """Return the mean of the finite values around each point, over a fiftieth of the line."""
     width = max(3, len(values) // 50) | 1
     finite = np.isfinite(values)
     kernel = np.ones(width)
@@ -31,75 +32,62 @@ def smoothed(values: Floats) -> Floats:
     return np.asarray(total / np.where(count > 0, count, np.nan))
 
 
-def scalars(
-    saved: SavedRun, reader: Reader, beside: tuple[SavedRun, Reader] | None = None
-) -> list[dict[str, Any]]:
-    """A plot of the losses, and one of each metric; ``beside`` is another run and its reader."""
-    found = [_plot("Losses", saved.names(collection="losses"), saved, reader, beside)]
-    metrics = [_plot(name, [name], saved, reader, beside) for name in saved.names(collection="metrics")]
-    shown = [plot for plot in metrics if plot]
-    if len(shown) > SEPARATE:
-        found.append({"kind": "choice", "title": "Metrics", "label": "Metric", "plots": shown})
-    else:
-        found += shown
-    return [block for block in found if block]
+def blocks(saved: SavedRun, other: SavedRun | None = None) -> list[Block]:
+    """Return a plot of the losses and one of each metric, with the lines of a second run beside them."""
+    shown = [_plot("Losses", saved.names(collection="losses"), saved, other)]
+    metrics = [_plot(name, [name], saved, other) for name in saved.names(collection="metrics")]
+    plots = [block for block in metrics if block]
+    shown += [choice("Metrics", "Metric", plots)] if len(plots) > SEPARATE else plots
+    return [block for block in shown if block]
 
 
-def _plot(
-    title: str, names: list[str], saved: SavedRun, reader: Reader, beside: tuple[SavedRun, Reader] | None
-) -> dict[str, Any] | None:
-    lines = list(_lines(names, saved, reader, ""))
-    if beside is not None:
-        other, others = beside
+def _plot(title: str, names: list[str], saved: SavedRun, other: SavedRun | None) -> Block | None:
+    lines = list(_lines(names, saved, ""))
+    if other is not None:
         known = set(other.names())
         of = f" of {other.path.rstrip('/').rsplit('/', 1)[-1]}"
-        lines += _lines([name for name in names if name in known], other, others, of)
+        lines += _lines([name for name in names if name in known], other, of)
     if not lines:
         return None
     data: list[dict[str, Any]] = []
     for number, (label, steps, values) in enumerate(lines):
         data += _traces(label, steps, values, number)
-    every = np.concatenate([values[np.isfinite(values)] for _, _, values in lines])
-    wide = every.size > 0 and every.min() > 0 and every.max() > 100 * every.min()
+    finite = np.concatenate([values[np.isfinite(values)] for _, _, values in lines])
+    wide = finite.size > 0 and finite.min() > 0 and finite.max() > 100 * finite.min()
     layout = {
         "showlegend": len(lines) > 1,
         "xaxis": {"title": {"text": "step"}},
         "yaxis": {"type": "log" if wide else "linear"},
     }
-    describe = "; ".join(_said(*line) for line in lines[:4]) + (
-        f"; and {len(lines) - 4} more" if len(lines) > 4 else ""
-    )
-    return {"kind": "plot", "title": title, "describe": describe, "data": data, "layout": layout}
+    describe = "; ".join(_described(*line) for line in lines[:4])
+    return plot(title, describe + (f"; and {len(lines) - 4} more" if len(lines) > 4 else ""), data, layout)
 
 
-def _lines(names: list[str], saved: SavedRun, reader: Reader, of: str) -> Iterator[tuple[str, Steps, Floats]]:
-    """Label, steps over all modes and values of each number in each mode; tensors are no lines."""
-    modes = {mode: np.array(reader.steps(mode), np.int64) for mode in reader.index.modes}
+def _lines(names: list[str], saved: SavedRun, of: str) -> Iterator[tuple[str, Steps, Floats]]:
+    """Yield label, steps over all modes and values of each scalar in each mode."""
     for name in names:
         try:
-            steps, values = saved.series(name)
+            by_mode = saved.series_by_mode(name)
         except InputError:  # a tensor, or statistics of one
             continue
-        for mode, of_mode in modes.items():
-            here = np.isin(steps, of_mode)
-            if here.any():
-                yield f"{name}, {mode}{of}", steps[here], values[here]
+        for mode, (steps, values) in by_mode.items():
+            yield f"{name}, {mode}{of}", steps, values
 
 
 def _traces(label: str, steps: Steps, values: NDArray[np.float64], number: int) -> list[dict[str, Any]]:
     common = {"type": "scatter", "meta": {"color": number}, "legendgroup": label, "name": label}
     few = len(steps) < 30
-    at, shown = thinned(steps, values)
-    line = {**common, "x": at, "y": shown, "mode": "lines+markers" if few else "lines", "marker": {"size": 4}}
+    x, y = thinned(steps, values)
+    line = {**common, "x": x, "y": y, "mode": "lines+markers" if few else "lines", "marker": {"size": 4}}
     if len(steps) < SMOOTHED:
         return [line]
-    at, mean = thinned(steps, smoothed(values))
+    x, mean = thinned(steps, smoothed(values))
     faint = {**line, "opacity": 0.35, "line": {"width": 1}, "showlegend": False, "name": f"{label}, as it is"}
-    return [faint, {**common, "x": at, "y": mean, "mode": "lines", "line": {"width": 2}}]
+    return [faint, {**common, "x": x, "y": mean, "mode": "lines", "line": {"width": 2}}]
 
 
-def _said(label: str, steps: Steps, values: Floats) -> str:
-    """A line in words."""
+def _described(label: str, steps: Steps, values: Floats) -> str:
+    """Return a line in words."""
     bad = np.flatnonzero(~np.isfinite(values))
     finite = values[np.isfinite(values)]
     text = f"{label}: {len(steps):,} steps"

@@ -1,1 +1,1 @@
-"""Reading of saved runs."""
+"""Readers of saved runs."""

@@ -1,15 +1,18 @@
-"""Two runs side by side: the first step, and there the first tensor, where they part."""
+"""Comparison of two runs: the first step, and the first tensor in it, at which they differ."""
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from loopwise.errors import InputError
 
+from ..store.index import Block
+from ..store.layout import Layout
 from .saved_run import SavedRun
 
 T = TypeVar("T")
@@ -19,24 +22,32 @@ PIECE = 2**22
 
 @dataclass(frozen=True, slots=True)
 class Only:
-    """What one of two runs has and the other has not, each as (of the first, of the second)."""
+    """Steps and names that only one of two runs has, each as a pair: of the first run, of the second."""
 
     steps: tuple[list[int], list[int]]
     names: tuple[list[str], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Parting:
-    """Where two runs part."""
+class Difference:
+    """First difference between two runs."""
 
     step: int
-    """Over all modes."""
+    """Step counted over all modes."""
     name: str
     largest: float
-    """Largest absolute difference; infinite where shapes differ, or one is NaN or infinite and the other not."""
+    """Largest absolute difference; infinite if shapes differ, or if only one value is NaN or infinite."""
     rms: float
     """Root mean square of the differences."""
     only: Only
+
+
+class Place(NamedTuple):
+    """Place where the saved bytes of two runs differ."""
+
+    step: int
+    rank: int | None
+    """``None``: the step as a whole, as the two runs saved it from different ranks."""
 
 
 def compare(
@@ -49,36 +60,37 @@ def compare(
     regex: str | None = None,
     step: int | None = None,
     rank: int | None = None,
-) -> Parting | None:
-    """Go through the steps that both have until a tensor differs.
+) -> Difference | None:
+    """Compare the steps that both runs have until a tensor differs.
 
-    Tensors are taken in order of appearance, which is that of computation for inputs and outputs, and
-    are compared as they were saved; as statistics where one of the two has only those.  NaN equals NaN.
+    Tensors are compared in order of appearance, which is that of computation for inputs and outputs, and as they
+    were saved; by their statistics if one of the two has only those.  NaN equals NaN.
 
     Args:
-        saved: the first.
-        other: the second.
-        rtol: fraction of the second's value that a difference may have.
-        atol: difference allowed besides.
-        collection: compare this collection only.
-        regex: compare names that it is found in only.
-        step: compare this one only, which both have.
-        rank: compare what it saved only; default: what all ranks saved, put together.
+        saved: the first run.
+        other: the second run.
+        rtol: allowed difference as a fraction of the second run's value.
+        atol: allowed absolute difference besides.
+        collection: compare only this collection.
+        regex: compare only names that it is found in.
+        step: compare only this step, which both have.
+        rank: compare only what this rank saved; default: what all ranks saved, shards joined.
 
     Returns:
-        ``None`` where they nowhere part in what both have; ``only`` says what just one has.
+        The first difference; ``None`` if there is none in what both runs have.  ``only`` lists the rest.
 
     Raises:
-        InputError: a regular expression that is none.
-        StateError: bytes that are lost.
+        InputError: ``regex`` is no regular expression.
+        StateError: bytes are lost.
     """
-    for each in _common(saved, other) if step is None else [step]:
-        there = set(_names(other, regex, collection, each, rank))
-        for name in _names(saved, regex, collection, each, rank):
-            if name in there:
-                found = _difference(*_pair(saved, other, name, each, rank), rtol, atol)
-                if found is not None:
-                    return Parting(each, name, *found, only(saved, other, collection=collection, regex=regex))
+    for number in _common(saved, other) if step is None else [step]:
+        names = set(_names(other, regex, collection, number, rank))
+        for name in _names(saved, regex, collection, number, rank):
+            if name in names:
+                largest_rms = _difference(*_pair(saved, other, name, number, rank), rtol, atol)
+                if largest_rms is not None:
+                    rest = only(saved, other, collection=collection, regex=regex)
+                    return Difference(number, name, *largest_rms, rest)
     return None
 
 
@@ -90,37 +102,59 @@ def _common(saved: SavedRun, other: SavedRun) -> list[int]:
 def _names(
     saved: SavedRun, regex: str | None, collection: str | None, step: int, rank: int | None
 ) -> list[str]:
-    found = saved.names(regex, collection=collection, step=step)
-    return found if rank is None else [name for name in found if saved.has(name, step, rank=rank)]
+    names = saved.names(regex, collection=collection, step=step)
+    return names if rank is None else [name for name in names if saved.has(name, step, rank=rank)]
 
 
 def only(
     saved: SavedRun, other: SavedRun, *, collection: str | None = None, regex: str | None = None
 ) -> Only:
-    """Steps and names that just one of two runs has."""
+    """Return the steps and names that only one of two runs has."""
     names = saved.names(regex, collection=collection), other.names(regex, collection=collection)
-    return Only(_apart(saved.steps(), other.steps()), _apart(*names))
+    return Only(_exclusive(saved.steps(), other.steps()), _exclusive(*names))
 
 
-def _apart(first: list[T], second: list[T]) -> tuple[list[T], list[T]]:
+def _exclusive(first: list[T], second: list[T]) -> tuple[list[T], list[T]]:
     both = set(first) & set(second)
     return [x for x in first if x not in both], [x for x in second if x not in both]
+
+
+def differing_blocks(saved: SavedRun, other: SavedRun) -> tuple[list[Place], int]:
+    """Return where the blocks of common steps differ in layout, length or CRC-32, and the number of common steps."""
+    equal_layouts = functools.cache(_equal_layouts)
+
+    def equal(first: Block, second: Block) -> bool:
+        same_bytes = (first.length, first.crc32) == (second.length, second.crc32)
+        return same_bytes and equal_layouts(first.layout, second.layout)
+
+    common, places = _common(saved, other), []
+    for step in common:
+        ours, theirs = saved.blocks(step), other.blocks(step)
+        if ours.keys() == theirs.keys():
+            places += [Place(step, rank) for rank in ours if not equal(ours[rank], theirs[rank])]
+        else:
+            places.append(Place(step, None))
+    return places, len(common)
+
+
+def _equal_layouts(first: Layout, second: Layout) -> bool:
+    return first.groups == second.groups
 
 
 def _pair(
     saved: SavedRun, other: SavedRun, name: str, step: int, rank: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What of a tensor can be compared: both values, or statistics that one of them has only."""
-    first, second = (_saved(each, name, step, rank) for each in (saved, other))
+    """Return both values of a tensor, or the statistics that both runs can give if one has only statistics."""
+    first, second = (_read(run, name, step, rank) for run in (saved, other))
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
         return first, second
-    known = [set(found) for found in (first, second) if isinstance(found, dict)]
+    known = [set(statistics) for statistics in (first, second) if isinstance(statistics, dict)]
     keys = sorted(set.intersection(*known))
-    one, two = ([each.statistic(name, key, step, rank=rank) for key in keys] for each in (saved, other))
-    return torch.tensor(one, dtype=torch.float64), torch.tensor(two, dtype=torch.float64)
+    ours, theirs = ([run.statistic(name, key, step, rank=rank) for key in keys] for run in (saved, other))
+    return torch.tensor(ours, dtype=torch.float64), torch.tensor(theirs, dtype=torch.float64)
 
 
-def _saved(saved: SavedRun, name: str, step: int, rank: int | None) -> torch.Tensor | dict[str, float]:
+def _read(saved: SavedRun, name: str, step: int, rank: int | None) -> torch.Tensor | dict[str, float]:
     try:
         return saved.value(name, step, rank=rank)
     except InputError:
@@ -130,18 +164,18 @@ def _saved(saved: SavedRun, name: str, step: int, rank: int | None) -> torch.Ten
 def _difference(
     first: torch.Tensor, second: torch.Tensor, rtol: float, atol: float
 ) -> tuple[float, float] | None:
-    """Largest and root mean square difference; ``None`` where no element's is above what is allowed."""
+    """Return largest and root mean square difference; ``None`` if every element is within what is allowed."""
     if first.shape != second.shape:
         return math.inf, math.inf
-    largest, squares, apart = 0.0, 0.0, False
-    for one, two in zip(_pieces(first), _pieces(second), strict=True):
-        if one.dtype == two.dtype and torch.equal(one.view(torch.uint8), two.view(torch.uint8)):
+    largest, squares, differ = 0.0, 0.0, False
+    for ours, theirs in zip(_pieces(first), _pieces(second), strict=True):
+        if ours.dtype == theirs.dtype and torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8)):
             continue
-        gap, size = _gap(one, two)
-        apart = apart or bool((gap > atol + rtol * size).any())
+        gap, size = _gap(ours, theirs)
+        differ = differ or bool((gap > atol + rtol * size).any())
         largest = max(largest, float(gap.max()))
         squares += float(gap.square().sum())
-    return (largest, math.sqrt(squares / first.numel())) if apart else None
+    return (largest, math.sqrt(squares / first.numel())) if differ else None
 
 
 def _pieces(tensor: torch.Tensor) -> list[torch.Tensor]:
@@ -149,12 +183,12 @@ def _pieces(tensor: torch.Tensor) -> list[torch.Tensor]:
     return [flat[start : start + PIECE] for start in range(0, flat.numel(), PIECE)]
 
 
-def _gap(one: torch.Tensor, two: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Absolute difference, and size of the second where it is finite; float64."""
-    wide = torch.complex128 if one.is_complex() or two.is_complex() else torch.float64
-    a, b = one.to(wide), two.to(wide)
+def _gap(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return absolute differences, and the absolute values of ``theirs`` (0 if not finite), in float64."""
+    wide = torch.complex128 if ours.is_complex() or theirs.is_complex() else torch.float64
+    a, b = ours.to(wide), theirs.to(wide)
     gap = (a - b).abs().nan_to_num(nan=math.inf, posinf=math.inf)
     same = (a == b) | (a.isnan() & b.isnan())
-    if one.dtype == two.dtype and not (one.is_floating_point() or one.is_complex()):
-        same, gap = one == two, gap.clamp(min=1.0)  # large integers are equal as floats, but are not
+    if ours.dtype == theirs.dtype and not (ours.is_floating_point() or ours.is_complex()):
+        same, gap = ours == theirs, gap.clamp(min=1.0)  # different large integers can be equal as floats
     return gap.masked_fill(same, 0.0), b.abs().masked_fill(~b.isfinite(), 0.0)

@@ -1,4 +1,4 @@
-"""What a saved holds, in the files of other tools."""
+"""Export of a saved run into the file formats of other tools."""
 
 from __future__ import annotations
 
@@ -10,54 +10,50 @@ from typing import Any
 
 import torch
 
-from loopwise.errors import InputError, MissingExtra
+from loopwise.errors import InputError, StateError
+from loopwise.extras import required
+from loopwise.validate import one_of
 
 from .saved_run import SavedRun
 
 MODULES = {"tensorboard": "torch.utils.tensorboard", "safetensors": "safetensors.torch"}
-"""Format, named as its package -> the module that writes it."""
+"""Format, which is the name of its package -> the module that writes it."""
 TOP = 1e19
-"""The outermost bin of TensorBoard's histograms; it fails on tensors that lie beyond."""
+"""Bound of tensor values in TensorBoard's histograms, which fail on larger ones."""
 
 
 def export(saved: SavedRun, folder: str | os.PathLike[str], to: str) -> int:
-    """Write all steps of a saved.
+    """Write all steps of a run.
 
-    ``tensorboard``: event files, a folder a mode (which TensorBoard shows as runs side by side), steps
-    counted over all modes.  Scalars as they are, statistics as the scalar ``name/statistic``, tensors as
-    histograms of their finite values.
+    ``tensorboard``: event files, one folder for each mode (which TensorBoard shows as runs side by side), with
+    steps counted over all modes.  Scalars are written as they are, statistics as the scalar ``name/statistic``,
+    tensors as histograms of their finite values.
 
-    ``safetensors``: a file ``step-00000040.safetensors`` a step with its tensors and scalars, and in its
-    metadata ``run``, ``step``, ``mode`` and ``mode_step``.  Statistics are left out, and complex128, which
-    the format lacks, is float64 with a last dimension of 2.
+    ``safetensors``: one file for each step, such as ``step-00000040.safetensors``, with its tensors and scalars.
+    The metadata have ``run``, ``step``, ``mode`` and ``mode_step``.  Statistics are left out.  complex128, which
+    the format lacks, is written as float64 with a last dimension of 2.
 
     Args:
-        saved: of any state; what is saved later is not written.
-        folder: made if missing.
+        saved: the run; steps saved during the export are not written.
+        folder: created if missing.
         to: ``tensorboard`` or ``safetensors``.
 
     Returns:
-        Number of scalars, histograms or tensors written.
+        Number of scalars, histograms and tensors written.
 
     Raises:
-        InputError: an unknown format.
-        MissingExtra: its package is not installed.
-        StateError: bytes that are lost.
+        InputError: there is no such format.
+        MissingExtra: the package of the format is not installed.
+        StateError: bytes are lost.
     """
-    if to not in WRITERS:
-        raise InputError(f"to={to!r}", f"one of: {', '.join(WRITERS)}", "a typing error", "name a format")
-    module = _module(to)
-    return WRITERS[to](saved, Path(folder), module)
-
-
-def _module(to: str) -> Any:
-    try:
+    one_of("to", to, WRITERS)
+    with required(to, "export", f"exporting to {to}"):
         importlib.import_module(to)
-    except ModuleNotFoundError as error:
-        if error.name != to:  # it is there, but broken
-            raise
-        raise MissingExtra.of(to, "export", f"exporting to {to}") from None
-    return importlib.import_module(MODULES[to])
+    try:
+        return WRITERS[to](saved, Path(folder), importlib.import_module(MODULES[to]))
+    except StateError as error:
+        fix = "`loopwise debug verify` lists the damaged steps; wait if the run is still being written"
+        raise StateError(*error.args[:3], fix) from None
 
 
 def _tensorboard(saved: SavedRun, folder: Path, module: Any) -> int:
@@ -69,7 +65,7 @@ def _tensorboard(saved: SavedRun, folder: Path, module: Any) -> int:
             if mode not in writers:
                 writers[mode] = module.SummaryWriter(str(folder / mode))
             for name in saved.names(step=step):
-                for tag, value in _shown(saved, name, step):
+                for tag, value in _summaries(saved, name, step):
                     if isinstance(value, float):
                         writers[mode].add_scalar(tag, value, step, when)
                     else:
@@ -81,13 +77,13 @@ def _tensorboard(saved: SavedRun, folder: Path, module: Any) -> int:
     return written
 
 
-def _shown(saved: SavedRun, name: str, step: int) -> Iterator[tuple[str, float | torch.Tensor]]:
-    """What TensorBoard shows of a tensor: tags, and numbers or float64 tensors to make histograms of."""
+def _summaries(saved: SavedRun, name: str, step: int) -> Iterator[tuple[str, float | torch.Tensor]]:
+    """Yield tags for TensorBoard, each with a number or a float64 tensor to make a histogram of."""
     for key, number in saved.statistics(name, step).items():
         yield f"{name}/{key}", number
     try:
         value = saved.value(name, step)
-    except InputError:  # statistics are all that there is
+    except InputError:  # only statistics were saved
         return
     value = (value.abs() if value.is_complex() else value).to(torch.float64)
     finite = value[value.isfinite()]
@@ -101,17 +97,17 @@ def _safetensors(saved: SavedRun, folder: Path, module: Any) -> int:
     written = 0
     folder.mkdir(parents=True, exist_ok=True)
     for step in saved.steps():
-        found: dict[str, torch.Tensor] = {}
+        tensors: dict[str, torch.Tensor] = {}
         for name in saved.names(step=step):
             try:
                 value = saved.value(name, step)
-            except InputError:  # statistics are all that there is
+            except InputError:  # only statistics were saved
                 continue
-            found[name] = torch.view_as_real(value) if value.dtype == torch.complex128 else value
+            tensors[name] = torch.view_as_real(value) if value.dtype == torch.complex128 else value
         record = saved.record(step)
-        about = {key: str(record[key]) for key in ("step", "mode", "mode_step")}
-        module.save_file(found, folder / f"step-{step:08}.safetensors", {"run": saved.path, **about})
-        written += len(found)
+        metadata = {key: str(record[key]) for key in ("step", "mode", "mode_step")}
+        module.save_file(tensors, folder / f"step-{step:08}.safetensors", {"run": saved.path, **metadata})
+        written += len(tensors)
     return written
 
 
@@ -119,4 +115,4 @@ WRITERS: dict[str, Callable[[SavedRun, Path, Any], int]] = {
     "tensorboard": _tensorboard,
     "safetensors": _safetensors,
 }
-"""Format -> what writes it."""
+"""Format -> function that writes it."""

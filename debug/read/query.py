@@ -1,4 +1,4 @@
-"""Finds the blocks that a question about a run is about, and says what there is where it finds none."""
+"""Query of a run's index: the blocks that a question is about, and the errors that list what there is instead."""
 
 from __future__ import annotations
 
@@ -17,71 +17,71 @@ from ..store.layout import Layout
 
 T = TypeVar("T")
 COMPARED = 500
-"""Names that near matches are looked for in; all of 100,000 take 10 s."""
+"""Names that are searched for near matches; all of 100,000 would take 10 s."""
 
 
-class Lookup:
-    """Questions to an index.
+class Query:
+    """Questions to an index; each first reads new records.
 
     Args:
-        index: of the run; each question takes in what is new.
+        index: index of the run.
     """
 
     def __init__(self, index: Index) -> None:
-        self._index = index
-        self._kept: tuple[int, dict[Any, Any]] = (0, {})
+        self.index = index
+        self._cache: tuple[int, dict[Any, Any]] = (0, {})
 
     def steps(self, mode: str | None) -> list[int]:
-        """Steps in order, over all modes or of one; not to be changed."""
-        return self._keep(("steps", mode), lambda: sorted(self.by_step(mode)))
+        """Return steps in order, over all modes or of one; the caller must not change the list."""
+        return self._cached(("steps", mode), lambda: sorted(self.by_step(mode)))
 
     def by_step(self, mode: str | None) -> Collection[int]:
-        """Steps, over all modes or of one.
+        """Return steps, over all modes or of one.
 
         Raises:
-            InputError: no such mode.
+            InputError: there is no such mode.
         """
-        self._index.refresh()
+        self.index.refresh()
         if mode is None:
-            return self._index.blocks
-        if mode not in self._index.modes and mode not in MODES:
-            modes = dict.fromkeys([*MODES, *self._index.modes])
-            raise InputError(f"mode={mode!r}", f"one of: {', '.join(modes)}", "a typing error", "name a mode")
-        return self._index.modes.get(mode, {})
+            return self.index.blocks
+        if mode not in self.index.modes and mode not in MODES:
+            modes = dict.fromkeys([*MODES, *self.index.modes])
+            raise InputError(f"mode={mode!r}", f"one of: {', '.join(modes)}", "a typo", "name a mode")
+        return self.index.modes.get(mode, {})
 
     def layouts(self, mode: str | None = None) -> list[Layout]:
-        """Layouts in use, in order of first appearance."""
-        self._index.refresh()
-        blocks = self._index.blocks
+        """Return the layouts in use, in order of first appearance."""
+        self.index.refresh()
+        by_step = self.index.blocks
 
         def find() -> list[Layout]:
-            each = (blocks[step][rank] for step in sorted(blocks) for rank in sorted(blocks[step]))
-            return list(dict.fromkeys(block.layout for block in each if mode in (None, block.mode)))
+            blocks = (by_step[step][rank] for step in sorted(by_step) for rank in sorted(by_step[step]))
+            return list(dict.fromkeys(block.layout for block in blocks if mode in (None, block.mode)))
 
-        return self._keep(("layouts", mode), find)
+        return self._cached(("layouts", mode), find)
 
     def names(self) -> list[str]:
-        """All names in order of first appearance; not to be changed."""
-        return self._keep("names", lambda: unique(layout.names() for layout in self.layouts()))
+        """Return all names in order of first appearance; the caller must not change the list."""
+        return self._cached("names", lambda: unique(layout.names() for layout in self.layouts()))
 
-    def at(self, step: int, mode: str | None, rank: int | None) -> list[Block]:
-        """Blocks of a step, of one rank or of all from the lowest on.
+    def blocks(self, step: int, mode: str | None, rank: int | None) -> list[Block]:
+        """Return the blocks of a step, of one rank or of all, by rank.
 
         Raises:
             InputError: there is none.
         """
         self.by_step(mode)
-        whole = step if mode is None else self._index.modes.get(mode, {}).get(step)
-        ranks = {} if whole is None else self._index.blocks.get(whole, {})
+        whole = step if mode is None else self.index.modes.get(mode, {}).get(step)
+        ranks = {} if whole is None else self.index.blocks.get(whole, {})
         if not ranks:
             raise InputError(
                 f"step {step}" + (f" of mode {mode!r}" if mode else ""),
                 f"a saved step: {span(self.steps(mode), step)}",
-                "it was not saved, or not yet",
-                "ask for one that was, or wait_for(step)",
+                "the step was not saved, or not yet",
+                "name a saved step, or wait for it",
             )
         if rank is None:
-            return [ranks[each] for each in sorted(ranks)]
+            return [ranks[number] for number in sorted(ranks)]
         if rank not in ranks:
             raise InputError(
                 f"rank={rank} at step {step}",
@@ -92,25 +92,25 @@ class Lookup:
         return [ranks[rank]]
 
     def having(self, name: str, mode: str | None, rank: int | None) -> Iterator[tuple[int, list[Block]]]:
-        """Steps at which a name was saved, and the blocks that have it by rank."""
+        """Yield the steps at which a name was saved, each with the blocks that have it, by rank."""
         known: dict[Layout, bool] = {}
         steps = self.steps(mode)
-        of_mode = self._index.modes.get(mode, {}) if mode else {}
+        of_mode = self.index.modes.get(mode, {}) if mode else {}
         wholes = [of_mode[step] for step in steps] if mode else steps
         for step, whole in zip(steps, wholes, strict=True):
-            ranks = self._index.blocks[whole]
-            found = []
-            for each in sorted(ranks) if rank is None else [rank] if rank in ranks else []:
-                layout = ranks[each].layout
+            by_rank = self.index.blocks[whole]
+            blocks = []
+            for number in sorted(by_rank) if rank is None else [rank] if rank in by_rank else []:
+                layout = by_rank[number].layout
                 if layout not in known:
                     known[layout] = name in layout
                 if known[layout]:
-                    found.append(ranks[each])
-            if found:
-                yield step, found
+                    blocks.append(by_rank[number])
+            if blocks:
+                yield step, blocks
 
     def missing(self, name: str, layouts: Iterable[Layout], wanted: str) -> InputError:
-        """The error for a name of which ``wanted`` (``values``, a statistic) is not in some layouts."""
+        """Return the error for a name of which some layouts lack ``wanted`` (``values``, or a statistic)."""
         here = [layout for layout in layouts if name in layout]
         if here:
             saved = unique(
@@ -119,8 +119,8 @@ class Lookup:
             return InputError(
                 f"{wanted} of {name!r}",
                 f"one of: {', '.join(saved)}",
-                "the collection saves its tensors in another form",
-                "Collection(..., raw=True)" if wanted == "values" else f"Collection(..., statistics=({wanted!r},))",
+                "the collection saves other things of its tensors",
+                f"Collection(..., {'raw=True' if wanted == 'values' else f'statistics=({wanted!r},)'})",
             )
         steps = [step for step, _ in self.having(name, None, None)]
         if steps:
@@ -128,50 +128,50 @@ class Lookup:
                 f"{name!r} at this step",
                 f"a step that has it: {span(steps)}",
                 "its collection was saved at other steps, or by other ranks",
-                "names(step=...) lists what a step has",
+                "names(step=...) lists the names of a step",
             )
         close = near(name, self.names())
         return InputError(
             f"{name!r}",
             f"one of: {', '.join(close)}" if close else f"one of {len(self.names())} names",
-            "a typing error, or nothing was saved of it yet",
-            "names() lists all",
+            "a typo, or nothing was saved of it yet",
+            "names() lists all names",
         )
 
-    def _keep(self, key: Any, make: Callable[[], T]) -> T:
-        """What ``make`` gives, made again when there are more blocks."""
-        self._index.refresh()
-        if self._kept[0] != self._index.version:
-            self._kept = (self._index.version, {})
-        if key not in self._kept[1]:
-            self._kept[1][key] = make()
-        found: T = self._kept[1][key]
-        return found
+    def _cached(self, key: Any, make: Callable[[], T]) -> T:
+        """Return the result of ``make``, which is called again only if there are new blocks."""
+        self.index.refresh()
+        if self._cache[0] != self.index.version:
+            self._cache = (self.index.version, {})
+        if key not in self._cache[1]:
+            self._cache[1][key] = make()
+        result: T = self._cache[1][key]
+        return result
 
 
 def unique(several: Iterable[Iterable[str]]) -> list[str]:
-    """Each string once, in order of first appearance."""
-    return list(dict.fromkeys(text for each in several for text in each))
+    """Return each string once, in order of first appearance."""
+    return list(dict.fromkeys(text for texts in several for text in texts))
 
 
 def near(name: str, names: Sequence[str]) -> list[str]:
-    """Names that are meant, perhaps."""
+    """Return names that are similar to ``name``."""
     if len(names) > COMPARED:
         parts = set(re.split(r"[./#]", name))
         names = heapq.nlargest(
-            COMPARED, names, key=lambda each: len(parts.intersection(re.split(r"[./#]", each)))
+            COMPARED, names, key=lambda other: len(parts.intersection(re.split(r"[./#]", other)))
         )
     return difflib.get_close_matches(name, names, 5)
 
 
 def span(steps: Sequence[int], beside: int | None = None) -> str:
-    """Steps in a few words."""
+    """Return a short text that describes steps, and those nearest to ``beside``."""
     if not steps:
         return "none yet"
     if len(steps) <= 5:
         return ", ".join(map(str, steps))
-    found = f"{len(steps)} from {steps[0]} to {steps[-1]}"
+    text = f"{len(steps)} from {steps[0]} to {steps[-1]}"
     if beside is not None:
         place = bisect.bisect(steps, beside)
-        found += f", nearest {', '.join(map(str, steps[max(place - 1, 0) : place + 1]))}"
-    return found
+        text += f", nearest {', '.join(map(str, steps[max(place - 1, 0) : place + 1]))}"
+    return text

@@ -1,10 +1,11 @@
-"""Reads what a run saved, while it goes on or after it."""
+"""Reader of a saved run, while its training goes on or after it."""
 
 from __future__ import annotations
 
 import functools
 import os
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,19 +19,20 @@ from ..model.vocabulary import pattern
 from ..rules import Finding
 from ..rules.saved_steps import SavedStepRules
 from ..rules.thresholds import Rules, select
-from ..statistics.table import single
 from ..store.blocks import Blocks
 from ..store.index import Block, Index
-from ..store.join_shards import joined
-from ..store.layout import Layout
-from .query import Lookup, unique
+from .query import Query, span, unique
+from .tables import MOST, Table, tables
+from .values import Series, Values
 
 WAIT = 0.1
-"""Seconds between two looks for a step that is waited for."""
+"""Seconds between two attempts to read a step that is waited for."""
+LATEST = 10
+"""Events in the text of a run."""
 
 
 class Fault(NamedTuple):
-    """A block that cannot be trusted."""
+    """A block whose bytes are lost or damaged."""
 
     step: int
     rank: int
@@ -40,8 +42,10 @@ class Fault(NamedTuple):
 class SavedRun:
     """Reader of the tensors and findings that a ``Watch`` saved, made by ``open_run``.
 
-    Steps are counted over all modes, or in ``mode`` where that is given.  Of several ranks the lowest one
-    that has a tensor speaks, and shards are put together; ``rank`` asks for what one rank has.
+    Each method first reads what was written since the last call.  It is not for several threads.
+
+    Steps are counted over all modes, or within ``mode`` if that is passed.  A tensor that several ranks saved is
+    that of the lowest rank, and shards are joined; ``rank`` selects one rank.
 
     Args:
         run: a run that exists.
@@ -49,29 +53,31 @@ class SavedRun:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        folder = f"{self._run.path}/debug"
-        self._index = Index(self._run.fs, folder, self._run.local)
-        self._blocks = Blocks(self._run.fs, folder, self._run.local)
-        self._lookup = Lookup(self._index)
+        folder = f"{run.path}/debug"
+        self._index = Index(run.fs, folder, run.local)
+        self._blocks = Blocks(run.fs, folder, run.local)
+        self._query = Query(self._index)
+        self._values = Values(self._query, self._blocks)
         self.refresh()
 
     @property
     def path(self) -> str:
-        return self._run.path
+        """Folder of the run, or its URL if it is not local."""
+        return self._run.url
 
     @property
     def info(self) -> dict[str, Any]:
-        """The contents of ``run.json`` as they are now."""
+        """Contents of ``run.json`` as they are now."""
         return self._run.info()
 
     @property
     def ended(self) -> bool:
-        """Whether the run has finished or failed; one that was killed seems to go on."""
+        """Whether the run has finished or failed; a run that was killed seems to go on."""
         return bool(self.info["state"] != "running")
 
     @property
     def modes(self) -> list[str]:
-        """Modes that have steps."""
+        """Modes with saved steps."""
         self._index.refresh()
         return [mode for mode, steps in self._index.modes.items() if steps]
 
@@ -83,31 +89,39 @@ class SavedRun:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """Things to know, such as saves that were dropped: dicts with ``event``, ``step`` and ``rank``."""
+        """Messages such as that saves were dropped: dicts with ``event``, ``step`` and ``rank``."""
         self._index.refresh()
         return list(self._index.events)
 
     @property
     def torn(self) -> int:
-        """Records that were lost: cut by the end of a process, damaged, or of a damaged layout."""
+        """Number of lost records: cut off by the end of a process, damaged, or of a damaged layout."""
         self._index.refresh()
         return self._index.torn
 
     def refresh(self) -> None:
-        """Take in what was written since; on remote storage now, not after the second that others wait."""
+        """Read what was written since; on remote storage at once, other methods do so at most once a second."""
         self._index.refresh(now=True)
 
     def steps(self, mode: str | None = None) -> list[int]:
-        """Saved steps in order.
+        """Return the saved steps in order.
 
         Raises:
-            InputError: no such mode.
+            InputError: there is no such mode.
         """
-        return list(self._lookup.steps(mode))
+        return list(self._query.steps(mode))
+
+    def last_steps(self) -> dict[int, int]:
+        """Return rank -> the last step that it saved, over all modes."""
+        self._index.refresh()
+        last: dict[int, int] = {}
+        for step, ranks in self._index.blocks.items():
+            last |= {rank: max(step, last.get(rank, -1)) for rank in ranks}
+        return dict(sorted(last.items()))
 
     def collections(self) -> list[str]:
-        """Collections in order of first appearance."""
-        groups = [group for layout in self._lookup.layouts() for group in layout.groups]
+        """Return the collections in order of first appearance."""
+        groups = [group for layout in self._query.layouts() for group in layout.groups]
         return unique([group["collection"]] for group in groups)
 
     def names(
@@ -118,276 +132,250 @@ class SavedRun:
         step: int | None = None,
         mode: str | None = None,
     ) -> list[str]:
-        """Tensors saved whole or as statistics, and scalars, in order of first appearance.
+        """Return the names of tensors, saved whole or as statistics, and of scalars, in order of first appearance.
 
         Args:
-            regex: searched in the names.
-            collection: of this collection only.
-            step: saved at this step, rather than at any.
-            mode: saved in this mode.
+            regex: searched for in the names.
+            collection: only names of this collection.
+            step: only names saved at this step; default: at any.
+            mode: only names saved in this mode.
 
         Raises:
-            InputError: a step or mode that is not there, a regular expression that is none.
+            InputError: there is no such step or mode, or ``regex`` is no regular expression.
         """
         wanted = pattern(regex or "", f"regex={regex!r}")
         if step is None:
-            self._lookup.by_step(mode)
-            layouts = self._lookup.layouts(mode)
+            self._query.by_step(mode)
+            layouts = self._query.layouts(mode)
         else:
-            layouts = [block.layout for block in self._lookup.at(step, mode, None)]
-        found = unique(layout.names(collection) for layout in layouts)
-        return [name for name in found if wanted.search(name)] if regex else found
+            layouts = [block.layout for block in self._query.blocks(step, mode, None)]
+        names = unique(layout.names(collection) for layout in layouts)
+        return [name for name in names if wanted.search(name)] if regex else names
 
     def has(self, name: str, step: int, *, mode: str | None = None, rank: int | None = None) -> bool:
-        """Whether the step has the tensor, its statistics or the scalar."""
+        """Return whether a step has a tensor, its statistics, or a scalar."""
         try:
-            return any(name in block.layout for block in self._lookup.at(step, mode, rank))
+            return any(name in block.layout for block in self._query.blocks(step, mode, rank))
         except InputError:
             return False
 
     def record(self, step: int, *, mode: str | None = None, rank: int | None = None) -> dict[str, Any]:
-        """What the index says of a step: ``step``, ``mode``, ``mode_step``, ``time`` (seconds since the epoch)
-        and ``marks``.
+        """Return ``step``, ``mode``, ``mode_step``, ``time`` (seconds since the epoch) and ``marks`` of a step.
 
         Raises:
             InputError: there is no such step.
         """
-        block = self._lookup.at(step, mode, rank)[0]
+        block = self._query.blocks(step, mode, rank)[0]
         return {key: getattr(block, key) for key in ("step", "mode", "mode_step", "time", "marks")}
+
+    def blocks(self, step: int) -> Mapping[int, Block]:
+        """Return rank -> record of the bytes that it saved of a step, with their layout, length and CRC-32.
+
+        Raises:
+            InputError: there is no such step.
+        """
+        return {block.rank: block for block in self._query.blocks(step, None, None)}
 
     def value(
         self, name: str, step: int, *, mode: str | None = None, rank: int | None = None
     ) -> torch.Tensor:
-        """A tensor as it was saved, on the CPU; a scalar as a tensor of no dimensions, float64.
+        """Return a tensor as it was saved, on the CPU; a scalar as a float64 tensor of no dimensions.
 
-        A large one of a local run is a private mapping of the file, read from disk as it is touched.
+        A large tensor of a local run is a private mapping of the file, read from disk when it is accessed.
 
         Raises:
-            InputError: the step does not have it.
-            StateError: its bytes, or other ranks' shards of it, are not there.
+            InputError: the step does not have the tensor.
+            StateError: its bytes, or other ranks' shards of it, are lost or not written yet.
         """
-        blocks = self._lookup.at(step, mode, rank)
-        found = [(block, entry) for block in blocks if (entry := block.layout.tensor(name)) is not None]
-        if found:
-            if rank is None and found[0][1].start is not None:
-                return joined(found, self._blocks.tensor)
-            return self._blocks.tensor(*found[0])
-        for block in blocks:
-            if "value" in (cells := block.layout.statistic_offsets(name)):
-                return torch.tensor(self._blocks.number(block, cells["value"]), dtype=torch.float64)
-        raise self._lookup.missing(name, [block.layout for block in blocks], "values")
+        return self._values.value(name, step, mode, rank)
 
     def statistics(
         self, name: str, step: int, *, mode: str | None = None, rank: int | None = None
     ) -> dict[str, float]:
-        """All saved statistics of a tensor; none where it was saved whole only.
+        """Return all saved statistics of a tensor; none if only the tensor itself was saved.
 
         Raises:
-            InputError: the step does not have it.
-            StateError: their bytes are not there.
+            InputError: the step does not have the tensor.
+            StateError: the bytes are lost.
         """
-        blocks = self._lookup.at(step, mode, rank)
-        having = [block for block in blocks if name in block.layout]
-        if not having:
-            raise self._lookup.missing(name, [block.layout for block in blocks], "statistics")
-        cells = having[0].layout.statistic_offsets(name).items()
-        return {key: self._blocks.number(having[0], cell) for key, cell in cells if key != "value"}
+        return self._values.statistics(name, step, mode, rank)
 
     def statistic(
         self, name: str, statistic: str, step: int, *, mode: str | None = None, rank: int | None = None
     ) -> float:
-        """A saved statistic of a tensor; computed where the tensor itself was saved.
+        """Return a saved statistic of a tensor, or compute it if the tensor itself was saved.
 
-        A saved one of a tensor in shards is that of one rank's shard.
+        A saved statistic of a tensor in shards is that of one rank's shard.
 
         Raises:
-            InputError: the step does not have it, or there is no such statistic.
-            StateError: its bytes are not there.
+            InputError: the step does not have the tensor, or there is no such statistic.
+            StateError: the bytes are lost.
         """
-        blocks = self._lookup.at(step, mode, rank)
-        for block in blocks:
-            if statistic in (cells := block.layout.statistic_offsets(name)):
-                return self._blocks.number(block, cells[statistic])
-        if not any(_has_values(name, block.layout) for block in blocks):
-            raise self._lookup.missing(name, [block.layout for block in blocks], statistic)
-        return single(self.value(name, step, mode=mode, rank=rank), statistic)
+        return self._values.statistic(name, statistic, step, mode, rank)
 
     def shape(
         self, name: str, step: int, *, mode: str | None = None, rank: int | None = None
     ) -> tuple[int, ...]:
-        """Shape of a tensor, also where only statistics were saved.
+        """Return the shape of a tensor, also if only statistics were saved.
 
         Raises:
-            InputError: the step does not have it, or not its shape.
+            InputError: the step does not have the tensor, or its shape was not saved.
         """
-        return self._form(name, step, mode, rank)[1]
+        return self._values.described(name, step, mode, rank)[1]
 
     def dtype(self, name: str, step: int, *, mode: str | None = None, rank: int | None = None) -> torch.dtype:
-        """Dtype of a tensor, also where only statistics were saved.
+        """Return the dtype of a tensor, also if only statistics were saved.
 
         Raises:
-            InputError: the step does not have it, or not its dtype.
+            InputError: the step does not have the tensor, or its dtype was not saved.
         """
-        return self._form(name, step, mode, rank)[0]
+        return self._values.described(name, step, mode, rank)[0]
 
     def series(
         self, name: str, statistic: str | None = None, *, mode: str | None = None, rank: int | None = None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """A scalar, or a statistic of a tensor, over all steps that have it.
+    ) -> Series:
+        """Return a scalar, or a statistic of a tensor, over all steps that have it.
 
         Steps whose bytes are lost are left out; ``verify`` lists them.
 
         Returns:
-            Steps and values, of equal length.
+            Steps (int64) and values (float64), of equal length.
 
         Raises:
             InputError: no step has it.
         """
-        wanted = statistic or "value"
-        places: list[tuple[int, Block, int | None]] = []
-        cells: dict[Layout, int | None] = {}
-        for step, blocks in self._lookup.having(name, mode, rank):
-            for block in blocks:
-                if block.layout not in cells:
-                    cells[block.layout] = block.layout.statistic_offsets(name).get(wanted)
-            best = next((block for block in blocks if cells[block.layout] is not None), blocks[0])
-            if cells[best.layout] is not None or _has_values(name, best.layout):
-                places.append((step, best, cells[best.layout]))
-        if not places:
-            raise self._lookup.missing(name, self._lookup.layouts(mode), wanted)
-        read = iter(self._blocks.numbers([(block, cell) for _, block, cell in places if cell is not None]))
-        pairs = [
-            (step, self._computed(name, statistic, block, rank) if cell is None else next(read))
-            for step, block, cell in places
-        ]
-        kept = [(step, value) for step, value in pairs if value is not None]
-        return np.array([step for step, _ in kept], np.int64), np.array([v for _, v in kept], np.float64)
+        return self._values.series(name, statistic, mode, rank)
+
+    def series_by_mode(self, name: str, statistic: str | None = None) -> dict[str, Series]:
+        """Return ``series`` for each mode that has values; steps are counted over all modes.
+
+        Raises:
+            InputError: no step has it.
+        """
+        steps, values = self.series(name, statistic)
+        of_mode = {
+            mode: np.isin(steps, list(numbers.values())) for mode, numbers in self._index.modes.items()
+        }
+        return {mode: (steps[here], values[here]) for mode, here in of_mode.items() if here.any()}
 
     def values(
         self, name: str, *, mode: str | None = None, rank: int | None = None
     ) -> tuple[NDArray[np.int64], list[torch.Tensor]]:
-        """A tensor at all steps that have it whole; steps whose bytes are lost are left out.
+        """Return a tensor at all steps that saved it whole; steps whose bytes are lost are left out.
 
         Returns:
-            Steps and tensors, of equal length.
+            Steps (int64) and tensors, of equal length.
 
         Raises:
             InputError: no step has it.
         """
-        steps, found, having = [], [], False
-        for step, blocks in self._lookup.having(name, mode, rank):
-            if not any(_has_values(name, block.layout) for block in blocks):
-                continue
-            having = True
-            try:
-                found.append(self.value(name, blocks[0].step, rank=rank))
-            except StateError:
-                continue
-            steps.append(step)
-        if not having:
-            raise self._lookup.missing(name, self._lookup.layouts(mode), "values")
-        return np.array(steps, np.int64), found
+        return self._values.values(name, mode, rank)
+
+    def tables(
+        self, kinds: Mapping[str, Sequence[str]], *, mode: str = "train", most: int = MOST
+    ) -> dict[str, Table]:
+        """Return saved statistics of all tensors of some kinds over steps; lost bytes leave NaN.
+
+        Args:
+            kinds: kind (``weight``, ``gradient``, ``update``, ``input`` or ``output``) -> statistics.
+            mode: mode of the steps.
+            most: number of steps that are read of each kind, evenly spread, at most.
+
+        Returns:
+            A table for each kind.
+        """
+        self._index.refresh()
+        ranks = self._index.blocks
+        steps = sorted(self._index.modes.get(mode, {}).values())
+        return tables({step: ranks[step][min(ranks[step])] for step in steps}, self._blocks, kinds, most)
 
     def wait_for(self, step: int, mode: str | None = None, timeout: float | None = None) -> bool:
         """Wait until a step, or a later one, can be read.
 
         Args:
-            step: counted over all modes, or in ``mode``.
-            timeout: seconds.
+            step: step counted over all modes, or within ``mode``.
+            mode: mode of the step.
+            timeout: seconds; default: wait until the run ends.
 
         Returns:
-            False when the run ended, or the time was over, without it.
+            Whether it can be read: false if the run ended, or the timeout passed, without it.
+
+        Raises:
+            InputError: there is no such mode.
         """
         start = time.monotonic()
         while True:
-            ended = self.ended  # asked before reading: what came before the end is there then
+            ended = self.ended  # before the reading: steps that were written before the end are read then
             self._index.refresh(now=ended)
-            if max(self._lookup.by_step(mode), default=-1) >= step:
+            if max(self._query.by_step(mode), default=-1) >= step:
                 return True
             if ended or (timeout is not None and time.monotonic() - start >= timeout):
                 return False
             time.sleep(WAIT)
 
     def findings(self) -> list[Finding]:
-        """What was found while the run went on, by rank and in order; what was found again, once."""
-        records, _ = read(self._run.path, "debug", "findings")
-        found = [Finding.of(record) for record in records]
-        return list({(each.rule, each.tensors): each for each in reversed(found)}.values())[::-1]
+        """Return the findings recorded during training, by rank and in order; a repeated one comes once."""
+        records, _ = read(self.path, "debug", "findings")
+        findings = [Finding.of(record) for record in records]
+        first = {(finding.rule, finding.tensors): finding for finding in reversed(findings)}
+        return list(first.values())[::-1]
 
     def judge(self, rules: Rules = True, *, rank: int | None = None) -> list[Finding]:
-        """What rules find in the saved steps: the same as while the run went on, if it was not resumed.
+        """Apply rules to the saved steps; without a resume the findings are the same as during training.
 
         Args:
-            rules: names of rules, or thresholds by name (see `RULES`); default: all.
-            rank: whose steps; default: the lowest one that has them.
+            rules: ``True`` for all rules of saved steps, names of rules, or thresholds by name (see `RULES`).
+            rank: rank whose steps are read; default: the lowest one that has a step.
 
         Raises:
-            InputError: an unknown rule or threshold.
-            StateError: bytes of a step are not there, or a rule failed.
+            InputError: there is no such rule, threshold or rank.
+            StateError: bytes of a step are lost, or a rule failed.
         """
-        judge, found = SavedStepRules(select(rules, "saved step")), []
+        applied, findings = SavedStepRules(select(rules, "saved step")), []
         for step in self.steps():
-            block = self._lookup.at(step, None, rank)[0]
-            found += judge.apply(block, block.layout, functools.partial(self._blocks.read, block))
-            if judge.failures:
+            block = self._query.blocks(step, None, rank)[0]
+            try:
+                findings += applied.apply(block, block.layout, functools.partial(self._blocks.read, block))
+            except StateError as error:
+                raise StateError(*error.args[:3], "`loopwise debug verify` lists the damaged steps") from None
+            if applied.failures:
                 raise StateError(
-                    judge.failures[0],
+                    applied.failures[0],
                     "steps that rules can read",
                     "an error in the rule, or tensors that it does not expect",
                     "leave the rule out, and report it",
                 )
-        return found
+        return findings
 
     def verify(self) -> list[Fault]:
-        """Read every block and compare its CRC-32; the damaged ones, by step and rank."""
+        """Read every block, compare its CRC-32, and return the damaged ones by step and rank."""
         self.refresh()
-        found = []
-        for step in self._lookup.steps(None):
-            for rank, block in sorted(self._index.blocks[step].items()):
-                what = self._blocks.fault(block)
-                if what is not None:
-                    found.append(Fault(step, rank, what))
-        return found
+        return [
+            Fault(step, rank, what)
+            for step in self._query.steps(None)
+            for rank, block in sorted(self._index.blocks[step].items())
+            if (what := self._blocks.fault(block)) is not None
+        ]
 
     def __repr__(self) -> str:
         return f"SavedRun({self.path!r})"
 
     def __str__(self) -> str:
-        """State, steps by mode, tensors by collection, bytes and events."""
-        from .summary import summary
-
-        return summary(self, *self._blocks.size())
-
-    def _form(
-        self, name: str, step: int, mode: str | None, rank: int | None
-    ) -> tuple[torch.dtype, tuple[int, ...]]:
-        blocks = self._lookup.at(step, mode, rank)
-        for block in blocks:
-            entry = block.layout.tensor(name)
-            if entry is not None:
-                sharded = rank is None and entry.start is not None
-                return entry.dtype, entry.whole if sharded else entry.shape
-        for block in blocks:
-            if (found := block.layout.described(name)) is not None:
-                return found
-        raise self._lookup.missing(name, [block.layout for block in blocks], "dtype and shape")
-
-    def _computed(self, name: str, statistic: str | None, block: Block, rank: int | None) -> float | None:
-        """A number of a series that is in no table; ``None`` where the bytes are lost."""
-        try:
-            if statistic is not None:
-                return self.statistic(name, statistic, block.step, rank=rank)
-            value = self.value(name, block.step, rank=rank)
-        except StateError:
-            return None
-        if value.numel() != 1:
-            raise InputError(
-                f"series({name!r}) of a tensor {tuple(value.shape)}",
-                "a scalar, or a statistic",
-                "a tensor is no number",
-                f"series({name!r}, 'mean'), or values({name!r})",
-            )
-        return float(value)
+        """Describe state, steps by mode, tensors by collection, bytes and the latest events in a few lines."""
+        files, size = self._blocks.size()
+        steps = [f"{mode} {span(self.steps(mode))}" for mode in self.modes]
+        tensors = [f"{name} {len(self.names(collection=name)):,}" for name in self.collections()]
+        events = self.events
+        lines = [
+            f"run {self.path}: {self.info['state']}; ranks: {', '.join(map(str, self.ranks)) or 'none'}",
+            f"steps: {'; '.join(steps) or 'none'}",
+            f"tensors: {', '.join(tensors) or 'none'}",
+            f"on disk: {size / 2**20:,.1f} MiB in {files} files",
+            f"events: {len(events)}; lost records: {self.torn}",
+        ]
+        return "\n".join(
+            lines + [f"  step {e.get('step')}, rank {e['rank']}: {e['event']}" for e in events[-LATEST:]]
+        )
 
 
 def open_run(run: str | os.PathLike[str] | Run) -> SavedRun:
@@ -402,8 +390,4 @@ def open_run(run: str | os.PathLike[str] | Run) -> SavedRun:
     Raises:
         InputError: there is no run, or a newer Loopwise wrote it.
     """
-    return SavedRun(Run.existing(run.path if isinstance(run, Run) else run))
-
-
-def _has_values(name: str, layout: Layout) -> bool:
-    return name in layout.tensors or "value" in layout.statistic_offsets(name)
+    return SavedRun(run if isinstance(run, Run) else Run.existing(run))

@@ -77,13 +77,13 @@ def test_show_of_what_is_not_there(call, path):
 
 def test_diff(call, saving, path, tmp_path):
     same = call("diff", path, path)
-    assert (same.exit_code, same.output) == (0, "no difference in what both have\n")
+    assert (same.exit_code, same.output) == (0, "no difference in what both runs have\n")
     other = saving(tmp_path / "other")
     for step in range(12):
         other.step(step, {"weights": {"w[0]": torch.ones(2, 2)}})
     done = call("diff", path, tmp_path / "other")
     assert done.exit_code == 1
-    assert "they part at step 0 in w[0]: largest difference 1, root mean square 1\n" in done.output
+    assert "first difference at step 0 in w[0]: largest difference 1, root mean square 1\n" in done.output
     assert f"only in {path}: 3 tensors: loss, gradient/w[0], val_loss\n" in done.output
     assert f"only in {tmp_path / 'other'}: 8 steps: 4, 5, 6, 7, 8, 9, 10, 11\n" in done.output
     assert call("diff", path, tmp_path / "other", "--atol", "1").exit_code == 0

@@ -112,7 +112,7 @@ def test_a_layer_can_be_chosen(look, scrolled, url):
 
 def test_two_runs_side_by_side(look, scrolled, run, other, tmp_path):
     page = look(Path(report(run, str(tmp_path / "two.html"), compare=other)).as_uri())
-    assert "They part at step 0 in" in page.inner_text("#comparison")
+    assert "differ first at step 0 in" in page.inner_text("#comparison")
     assert page.inner_text("#comparison table").count("second") > 1
     scrolled(page)
     assert "loss, train of second" in page.text_content("#metrics .legend")

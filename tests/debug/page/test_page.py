@@ -12,10 +12,10 @@ from torch import nn
 
 from loopwise.debug import Collection, SavedRun, Watch, every, open_run
 from loopwise.debug import page as pages
-from loopwise.debug.page import layers
-from loopwise.debug.page.layers import QUANTITIES, ROWS, distributions, heat_maps
+from loopwise.debug.page import distributions, layers
+from loopwise.debug.page.layers import QUANTITIES, ROWS
 from loopwise.debug.page.scalars import smoothed
-from loopwise.debug.page.steps import Reader, Table, spread
+from loopwise.debug.read.tables import Table, spread
 from loopwise.debug.rules import SEVERITIES, Finding
 from loopwise.debug.statistics.thin import thinned
 from loopwise.run import Run
@@ -42,8 +42,8 @@ def test_an_empty_run_has_nothing_to_say(tmp_path):
 
 
 def test_tables_have_the_numbers_that_a_saved_run_reads(path):
-    reader, saved = Reader(path), open_run(path)
-    table = reader.tables({"gradient": ("mean", "std", "quantile_50")})["gradient"]
+    saved = open_run(path)
+    table = saved.tables({"gradient": ("mean", "std", "quantile_50")})["gradient"]
     assert table.names == ["0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias"]
     assert table.shapes[0] == (16, 8)
     for statistic in ("mean", "std", "quantile_50"):
@@ -55,17 +55,19 @@ def test_tables_have_the_numbers_that_a_saved_run_reads(path):
 
 
 def test_steps_are_chosen_before_they_are_read(path, monkeypatch):
-    reader, read = Reader(path), []
-    numbers = reader._numbers
-    monkeypatch.setattr(reader, "_numbers", lambda block: read.append(block.step) or numbers(block))
-    table = reader.tables({"output": ("std",), "weight": ("std",)}, most=3)["output"]
-    assert read == table.steps.tolist() == [0, 8, 18]
+    saved, read_steps = open_run(path), set()
+    read = saved._blocks.read
+    monkeypatch.setattr(
+        saved._blocks, "read", lambda block, *place: read_steps.add(block.step) or read(block, *place)
+    )
+    table = saved.tables({"output": ("std",), "weight": ("std",)}, most=3)["output"]
+    assert sorted(read_steps) == table.steps.tolist() == [0, 8, 18]
     assert spread(range(1000), 5) == [0, 250, 500, 749, 999]
     assert spread([4, 7], 5) == [4, 7]
 
 
 def test_heat_maps_are_logarithms_with_gaps(path):
-    found = {each["title"]: each for each in heat_maps(Reader(path))}
+    found = {each["title"]: each for each in layers.blocks(open_run(path))}
     assert list(found) == [
         "Gradients",
         "Weights",
@@ -86,17 +88,17 @@ def test_heat_maps_are_logarithms_with_gaps(path):
 
 
 def test_many_layers_share_rows_and_the_page_says_so(tmp_path):
-    layers = nn.Sequential(*(nn.Linear(2, 2) for _ in range(ROWS + 20)))
-    optimizer = torch.optim.SGD(layers.parameters(), lr=0.1)
-    watched = Collection("weights", keep=("mean", "std"))
+    many = nn.Sequential(*(nn.Linear(2, 2) for _ in range(ROWS + 20)))
+    optimizer = torch.optim.SGD(many.parameters(), lr=0.1)
+    watched = Collection("weights", statistics=("mean", "std"))
     with Watch(
-        layers, optimizer, run=str(tmp_path / "run"), save=every(1), collections=[watched], rules=False
+        many, optimizer, run=str(tmp_path / "run"), save=every(1), collections=[watched], rules=False
     ) as watch:
         for _ in range(2):
-            layers(torch.randn(4, 2)).sum().backward()
+            many(torch.randn(4, 2)).sum().backward()
             optimizer.step()
             watch.step()
-    (found,) = heat_maps(Reader(str(tmp_path / "run")))
+    (found,) = layers.blocks(open_run(str(tmp_path / "run")))
     trace = found["data"][0]
     assert trace["z"].shape == (ROWS, 2) == (len(trace["y"]), 2)
     assert trace["y"][0] == "0.weight to 1.weight"
@@ -104,7 +106,7 @@ def test_many_layers_share_rows_and_the_page_says_so(tmp_path):
 
 
 def test_distributions_by_quantiles_or_else_by_spread(path):
-    found = {each["title"]: each["plots"] for each in distributions(Reader(path), ["4.weight"])}
+    found = {each["title"]: each["plots"] for each in distributions.blocks(open_run(path), ["4.weight"])}
     assert set(found) == {"Weights", "Gradients", "Outputs", "Inputs"}
     assert found["Weights"][0]["title"] == found["Gradients"][0]["title"] == "4.weight"
     assert "Median" in found["Gradients"][0]["describe"]
@@ -185,8 +187,8 @@ def test_a_shift_that_was_not_saved_is_a_gap():
 
 
 def test_tensors_beyond_those_to_be_chosen_are_counted(path, monkeypatch):
-    monkeypatch.setattr(layers, "CHOICES", 2)
-    found = {each["title"]: each for each in distributions(Reader(path))}["Weights"]
+    monkeypatch.setattr(distributions, "CHOICES", 2)
+    found = {each["title"]: each for each in distributions.blocks(open_run(path))}["Weights"]
     assert (found["label"], len(found["plots"])) == ("Of (2 of 6)", 2)
 
 
@@ -213,13 +215,13 @@ def trained(path, seed, steps=4):
 def test_two_equal_runs_nowhere_part(tmp_path):
     first, second = (trained(str(tmp_path / name), 0) for name in ("first", "second"))
     text, *_ = by_id(first, second)["comparison"]
-    assert text["text"] == "They nowhere part in the 4 saved steps that both have."
+    assert text["text"] == "The two runs are equal in the 4 saved steps that both have."
 
 
 def test_two_runs_part_at_their_first_step(tmp_path):
     first, second = trained(str(tmp_path / "first"), 0), trained(str(tmp_path / "second"), 1, steps=6)
     text, table = by_id(first, second)["comparison"]
-    assert text["text"].startswith("They part at step 0 in ")
+    assert text["text"].startswith("The two runs differ first at step 0 in ")
     assert table["rows"] == [[second, 2, "steps", "4, 5"]]
     assert [each["name"] for each in by_id(first, second)["metrics"][0]["data"]] == [
         "loss, train",
@@ -241,7 +243,7 @@ def test_two_runs_part_in_what_another_rank_saved(tmp_path):
     for name in ("index.rank1.0.jsonl", "tensors.rank1.0.seg"):
         shutil.copy(f"{other}/debug/{name}", f"{second}/debug/{name}")
     text, *_ = by_id(first, second)["comparison"]
-    assert text["text"].startswith("They part at step 0 in ")
+    assert text["text"].startswith("The two runs differ first at step 0 in ")
     assert " of rank 1: " in text["text"]
 
 
@@ -249,7 +251,9 @@ def test_lost_bytes_are_said_where_two_runs_are_compared(tmp_path):
     first, second = trained(str(tmp_path / "first"), 0), trained(str(tmp_path / "second"), 1)
     os.truncate(f"{second}/debug/tensors.rank0.0.seg", 0)
     text, *_ = by_id(first, second)["comparison"]
-    assert text["text"].startswith("It cannot be said where they part. Bytes of step 0, 1, 2, 3 are lost")
+    assert text["text"].startswith(
+        "The first difference cannot be determined. Bytes of step 0, 1, 2, 3 are lost"
+    )
     assert "findings" in by_id(first, second)
 
 

@@ -71,7 +71,7 @@ def test_tensorboard(saved, tmp_path):
 
 
 def test_an_unknown_format(saved, tmp_path):
-    with pytest.raises(InputError, match="one of: tensorboard, safetensors"):
+    with pytest.raises(InputError, match="one of tensorboard, safetensors"):
         export(saved, tmp_path / "out", "csv")
     assert not (tmp_path / "out").exists()
 

@@ -207,7 +207,7 @@ def test_series_of_a_tensor_needs_a_statistic(saving, tmp_path):
 
 
 def test_a_series_goes_from_tensors_over_to_tables(saving, tmp_path):
-    """The policy ``reduce`` saves statistics where storage is behind."""
+    """``on_backlog="reduce"`` saves statistics where storage is behind."""
     run = saving(tmp_path)
     run.step(0, {"weights": {"t0": WEIGHT}})
     run.step(1, table=table([[-7.0, 7.0]]))
@@ -262,8 +262,8 @@ def test_unknown_things_say_what_there_is(saving, tmp_path):
     assert str(error.value) == (
         "seen: 'fc.wieght'\n"
         "expected: one of: fc.weight\n"
-        "likely cause: a typing error, or nothing was saved of it yet\n"
-        "fix: names() lists all"
+        "likely cause: a typo, or nothing was saved of it yet\n"
+        "fix: names() lists all names"
     )
     with pytest.raises(InputError, match="30 from 0 to 29, nearest 29"):
         saved.value("loss", 100)

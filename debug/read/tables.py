@@ -1,0 +1,112 @@
+"""Statistics of many saved steps at once, for plots: few steps, evenly spread, and only those are read."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loopwise.errors import StateError
+
+from ..store.blocks import Blocks
+from ..store.columns import Floats
+from ..store.index import Block
+from ..store.layout import Layout
+
+MOST = 400
+"""Steps of a plot over steps; a wide screen shows two pixels of each."""
+Steps = NDArray[np.int64]
+
+
+@dataclass
+class Table:
+    """Statistics of the tensors of a kind over steps.
+
+    Attributes:
+        steps: steps counted over all modes.
+        names: parameters or modules, in order of first appearance.
+        shapes: shape of each tensor; ``()`` if it is not known.
+        values: statistic -> float64 of shape (names, steps); NaN if a step does not have it.
+    """
+
+    steps: Steps
+    names: list[str] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    values: dict[str, Floats] = field(default_factory=dict)
+    _rows: dict[str, int] = field(default_factory=dict, repr=False)
+
+    def __getitem__(self, statistic: str) -> Floats:
+        """Return a statistic as an array of shape (names, steps), all NaN if it was not saved."""
+        empty = np.full((len(self.names), len(self.steps)), np.nan)
+        return self.values.get(statistic, empty)
+
+    def add(self, place: int, layout: Layout, numbers: Floats, kind: str, statistic: str) -> None:
+        """Add one statistic of one step.
+
+        Args:
+            place: index of the step in ``steps``.
+            layout: layout of the step's block.
+            numbers: the block's numbers.
+            kind: kind of the tensors.
+            statistic: name of the statistic.
+        """
+        cells = layout.cells(kind, (statistic,))
+        if not cells.names:
+            return
+        for name, shape in zip(cells.names, cells.shapes, strict=True):
+            if name not in self._rows:
+                self._rows[name] = len(self.names)
+                self.names.append(name)
+                self.shapes.append(shape)
+        values = self.values.setdefault(statistic, np.empty((0, len(self.steps))))
+        if len(values) < len(self.names):
+            more = np.full((len(self.names) - len(values), len(self.steps)), np.nan)
+            values = self.values[statistic] = np.concatenate((values, more))
+        values[[self._rows[name] for name in cells.names], place] = numbers[cells.places[0]]
+
+
+def spread(steps: Sequence[int], most: int = MOST) -> list[int]:
+    """Return at most ``most`` of the steps, evenly spread, the first and the last among them."""
+    if len(steps) <= most:
+        return list(steps)
+    return [steps[i] for i in np.linspace(0, len(steps) - 1, most).round().astype(int)]
+
+
+def tables(
+    by_step: Mapping[int, Block], blocks: Blocks, kinds: Mapping[str, Sequence[str]], most: int
+) -> dict[str, Table]:
+    """Read statistics by kind.
+
+    Args:
+        by_step: the blocks to choose from, by step in order.
+        blocks: reader of their bytes.
+        kinds: kind -> statistics.
+        most: number of steps that are read of each kind, at most.
+    """
+    having = functools.cache(_having)
+    chosen = {
+        kind: spread(
+            [step for step, block in by_step.items() if having(block.layout, kind, tuple(names))], most
+        )
+        for kind, names in kinds.items()
+    }
+    result = {kind: Table(np.array(steps, np.int64)) for kind, steps in chosen.items()}
+    places = {kind: {step: place for place, step in enumerate(steps)} for kind, steps in chosen.items()}
+    for step in sorted(set().union(*chosen.values())):
+        block = by_step[step]
+        try:
+            numbers = block.layout.numbers(functools.partial(blocks.read, block))
+        except StateError:
+            continue  # lost bytes leave a gap; `loopwise debug verify` lists them
+        for kind, statistics in kinds.items():
+            if step in places[kind]:
+                for statistic in statistics:
+                    result[kind].add(places[kind][step], block.layout, numbers, kind, statistic)
+    return result
+
+
+def _having(layout: Layout, kind: str, statistics: tuple[str, ...]) -> bool:
+    return any(layout.cells(kind, (statistic,)).names for statistic in statistics)

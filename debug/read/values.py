@@ -1,0 +1,139 @@
+"""Tensors and numbers of a run, read from its blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from loopwise.errors import InputError, StateError
+
+from ..statistics.table import single
+from ..store.blocks import Blocks
+from ..store.index import Block
+from ..store.join_shards import joined
+from ..store.layout import Layout
+from .query import Query
+
+Series = tuple[NDArray[np.int64], NDArray[np.float64]]
+"""Steps and values, of equal length."""
+
+
+class Values:
+    """Reader of tensors, statistics and scalars; the methods are those of ``SavedRun``, which documents them.
+
+    Args:
+        query: query of the run's index.
+        blocks: reader of the run's blocks.
+    """
+
+    def __init__(self, query: Query, blocks: Blocks) -> None:
+        self._query, self._blocks = query, blocks
+
+    def value(self, name: str, step: int, mode: str | None, rank: int | None) -> torch.Tensor:
+        """Read a tensor or a scalar."""
+        blocks = self._query.blocks(step, mode, rank)
+        places = [(block, entry) for block in blocks if (entry := block.layout.tensor(name)) is not None]
+        if places:
+            if rank is None and places[0][1].start is not None:
+                return joined(places, self._blocks.tensor)
+            return self._blocks.tensor(*places[0])
+        for block in blocks:
+            if "value" in (offsets := block.layout.statistic_offsets(name)):
+                return torch.tensor(self._blocks.number(block, offsets["value"]), dtype=torch.float64)
+        raise self._query.missing(name, [block.layout for block in blocks], "values")
+
+    def statistics(self, name: str, step: int, mode: str | None, rank: int | None) -> dict[str, float]:
+        """Read all saved statistics of a tensor."""
+        blocks = self._query.blocks(step, mode, rank)
+        first = next((block for block in blocks if name in block.layout), None)
+        if first is None:
+            raise self._query.missing(name, [block.layout for block in blocks], "statistics")
+        offsets = first.layout.statistic_offsets(name).items()
+        return {key: self._blocks.number(first, offset) for key, offset in offsets if key != "value"}
+
+    def statistic(self, name: str, statistic: str, step: int, mode: str | None, rank: int | None) -> float:
+        """Read a statistic, or compute it from the saved tensor."""
+        blocks = self._query.blocks(step, mode, rank)
+        for block in blocks:
+            if statistic in (offsets := block.layout.statistic_offsets(name)):
+                return self._blocks.number(block, offsets[statistic])
+        if not any(_has_values(name, block.layout) for block in blocks):
+            raise self._query.missing(name, [block.layout for block in blocks], statistic)
+        return single(self.value(name, step, mode, rank), statistic)
+
+    def described(
+        self, name: str, step: int, mode: str | None, rank: int | None
+    ) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Return dtype and shape of a tensor."""
+        blocks = self._query.blocks(step, mode, rank)
+        for block in blocks:
+            entry = block.layout.tensor(name)
+            if entry is not None:
+                sharded = rank is None and entry.start is not None
+                return entry.dtype, entry.whole if sharded else entry.shape
+        for block in blocks:
+            if (described := block.layout.described(name)) is not None:
+                return described
+        raise self._query.missing(name, [block.layout for block in blocks], "dtype and shape")
+
+    def series(self, name: str, statistic: str | None, mode: str | None, rank: int | None) -> Series:
+        """Read a scalar or a statistic over all steps that have it."""
+        wanted = statistic or "value"
+        places: list[tuple[int, Block, int | None]] = []
+        offsets: dict[Layout, int | None] = {}
+        for step, blocks in self._query.having(name, mode, rank):
+            for block in blocks:
+                if block.layout not in offsets:
+                    offsets[block.layout] = block.layout.statistic_offsets(name).get(wanted)
+            best = next((block for block in blocks if offsets[block.layout] is not None), blocks[0])
+            if offsets[best.layout] is not None or _has_values(name, best.layout):
+                places.append((step, best, offsets[best.layout]))
+        if not places:
+            raise self._query.missing(name, self._query.layouts(mode), wanted)
+        read = iter(self._blocks.numbers([(b, offset) for _, b, offset in places if offset is not None]))
+        pairs = [
+            (step, self._computed(name, statistic, block, rank) if offset is None else next(read))
+            for step, block, offset in places
+        ]
+        known = [(step, value) for step, value in pairs if value is not None]
+        return np.array([step for step, _ in known], np.int64), np.array([v for _, v in known], np.float64)
+
+    def _computed(self, name: str, statistic: str | None, block: Block, rank: int | None) -> float | None:
+        """Compute a number of a series that is in no table; ``None`` if the bytes are lost."""
+        try:
+            if statistic is not None:
+                return self.statistic(name, statistic, block.step, None, rank)
+            value = self.value(name, block.step, None, rank)
+        except StateError:
+            return None
+        if value.numel() != 1:
+            raise InputError(
+                f"series({name!r}) of a tensor of shape {tuple(value.shape)}",
+                "a scalar, or a statistic",
+                "a tensor is no number",
+                f"series({name!r}, 'mean'), or values({name!r})",
+            )
+        return float(value)
+
+    def values(
+        self, name: str, mode: str | None, rank: int | None
+    ) -> tuple[NDArray[np.int64], list[torch.Tensor]]:
+        """Read a tensor at all steps that have it."""
+        steps, tensors, saved = [], [], False
+        for step, blocks in self._query.having(name, mode, rank):
+            if not any(_has_values(name, block.layout) for block in blocks):
+                continue
+            saved = True
+            try:
+                tensors.append(self.value(name, blocks[0].step, None, rank))
+            except StateError:
+                continue
+            steps.append(step)
+        if not saved:
+            raise self._query.missing(name, self._query.layouts(mode), "values")
+        return np.array(steps, np.int64), tensors
+
+
+def _has_values(name: str, layout: Layout) -> bool:
+    return name in layout.tensors or "value" in layout.statistic_offsets(name)

@@ -1,4 +1,4 @@
-"""Choose which samples reach the training step: wrap a loader, keep the informative ones."""
+"""Selection of the samples that reach the training step: wrap a loader, keep the informative samples."""
 
 from .loader import SiftingDataLoader as SiftingDataLoader
 from .pilot import Forecast as Forecast

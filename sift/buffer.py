@@ -1,4 +1,4 @@
-"""Kept samples on their way to a full batch."""
+"""Buffer that joins kept samples into full batches."""
 
 from __future__ import annotations
 
@@ -14,86 +14,97 @@ Concatenate = Callable[[Sequence[Any], Sequence[int]], Any]
 
 
 @dataclass(slots=True)
-class Part:
-    """Samples, and what travels with them: tensors with one entry a sample, such as their weights."""
+class Samples:
+    """A batch and tensors with one entry per sample that stay with it, such as indices and importance weights."""
 
     batch: Any
     size: int
-    along: dict[str, torch.Tensor] = field(default_factory=dict)
+    columns: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def select(self, positions: torch.Tensor) -> Part:
-        along = {name: values[positions] for name, values in self.along.items()}
-        return Part(batches.index(self.batch, positions, self.size), len(positions), along)
+    def select(self, positions: torch.Tensor) -> Samples:
+        """Return copies of the samples at ``positions``, int64."""
+        columns = {name: values[positions] for name, values in self.columns.items()}
+        return Samples(batches.index(self.batch, positions, self.size), len(positions), columns)
+
+    def with_weights(self) -> Any:
+        """Return the batch with the column ``weight``: as a last element, or as ``"weights"`` of a dict."""
+        batch, weights = self.batch, self.columns["weight"]
+        if isinstance(batch, dict):
+            return {**batch, "weights": weights}
+        if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
+            return type(batch)([*batch, weights])
+        return batch, weights
 
 
-def join(parts: Sequence[Part], concatenate: Concatenate) -> Part:
-    """The samples of all parts, in order."""
+def join(parts: Sequence[Samples], concatenate: Concatenate) -> Samples:
+    """Return the samples of all parts, in order."""
     if len(parts) == 1:
         return parts[0]
     sizes = [part.size for part in parts]
-    along = {name: torch.cat([part.along[name] for part in parts]) for name in parts[0].along}
-    return Part(concatenate([part.batch for part in parts], sizes), sum(sizes), along)
+    columns = {name: torch.cat([part.columns[name] for part in parts]) for name in parts[0].columns}
+    return Samples(concatenate([part.batch for part in parts], sizes), sum(sizes), columns)
 
 
 class Buffer:
     """Joins kept samples into batches of ``size``, in order.
 
-    Beside the part that was offered last it holds copies of fewer than ``size`` left-over samples,
-    and while one is handed out one batch more: never more than two batches.
+    Besides the samples of the last ``put`` it holds copies of fewer than ``size`` left-over samples, and one batch
+    more while that is in use: never more than two batches.
     """
 
     def __init__(self, size: int, concatenate: Concatenate) -> None:
         self.size = size
         self._concatenate = concatenate
-        self._rest: Part | None = None
-        self._offered: Part | None = None
+        self._rest: Samples | None = None
+        self._source: Samples | None = None
         self._kept = torch.empty(0, dtype=torch.int64)
 
     @property
     def waiting(self) -> int:
-        """Samples in the buffer."""
+        """Number of samples in the buffer."""
         return (self._rest.size if self._rest else 0) + len(self._kept)
 
-    def offer(self, part: Part, kept: torch.Tensor) -> None:
-        """Add the samples ``kept`` (int64 positions) of ``part``; the last offer must have been taken."""
-        self._offered, self._kept = part, kept
+    def put(self, source: Samples, kept: torch.Tensor) -> None:
+        """Add the samples at the positions ``kept``, int64, after ``take`` has returned ``None`` for the last ones."""
+        self._source, self._kept = source, kept
 
-    def take(self) -> Part | None:
-        """The next full batch; ``None`` while there are too few samples for one."""
-        offered, kept = self._offered, self._kept
-        if offered is None:
+    def take(self) -> Samples | None:
+        """Return the next full batch, or ``None`` if there are too few samples for one."""
+        source, kept = self._source, self._kept
+        if source is None:
             return None
-        if self._rest is None and offered.size == self.size == len(kept):
+        if self._rest is None and source.size == self.size == len(kept):
             self._clear()
-            return offered  # the loader's own batch, untouched
+            return source  # the wrapped loader's own batch, unchanged
         missing = self.size - (self._rest.size if self._rest else 0)
         if len(kept) >= missing:
             self._kept = kept[missing:]
-            return self._joined(kept[:missing])
-        self._rest = self._joined(kept) if len(kept) else self._rest
+            return self._join_rest(kept[:missing])
+        self._rest = self._join_rest(kept) if len(kept) else self._rest
         self._clear()
         return None
 
-    def drain(self) -> Part | None:
-        """What is left, if anything."""
-        rest = self._joined(self._kept) if self._offered and len(self._kept) else self._rest
+    def drain(self) -> Samples | None:
+        """Remove and return all samples, or ``None`` if there are none."""
+        rest = self._join_rest(self._kept) if self._source and len(self._kept) else self._rest
         self._clear()
         self._rest = None
         return rest
 
-    def peek(self) -> Part | None:
-        """Copies of all samples in the buffer, in order; they stay."""
+    def peek(self) -> Samples | None:
+        """Return copies of all samples in the buffer, in order, without removing them."""
         parts = [self._rest] if self._rest else []
-        if self._offered is not None and len(self._kept):
-            parts.append(self._offered.select(self._kept))
+        if self._source is not None and len(self._kept):
+            parts.append(self._source.select(self._kept))
         return join(parts, self._concatenate) if parts else None
 
-    def _joined(self, positions: torch.Tensor) -> Part:
-        assert self._offered is not None
-        part = self._offered.select(positions)
+    def _join_rest(self, positions: torch.Tensor) -> Samples:
+        """Return the left-over samples followed by those at ``positions`` of the last ``put``."""
+        assert self._source is not None
+        samples = self._source.select(positions)
         if self._rest is not None:
-            part, self._rest = join([self._rest, part], self._concatenate), None
-        return part
+            samples, self._rest = join([self._rest, samples], self._concatenate), None
+        return samples
 
     def _clear(self) -> None:
-        self._offered, self._kept = None, self._kept[:0]
+        self._source, self._kept = None, self._kept[:0]

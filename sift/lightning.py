@@ -1,4 +1,4 @@
-"""Sifting in a Lightning ``Trainer``: one callback, nothing else changes.
+"""Sifting in a Lightning ``Trainer`` by one callback.
 
 Trainer(callbacks=[SiftingCallback(keep=0.5)]).fit(module, datamodule)
 """
@@ -8,33 +8,35 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.modules.loss import _Loss
+from torch.nn.modules import loss as criteria
 
-from loopwise.errors import InputError, MissingExtra
+from loopwise import validate
+from loopwise.errors import InputError
+from loopwise.extras import required
 from loopwise.ranks import rank, world_size
 
 from .loader import SiftingDataLoader
+from .options import validate_loss, validate_passed_on
 
-try:
-    from lightning.pytorch import Callback, LightningModule, Trainer
-except ImportError:
+with required("lightning", "lightning", "SiftingCallback"):
     try:
-        from pytorch_lightning import (  # type: ignore[assignment]  # the same, by its older name
-            Callback,
-            LightningModule,
-            Trainer,
-        )
-    except ImportError:
-        raise MissingExtra.of("lightning", "lightning", "SiftingCallback") from None
+        from lightning.pytorch import Callback, LightningModule, Trainer
+    except ModuleNotFoundError:
+        if find_spec("pytorch_lightning") is None:
+            raise
+        from pytorch_lightning import Callback, LightningModule, Trainer  # type: ignore[assignment]
+
+CRITERIA = tuple(getattr(criteria, name) for name in criteria.__all__)
 
 
-class _Feed:
-    """The loader as Lightning sees it: without a length, so that the end of an epoch is its own."""
+class _UnsizedLoader:
+    """Loader without a length, so that Lightning ends an epoch when the batches end, and a count of untrained batches."""
 
     def __init__(self, loader: SiftingDataLoader) -> None:
         self.loader = loader
@@ -48,19 +50,20 @@ class _Feed:
 
 
 class SiftingCallback(Callback):
-    """Wraps the train loader of ``Trainer.fit`` in a ``SiftingDataLoader``.
+    """Callback that wraps the train loader of ``Trainer.fit`` in a ``SiftingDataLoader``.
 
-    The state of the loader travels in Lightning's checkpoints, one of each rank.
+    Lightning's checkpoints contain the state of the loader on each rank.
 
     Args:
-        loss: per-sample criterion or ``loss(model, batch)``; default: the module's own criterion (an
-            attribute that is one of torch's losses), made to give one loss a sample.
-        model: from the LightningModule to the network that ``training_step`` calls with the input;
-            default: the LightningModule itself.
-        options: those of ``SiftingDataLoader``.
+        loss: per-sample criterion or ``loss(model, batch)``; default: the module's own criterion (an attribute that is
+            one of torch's losses), changed to return one loss per sample.
+        model: function from the LightningModule to the network that ``training_step`` calls with the input; default:
+            the LightningModule itself.
+        options: options of ``SiftingDataLoader``.
 
     Raises:
-        InputError: no or several criteria in the module, or several train loaders.
+        InputError: invalid options; when training begins: no or several criteria in the module, or several train
+            loaders.
     """
 
     def __init__(
@@ -70,9 +73,14 @@ class SiftingCallback(Callback):
         model: Callable[[LightningModule], nn.Module] = lambda module: module,
         **options: Any,
     ) -> None:
+        if loss is not None:
+            validate_loss(loss)
+        expected = "a function from the LightningModule to the network that training_step calls"
+        validate.function("model", model, expected, "model=lambda module: module.net")
+        validate_passed_on(options, "SiftingCallback(...)")
         self.loss, self.model, self.options = loss, model, options
         self.loader: SiftingDataLoader | None = None
-        self._feed: _Feed | None = None
+        self._unsized: _UnsizedLoader | None = None
         self._state: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -87,12 +95,12 @@ class SiftingCallback(Callback):
             )
         loss = self.loss if self.loss is not None else _criterion(pl_module)
         model = self.model(pl_module)
-        self.loader = SiftingDataLoader(combined.flattened[0], model, loss=loss, **self.options)
+        self.loader = SiftingDataLoader(combined.flattened[0], model, loss, **self.options)
         self.loader.epoch = trainer.current_epoch
-        self.loader.fetched_ahead(2)
-        self._feed = _Feed(self.loader)
-        self._load()
-        combined.flattened = [self._feed]
+        self.loader.hold_yielded(2)
+        self._unsized = _UnsizedLoader(self.loader)
+        self._restore()
+        combined.flattened = [self._unsized]
         limit = trainer.limit_train_batches
         combined.limits = [limit if isinstance(limit, int) else math.inf]
         loop._data_fetcher.setup(combined)
@@ -106,14 +114,22 @@ class SiftingCallback(Callback):
             self.loader.set_epoch(trainer.current_epoch)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        if self._feed is not None:
-            self._feed.untrained = max(0, self._feed.untrained - 1)
+        if self._unsized is not None:
+            self._unsized.untrained = max(0, self._unsized.untrained - 1)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self.loader is not None:
+            self.loader.close("failed")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.loader is not None:
+            self.loader.close("finished")
 
     def state_dict(self) -> dict[str, Any]:
-        """States of all ranks.  Collective where there are several, as saving a checkpoint is."""
-        if self.loader is None or self._feed is None:
+        """Return the states of all ranks.  Collective if there are several, as saving a checkpoint is."""
+        if self.loader is None or self._unsized is None:
             return {}
-        own = copy.deepcopy(self.loader.state_dict(self._feed.untrained))
+        own = copy.deepcopy(self.loader.state_dict(self._unsized.untrained))
         states: list[Any] = [own]
         if world_size() > 1 and dist.is_initialized():
             states = [None] * world_size()
@@ -123,7 +139,7 @@ class SiftingCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict or None
 
-    def _load(self) -> None:
+    def _restore(self) -> None:
         state, self._state = self._state, None
         if state is None or self.loader is None:
             return
@@ -131,22 +147,22 @@ class SiftingCallback(Callback):
             raise InputError(
                 f"a checkpoint of {len(state['ranks'])} ranks",
                 f"one of {world_size()} ranks",
-                "samples are spread differently over another number of ranks",
+                "another number of ranks divides samples differently",
                 "resume with as many processes as the checkpoint was saved with",
             )
         self.loader.load_state_dict(state["ranks"][rank()])
 
 
 def _criterion(module: nn.Module) -> nn.Module:
-    """A copy of the module's own criterion that gives one loss a sample."""
-    found = {name: part for name, part in module.named_modules() if isinstance(part, _Loss)}
-    if len(found) != 1:
+    """Return a copy of the module's own criterion that returns one loss per sample."""
+    losses = {name: part for name, part in module.named_modules() if isinstance(part, CRITERIA)}
+    if len(losses) != 1:
         raise InputError(
-            f"{len(found)} criteria in {type(module).__name__}: {', '.join(found) or 'none'}",
+            f"{len(losses)} criteria in {type(module).__name__}: {', '.join(losses) or 'none'}",
             "one attribute that is one of torch's losses",
             "the loss is computed by a function in training_step, or there are several",
             "pass SiftingCallback(loss=nn.CrossEntropyLoss(reduction='none')) or a function",
         )
-    criterion = copy.deepcopy(next(iter(found.values())))
+    criterion = copy.deepcopy(next(iter(losses.values())))
     criterion.reduction = "none"
     return criterion

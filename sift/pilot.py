@@ -1,4 +1,4 @@
-"""Before training: does sifting pay for this model and this data on this machine?"""
+"""Forecast before training: measure whether sifting pays for a model, its data and the machine."""
 
 from __future__ import annotations
 
@@ -14,71 +14,71 @@ import torch
 from torch import nn
 
 from loopwise import batch as batches
-from loopwise import random_state
+from loopwise import random_state, validate
 from loopwise.errors import InputError
 from loopwise.loss import pair, takes_model
 
-from . import options
-from .policies.policy import check_keep
+from . import options as checks
 from .scoring import Scorer
-from .source import Source
+from .source import Source, batching
 
 Spread = tuple[float, float, float]
+"""Median, lowest and highest value of the middle half of the measurements."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Measured seconds a sample, (median, lowest, highest) of the middle half of the steps, and what follows."""
+    """Measured seconds per sample, and the time of a sifted epoch that follows from them."""
 
     keep: float
-    """Share of samples trained on."""
+    """Share of samples to train on."""
     loading: Spread
-    """Waiting for the loader."""
+    """Seconds of waiting for the loader."""
     training: Spread
-    """Forward, backward and an SGD step."""
+    """Seconds of forward, backward and an SGD step."""
     scoring: Spread
-    """A scoring pass."""
+    """Seconds of a scoring pass."""
     plans: bool
     """Whether samples can be left out before they are loaded, by the losses of the training steps."""
 
     @property
     def scored(self) -> Spread:
-        """Time of an epoch that scores every sample, as a part of a plain epoch's."""
-        return self._part(1.0, 1.0)
+        """Time of an epoch that scores every sample, as a fraction of a plain epoch's."""
+        return self._fraction(1.0, 1.0)
 
     @property
     def remembered(self) -> Spread | None:
-        """Time of an epoch that goes by remembered losses, as a part of a plain epoch's."""
-        return self._part(self.keep, 0.0) if self.plans else None
+        """Time of an epoch planned by remembered losses, as a fraction of a plain epoch's; ``None`` if impossible."""
+        return self._fraction(self.keep, 0.0) if self.plans else None
 
     @property
     def break_even(self) -> float:
-        """Scoring every sample saves time while ``keep`` is below this share; 0: never."""
+        """Share of kept samples below which scoring every sample saves time; 0: it never does."""
         return max(0.0, 1 - self.scoring[0] / self.training[0])
 
     @property
     def pays(self) -> bool:
-        """Whether the way that the loader takes by default saves time, at the unfavourable end of the spread."""
+        """Whether the loader's default saves time, at the unfavourable end of the spread."""
         return (self.remembered or self.scored)[2] < 1
 
-    def _part(self, loaded: float, scored: float) -> Spread:
-        def part(which: int, other: int) -> float:
-            load, train = self.loading[other], self.training[other]
-            cost = loaded * load + scored * self.scoring[which] + self.keep * train
+    def _fraction(self, loaded: float, scored: float) -> Spread:
+        def fraction(sifted: int, plain: int) -> float:
+            load, train = self.loading[plain], self.training[plain]
+            cost = loaded * load + scored * self.scoring[sifted] + self.keep * train
             return cost / (load + train)
 
-        return part(0, 0), part(1, 2), part(2, 1)
+        return fraction(0, 0), fraction(1, 2), fraction(2, 1)
 
     def __str__(self) -> str:
         lines = [
             f"training {1e3 * self.training[0]:.3g} ms, loading {1e3 * self.loading[0]:.3g} ms, "
-            f"scoring {1e3 * self.scoring[0]:.3g} ms a sample",
-            f"every sample scored, keep={self.keep:g}: {_told(self.scored)} of a plain epoch's time; "
+            f"scoring {1e3 * self.scoring[0]:.3g} ms per sample",
+            f"every sample scored, keep={self.keep:g}: {_text(self.scored)} of a plain epoch's time; "
             + (f"pays below keep={self.break_even:.2f}" if self.break_even else "never pays"),
         ]
         if self.remembered is not None:
             lines.append(
-                f"by remembered losses, keep={self.keep:g}: {_told(self.remembered)}, after the first"
+                f"planned by remembered losses, keep={self.keep:g}: {_text(self.remembered)}, after the first epoch"
             )
         lines.append("sifting pays" if self.pays else "sifting does not pay: a plain loader is as fast")
         return "\n".join(lines)
@@ -98,33 +98,38 @@ def pilot(
     Model, optimizer, data order and random states stay as they are.
 
     Args:
-        loader, model, loss, keep, dtype: as for ``SiftingDataLoader``.
-        steps: batches to measure with; the first two warm up.
+        loader: iterable of batches, as for ``SiftingDataLoader``.
+        model: model in training.
+        loss: per-sample criterion, or function of (model, batch).
+        keep: share of samples to train on, a fraction in (0, 1].
+        steps: number of batches to measure with, at least 4; the first two warm up.
+        dtype: autocast dtype of the scoring pass; ``"auto"``: the fastest one of the hardware.
 
     Raises:
-        InputError: fewer than four batches, or arguments that the loader refuses.
+        InputError: fewer than four batches, or invalid arguments.
     """
-    check_keep(keep)
-    options.whole("steps", steps, 4)
-    options.criterion(loss)
+    checks.validate_arguments(loader, model, loss)
+    checks.Options(keep=checks.check_keep(keep), dtype=dtype)
+    validate.whole_number("steps", steps, 4, "batches", example=50)
     state = random_state.get()
     try:
         spreads = _measure(loader, copy.deepcopy(model).train(), loss, steps, dtype)
     finally:
         random_state.set(state)
-    plans = Source(loader, getattr(loader, "batch_size", None), False).plans and not takes_model(loss)
+    plans = Source(loader, batching(loader)[0], False).plans and not takes_model(loss)
     return Forecast(keep, *spreads, plans)
 
 
 def _measure(
     loader: Iterable[Any], model: nn.Module, loss: Callable[..., torch.Tensor], steps: int, dtype: Any
 ) -> tuple[Spread, Spread, Spread]:
+    """Return seconds per sample of loading, training and scoring."""
     scorer = Scorer(model, loss, dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     loading, training, scoring = [], [], []
     start = time.perf_counter()
     for batch in itertools.islice(loader, steps):
-        size = batches.length(batch, getattr(loader, "batch_size", None))
+        size = batches.length(batch, batching(loader)[0])
         loading.append((time.perf_counter() - start) / size)
         start = _now(scorer, batch)
         scorer(batch, size)
@@ -142,12 +147,13 @@ def _measure(
             f"a loader of {len(training)} batches",
             "at least 4 batches to measure with",
             "a small dataset or a large batch_size",
-            "give a loader with a smaller batch_size",
+            "pass a loader with a smaller batch_size",
         )
     return _spread(loading[2:]), _spread(training[2:]), _spread(scoring[2:])
 
 
 def _now(scorer: Scorer, batch: Any) -> float:
+    """Return the time once the device has finished its work."""
     if scorer.device(batch).type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -158,5 +164,5 @@ def _spread(values: list[float]) -> Spread:
     return statistics.median(values), middle[0], middle[-1]
 
 
-def _told(spread: Spread) -> str:
+def _text(spread: Spread) -> str:
     return f"{spread[0]:.2f} ({spread[1]:.2f}-{spread[2]:.2f})"

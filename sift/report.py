@@ -1,11 +1,22 @@
-"""What sifting did, what it cost and what it saved."""
+"""Counts and times of a sifting loader, the estimate of the time it saves, and their records in a run."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from loopwise import warnings
+
+if TYPE_CHECKING:
+    from loopwise.run import RunHandle
+
+ACTIVITIES = ("loading", "scoring", "selecting", "training")
 
 
 @dataclass(slots=True)
@@ -13,55 +24,57 @@ class Report:
     """Counts in samples and batches, times in seconds, since the loader was made."""
 
     epochs: int = 0
-    """Times the wrapped loader was gone through to its end."""
+    """Complete passes over the wrapped loader."""
     seen: int = 0
-    """Samples that were considered: those the wrapped loader gave and those left out before loading."""
+    """Samples considered: those that the wrapped loader yielded and those left out before loading."""
     skipped: int = 0
     """Samples left out before they were loaded, by their remembered losses."""
     scored: int = 0
-    """Samples that went through a scoring forward pass."""
+    """Samples scored by a forward pass."""
     kept: int = 0
-    """Samples chosen for the training step, unscored ones among them."""
+    """Samples chosen for the training step, including those that were not scored."""
     dropped: int = 0
-    """Samples that no training step will see: those not chosen, and a tail cut by ``drop_last``."""
+    """Samples that no training step sees: those not chosen, and those cut."""
     cut: int = 0
-    """Of those dropped, chosen ones: a tail cut by ``drop_last`` or because another rank's data ended."""
+    """Chosen samples that were dropped all the same, by ``drop_last`` or because another rank's data ended."""
     not_finite: int = 0
-    """Samples whose loss was NaN or infinite: kept, whatever the policy."""
+    """Samples whose loss was NaN or infinite; they are kept, whatever the policy."""
     batches: int = 0
-    """Batches handed to the training step."""
+    """Batches yielded to the training step."""
     trained: int = 0
     """Samples in those batches."""
     loading_seconds: float = 0.0
-    """Waiting for the wrapped loader."""
+    """Time spent waiting for the wrapped loader."""
     scoring_seconds: float = 0.0
-    """Scoring forward passes, the transfer of batches and losses included."""
+    """Time of the scoring forward passes, including the transfer of batches and losses."""
     selecting_seconds: float = 0.0
-    """The wrapper's own work: checks, policy, selecting and joining samples, agreeing with other ranks."""
+    """Time of the loader's own work: validation, policy, selecting and joining samples, coordination of ranks."""
     training_seconds: float = 0.0
-    """Between a batch being handed out and the next one being asked for."""
+    """Time between a batch being yielded and the next one being requested."""
     classes: dict[int, list[int]] = field(default_factory=dict)
-    """Class -> samples seen and samples kept, where scores are made as batches come."""
+    """Number of samples seen and kept of each class, counted if samples are scored as batches come."""
     policies: dict[str, tuple[int, float]] = field(default_factory=dict)
-    """Policy -> samples that it decided about, and the expected number of them that it dropped; the whole
-    policy first, then what it is made of."""
+    """Number of samples that each policy decided about, and the expected number of them that it dropped; the whole
+    policy first, then the policies inside it."""
     steps: list[float] = field(default_factory=lambda: [0, 0.0, 0.0])
-    """Batches timed, sum and sum of squares of their training seconds a sample, the first batch left out."""
+    """Number of timed batches, sum and sum of squares of their training seconds per sample, without the first batch."""
 
     @property
     def share(self) -> float:
-        """Share of the seen samples that was kept, a fraction; 1 before anything was seen."""
+        """Share of the seen samples that was kept, a fraction; 1 before the first sample."""
         return self.kept / self.seen if self.seen else 1.0
 
     @property
     def saved_seconds(self) -> float:
-        """Estimate: training steps and loading not done, less scoring and selecting."""
+        """Estimated seconds of omitted training steps and loading, minus the time of scoring and selecting."""
         spent = self.scoring_seconds + self.selecting_seconds
-        return self.dropped * self.seconds_a_sample + self.skipped * self._loading_a_sample - spent
+        loaded = self.seen - self.skipped
+        loading = self.loading_seconds / loaded if loaded else 0.0
+        return self.dropped * self.seconds_per_sample + self.skipped * loading - spent
 
     @property
     def saved_interval(self) -> tuple[float, float]:
-        """The 95 % interval of ``saved_seconds``, from the spread of the training steps' times."""
+        """Interval of 95 % around ``saved_seconds``, from the variance of the training steps' times."""
         count, total, squares = self.steps
         if count < 2:
             return (-math.inf, math.inf)
@@ -70,24 +83,51 @@ class Report:
         return (self.saved_seconds - half, self.saved_seconds + half)
 
     @property
-    def seconds_a_sample(self) -> float:
-        """Mean training seconds of a sample; 0 before it is known."""
+    def seconds_per_sample(self) -> float:
+        """Mean training seconds of a sample; 0 before they are known."""
         return self.steps[1] / self.steps[0] if self.steps[0] else 0.0
 
-    @property
-    def _loading_a_sample(self) -> float:
-        loaded = self.seen - self.skipped
-        return self.loading_seconds / loaded if loaded else 0.0
+    def scoring_pays(self, samples: int, slack: float) -> bool:
+        """Return whether scoring ``samples`` more keeps the training within 1 + ``slack`` of a plain loop's time."""
+        if not self.seconds_per_sample:
+            return False
+        spent = self.scoring_seconds + self.selecting_seconds
+        cost = spent / self.scored if self.scored else self.seconds_per_sample
+        plain = self.loading_seconds + self.training_seconds + self.dropped * self.seconds_per_sample
+        return self.saved_seconds - cost * samples >= -slack * plain
 
-    def time_step(self, seconds: float, samples: int) -> None:
+    @contextlib.contextmanager
+    def timed(self, activity: str) -> Iterator[None]:
+        """Add the time of the body to ``loading_seconds``, ``scoring_seconds`` or ``selecting_seconds``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            name = f"{activity}_seconds"
+            setattr(self, name, getattr(self, name) + time.perf_counter() - start)
+
+    def add_step(self, seconds: float, samples: int) -> None:
         """Count the training time of a batch."""
         self.training_seconds += seconds
         if self.batches > 1 and samples:
-            each = seconds / samples
-            self.steps = [self.steps[0] + 1, self.steps[1] + each, self.steps[2] + each * each]
+            per_sample = seconds / samples
+            count, total, squares = self.steps
+            self.steps = [count + 1, total + per_sample, squares + per_sample * per_sample]
 
-    def count_classes(self, labels: list[int], kept: list[int]) -> None:
-        """Count the samples of a pool and, at the positions ``kept``, those chosen."""
+    def add_skipped(self, samples: int) -> None:
+        """Count samples that were left out before loading."""
+        self.seen += samples
+        self.skipped += samples
+        self.dropped += samples
+
+    def add_cut(self, samples: int) -> None:
+        """Count chosen samples that no training step sees all the same."""
+        self.cut += samples
+        self.dropped += samples
+        self.kept -= samples
+
+    def add_classes(self, labels: list[int], kept: list[int]) -> None:
+        """Count the samples of a pool by class, and those at the positions ``kept``."""
         for label in labels:
             self.classes.setdefault(label, [0, 0])[0] += 1
         for position in kept:
@@ -99,7 +139,7 @@ class Report:
         return dataclasses.replace(self, classes=classes, policies=policies, steps=list(self.steps))
 
     def record(self) -> dict[str, float]:
-        """The counts and seconds as a dict, for a JSON line."""
+        """Return the counts and seconds as a dict, for a JSON line."""
         return {k: v for k, v in dataclasses.asdict(self).items() if isinstance(v, (int, float))}
 
     def state_dict(self) -> dict[str, Any]:
@@ -114,19 +154,63 @@ class Report:
         interval = f" (95 %: {low:.2f} to {high:.2f} s)" if math.isfinite(low) else ""
         rows = [
             ("samples seen", f"{self.seen:,}"),
-            ("left out unloaded", f"{self.skipped:,}"),
+            ("not loaded", f"{self.skipped:,}"),
             ("samples scored", f"{self.scored:,}"),
             ("samples kept", f"{self.kept:,} ({self.share:.1%})"),
             ("samples trained on", f"{self.trained:,} in {self.batches:,} batches"),
             *(
-                (f"dropped by {name}", f"{dropped:,.0f} of {of:,}")
-                for name, (of, dropped) in self.policies.items()
+                (f"dropped by {name}", f"{dropped:,.0f} of {samples:,}")
+                for name, (samples, dropped) in self.policies.items()
             ),
             ("losses not finite", f"{self.not_finite:,}"),
-            ("loading", f"{self.loading_seconds:.2f} s"),
-            ("scoring", f"{self.scoring_seconds:.2f} s"),
-            ("selecting", f"{self.selecting_seconds:.2f} s"),
-            ("training", f"{self.training_seconds:.2f} s"),
+            *((name, f"{getattr(self, f'{name}_seconds'):.2f} s") for name in ACTIVITIES),
             ("estimated saving", f"{self.saved_seconds:.2f} s{interval}"),
         ]
         return "\n".join(f"{name:<19} {value}" for name, value in rows)
+
+
+class WarnOnce:
+    """Issues one warning per topic."""
+
+    def __init__(self) -> None:
+        self._topics: set[str] = set()
+
+    def __call__(self, topic: str, text: str) -> None:
+        if topic not in self._topics:
+            self._topics.add(topic)
+            warnings.warn(f"loopwise.sift: {text}", stacklevel=2)
+
+
+class EpochLog:
+    """Writes one record per epoch into a run, and releases the run at its end.
+
+    Args:
+        handle: the run; ``None`` writes nothing.
+        warn: takes a topic and a text.
+    """
+
+    def __init__(self, handle: RunHandle | None, warn: WarnOnce) -> None:
+        self._handle, self._warn = handle, warn
+
+    def append(self, epoch: int, complete: bool, before: Report, after: Report) -> None:
+        """Write the difference of the reports before and after an epoch; a failure is a warning."""
+        if self._handle is None:
+            return
+        earlier = before.record()
+        counts = {name: value - earlier[name] for name, value in after.record().items() if name != "epochs"}
+        try:
+            self._handle.run.append("sift", "epochs", {"epoch": epoch, "complete": complete, **counts})
+            self._handle.run.flush()
+        except Exception as error:  # a full disk must not end the training
+            self._warn("run", f"a record of the run could not be written and is missing: {error!r}")
+
+    def release(self, state: str | None = None) -> None:
+        """Release the run.
+
+        Args:
+            state: ``finished`` or ``failed``; by default ``failed`` if an uncaught exception ends the process.
+        """
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            crashed = getattr(sys, "last_value", None) is not None and not hasattr(sys, "ps1")
+            handle.release(state or ("failed" if crashed else "finished"))

@@ -1,4 +1,4 @@
-"""Cheaper scorers and joins: lower resolution, padded batches."""
+"""Arguments of the loader for cheaper scoring and for padded batches: a lower resolution, a join that pads."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ import torch
 from torch import nn
 
 from loopwise import batch as batches
+from loopwise import validate
 from loopwise.errors import InputError
 
 
 class LowResolution(nn.Module):
     """``model`` on images of a lower resolution, for ``scorer=``: scale 0.5 costs about a quarter.
 
-    The idea of Composer's ``scale_factor`` and of JEST's approximate scoring (2024).  Inputs are
-    images of shape (batch, channels, height, width) and a model that takes any size.
+    The idea is that of Composer's ``scale_factor`` and of JEST's approximate scoring (2024).  Inputs are images of
+    shape (batch, channels, height, width), and the model takes images of any size.
 
     Args:
         model: the model in training; its weights are shared, not copied.
-        scale: height and width as a fraction of the given ones, in (0, 1).
+        scale: height and width to score at, as a fraction of the input's, in (0, 1).
     """
 
     def __init__(self, model: nn.Module, scale: float = 0.5) -> None:
         super().__init__()
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < 1:
+        if not isinstance(model, nn.Module):
             raise InputError(
-                f"scale={scale!r}",
-                "the resolution to score at, a fraction in (0, 1)",
-                "a size in pixels or a percentage",
-                "pass for instance scale=0.5",
+                f"model of type {type(model).__name__}",
+                "the model in training, an nn.Module",
+                "arguments changed places",
+                "pass LowResolution(model, scale=0.5)",
             )
         self.model = model
-        self.scale = float(scale)
+        self.scale = validate.fraction("scale", scale, "the resolution to score at", 0.5)
 
     def forward(self, images: torch.Tensor) -> Any:
         small = nn.functional.interpolate(
@@ -43,22 +44,35 @@ class LowResolution(nn.Module):
 
 
 class Padded:
-    """Joins batches that were padded to different lengths, for ``concatenate=``.
+    """Function that joins batches that were padded to different lengths, for ``concatenate=``.
 
     Args:
-        values: field -> value to pad with, such as ``{"input_ids": 0, "labels": -100}``; fields not
-            named are padded with 0.
+        values: field -> value to pad with, such as ``{"input_ids": 0, "labels": -100}``; other fields are padded with 0.
     """
 
     def __init__(self, values: Mapping[str, float] | None = None) -> None:
+        if values is not None and not isinstance(values, Mapping):
+            raise InputError(
+                f"values of type {type(values).__name__}",
+                "a mapping from a field of the batch to the value to pad with",
+                "one value for all fields",
+                'pass for instance Padded({"input_ids": 0, "labels": -100})',
+            )
         self.values = dict(values or {})
 
     def __call__(self, parts: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> Any:
-        padded = [{name: self._padded(name, part[name], parts) for name in part} for part in parts]
+        if not all(isinstance(part, Mapping) for part in parts):
+            raise InputError(
+                f"batches to pad: {batches.describe(parts[0])}",
+                "batches with named fields, such as dicts",
+                "Padded was passed for a loader of tuples or tensors",
+                "pass a function of your own as concatenate=, or pad every batch to one length",
+            )
+        padded = [{name: self._pad(name, part[name], parts) for name in part} for part in parts]
         joined = batches.concatenate(padded, sizes)
         return joined if isinstance(parts[0], dict) else type(parts[0])(joined)  # type: ignore[call-arg]
 
-    def _padded(self, name: str, value: Any, parts: Sequence[Mapping[str, Any]]) -> Any:
+    def _pad(self, name: str, value: Any, parts: Sequence[Mapping[str, Any]]) -> Any:
         if not isinstance(value, torch.Tensor) or value.ndim < 2:
             return value
         missing: list[int] = []

@@ -1,8 +1,9 @@
-"""From a policy to the samples that are kept: pool by pool, or a whole epoch ahead from what is remembered."""
+"""Selection of samples by a policy: pool by pool, or a whole epoch ahead by remembered losses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,69 +12,37 @@ from torch import nn
 from loopwise import batch as batches
 from loopwise.errors import InputError
 
-from .loss_history import Memory
+from .loss_history import LossHistory
 from .policies import Policy, Pool
 from .report import Report
 from .scoring import Scorer, Scores
-from .source import HIDDEN
+from .source import NO_INDEX
 
 PLANNABLE = {"indices", "classes", "last_trained"}
-"""What a policy may need and still decide before the samples are loaded."""
+"""Needs of a policy that can be met before the samples are loaded."""
 
 
-class Chooser:
-    """Applies a policy and draws.
+@dataclass(slots=True)
+class Selector:
+    """Computes keep probabilities by a policy, and draws the samples to keep."""
 
-    Args:
-        policy: the policy.
-        scorer: makes the scores of a pool.
-        memory: what is remembered by sample index.
-        draws: the generator of the keep draws.
-        report: counts losses that are not finite.
-        tell: says something once.
-        remembers: whether scores are remembered for later epochs.
-    """
+    policy: Policy
+    scorer: Scorer
+    history: LossHistory
+    draws: torch.Generator
+    report: Report
+    warn: Callable[[str, str], None]
+    """Function of a topic and a text that warns once per topic."""
+    remember: bool
+    """Whether scores are added to the history."""
+    single_batches: bool = False
+    """Whether pools are scored batch by batch, because the device has too little memory for a whole pool."""
+    planned: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    """Keep probabilities of a planned epoch, by sample index."""
+    weights: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    """Importance weights of a planned epoch, by sample index."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        scorer: Scorer,
-        memory: Memory,
-        draws: torch.Generator,
-        report: Report,
-        tell: Callable[[str, str], None],
-        remembers: bool,
-    ) -> None:
-        self.policy, self.scorer, self.memory = policy, scorer, memory
-        self.draws, self.report, self.tell = draws, report, tell
-        self.remembers = remembers
-        self.one_by_one = False
-        self._ahead = torch.empty(0)
-        self.weights = torch.empty(0)
-        """Importance weights of a planned epoch, by sample index."""
-
-    def score(self, pool: Any, sizes: list[int]) -> Scores:
-        """Scores of a pool; batch by batch from then on when the device has no memory for it at once."""
-        try:
-            return self.scorer(pool, sum(sizes))
-        except torch.OutOfMemoryError:
-            if len(sizes) == 1 or self.scorer.sharded:  # the other ranks score the pool at once
-                raise
-        self.tell(
-            "memory",
-            f"no memory to score {len(sizes)} batches at once; from now on one by one, as with pool=1",
-        )
-        self.one_by_one = True
-        parts = zip(batches.split(pool, sizes), sizes, strict=True)
-        found = [self.scorer(part, size) for part, size in parts]
-
-        def joined(name: str) -> torch.Tensor | None:
-            values = [getattr(scores, name) for scores in found]
-            return None if values[0] is None else torch.cat(values)
-
-        return Scores(torch.cat([s.losses for s in found]), joined("gradients"), joined("features"))
-
-    def pool(
+    def select(
         self,
         pool: Any,
         sizes: list[int],
@@ -81,96 +50,124 @@ class Chooser:
         classes: torch.Tensor | None,
         epoch: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Positions of the samples of a pool to keep, and the importance weights of all of them."""
+        """Score a pool; return the positions of its samples to keep and the importance weights of all its samples."""
         size = sum(sizes)
-        scores = self.score(pool, sizes)
+        scores = self._score(pool, sizes)
         finite = scores.losses.isfinite()
-        self.count_wild(size - int(finite.sum()), size)
-        trained = None
-        if indices is not None and self.remembers:
-            self.memory.note_losses(indices, scores.losses)
-            self.memory.grow(int(indices.max()) + 1)
-            trained = self.memory.trained[indices]
+        self.count_not_finite(size - int(finite.sum()), size)
+        last_trained = None
+        if indices is not None and self.remember:
+            self.history.add_losses(indices, scores.losses)
+            self.history.grow(int(indices.max()) + 1)
+            last_trained = self.history.last_trained[indices]
 
         def losses_of(model: nn.Module) -> torch.Tensor:
-            return self.scorer.of(model)(pool, size).losses
+            return self.scorer.for_model(model)(pool, size).losses
 
-        told = Pool(
-            scores.losses, indices, classes, scores.gradients, scores.features, trained, epoch, losses_of
-        )
-        chances = torch.ones(size)
-        chances[finite] = self._chances(told if bool(finite.all()) else told.at(finite))
-        kept = (torch.rand(size, generator=self.draws) < chances).nonzero().flatten()
-        return kept, _weights(chances)
+        columns = (indices, classes, scores.gradients, scores.features, last_trained)
+        samples = Pool(scores.losses, *columns, epoch, losses_of)
+        probabilities = torch.ones(size)
+        probabilities[finite] = self._decide(samples if bool(finite.all()) else samples.at(finite))
+        return self._draw(probabilities), _weights(probabilities)
 
-    def foresee(self, epoch: int) -> None:
-        """Decide for an epoch ahead, by the remembered losses; unknown samples stay."""
-        memory = self.memory
-        memory.flush()
-        known = memory.losses.isfinite().nonzero().flatten()
-        self._ahead = torch.ones(len(memory))
+    def plan_epoch(self, epoch: int) -> None:
+        """Compute the keep probabilities of an epoch by the remembered losses; unknown samples stay."""
+        history = self.history
+        history.flush()
+        known = history.losses.isfinite().nonzero().flatten()
+        self.planned = torch.ones(len(history))
         if len(known):
-            losses, classes, trained = (v[known] for v in (memory.losses, memory.classes, memory.trained))
-            self._ahead[known] = self._chances(
-                Pool(losses, known, classes, last_trained=trained, epoch=epoch)
+            columns = (history.losses, history.classes, history.last_trained)
+            losses, classes, last_trained = (values[known] for values in columns)
+            self.planned[known] = self._decide(
+                Pool(losses, known, classes, last_trained=last_trained, epoch=epoch)
             )
-        self.weights = _weights(self._ahead)
+        self.weights = _weights(self.planned)
 
-    def draw(self, indices: torch.Tensor) -> torch.Tensor:
-        """Positions of those of ``indices`` that are kept in the epoch foreseen."""
-        more = int(indices.max()) + 1 - len(self._ahead) if len(indices) else 0
-        if more > 0:
-            self._ahead = torch.cat([self._ahead, torch.ones(more)])
-            self.weights = torch.cat([self.weights, torch.ones(more)])
-        chances = self._ahead[indices]
-        return (torch.rand(len(indices), generator=self.draws) < chances).nonzero().flatten()
+    def draw_planned(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return the positions of those ``indices`` that are kept in the planned epoch."""
+        missing = int(indices.max()) + 1 - len(self.planned) if len(indices) else 0
+        if missing > 0:
+            self.planned = torch.cat([self.planned, torch.ones(missing)])
+            self.weights = torch.cat([self.weights, torch.ones(missing)])
+        return self._draw(self.planned[indices])
 
-    def foreseen(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """What was decided for the present epoch, by sample index: keep probabilities and weights."""
-        return self._ahead, self.weights
-
-    def recall(self, foreseen: tuple[torch.Tensor, torch.Tensor]) -> None:
-        self._ahead, self.weights = foreseen
-
-    def _chances(self, pool: Pool) -> torch.Tensor:
-        for name in self.policy.needs:
-            if getattr(pool, name) is None:
-                raise _lacking(self.policy, name)
-        return self.policy.decide(pool)
-
-    def count_wild(self, wild: int, size: int) -> None:
-        """Count, and say once, that ``wild`` of ``size`` samples have a loss that is not finite."""
-        if wild:
-            self.report.not_finite += wild
-            self.tell(
+    def count_not_finite(self, count: int, size: int) -> None:
+        """Count, and warn once, that ``count`` of ``size`` samples have a loss that is not finite."""
+        if count:
+            self.report.not_finite += count
+            self.warn(
                 "not finite",
-                f"{wild} of {size} samples have a loss that is NaN or infinite; they are kept and counted in "
+                f"{count} of {size} samples have a loss that is NaN or infinite; they are kept and counted in "
                 "report().not_finite. Likely causes: a diverging model, or corrupt samples.",
             )
 
+    def _score(self, pool: Any, sizes: list[int]) -> Scores:
+        """Score a pool at once; batch by batch from then on if the device has too little memory for that."""
+        try:
+            return self.scorer(pool, sum(sizes))
+        except torch.OutOfMemoryError:
+            if len(sizes) == 1 or self.scorer.sharded:  # the other ranks score the pool at once
+                raise
+        self.warn(
+            "memory",
+            f"too little memory to score {len(sizes)} batches at once; from now on they are scored one by one, as "
+            "with pool=1",
+        )
+        self.single_batches = True
+        parts = zip(batches.split(pool, sizes), sizes, strict=True)
+        scores = [self.scorer(part, size) for part, size in parts]
 
-def _weights(chances: torch.Tensor) -> torch.Tensor:
-    """Inverse keep probabilities, scaled so that they average 1 over the kept samples."""
-    share = chances.mean() if len(chances) else torch.ones(())
-    return torch.where(chances > 0, share / chances.clamp_min(1e-12), 0.0)
+        def joined(name: str) -> torch.Tensor | None:
+            values = [getattr(part, name) for part in scores]
+            return None if values[0] is None else torch.cat(values)
+
+        return Scores(torch.cat([part.losses for part in scores]), joined("gradients"), joined("features"))
+
+    def _decide(self, pool: Pool) -> torch.Tensor:
+        for name in self.policy.needs:
+            if getattr(pool, name) is None:
+                raise _missing(self.policy, name)
+        return self.policy.decide(pool)
+
+    def _draw(self, probabilities: torch.Tensor) -> torch.Tensor:
+        draws = torch.rand(len(probabilities), generator=self.draws)
+        return (draws < probabilities).nonzero().flatten()
 
 
-def _lacking(policy: Policy, name: str) -> InputError:
+def class_labels(
+    batch: Any, size: int, function: Callable[[Any], torch.Tensor] | None
+) -> torch.Tensor | None:
+    """Return class labels on the CPU, by ``function`` or from integer targets of (input, target) batches."""
+    if function is not None:
+        return function(batch).to("cpu", torch.int64)
+    if isinstance(batch, (list, tuple)) and len(batch) == 2 and isinstance(batch[1], torch.Tensor):
+        targets = batch[1]
+        if targets.shape == (size,) and not targets.dtype.is_floating_point:
+            return targets.to("cpu", torch.int64)
+    return None
+
+
+def _weights(probabilities: torch.Tensor) -> torch.Tensor:
+    """Return inverse keep probabilities, scaled so that they average 1 over the kept samples."""
+    share = probabilities.mean() if len(probabilities) else torch.ones(())
+    return torch.where(probabilities > 0, share / probabilities.clamp_min(1e-12), 0.0)
+
+
+def _missing(policy: Policy, name: str) -> InputError:
     causes = {
-        "indices": HIDDEN,
-        "last_trained": HIDDEN,
+        "indices": NO_INDEX,
+        "last_trained": NO_INDEX,
         "classes": (
             "the batches are not (input, target) pairs with integer targets of shape (batch,)",
             "pass classes=function to the loader, from a batch to an int64 Tensor of shape (batch,)",
         ),
     }
-    cause, fix = causes.get(
-        name,
-        (
-            "the loss is a function of (model, batch), which hides the model's output, or scores are remembered",
-            "use a criterion for (input, target) batches, with score_every=1",
-        ),
+    other = (
+        "the loss is a function of (model, batch), which hides the model's output, or scores are remembered",
+        "use a criterion for (input, target) batches, with score_every=1",
     )
+    cause, fix = causes.get(name, other)
     return InputError(
         f"policy {policy!r} without {name} of the samples", f"{name} of every sample", cause, fix
     )

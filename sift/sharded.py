@@ -1,60 +1,59 @@
-"""Scoring through a model that is sharded over the ranks (FSDP2): all ranks score at the same time."""
+"""Scoring through a model that FSDP2 shards over the ranks: all ranks score at the same time."""
 
 from __future__ import annotations
 
-from .buffer import Part
-from .coordination import Elsewhere
-from .pipeline import FRESH, Sieve
-from .source import Given
+from .buffer import Samples
+from .coordination import OtherRankFailed
+from .pipeline import FRESH, Pipeline
+from .source import LoadedBatch
 
-_TROUBLE, _OVER, _SCORES, _WAITS = "trouble", "over", "scores", "waits"
+_FAILED, _OVER, _SCORES, _WAITS = "failed", "over", "scores", "waits"
 
 
-class InStep(Sieve):
-    """A sieve whose ranks make each batch together.
+class ShardedPipeline(Pipeline):
+    """Pipeline whose ranks make each batch together.
 
-    A forward pass of a sharded model gathers weights from all ranks, so it must be the same one on
-    all of them.  The ranks score in rounds until each has a batch; in a round a rank that has one
-    already scores an old batch again and forgets the scores.  Two small collectives a round keep
-    them in step.
+    A forward pass of a sharded model gathers weights from all ranks, so all ranks must run the same one.  The ranks
+    score in rounds until each has a batch.  A rank that already has its batch scores an old batch again in the remaining
+    rounds and discards the scores.  Two small collectives per round keep the ranks together.
     """
 
-    _company: Given | None = None
+    _last_scored: LoadedBatch | None = None
 
-    def _made(self) -> Part | None:
-        if self.mode != FRESH or not self.agreement.live:
-            return super()._made()
-        part: Part | None = None
+    def _make_batch(self) -> Samples | None:
+        if self.mode != FRESH or not self.coordination.active:
+            return super()._make_batch()
+        batch: Samples | None = None
         while True:
-            part = part or (self._buffer.take() if self._buffer else None)
-            if all(self.agreement.share(part is not None)):
-                return part
+            batch = batch or (self._buffer.take() if self._buffer else None)
+            if all(self.coordination.gather(batch is not None)):
+                return batch
             pool, trouble = None, None
             try:
-                pool = None if part else self._pull()
-                part = part or (None if pool else self._last())
+                pool = None if batch else self._read_pool()
+                batch = batch or (None if pool else self._take_rest())
             except Exception as error:  # the other ranks must hear of it before it is raised
                 trouble = error
-            over = _OVER if part is None and pool is None else _WAITS
-            said = self.agreement.share(_TROUBLE if trouble else _SCORES if pool and pool[1] else over)
+            idle = _OVER if batch is None and pool is None else _WAITS
+            states = self.coordination.gather(_FAILED if trouble else _SCORES if pool and pool[1] else idle)
             if trouble:
                 raise trouble
-            if _TROUBLE in said:
-                raise Elsewhere
-            if _OVER in said:
-                self._leave(pool[0] if pool else [])
-                return part
+            if _FAILED in states:
+                raise OtherRankFailed
+            if _OVER in states:
+                self._discard(pool[0] if pool else [])
+                return batch
             if pool:
-                self._company = pool[0][0]
-                self._sift(*pool)
-            elif _SCORES in said and self._company is not None:
-                self.chooser.scorer(self._company.batch, self._company.size)
+                self._last_scored = pool[0][0]
+                self._select(*pool)
+            elif _SCORES in states and self._last_scored is not None:
+                self.selector.scorer(self._last_scored.batch, self._last_scored.size)
 
-    def _leave(self, pool: list[Given]) -> None:
-        """The end came on another rank: what was read for this round is not trained on."""
-        samples = sum(given.size for given in pool)
+    def _discard(self, pool: list[LoadedBatch]) -> None:
+        """Count samples that were read for a round in which another rank reached its end; nothing trains on them."""
+        samples = sum(loaded.size for loaded in pool)
         self.report.kept += samples
-        self._cut(samples)
+        self.report.add_cut(samples)
 
-    def _pays(self, size: int) -> bool:
+    def _scoring_pays(self, samples: int) -> bool:
         return True  # by the clock of one rank, the ranks would decide differently

@@ -1,4 +1,4 @@
-"""Where batches come from: the wrapped loader, or a copy of it that leaves samples out before they are loaded."""
+"""Batches of the wrapped loader, or of a copy of it that leaves samples out before they are loaded."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
 
 from loopwise import batch as batches
+from loopwise import validate
 from loopwise.errors import InputError, StateError
 
 Choice = Callable[[torch.Tensor], torch.Tensor]
-"""From the indices of an epoch's samples, in order, to those of them that are to be loaded."""
+"""Function from the indices of an epoch's samples, in order, to those that are loaded."""
 
-HIDDEN = (
+NO_INDEX = (
     "the wrapped loader is not a plain DataLoader over a map-style dataset, so samples have no index",
     "wrap the dataset: DataLoader(Indexed(dataset), ...) with Indexed from loopwise.sift",
 )
-"""Cause and fix where samples have no index."""
+"""Cause and fix of errors about samples without an index."""
 
 
 class Sample(NamedTuple):
@@ -30,25 +31,29 @@ class Sample(NamedTuple):
     value: Any
 
 
-class _Collate:
-    """A user's collate function for samples that carry their index."""
+class IndexedCollate:
+    """Collate function of the user's for samples that carry their index."""
 
     def __init__(self, function: Callable[[list[Any]], Any]) -> None:
-        self.function = function
+        self.function = validate.function(
+            "function",
+            function,
+            "a function from a list of samples to a batch",
+            "Indexed.collate(collate_fn)",
+        )
 
     def __call__(self, samples: list[Sample]) -> Sample:
         return Sample(torch.tensor([s.index for s in samples]), self.function([s.value for s in samples]))
 
 
 class Indexed(Dataset[Sample]):
-    """A map-style dataset whose samples carry their index, for loaders that Loopwise cannot look into.
+    """Map-style dataset whose samples carry their index, for loaders that do not tell it otherwise.
 
-    The sifting loader takes the index off again.  A plain ``DataLoader`` over a map-style dataset
-    needs none of this.  With a collate function of your own pass
-    ``collate_fn=Indexed.collate(function)`` to your loader.
+    The sifting loader removes the index again.  A plain ``DataLoader`` over a map-style dataset needs no ``Indexed``.
+    With a collate function of your own pass ``collate_fn=Indexed.collate(function)`` to your loader.
     """
 
-    collate = _Collate
+    collate = IndexedCollate
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         if not hasattr(dataset, "__getitem__") or isinstance(dataset, IterableDataset):
@@ -68,16 +73,16 @@ class Indexed(Dataset[Sample]):
 
 
 @dataclass(slots=True)
-class Given:
-    """One batch of the loader."""
+class LoadedBatch:
+    """One batch of the wrapped loader, its size, and the indices of its samples if they are known."""
 
     batch: Any
     size: int
     indices: torch.Tensor | None
 
 
-class _Planner(Sampler[list[int]]):
-    """Batches of the sampler's indices that ``choose`` leaves, and a record of those handed out."""
+class _PlannedBatches(Sampler[list[int]]):
+    """Batch sampler over the chosen indices of the user's sampler; remembers the batches that it yielded."""
 
     def __init__(self, sampler: Any, batch_size: int, drop_last: bool) -> None:
         self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
@@ -85,95 +90,95 @@ class _Planner(Sampler[list[int]]):
         self.skip = 0
         self.total = 0
         self.chosen: torch.Tensor | None = None
-        self.issued: deque[list[int]] = deque()
-        self._ready: torch.Tensor | None = None
+        self.yielded: deque[list[int]] = deque()
+        self._planned: torch.Tensor | None = None
 
-    def prepare(self) -> torch.Tensor:
-        """Go through the user's sampler and choose, now instead of when the first batch is asked for."""
+    def plan(self) -> torch.Tensor:
+        """Run through the user's sampler and choose, now instead of at the first batch."""
         order = torch.tensor(list(self.sampler), dtype=torch.int64)
         self.total = len(order)
         self.chosen = self.choose(order) if self.choose is not None else None
-        self._ready = order if self.chosen is None else self.chosen
-        return self._ready
+        self._planned = order if self.chosen is None else self.chosen
+        return self._planned
 
-    def forget(self) -> None:
-        """Undo ``prepare``."""
-        self._ready = None
+    def discard_plan(self) -> None:
+        self._planned = None
 
     def __iter__(self) -> Iterator[list[int]]:
-        left = self.prepare() if self._ready is None else self._ready
-        self._ready = None
-        stop = len(left) - len(left) % self.batch_size if self.drop_last else len(left)
+        order = self.plan() if self._planned is None else self._planned
+        self._planned = None
+        stop = len(order) - len(order) % self.batch_size if self.drop_last else len(order)
         for start in range(self.skip * self.batch_size, stop, self.batch_size):
-            indices = left[start : start + self.batch_size].tolist()
-            self.issued.append(indices)
+            indices = order[start : start + self.batch_size].tolist()
+            self.yielded.append(indices)
             yield indices
 
 
 class Source:
-    """Batches of the wrapped loader, with their sizes and, where they can be known, their indices.
+    """Batches of the wrapped loader, with their sizes and, if they can be known, their indices.
 
-    A plain ``DataLoader`` over a map-style dataset is copied, with a batch sampler of ours around
-    the user's sampler; then indices are known and samples can be left out before they are loaded.
-    Everything else is gone through as it comes.
+    A plain ``DataLoader`` over a map-style dataset is copied, with a batch sampler of our own around the user's
+    sampler.  Then indices are known, and samples can be left out before they are loaded.  Any other iterable is iterated
+    as it is.
     """
 
     def __init__(self, loader: Any, batch_size: int | None, drop_last: bool) -> None:
         self.loader = loader
-        self.batch_size = batch_size
-        self._planner: _Planner | None = None
+        self.batch_size, self.drop_last = batch_size, drop_last
+        self._planned: _PlannedBatches | None = None
         self._copy = loader
         if _can_plan(loader):
-            self._planner = _Planner(loader.sampler, batch_size or loader.batch_sampler.batch_size, drop_last)
-            self._copy = _copied(loader, self._planner)
+            size = batch_size or loader.batch_sampler.batch_size
+            self._planned = _PlannedBatches(loader.sampler, size, drop_last)
+            self._copy = _copy(loader, self._planned)
 
     @property
     def plans(self) -> bool:
         """Whether samples can be left out before they are loaded."""
-        return self._planner is not None
+        return self._planned is not None
 
     @property
     def chosen(self) -> torch.Tensor | None:
         """Indices of the samples that the current epoch loads; ``None``: all."""
-        return None if self._planner is None else self._planner.chosen
+        return None if self._planned is None else self._planned.chosen
 
     @property
     def total(self) -> int | None:
-        """Samples in the current epoch, those left out included, where that is known."""
-        return None if self._planner is None else self._planner.total
+        """Number of samples in the current epoch, including those left out, if it is known."""
+        return None if self._planned is None else self._planned.total
 
     def generators(self) -> list[torch.Generator]:
-        """The user's own generators that the loader and its sampler draw from."""
-        sampler = getattr(self.loader, "sampler", None)
-        found = [getattr(part, "generator", None) for part in (self.loader, sampler)]
-        return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+        """Return the user's own generators that the loader and its sampler draw from."""
+        owners = (self.loader, getattr(self.loader, "sampler", None))
+        generators = [getattr(owner, "generator", None) for owner in owners]
+        return list({id(g): g for g in generators if isinstance(g, torch.Generator)}.values())
 
     def state_dict(self) -> Any:
-        """The state of a loader that keeps its own (torchdata's ``StatefulDataLoader``), else ``None``."""
-        kinds = [kind.__name__ for kind in type(self.loader).__mro__]
-        return self.loader.state_dict() if "StatefulDataLoader" in kinds else None
+        """Return the state of a loader that has one (torchdata's ``StatefulDataLoader``), else ``None``."""
+        bases = [base.__name__ for base in type(self.loader).__mro__]
+        return self.loader.state_dict() if "StatefulDataLoader" in bases else None
 
-    def open(self, choose: Choice | None, skip: int, state: Any = None) -> Iterator[Given]:
-        """Start an epoch with the samples that ``choose`` leaves, after its first ``skip`` batches."""
+    def open(self, choose: Choice | None, skip: int, state: Any = None) -> Iterator[LoadedBatch]:
+        """Start an epoch of the samples that ``choose`` returns, after its first ``skip`` batches."""
         if state is not None:
             self.loader.load_state_dict(state)
-            return self._given(iter(self.loader))
-        planner, workers = self._planner, getattr(self.loader, "num_workers", 0)
-        if planner is not None:
-            planner.choose, planner.skip = choose, 0 if workers else skip
-            planner.issued.clear()
-            planner.forget()
+            return self._batches(iter(self.loader))
+        planned, workers = self._planned, getattr(self.loader, "num_workers", 0)
+        if planned is not None:
+            planned.choose, planned.skip = choose, 0 if workers else skip
+            planned.yielded.clear()
+            planned.discard_plan()
             skip = skip if workers else 0
         source = iter(self._copy)
-        if planner is not None and planner.skip:
-            planner.prepare()  # the sampler draws while the random state is that of the epoch's start
+        if planned is not None and planned.skip:
+            planned.plan()  # the sampler draws while the random state is that of the epoch's start
         for _ in range(skip):
             next(source, None)
-            if planner is not None:
-                planner.issued.popleft()
-        return self._given(source)
+            if planned is not None:
+                planned.yielded.popleft()
+        return self._batches(source)
 
-    def _given(self, source: Iterator[Any]) -> Iterator[Given]:
+    def _batches(self, source: Iterator[Any]) -> Iterator[LoadedBatch]:
         while True:
             try:
                 batch = next(source)
@@ -186,14 +191,14 @@ class Source:
             indices = None
             if isinstance(batch, Sample):
                 indices, batch = torch.as_tensor(batch.index, dtype=torch.int64), batch.value
-            if self._planner is not None:
-                indices = torch.tensor(self._planner.issued.popleft(), dtype=torch.int64)
-            yield Given(batch, batches.length(batch, self.batch_size), indices)
+            if self._planned is not None:
+                indices = torch.tensor(self._planned.yielded.popleft(), dtype=torch.int64)
+            yield LoadedBatch(batch, batches.length(batch, self.batch_size), indices)
             del batch
 
 
 def batching(loader: Any) -> tuple[int | None, bool]:
-    """The loader's own batch size, where it tells one, and whether it drops a short last batch."""
+    """Return the loader's own batch size, if it has one, and whether it drops a short last batch."""
     sampler = getattr(loader, "batch_sampler", None)
     size = getattr(loader, "batch_size", None) or getattr(sampler, "batch_size", None)
     return size, bool(getattr(loader, "drop_last", False) or getattr(sampler, "drop_last", False))
@@ -209,11 +214,11 @@ def _can_plan(loader: Any) -> bool:
     )
 
 
-def _copied(loader: DataLoader[Any], planner: _Planner) -> DataLoader[Any]:
+def _copy(loader: DataLoader[Any], batch_sampler: _PlannedBatches) -> DataLoader[Any]:
     names = ["num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator"]
     names += ["multiprocessing_context", "prefetch_factor", "persistent_workers", "in_order"]
     options = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
-    return DataLoader(loader.dataset, batch_sampler=planner, **options)
+    return DataLoader(loader.dataset, batch_sampler=batch_sampler, **options)
 
 
 def _dead_worker(error: RuntimeError) -> StateError:

@@ -1,4 +1,4 @@
-"""Losses of the training step, taken from its own forward pass: no extra forward at all."""
+"""Losses of the training step's own forward pass, read by a hook: scoring without an extra forward pass."""
 
 from __future__ import annotations
 
@@ -12,91 +12,96 @@ from torch.utils.hooks import RemovableHandle
 
 from loopwise.errors import InputError
 
-from .loss_history import Memory
-from .scoring import checked
+from .loss_history import LossHistory
+from .scoring import validate_losses
 
 
-class Reuse:
-    """Watches for the forward pass that follows a batch and notes its per-sample losses.
+class StepLosses:
+    """Hook on the forward pass that follows a yielded batch; adds its per-sample losses to the history.
 
-    The hook is there only from the hand-out of a batch to its forward pass, so that models are
-    pickled and copied without it.  Where several batches are out (a framework that fetches ahead),
-    the forward pass takes the one whose input it got.  Steps aside for good when the output does
-    not fit the criterion, or when the model is being traced by ``torch.compile`` (pass the compiled
-    module to the loader instead of the one inside).
+    The hook exists only from the yielding of a batch to its forward pass, so that models are pickled and copied without
+    it.  If several batches are in use (a framework that fetches ahead), the losses go to the batch whose input the
+    forward pass received.  The hook stops for good if the output does not fit the criterion, or if ``torch.compile``
+    traces the model (the loader needs the compiled module then, not the one inside).
+
+    Attributes:
+        expected: number of batches that were yielded.
+        observed: number of those whose losses were read.
+        problem: why losses cannot be read; empty: they can.
+        error: the criterion returned no per-sample losses, which the loader raises.
     """
 
-    def __init__(self, model: nn.Module, loss: Callable[..., torch.Tensor], memory: Memory) -> None:
-        self.model, self.loss, self.memory = model, loss, memory
-        self.active = True
-        self.fired = 0
-        self.expected = 0
-        self.trouble = ""
-        self.wrong: InputError | None = None
-        self._awaited: deque[tuple[torch.Tensor, Any, torch.Tensor]] = deque(maxlen=16)
+    def __init__(self, model: nn.Module, loss: Callable[..., torch.Tensor], history: LossHistory) -> None:
+        self.model, self.loss, self.history = model, loss, history
+        self.expected = self.observed = 0
+        self.problem = ""
+        self.error: InputError | None = None
+        self._active = True
+        self._pending: deque[tuple[torch.Tensor, Any, torch.Tensor]] = deque(maxlen=16)
         self._handle: RemovableHandle | None = None
 
     def expect(self, indices: torch.Tensor, batch: Any) -> None:
-        """The batch (input, target) of these samples is about to be trained on."""
-        if not self.active or not isinstance(batch, (list, tuple)) or len(batch) < 2:
+        """Wait for the forward pass of the batch (input, target) of the samples ``indices``."""
+        if not self._active or not isinstance(batch, (list, tuple)) or len(batch) < 2:
             return
-        self._awaited.append((indices, batch[0], batch[1]))
+        self._pending.append((indices, batch[0], batch[1]))
         self.expected += 1
         if self._handle is None:
             self._handle = self.model.register_forward_hook(self._hook)
 
-    def forget(self) -> None:
-        """Take the hook away."""
+    def cancel(self) -> None:
+        """Remove the hook, and wait for no batch."""
         if self._handle is not None:
             self._handle.remove()
         self._handle = None
-        self._awaited.clear()
+        self._pending.clear()
 
     def _hook(self, module: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling():
-            self.active = False
+            self._active = False
             return
-        if not self._awaited or not module.training or not torch.is_grad_enabled():
+        if not self._pending or not module.training or not torch.is_grad_enabled():
             return
-        found = self._match(args)
-        if found is None:
+        match = self._match(args)
+        if match is None:
             return
-        indices, target = found
+        indices, target = match
         try:
             with torch.no_grad():
                 losses = self.loss(output.detach(), target.to(output.device, non_blocking=True))
-            self.memory.note_losses(indices, checked(losses, len(indices)))
-            self.fired += 1
+            self.history.add_losses(indices, validate_losses(losses, len(indices)))
+            self.observed += 1
         except InputError as error:
-            self.active, self.wrong = False, error
+            self._active, self.error = False, error
         except Exception as error:  # the training step must go on
-            self.active, self.trouble = False, repr(error)
+            self._active, self.problem = False, repr(error)
 
     def _match(self, args: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Indices and target of the batch that this forward pass is of; those before it are given up."""
-        given = args[0] if args else None
-        positions = [n for n, (_, inputs, _) in enumerate(self._awaited) if inputs is given]
+        """Return indices and target of the batch of this forward pass, and stop waiting for those before it."""
+        inputs = args[0] if args else None
+        positions = [n for n, (_, expected, _) in enumerate(self._pending) if expected is inputs]
         if not positions:
-            careful = len(self._awaited) > 1
-            alike = (_alike(inputs, given, careful) for _, inputs, _ in self._awaited)
-            positions = [n for n, same in enumerate(alike) if same]
-        found = None
-        for _ in range(positions[0] + 1 if positions else len(self._awaited)):
-            indices, _, target = self._awaited.popleft()
-            found = (indices, target) if positions else None
-        if not self._awaited:
-            self.forget()
-        return found
+            ambiguous = len(self._pending) > 1
+            equal = (_equal(expected, inputs, ambiguous) for _, expected, _ in self._pending)
+            positions = [n for n, same in enumerate(equal) if same]
+        match = None
+        for _ in range(positions[0] + 1 if positions else len(self._pending)):
+            indices, _, target = self._pending.popleft()
+            match = (indices, target) if positions else None
+        if not self._pending:
+            self.cancel()
+        return match
 
 
-def _alike(kept: Any, given: Any, careful: bool) -> bool:
-    """Whether ``given`` is ``kept``, perhaps on another device, by its shape and first sample.
+def _equal(expected: Any, actual: Any, ambiguous: bool) -> bool:
+    """Return whether two inputs are equal, perhaps on different devices, by their shape and first sample.
 
-    Values on an accelerator are looked at only when ``careful``: that waits for the device.
+    Values on an accelerator are compared only if ``ambiguous``: the comparison waits for the device.
     """
-    tensors = isinstance(kept, torch.Tensor) and isinstance(given, torch.Tensor)
-    if not tensors or len(kept) != len(given):
+    tensors = isinstance(expected, torch.Tensor) and isinstance(actual, torch.Tensor)
+    if not tensors or len(expected) != len(actual):
         return False
-    if given.device.type != "cpu" and not careful:
+    if actual.device.type != "cpu" and not ambiguous:
         return True
-    return kept.shape == given.shape and torch.equal(kept[:1].to(given.device, given.dtype), given[:1])
+    first = expected[:1].to(actual.device, actual.dtype)
+    return expected.shape == actual.shape and torch.equal(first, actual[:1])

@@ -1,6 +1,8 @@
-"""Choose the tokens of a language model's batch that are worth training on."""
+"""Selection of the tokens of a language model's batch that are worth training on."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,24 +14,24 @@ from .policies.policy import check_keep
 
 
 class RhoTokens:
-    """Keeps the share ``keep`` of a batch's tokens with the highest excess loss.
+    """Keep the share ``keep`` of a batch's tokens with the highest excess loss.
 
-    Rho-1 (Lin et al., "Rho-1: Not All Tokens Are What You Need", NeurIPS 2024): the excess is the
-    loss above that of a reference model that was trained on high-quality text.  Without a reference
-    the plain loss decides, which prefers noise.  Changed here: the share is of the tokens that are
-    valid, rounded, and at least one token is kept.  A training step uses it as::
+    The rule is Rho-1 (Lin et al., "Rho-1: Not All Tokens Are What You Need", NeurIPS 2024): the excess is the loss
+    above that of a reference model that was trained on high-quality text.  Without a reference the plain loss decides,
+    which prefers noise.  Changed here: the share is one of the valid tokens, rounded, and at least one token is kept.
+    A training step uses it like this::
 
         token_losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none")
         mask = rho.weights(logits, labels, rho.reference(inputs))  # or rho(token_losses, reference_losses)
         loss = (token_losses * mask).sum() / mask.sum()
 
-    The sequences keep their full length in the forward pass: what is saved is training steps, not
-    the time of one.  Nothing here waits for the device.
+    The sequences keep their full length in the forward pass: the rule saves training steps, not the time of a step.  It
+    never waits for the device.
 
     Args:
-        keep: share of the valid tokens kept, a fraction in (0, 1].
-        reference: the reference model, which is frozen in place (evaluation mode, no gradients) and
-            held as ``reference`` for the training step to call; calls must then pass what it gave.
+        keep: share of the valid tokens to keep, a fraction in (0, 1].
+        reference: the reference model, which is frozen in place (evaluation mode, no gradients) and stored as
+            ``reference`` for the training step to call; its losses or logits are then required with every batch.
     """
 
     def __init__(self, keep: float = 0.6, reference: nn.Module | None = None) -> None:
@@ -50,21 +52,21 @@ class RhoTokens:
         reference_losses: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """1 for the tokens kept, 0 for all others: float32 of shape (batch, tokens), on their device.
+        """Return 1 for the kept tokens and 0 for all others: float32 of shape (batch, tokens), on their device.
 
         Args:
             losses: loss of each token, of shape (batch, tokens).
-            reference_losses: the same under the reference.
-            mask: which tokens are valid, bool of that shape; others (padding) are never kept.
+            reference_losses: losses of the same tokens under the reference.
+            mask: valid tokens, bool of that shape; others (padding) are never kept.
 
         Raises:
-            InputError: tensors of other shapes, or no losses of the reference that there is.
+            InputError: tensors of other shapes, or no losses of the reference although there is one.
         """
-        if losses.ndim != 2:
-            raise _wrong("losses", losses, "(batch, tokens)", "losses averaged over the batch or its tokens")
+        _check("losses", losses, "(batch, tokens)", "losses averaged over the batch or its tokens", 2)
+        shape = tuple(losses.shape)
         for name, other in (("reference_losses", reference_losses), ("mask", mask)):
-            if other is not None and other.shape != losses.shape:
-                raise _wrong(name, other, str(tuple(losses.shape)), "one of the two is shifted or padded")
+            if other is not None:
+                _check(name, other, str(shape), "one of the two is shifted or padded", 2, shape)
         if mask is not None and mask.dtype != torch.bool:
             raise InputError(
                 f"a mask of dtype {mask.dtype}",
@@ -96,27 +98,24 @@ class RhoTokens:
         reference_logits: torch.Tensor | None = None,
         ignore_index: int = -100,
     ) -> torch.Tensor:
-        """The same from logits and labels, by their cross-entropy in float32.
+        """Return the same as a call, from logits and labels, by their cross-entropy in float32.
 
         Logits and labels must be aligned: shift them first, as for the loss.
 
         Args:
-            logits: of shape (batch, tokens, vocabulary).
+            logits: logits of shape (batch, tokens, vocabulary).
             labels: int64 of shape (batch, tokens).
-            reference_logits: the same as ``logits`` under the reference.
+            reference_logits: logits of the same shape by the reference.
             ignore_index: label of the tokens that are not valid.
         """
-        if labels.ndim != 2:
-            raise _wrong("labels", labels, "(batch, tokens)", "one-hot labels, or a flattened batch")
-        for name, given in (("logits", logits), ("reference_logits", reference_logits)):
-            if given is not None and (given.ndim != 3 or given.shape[:2] != labels.shape):
-                expected = f"({labels.shape[0]}, {labels.shape[1]}, vocabulary)"
-                raise _wrong(
-                    name, given, expected, "logits and labels are not shifted alike, or are flattened"
-                )
+        _check("labels", labels, "(batch, tokens)", "one-hot labels, or a flattened batch", 2)
+        shape, cause = tuple(labels.shape), "logits and labels are not shifted alike, or are flattened"
+        for name, tensor in (("logits", logits), ("reference_logits", reference_logits)):
+            if tensor is not None or name == "logits":
+                _check(name, tensor, f"({shape[0]}, {shape[1]}, vocabulary)", cause, 3, shape)
 
-        def losses(given: torch.Tensor) -> torch.Tensor:
-            scores = given.float().transpose(1, 2)
+        def losses(logits: torch.Tensor) -> torch.Tensor:
+            scores = logits.float().transpose(1, 2)
             return cross_entropy(scores, labels, ignore_index=ignore_index, reduction="none")
 
         reference_losses = None if reference_logits is None else losses(reference_logits)
@@ -127,10 +126,13 @@ class RhoTokens:
         return f"RhoTokens(keep={self.keep:g}, reference={reference})"
 
 
-def _wrong(name: str, given: torch.Tensor, expected: str, cause: str) -> InputError:
-    return InputError(
-        f"{name} of shape {tuple(given.shape)}",
-        f"{name} of shape {expected}",
-        cause,
-        "pass tensors of one batch, aligned token by token",
-    )
+def _check(name: str, value: Any, expected: str, cause: str, ndim: int, first: tuple[int, ...] = ()) -> None:
+    """Raise an error if ``value`` is no tensor of ``ndim`` dimensions, the first of which are ``first``."""
+    tensor = isinstance(value, torch.Tensor)
+    if not tensor or value.ndim != ndim or value.shape[: len(first)] != first:
+        raise InputError(
+            f"{name} of shape {tuple(value.shape)}" if tensor else f"{name} of type {type(value).__name__}",
+            f"{name} of shape {expected}",
+            cause,
+            "pass tensors of one batch, aligned token by token",
+        )

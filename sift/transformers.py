@@ -1,4 +1,4 @@
-"""Sifting in Hugging Face's ``Trainer``: a mixin, with its options in one argument.
+"""Sifting in Hugging Face's ``Trainer`` by a mixin, with its options in one argument.
 
 class SiftingTrainer(SiftingTrainerMixin, Trainer):
     pass
@@ -9,31 +9,29 @@ SiftingTrainer(model, args, train_dataset=dataset, sift={"keep": 0.5}).train()
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from loopwise.errors import InputError
+from loopwise.extras import required
 from loopwise.ranks import rank
 
 from .loader import SiftingDataLoader
+from .options import validate_loss, validate_passed_on
 from .scorers import Padded
 
-try:
+with required("transformers", "transformers", "SiftingTrainerMixin"):
     from transformers import Trainer
-except ImportError:
-    from loopwise.errors import MissingExtra
-
-    raise MissingExtra.of("transformers", "transformers", "SiftingTrainerMixin") from None
 
 
-class _Steady:
-    """The loader as the Trainer wants it: the same number of batches every time.
+class _FixedLengthLoader:
+    """Loader that yields the same number of batches in every epoch of the Trainer.
 
-    The Trainer plans its steps and learning rates before it starts, so one of its epochs is that
-    many batches, about one pass over the data, and the next one goes on where it stopped.
+    The Trainer plans its steps and learning rates before it starts.  So one of its epochs is that many batches, about
+    one pass over the data, and the next epoch goes on where it stopped.
     """
 
     def __init__(self, loader: SiftingDataLoader) -> None:
@@ -48,12 +46,12 @@ class _Steady:
     def __iter__(self) -> Iterator[Any]:
         self.done %= self._length
         while self.done < self._length:
-            fresh = self._batches is None
+            new_pass = self._batches is None
             batches = self._batches = self._batches or self._next_pass()
             batch = next(batches, None)
             if batch is None:
                 self._batches = None
-                if fresh:
+                if new_pass:
                     break
                 continue
             self.done += 1
@@ -66,25 +64,30 @@ class _Steady:
 
 
 class SiftingTrainerMixin:
-    """Put before ``Trainer`` in a class's bases.
+    """Mixin that stands before ``Trainer`` in the bases of a class.
 
-    Every sample is scored (``score_every=1``) and batches padded to different lengths are joined
-    with the tokenizer's padding.  A checkpoint holds the loader's state, a file of each rank.
+    Every sample is scored (``score_every=1``), and batches padded to different lengths are joined with the tokenizer's
+    padding.  A checkpoint contains the loader's state, in a file of each rank.
 
     Args:
-        sift: options of ``SiftingDataLoader``; ``None`` trains without sifting.
+        sift: options of ``SiftingDataLoader``, and ``loss``, a function of (model, batch) that replaces ``sift_loss``;
+            ``True``: their defaults; ``False``: train without sifting.
+
+    Raises:
+        InputError: invalid options.
     """
 
-    def __init__(self, *args: Any, sift: dict[str, Any] | None = None, **options: Any) -> None:
+    def __init__(self, *args: Any, sift: bool | Mapping[str, Any] = False, **options: Any) -> None:
+        self._sift_options = _validated(sift)
         super().__init__(*args, **options)
         self.sift = sift
-        self.sift_feed: _Steady | None = None
+        self.sift_loader: _FixedLengthLoader | None = None
 
     def sift_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
-        """Losses of a batch, shape (batch,); override it where the model's loss is another one.
+        """Return the losses of a batch, shape (batch,); override it if the model's loss is another one.
 
-        Cross-entropy over classes; over tokens, averaged over each sample's labels other than -100
-        (shifted by one for causal language models); squared error for one-dimensional outputs.
+        The loss is cross-entropy for classes, and squared error for one-dimensional outputs.  For tokens it is
+        cross-entropy averaged over each sample's labels other than -100 (shifted by one for causal language models).
         """
         logits, labels = model(**batch)["logits"], batch["labels"]
         if labels.is_floating_point():
@@ -100,40 +103,60 @@ class SiftingTrainerMixin:
 
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()  # type: ignore[misc]
-        if self.sift is None:
+        if self._sift_options is None:
             return loader
         trainer: Any = self
         tokenizer = getattr(trainer, "processing_class", None)
         padding = {"labels": -100.0, "input_ids": float(getattr(tokenizer, "pad_token_id", None) or 0)}
-        options: dict[str, Any] = {"score_every": 1, "concatenate": Padded(padding)} | self.sift
-        if options["score_every"] != 1:
-            raise InputError(
-                f"score_every={options['score_every']!r} in a Hugging Face Trainer",
-                "score_every=1",
-                "its loader hides the samples' indices",
-                "drop it, or train by a plain loop",
-            )
-        sifting = SiftingDataLoader(loader, trainer.model, loss=self.sift_loss, **options)
-        trainer.args.ignore_data_skip = True  # our state goes on by itself
-        self.sift_feed = _Steady(sifting)
-        return self.sift_feed
+        options = {"loss": self.sift_loss, "score_every": 1, "concatenate": Padded(padding)}
+        sifting = SiftingDataLoader(loader, trainer.model, **(options | self._sift_options))
+        trainer.args.ignore_data_skip = True  # the loader's state goes on by itself
+        self.sift_loader = _FixedLengthLoader(sifting)
+        return self.sift_loader
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)  # type: ignore[misc]
-        if self.sift_feed is not None:
+        if self.sift_loader is not None:
             os.makedirs(output_dir, exist_ok=True)
-            state = {"loader": self.sift_feed.loader.state_dict(), "done": self.sift_feed.done}
-            torch.save(state, _file(output_dir))
+            state = {"loader": self.sift_loader.loader.state_dict(), "done": self.sift_loader.done}
+            torch.save(state, _state_file(output_dir))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)  # type: ignore[misc]
-        if self.sift_feed is not None and checkpoint is not None and os.path.exists(_file(checkpoint)):
-            state = torch.load(_file(checkpoint), weights_only=False)  # batches may be of any class
-            self.sift_feed.loader.load_state_dict(state["loader"])
-            self.sift_feed.done = state["done"]
+        if (
+            self.sift_loader is not None
+            and checkpoint is not None
+            and os.path.exists(_state_file(checkpoint))
+        ):
+            state = torch.load(_state_file(checkpoint), weights_only=False)  # batches may be of any class
+            self.sift_loader.loader.load_state_dict(state["loader"])
+            self.sift_loader.done = state["done"]
 
 
-def _file(folder: str) -> str:
+def _validated(sift: Any) -> dict[str, Any] | None:
+    """Return the options of the loader, or ``None`` for no sifting."""
+    if not isinstance(sift, (bool, Mapping)):
+        raise InputError(
+            f"sift={sift!r}",
+            "False, True, or a dict of options of SiftingDataLoader",
+            "a share instead of an option with a name, or None for False",
+            "pass for instance sift={'keep': 0.5}",
+        )
+    options = {} if isinstance(sift, bool) else dict(sift)
+    if "loss" in options:
+        validate_loss(options["loss"])
+    validate_passed_on({name: value for name, value in options.items() if name != "loss"}, "sift={...}")
+    if options.get("score_every", 1) not in (1, "auto"):
+        raise InputError(
+            f"score_every={options['score_every']!r} in a Hugging Face Trainer",
+            "score_every=1",
+            "its loader hides the samples' indices",
+            "drop it, or train by a plain loop",
+        )
+    return None if sift is False else options
+
+
+def _state_file(folder: str) -> str:
     return os.path.join(folder, f"sift_{rank()}.pt")
 
 

@@ -1,4 +1,4 @@
-"""Policies: per-sample losses in, keep probabilities out.  One file each, the guards in one."""
+"""Selection policies: functions from the losses of samples to the probabilities of keeping them, a file each."""
 
 from .diverse import Diverse as Diverse
 from .gradnorm import GradNorm as GradNorm
@@ -6,6 +6,7 @@ from .guards import ClassFloor as ClassFloor
 from .guards import NoiseCap as NoiseCap
 from .guards import Presence as Presence
 from .mixture import Mixture as Mixture
+from .nested import as_policy as as_policy
 from .policy import Function as Function
 from .policy import Policy as Policy
 from .policy import Pool as Pool

@@ -1,4 +1,4 @@
-"""Keep a sample in proportion to the size of its gradient."""
+"""Keep a sample with a probability proportional to the size of its gradient."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ LARGEST = torch.finfo(torch.float32).max
 class GradNorm(Policy):
     """Keep probability = min(1, c * norm of the loss's gradient by the model's output).
 
-    The importance sampling of Katharopoulos and Fleuret ("Not All Samples Are Created Equal: Deep
-    Learning with Importance Sampling", ICML 2018): the gradient at the last layer bounds that of
-    all parameters up to a constant, costs no backward pass through the model, and drawing in
-    proportion to it gives nearly the least variance.  Use it with the loader's ``weights=True``,
-    and the gradient is unbiased; without, it trains on the large gradients only.  Changed here:
-    samples are drawn independently and at most once instead of with replacement, so probabilities
-    are cut at 1, and c is solved exactly so that they sum to ``keep`` times the pool's size; and
-    there is no switch by the predicted gain (the loader's ``auto`` measures it).
+    The rule is the importance sampling of Katharopoulos and Fleuret ("Not All Samples Are Created Equal: Deep Learning
+    with Importance Sampling", ICML 2018).  The gradient at the last layer bounds that of all parameters up to a
+    constant, costs no backward pass through the model, and drawing in proportion to it gives nearly the least variance.
+    With the loader's ``weights=True`` the gradient of the training is unbiased; without, training sees the large
+    gradients only.  Changed here: samples are drawn independently and at most once instead of with replacement, so
+    probabilities are cut at 1, and c is solved exactly so that they sum to ``keep`` times the pool's size; and the
+    predicted gain is no condition (the loader's ``auto`` measures it).
 
-    Samples without any gradient are kept only where fewer than the share have one, all with the
-    same probability.  A gradient that is not finite counts as the largest.
+    Samples without any gradient are kept only if fewer than the share have one, all with the same probability.  A
+    gradient that is not finite counts as the largest.
 
     Args:
-        keep: expected share of each pool that is kept, a fraction in (0, 1].
+        keep: expected share of each pool to keep, a fraction in (0, 1].
     """
 
-    needs = frozenset({"gradients"})
+    needs, settings = frozenset({"gradients"}), ("keep",)
 
     def __init__(self, keep: float = 0.5) -> None:
         self.keep = check_keep(keep)
@@ -38,20 +37,17 @@ class GradNorm(Policy):
         norms = pool.gradients.double().nan_to_num(nan=LARGEST, posinf=LARGEST)
         return _fill(norms, self.keep * len(pool)).float()
 
-    def __repr__(self) -> str:
-        return f"GradNorm(keep={self.keep:g})"
-
 
 def _fill(norms: torch.Tensor, total: float) -> torch.Tensor:
-    """min(1, c * ``norms``) with the c for which they sum to ``total``: float64 of the same shape.
+    """Return min(1, c * ``norms``) with the c for which they sum to ``total``: float64 of the same shape.
 
-    With the k largest cut at 1, c is (total - k) / (sum of the others).  The right k is the first
-    for which the largest of the others is not above 1; for all larger k it is not, either.
+    If the k largest are cut at 1, c is (total - k) / (sum of the others).  The right k is the first for which the
+    largest of the others is not above 1; it is not above 1 for any larger k either.
     """
     if not len(norms):
         return norms
     largest_first = norms.sort(descending=True).values
-    others = largest_first.flip(0).cumsum(0).flip(0)  # the sum of what follows the k largest
+    others = largest_first.flip(0).cumsum(0).flip(0)  # for each k the sum without the k largest
     left = total - torch.arange(len(norms), dtype=torch.float64)
     cut = int((largest_first * left <= others).int().argmax())
     if others[cut] > 0:

@@ -1,4 +1,4 @@
-"""What policies that hold other policies have in common."""
+"""Base class of the policies that hold other policies."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from loopwise.errors import InputError
 
 from .policy import Function, Policy
 
-Decides = Policy | Callable[[torch.Tensor], torch.Tensor]
+PolicyLike = Policy | Callable[[torch.Tensor], torch.Tensor]
 
 
 class Nested(Policy):
-    """A policy made of ``parts``: what they need, hold and hear are its own.
+    """Policy made of ``parts``: it needs, saves and receives all that its parts do.
 
     It has a share ``keep`` if one of its parts has one.
     """
 
     weights: tuple[float, ...] = (1.0,)
-    """What each part counts for."""
+    """Weight of each part."""
     own: ClassVar[frozenset[str]] = frozenset()
-    """What it needs beside what its parts need."""
+    """Fields of ``Pool`` that it needs besides those of its parts."""
 
-    def __init__(self, *parts: Decides) -> None:
+    def __init__(self, *parts: PolicyLike) -> None:
         self.parts = tuple(as_policy(part) for part in parts)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # it depends on the parts
-        """Fields of ``Pool`` that must be there: the parts' and ``own``."""
+        """Fields of ``Pool`` that ``own`` or a part lists."""
         return self.own.union(*(part.needs for part in self.parts))
 
     @property
     def keep(self) -> float:
-        """The mean share of the parts that have one; setting it sets it in each of them."""
+        """Weighted mean of the shares of the parts that have one; setting it sets it in each of them."""
         sharing = self._sharing()
         total = sum(weight for weight, _ in sharing)
         return sum(weight / total * float(part.keep) for weight, part in sharing)
@@ -46,24 +46,24 @@ class Nested(Policy):
             part.keep = keep
 
     def _sharing(self) -> list[tuple[float, Any]]:
-        """Weights and parts that have a share ``keep``."""
+        """Return weights and parts of the parts that have a share ``keep``."""
         pairs = zip(self.weights, self.parts, strict=True)
         sharing = [(weight, part) for weight, part in pairs if hasattr(part, "keep")]
         if not sharing:
-            raise AttributeError(f"no part of {self!r} has a share keep")  # hasattr is False, as it should be
+            raise AttributeError(f"no part of {self!r} has a share keep")  # so that hasattr is False
         return sharing
 
     def tally(self) -> dict[str, tuple[int, float]]:
-        parts = [part.tally() for part in self.parts]
-        return super().tally() | {name: decided for part in parts for name, decided in part.items()}
+        tallies = [part.tally() for part in self.parts]
+        return super().tally() | {name: decided for tally in tallies for name, decided in tally.items()}
 
-    def tell(self) -> torch.Tensor:
-        """The longest of the parts' past losses: all parts have seen the same pools."""
-        return max((part.tell() for part in self.parts), key=len)
+    def losses_to_share(self) -> torch.Tensor:
+        """Return the longest history of the parts: all parts have seen the same pools."""
+        return max((part.losses_to_share() for part in self.parts), key=len)
 
-    def hear(self, others: torch.Tensor) -> None:
+    def receive_losses(self, losses: torch.Tensor) -> None:
         for part in self.parts:
-            part.hear(others)
+            part.receive_losses(losses)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"parts": [part.state_dict() for part in self.parts]}
@@ -74,8 +74,8 @@ class Nested(Policy):
             part.load_state_dict(own)
 
 
-def as_policy(policy: Decides) -> Policy:
-    """``policy``, with a plain function from losses to keep probabilities wrapped."""
+def as_policy(policy: PolicyLike) -> Policy:
+    """Return ``policy``, or a policy made of it if it is a plain function from losses to keep probabilities."""
     if isinstance(policy, Policy):
         return policy
     if callable(policy) and not isinstance(policy, type):
@@ -83,6 +83,6 @@ def as_policy(policy: Decides) -> Policy:
     raise InputError(
         f"{policy!r} instead of a policy",
         "a Policy, or a function from losses to keep probabilities",
-        "the class of a policy instead of one of it, or a share instead of a policy",
+        "the class of a policy instead of an instance, or a share instead of a policy",
         "pass a policy with its settings, for instance TopLoss(keep=0.5)",
     )

@@ -1,4 +1,4 @@
-"""What a policy is, what it is told, and the check of the ``keep`` share that most of them take."""
+"""Base class of the policies, the pool of samples that they decide about, and the steps that several of them share."""
 
 from __future__ import annotations
 
@@ -9,92 +9,95 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from loopwise import validate
 from loopwise.errors import InputError
 
 
 @dataclass(slots=True)
 class Pool:
-    """Samples that a policy decides about together, in the order in which the loader gave them.
+    """Samples that a policy decides about together, in the order in which the loader yielded them.
 
-    A pool is a few batches where samples are scored as they come, or all samples with a remembered
-    loss where an epoch is planned ahead.  Tensors are on the CPU, with one entry a sample.
+    A pool is a few batches if samples are scored as they come, or all samples with a remembered loss if an epoch is
+    planned ahead.  Tensors are on the CPU, with one entry per sample.
     """
 
     losses: torch.Tensor
     """Finite losses, float32 of shape (n,)."""
     indices: torch.Tensor | None = None
-    """Indices in the dataset, int64 of shape (n,), where they are known."""
+    """Indices in the dataset, int64 of shape (n,), if they are known."""
     classes: torch.Tensor | None = None
-    """Class labels, int64 of shape (n,), where they are known."""
+    """Class labels, int64 of shape (n,), if they are known."""
     gradients: torch.Tensor | None = None
-    """Norms of the loss's gradient by the model's output, float32 of shape (n,); when needed."""
+    """Norms of the loss's gradient by the model's output, float32 of shape (n,), if the policy needs them."""
     features: torch.Tensor | None = None
-    """The model's outputs, flattened, float32 of shape (n, d); when needed."""
+    """Outputs of the model, flattened, float32 of shape (n, d), if the policy needs them."""
     last_trained: torch.Tensor | None = None
-    """Epoch in which each sample last reached the training step, int64 of shape (n,), -1: never."""
+    """Epoch in which each sample last reached the training step, int64 of shape (n,); -1: never."""
     epoch: int = 0
-    """The current epoch, from 0."""
+    """Number of the current epoch, from 0."""
     losses_of: Callable[[nn.Module], torch.Tensor] | None = None
-    """Losses of the same samples under another model, float32 of shape (n,), where there is a batch."""
+    """Function from another model to its losses of the same samples, float32 of shape (n,), if their batch is loaded."""
 
     def __len__(self) -> int:
         return len(self.losses)
 
-    def at(self, where: torch.Tensor) -> Pool:
-        """The samples at the positions or in the mask ``where``."""
+    def at(self, positions: torch.Tensor) -> Pool:
+        """Return the pool of the samples at ``positions``, int64 or a mask."""
 
         def pick(values: torch.Tensor | None) -> torch.Tensor | None:
-            return None if values is None else values[where]
+            return None if values is None else values[positions]
 
-        others = self.losses_of
+        losses_of = self.losses_of
         return Pool(
-            self.losses[where],
+            self.losses[positions],
             pick(self.indices),
             pick(self.classes),
             pick(self.gradients),
             pick(self.features),
             pick(self.last_trained),
             self.epoch,
-            None if others is None else lambda model: others(model)[where],
+            None if losses_of is None else lambda model: losses_of(model)[positions],
         )
 
 
 class Policy:
-    """Decides which samples of a pool reach the training step.
+    """Base class of rules that decide which samples of a pool reach the training step.
 
-    Subclasses implement ``probabilities``; what they draw on beside the losses they name in
-    ``needs``, and attributes that change while training goes on they name in ``state``.  A plain
-    function from losses to keep probabilities is a policy too.
+    Subclasses implement ``probabilities``, list in ``needs`` what they use besides the losses, and list in ``state``
+    the attributes that change during training.  A plain function from losses to keep probabilities is a policy too.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Fields of ``Pool`` that must be there, of ``indices``, ``classes``, ``gradients``, ``features``,
-    ``last_trained`` and ``losses_of``; what cannot be had is an error at the first pool."""
+    """Fields of ``Pool`` that the policy uses, of ``indices``, ``classes``, ``gradients``, ``features``,
+    ``last_trained`` and ``losses_of``; the first pool without one of them raises an error."""
     state: ClassVar[tuple[str, ...]] = ()
-    """Attributes that ``state_dict`` holds."""
+    """Attributes that ``state_dict`` saves."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Attributes that the repr shows, by which ``load_state_dict`` recognises the policy."""
     decided: tuple[int, float] = (0, 0.0)
-    """Samples that it decided about, and the expected number of them that it dropped."""
+    """Number of samples decided about, and the expected number of them that were dropped."""
 
     def probabilities(self, pool: Pool) -> torch.Tensor:
-        """Keep probabilities in [0, 1], float32 of shape (n,)."""
+        """Return keep probabilities in [0, 1], float32 of shape (n,)."""
         raise NotImplementedError
 
     def decide(self, pool: Pool) -> torch.Tensor:
-        """``probabilities``, checked and counted."""
-        chances = checked(self, self.probabilities(pool), pool).float()
+        """Return ``probabilities`` after validating and counting them."""
+        probabilities = _validated(self, self.probabilities(pool), pool).float()
         samples, dropped = self.decided
-        self.decided = samples + len(pool), dropped + len(pool) - float(chances.sum(dtype=torch.float64))
-        return chances
+        kept = float(probabilities.sum(dtype=torch.float64))
+        self.decided = samples + len(pool), dropped + len(pool) - kept
+        return probabilities
 
     def tally(self) -> dict[str, tuple[int, float]]:
-        """What it, and each policy that it is made of, ``decided``, by its repr."""
+        """Return ``decided`` of this policy and of each policy inside it, by their repr."""
         return {repr(self): self.decided}
 
-    def tell(self) -> torch.Tensor:
-        """Past losses that the other ranks' policies want to know, float32; by default none."""
+    def losses_to_share(self) -> torch.Tensor:
+        """Return past losses that the policies of the other ranks use, float32; by default none."""
         return torch.empty(0)
 
-    def hear(self, others: torch.Tensor) -> None:
+    def receive_losses(self, losses: torch.Tensor) -> None:
         """Take the past losses of all other ranks, at the start of an epoch."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -112,12 +115,25 @@ class Policy:
         for name in ("decided", *self.state):
             setattr(self, name, state[name])
 
+    def __repr__(self) -> str:
+        values = {name: getattr(self, name) for name in self.settings}
+        shown = [
+            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in values.items()
+        ]
+        return f"{type(self).__name__}({', '.join(self._shown_parts() + shown)})"
+
+    def _shown_parts(self) -> list[str]:
+        return []
+
 
 class Function(Policy):
-    """A plain function from losses to keep probabilities as a policy."""
+    """Policy made of a plain function from losses to keep probabilities."""
 
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self.function = function
+        self.function = validate.function(
+            "function", function, "a function from losses to keep probabilities", "Function(torch.ones_like)"
+        )
 
     def probabilities(self, pool: Pool) -> torch.Tensor:
         return self.function(pool.losses)
@@ -126,56 +142,43 @@ class Function(Policy):
         return f"Function({getattr(self.function, '__qualname__', type(self.function).__name__)})"
 
 
-def checked(policy: Policy, given: Any, pool: Pool) -> torch.Tensor:
-    """What ``policy`` gave for ``pool``, when it is one keep probability a sample."""
-    valid = isinstance(given, torch.Tensor) and given.shape == pool.losses.shape
-    if valid and bool(((given >= 0) & (given <= 1)).all()):
-        return given  # type: ignore[no-any-return]
-    seen = f"shape {tuple(given.shape)}" if isinstance(given, torch.Tensor) else type(given).__name__
-    if valid:
-        seen = f"values from {float(given.min())} to {float(given.max())}"
+def _validated(policy: Policy, probabilities: Any, pool: Pool) -> torch.Tensor:
+    """Return the probabilities if there is one in [0, 1] for each sample of the pool."""
+    tensor = isinstance(probabilities, torch.Tensor)
+    fits = tensor and probabilities.shape == pool.losses.shape
+    if fits and bool(((probabilities >= 0) & (probabilities <= 1)).all()):
+        return probabilities  # type: ignore[no-any-return]
+    seen = f"shape {tuple(probabilities.shape)}" if tensor else type(probabilities).__name__
+    if fits:
+        seen = f"values from {float(probabilities.min())} to {float(probabilities.max())}"
     raise InputError(
         f"keep probabilities of {seen} from policy {policy!r}",
         f"a Tensor of shape ({len(pool)},) with values in [0, 1]",
         "the policy returns scores, indices, NaN or a mask of another length",
-        "return one keep probability a loss",
+        "return one keep probability per loss",
     )
 
 
 def check_keep(keep: float) -> float:
-    """``keep`` as a float in (0, 1], or an error that says what it should be."""
-    if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-        raise InputError(
-            f"keep={keep!r}",
-            "the share of samples to train on, a number in (0, 1]",
-            "a percentage instead of a fraction, or 0 for 'keep nothing'",
-            "pass a fraction, for instance keep=0.5",
-        )
-    return float(keep)
+    """Return ``keep`` as a float in (0, 1]."""
+    return validate.fraction("keep", keep, "the share of samples to train on", 0.5, one=True)
 
 
 def check_floor(floor: float) -> float:
-    """``floor`` as a float in [0, 1), or an error that says what it should be."""
-    if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor < 1:
-        raise InputError(
-            f"floor={floor!r}",
-            "the least keep probability, a number in [0, 1)",
-            "a percentage instead of a fraction",
-            "pass a fraction, for instance floor=0.1",
-        )
-    return float(floor)
+    """Return ``floor`` as a float in [0, 1)."""
+    return validate.fraction("floor", floor, "the least keep probability", 0.1, zero=True)
 
 
-def take(keep: float, samples: int, owed: float) -> tuple[int, float]:
-    """How many of ``samples`` to keep, and the fraction of one that is carried to the next pool."""
-    owed += keep * samples
-    count = min(int(owed + 1e-6), samples)
-    return count, owed - count
+def take(keep: float, samples: int, carried: float) -> tuple[int, float]:
+    """Return how many of ``samples`` to keep, and the fraction of a sample that is carried to the next pool."""
+    carried += keep * samples
+    count = min(int(carried + 1e-6), samples)
+    return count, carried - count
 
 
-def top(keep: float, scores: torch.Tensor, owed: float) -> tuple[torch.Tensor, float]:
-    """Probability 1 for the share ``keep`` of the highest scores, 0 for the rest; and what ``take`` carries."""
-    count, owed = take(keep, len(scores), owed)
+def top(keep: float, scores: torch.Tensor, carried: float) -> tuple[torch.Tensor, float]:
+    """Return probability 1 for the share ``keep`` of the highest scores and 0 for the rest, and the carried fraction."""
+    count, carried = take(keep, len(scores), carried)
     probabilities = torch.zeros(len(scores))
     probabilities[scores.topk(count).indices] = 1.0
-    return probabilities, owed
+    return probabilities, carried

@@ -1,4 +1,4 @@
-"""Keep the samples from which most can be learned: those of the highest reducible loss."""
+"""Keep the samples with the highest reducible loss: those that the model can still learn."""
 
 from __future__ import annotations
 
@@ -16,29 +16,27 @@ from .policy import Policy, Pool, check_keep, top
 class ReducibleLoss(Policy):
     """Keep the share ``keep`` of each pool with the highest loss above that of a reference model.
 
-    RHO-LOSS (Mindermann et al., "Prioritized Training on Points that are Learnable, Worth Learning,
-    and Not Yet Learnt", ICML 2022).  A model that was trained on held-out data tells what loss
-    remains when a sample has been learned; of noise and wrong labels that is much, so they are not
-    chosen, however high their loss.  Changed here: fractions of a sample are carried to the next
-    pool, as in ``TopLoss``; and the paper's pools are 10 batches, of which it keeps one: pass
-    ``pool=10`` to the loader for that.
+    The rule is RHO-LOSS (Mindermann et al., "Prioritized Training on Points that are Learnable, Worth Learning, and Not
+    Yet Learnt", ICML 2022).  A model that was trained on held-out data tells the loss that remains once a sample is
+    learned.  That loss is high for noise and wrong labels, so these are not kept, however high their own loss is.
+    Changed here: fractions of a sample are carried to the next pool, as in ``TopLoss``.  The paper keeps one of 10
+    batches: pass ``pool=10`` to the loader for that.
 
     Args:
-        reference: the trained reference model, on the device of the model in training; it is frozen
-            in place (evaluation mode, no gradients) and scores every pool.  Or the irreducible
-            losses themselves, finite, of shape (samples,), by index in the dataset: those cost
-            nothing while training, but know no augmentation.
-        keep: share of samples kept, a fraction in (0, 1].
+        reference: the trained reference model, on the device of the model in training; it is frozen in place
+            (evaluation mode, no gradients) and scores every pool.  Or the irreducible losses themselves, finite, of
+            shape (samples,), by index in the dataset: those cost nothing during training, but ignore augmentation.
+        keep: share of samples to keep, a fraction in (0, 1].
     """
 
-    state = ("_owed",)
+    state = ("_carried",)
 
     def __init__(self, reference: nn.Module | torch.Tensor | np.ndarray[Any, Any], keep: float = 0.1) -> None:
         self.keep = check_keep(keep)
         self.reference = reference if isinstance(reference, nn.Module) else _table(reference)
         if isinstance(self.reference, nn.Module):
             self.reference.requires_grad_(False).eval()
-        self._owed = 0.0
+        self._carried = 0.0
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # it depends on the reference
@@ -47,7 +45,7 @@ class ReducibleLoss(Policy):
 
     def probabilities(self, pool: Pool) -> torch.Tensor:
         reducible = pool.losses - self._irreducible(pool)
-        probabilities, self._owed = top(self.keep, reducible, self._owed)
+        probabilities, self._carried = top(self.keep, reducible, self._carried)
         return probabilities
 
     def _irreducible(self, pool: Pool) -> torch.Tensor:
@@ -71,19 +69,19 @@ class ReducibleLoss(Policy):
 
 
 def _table(losses: object) -> torch.Tensor:
-    """Irreducible losses as float32 of shape (samples,)."""
-    given = type(losses).__name__
+    """Return irreducible losses as float32 of shape (samples,)."""
+    seen = type(losses).__name__
     if isinstance(losses, (torch.Tensor, np.ndarray)):
-        given = f"{given} of shape {tuple(losses.shape)}"
+        seen = f"{seen} of shape {tuple(losses.shape)}"
         if losses.ndim == 1:
             table = torch.asarray(losses, dtype=torch.float32, device="cpu", copy=True).detach()
-            wild = int((~table.isfinite()).sum())
-            if not wild:
+            not_finite = int((~table.isfinite()).sum())
+            if not not_finite:
                 return table
-            given += f" with {wild} values that are not finite"
+            seen += f" with {not_finite} values that are not finite"
     raise InputError(
-        f"reference: {given}",
+        f"reference: {seen}",
         "a reference model (nn.Module), or finite losses of shape (samples,) as a Tensor or array",
-        "a function or a file name, losses a batch instead of a sample, or samples that were not scored",
+        "a function or a file name, one loss per batch instead of per sample, or samples that were not scored",
         "pass the model that was trained on held-out data, or its losses by index in the dataset",
     )

@@ -1,9 +1,10 @@
-"""Keep a sample with the probability that its loss's percentile gives it."""
+"""Keep a sample with a probability that grows with the percentile of its loss."""
 
 from __future__ import annotations
 
 import torch
 
+from loopwise import validate
 from loopwise.errors import InputError
 
 from .policy import Policy, Pool, check_floor, check_keep
@@ -12,22 +13,21 @@ from .policy import Policy, Pool, check_floor, check_keep
 class RelativeLoss(Policy):
     """Keep probability = floor + (1 - floor) * (percentile of the loss among the last ones) ** ``beta``.
 
-    The rule of Selective-Backprop (Jiang et al. 2019) and of SageMaker smart sifting, with
-    ``floor=0``.  Percentiles are uniform, so without a floor the expected share kept is
-    1 / (1 + beta): beta 0.5 keeps 67 %, 1 keeps 50 %, 3 keeps 25 %.  Changed here: a tie takes the
-    middle of its percentiles, so that equal losses keep that share too; a loss is ranked in a
-    history that already contains its own pool, so that the very first pool is sifted sensibly; and
-    a floor keeps every sample in play, with bounded importance weights: sample it every 1 / floor
-    epochs at least, on average.
+    The rule is that of Selective-Backprop (Jiang et al. 2019) and of SageMaker smart sifting, which have no floor.
+    Percentiles are uniform, so without a floor the expected share of kept samples is 1 / (1 + beta): beta 0.5 keeps
+    67 %, 1 keeps 50 %, 3 keeps 25 %.  Changed here: equal losses take the middle of their percentiles, so that they
+    keep that share too; a loss is ranked in a history that already contains its own pool, so that the very first pool
+    is ranked as well; and a floor lets every sample return, with bounded importance weights: on average at least every
+    1 / floor epochs.
 
     Args:
-        keep: expected share of samples kept, a fraction in (0, 1]; sets ``beta``.
-        beta: selectivity, >= 0, instead of ``keep``; larger keeps fewer.
+        keep: expected share of samples to keep, a fraction in (0, 1]; sets ``beta``.
+        beta: selectivity, >= 0, instead of ``keep``; a larger one keeps fewer samples.
         floor: least keep probability, in [0, 1), less than ``keep``.
-        history: number of past losses that a new one is ranked among.
+        history: number of past losses that a new loss is ranked among.
     """
 
-    state = ("_past", "_elsewhere")
+    state, settings = ("_past", "_other_ranks"), ("beta", "floor", "history")
 
     def __init__(
         self,
@@ -54,24 +54,17 @@ class RelativeLoss(Policy):
                 "beta is an exponent: 0 keeps all, 1 half, 3 a quarter",
                 "pass for instance beta=1.0",
             )
-        if isinstance(history, bool) or not isinstance(history, int) or history < 2:
-            raise InputError(
-                f"history={history!r}",
-                "a whole number of losses, at least 2",
-                "a percentile needs something to be ranked among",
-                "pass for instance history=2048",
-            )
-        self.history = history
+        self.history = validate.whole_number("history", history, 2, "losses", example=2048)
         if beta is None:
             self.keep = 0.5 if keep is None else keep
         else:
             self.beta = float(beta)
         self._past = torch.empty(0)
-        self._elsewhere = torch.empty(0)
+        self._other_ranks = torch.empty(0)
 
     @property
     def keep(self) -> float:
-        """Expected share of samples kept; setting it sets ``beta``."""
+        """Expected share of kept samples; setting it sets ``beta``."""
         return self.floor + (1 - self.floor) / (1 + self.beta)
 
     @keep.setter
@@ -88,24 +81,20 @@ class RelativeLoss(Policy):
     def probabilities(self, pool: Pool) -> torch.Tensor:
         self._past = torch.cat([self._past, pool.losses])[-max(self.history, len(pool)) :]
         below = len(self._past) * _percentile(self._past, pool.losses)
-        below = below + len(self._elsewhere) * _percentile(self._elsewhere, pool.losses)
-        percentile = below / max(len(self._past) + len(self._elsewhere), 1)
+        below = below + len(self._other_ranks) * _percentile(self._other_ranks, pool.losses)
+        percentile = below / max(len(self._past) + len(self._other_ranks), 1)
         return (self.floor + (1 - self.floor) * percentile**self.beta).float()
 
-    def tell(self) -> torch.Tensor:
-        """Past losses, for the policies of the other ranks."""
+    def losses_to_share(self) -> torch.Tensor:
         return self._past
 
-    def hear(self, others: torch.Tensor) -> None:
-        """Rank among the past losses of the other ranks, too: percentiles are global, as of then."""
-        self._elsewhere = others
-
-    def __repr__(self) -> str:
-        return f"RelativeLoss(beta={self.beta:g}, floor={self.floor:g}, history={self.history})"
+    def receive_losses(self, losses: torch.Tensor) -> None:
+        """Rank among the past losses of the other ranks too, which makes percentiles global."""
+        self._other_ranks = losses
 
 
-def _percentile(losses: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-    """The share of ``losses`` below each of ``of``, ties counted half: float64."""
+def _percentile(losses: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return the share of ``losses`` below each of ``values``, counting equal ones half: float64."""
     ranked = losses.sort().values
-    below = torch.searchsorted(ranked, of, right=False) + torch.searchsorted(ranked, of, right=True)
+    below = torch.searchsorted(ranked, values, right=False) + torch.searchsorted(ranked, values, right=True)
     return below.to(torch.float64) / (2 * max(len(ranked), 1))

@@ -12,16 +12,18 @@ from .policy import Policy, Pool, check_floor
 
 
 class Threshold(Policy):
-    """Keep the samples with a loss of at least ``loss``, the rest with the probability ``floor``.
+    """Keep the samples with a loss of at least ``loss``, and the rest with the probability ``floor``.
 
-    A hinge, as perceptrons and SVMs have it: what is learned well enough is left alone.  The share
-    kept is not fixed; it falls as the model learns, and with it the time that an epoch takes.  With
-    a floor, samples that are forgotten again are found again, and importance weights are bounded.
+    The rule is a hinge, as in perceptrons and SVMs: a sample that is learned well enough is left alone.  The share of
+    kept samples is not fixed; it falls while the model learns, and the time of an epoch falls with it.  A floor brings
+    back samples that the model has forgotten, and bounds importance weights.
 
     Args:
         loss: least loss that is always kept, a finite number in the criterion's units.
         floor: keep probability of the samples below, a number in [0, 1).
     """
+
+    settings = ("loss", "floor")
 
     def __init__(self, loss: float, floor: float = 0.0) -> None:
         if isinstance(loss, bool) or not isinstance(loss, (int, float)) or not math.isfinite(loss):
@@ -35,6 +37,3 @@ class Threshold(Policy):
 
     def probabilities(self, pool: Pool) -> torch.Tensor:
         return torch.where(pool.losses >= self.loss, 1.0, self.floor).float()
-
-    def __repr__(self) -> str:
-        return f"Threshold(loss={self.loss:g}, floor={self.floor:g})"

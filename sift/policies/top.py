@@ -1,4 +1,4 @@
-"""Keep the samples of the highest loss."""
+"""Keep the samples with the highest losses."""
 
 from __future__ import annotations
 
@@ -8,25 +8,22 @@ from .policy import Policy, Pool, check_keep, top
 
 
 class TopLoss(Policy):
-    """Keep the share ``keep`` of each pool that has the highest losses, the rest not at all.
+    """Keep the share ``keep`` of each pool that has the highest losses, and none of the rest.
 
-    The rule of online batch selection (Loshchilov and Hutter 2015) with a hard cut.  Fractions of
-    a sample are carried to the next pool, so that the share holds over time whatever the batch
-    size.  Under label noise the highest losses are wrong labels: prefer ``RelativeLoss`` there.
+    The rule is online batch selection (Loshchilov and Hutter 2015) with a hard cut.  Fractions of a sample are carried
+    to the next pool, so that the share holds over time for any batch size.  Under label noise the highest losses are
+    wrong labels: prefer ``RelativeLoss`` then.
 
     Args:
-        keep: share of samples kept, a fraction in (0, 1].
+        keep: share of samples to keep, a fraction in (0, 1].
     """
 
-    state = ("_owed",)
+    state, settings = ("_carried",), ("keep",)
 
     def __init__(self, keep: float = 0.5) -> None:
         self.keep = check_keep(keep)
-        self._owed = 0.0
+        self._carried = 0.0
 
     def probabilities(self, pool: Pool) -> torch.Tensor:
-        probabilities, self._owed = top(self.keep, pool.losses, self._owed)
+        probabilities, self._carried = top(self.keep, pool.losses, self._carried)
         return probabilities
-
-    def __repr__(self) -> str:
-        return f"TopLoss(keep={self.keep:g})"

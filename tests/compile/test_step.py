@@ -149,7 +149,7 @@ def test_one_loss_a_sample_for_a_sifting_loader():
         for batch in loader:
             loss = step(batch)
             assert loss.item() == pytest.approx(step.losses.mean().item())
-            loader.record(step.losses)
+            loader.record_losses(step.losses)
             trained[-1] += len(batch[1])
     assert trained[0] == 64
     assert max(trained[1:]) < 50

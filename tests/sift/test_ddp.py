@@ -118,7 +118,7 @@ fresh = SiftingDataLoader(
     policy=RelativeLoss(0.5), score_every=1,
 )
 train(fresh, model, 2)
-print(json.dumps([first, set(kept) <= worst, len(kept), fresh.policy._elsewhere.numel()]))
+print(json.dumps([first, set(kept) <= worst, len(kept), fresh.policy._other_ranks.numel()]))
 """
     )
     results = ranks(code)
@@ -319,8 +319,8 @@ if rank:
     data[5] = (data[5][0], data[5][1][:3])
 model = made(True)
 loader = SiftingDataLoader(data, model, loss=criterion, policy=TopLoss(0.5), pool=1)
-posts, post = [], loader._sieve.agreement.post
-loader._sieve.agreement.post = lambda has_batch, trouble="": (posts.append(has_batch), post(has_batch, trouble))
+posts, post = [], loader._pipeline.coordination.post
+loader._pipeline.coordination.post = lambda has_batch, trouble="": (posts.append(has_batch), post(has_batch, trouble))
 try:
     for x, y in loader:
         criterion(model(x), y).mean().backward()

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from loopwise.errors import InputError
 from loopwise.sift import LowResolution, Padded, SiftingDataLoader, TopLoss, pilot
 from loopwise.sift import loader as loading
-from loopwise.sift import pipeline as sieve
+from loopwise.sift import report as reporting
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")
 
@@ -27,7 +27,7 @@ class Clock:
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(loading, "time", clock)
-    monkeypatch.setattr(sieve, "time", clock)
+    monkeypatch.setattr(reporting, "time", clock)
     return clock
 
 
@@ -107,7 +107,7 @@ def test_the_pilot_needs_batches():
         pilot(DataLoader(data, 10), nn.Linear(6, 3), CRITERION)
     assert str(error.value) == (
         "seen: a loader of 2 batches\nexpected: at least 4 batches to measure with\n"
-        "likely cause: a small dataset or a large batch_size\nfix: give a loader with a smaller batch_size"
+        "likely cause: a small dataset or a large batch_size\nfix: pass a loader with a smaller batch_size"
     )
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from loopwise import batch as batches
 from loopwise.run import Run, read
 from loopwise.sift import SiftingDataLoader, TopLoss
+from loopwise.warnings import LoopwiseWarning
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")
 
@@ -202,7 +203,7 @@ def test_a_run_that_cannot_be_written_is_said_once(tmp_path):
     run = Run(str(tmp_path / "run"))
     (tmp_path / "run" / "sift").write_text("a file where the folder should be")
     loader = sift(DataLoader(dataset(), 10), run=run)
-    with pytest.warns(RuntimeWarning, match="could not be written") as told:
+    with pytest.warns(LoopwiseWarning, match="could not be written") as told:
         list(loader)
         list(loader)
     assert len(told) == 1
@@ -225,7 +226,7 @@ def test_a_pool_too_large_for_memory_is_scored_batch_by_batch():
             raise torch.OutOfMemoryError("no memory")
         return CRITERION(model(batch[0]), batch[1])
 
-    with pytest.warns(RuntimeWarning, match="no memory to score 4 batches at once") as told:
+    with pytest.warns(LoopwiseWarning, match="too little memory to score 4 batches at once") as told:
         loader = sift(DataLoader(dataset(), 10), loss=loss, policy=TopLoss(0.5), pool=4)
         assert sum(len(y) for _, y in loader) == 50
     assert len(told) == 1

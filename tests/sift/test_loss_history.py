@@ -25,6 +25,7 @@ from loopwise.sift import (
     TopLoss,
     Uniform,
 )
+from loopwise.warnings import LoopwiseWarning
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")
 
@@ -67,7 +68,7 @@ def train(loader, model, epochs=1, record=None, run=None):
             optimizer.zero_grad()
             losses = CRITERION((run or model)(x), y)
             if record:
-                loader.record(losses)
+                loader.record_losses(losses)
             losses.mean().backward()
             optimizer.step()
     return batches
@@ -84,7 +85,7 @@ def test_samples_left_out_are_not_loaded():
     loader = sift(data, model, policy=TopLoss(0.5))
     assert len(train(loader, model)) == 6
     assert sorted(data.loaded) == list(range(60))
-    losses = loader._memory.losses[:60]
+    losses = loader._history.losses[:60]
     worst = set(losses.topk(30).indices.tolist())
     data.loaded.clear()
     assert [len(y) for _, y in train(loader, model)] == [10, 10, 10]
@@ -102,12 +103,12 @@ def test_remembered_losses_are_those_of_the_training_steps():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     for x, y in loader:
         losses = CRITERION(model(x), y)
-        expected |= dict(zip(loader._last.tolist(), losses.tolist(), strict=True))
+        expected |= dict(zip(loader._last_indices.tolist(), losses.tolist(), strict=True))
         model(x).sum()  # a second forward of the same batch does not count
         optimizer.zero_grad()
         losses.mean().backward()
         optimizer.step()
-    assert loader._memory.losses[:60].tolist() == pytest.approx([expected[i] for i in range(60)])
+    assert loader._history.losses[:60].tolist() == pytest.approx([expected[i] for i in range(60)])
 
 
 @pytest.mark.parametrize("copied", [False, True])
@@ -121,13 +122,13 @@ def test_losses_go_to_their_batch_when_batches_are_fetched_ahead(copied):
         expected.update(zip(indices, losses.tolist(), strict=True))
 
     for x, y in loader:
-        ahead.append((x, y, loader._last.tolist()))
+        ahead.append((x, y, loader._last_indices.tolist()))
         if len(ahead) == 2:
             step(*ahead.pop(0))
     assert len(expected) == 50
-    loader._memory.flush()
+    loader._history.flush()
     for index, loss in expected.items():
-        assert loader._memory.losses[index].item() == pytest.approx(loss)
+        assert loader._history.losses[index].item() == pytest.approx(loss)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -156,8 +157,8 @@ def test_recorded_losses_serve_where_the_loss_is_a_function():
 def test_losses_that_do_not_fit_are_refused():
     loader = sift(Counted(), nn.Linear(6, 3))
     next(iter(loader))
-    with pytest.raises(InputError, match=r"record\(\) of losses of shape \(3,\)"):
-        loader.record(torch.ones(3))
+    with pytest.raises(InputError, match=r"record_losses\(\) of a Tensor of shape \(3,\)"):
+        loader.record_losses(torch.ones(3))
 
 
 def test_models_are_copied_and_pickled_without_our_hook():
@@ -179,7 +180,7 @@ def test_losses_that_are_not_finite_keep_their_sample():
     data, model = Counted(), nn.Linear(6, 3)
     data.x[7] = torch.nan
     loader = sift(data, model, policy=TopLoss(0.5))
-    with pytest.warns(RuntimeWarning, match=r"\d+ of \d+ samples have a loss that is NaN"):
+    with pytest.warns(LoopwiseWarning, match=r"\d+ of \d+ samples have a loss that is NaN"):
         for x, y in loader:
             CRITERION(model(x), y)
     assert loader.report().not_finite == 1
@@ -197,7 +198,7 @@ def test_a_compiled_model_gives_its_losses_and_one_inside_falls_back():
     assert loader.report().trained == 90
     loader = sift(data, inner, policy=TopLoss(0.5))
     elsewhere = copy.deepcopy(inner)
-    with pytest.warns(RuntimeWarning, match="no losses from the training step"):
+    with pytest.warns(LoopwiseWarning, match="no losses from the training step"):
         train(loader, inner, run=elsewhere)
     train(loader, inner)
     assert loader.report().scored == 60
@@ -214,7 +215,7 @@ def test_an_output_that_the_criterion_cannot_take_falls_back():
 
     model = Pair()
     loader = sift(Counted(), model)
-    with pytest.warns(RuntimeWarning, match="no losses from the training step: .*AttributeError"):
+    with pytest.warns(LoopwiseWarning, match="no losses from the training step: .*AttributeError"):
         for x, y in loader:
             CRITERION(model(x)["logits"], y).mean().backward()
     assert loader.score_every == 1
@@ -321,7 +322,7 @@ def test_weights_make_the_expected_gradient_that_of_all_data(score_every, policy
     )
     if not score_every:
         for inputs, targets, _ in loader:
-            loader.record(CRITERION(model(inputs), targets))
+            loader.record_losses(CRITERION(model(inputs), targets))
     total, kept = torch.zeros_like(full), 0
     for _ in range(600):
         for inputs, targets, weights in loader:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from loopwise.errors import InputError, StateError
 from loopwise.sift import RelativeLoss, SiftingDataLoader
+from loopwise.warnings import LoopwiseWarning
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")
 X, Y = torch.randn(8, 6), torch.arange(8) % 3
@@ -28,8 +29,8 @@ def refused(seen, expected, cause, fix, **options):
 def test_mean_reduced_loss():
     refused(
         "a criterion with reduction='mean'",
-        "one loss a sample: reduction='none'",
-        "the criterion of the training step was passed, which averages over the batch",
+        "one loss per sample: reduction='none'",
+        "the criterion of the training step was passed, which reduces over the batch",
         "pass loss=CrossEntropyLoss(reduction='none'); the one in the training step stays as it is",
         loss=nn.CrossEntropyLoss(),
     )
@@ -38,7 +39,7 @@ def test_mean_reduced_loss():
 def test_a_loss_function_that_averages():
     refused(
         "a loss that is a single number",
-        "a Tensor of shape (8,): one loss a sample",
+        "a Tensor of shape (8,): one loss per sample",
         "the criterion averages over the batch (reduction='mean' is the default)",
         "make the criterion with reduction='none'; the one in the training step stays as it is",
         loss=lambda output, target: nn.functional.cross_entropy(output, target),
@@ -48,7 +49,7 @@ def test_a_loss_function_that_averages():
 def test_loss_of_the_wrong_length():
     refused(
         "losses of shape (4,) for a batch of 8",
-        "a Tensor of shape (8,): one loss a sample",
+        "a Tensor of shape (8,): one loss per sample",
         "losses per token or pixel, or of another batch",
         "average over all dimensions but the first, for instance loss.flatten(1).mean(1)",
         loss=lambda model, batch: CRITERION(model(batch[0]), batch[1])[:4],
@@ -60,7 +61,7 @@ def test_keep_outside_its_range(keep):
     refused(
         f"keep={keep!r}",
         "the share of samples to train on, a number in (0, 1]",
-        "a percentage instead of a fraction, or 0 for 'keep nothing'",
+        "a percentage or a count instead of a fraction",
         "pass a fraction, for instance keep=0.5",
         keep=keep,
     )
@@ -70,7 +71,7 @@ def test_no_batch_dimension():
     refused(
         "a batch without a batch dimension: tuple(Tensor(), float)",
         "tensors, arrays or lists whose first dimension is the batch",
-        "the loader yields single samples (batch_size=None), or scalars only",
+        "the loader yields single samples (batch_size=None) or only scalars",
         "give the loader a batch_size, or yield batches",
         loader=[(torch.tensor(1.0), 2.0)],
     )
@@ -102,7 +103,7 @@ def test_an_empty_loader():
         "at least one batch an epoch",
         "an empty dataset, fewer samples than batch_size with drop_last=True, or an iterator that an earlier "
         "epoch used up",
-        "check len(dataset), or give a loader that can be gone through again",
+        "check len(dataset), or give a loader that can be iterated again",
         loader=[],
     )
 
@@ -113,7 +114,7 @@ def test_nan_losses_are_kept_counted_and_said_once():
     loader = SiftingDataLoader(
         [(bad, Y)] * 3, nn.Linear(6, 3), loss=CRITERION, policy=torch.zeros_like, pool=1
     )
-    with pytest.warns(RuntimeWarning) as told:
+    with pytest.warns(LoopwiseWarning) as told:
         kept = torch.cat([x for x, _ in loader])
     assert kept.shape == (3, 6)
     assert kept.isnan().all()

@@ -132,7 +132,9 @@ CASES += [
 
 
 @pytest.mark.parametrize(("kind", "policy"), CASES)
-@pytest.mark.filterwarnings("ignore:loopwise.sift:RuntimeWarning", "ignore:'set_vital':UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:loopwise.sift:loopwise.warnings.LoopwiseWarning", "ignore:'set_vital':UserWarning"
+)
 def test_every_boundary_resumes_to_the_bit(kind, policy):
     run = Training(kind, policy)
     steps, states = [], []
@@ -181,6 +183,6 @@ def test_states_of_another_policy_or_world_are_refused():
     assert str(error.value) == (
         "seen: the state of rank 2 of 4\n"
         "expected: the state of rank 0 of 1\n"
-        "likely cause: each rank has its own state, and samples are spread differently over another number of ranks\n"
-        "fix: save and load one state a rank, with the same number of ranks"
+        "likely cause: each rank has its own state, and another number of ranks divides samples differently\n"
+        "fix: save and load one state per rank, with the same number of ranks"
     )

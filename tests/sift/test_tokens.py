@@ -184,7 +184,7 @@ def test_arguments():
     refused(
         "keep=60",
         "the share of samples to train on, a number in (0, 1]",
-        "a percentage instead of a fraction, or 0 for 'keep nothing'",
+        "a percentage or a count instead of a fraction",
         "pass a fraction, for instance keep=0.5",
         RhoTokens,
         60,

@@ -80,10 +80,10 @@ def trainer(tmp_path, model=None, data=None, sift=None, **options):
 def test_a_trainer_sifts(tmp_path, accumulate):
     run = trainer(tmp_path, gradient_accumulation_steps=accumulate)
     result = run.train()
-    assert len(run.sift_feed) == 6
+    assert len(run.sift_loader) == 6
     assert result.global_step == 18 // accumulate
     assert run.sizes == [4] * 18
-    report = run.sift_feed.loader.report()
+    report = run.sift_loader.loader.report()
     assert report.trained == 72
     assert report.scored == report.seen == 144
 
@@ -171,7 +171,7 @@ def test_a_trainer_under_ddp(ranks, tmp_path):
     again.train(resume_from_checkpoint=str(folder / "part" / "checkpoint-4"))
     weights = [p.sum().item() for p in whole.model.parameters()]
     resumed = [p.sum().item() for p in again.model.parameters()]
-    report = whole.sift_feed.loader.report()
+    report = whole.sift_loader.loader.report()
     print(json.dumps([whole.state.global_step, whole.sizes, report.seen, weights, resumed]))
     """
     first, second = ranks(code)

@@ -1,4 +1,4 @@
-"""Whole messages of everything that the policies and guards refuse."""
+"""Whole messages of all errors about arguments of the policies and guards."""
 
 import math
 
@@ -41,7 +41,7 @@ def test_keep(make, keep):
     refused(
         f"keep={keep!r}",
         "the share of samples to train on, a number in (0, 1]",
-        "a percentage instead of a fraction, or 0 for 'keep nothing'",
+        "a percentage or a count instead of a fraction",
         "pass a fraction, for instance keep=0.5",
         make,
         keep,
@@ -65,7 +65,7 @@ def test_threshold_floor(floor):
     refused(
         f"floor={floor!r}",
         "the least keep probability, a number in [0, 1)",
-        "a percentage instead of a fraction",
+        "a percentage or a count instead of a fraction",
         "pass a fraction, for instance floor=0.1",
         Threshold,
         1.0,
@@ -78,7 +78,7 @@ def test_pruned_history_ratio(ratio):
     refused(
         f"ratio={ratio!r}",
         "the share of the samples below the mean that is left out, a number in (0, 1)",
-        "a percentage instead of a fraction, or 1: then no weight makes up for the ones left out",
+        "a percentage or a count instead of a fraction",
         "pass a fraction, for instance ratio=0.5",
         PrunedHistory,
         ratio,
@@ -89,8 +89,8 @@ def test_pruned_history_ratio(ratio):
 def test_diverse_spread(spread):
     refused(
         f"spread={spread!r}",
-        "the part that distance has in the choice, a number in [0, 1]",
-        "a percentage or a distance instead of a fraction",
+        "the weight of the distance against the loss, a number in [0, 1]",
+        "a percentage or a count instead of a fraction",
         "pass a fraction, for instance spread=0.5",
         Diverse,
         spread=spread,
@@ -113,7 +113,7 @@ def test_reducible_loss_reference(reference, seen):
     refused(
         f"reference: {seen}",
         "a reference model (nn.Module), or finite losses of shape (samples,) as a Tensor or array",
-        "a function or a file name, losses a batch instead of a sample, or samples that were not scored",
+        "a function or a file name, one loss per batch instead of per sample, or samples that were not scored",
         "pass the model that was trained on held-out data, or its losses by index in the dataset",
         ReducibleLoss,
         reference,
@@ -147,7 +147,7 @@ def test_mixture_parts(parts, seen):
     refused(
         f"parts {seen}",
         "one or more pairs of a weight and a policy, the weights positive and finite",
-        "policies without a weight, or a weight of 0 for one that is switched off",
+        "policies without a weight, or a weight of 0 to switch a policy off",
         "pass for instance Mixture((0.8, TopLoss(0.5)), (0.2, Uniform(0.5)))",
         Mixture,
         *parts,
@@ -158,11 +158,11 @@ def test_mixture_parts(parts, seen):
 @pytest.mark.parametrize(
     "make", [NoiseCap, Presence, lambda policy: ClassFloor(policy, 0.1), lambda policy: Mixture((1, policy))]
 )
-def test_what_is_guarded(make, policy):
+def test_guarded_policy(make, policy):
     refused(
         f"{policy!r} instead of a policy",
         "a Policy, or a function from losses to keep probabilities",
-        "the class of a policy instead of one of it, or a share instead of a policy",
+        "the class of a policy instead of an instance, or a share instead of a policy",
         "pass a policy with its settings, for instance TopLoss(keep=0.5)",
         make,
         policy,
@@ -173,8 +173,8 @@ def test_what_is_guarded(make, policy):
 def test_class_floor_share(share):
     refused(
         f"share={share!r}",
-        "the least share kept of each class, a number in (0, 1]",
-        "a percentage or a number of samples instead of a fraction",
+        "the least share of each class to keep, a number in (0, 1]",
+        "a percentage or a count instead of a fraction",
         "pass a fraction, for instance share=0.2",
         ClassFloor,
         Uniform(),
@@ -187,7 +187,7 @@ def test_noise_cap_top(top):
     refused(
         f"top={top!r}",
         "the share of the highest losses that is left out, a number in (0, 1)",
-        "a percentage or a number of samples instead of a fraction",
+        "a percentage or a count instead of a fraction",
         "pass a fraction, for instance top=0.05",
         NoiseCap,
         Uniform(),
@@ -196,15 +196,16 @@ def test_noise_cap_top(top):
 
 
 @pytest.mark.parametrize(
-    ("make", "name", "least", "unit"), [(NoiseCap, "history", 2, "losses"), (Presence, "epochs", 1, "epochs")]
+    ("make", "name", "least", "unit", "example"),
+    [(NoiseCap, "history", 2, "losses", 2048), (Presence, "epochs", 1, "epochs", 5)],
 )
 @pytest.mark.parametrize("value", NO_COUNTS)
-def test_counts(make, name, least, unit, value):
+def test_counts(make, name, least, unit, example, value):
     refused(
         f"{name}={value!r}",
         f"a whole number of {unit}, at least {least}",
         "a fraction, a negative number or a text",
-        f"pass the number as an int, for instance {name}=5",
+        f"pass for instance {name}={example}",
         make,
         Uniform(),
         **{name: value},

@@ -334,9 +334,9 @@ def test_needs_and_past_losses_pass_through():
     assert policy.needs == {"classes", "last_trained", "gradients"}
     for n in (3, 3):
         policy.probabilities(pool(n))
-    assert torch.equal(policy.tell(), relative.tell())
-    assert len(policy.tell()) == 6
-    policy.hear(torch.full((1000,), 9.0))
+    assert torch.equal(policy.losses_to_share(), relative.losses_to_share())
+    assert len(policy.losses_to_share()) == 6
+    policy.receive_losses(torch.full((1000,), 9.0))
     chances = relative.probabilities(pool(4))
     assert (chances < 0.02).all()  # among the others' losses all of these are low
 

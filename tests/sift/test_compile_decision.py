@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from loopwise.sift.compile_trial import AFTER, CALLS, WARM, WhenItPays
+from loopwise.sift.compile_decision import AFTER, TIMED, WARM_UP, CompileDecision
 from loopwise.sift.scoring import Scorer
 
 
@@ -15,29 +15,29 @@ def tried(plain_seconds, compiled_seconds, compiling=10.0):
     def compiled():
         return "compiled"
 
-    trial, spent = WhenItPays(plain, lambda _: compiled), 0.0
+    decision, spent = CompileDecision(plain, lambda _: compiled), 0.0
     for _ in range(1000):
-        name = trial.run()
+        name = decision.run()
         seconds = plain_seconds if name == "plain" else compiled_seconds + compiling
         compiling = compiling if name == "plain" else 0.0
         spent += seconds
-        trial.note(seconds, 10)
-    return trial, spent
+        decision.add_time(seconds, 10)
+    return decision, spent
 
 
 def test_the_faster_one_stays():
-    trial, _ = tried(1.0, 0.6)
-    assert (trial.decided, trial.run()) == (True, "compiled")
-    trial, spent = tried(1.0, 1.4)
-    assert (trial.decided, trial.run()) == (True, "plain")
-    assert spent == pytest.approx(1000 + 10 + 0.4 * (WARM + CALLS))
+    decision, _ = tried(1.0, 0.6)
+    assert (decision.decided, decision.run()) == (True, "compiled")
+    decision, spent = tried(1.0, 1.4)
+    assert (decision.decided, decision.run()) == (True, "plain")
+    assert spent == pytest.approx(1000 + 10 + 0.4 * (WARM_UP + TIMED))
 
 
 def test_nothing_is_compiled_in_a_short_training():
-    trial = WhenItPays(lambda: None, None)
+    decision = CompileDecision(lambda: None, None)
     for _ in range(9):
-        trial.note(AFTER / 10, 32)
-    assert trial.run is trial.plain
+        decision.add_time(AFTER / 10, 32)
+    assert decision.run is decision.plain
 
 
 def test_auto_starts_plain_and_gives_the_same_losses():
@@ -46,6 +46,6 @@ def test_auto_starts_plain_and_gives_the_same_losses():
     criterion = nn.CrossEntropyLoss(reduction="none")
     scorer = Scorer(model, criterion, torch.float32, compiled="auto")
     assert torch.equal(scorer(batch, 8).losses, criterion(model(batch[0]), batch[1]))
-    assert not scorer._trial.decided
+    assert not scorer._decision.decided
     with_gradients = Scorer(model, criterion, "auto", compiled="auto", needs=frozenset({"gradients"}))
-    assert with_gradients._trial.decided
+    assert with_gradients._decision.decided

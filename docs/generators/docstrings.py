@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
 
+@functools.cache
 def docstring(path: Path) -> str:
     """Return the docstring of a module file, or an empty text."""
     return ast.get_docstring(ast.parse(path.read_text())) or ""

@@ -14,13 +14,15 @@ from html import escape
 from .packages import purpose
 from .rooms import graph, layers
 
-PARTS = ("debug", "compile", "base", "sift", "report")
+PARTS = ("debug", "report", "compile", "sift", "base")
 BOX, HEIGHT, GAP, STEP = 168, 62, 16, 112
 """Width and height of a box, pixels between boxes, and pixels from layer to layer."""
 LINE = 10
 """Width that a line takes where it passes a layer."""
 MARGIN, TITLE, WIDE = 24, 44, 27
 """Pixels around a panel, pixels of its title, and characters in a line of a box."""
+SHORT, WIDEST = 20, 1900
+"""Characters of a description that says too little, and pixels of a row of panels."""
 Edges = dict[str, set[str]]
 Node = tuple[str, int]
 """A room and its layer; a line from ``a`` to ``b`` that passes a layer is the node ``("a>b", layer)``."""
@@ -162,8 +164,10 @@ def panel(part: str, left: float, top: float) -> tuple[list[str], float, float]:
 
 
 def box(part: str, room: str, x: float, y: float) -> list[str]:
-    """Return the elements of one box: its name and what it does, cut at the first colon or semicolon."""
-    words = textwrap.wrap(re.split("[:;]", purpose(part, room).replace("`", ""))[0], WIDE)
+    """Return the elements of one box: its name and what it does, cut at a colon or semicolon if enough is left."""
+    text = purpose(part, room).replace("`", "")
+    head = re.split("[:;]", text)[0]
+    words = textwrap.wrap(head if len(head) > SHORT else text, WIDE)
     words = (
         [*words[:2], textwrap.shorten(f"{words[2]} {words[3]}", WIDE, placeholder=" ...")]
         if len(words) > 3
@@ -192,12 +196,12 @@ path { fill: none; stroke: #8a8f98; stroke-width: 1.2 }
 
 def render() -> str:
     """Return the picture as SVG, a panel for each part; small panels stand beside each other."""
-    widest = max(panel(part, 0, 0)[1] for part in PARTS)
+    sizes = {part: panel(part, 0, 0)[1:] for part in PARTS}
     body: list[str] = []
-    left, top, tall = 0.0, 0.0, 0.0
+    left, top, tall, widest = 0.0, 0.0, 0.0, 0.0
     for part in PARTS:
-        width, height = panel(part, 0, 0)[1:]
-        if left and left + width > widest:
+        width, height = sizes[part]
+        if left and left + width > WIDEST:
             left, top, tall = 0.0, top + tall + GAP, 0.0
         frame = f'width="{width - 8:.0f}" height="{height:.0f}" rx="6"'
         body += [
@@ -205,6 +209,7 @@ def render() -> str:
             *panel(part, left, top)[0],
         ]
         left, tall = left + width, max(tall, height)
+        widest = max(widest, left)
     size = f'width="{widest:.0f}" height="{top + tall:.0f}" viewBox="0 0 {widest:.0f} {top + tall:.0f}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<title>Packages of Loopwise by layer</title>'
     white = '<rect width="100%" height="100%" style="fill:white;stroke:none"/>'

@@ -6,6 +6,7 @@ A room is a folder of a part, or a file directly in the part's folder.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ NAMES = {
 
 
 def room_of(module: str, part: str) -> str:
-    """Return the room of a module of ``part``, given by its dotted name inside the part."""
+    """Return the room of a module, which is given by its dotted name inside of its part."""
     return module.partition(".")[0] if module else "__init__"
 
 
@@ -42,8 +43,9 @@ def imported(path: Path, source: str) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
+@functools.cache
 def graph(part: str) -> dict[str, set[str]]:
-    """Return for each room of a part the rooms that it imports."""
+    """Return for each room of a part the rooms that it imports; the callers share the result."""
     folder, package = ROOT / part, NAMES[part]
     files = {path: path.relative_to(folder).with_suffix("").parts for path in sorted(folder.rglob("*.py"))}
     rooms = {parts[0] for parts in files.values()}
@@ -63,7 +65,7 @@ def layers(edges: dict[str, set[str]]) -> list[list[str]]:
     left = dict(edges)
     while free := [room for room, below in left.items() if below <= placed.keys()]:
         for room in free:
-            placed[room] = 1 + max((placed[each] for each in left[room]), default=-1)
+            placed[room] = 1 + max((placed[other] for other in left[room]), default=-1)
         for room in free:
             del left[room]
     height = 1 + max(placed.values(), default=-1)

@@ -1,5 +1,6 @@
 """Read Markdown pages: their code blocks, links, headings, commands and the names that they mention."""
 
+import ast
 import importlib
 import inspect
 import re
@@ -20,19 +21,21 @@ PUBLIC = (
     "loopwise.schedule",
     "loopwise.sections",
     "loopwise.sift",
-    "loopwise.sift.lightning",
-    "loopwise.sift.transformers",
     "loopwise.compile",
-    "loopwise.compile.transformers",
     "loopwise.debug",
     "loopwise.debug.alerts.destinations",
-    "loopwise.debug.lightning",
     "loopwise.debug.nan",
     "loopwise.debug.read.compare",
-    "loopwise.debug.transformers",
     "loopwise.report",
 )
 """Modules whose names the pages may use."""
+ADAPTERS = [
+    path
+    for part in PARTS
+    for name in ("lightning", "transformers")
+    for path in (ROOT / part).glob(f"{name}.py")
+]
+"""Modules that import a framework, which takes seconds: they are read, not imported."""
 
 
 def blocks(text, language):
@@ -75,14 +78,46 @@ def public_names():
     return {name: getattr(module, name) for module in modules for name in vars(module) if name[0] != "_"}
 
 
+def adapter_names():
+    """Return the names of all classes, functions and parameters of the adapters."""
+    names = set()
+    for path in ADAPTERS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                names.add(node.name)
+            elif isinstance(node, ast.arg):
+                names.add(node.arg)
+    return names
+
+
 def parameters(names):
-    """Return the names of all parameters and attributes of public functions, classes and their methods."""
-    found = set()
+    """Return the names of all parameters of public functions, classes and their methods."""
+    known = set()
     for value in names.values():
         methods = vars(value).values() if inspect.isclass(value) else ()
         for function in (value, *methods):
             try:
-                found |= set(inspect.signature(function).parameters)
+                known |= set(inspect.signature(function).parameters)
             except (TypeError, ValueError):
                 continue
-    return found
+    return known
+
+
+def exists(dotted):
+    """Return whether a dotted name is a module of the library, or a name in one."""
+    folder = ROOT / "base"
+    words = dotted.split(".")[1:]
+    if words and words[0] in PARTS[1:]:
+        folder, words = ROOT / words[0], words[1:]
+    for number, word in enumerate(words):
+        if (folder / word).is_dir():
+            folder = folder / word
+        elif (folder / f"{word}.py").exists():
+            return len(words) == number + 1 or _has_name(folder / f"{word}.py", words[number + 1])
+        else:
+            return _has_name(folder / "__init__.py", word)
+    return True
+
+
+def _has_name(path, name):
+    return bool(re.search(rf"^(class|def|from .* import.*|)\s*\b{name}\b", path.read_text(), re.MULTILINE))

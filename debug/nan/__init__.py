@@ -1,6 +1,6 @@
-"""The first NaN or infinity of a training run: trapped, replayed and named."""
+"""NaN trap: it names the operation that made the first NaN or infinity of a training."""
 
 from .blackbox import load as load
+from .monitor import Trap as Trap
 from .origin import Origin as Origin
 from .replay import replay as replay
-from .trap import Trap as Trap

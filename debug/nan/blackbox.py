@@ -1,10 +1,10 @@
-"""The last steps of a run, written out when something goes wrong.
+"""Black box: a file with the last steps of a run before something went wrong.
 
-Format.  ``debug/blackbox/step<n>.rank<r>.pt``, a file of ``torch.save`` that ``weights_only=True`` loads: ``step``,
-``calls`` (what each model was called with in the last steps, oldest first, with the random states before it and the
-gradients that came back to its outputs) and ``weights`` (state_dict by the key of each model; of a NaN those that its
-step began with).  ``weights`` is null where they are larger than 2 GiB, or are sharded.  The file is there as a
-whole, or not at all.
+Format: ``debug/blackbox/step<n>.rank<r>.pt``, a file of ``torch.save`` that ``weights_only=True`` loads, with ``step``,
+``calls`` and ``weights``.  ``calls`` are the calls of the models in the last steps, the oldest first, with their
+arguments, the random states before the call and the gradients of the loss with respect to the outputs.  ``weights`` are
+the state_dicts by the key of each model; if the reason is a NaN, those from the beginning of its step.  ``weights`` is
+null if they are larger than 2 GiB or are sharded.  The file is written atomically.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from ..model.names import device, root
 from .calls import Call
 
 WEIGHTS = 2 * 2**30
-"""Bytes of weights that are not written any more."""
+"""Bytes of weights above which they are not written."""
 PLAIN = (int, float, str, bool, type(None))
+"""Types that are written as they are."""
 
 
 def write(run: Run, step: int, calls: Iterable[Call], models: Mapping[str, nn.Module]) -> str:
-    """Write the calls and the weights as they are now; gives the path in the run's folder."""
+    """Write the calls and the present weights, and return the path in the run's folder."""
     name = f"debug/blackbox/step{step}.rank{rank()}.pt"
     box = {"step": step, "calls": [_record(call) for call in calls], "weights": _weights(models)}
     data = io.BytesIO()
@@ -51,10 +52,14 @@ def write(run: Run, step: int, calls: Iterable[Call], models: Mapping[str, nn.Mo
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | Mapping[str, nn.Module]) -> tuple[int, list[Call]]:
-    """The step of a black box and its calls; its weights go into the model.
+    """Load the weights of a black box into the model, and return its step and its calls.
+
+    Args:
+        path: path of the file.
+        model: the model of the run, or several by key.
 
     Raises:
-        InputError: there is no such file, it is none, or its weights are not those of the model.
+        InputError: the file is missing or is no black box, or its weights do not fit the model.
     """
     models = model if isinstance(model, Mapping) else {"": model}
     try:
@@ -69,7 +74,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | Mapping[str, nn.Module
         raise InputError(
             f"{os.fspath(path)}: {error}",
             "a file that a Watch wrote into debug/blackbox, and the model of that run",
-            "a wrong path, or a model of other layers or under another name",
+            "a wrong path, or a model with other layers or another key",
             "take the path from the finding, and build the model as the run did",
         ) from error
     return step, calls
@@ -84,20 +89,13 @@ def _call(record: dict[str, Any], to: torch.device) -> Call:
 
 
 def _record(call: Call) -> dict[str, Any]:
-    found = {f.name: getattr(call, f.name) for f in fields(call) if not f.name.startswith("_")}
-    return {
-        **found,
-        **{key: _plain(found[key]) for key in ("args", "kwargs")},
-        "gradients": _cpu(call.gradients),
-    }
-
-
-def _cpu(gradients: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
-    return {place: gradient.cpu() for place, gradient in gradients.items()}
+    record = {f.name: getattr(call, f.name) for f in fields(call) if not f.name.startswith("_")}
+    record |= {key: _plain(record[key]) for key in ("args", "kwargs")}
+    return record | {"gradients": {place: gradient.cpu() for place, gradient in call.gradients.items()}}
 
 
 def _plain(value: Any) -> Any:
-    """Containers as tuples, lists and dicts, tensors on the CPU, and what else there is by its name."""
+    """Return containers as tuples, lists and dicts, tensors on the CPU, and other values by their ``repr``."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().requires_grad_(value.requires_grad)
     if isinstance(value, PLAIN):

@@ -1,4 +1,4 @@
-"""How each model was called in the last steps: what a replay needs."""
+"""Recorded calls of the models in the last steps: all that a replay needs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from loopwise import batch, random_state
+from loopwise.torch_internals import version
 from loopwise.wrappers import unwrap
 
 from ..hooks import calls as hook_calls
@@ -23,9 +24,9 @@ from ..hooks.tensors import on_gradient
 from .origin import user_line
 
 LARGE = 256 * 2**20
-"""Bytes of one step's inputs, and of its gradients at outputs, that are kept at most."""
+"""Largest number of bytes of one step's inputs, and of its gradients, that are kept."""
 CALLS = 64
-"""Calls of one step that are kept, as where gradients accumulate."""
+"""Largest number of calls of one step that are kept; a step that accumulates gradients has many."""
 
 
 @dataclass
@@ -33,14 +34,14 @@ class Call:
     """One call of a model.
 
     Attributes:
-        step: over all modes.
-        model: its key.
-        args, kwargs: what it was called with; tensors are the caller's own, without their graph.
-        states: random states of torch and of Python before it.
+        step: number of the step, over all modes.
+        model: key of the model.
+        args, kwargs: arguments of the call; the tensors are the caller's own, without their autograd graph.
+        states: random states of torch and of Python before the call.
         autocast: device type, whether autocast was on, and its dtype.
-        line: the caller's file and line.
-        gradients: of the loss with respect to outputs, by their place among the leaves of what it returned.
-        left_out: whether such a gradient was too large to keep.
+        line: file and line of the caller.
+        gradients: gradients of the loss with respect to the outputs, by their place among the leaves of the output.
+        left_out: whether a gradient was too large to keep.
     """
 
     step: int
@@ -56,14 +57,14 @@ class Call:
     _versions: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._versions = self._now()
+        self._versions = self._current_versions()
 
-    def _now(self) -> list[int]:
-        return [tensor._version for tensor in self.tensors]
+    def _current_versions(self) -> list[int]:
+        return [version(tensor) for tensor in self.tensors]
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """All that went in."""
+        """All tensors among the arguments."""
         if self._tensors is None:
             leaves = batch.leaves((self.args, self.kwargs))
             self._tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -71,17 +72,17 @@ class Call:
 
     @property
     def changed(self) -> bool:
-        """Whether an input was changed in place since."""
-        return self._versions != self._now()
+        """Whether an argument was changed in place after the call."""
+        return self._versions != self._current_versions()
 
 
 class Calls(hook_calls.CallSubscriber):
-    """Listens to models and remembers their calls while ``open``.
+    """Recorder of the models' calls; it records while ``open`` is true.
 
     Args:
-        models: by key.
-        keep: steps of which they are remembered, the present one too.
-        guard: what the hooks run in.
+        models: models by key.
+        keep: number of steps whose calls are kept, with the present step.
+        guard: context manager that the hooks run in.
     """
 
     def __init__(
@@ -91,18 +92,18 @@ class Calls(hook_calls.CallSubscriber):
         self._steps: deque[list[Call]] = deque(maxlen=keep)
         self._numbers: deque[int] = deque(maxlen=keep)
         self._running: list[tuple[nn.Module, Call | None]] = []
-        self._inputs = self._gradients = 0
+        self._input_bytes = self._gradient_bytes = 0
         self._models = {id(unwrap(model)): (key, unwrap(model)) for key, model in models.items()}
         for _, model in self._models.values():
             hook_calls.subscribe(model, self)
 
     def begin(self, step: int) -> None:
-        """A step begins; one of the same number starts anew."""
+        """Begin a step.  A step that has the number of the last one replaces it."""
         self._running.clear()
-        if self._inputs > LARGE:
+        if self._input_bytes > LARGE:
             self._steps.clear()
             self._numbers.clear()
-        self._inputs = self._gradients = 0
+        self._input_bytes = self._gradient_bytes = 0
         if self._numbers and self._numbers[-1] == step:
             self._steps[-1].clear()
             return
@@ -112,18 +113,11 @@ class Calls(hook_calls.CallSubscriber):
             hook_calls.refresh(model)
 
     def of(self, step: int) -> list[Call]:
-        """The calls of a step, in order."""
-        return [call for calls in self._steps for call in calls if call.step == step]
+        """Return the calls of a step, in order."""
+        return [call for call in self if call.step == step]
 
     def __iter__(self) -> Iterator[Call]:
         return (call for calls in self._steps for call in calls)
-
-    def _keep(self, call: Call, place: int, gradient: torch.Tensor) -> None:
-        self._gradients += gradient.nbytes
-        if self._gradients > LARGE:
-            call.left_out = True
-        else:
-            call.gradients[place] = gradient.detach()
 
     def close(self) -> None:
         for _, model in self._models.values():
@@ -132,33 +126,33 @@ class Calls(hook_calls.CallSubscriber):
         self._numbers.clear()
 
     def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """A model is called."""
+        """Record the arguments of a call."""
         if not self.open or not torch.is_grad_enabled() or not is_observable():
             return
         self._running.append((module, None))
         with self._guard():
-            if len(self._steps[-1]) < CALLS and self._inputs <= LARGE:
-                self._running[-1] = module, self._call(self._models[id(module)][0], args, kwargs)
+            if len(self._steps[-1]) < CALLS and self._input_bytes <= LARGE:
+                self._running[-1] = module, self._add_call(self._models[id(module)][0], args, kwargs)
 
-    def _call(self, key: str, args: Any, kwargs: Any) -> Call:
+    def _add_call(self, key: str, args: Any, kwargs: Any) -> Call:
         tensors: list[torch.Tensor] = []
 
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            tensors.append(_without_graph(tensor))
+        def detach(tensor: torch.Tensor) -> torch.Tensor:
+            tensors.append(tensor if tensor.grad_fn is None else tensor.detach().requires_grad_())
             return tensors[-1]
 
-        args, kwargs = batch.map_tensors(keep, (args, kwargs))
+        args, kwargs = batch.map_tensors(detach, (args, kwargs))
         device = next((t.device.type for t in tensors if t.device.type != "cpu"), "cpu")
-        on = torch.is_autocast_enabled(device)
-        autocast = (device, on, torch.get_autocast_dtype(device))
+        autocast = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
         line = user_line(sys._getframe())
-        call = Call(self._numbers[-1], key, args, kwargs, random_now(), autocast, line, _tensors=tensors)
-        self._inputs += sum([t.nbytes for t in tensors])
+        states = random_states()
+        call = Call(self._numbers[-1], key, args, kwargs, states, autocast, line, _tensors=tensors)
+        self._input_bytes += sum([t.nbytes for t in tensors])
         self._steps[-1].append(call)
         return call
 
     def returned(self, module: nn.Module, output: Any) -> None:
-        """It gave its output."""
+        """Ask for the gradients of the outputs of a call."""
         if not self._running or self._running[-1][0] is not module or is_extra_pass():
             return
         _, call = self._running.pop()
@@ -166,14 +160,18 @@ class Calls(hook_calls.CallSubscriber):
             return
         with self._guard():
             for place, leaf in enumerate(batch.leaves(output)):
-                if isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None:  # a parameter's would stay
-                    on_gradient(leaf, functools.partial(self._keep, call, place))
+                # a hook on a parameter would outlive the step
+                if isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None:
+                    on_gradient(leaf, functools.partial(self._add_gradient, call, place))
+
+    def _add_gradient(self, call: Call, place: int, gradient: torch.Tensor) -> None:
+        self._gradient_bytes += gradient.nbytes
+        if self._gradient_bytes > LARGE:
+            call.left_out = True
+        else:
+            call.gradients[place] = gradient.detach()
 
 
-def _without_graph(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.grad_fn is None else tensor.detach().requires_grad_()
-
-
-def random_now() -> dict[str, Any]:
-    """Those that models draw from; NumPy's, which costs more than all others, is left out."""
+def random_states() -> dict[str, Any]:
+    """Return the random states that models draw from, without NumPy's, which takes longer than all others together."""
     return {"torch": torch.get_rng_state(), "devices": random_state.devices(), "python": random.getstate()}

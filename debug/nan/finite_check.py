@@ -1,4 +1,4 @@
-"""Whether tensors are finite, by one sum, and without waiting for an accelerator."""
+"""Test whether tensors are finite, by one sum, and without waiting for an accelerator."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from ..model.shards import local
+from ..torch_internals import CONVOLUTIONS, sparse_values
 
 HALVES = (torch.float16, torch.bfloat16)
 LARGE = 2**16
-"""Elements of a gradient that it takes longer to read than to choose some of."""
-PRODUCTS = (nn.Linear, _ConvNd)
+"""Elements of a gradient above which only a row and a column are read."""
+PRODUCTS = (nn.Linear, *CONVOLUTIONS)
 
 
 def products(models: Iterable[nn.Module]) -> dict[int, nn.Parameter | None]:
-    """Weights whose gradients are matrix products: of linear layers and convolutions, and of nothing else.
+    """Return the weights whose gradients are matrix products, those of linear layers and convolutions.
 
     Returns:
-        By a weight's identity the bias beside it; ``None`` where there is none, or more than one.
+        ``id`` of a weight -> bias of its layer; ``None`` if the layer has none or if several layers share the weight.
     """
-    found, others = dict[int, nn.Parameter | None](), set[int]()
+    biases, others = dict[int, nn.Parameter | None](), set[int]()
     for model in models:
         for module in model.modules():
             is_product = isinstance(module, PRODUCTS) and getattr(module, "groups", 1) == 1
             for name, parameter in module.named_parameters(recurse=False):
                 if is_product and name == "weight":
                     bias = getattr(module, "bias", None)
-                    found[id(parameter)] = None if id(parameter) in found else bias
+                    biases[id(parameter)] = None if id(parameter) in biases else bias
                 else:
                     others.add(id(parameter))
-    return {key: bias for key, bias in found.items() if key not in others}
+    return {key: bias for key, bias in biases.items() if key not in others}
 
 
 def edges(product: torch.Tensor, bias: nn.Parameter | None = None) -> list[torch.Tensor]:
-    """What of a weight's gradient is not finite wherever a factor of the product is not: a row and a column.
+    """Return parts of a weight's gradient that are not finite if a factor of the matrix product is not.
 
-    A bias has the sum of the column's factor for its gradient, which is faster to read.
-    What overflows in the product itself is not seen in there.
+    These are a row and a column.  The gradient of a bias is the sum of the factor that the column depends on, and is
+    faster to read.  An overflow of the product itself may be missed.
     """
     if product.numel() < LARGE or product.layout is not torch.strided or product.device.type != "cpu":
         return [product]
@@ -48,33 +48,40 @@ def edges(product: torch.Tensor, bias: nn.Parameter | None = None) -> list[torch
 
 
 def total(tensors: Iterable[torch.Tensor]) -> torch.Tensor | None:
-    """The sum of all elements: not finite where one of them is not, or where the sum overflows.
+    """Return the sum of all elements, which is not finite if an element is not, or if the sum overflows.
 
     Returns:
-        A number on the device of the first tensor; ``None`` where there is nothing to sum.
+        A number on the device of the first tensor; ``None`` if there are no tensors.
     """
-    found = [_plain(tensor) for tensor in tensors]
-    if not found:
+    parts = [stored_values(local(tensor)) for tensor in tensors]
+    if not parts:
         return None
-    if found[0].device.type == "cuda":
-        return torch.nn.utils.get_total_norm(found, 1.0)  # a few kernels for all of them
-    sums = [each.sum(dtype=torch.float32) if each.dtype in HALVES else each.sum() for each in found]
+    if parts[0].device.type == "cuda":
+        return torch.nn.utils.get_total_norm(parts, 1.0)  # few kernels for all tensors
+    sums = [part.sum(dtype=torch.float32) if part.dtype in HALVES else part.sum() for part in parts]
     device = sums[0].device
-    if any([each.device != device or each.dtype != sums[0].dtype for each in sums]):
-        sums = [each.to(device, torch.float64, non_blocking=True) for each in sums]
+    if any([part.device != device or part.dtype != sums[0].dtype for part in sums]):
+        sums = [part.to(device, torch.float64, non_blocking=True) for part in sums]
     return torch.stack(sums).sum()
 
 
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    tensor = local(tensor)
-    return tensor._values() if tensor.layout is torch.sparse_coo else tensor
+def stored_values(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the values of a sparse tensor, and any other tensor as it is."""
+    return sparse_values(tensor) if tensor.layout is torch.sparse_coo else tensor
+
+
+def not_finite(tensor: torch.Tensor) -> bool:
+    """Return whether a floating-point tensor contains NaN or infinity."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta:
+        return False
+    return not bool(torch.isfinite(stored_values(tensor)).all())
 
 
 class Flag:
-    """A sum on its way to the host.
+    """A sum that is being copied to the host.
 
     Args:
-        value: the sum; on an accelerator it is copied when the device gets there.
+        value: the sum; if it is on an accelerator, the copy takes place once the device has computed it.
     """
 
     def __init__(self, value: torch.Tensor) -> None:
@@ -87,7 +94,7 @@ class Flag:
             self._event.record(torch.cuda.current_stream(value.device))
 
     def is_finite(self) -> bool:
-        """Waits until it is known."""
+        """Wait for the copy and return whether the sum is finite."""
         if self._event is not None:
             self._event.synchronize()
         return math.isfinite(self._host.item())

@@ -1,4 +1,4 @@
-"""Where a NaN or an infinity came from."""
+"""Origin of a NaN or an infinity: the operation that made it, and the user's line that called the operation."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ _OURS = (
 )
 _FRAME = re.compile(r'File "(.+)", line (\d+), in ')
 SAMPLES = 8
-"""Samples that are named at most."""
+"""Largest number of samples that a finding names."""
 FIXES = (
-    ("log", "add a small number to what the logarithm is taken of, or use log_softmax and logsigmoid"),
+    ("log", "add a small number to the argument of the logarithm, or use log_softmax and logsigmoid"),
     ("div", "add a small number to the divisor"),
     ("reciprocal", "add a small number to the divisor"),
     ("sqrt", "add a small number under the root: its gradient at 0 is infinite"),
     ("norm", "add a small number under the root: the gradient of a norm at 0 is not finite"),
     ("pow", "keep the base away from 0, or clamp it"),
     ("exp", "subtract the maximum first, clamp, or use softmax and logsumexp"),
-    ("softmax", "a row that is masked as a whole has no softmax: leave such rows out"),
+    ("softmax", "leave out rows that are masked as a whole: they have no softmax"),
     ("acos", "clamp the cosine to less than 1: the gradient at 1 is infinite"),
 )
-"""Word in the operation's name -> what is usually done about it."""
-OTHERWISE = "lower the learning rate, clip gradients, or compute this in float32"
+"""Pairs of a word in the operation's name and the usual fix."""
+DEFAULT_FIX = "lower the learning rate, clip gradients, or compute this in float32"
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The first operation that made something not finite out of what was finite.
+    """First operation that made values that are not finite from finite ones.
 
     Attributes:
-        where: ``input``, ``weight``, ``forward``, ``loss`` (outside of the model) or ``backward``.
-        module: path of the module; empty where there is none, as for the model itself.
-        kind: its class.
-        operation: name of the operation, or of the node of the backward graph; of an input its place.
-        line: file and line of the code that called it; of backward, of its forward.
-        tensor: what is not finite: how many values of which, with dtype and shape.
-        samples: indices in the batch, the first few, where the tensor has a row for each sample.
+        where: ``input``, ``weight``, ``forward``, ``loss`` (outside the model) or ``backward``.
+        module: path of the module; empty for the model itself, or if there is no module.
+        kind: class of the module.
+        operation: name of the operation, or of the node of the backward graph; place of an input; name of a weight.
+        line: file and line of the code that called the operation, for ``backward`` in the forward pass.
+        tensor: number and kind of the values that are not finite, with dtype and shape.
+        samples: indices of the first few bad samples in the batch, if the tensor has one row for each sample.
     """
 
     where: str
@@ -63,18 +63,18 @@ class Origin:
 
     def __str__(self) -> str:
         place = f" in {self.module or 'the model'} ({self.kind})" if self.kind else ""
-        samples = f", of the samples {', '.join(map(str, self.samples))}" if self.samples else ""
-        said = {
+        samples = f", in samples {', '.join(map(str, self.samples))}" if self.samples else ""
+        texts = {
             "input": f"the model's input {self.operation} is not finite: {self.tensor}{samples}",
             "weight": f"{self.operation} was not finite before this step: {self.tensor}",
-            "forward": f"{self.operation}{place} made {self.tensor} from finite ones{samples}",
-            "loss": f"the loss, outside of the model, is where it begins: {self.operation}",
-            "backward": f"the gradient of {self.operation}{place} made {self.tensor} from finite ones{samples}",
+            "forward": f"{self.operation}{place} made {self.tensor} from finite values{samples}",
+            "loss": f"the first value that is not finite arose in the loss, outside the model: {self.operation}",
+            "backward": f"the gradient of {self.operation}{place} made {self.tensor} from finite values{samples}",
         }
-        return said[self.where]
+        return texts[self.where]
 
     def of(self, key: str) -> Origin:
-        """The same, named as of one of several models."""
+        """Return the origin with names that begin with the key of one of several models."""
         if not key:
             return self
         if self.where == "weight":
@@ -83,17 +83,26 @@ class Origin:
 
     @property
     def advice(self) -> str:
-        """What is usually done about it."""
+        """Usual fix."""
         if self.where == "input":
             return "look at these samples where they are loaded"
         if self.where == "weight":
-            return "the update before made it so: lower the learning rate, or clip gradients"
+            return "lower the learning rate, or clip gradients: the update before this step made it so"
         name = self.operation.lower()
-        return next((fix for word, fix in FIXES if word in name), OTHERWISE)
+        return next((fix for word, fix in FIXES if word in name), DEFAULT_FIX)
 
 
-def counted(tensor: torch.Tensor, batch_size: int | None) -> tuple[str, tuple[int, ...]]:
-    """What of a tensor is not finite, in words, and of which samples."""
+def describe(tensor: torch.Tensor, batch_size: int | None) -> tuple[str, tuple[int, ...]]:
+    """Return a text about the values that are not finite, and the indices of their samples.
+
+    Args:
+        tensor: a tensor that is not finite.
+        batch_size: number of samples in the batch; ``None`` if it is unknown.
+
+    Returns:
+        The text, and the first few indices; no indices if all samples are bad, or if the tensor has no row for each
+        sample.
+    """
     bad = ~torch.isfinite(tensor.detach())
     nan = int(torch.isnan(tensor.detach()).sum())
     total = int(bad.sum())
@@ -107,7 +116,7 @@ def counted(tensor: torch.Tensor, batch_size: int | None) -> tuple[str, tuple[in
 
 
 def user_line(frame: FrameType | None) -> str:
-    """File and line of the innermost frame that is neither torch's nor ours; empty where there is none."""
+    """Return file and line of the innermost frame outside torch and Loopwise; empty if there is none."""
     while frame is not None:
         file = frame.f_code.co_filename
         if _is_users(file):
@@ -117,11 +126,11 @@ def user_line(frame: FrameType | None) -> str:
 
 
 def user_line_of(trace: Sequence[str]) -> str:
-    """The same for a formatted traceback."""
+    """Return file and line of the innermost entry of a formatted traceback outside torch and Loopwise."""
     for entry in reversed(trace):
-        found = _FRAME.search(entry)
-        if found and _is_users(found[1]):
-            return f"{relative(found[1])}:{found[2]}"
+        match = _FRAME.search(entry)
+        if match and _is_users(match[1]):
+            return f"{relative(match[1])}:{match[2]}"
     return ""
 
 
@@ -130,6 +139,6 @@ def _is_users(file: str) -> bool:
     return not inside and not file.startswith(os.path.dirname(os.__file__) + os.sep + "threading")
 
 
-def here() -> str:
-    """The user's line that is running."""
+def current_line() -> str:
+    """Return the user's line that runs now."""
     return user_line(sys._getframe(1))

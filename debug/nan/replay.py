@@ -1,4 +1,4 @@
-"""A call of a model made again, with an eye on every operation, until something is not finite."""
+"""Replay of a model's call, which inspects every operation until one makes a value that is not finite."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.graph import Node
-from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from loopwise import batch
 from loopwise.preserve import preserve
+from loopwise.torch_internals import compiled_call, set_compiled_call
 
 from ..hooks.forward import on_call, on_return
 from ..hooks.tensors import on_node
 from ..model.names import root
+from ..torch_internals import RUNNING_NORMS, TorchDispatchMode, storage_key
 from .calls import Call
-from .origin import Origin, counted, here, user_line_of
+from .finite_check import not_finite
+from .origin import Origin, current_line, describe, user_line_of
 
 FILLS = (
     "masked_fill",
@@ -36,50 +37,48 @@ FILLS = (
     "clone",
     "copy",
 )
-"""Operations that write infinity because they are told to, as masks of attention do."""
+"""Operations that write infinity because they are told to, as for masks of attention."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Event:
-    """An operation that gave something that is not finite.  ``meant``: infinity that it was told to write."""
+    """An operation whose output is not finite; ``meant`` if it was told to write infinity."""
 
     origin: Origin
     meant: bool
 
 
 def replay(model: nn.Module, call: Call) -> Origin | None:
-    """Where something was not finite first in a call of the model and the backward pass through it.
+    """Repeat a call of the model and its backward pass, and return the origin of the first value that is not finite.
 
-    The model, its gradients and all random states are as before.  It runs eagerly, whatever it was compiled by.
+    The model, its gradients and all random states stay as they are.  The model runs eagerly, even if it is compiled.
 
     Args:
-        model: with the weights that it had.
-        call: what it was called with.
+        model: the model, with the weights that it had in the call.
+        call: the recorded call.
 
     Returns:
-        ``None`` where everything is finite this time.
+        The origin; ``None`` if all values are finite this time.
     """
     model = root(model)
-    found = _of_inputs(call) or _of_weights(model)
-    if found is not None:
-        return found
+    origin = _of_inputs(call) or _of_weights(model)
+    if origin is not None:
+        return origin
     device, on, dtype = call.autocast
-    # not anomaly mode's check: it stops at what is meant
     with (
         preserve(model),
         torch.compiler.set_stance("force_eager"),
         torch.enable_grad(),
         _eager(model),
-        torch.autograd.set_detect_anomaly(True, check_nan=False),
+        torch.autograd.set_detect_anomaly(True, check_nan=False),  # its NaN check would stop at masks
         torch.autocast(device, dtype=dtype, enabled=on),
     ):
-        _set(call.states)
-        found = _run(model, call)
-    return found
+        _set_random_states(call.states)
+        return _run(model, call)
 
 
 def _run(model: nn.Module, call: Call) -> Origin | None:
-    size = batch_size(call)
+    size = _batch_size(call)
     forward = _Forward(model, size)
     with forward:
         output = model(*call.args, **call.kwargs)
@@ -90,36 +89,36 @@ def _run(model: nn.Module, call: Call) -> Origin | None:
             return event.origin
     for gradient in call.gradients.values():
         if not_finite(gradient):
-            return Origin(
-                "loss", "", "", "its gradient at the model's output", call.line, *counted(gradient, size)
-            )
+            operation = "its gradient at the model's output"
+            return Origin("loss", "", "", operation, call.line, *describe(gradient, size))
     return _backward(model, call, leaves, forward.owners, size)
 
 
 def _of_inputs(call: Call) -> Origin | None:
-    size = batch_size(call)
+    size = _batch_size(call)
     for place, tensor in enumerate(call.tensors):
         if not_finite(tensor) and bool(torch.isnan(tensor).any()):  # infinity may be a mask
-            return Origin("input", "", "", str(place), call.line, *counted(tensor, size))
+            return Origin("input", "", "", str(place), call.line, *describe(tensor, size))
     return None
 
 
 def _of_weights(model: nn.Module) -> Origin | None:
     named: list[tuple[str, torch.Tensor]] = list(model.named_parameters())
     for path, module in model.named_modules():
-        if not (isinstance(module, _NormBase) and module.training):  # what it read is lost, and was not used
+        # in training mode the running statistics were updated after the call, and were not used in it
+        if not (isinstance(module, RUNNING_NORMS) and module.training):
             buffers = module.named_buffers(path, recurse=False)
             named += [
                 (name, b) for name, b in buffers if bool(torch.isnan(b).any())
             ]  # infinity may be a mask
     for name, tensor in named:
         if not_finite(tensor):
-            return Origin("weight", "", "", name, "", counted(tensor, None)[0])
+            return Origin("weight", "", "", name, "", describe(tensor, None)[0])
     return None
 
 
 class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows what is not finite from the operation that made it to the output."""
+    """Tracking of values that are not finite from the operation that made them to the output."""
 
     def __init__(self, model: nn.Module, size: int | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -128,110 +127,110 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._events: dict[int, _Event] = {}
         self._alive: list[Any] = []
         self.owners: dict[Node, tuple[str, str]] = {}
-        """Node of the backward graph -> module that made it."""
+        """Node of the backward graph -> path and class of the module that made it."""
         self._handles: list[Any] = []
         for name, module in model.named_modules():
-            who = (name, type(module).__name__)
-            enter = functools.partial(self._enter, who)
-            self._handles.append(on_call(module, enter))
-            self._handles.append(on_return(module, functools.partial(self._leave, who)))
+            owner = (name, type(module).__name__)
+            self._handles.append(on_call(module, functools.partial(self._enter, owner)))
+            self._handles.append(on_return(module, functools.partial(self._leave, owner)))
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
 
-    def _enter(self, who: tuple[str, str], module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _enter(self, owner: tuple[str, str], module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._path:
-            self._own((args, kwargs), self._path[-1])
-        self._path.append(who)
+            self._add_owner((args, kwargs), self._path[-1])
+        self._path.append(owner)
 
-    def _leave(self, who: tuple[str, str], module: nn.Module, args: Any, output: Any) -> None:
-        self._own(output, self._path.pop())
+    def _leave(self, owner: tuple[str, str], module: nn.Module, args: Any, output: Any) -> None:
+        self._add_owner(output, self._path.pop())
 
-    def _own(self, tensors: Any, who: tuple[str, str]) -> None:
-        """What of their graph no module made before, this one did."""
-        self.owners.update(dict.fromkeys(_nodes(tensors, self.owners), who))
+    def _add_owner(self, tensors: Any, owner: tuple[str, str]) -> None:
+        """Note the owner of all nodes beneath the tensors that have none yet."""
+        self.owners.update(dict.fromkeys(_nodes(tensors, self.owners), owner))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         bad = [t for t in batch.leaves(output) if isinstance(t, torch.Tensor) and not_finite(t)]
         if bad:
-            event = self._source(bad, (args, kwargs or {})) or self._new(func, bad[0])
+            event = self._source(bad, (args, kwargs or {})) or self._new_event(func, bad[0])
             for tensor in bad:
-                self._events[_key(tensor)] = event
-                self._alive.append(tensor)  # or another one could come to lie where it did
+                self._events[storage_key(tensor)] = event
+                self._alive.append(tensor)  # keeps another tensor from getting the same storage
         return output
 
     def event_of(self, tensor: torch.Tensor) -> _Event | None:
-        """What made a tensor not finite."""
-        return self._events.get(_key(tensor))
+        """Return the operation that made values of the tensor not finite."""
+        return self._events.get(storage_key(tensor))
 
     def _source(self, bad: Sequence[torch.Tensor], inputs: Any) -> _Event | None:
-        """The operation that spoilt an input, so that this one is not to blame."""
-        events = [self._events.get(_key(t)) for t in batch.leaves(inputs) if isinstance(t, torch.Tensor)]
-        found = [event for event in events if event is not None]
-        for event in found:
+        """Return the earlier operation that an output is not finite because of; ``None`` if it is this operation."""
+        tensors = [t for t in batch.leaves(inputs) if isinstance(t, torch.Tensor)]
+        events = [event for t in tensors if (event := self.event_of(t)) is not None]
+        for event in events:
             if not event.meant:
                 return event
-        if found and not any(bool((torch.isnan(t)).any()) for t in bad):
-            return found[0]
+        if events and not any(bool(torch.isnan(t).any()) for t in bad):
+            return events[0]
         return None
 
-    def _new(self, func: Any, tensor: torch.Tensor) -> _Event:
+    def _new_event(self, func: Any, tensor: torch.Tensor) -> _Event:
         name = func.overloadpacket.__name__
         meant = name.strip("_").startswith(FILLS) and not bool(torch.isnan(tensor).any())
         path, kind = self._path[-1] if self._path else ("", "")
-        return _Event(Origin("forward", path, kind, name, here(), *counted(tensor, self._size)), meant)
+        origin = Origin("forward", path, kind, name, current_line(), *describe(tensor, self._size))
+        return _Event(origin, meant)
 
 
 def _backward(
     model: nn.Module, call: Call, leaves: Sequence[Any], owners: dict[Node, tuple[str, str]], size: int | None
 ) -> Origin | None:
-    """The node of the graph whose gradient is not finite though what it got was."""
-    given = {
+    """Return the first node of the backward graph whose output is not finite although its input is."""
+    gradients = {
         place: gradient
         for place, gradient in call.gradients.items()
         if isinstance(leaves[place], torch.Tensor) and leaves[place].requires_grad
     }
-    outer = [p for p in given if not any(_reaches(leaves[o], leaves[p]) for o in given if o != p)]
+    outer = [p for p in gradients if not any(_reaches(leaves[o], leaves[p]) for o in gradients if o != p)]
     wanted = [t for t in (*model.parameters(), *call.tensors) if t.requires_grad]
     if not outer or not wanted:
         return None
-    found: list[Origin] = []
+    origins: list[Origin] = []
 
-    def look(node: Node, gives: Any, gets: Any) -> None:
-        bad = [g for g in gives if g is not None and not_finite(g)]
-        if bad and not found and not any(g is not None and not_finite(g) for g in gets):
+    def inspect(node: Node, outputs: Any, inputs: Any) -> None:
+        bad = [g for g in outputs if g is not None and not_finite(g)]
+        if bad and not origins and not any(g is not None and not_finite(g) for g in inputs):
             path, kind = owners.get(node, ("", ""))
             name = node.name().removesuffix("Backward0").removesuffix("Backward")
             metadata: Any = node.metadata
             line = user_line_of(metadata.get("traceback_", []))
-            found.append(Origin("backward", path, kind, name, line, *counted(bad[0], size)))
+            origins.append(Origin("backward", path, kind, name, line, *describe(bad[0], size)))
 
-    handles = [
-        on_node(node, functools.partial(look, node)) for node in _nodes([leaves[p] for p in outer], {})
-    ]
+    nodes = _nodes([leaves[p] for p in outer], {})
+    handles = [on_node(node, functools.partial(inspect, node)) for node in nodes]
     try:
-        torch.autograd.grad([leaves[p] for p in outer], wanted, [given[p] for p in outer], allow_unused=True)
+        outputs, seeds = [leaves[p] for p in outer], [gradients[p] for p in outer]
+        torch.autograd.grad(outputs, wanted, seeds, allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else None
+    return origins[0] if origins else None
 
 
 def _nodes(output: Any, known: Any) -> list[Node]:
-    """Nodes of the backward graph beneath tensors, down to those that are known."""
+    """Return the nodes of the backward graph beneath the tensors, down to known nodes."""
     start = [t.grad_fn for t in batch.leaves(output) if isinstance(t, torch.Tensor)]
-    waiting = [node for node in start if node is not None]
-    found: dict[Node, None] = {}
-    while waiting:
-        node = waiting.pop()
-        if node in known or node in found:
+    pending = [node for node in start if node is not None]
+    nodes: dict[Node, None] = {}
+    while pending:
+        node = pending.pop()
+        if node in known or node in nodes:
             continue
-        found[node] = None
-        waiting += [after for after, _ in node.next_functions if after is not None]
-    return list(found)
+        nodes[node] = None
+        pending += [after for after, _ in node.next_functions if after is not None]
+    return list(nodes)
 
 
 def _reaches(outer: torch.Tensor, inner: torch.Tensor) -> bool:
@@ -240,38 +239,25 @@ def _reaches(outer: torch.Tensor, inner: torch.Tensor) -> bool:
 
 @contextlib.contextmanager
 def _eager(model: nn.Module) -> Iterator[None]:
-    """Modules that were compiled in place run as they are written."""
-    compiled = [(m, m._compiled_call_impl) for m in model.modules() if m._compiled_call_impl is not None]
+    """Run modules eagerly inside the ``with`` block that were compiled in place."""
+    compiled = [(module, call) for module in model.modules() if (call := compiled_call(module)) is not None]
     for module, _ in compiled:
-        module._compiled_call_impl = None
+        set_compiled_call(module, None)
     try:
         yield
     finally:
         for module, call in compiled:
-            module._compiled_call_impl = call
+            set_compiled_call(module, call)
 
 
-def _set(states: dict[str, Any]) -> None:
+def _set_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
-    for name, each in states["devices"].items():
-        getattr(torch, name).set_rng_state_all(each)
+    for name, device_states in states["devices"].items():
+        getattr(torch, name).set_rng_state_all(device_states)
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
 
 
-def batch_size(call: Call) -> int | None:
-    """Rows of the first tensor that went in."""
+def _batch_size(call: Call) -> int | None:
+    """Return the number of rows of the first tensor among the arguments."""
     return next((t.size(0) for t in call.tensors if t.dim()), None)
-
-
-def not_finite(tensor: torch.Tensor) -> bool:
-    """Whether a floating-point tensor has a NaN or an infinity."""
-    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta:
-        return False
-    values = tensor._values() if tensor.layout is torch.sparse_coo else tensor
-    return not bool(torch.isfinite(values).all())
-
-
-def _key(tensor: torch.Tensor) -> int:
-    found: int = tensor.untyped_storage()._cdata
-    return found

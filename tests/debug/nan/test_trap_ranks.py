@@ -30,7 +30,7 @@ def test_the_guilty_rank_names_it(tmp_path, ranks):
     (innocent,), (guilty,) = ranks(DDP.format(run=str(tmp_path / "run")))
     assert guilty[0] == innocent[0] == 1
     assert guilty[1].startswith("log in 0 (Fragile) made 4 NaN of 24 values")
-    assert "of the samples 2" in guilty[1]
+    assert "in samples 2" in guilty[1]
     assert "another rank" in innocent[1]
     assert sorted(f.what for f in open_run(tmp_path / "run").findings()) == sorted([guilty[1], innocent[1]])
     boxes = sorted(path.name for path in (tmp_path / "run/debug/blackbox").iterdir())
@@ -61,5 +61,5 @@ FSDP = """
 def test_a_sharded_model_is_not_called_again(tmp_path, ranks):
     for ((step, what),) in ranks(FSDP.format(run=str(tmp_path / "run"))):
         assert step == 1
-        assert "talks to other ranks" in what
+        assert "communicates with other ranks" in what
         assert "the batch is in" in what

@@ -1,0 +1,258 @@
+"""NaN trap: a monitor that finds the first step whose loss or gradients are not finite, and the operation that made it so.
+
+Before each update, the trap computes one sum over the gradients; of large matrix products it reads a row and a column,
+which are not finite if a factor of the product is not.  If the sum is not finite, the model is called again with the
+inputs, random states and weights of that step, and each operation is inspected (`replay`).  On the CPU the sum is read
+before the update.  On an accelerator it is read before the next update, so that nothing waits; a copy of the weights
+from the beginning of the step is kept until then, if it is small beside the device's memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from loopwise.run import Run
+from loopwise.wrappers import is_shard, is_sharded
+
+from ..hooks import optimizers as updates
+from ..hooks.guards import is_capturing
+from ..model import names
+from ..model.shards import local
+from ..monitors.monitor import Scalars
+from ..rules import Finding
+from .alarm import Alarm, finding_of
+from .blackbox import write
+from .calls import Call, Calls
+from .finite_check import Flag, edges, not_finite, products, total
+from .origin import Origin
+from .replay import replay
+from .weights import WeightCopy
+
+KEEP = 3
+"""Steps in a black box."""
+ALARMS = 3
+"""Largest number of steps of a run that are replayed, and of black boxes that other findings cause."""
+LOSSES = 20
+"""Number of last losses in a finding."""
+SCALE_EVERY = 32
+"""Steps between two readings of a GradScaler's scale, each of which waits for the accelerator."""
+NO_REPLAY = (nn.SyncBatchNorm,)
+"""Modules whose forward pass communicates with other ranks."""
+
+
+class _PendingSum(NamedTuple):
+    """A sum that was not read yet, and the parameters of its gradients."""
+
+    step: int
+    flag: Flag
+    parameters: Sequence[nn.Parameter]
+
+
+class Trap(updates.UpdateSubscriber):
+    """The NaN trap.
+
+    Args:
+        models, optimizers: models and optimizers by key, as the ``Watch`` has them.
+        run: run that black boxes are written into.
+        scaler: the ``torch.amp.GradScaler``; gradients that overflow are how it finds its scale, so that they count only
+            once the scale is below 1.
+        findings: returns the findings of the rules; a critical one and a loss spike cause a black box, too.
+        counted: context manager that measures the time in hooks.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        optimizers: Mapping[str, Optimizer],
+        run: Run,
+        scaler: Any = None,
+        findings: Callable[[], list[Finding]] = list,
+        counted: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        self._models, self._optimizers, self._run, self._scaler = models, optimizers, run, scaler
+        self._rule_findings, self._counted = findings, counted
+        self._communicates = any(_communicates(model) for model in models.values())
+        self._weights = WeightCopy(optimizers)
+        device = names.device(models)
+        self._deferred = device.type == "cuda" if self._communicates else self._weights.fits(device)
+        self._calls = Calls(models, KEEP, self._guard)
+        for optimizer in optimizers.values():
+            updates.subscribe(optimizer, self)
+        self._products = products(models.values())
+        self._sums: list[_PendingSum] = []
+        self._step, self._alarm_step = 0, -2
+        self._alarm_count = self._box_count = self._known_findings = 0
+        self._finite_losses: set[str] = {"loss"}
+        self._losses: deque[tuple[int, float]] = deque(maxlen=LOSSES)
+        self._lowest_scale = 1.0 if scaler is None else min(1.0, scaler.get_scale())
+        self._alarms: list[Alarm] = []
+        self._findings: list[Finding] = []
+        self._error: Exception | None = None
+
+    def begin(self, step: int, mode: str) -> None:
+        self._step = step
+        self._calls.open = mode == "train" and self._alarm_count < ALARMS
+        self._calls.begin(step)
+
+    def end(self, step: int, mode: str, scalars: Scalars) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        with self._guard():
+            self._read_sums(step)
+        if mode == "train" and self._calls.open:
+            self._inspect_losses(step, scalars)
+            self._inspect_scale(step)
+            self._write_box_for_rules(step)
+        self._calls.open = False
+        self._make_findings(scalars)
+
+    def findings(self) -> list[Finding]:
+        findings, self._findings = self._findings, []
+        return findings
+
+    def close(self) -> None:
+        with self._guard():
+            self._read_sums()
+        self._make_findings({})
+        for optimizer in self._optimizers.values():
+            updates.unsubscribe(optimizer, self)
+        self._calls.close()
+        self._weights.clear()
+
+    # -- sums of gradients, losses and the scale ---------------------------------------------------
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Keep an error, which must not end the training inside a hook, until the end of the step."""
+        try:
+            with self._counted(), torch.no_grad():
+                yield
+        except Exception as error:
+            self._error = error
+
+    def before_update(self, optimizer: Optimizer) -> None:
+        """Compute the sum of the gradients, and copy the weights."""
+        if not self._calls.open or self._error is not None or is_capturing():
+            return
+        with self._guard():
+            self._read_sums(self._step)
+            if self._scaler is not None and self._scaler.is_enabled():
+                return
+            self._sum_gradients([p for group in optimizer.param_groups for p in group["params"]])
+            if self._deferred and not self._communicates:
+                self._weights.save(self._step)
+
+    def _sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        parameters = [p for p in parameters if p.grad is not None]
+        biases = self._products
+        parts = [
+            part
+            for p in parameters
+            if p.grad is not None
+            for part in (edges(local(p.grad), biases[id(p)]) if id(p) in biases else (p.grad,))
+        ]
+        self._add_sum(total(parts), parameters)
+
+    def _add_sum(self, value: torch.Tensor | None, parameters: Sequence[nn.Parameter]) -> None:
+        if value is None:
+            return
+        self._sums.append(_PendingSum(self._step, Flag(value), parameters))
+        if not self._deferred:
+            self._read_sums()
+
+    def _read_sums(self, before: int | None = None) -> None:
+        """Read the sums of the steps before ``before``, which the device has computed by now; default: all."""
+        sums, self._sums = self._sums, []
+        for pending in sums:
+            if before is not None and pending.step >= before:
+                self._sums.append(pending)
+            elif not pending.flag.is_finite() and self._is_confirmed(pending):
+                self._alarm(pending.step)
+
+    def _is_confirmed(self, pending: _PendingSum) -> bool:
+        """Return whether values are not finite; a sum of finite gradients, if they are still there, may overflow."""
+        gradients = [p.grad for p in pending.parameters if p.grad is not None]
+        is_late = pending.step != self._step
+        return is_late or not pending.parameters or any(not_finite(local(g)) for g in gradients)
+
+    def _inspect_losses(self, step: int, scalars: Scalars) -> None:
+        """Inspect the losses, whose gradients may be finite all the same, and without optimizers also gradients."""
+        losses = {name: value for name, value in scalars.items() if "loss" in name}
+        later = [v.detach() for v in losses.values() if isinstance(v, torch.Tensor) and not _is_cheap(v)]
+        known = {n: float(v) for n, v in losses.items() if not isinstance(v, torch.Tensor) or _is_cheap(v)}
+        self._losses.extend([(step, value) for value in list(known.values())[:1]])
+        bad = {name for name, value in known.items() if not math.isfinite(value)}
+        self._finite_losses |= known.keys() - bad
+        if bad & self._finite_losses:  # a best loss so far may begin with infinity
+            self._alarm(step)
+        if later:
+            self._add_sum(total(later), ())
+        if not self._optimizers:
+            self._sum_gradients([p for model in self._models.values() for p in model.parameters()])
+
+    def _inspect_scale(self, step: int) -> None:
+        """Raise an alarm if the scale falls below 1: then overflow is not the reason why gradients are not finite."""
+        if self._scaler is None or step % SCALE_EVERY or self._scaler.get_scale() >= self._lowest_scale:
+            return
+        self._lowest_scale = 0.0
+        self._alarm(step)
+
+    # -- alarms -----------------------------------------------------------------------------------
+
+    def _alarm(self, step: int) -> None:
+        """Replay a step and write its black box, except for steps that only follow from the one before."""
+        last, self._alarm_step = self._alarm_step, step
+        if step <= last + 1 or self._alarm_count >= ALARMS:
+            return
+        self._alarm_count += 1
+        calls, origin, box, failed = self._calls.of(step), None, "", ""
+        with self._weights.restored(step):
+            try:
+                origin = None if self._communicates else self._origin(calls)
+            except Exception as error:  # an error of the user's model, or too little memory
+                failed = repr(error)
+            with contextlib.suppress(Exception):  # the finding says that the batch could not be written
+                box = write(self._run, step, self._calls, self._models)
+        self._alarms.append(Alarm(step, origin, calls, self._communicates, box, failed))
+
+    def _origin(self, calls: Sequence[Call]) -> Origin | None:
+        for call in calls:
+            origin = replay(self._models[call.model], call)
+            if origin is not None:
+                return origin.of(call.model)
+        return None
+
+    def _make_findings(self, scalars: Scalars) -> None:
+        for alarm in self._alarms:
+            self._findings.append(finding_of(alarm, list(self._losses), scalars))
+        self._alarms.clear()
+
+    def _write_box_for_rules(self, step: int) -> None:
+        """Write a black box after a critical finding or a loss spike."""
+        findings = self._rule_findings()
+        new, self._known_findings = findings[self._known_findings :], len(findings)
+        alarming = [f for f in new if f.severity == "critical" or f.rule == "loss_spike"]
+        if any(f.rule != "non_finite" for f in alarming) and self._box_count < ALARMS:
+            self._box_count += 1
+            write(self._run, step, self._calls, self._models)
+
+
+def _is_cheap(value: torch.Tensor) -> bool:
+    """Return whether reading the value does not wait for a device."""
+    return value.device.type == "cpu" and value.numel() == 1
+
+
+def _communicates(model: nn.Module) -> bool:
+    """Return whether the model's forward pass communicates with other ranks."""
+    by_module = any(isinstance(module, NO_REPLAY) for module in model.modules())
+    return is_sharded(model) or by_module or any(is_shard(p) for p in model.parameters())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from loopwise.run import Run, as_run
 from loopwise.warnings import warn
 
 from .explain import Explanation
+
+if TYPE_CHECKING:
+    from loopwise.run import Run, RunHandle
 
 
 class Events:
@@ -27,7 +29,11 @@ class Events:
         self.texts: list[str] = []
         self.batch = 0
         """Number of batches that the step has seen; events are recorded with it."""
-        self._handle = as_run(run, "compile", resume)  # it releases the run as soon as nobody holds it
+        self._handle: RunHandle | None = None  # it releases the run as soon as nobody holds it
+        if run is not None:
+            from loopwise.run import as_run  # storage on remote file systems takes long to import
+
+            self._handle = as_run(run, "compile", resume)
         self._run = None if self._handle is None else self._handle.run
 
     def add(self, text: str) -> None:

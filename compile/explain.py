@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from .graph.backend import Log
 from .plan import Plan
 from .search.candidates import TIE, Candidate
+from .search.measure import median
 from .search.optimizers import Choice
 from .search.search import SearchResult
 
@@ -76,7 +76,7 @@ def _row(candidate: Candidate, best: Candidate) -> dict[str, Any]:
     times = [1e3 * value for value in candidate.times]
     return {
         "form": str(candidate.plan),
-        "ms": statistics.median(times) if times else None,
+        "ms": median(times) if times else None,
         "least": min(times, default=None),
         "most": max(times, default=None),
         "MiB": candidate.peak / 2**20,
@@ -137,7 +137,7 @@ def _optimizer(choice: Choice | None) -> list[str]:
     """Return lines about the implementations of the optimizer."""
     if choice is None or not choice.seconds:
         return []
-    times = ", ".join(f"{name} {1e3 * statistics.median(t):.1f} ms" for name, t in choice.seconds.items())
+    times = ", ".join(f"{name} {1e3 * median(t):.1f} ms" for name, t in choice.seconds.items())
     refused = [f"{name} optimizer refused: {reason}" for name, reason in choice.refused.items()]
     return [f"optimizer: {times}; chosen: {choice.name}", *refused]
 

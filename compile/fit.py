@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
 import torch
 
 from loopwise import batch as batches
@@ -17,7 +15,7 @@ from loopwise.errors import InputError
 from . import options
 from .graph.backend import Log
 from .search.candidates import TIE
-from .search.measure import memory_changes, peak_of, seconds
+from .search.measure import median, memory_changes, peak_of, seconds
 from .search.variants import variant
 from .step import TrainStep
 from .verify.sandbox import sandbox, training_pass
@@ -142,6 +140,8 @@ def _limit(step: TrainStep, memory: float | str | None) -> int:
         return step.spec.memory
     if device.type == "cuda":
         return int(HEADROOM * torch.cuda.mem_get_info(device)[0])
+    import psutil
+
     return int(HEADROOM * psutil.virtual_memory().available)
 
 
@@ -181,7 +181,7 @@ def _measure(
     peak = peak_of(changes)
     if peak > limit:
         return f"{samples} samples need {peak / 2**20:,.1f} MiB of {limit / 2**20:,.1f}"
-    sizes.append(Size(samples, statistics.median(times), peak, predicted, changes))
+    sizes.append(Size(samples, median(times), peak, predicted, changes))
     flat = len(sizes) > 2 and sizes[-1].rate < sizes[-2].rate * (1 + TIE) < sizes[-3].rate * (1 + TIE) ** 2
     return "two doublings in a row gained nothing" if flat else ""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -179,6 +178,8 @@ def bytes_of(memory: float | str, device: torch.device) -> int:
             return int(memory)
         if device.type == "cuda":
             return int(memory * torch.cuda.get_device_properties(device).total_memory)
+        import psutil
+
         return int(memory * psutil.virtual_memory().total)
     raise InputError(
         f"memory={memory!r}",

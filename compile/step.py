@@ -9,7 +9,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,7 +19,6 @@ from torch.optim import Optimizer
 from loopwise import validate
 from loopwise.devices import native_dtype
 from loopwise.ranks import from_main, world_size
-from loopwise.run import Run
 from loopwise.warnings import warn
 
 from . import options
@@ -39,6 +38,9 @@ from .spec import Compute, StepSpec
 from .verify.loss_curve import compare_loss_curves
 from .verify.numerics import Difference, compare_step
 from .verify.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from loopwise.run import Run
 
 
 class TrainStep:

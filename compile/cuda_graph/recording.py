@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from loopwise import random_state
 
 from ..options import scalar_loss
 from ..search.candidates import TIE
-from ..search.measure import seconds
+from ..search.measure import median, seconds
 from ..spec import Compute, StepSpec
 from ..torch_internals import has_hooks
 from ..verify.errors import update_error
@@ -229,7 +228,7 @@ class Attempt:
             "ordinary": lambda: self._ordinary(batch),
             "graph": lambda: (signature(self._spec), self._replayed(recording, batch)),
         }
-        times = {name: statistics.median(t) for name, t in seconds(steps, self._spec.device).items()}
+        times = {name: median(t) for name, t in seconds(steps, self._spec.device).items()}
         self.timing = f"{1e3 * times['graph']:.2f} ms instead of {1e3 * times['ordinary']:.2f} ms an update"
         return self.timing if times["graph"] >= times["ordinary"] * (1 - TIE) else ""
 

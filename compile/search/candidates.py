@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from ..spec import Compute, StepSpec
 from ..verify.numerics import Difference, compare
 from ..verify.reference import Reference
 from ..verify.sandbox import observe, restored_data, sandbox, training_pass
-from .measure import REPEATS, peak_bytes, seconds
+from .measure import REPEATS, median, peak_bytes, seconds
 from .variants import variant
 
 TIE = 0.02
@@ -52,7 +51,7 @@ class Candidate:
     @property
     def seconds(self) -> float:
         """Median seconds of forward and backward; infinite if they were not timed."""
-        return statistics.median(self.times) if self.times else float("inf")
+        return median(self.times) if self.times else float("inf")
 
 
 @contextlib.contextmanager

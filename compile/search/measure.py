@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,12 @@ from ..torch_internals import allocations
 Step = Callable[[], Any]
 WARM_UP, REPEATS, LEAST = 2, 7, 4
 """Repeats before the clock counts; repeats that are timed; timed repeats that are enough once the budget is spent."""
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the median.  Importing ``statistics`` for it would take longer than importing all of compile."""
+    ordered, middle = sorted(values), len(values) // 2
+    return ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def wait_for(device: torch.device) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import statistics
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ from torch.optim import Optimizer
 
 from ..torch_internals import optimizer_has_hooks
 from ..verify.errors import update_error
-from .measure import seconds
+from .measure import median, seconds
 
 TOLERANCE = 1e-4
 """Largest relative error of an update: float32 rounding of ``weight + update`` leaves about 1e-5."""
@@ -99,7 +98,7 @@ def choose_implementation(optimizer: Optimizer, device: torch.device) -> Choice:
             refused[name] = f"its update is off by {error:.2g}"
             del copies[name]
     times = seconds({name: copied.step for name, copied in copies.items()}, device)
-    best = min(times, key=lambda name: statistics.median(times[name]))
+    best = min(times, key=lambda name: median(times[name]))
     return Choice(best, times, refused)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+from .measure import median
 
 WINDOW = 20
 """Compiled steps whose median time is compared with the eager step's."""
@@ -45,13 +45,13 @@ class SlowdownMonitor:
             return
         self._pause -= 1
         self._recent = [*self._recent[-WINDOW + 1 :], seconds]
-        slow = len(self._recent) == WINDOW and statistics.median(self._recent) > self.eager
+        slow = len(self._recent) == WINDOW and median(self._recent) > self.eager
         if slow and self._pause <= 0:
             self._contest = {True: [], False: []}
 
     def _decide(self, contest: dict[bool, list[float]]) -> None:
         """End a contest."""
-        eager, compiled = (statistics.median(contest[kind]) for kind in (True, False))
+        eager, compiled = (median(contest[kind]) for kind in (True, False))
         if eager < CLEARLY * compiled:
             times = f"{1e3 * compiled:.1f} ms against {1e3 * eager:.1f} ms"
             self.reason = f"slower than the eager step, measured in turns with it: {times}"

@@ -209,11 +209,11 @@ def test_saving_before_anything_was_compiled(tmp_path):
 def test_instructions_that_torch_runs_with_are_not_tried_out(monkeypatch, runs, has_more, known):
     from torch._inductor import config
 
-    from loopwise.compile.graph.backend import _known_instructions
+    from loopwise.compile.torch_internals import known_vector_instructions
 
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: runs)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": has_more})
     with config.patch({"cpp.vec_isa_ok": None}):
-        assert _known_instructions() == ({"cpp.vec_isa_ok": True} if known else {})
+        assert known_vector_instructions() == ({"cpp.vec_isa_ok": True} if known else {})
     with config.patch({"cpp.vec_isa_ok": False}):  # the user's own
-        assert _known_instructions() == {}
+        assert known_vector_instructions() == {}

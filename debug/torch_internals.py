@@ -28,6 +28,9 @@ DROPOUTS = (_DropoutNd,)
 LOSSES = (_Loss,)
 """Modules that compute a loss."""
 
+WRAPPER_NAMES = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
+"""Parts of names that torch.compile and torch.distributed add."""
+
 
 def in_backward() -> bool:
     """Return whether autograd runs a backward pass on this thread now."""
@@ -56,10 +59,10 @@ def differences(ones: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) ->
     return list(torch._foreach_sub(list(ones), list(others)))
 
 
-def result_shape(node: Any) -> torch.Size | None:
+def result_shape(node: Any) -> tuple[int, ...] | None:
     """Return the shape of the first result of a node of the autograd graph; ``None`` if the node does not tell."""
     metadata = getattr(node, "_input_metadata", None)
-    return metadata[0].shape if metadata else None
+    return tuple(metadata[0].shape) if metadata else None
 
 
 def storage_key(tensor: torch.Tensor) -> int:
@@ -80,7 +83,8 @@ def is_torch_profiler_on() -> bool:
 
 def module_members(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the module's own dictionaries of submodules and of parameters."""
-    return module._modules, module._parameters
+    own = module.__dict__  # attributes of a module are searched in three places
+    return own["_modules"], own["_parameters"]
 
 
 def local_shape_and_offset(shape: torch.Size, mesh: Any, placements: Any) -> tuple[Any, Any]:
@@ -94,7 +98,7 @@ def call_at_exit(function: Any) -> None:
     """Call a function when the interpreter ends, before its threads are waited for."""
     import threading
 
-    threading._register_atexit(function)  # type: ignore[attr-defined]
+    vars(threading)["_register_atexit"](function)  # in CPython 3.9 to 3.14
 
 
 def loader_iterator() -> Any:

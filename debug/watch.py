@@ -252,7 +252,7 @@ class Watch:
 
     @property
     def saves(self) -> bool:
-        """Whether the present step is saved, to prepare values for ``save`` only then."""
+        """True if the present step is saved; use it to prepare values for ``save`` only then."""
         return self._capture.saves
 
     @property
@@ -262,7 +262,7 @@ class Watch:
 
     @property
     def should_stop(self) -> bool:
-        """Whether this rank has a finding at least as severe as ``stop_on``.
+        """True if this rank has a finding at least as severe as ``stop_on``.
 
         Several ranks ask each other by ``loopwise.ranks.anywhere(watch.should_stop)``.
         """

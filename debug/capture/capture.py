@@ -121,7 +121,7 @@ class Capture(updates.UpdateSubscriber):
 
     @property
     def saves(self) -> bool:
-        """Whether the present step is saved."""
+        """True if the present step is saved."""
         return self._step is not None
 
     def drop(self) -> None:

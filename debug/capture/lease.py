@@ -48,7 +48,7 @@ class StagingBuffer:
 
     @property
     def is_taken(self) -> bool:
-        """Whether the step has a buffer."""
+        """True if the step has a buffer."""
         return self._lease is not None
 
     def submit(self, step: PendingStep, devices: Iterable[torch.device]) -> None:

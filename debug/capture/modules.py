@@ -157,7 +157,7 @@ class Observer:
 
     @property
     def is_open(self) -> bool:
-        """Whether the present step is saved."""
+        """True if the present step is saved."""
         return bool(self._observers.open)
 
 

@@ -1,1 +1,1 @@
-"""Names, tensors, shards and source lines of the user's models."""
+"""Names, parts and source lines of a model, and the words that all of debug shares."""

@@ -1,4 +1,4 @@
-"""Names for the tensors in what a module takes and gives."""
+"""Names of the tensors in the arguments and outputs of modules."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ Named = list[tuple[str, torch.Tensor]]
 
 
 def tensors(prefix: str, value: Any) -> Named:
-    """Name and tensor for each tensor in tuples, lists, mappings and dataclasses, however nested.
+    """Return names and tensors in nested tuples, lists, mappings and dataclasses.
 
-    A lone tensor is entry 0: ``tensors("fc.output", t)`` gives ``[("fc.output.0", t)]``.
+    A tensor alone is entry 0: ``tensors("fc.output", t)`` returns ``[("fc.output.0", t)]``.
     """
-    found: Named = []
-    _add(found, prefix, (value,) if isinstance(value, torch.Tensor) else value)
-    return found
+    named: Named = []
+    _add(named, prefix, (value,) if isinstance(value, torch.Tensor) else value)
+    return named
 
 
-def _add(found: Named, prefix: str, value: Any) -> None:
+def _add(named: Named, prefix: str, value: Any) -> None:
     if isinstance(value, torch.Tensor):
-        found.append((prefix, value))
+        named.append((prefix, value))
     elif isinstance(value, Mapping):
         for key in value:
-            _add(found, f"{prefix}.{key}", value[key])
+            _add(named, f"{prefix}.{key}", value[key])
     elif isinstance(value, (tuple, list)):
         for place, item in enumerate(value):
-            _add(found, f"{prefix}.{place}", item)
+            _add(named, f"{prefix}.{place}", item)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            _add(found, f"{prefix}.{field.name}", getattr(value, field.name))
+            _add(named, f"{prefix}.{field.name}", getattr(value, field.name))

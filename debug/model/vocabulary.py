@@ -1,4 +1,4 @@
-"""Words that all of debug shares: modes, kinds of tensors, schedules by mode."""
+"""Modes, kinds of tensors and schedules by mode."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from loopwise.errors import InputError
 from loopwise.schedule import Schedule
 
 MODES = ("train", "eval", "predict")
-
-
 KINDS = ("scalar", "weight", "bias", "gradient", "input", "output", "loss", "optimizer_state", "custom")
-"""What a tensor is; ``loss`` is the output of one of torch's loss modules, ``custom`` what the user saves by hand."""
-
-
+"""Kinds of tensors; ``loss`` is an output of one of torch's loss modules, ``custom`` a tensor from ``Watch.save``."""
 Save = Schedule | Mapping[str, Schedule]
+"""Steps to save: a schedule, or one by mode."""
 
 
 def pattern(text: str, seen: str) -> re.Pattern[str]:
-    """A regular expression.
+    """Return a compiled regular expression.
+
+    Args:
+        text: the expression.
+        seen: description of the argument, for the error.
 
     Raises:
-        InputError: it is none; ``seen`` says what was given.
+        InputError: the expression is invalid.
     """
     try:
         return re.compile(text)
@@ -37,7 +38,11 @@ def pattern(text: str, seen: str) -> re.Pattern[str]:
 
 
 def check_save(save: Save | None) -> None:
-    """``save`` is a schedule, or one by mode."""
+    """Validate that ``save`` is a schedule, a schedule by mode, or ``None``.
+
+    Raises:
+        InputError: it is something else.
+    """
     if save is None or isinstance(save, Schedule):
         return
     if isinstance(save, Mapping) and all(m in MODES and isinstance(s, Schedule) for m, s in save.items()):
@@ -51,13 +56,19 @@ def check_save(save: Save | None) -> None:
 
 
 def due(save: Save, mode: str, step: int) -> bool:
-    """Whether ``step``, counted in ``mode``, is saved."""
+    """Return whether a step is saved.
+
+    Args:
+        save: the schedule.
+        mode: the step's mode.
+        step: the step's number, counted in its mode.
+    """
     if isinstance(save, Schedule):
         return save(step)
     return mode in save and save[mode](step)
 
 
 def place(error: BaseException) -> str:
-    """Where an exception was raised."""
+    """Return `` at file:line`` of the statement that raised an exception, or an empty text."""
     frames = traceback.extract_tb(error.__traceback__)
     return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

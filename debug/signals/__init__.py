@@ -1,1 +1,1 @@
-"""Signals of a step that single tensors do not show."""
+"""Facts of a training step that statistics of single tensors do not show."""

@@ -1,6 +1,4 @@
-"""What the outputs of whole models tell that statistics of single tensors cannot: samples beside each other, and the
-gradient of the loss as it comes in.
-"""
+"""Outputs of whole models: spread between samples, and the scale of the loss as its gradient shows it."""
 
 from __future__ import annotations
 
@@ -12,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from loopwise.wrappers import is_shard
+
 from ..hooks import calls
 from ..hooks.guards import is_observable
 from ..hooks.tensors import on_gradient
@@ -19,137 +19,145 @@ from ..model import names
 from ..model.tensors import tensors
 
 HEADS = ("spread", "varied", "scale")
-"""How far a batch's outputs are apart, in last places of float32 (or a finer dtype) at the largest one; whether its inputs are (1 or 0); and what a
-cross-entropy of mean 1 was multiplied by before backward (NaN: something else, or it cannot be told)."""
+"""Columns of the table of outputs.  ``spread``: distance between the outputs of a batch, in units of float32's (or a
+finer dtype's) last place at the largest output.  ``varied``: 1 if the inputs differ, else 0.  ``scale``: the factor
+between a mean cross-entropy and the loss that backward was called on; NaN for other losses, or if it cannot be told."""
 SAMPLES, ELEMENTS = 32, 32
-"""Samples, and elements along any other dimension, that are looked at."""
+"""Samples, and elements along any other dimension, that are inspected."""
 POSITIONS = 4
-"""Positions of a sequence whose predictions are looked at."""
+"""Positions of a sequence whose predictions are inspected."""
 MOST = 2**20
-"""Elements of all of them: of a large vocabulary fewer samples are looked at."""
+"""Elements of all of them: fewer samples are inspected if the vocabulary is large."""
 FIT = 0.02
-"""How far from a cross-entropy's a gradient may be, over its largest element: bfloat16 has 0.004."""
+"""Largest distance of a gradient from a cross-entropy's, divided by its largest element: bfloat16 has 0.004."""
 
 
 class Outputs:
-    """Listens to models, and looks at what goes in and comes out while ``open``.
+    """Inspection of the inputs and outputs of models while ``open``.
 
     Args:
-        guard: what it looks in.
+        guard: context that the inspections run in.
     """
 
     def __init__(self, guard: Callable[[], AbstractContextManager[Any]]) -> None:
         self.open = False
         self._guard = guard
-        self._given: dict[str, tuple[int, torch.Tensor]] = {}
-        self._found: dict[str, dict[str, torch.Tensor]] = {}
-        self._heard: list[tuple[nn.Module, _Ear]] = []
+        self._inputs: dict[str, tuple[int, torch.Tensor]] = {}
+        self._rows: dict[str, dict[str, torch.Tensor]] = {}
+        self._subscribers: list[tuple[nn.Module, _Subscriber]] = []
 
     def attach(self, models: Mapping[str, nn.Module]) -> None:
         for key, model in models.items():
-            ear = _Ear(weakref.ref(self), key or "model")
+            subscriber = _Subscriber(weakref.ref(self), key or "model")
             inner = names.root(model)
-            calls.subscribe(inner, ear)
-            self._heard.append((inner, ear))
+            calls.subscribe(inner, subscriber)
+            self._subscribers.append((inner, subscriber))
 
     def begin(self) -> None:
-        """A step that is saved begins."""
+        """Begin a step that is saved."""
         self.rest()
         self.open = True
-        for module, _ in self._heard:
+        for module, _ in self._subscribers:
             calls.refresh(module)
 
     def rest(self) -> None:
-        """Look no more, and forget what was seen, until a step that is saved begins."""
+        """Discard the step's facts and inspect nothing until ``begin``."""
         self.open = False
-        self._given.clear()
-        self._found.clear()
+        self._inputs.clear()
+        self._rows.clear()
 
-    def taken(self) -> tuple[tuple[str, ...], torch.Tensor] | None:
-        """It ends: names of the models that were called, and their `HEADS` as float64 on one device."""
-        found, self._found = self._found, {}
+    def take(self) -> tuple[tuple[str, ...], torch.Tensor] | None:
+        """Finish a step.
+
+        Returns:
+            Names of the models that were called, and float64 of shape (models, `HEADS`) on one device; ``None`` if none
+            were called.
+        """
+        rows, self._rows = self._rows, {}
         self.rest()
-        if not found:
+        if not rows:
             return None
-        device = next(iter(found.values()))["spread"].device
-        nothing = torch.full((), torch.nan, dtype=torch.float64, device=device)
-        rows = [
-            torch.stack([each.get(head, nothing).to(device) for head in HEADS]) for each in found.values()
-        ]
-        return tuple(f"samples/{key}" for key in found), torch.stack(rows)
+        device = next(iter(rows.values()))["spread"].device
+        unknown = torch.full((), torch.nan, dtype=torch.float64, device=device)
+        values = [torch.stack([row.get(head, unknown).to(device) for head in HEADS]) for row in rows.values()]
+        return tuple(f"samples/{key}" for key in rows), torch.stack(values)
 
     def close(self) -> None:
         self.rest()
-        for module, ear in self._heard:
-            calls.unsubscribe(module, ear)
-        self._heard.clear()
+        for module, subscriber in self._subscribers:
+            calls.unsubscribe(module, subscriber)
+        self._subscribers.clear()
 
     def called(self, key: str, args: Any, kwargs: Any) -> None:
+        """Note the number of samples and whether they differ."""
         with self._guard():
-            self._given.pop(key, None)
-            given = [t for _, t in [*tensors("", args), *tensors("", kwargs)] if _has_samples(t, 1)]
-            if given:
-                x = _few(given[0].detach())
-                self._given[key] = len(given[0]), (x != x[:1]).any().double()
+            self._inputs.pop(key, None)
+            inputs = [t for _, t in [*tensors("", args), *tensors("", kwargs)] if _has_samples(t, 1)]
+            if inputs:
+                x = _some_elements(inputs[0].detach())
+                self._inputs[key] = len(inputs[0]), (x != x[:1]).any().double()
 
     def returned(self, key: str, output: Any) -> None:
+        """Compute the spread of the outputs, and follow their gradient."""
         with self._guard():
-            count, varied = self._given.pop(key, (0, None))
-            made = [t for _, t in tensors("", output) if _has_samples(t, 2) and t.is_floating_point()]
-            if varied is None or not made or len(made[0]) != count:
+            count, varied = self._inputs.pop(key, (0, None))
+            outputs = [t for _, t in tensors("", output) if _has_samples(t, 2) and t.is_floating_point()]
+            if varied is None or not outputs or len(outputs[0]) != count:
                 return
-            y = _few(made[0].detach()).double()
-            last_place = min(torch.finfo(made[0].dtype).eps, torch.finfo(torch.float32).eps)
+            y = _some_elements(outputs[0].detach()).double()
+            last_place = min(torch.finfo(outputs[0].dtype).eps, torch.finfo(torch.float32).eps)
             size = y.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
             spread = (y.amax(0) - y.amin(0)).amax() / size / last_place
-            found = self._found[key] = {"spread": spread, "varied": varied.to(spread.device)}
-            self._follow(made[0], found)
+            row = self._rows[key] = {"spread": spread, "varied": varied.to(spread.device)}
+            self._follow_gradient(outputs[0], row)
 
-    def _follow(self, logits: torch.Tensor, found: dict[str, torch.Tensor]) -> None:
-        if logits.grad_fn is None:  # a hook on a parameter would stay
+    def _follow_gradient(self, logits: torch.Tensor, row: dict[str, torch.Tensor]) -> None:
+        if logits.grad_fn is None:  # a parameter, on which the hook would stay
             return
-        dims = {1, logits.ndim - 1}
-        taken = {dim: _rows(logits.detach(), dim).clone() for dim in dims if logits.shape[dim] > 1}
+        class_dims = {1, logits.ndim - 1}
+        by_dim = {d: _predictions(logits.detach(), d).clone() for d in class_dims if logits.shape[d] > 1}
 
         def come(gradient: torch.Tensor) -> None:
             with self._guard():
-                scales = [scale(rows, gradient, dim) for dim, rows in taken.items()]
+                scales = [scale(predictions, gradient, dim) for dim, predictions in by_dim.items()]
                 if scales:
                     best = torch.stack(scales).nan_to_num(-1.0).amax().double()
-                    found["scale"] = torch.where(best > 0, best, torch.nan)
+                    row["scale"] = torch.where(best > 0, best, torch.nan)
 
         on_gradient(logits, come)
 
 
-class _Ear(calls.CallSubscriber):
-    """Listens to one model for as long as there is someone to tell."""
+class _Subscriber(calls.CallSubscriber):
+    """Subscriber to the calls of one model; it does not keep ``Outputs`` alive."""
 
     def __init__(self, outputs: Callable[[], Outputs | None], key: str) -> None:
         self._outputs, self._key = outputs, key
 
     def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if (outputs := self._awake()) is not None:
+        if (outputs := self._open_outputs()) is not None:
             outputs.called(self._key, args, kwargs)
 
     def returned(self, module: nn.Module, output: Any) -> None:
-        if (outputs := self._awake()) is not None:
+        if (outputs := self._open_outputs()) is not None:
             outputs.returned(self._key, output)
 
-    def _awake(self) -> Outputs | None:
+    def _open_outputs(self) -> Outputs | None:
         outputs = self._outputs()
         return outputs if outputs is not None and outputs.open and is_observable() else None
 
 
 def scale(logits: torch.Tensor, gradient: torch.Tensor, dim: int) -> torch.Tensor:
-    """What the mean cross-entropy of all predictions was multiplied by before backward; NaN where it is another loss.
+    """Return the factor between the mean cross-entropy of all predictions and the loss; NaN for another loss.
 
-    The gradient of a prediction is its softmax, less 1 at the target, times that over the number of predictions.
+    The gradient of a prediction is its softmax, minus 1 at the target, times that factor over the number of
+    predictions.
 
     Args:
-        logits: some predictions as `_rows` takes them, (predictions, classes).
-        gradient: of all, with the classes in ``dim``.
+        logits: some predictions, chosen by `_predictions`; (predictions, classes).
+        gradient: gradient of all predictions, with the classes in ``dim``.
+        dim: dimension of the classes.
     """
-    g, p = _rows(gradient, dim).float(), logits.float().softmax(-1)
+    g, p = _predictions(gradient, dim).float(), logits.float().softmax(-1)
     counted = (gradient.select(dim, 0) != 0) | (gradient.select(dim, 1) != 0)
     others = torch.ones_like(g).scatter_(1, g.argmin(1, keepdim=True), 0.0)
     factor = (g * p * others).sum(1) / (p * p * others).sum(1)
@@ -161,21 +169,21 @@ def scale(logits: torch.Tensor, gradient: torch.Tensor, dim: int) -> torch.Tenso
     return torch.where(fits, middle * counted.sum(), torch.nan)
 
 
-def _rows(values: torch.Tensor, dim: int) -> torch.Tensor:
-    """Some predictions, (predictions, classes): a view where there are two dimensions."""
-    some = [slice(None, None, -(-size // POSITIONS)) for size in values.shape]
+def _predictions(values: torch.Tensor, dim: int) -> torch.Tensor:
+    """Return some predictions, (predictions, classes): a view of a tensor with two dimensions."""
+    index = [slice(None, None, -(-size // POSITIONS)) for size in values.shape]
     samples = MOST // (values.shape[dim] * POSITIONS ** (values.ndim - 2))
-    some[0] = slice(None, None, -(-len(values) // max(1, min(SAMPLES, samples))))
-    some[dim] = slice(None)
-    return values[tuple(some)].movedim(dim, -1).reshape(-1, values.shape[dim])
+    index[0] = slice(None, None, -(-len(values) // max(1, min(SAMPLES, samples))))
+    index[dim] = slice(None)
+    return values[tuple(index)].movedim(dim, -1).reshape(-1, values.shape[dim])
 
 
-def _few(values: torch.Tensor) -> torch.Tensor:
-    """Some samples with some elements, from all over."""
+def _some_elements(values: torch.Tensor) -> torch.Tensor:
+    """Return some elements of some samples, spread over the tensor."""
     steps = [-(-len(values) // SAMPLES), *(-(-size // ELEMENTS) for size in values.shape[1:])]
     return values[tuple(slice(None, None, step) for step in steps)]
 
 
 def _has_samples(tensor: torch.Tensor, dims: int) -> bool:
-    plain = tensor.layout is torch.strided and not hasattr(tensor, "_local_tensor")
+    plain = tensor.layout is torch.strided and not is_shard(tensor)
     return plain and tensor.ndim >= dims and len(tensor) > 3 and tensor.numel() > 0

@@ -1,4 +1,4 @@
-"""Learning rates as updates see them, without knowing the scheduler: what it does shows in the optimizer."""
+"""Learning rates at each update, read from the optimizer, so that any scheduler can be used."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch.optim import Optimizer
 from ..hooks import optimizers as updates
 
 LOW, HIGH = 1e-3, 0.9
-"""Shares of the highest rate: below it has run down, above it has risen again."""
+"""Shares of the highest rate: a schedule has run down below the first, and has risen again above the second."""
 INTERVALS = 16
-"""Updates of which it is remembered how often the rate changed before them."""
+"""Updates for which the number of rate changes before each is remembered."""
 
 
 class Rates(updates.UpdateSubscriber):
-    """Follows the learning rates of optimizers at every step.
+    """Learning rates of optimizers, followed at every step.
 
     Args:
-        optimizers: by key.
-        guard: what the hooks run in.
-        updating: called with an optimizer before each of its updates.
+        optimizers: optimizers by key.
+        guard: context that the hooks run in.
+        updating: function that is called with an optimizer before each of its updates.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class Rates(updates.UpdateSubscriber):
             updates.subscribe(optimizer, self)
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """By the key of each optimizer with a schedule, what a rule wants to know of it: see `_Rate.facts`."""
+        """Return facts by the key of each optimizer with a schedule; see `_Rate.facts`."""
         return {rate.key: rate.facts() for rate in self._rates.values() if rate.changes}
 
     def begin(self) -> None:
-        """A step begins."""
+        """Begin a step."""
         for rate in self._rates.values():
-            rate.begun += 1
-            rate.look()
+            rate.steps += 1
+            rate.read()
 
     def close(self) -> None:
         for optimizer in self._optimizers:
@@ -62,45 +62,53 @@ class Rates(updates.UpdateSubscriber):
 
 
 class _Rate:
-    """The largest rate of an optimizer's groups."""
+    """The largest learning rate of an optimizer's groups.
+
+    Attributes:
+        steps: steps so far.
+        early: whether the rate changed before the first update of a new optimizer.
+        changes: number of changes of the rate.
+    """
 
     def __init__(self, key: str, optimizer: Optimizer) -> None:
         self.key, self._optimizer, self._groups = key, optimizer, optimizer.param_groups
         scheduled = hasattr(optimizer.step, "_wrapped_by_lr_sched")
-        self._fresh = scheduled and not optimizer.state and not getattr(optimizer, "_opt_called", False)
-        self.begun, self.early = 0, False
+        self._is_new = scheduled and not optimizer.state and not getattr(optimizer, "_opt_called", False)
+        self.steps, self.early = 0, False
         self.changes, self._updates, self._run_down, self._cycles = 0, 0, -1, 0
         self._rate = self._used = self._highest = self._now()
-        self._changed: deque[int] = deque(maxlen=INTERVALS)
-        self._since = 0
+        self._changes_before: deque[int] = deque(maxlen=INTERVALS)
+        self._changes_since = 0
         self._fell = self._climbed = False
 
     def _now(self) -> float:
-        """Numbers and tensors on the CPU: others would have to be waited for."""
-        rates = [group.get("lr") for group in self._optimizer.param_groups]  # some find their own
-        known = [float(rate) for rate in rates if isinstance(rate, Real) or _is_number(rate)]
-        return max(known, default=0.0)
+        """Return the rate; tensors on an accelerator are ignored, since reading them would wait for it."""
+        rates = [group.get("lr") for group in self._optimizer.param_groups]  # some optimizers have none
+        readable = [float(rate) for rate in rates if isinstance(rate, Real) or _is_number(rate)]
+        return max(readable, default=0.0)
 
-    def look(self) -> None:
+    def read(self) -> None:
+        """Count a change of the rate."""
         rate = self._now()
         if rate != self._rate:
             self._rate = rate
             self.changes += 1
-            self._since += 1
+            self._changes_since += 1
 
     def update(self) -> None:
-        self.look()
-        if not self._updates and self.begun == 1 and self._fresh:
+        """Count an update."""
+        self.read()
+        if not self._updates and self.steps == 1 and self._is_new:
             untouched = self._optimizer.param_groups is self._groups and not self._optimizer.state
             self.early = untouched and self.changes > 0
-        self._changed.append(self._since)
-        self._since = 0
+        self._changes_before.append(self._changes_since)
+        self._changes_since = 0
         self._follow()
         self._updates += 1
         self._used = self._rate
 
     def _follow(self) -> None:
-        """Has it run down, and risen again, not in one leap?"""
+        """Note whether the rate has run down, and whether it rose again in more than one step."""
         self._highest = max(self._highest, self._rate)
         if self._rate < LOW * self._highest:
             self._run_down = self._updates if self._run_down < 0 else self._run_down
@@ -116,9 +124,14 @@ class _Rate:
             self._climbed = True
 
     def facts(self) -> dict[str, Any]:
-        """Updates, the rate now and the highest; the update at which it had run down (-1: it has not), how often it
-        climbed up again; whether it changed before the first update, and in how many of the last intervals
-        between updates more than once."""
+        """Return the facts that rules need.
+
+        Returns:
+            ``updates``: number of updates; ``rate``: the present rate; ``highest``: the highest rate; ``run_down``: the
+            update at which the rate had run down (-1: it has not); ``cycles``: number of times that it climbed up
+            again; ``early``: see the class; ``often``: share of the last intervals between updates with more
+            than one change.
+        """
         return {
             "updates": self._updates,
             "rate": self._rate,
@@ -126,10 +139,11 @@ class _Rate:
             "run_down": self._run_down,
             "cycles": self._cycles,
             "early": self.early,
-            "often": sum(n > 1 for n in self._changed) / INTERVALS,
+            "often": sum(changes > 1 for changes in self._changes_before) / INTERVALS,
         }
 
 
 def _is_number(rate: Any) -> TypeGuard[torch.Tensor]:
-    is_one = isinstance(rate, torch.Tensor) and rate.numel() == 1 and not rate.is_complex()
-    return is_one and rate.device.type == "cpu"
+    """Return whether the rate is a real tensor of one element on the CPU."""
+    is_single = isinstance(rate, torch.Tensor) and rate.numel() == 1 and not rate.is_complex()
+    return is_single and rate.device.type == "cpu"

@@ -1,4 +1,4 @@
-"""What a loss is made of, from its autograd graph."""
+"""Operations that a loss was computed by, read from its autograd graph."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from ..torch_internals import result_shape
+
 FAR = 12
-"""Operations behind the loss that are looked at."""
+"""Operations before the loss that are inspected."""
 LOSSES = {
     "NllLossBackward0": "nll",
     "NllLoss2DBackward0": "nll",
@@ -16,64 +18,64 @@ LOSSES = {
 MOVES = {"View", "Reshape", "UnsafeView", "ToCopy", "Transpose", "T", "Permute", "Squeeze", "Unsqueeze"}
 MOVES |= {"Slice", "Clone", "Index", "Select", "IndexSelect", "MaskedSelect", "Expand", "Alias", "Stack"}
 MOVES |= {"Cat", "_DDPSink"}
-"""Operations that leave values alone; their nodes are called so, with ``Backward`` and a number behind it."""
+"""Operations that do not change values; the names of their nodes go on with ``Backward`` and a number."""
 LOGITS = {"Addmm", "Mm", "Bmm", "Linear", "MkldnnLinear", "Convolution", "Relu", "NativeLayerNorm"}
 LOGITS |= {"NativeBatchNorm"}
-"""Operations that surely make no log-probabilities."""
+"""Operations that surely return no log-probabilities."""
 NORMALIZING = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
 
 
 def of_loss(loss: torch.Tensor) -> dict[str, Any]:
-    """``loss_input``, where it is wrong: a word for it and what the loss gets; ``classes`` of a cross-entropy
-    that nothing multiplies, and nothing is added to.
+    """Return facts about the operations that a loss was computed by.
 
     Args:
         loss: a number with its autograd graph, also after backward.
+
+    Returns:
+        ``loss_input``, only if the input of the loss function is wrong: the mistake and the operation before it;
+        ``classes``: number of classes of a cross-entropy that is neither multiplied nor added to.
     """
     node: Any = loss.grad_fn
     above, mixed = "", False
     for _ in range(FAR):
         if node is None:
             return {}
-        mixed |= (above == "Add") != (_kind(node) == "Mul")  # one beneath the other is label smoothing
+        mixed |= (above == "Add") != (_kind(node) == "Mul")  # label smoothing is an Add above a Mul
         if (kind := LOSSES.get(node.name())) is not None:
             break
-        above, node = _kind(node), _before(node)
+        above, node = _kind(node), _first_input(node)
     else:
         return {}
-    source = _values(_before(node))
+    source = _without_moves(_first_input(node))
     if kind == "bce_with_logits":
-        return (
-            {"loss_input": ["sigmoid before bce_with_logits", "sigmoid"]}
-            if _word(source) == "sigmoid"
-            else {}
-        )
+        is_wrong = _normalization(source) == "sigmoid"
+        return {"loss_input": ["sigmoid before bce_with_logits", "sigmoid"]} if is_wrong else {}
     if source is None:
         return {}
-    if _word(source) != "log_softmax":
-        sure = _kind(source) in LOGITS or _word(source)
-        return {"loss_input": ["no log_softmax before nll_loss", _kind(source).lower()]} if sure else {}
-    found: dict[str, Any] = {}
-    metadata = getattr(source, "_input_metadata", None)
-    if metadata and len(metadata[0].shape) > 1 and not mixed:
-        found["classes"] = int(metadata[0].shape[1])
-    word = _word(_values(_before(source)))
-    if word in ("softmax", "sigmoid"):  # log_softmax twice is log_softmax
-        found["loss_input"] = ["softmax before cross_entropy", word]
-    return found
+    if _normalization(source) != "log_softmax":
+        is_wrong = _kind(source) in LOGITS or bool(_normalization(source))
+        return {"loss_input": ["no log_softmax before nll_loss", _kind(source).lower()]} if is_wrong else {}
+    facts: dict[str, Any] = {}
+    shape = result_shape(source)
+    if shape is not None and len(shape) > 1 and not mixed:
+        facts["classes"] = int(shape[1])
+    before = _normalization(_without_moves(_first_input(source)))
+    if before in ("softmax", "sigmoid"):  # log_softmax twice equals log_softmax
+        facts["loss_input"] = ["softmax before cross_entropy", before]
+    return facts
 
 
-def _before(node: Any) -> Any:
-    """The node whose result is this one's first operand."""
-    return next((each for each, _ in node.next_functions if each is not None), None)
+def _first_input(node: Any) -> Any:
+    """Return the node whose result is the first operand of ``node``."""
+    return next((other for other, _ in node.next_functions if other is not None), None)
 
 
-def _values(node: Any) -> Any:
-    """The node that made the values."""
+def _without_moves(node: Any) -> Any:
+    """Return the node that computed the values which ``node`` only moves."""
     for _ in range(FAR):
         if node is None or _kind(node) not in MOVES:
             break
-        node = _before(node)
+        node = _first_input(node)
     return node
 
 
@@ -81,5 +83,5 @@ def _kind(node: Any) -> str:
     return str(node.name()).rpartition("::")[2].partition("Backward")[0]
 
 
-def _word(node: Any) -> str:
+def _normalization(node: Any) -> str:
     return "" if node is None else NORMALIZING.get(_kind(node), "")

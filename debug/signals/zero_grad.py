@@ -119,7 +119,7 @@ class _Followed:
 
     @property
     def is_added_to(self) -> bool:
-        """Whether gradients came, and each was added to an earlier one."""
+        """True if gradients came, and each was added to an earlier one."""
         return self._compared > 0 and not self.fresh
 
     def end(self) -> None:

@@ -1,1 +1,1 @@
-"""Statistics of tensors."""
+"""Statistics of many tensors at once, computed on the tensors' device."""

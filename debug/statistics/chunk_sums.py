@@ -1,4 +1,4 @@
-"""Sums over pieces of tensors: small ones joined, large ones one after the other."""
+"""Sums over pieces of tensors: small tensors are joined, large ones are read piece by piece."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 Partials = dict[str, torch.Tensor]
-"""Name -> float64 of shape (pieces,) or (tensors,).  The names: ``count``, ``sum``, ``squares``, ``spread`` (the
-sum of the squared distances from the mean), ``min``, ``max``, ``logs`` (the sum of log2 of the absolute values)
-and those of `COUNTED`."""
+"""Name -> float64 of shape (pieces,) or (tensors,).  Names are ``count``, ``sum``, ``squares``, ``spread`` (sum of
+squared distances from the mean), ``min``, ``max``, ``logs`` (sum of log2 of the absolute values) and those of
+`COUNTED`."""
 Array = np.ndarray[Any, Any]
 
 COUNTED: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
@@ -22,23 +22,23 @@ COUNTED: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
     "negative": lambda values, _: values < 0,
     "subnormal": lambda values, smallest: (values != 0) & (values.abs() < smallest),
 }
-"""Name of a count -> which values count, given the smallest normal number of their dtype."""
+"""Name of a count -> function of values and the smallest normal number of their dtype, true for those that count."""
 EXACT = 2**12
-"""Values whose squares are summed in float32: off by at most 1e-6 then, and by 6e-5 for 2**17 of them."""
+"""Values whose squares are summed in float32: the error is at most 1e-6 then, and 6e-5 for 2**17 values."""
 CANCELS = 16.0
-"""Sum of squares of a piece, in spreads, above which float32's do not give the spread: 1e-5 of it."""
+"""Sum of squares divided by the spread, above which the spread computed in float32 has an error of 1e-5."""
 LOST = 1e-26
-"""Sum of squares of a piece below which single squares may have vanished in float32."""
+"""Sum of squares below which single squares may have vanished in float32."""
 
 
 def uploaded(numbers: Sequence[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """``numbers`` as a tensor, without waiting for the device."""
+    """Return numbers as a tensor, without waiting for the device."""
     row = torch.tensor(numbers, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
     return row.to(device, non_blocking=True)
 
 
 def real(values: torch.Tensor) -> torch.Tensor:
-    """As float32 or float64, whichever holds the dtype; the absolute values of complex ones."""
+    """Return values as float32 or float64, whichever holds their dtype; of complex values the absolute ones."""
     if values.is_complex():
         values = (values.to(torch.complex64) if values.element_size() < 8 else values).abs()
     if values.dtype in (torch.float32, torch.float64):
@@ -47,12 +47,12 @@ def real(values: torch.Tensor) -> torch.Tensor:
 
 
 def joined(batch: list[torch.Tensor], size: int, names: Set[str], absolute: bool) -> Partials:
-    """Measure the pieces of all rows of ``batch`` by the same few operations, of which none is waited for.
+    """Measure the pieces of all rows by the same few operations, without waiting for the device.
 
     Args:
-        batch: 1-D, of one dtype.
-        size: elements of a piece, of which the last one of a row may have fewer.
-        names: see `Partials`.
+        batch: 1-D tensors of one dtype.
+        size: elements of a piece; the last piece of a row may have fewer.
+        names: names of sums, see `Partials`.
         absolute: measure the absolute values.
     """
     smallest = _smallest_normal(batch[0].dtype)
@@ -66,53 +66,53 @@ def joined(batch: list[torch.Tensor], size: int, names: Set[str], absolute: bool
     def reduced(column: torch.Tensor, how: str = "sum") -> torch.Tensor:
         return torch.segment_reduce(column, how, lengths=ends, unsafe=True)
 
-    found = {"count": ends.to(torch.float64)}
+    sums = {"count": ends.to(torch.float64)}
     if names & {"sum", "spread"}:
-        found["sum"] = reduced(values)
+        sums["sum"] = reduced(values)
     if "spread" in names:
-        mean = (found["sum"] / found["count"]).repeat_interleave(ends, output_size=values.numel())
-        found["spread"] = reduced((values - mean).square_())
+        mean = (sums["sum"] / sums["count"]).repeat_interleave(ends, output_size=values.numel())
+        sums["spread"] = reduced((values - mean).square_())
     if "squares" in names:
-        found["squares"] = reduced(values.square())
+        sums["squares"] = reduced(values.square())
     if "logs" in names:
-        found["logs"] = reduced(values.abs().log2_())
+        sums["logs"] = reduced(values.abs().log2_())
     for name in names & {"min", "max"}:
-        found[name] = reduced(values, name)
+        sums[name] = reduced(values, name)
     for name in names & COUNTED.keys():
-        found[name] = reduced(COUNTED[name](values, smallest).to(torch.float64))
-    return found
+        sums[name] = reduced(COUNTED[name](values, smallest).to(torch.float64))
+    return sums
 
 
 @np.errstate(over="ignore", under="ignore", invalid="ignore")
 def apart(rows: Sequence[torch.Tensor], size: int, names: Set[str], absolute: bool) -> Partials:
-    """Measure the pieces of rows on the CPU, where asking for a number is free; else like `joined`.
+    """Measure the pieces of rows on the CPU, where reading a number costs nothing; arguments are those of `joined`.
 
-    Each piece is in the cache while it is read a few times.  What float32's sums may get wrong is measured
+    Each piece stays in the cache while it is read a few times.  If a sum in float32 may be wrong, the piece is measured
     again in float64.
     """
     pieces = [piece for row in rows for piece in (torch.split(row, size) if row.numel() > size else (row,))]
-    found = _quick(pieces, names, absolute)
+    sums = _in_float32(pieces, names, absolute)
     doubtful = np.zeros(len(pieces), dtype=bool)
-    if "sum" in found:
-        doubtful |= ~np.isfinite(found["sum"])
+    if "sum" in sums:
+        doubtful |= ~np.isfinite(sums["sum"])
     for name in names & {"nan", "inf"}:
-        found[name] = np.zeros(len(pieces))
+        sums[name] = np.zeros(len(pieces))
         for i in np.flatnonzero(doubtful):
-            found[name][i] = _count(name, _numbers(pieces[i], absolute))
-    if "squares" in found:
-        squares = found["squares"]
+            sums[name][i] = _count(name, _numbers(pieces[i], absolute))
+    if "squares" in sums:
+        squares = sums["squares"]
         doubtful |= ~((squares >= LOST) & (squares < math.inf))
         if "spread" in names:
-            found["spread"] = squares - found["sum"] ** 2 / found["count"]
-            doubtful |= ~(squares <= CANCELS * found["spread"])
+            sums["spread"] = squares - sums["sum"] ** 2 / sums["count"]
+            doubtful |= ~(squares <= CANCELS * sums["spread"])
     for i in np.flatnonzero(doubtful):
-        for name, value in _sure(_numbers(pieces[i], absolute)).items():
-            if name in found:
-                found[name][i] = value
-    return {name: torch.from_numpy(column) for name, column in found.items()}
+        for name, value in _exact(_numbers(pieces[i], absolute)).items():
+            if name in sums:
+                sums[name][i] = value
+    return {name: torch.from_numpy(column) for name, column in sums.items()}
 
 
-def _quick(pieces: Sequence[torch.Tensor], names: Set[str], absolute: bool) -> dict[str, Array]:
+def _in_float32(pieces: Sequence[torch.Tensor], names: Set[str], absolute: bool) -> dict[str, Array]:
     squared, extremes = bool(names & {"squares", "spread"}), bool(names & {"min", "max"})
     summed = bool(names & {"sum", "spread", "nan", "inf"})
     counts: dict[str, list[int]] = {name: [] for name in names & {"zero", "negative", "subnormal"}}
@@ -133,27 +133,27 @@ def _quick(pieces: Sequence[torch.Tensor], names: Set[str], absolute: bool) -> d
         for name, column in counts.items():
             column.append(_count(name, values, _smallest_normal(piece.dtype)))
     counts["count"] = [piece.numel() for piece in pieces]
-    found = {name: np.array(column, dtype=np.float64) for name, column in counts.items()}
+    sums = {name: np.array(column, dtype=np.float64) for name, column in counts.items()}
     for name, values_of in numbers.items():
         if values_of:
-            found[name] = torch.stack(values_of).to(torch.float64).numpy()
+            sums[name] = torch.stack(values_of).to(torch.float64).numpy()
     if squared:
         starts = np.cumsum([0, *(-(-piece.numel() // EXACT) for piece in pieces[:-1])])
-        found["squares"] = np.add.reduceat(np.concatenate(squares, axis=None, dtype=np.float64), starts)
-    return found
+        sums["squares"] = np.add.reduceat(np.concatenate(squares, axis=None, dtype=np.float64), starts)
+    return sums
 
 
 def _squares(values: Array) -> list[Array]:
-    """Sums of squares, each of `EXACT` values or, the last one, fewer."""
+    """Return sums of squares, each of `EXACT` values; the last one may be of fewer."""
     rest = len(values) % EXACT
     rows = values[: len(values) - rest].reshape(-1, 1, EXACT)
-    sums = [np.matmul(rows, rows.reshape(-1, EXACT, 1))]  # no threads of its own, and faster than torch.dot
+    sums = [np.matmul(rows, rows.reshape(-1, EXACT, 1))]  # starts no threads, and is faster than torch.dot
     if rest:
         sums.append(np.dot(values[-rest:], values[-rest:]))
     return sums
 
 
-def _sure(values: torch.Tensor) -> dict[str, float]:
+def _exact(values: torch.Tensor) -> dict[str, float]:
     if not values.count_nonzero():
         return {"sum": 0.0, "squares": 0.0, "spread": 0.0}
     values = values.double()

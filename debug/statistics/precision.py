@@ -1,4 +1,4 @@
-"""Autocast switched off where it is on."""
+"""Computation without autocast."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Operations inside run in the dtype of their operands.
+    """Run operations inside in the dtype of their operands.
 
-    Where autocast is off there is nothing to do: entering and leaving would clear its cache, 0.2 ms.
+    If autocast is off, nothing is done: entering and leaving would clear its cache, which takes 0.2 ms.
     """
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)

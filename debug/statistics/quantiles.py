@@ -12,45 +12,47 @@ from .chunk_sums import Partials, real, uploaded
 from .sums import Flat
 
 PERCENTS = (1, 5, 25, 50, 75, 95, 99)
-"""The quantiles."""
+"""Quantiles that are computed."""
 BINS = 64
-"""Of a histogram."""
+"""Bins of a histogram."""
 
 
 def distributions(flats: Sequence[Flat], names: Set[str]) -> Partials:
-    """Quantiles and histograms of tensors.
+    """Compute quantiles and histograms of tensors.
 
     Args:
-        flats: at least one, all on one device.
+        flats: at least one tensor, all on one device.
         names: ``quantiles``, ``histogram`` or both.
 
     Returns:
-        ``quantiles``: float64 of shape (tensors, quantiles), interpolated linearly as by `torch.quantile`; NaN where
-        a tensor has no values or a NaN among them.  ``histogram``: see `histogram`.
+        ``quantiles``: float64 of shape (tensors, quantiles), interpolated linearly as by `torch.quantile`; NaN if
+        a tensor has no values or contains NaN.  ``histogram``: see `histogram`.
     """
     device = flats[0].values.device
     last = uploaded([values.numel() + zeros - 1 for values, zeros in flats], torch.float64, device)[:, None]
     places = last * uploaded([percent / 100 for percent in PERCENTS], torch.float64, device)
     wanted = torch.cat((places.floor(), places.ceil(), last), dim=1).to(torch.int64)
     picked, histograms = [], []
-    for flat, of_this in zip(flats, wanted, strict=True):
+    for flat, indices in zip(flats, wanted, strict=True):
         values = _ordered(flat)
         if "quantiles" in names:
-            none = torch.full(of_this.shape, math.nan, dtype=torch.float64, device=device)
-            picked.append(values[of_this].to(torch.float64) if values.numel() else none)
+            none = torch.full(indices.shape, math.nan, dtype=torch.float64, device=device)
+            picked.append(values[indices].to(torch.float64) if values.numel() else none)
         if "histogram" in names:
             histograms.append(histogram(values))
-    found = {"histogram": torch.stack(histograms)} if histograms else {}
+    results = {"histogram": torch.stack(histograms)} if histograms else {}
     if picked:
         below, above, greatest = torch.split(torch.stack(picked), [len(PERCENTS), len(PERCENTS), 1], dim=1)
         share = places - places.floor()
-        between = torch.where(below == above, below, below * (1 - share) + above * share)  # of infinities too
-        found["quantiles"] = between.masked_fill(greatest.isnan(), math.nan)
-    return found
+        between = torch.where(
+            below == above, below, below * (1 - share) + above * share
+        )  # also correct for infinities
+        results["quantiles"] = between.masked_fill(greatest.isnan(), math.nan)
+    return results
 
 
 def _ordered(flat: Flat) -> torch.Tensor:
-    """A copy of all values, ascending, NaN last."""
+    """Return a copy of all values, ascending, NaN last."""
     values = real(flat.values)
     if flat.zeros:
         values = torch.cat((values, values.new_zeros(flat.zeros)))
@@ -60,14 +62,14 @@ def _ordered(flat: Flat) -> torch.Tensor:
 
 
 def histogram(values: torch.Tensor) -> torch.Tensor:
-    """Counts in equal bins between the least and the greatest finite value.
+    """Count values in equal bins between the least and the greatest finite value.
 
     Args:
-        values: ascending, NaN last; overwritten.
+        values: ascending values, NaN last; they are overwritten.
 
     Returns:
-        float64 of shape (2 + `BINS`,): those two values (NaN if there is none), and the counts.  A bin holds
-        its lower edge, and the last one its upper edge too; so equal values are all in the last one.
+        float64 of shape (2 + `BINS`,): those two values (NaN if there are none), and the counts.  A bin includes
+        its lower edge, and the last bin its upper edge too; equal values are all in the last bin.
     """
     count = values.numel()
     if not count:

@@ -1,4 +1,4 @@
-"""A sample of a tensor's elements."""
+"""Samples of the elements of weights."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import math
 
 import torch
 
+from loopwise.torch_internals import local_tensor
+
 from .sums import flat
 
 SAMPLE = 4096
-"""Elements of a weight that its update is measured by."""
+"""Elements of a weight by which its update is measured."""
 
 
 def sample(parameter: torch.Tensor) -> torch.Tensor:
-    """Elements from all over; never only of some columns."""
-    values = flat(getattr(parameter, "_local_tensor", parameter).detach()).values
+    """Return elements from all over a tensor, of all columns."""
+    values = flat(local_tensor(parameter).detach()).values
     step, columns = max(1, values.numel() // SAMPLE), parameter.shape[-1] if parameter.ndim else 1
     while step > 1 and math.gcd(step, columns) > 1:
         step += 1

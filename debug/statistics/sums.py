@@ -1,9 +1,9 @@
-"""Sums over many tensors in one go: what the statistics of a tensor are computed from.
+"""Sums over many tensors at once, from which their statistics are computed.
 
-On the CPU the usual sums of the usual dtypes are made by a function in C.  Otherwise a tensor is cut
-into pieces, each piece is measured, and the pieces of a tensor are merged.  On the CPU a large tensor's
-pieces stay in the cache while they are measured; small tensors, and everything on an accelerator,
-are joined and measured together: few kernels, and no synchronisation.
+On the CPU a function in C computes the usual sums of the usual dtypes.  Otherwise a tensor is cut into pieces, each
+piece is measured, and the sums of a tensor's pieces are merged.  On the CPU a large tensor's pieces stay in the cache
+while they are measured.  Small tensors, and all tensors on an accelerator, are joined and measured together by few
+kernels without synchronization.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from . import native
 from .chunk_sums import LOST, Partials, apart, joined, uploaded
 
 SMALL, MANY = 2**11, 32
-"""Tensors on the CPU of so many elements at most are joined if there are so many of them at least: others are
+"""Tensors on the CPU with at most ``SMALL`` elements are joined if there are at least ``MANY`` of them: others are
 measured faster one by one (AMD EPYC)."""
 CACHED = 2**18
 """Elements of a piece on the CPU: 1 MB of float32.  Half as many and twice as many take as long (AMD EPYC)."""
 SEGMENT = 2**16
-"""Elements of a piece on an accelerator, which gives one block of threads to it; not measured."""
+"""Elements of a piece on an accelerator, which one block of threads reads; the number was not tuned."""
 JOINED, JOINED_ELSEWHERE = 2**16, 2**21
 """Elements that are joined at once on the CPU (0.5 MB of float64), and on an accelerator (16 MB, a multiple of
-`SEGMENT`, and some four times that at a time; not measured)."""
+`SEGMENT`, and some four times that for temporary results; the number was not tuned)."""
 
 NATIVE = {*native.COLUMNS, "nan", "inf"}
-"""What the function in C measures, or finds the tensors that have it."""
+"""Sums that the function in C computes, or for which it finds the tensors to measure in another way."""
 
 
 class Flat(NamedTuple):
@@ -44,7 +44,7 @@ class Flat(NamedTuple):
 
 
 def flat(tensor: torch.Tensor) -> Flat:
-    """The elements of ``tensor``; a view where its memory is dense, be it in another order."""
+    """Return the elements of a tensor; a view if its memory is dense, even if in another order."""
     if tensor.layout is not torch.strided:
         stored = tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()
         return Flat(flat(stored).values, tensor.numel() - stored.numel())
@@ -59,43 +59,43 @@ def partials(flats: Sequence[Flat], names: Set[str], absolute: bool = False) -> 
     """Measure tensors.
 
     Args:
-        flats: at least one, all on one device.
-        names: see `Partials`.
+        flats: at least one tensor, all on one device.
+        names: names of sums, see `Partials`.
         absolute: measure the absolute values.
 
     Returns:
-        ``names`` and ``count``, on that device.
+        The sums ``names`` and ``count``, on that device.
     """
     names = {*names, "count", *({"sum"} if "spread" in names else ())}
     if names <= NATIVE and flats[0].values.device.type == "cpu":
-        found = _natively(flats, names, absolute)
-        if found is not None:
-            return found
+        sums = _natively(flats, names, absolute)
+        if sums is not None:
+            return sums
     return _by_pieces(flats, names, absolute)
 
 
 @np.errstate(invalid="ignore")
 def _natively(flats: Sequence[Flat], names: Set[str], absolute: bool) -> Partials | None:
-    """What the function in C gets right, and the rest by pieces; ``None`` where there is no compiler."""
-    fit = [i for i, flat in enumerate(flats) if flat.values.dtype in native.KINDS and not flat.zeros]
-    measured = native.measure([flats[i].values for i in fit], absolute)
+    """Measure by the function in C, and again by pieces if its result is unreliable; ``None`` without a compiler."""
+    supported = [i for i, flat in enumerate(flats) if flat.values.dtype in native.KINDS and not flat.zeros]
+    measured = native.measure([flats[i].values for i in supported], absolute)
     if measured is None:
         return None
     table = np.empty((len(flats), len(native.COLUMNS)))
-    table[fit] = measured
-    found = dict(zip(native.COLUMNS, table.T.copy(), strict=True)) | {
+    table[supported] = measured
+    sums = dict(zip(native.COLUMNS, table.T.copy(), strict=True)) | {
         name: np.zeros(len(flats)) for name in names & {"nan", "inf"}
     }
-    sure = np.zeros(len(flats), dtype=bool)
-    sure[fit] = True
-    sure &= np.isfinite(found["sum"]) & (found["squares"] < math.inf)
-    sure &= (found["spread"] >= LOST) | ~(found["min"] < found["max"])
-    if not sure.all():
-        doubtful = np.flatnonzero(~sure)
+    reliable = np.zeros(len(flats), dtype=bool)
+    reliable[supported] = True
+    reliable &= np.isfinite(sums["sum"]) & (sums["squares"] < math.inf)
+    reliable &= (sums["spread"] >= LOST) | ~(sums["min"] < sums["max"])
+    if not reliable.all():
+        doubtful = np.flatnonzero(~reliable)
         rest = [flats[int(i)] for i in doubtful]
         for name, column in _by_pieces(rest, names, absolute).items():
-            found[name][doubtful] = column.numpy()
-    return {name: torch.from_numpy(found[name]) for name in names}
+            sums[name][doubtful] = column.numpy()
+    return {name: torch.from_numpy(sums[name]) for name in names}
 
 
 def _by_pieces(flats: Sequence[Flat], names: Set[str], absolute: bool) -> Partials:
@@ -127,7 +127,7 @@ def _by_pieces(flats: Sequence[Flat], names: Set[str], absolute: bool) -> Partia
 def _sorted(
     flats: Sequence[Flat], sizes: Sequence[int], device: torch.device
 ) -> tuple[list[list[int]], list[int]]:
-    """Those to be joined, of one dtype each, and those to be measured apart; as indices."""
+    """Return the indices of tensors to be joined, by dtype, and of those to be measured one by one."""
     small: dict[torch.dtype, list[int]] = {}
     large: list[int] = []
     limit = SMALL if device.type == "cpu" else math.inf
@@ -154,7 +154,7 @@ def _batches(rows: Iterable[torch.Tensor], device: torch.device) -> Iterator[lis
 
 
 def _merged(pieces: Partials, lengths: Sequence[int]) -> Partials:
-    """Partials of tensors from those of their pieces, of which the first ``lengths[0]`` are the first's."""
+    """Return the sums of tensors from those of their pieces, of which the first tensor has ``lengths[0]``."""
     if all(length == 1 for length in lengths):
         return pieces
     ends = uploaded(lengths, torch.int64, pieces["count"].device)
@@ -165,7 +165,7 @@ def _merged(pieces: Partials, lengths: Sequence[int]) -> Partials:
     merged = {
         name: reduced(column, name if name in ("min", "max") else "sum") for name, column in pieces.items()
     }
-    if "spread" in pieces:  # what the means are apart comes to it
+    if "spread" in pieces:  # the distance between the means adds to it
         mean = merged["sum"] / merged["count"].clamp(min=1)
         off = pieces["sum"] - pieces["count"] * mean.repeat_interleave(ends, output_size=len(pieces["sum"]))
         merged["spread"] += reduced(off.square_() / pieces["count"].clamp(min=1))
@@ -173,14 +173,14 @@ def _merged(pieces: Partials, lengths: Sequence[int]) -> Partials:
 
 
 def _implied(zeros: Sequence[int], names: Set[str], device: torch.device) -> Partials:
-    """The partials of so many zeros each."""
+    """Return the sums of so many zeros each."""
     count = uploaded(zeros, torch.float64, device)
     none = torch.zeros_like(count)
-    found = {
+    sums = {
         "count": count,
         "zero": count,
         "min": torch.where(count > 0, none, math.inf),
         "max": torch.where(count > 0, none, -math.inf),
         "logs": torch.where(count > 0, -math.inf, none),
     }
-    return {name: found.get(name, none) for name in names}
+    return {name: sums.get(name, none) for name in names}

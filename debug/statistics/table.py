@@ -1,6 +1,6 @@
-"""Statistics of many tensors at once, as a table; which ones there are.
+"""Table of statistics of many tensors at once.
 
-A statistic is a row of `STATISTICS`: which partial sums it needs and how it comes from them.
+`STATISTICS` lists each statistic with the sums that it needs and its formula.
 """
 
 from __future__ import annotations
@@ -21,49 +21,49 @@ from .sums import Flat, flat, partials
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """How a statistic is computed."""
+    """Formula of a statistic."""
 
     needs: tuple[str, ...]
     """Names of `Partials`, or ``quantiles`` or ``histogram``."""
     value: Callable[[Partials], torch.Tensor]
-    """From float64 of shape (tensors,) to float64 of shape (tensors,) or (tensors, columns)."""
+    """Function from sums of shape (tensors,) to float64 of shape (tensors,) or (tensors, columns)."""
     absolute: bool = False
-    """Of the absolute values."""
+    """Whether the absolute values are measured."""
     columns: tuple[str, ...] = ()
-    """Their names if there are several."""
+    """Names of the numbers if there are several."""
 
 
 def _extreme(name: str) -> Statistic:
-    return Statistic((name,), lambda found: found[name].where(found["count"] > 0, math.nan))
+    return Statistic((name,), lambda sums: sums[name].where(sums["count"] > 0, math.nan))
 
 
 def _own(name: str, columns: tuple[str, ...] = ()) -> Statistic:
-    return Statistic((name,), lambda found: found[name], columns=columns)
+    return Statistic((name,), lambda sums: sums[name], columns=columns)
 
 
-def _variance(found: Partials) -> torch.Tensor:
-    return found["spread"].clamp(min=0) / found["count"]
+def _variance(sums: Partials) -> torch.Tensor:
+    return sums["spread"].clamp(min=0) / sums["count"]
 
 
-def _product(found: Partials) -> torch.Tensor:
-    return found["logs"].exp2() * (1 - 2 * (found["negative"] % 2))
+def _product(sums: Partials) -> torch.Tensor:
+    return sums["logs"].exp2() * (1 - 2 * (sums["negative"] % 2))
 
 
 STATISTICS: dict[str, Statistic] = {
     "min": _extreme("min"),
     "max": _extreme("max"),
-    "mean": Statistic(("sum",), lambda found: found["sum"] / found["count"]),
-    "std": Statistic(("spread",), lambda found: _variance(found).sqrt()),
+    "mean": Statistic(("sum",), lambda sums: sums["sum"] / sums["count"]),
+    "std": Statistic(("spread",), lambda sums: _variance(sums).sqrt()),
     "variance": Statistic(("spread",), _variance),
     "sum": _own("sum"),
     "prod": Statistic(("logs", "negative"), _product),
 }
-"""Name -> statistic.  ``std`` and ``variance`` are of the population (divided by the count), ``l1`` is the sum of
-the absolute values, ``l2`` their Euclidean norm; those of a complex tensor are of its absolute values."""
+"""Name -> statistic.  ``std`` and ``variance`` are divided by the count, ``l1`` is the sum of the absolute values,
+``l2`` the Euclidean norm; statistics of a complex tensor are those of its absolute values."""
 STATISTICS |= {f"abs_{name}": replace(row, absolute=True) for name, row in STATISTICS.items()}
 STATISTICS |= {
     "l1": STATISTICS["abs_sum"],
-    "l2": Statistic(("squares",), lambda found: found["squares"].sqrt()),
+    "l2": Statistic(("squares",), lambda sums: sums["squares"].sqrt()),
     **{name: _own(name) for name in ("count", "nan", "inf", "zero", "subnormal")},
     "quantiles": _own("quantiles", tuple(f"quantile_{percent}" for percent in PERCENTS)),
     "histogram": _own("histogram", ("bins_from", "bins_to", *(f"bin_{number}" for number in range(BINS)))),
@@ -71,46 +71,45 @@ STATISTICS |= {
 
 
 def checked(names: Iterable[str]) -> tuple[str, ...]:
-    """``names`` without repetitions, in order.
+    """Return valid names without repetitions, in order.
 
     Raises:
         InputError: a name is not one of `STATISTICS`.
     """
-    given = tuple(dict.fromkeys((names,) if isinstance(names, str) else names))
-    unknown = [name for name in given if name not in STATISTICS]
+    listed = tuple(dict.fromkeys((names,) if isinstance(names, str) else names))
+    unknown = [name for name in listed if name not in STATISTICS]
     if unknown:
         raise InputError(
             f"{'the statistic' if len(unknown) == 1 else 'the statistics'} {', '.join(map(repr, unknown))}",
             f"names among {', '.join(STATISTICS)}",
-            "a misspelt name, or one of another library",
+            "a typo, or a name of another library",
             "use the names above",
         )
-    return given
+    return listed
 
 
 def columns(names: Sequence[str]) -> tuple[str, ...]:
-    """The names of a table's columns: those of the statistics, or ``quantile_1`` ... where one has several."""
+    """Return the names of a table's columns: a statistic's name, or its ``columns`` if it is several numbers."""
     return tuple(column for name in checked(names) for column in STATISTICS[name].columns or (name,))
 
 
 def table(tensors: Sequence[torch.Tensor], names: Sequence[str]) -> torch.Tensor:
-    """Statistics of tensors of any shape, layout and dtype.
+    """Compute statistics of tensors of any shape, layout and dtype.
 
-    A NaN in a tensor makes its statistics NaN, except the counts and the histogram.  An empty tensor has the
-    sums and counts 0, the product 1 and otherwise NaN.  A sparse tensor's zeros count.  All are within 1e-5 of
-    what NumPy finds in float64 (sums that cancel: within 1e-6 of that of the absolute values).  Autograd
-    records nothing.  On an accelerator nothing waits for the device (but coalescing a sparse COO tensor
-    does), and some 80 MB are needed for the time being.
+    NaN in a tensor makes its statistics NaN, except the counts and the histogram.  Sums and counts of an empty tensor are
+    0, its product is 1, all else is NaN.  A sparse tensor's zeros count.  Results are within 1e-5 of NumPy's in float64
+    (sums that cancel: within 1e-6 of the sum of the absolute values).  Autograd records nothing.  On an accelerator the
+    function does not wait for the device (except to coalesce a sparse COO tensor), and needs some 80 MB while it runs.
 
     Args:
-        tensors: on one device; of a distributed tensor the local part.
-        names: of `STATISTICS`.
+        tensors: tensors on one device; of a distributed tensor the local part.
+        names: names in `STATISTICS`.
 
     Returns:
         float64 of shape (len(tensors), len(columns(names))) on the tensors' device.
 
     Raises:
-        InputError: unknown names, or tensors on several devices.
+        InputError: a name is unknown, or the tensors are on several devices.
     """
     rows = [STATISTICS[name] for name in checked(names)]
     devices = {tensor.device for tensor in tensors}
@@ -126,16 +125,16 @@ def table(tensors: Sequence[torch.Tensor], names: Sequence[str]) -> torch.Tensor
         if not tensors or not rows:
             return torch.zeros(len(tensors), len(columns(names)), dtype=torch.float64, device=device)
         flats = [flat(tensor) for tensor in tensors]
-        found = {absolute: _found(flats, rows, absolute) for absolute in {row.absolute for row in rows}}
-        values = [row.value(found[row.absolute]) for row in rows]
+        sums = {absolute: _sums(flats, rows, absolute) for absolute in {row.absolute for row in rows}}
+        values = [row.value(sums[row.absolute]) for row in rows]
         return torch.cat([value.view(len(tensors), -1) for value in values], dim=1)
 
 
 def single(value: torch.Tensor, statistic: str) -> float:
-    """One statistic of one tensor.
+    """Compute one statistic of one tensor.
 
     Raises:
-        InputError: there is no such statistic, or it is several numbers.
+        InputError: the statistic is unknown, or it is several numbers.
     """
     several = (name for name, row in STATISTICS.items() if statistic in row.columns)
     names = [next(several, statistic)]
@@ -150,10 +149,10 @@ def single(value: torch.Tensor, statistic: str) -> float:
     return float(table([value], names)[0, heads.index(statistic)])
 
 
-def _found(flats: Sequence[Flat], rows: Sequence[Statistic], absolute: bool) -> Partials:
-    """What those of ``rows`` need that are of the absolute values, or those that are not."""
+def _sums(flats: Sequence[Flat], rows: Sequence[Statistic], absolute: bool) -> Partials:
+    """Return the sums that the statistics of the absolute values need, or those that the others need."""
     needs = {need for row in rows if row.absolute == absolute for need in row.needs}
-    found = partials(flats, needs - {"quantiles", "histogram"}, absolute)
+    sums = partials(flats, needs - {"quantiles", "histogram"}, absolute)
     if needs & {"quantiles", "histogram"}:
-        found |= distributions(flats, needs)
-    return found
+        sums |= distributions(flats, needs)
+    return sums

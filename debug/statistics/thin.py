@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 POINTS = 2000
-"""Points of a line that is drawn."""
+"""Points of a plotted line."""
 Steps = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
 def thinned(steps: Steps, values: Floats, points: int = POINTS) -> tuple[Steps, Floats]:
-    """At most so many points that show the same line: the least and the greatest of each piece."""
+    """Return at most ``points`` points that show the same line: the least and the greatest of each piece."""
     if len(steps) <= points:
         return steps, values
     edges = np.linspace(0, len(steps), points // 2 + 1).astype(int)

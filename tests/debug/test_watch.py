@@ -279,11 +279,11 @@ def test_an_exception_in_training_ends_the_run_as_failed(tmp_path):
     ("options", "message"),
     [
         ({"collections": ["weight"]}, "a built-in name: losses, metrics, weights"),
-        ({"collections": ["weights", Collection("weights")]}, "a name of its own for each"),
+        ({"collections": ["weights", Collection("weights")]}, "different names"),
         ({"save": 100}, "a schedule such as every(100)"),
         ({"save": {"training": every(1)}}, "train, eval, predict"),
         ({"on_backlog": "wait"}, "one of block, drop, reduce"),
-        ({"max_overhead": 5}, "between 0 and 1"),
+        ({"max_overhead": 5}, "a share of the training time, a number in (0, 1)"),
         ({"model": "net"}, "model='net'"),
         ({"optimizer": [1]}, "optimizer="),
     ],

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from loopwise.debug import Collection, Watch, every, open_run
 
@@ -138,3 +139,21 @@ def test_checkpointed_blocks_in_a_graph_come_once(tmp_path):
     names = open_run(tmp_path / "run").names()
     assert len(names) == 9
     assert not [name for name in names if "#" in name]
+
+
+def test_other_functions_keep_their_compiled_code(tmp_path):
+    """A model that was compiled and called before a ``Watch`` is compiled again; nothing else is."""
+    others, ours = CompileCounter(), CompileCounter()
+    other = torch.compile(lambda x: x * 2, backend=others)
+    net = Net()
+    call = torch.compile(net, backend=ours)
+    other(data())
+    call(data())
+    with Watch(net, run=tmp_path / "run", save=every(1), collections=["outputs"]) as watch:
+        other(data())
+        call(data())
+        watch.step()
+    other(data())
+    assert others.frame_count == 1
+    assert ours.frame_count == 2
+    assert len(open_run(tmp_path / "run").names()) == 9

@@ -35,7 +35,7 @@ def taken(x, loss, form=torch.clone):
     outputs.attach({"": model})
     outputs.begin()
     loss(model(x)).backward()
-    found = outputs.taken()
+    found = outputs.take()
     outputs.close()
     assert not model._forward_hooks
     names, values = found
@@ -115,10 +115,10 @@ def test_copies_of_the_model_are_left_alone(copied):
     again = copied(model)
     outputs.begin()
     again(torch.randn(8, 3))
-    assert outputs.taken() is None
+    assert outputs.take() is None
     outputs.begin()
     model(torch.randn(8, 3))
-    assert outputs.taken() is not None
+    assert outputs.take() is not None
     del outputs
     model(torch.randn(8, 3))  # whose watch is gone
 
@@ -257,6 +257,6 @@ def test_a_model_that_is_compiled_in_place():
     net.compile(backend="aot_eager")
     outputs.begin()
     F.cross_entropy(net(torch.randn(40, 4)), CLASSES).backward()
-    (_, values) = outputs.taken()
+    (_, values) = outputs.take()
     outputs.close()
     assert values[0, 2].item() == pytest.approx(1.0, rel=1e-4)

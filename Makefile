@@ -45,7 +45,7 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 $(DEMO): pyproject.toml setup.py constraints.txt | $(BIN)/python  # what the demo needs; the developer's tools take longer
-	$(INSTALL) '.[demo]'
+	$(INSTALL) '.[demo]' --no-compile
 	touch $@
 $(READY): pyproject.toml setup.py constraints.txt | $(BIN)/python
 	$(INSTALL) '.[dev]'

@@ -1,4 +1,4 @@
-"""Modules, fits and truths that the tests of the Lightning callback share."""
+"""Modules, trainings and expected values that the tests of the Lightning callback share."""
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -58,7 +58,7 @@ class Module(LightningModule):
 
 
 class Act(Callback):
-    """Does something at the end of a training batch, or of an epoch."""
+    """Callback that calls a function at the end of one training batch, or of its epoch."""
 
     def __init__(self, at, what, epoch=False):
         self.at, self.what, self.epoch, self.batches = at, what, epoch, 0
@@ -91,10 +91,10 @@ def fit(folder, *callbacks, module=None, checkpoint=None, **options):
 
 
 def truth(accumulate=1, clip=None, autocast=None, epochs=2):
-    """By batch: loss; and where there is an update, parameters and gradients right before it."""
+    """Train by hand; return the loss of each batch, with parameters and gradients before each update, and the module."""
     module = Module()
     optimizer = module.configure_optimizers()
-    found = []
+    records = []
     for index, (x, y) in enumerate(list(module.train_dataloader()) * epochs):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast is not None):
             loss = module.criterion(module(x), y)
@@ -108,8 +108,8 @@ def truth(accumulate=1, clip=None, autocast=None, epochs=2):
                 record[f"gradient/{name}"] = parameter.grad.clone()
             optimizer.step()
             optimizer.zero_grad()
-        found.append(record)
-    return found, module
+        records.append(record)
+    return records, module
 
 
 def assert_saved(saved_run, expected, exactly=True):
@@ -128,11 +128,11 @@ def same_weights(one, other):
 
 
 def scalars(saved_run, name, mode):
-    return dict(zip(*(found.tolist() for found in saved_run.series(name, mode=mode)), strict=True))
+    return dict(zip(*(column.tolist() for column in saved_run.series(name, mode=mode)), strict=True))
 
 
 def contents(folder):
-    """What a run saved, by mode and step of the mode."""
+    """Return the saved values of a run by mode and step."""
     saved_run = open_run(folder / "run")
     return {
         (mode, step): {
@@ -153,7 +153,7 @@ def fail(trainer):
 
 
 class Again(Module):
-    """The same batch all the time: Lightning does not go on amid an epoch's data."""
+    """Module with one batch only: Lightning does not continue in the middle of an epoch."""
 
     def train_dataloader(self):
         return DataLoader(ConcatDataset([data(8)] * 4), batch_size=8)

@@ -10,7 +10,7 @@ from loopwise.run import Run
 
 
 class Training:
-    """A small training under a ``Watch``; the third layer's ReLU is dead."""
+    """Small training under a ``Watch``; the ReLU after the third layer is dead."""
 
     def __init__(self, run, seed=0, lr=0.05):
         torch.manual_seed(seed)
@@ -47,9 +47,9 @@ class Training:
 
 
 def sifted(run):
-    """What sift and compile write into a run."""
+    """Write the records of sift and compile into a run."""
     counts = {"seen": 100, "skipped": 0, "scored": 90, "kept": 40, "dropped": 60, "cut": 0, "not_finite": 0}
-    seconds = {f"{each}_seconds": 1.5 for each in ("loading", "scoring", "selecting", "training")}
+    seconds = {f"{phase}_seconds": 1.5 for phase in ("loading", "scoring", "selecting", "training")}
     for epoch in range(3):
         record = {"epoch": epoch, "complete": True, "batches": 5, "trained": 40, **counts, **seconds}
         run.append("sift", "epochs", record)
@@ -76,8 +76,8 @@ def sifted(run):
     run.append("compile", "events", {"batch": 9, "text": "a batch of another shape"})
 
 
-def whole(path, seed=0):
-    """A finished run of all parts."""
+def full_run(path, seed=0):
+    """Write a finished run of all parts and return its path."""
     with Run(str(path)) as run:
         training = Training(run, seed)
         training.train(30)

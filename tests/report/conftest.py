@@ -3,19 +3,19 @@
 import shutil
 
 import pytest
-from page_kit import whole
+from page_kit import full_run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
-    return whole(tmp_path_factory.mktemp("runs") / "first <b>run")
+    return full_run(tmp_path_factory.mktemp("runs") / "first <b>run")
 
 
 @pytest.fixture(scope="session")
 def other(tmp_path_factory):
-    return whole(tmp_path_factory.mktemp("runs") / "second", seed=1)
+    return full_run(tmp_path_factory.mktemp("runs") / "second", seed=1)
 
 
 @pytest.fixture(scope="module")

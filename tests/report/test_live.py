@@ -101,8 +101,11 @@ def test_new_sections_appear_in_their_place(look, served, run, tmp_path):
         shows(page, "#sift", "5 of 10 samples")
         going.append("compile", "events", {"batch": 2, "text": "second"})
         shows(page, "#compile", "second")
-    assert page.eval_on_selector_all("section", "(all) => all.map((each) => each.id)") == ["sift", "compile"]
-    assert page.eval_on_selector_all("nav a", "(all) => all.map((each) => each.hash)") == [
+    assert page.eval_on_selector_all("section", "(all) => all.map((section) => section.id)") == [
+        "sift",
+        "compile",
+    ]
+    assert page.eval_on_selector_all("nav a", "(all) => all.map((link) => link.hash)") == [
         "#sift",
         "#compile",
     ]

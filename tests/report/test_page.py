@@ -37,7 +37,7 @@ def test_plots_have_lines_and_cells(look, scrolled, url):
     assert page.eval_on_selector("#layers .heatmaplayer image", "(e) => e.getBBox().width") > 100
 
 
-def test_texts_are_texts(look, url):
+def test_names_are_escaped(look, url):
     page = look(url)
     assert page.title() == "first <b>run - Loopwise"
     assert page.inner_text("h1") == "first <b>run"
@@ -47,14 +47,14 @@ def test_texts_are_texts(look, url):
     assert page.inner_text("nav .badge.warning").startswith(str(page.locator(".finding.warning").count()))
 
 
-def test_findings_come_with_the_worst_first(look, url):
+def test_findings_are_sorted_by_severity(look, url):
     page = look(url)
-    order = [each.inner_text().lower() for each in page.query_selector_all(".finding .severity")]
+    order = [label.inner_text().lower() for label in page.query_selector_all(".finding .severity")]
     assert order == sorted(order, key=["critical", "warning", "info"].index)
     assert "dead relu" in page.inner_text("#findings")
 
 
-def test_the_colours_can_be_turned(look, scrolled, url):
+def test_the_colours_can_be_switched(look, scrolled, url):
     page = look(url, color_scheme="light")
     ground = "() => getComputedStyle(document.body).backgroundColor"
     text = "() => getComputedStyle(document.querySelector('#metrics .xtick text')).fill"
@@ -70,7 +70,7 @@ def test_the_colours_can_be_turned(look, scrolled, url):
     assert page.evaluate(ground) == after[0]
 
 
-def test_all_is_reached_by_keyboard(look, url):
+def test_everything_is_reached_by_keyboard(look, url):
     page = look(url)
     page.keyboard.press("Tab")
     assert page.evaluate("() => document.activeElement.textContent") == "Skip to the content"
@@ -89,7 +89,7 @@ def test_all_is_reached_by_keyboard(look, url):
     assert {"theme", "#findings", "#saved", "SELECT", "DIV"} <= reached
 
 
-def test_a_plot_says_in_words_what_it_shows(look, url):
+def test_plots_and_tables_are_described_in_words(look, url):
     page = look(url)
     for plot in page.query_selector_all(".plot"):
         assert plot.get_attribute("role") == "img"
@@ -118,7 +118,7 @@ def test_two_runs_side_by_side(look, scrolled, run, other, tmp_path):
     assert "loss, train of second" in page.text_content("#metrics .legend")
 
 
-def test_it_is_one_file_that_names_no_other(run, tmp_path):
+def test_the_page_is_one_file_without_links_to_others(run, tmp_path):
     text = Path(report(run, str(tmp_path / "page.html"))).read_text()
     beside_plotly = re.sub(r"<script>/\*\*.*?</script>", "", text, flags=re.DOTALL)
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//|@import|url\(""", beside_plotly)

@@ -73,7 +73,7 @@ def test_a_provider_that_raises_is_named_and_the_others_are_shown(installed, run
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("value", "message"),
     [
         (7, "a section that is a int"),
         ({"id": "a"}, "a section without 'title'"),
@@ -93,10 +93,10 @@ def test_a_provider_that_raises_is_named_and_the_others_are_shown(installed, run
         (section(FINDING | {"plot": {}}), "without 'title'"),
     ],
 )
-def test_other_formats_are_refused(given, said):
+def test_other_formats_are_refused(value, message):
     with pytest.raises(InputError) as error:
-        sections.validated(given)
-    assert said in error.value.args[0]
+        sections.validated(value)
+    assert message in error.value.args[0]
 
 
 @pytest.mark.parametrize(
@@ -125,11 +125,11 @@ def test_a_matrix_says_its_shape_and_texts_stay_texts():
 
 def test_equal_steps_travel_once():
     steps = np.arange(5)
-    given = section(
+    value = section(
         PLOT | {"data": [{"x": steps, "y": steps}, {"x": steps.copy(), "y": steps}, {"x": steps + 1}]}
     )
-    traces = sections.validated(given).blocks[0]["data"]
-    assert [each["x"] == "same" for each in traces] == [False, True, False]
+    traces = sections.validated(value).blocks[0]["data"]
+    assert [trace["x"] == "same" for trace in traces] == [False, True, False]
 
 
 def test_a_block_keeps_its_key_when_another_comes_before_it(installed, run):
@@ -153,11 +153,11 @@ def test_a_plot_of_a_choice_keeps_its_key_when_another_comes_before_it(installed
 
 
 def test_cells_and_sentences_are_readable():
-    cells = [cell(each) for each in (True, None, 1234567, 0.00012346, 3.0, "x")]
+    cells = [cell(value) for value in (True, None, 1234567, 0.00012346, 3.0, "x")]
     assert cells == ["yes", "", "1,234,567", "0.0001235", "3", "x"]
-    assert [sentence(each) for each in ("it burns", "Is it?", " ")] == ["It burns.", "Is it?", ""]
+    assert [sentence(text) for text in ("it burns", "Is it?", " ")] == ["It burns.", "Is it?", ""]
     names = ["layers.0 burns", "layer3 burns", "8.bias", "loss, train"]
-    assert [sentence(each) for each in names] == [
+    assert [sentence(text) for text in names] == [
         "layers.0 burns.",
         "layer3 burns.",
         "8.bias.",

@@ -41,7 +41,7 @@ def test_the_page_and_its_sections(served):
     assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
     assert b"<h1>" in body
     answer, body = ask(served, "/sections.json?now")
-    assert "findings" in [each["id"] for each in json.loads(body)["sections"]]
+    assert "findings" in [section["id"] for section in json.loads(body)["sections"]]
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
@@ -139,7 +139,7 @@ def test_sections_are_made_only_after_files_changed(run, tmp_path, monkeypatch):
         assert source.state() is first  # too early to list the files again
         now[0] += server.PAUSE
         second = source.state()
-        assert [each["id"] for each in second["sections"]] == ["compile"]
+        assert [section["id"] for section in second["sections"]] == ["compile"]
         assert second["etag"] != first["etag"]
         now[0] += server.PAUSE
         assert source.state() is second

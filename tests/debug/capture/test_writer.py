@@ -111,9 +111,9 @@ def test_raw_tensors_come_back_when_storage_does(tmp_path, gated):
         training.train(3)
     target = training.watch._writer
     target._segments.gate.set()
-    first, second = target._ring.take(wait=True), target._ring.take(wait=True)
-    target._ring.give_back(first)
-    target._ring.give_back(second)
+    first, second = target._buffers.take(wait=True), target._buffers.take(wait=True)
+    target._buffers.give_back(first)
+    target._buffers.give_back(second)
     training.train(2)
     training.watch.close()
     assert raw_steps(open_run(tmp_path / "run")) == [0, 1, 3, 4]

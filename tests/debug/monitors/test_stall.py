@@ -19,20 +19,20 @@ class Time:
 
     def wait(self, event, seconds):
         self.waits.put(seconds)
-        return self.turns.get(timeout=60)
+        return self.turns.get(timeout=600)
 
     def forward(self, to, ended=False):
         """The present wait is over; what the next one waits for."""
         self.now = to
         self.turns.put(ended)
-        return None if ended else self.waits.get(timeout=60)
+        return None if ended else self.waits.get(timeout=600)
 
 
 def test_it_is_said_once_while_nothing_comes():
     time, told = Time(), []
     stalled = StallMonitor(told.append, 1800, clock=lambda: time.now, wait=time.wait)
     stalled.begin(0, "train")
-    assert time.waits.get(timeout=60) == 1800
+    assert time.waits.get(timeout=600) == 1800
     time.now = 1000
     stalled.begin(1, "train")
     assert time.forward(1800) == 1000  # until a step is late that began at 1,000

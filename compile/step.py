@@ -48,7 +48,8 @@ class TrainStep:
 
     At the first batch the step chooses a plan.  Variants of the step are compiled, compared with the eager
     step and with float64, and timed in turns.  The fastest correct one stays; it may be the eager one.  The
-    search changes neither the model, nor its gradients and buffers, nor any random state.
+    search changes neither the model, nor its gradients and buffers, nor any random state.  The plan that wins may
+    bring convolution weights into another memory format and set the optimizer's ``fused`` or ``foreach``.
     A batch of a rare shape (the last of an epoch) runs eagerly instead of being compiled.
 
     Args:

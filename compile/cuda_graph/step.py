@@ -52,7 +52,7 @@ class CudaGraphStep:
 
     @property
     def keeps_gradients(self) -> bool:
-        """Whether a recording adds to the gradients, so that they must be filled with zeros instead of dropped."""
+        """``True`` if a recording adds to the gradients: an update then fills them with zeros instead of dropping them."""
         return self._recording is not None and self._accumulates
 
     @property

@@ -76,7 +76,7 @@ def memory_changes(step: Step, device: torch.device) -> list[int]:
     """Return the changes of the memory that tensors hold during ``step``, in bytes, in their order.
 
     On the CPU these are the allocator's events in a profile; buffers that libraries allocate for themselves are not
-    among them.  On a GPU there is one change, up to the peak, by the allocator's counter.  ``step`` must not free
+    among them.  On a GPU there is one change, up to the peak, by the allocator's counter, which is reset.  ``step`` must not free
     tensors that existed before.
     """
     if device.type != "cuda":

@@ -52,7 +52,7 @@ class SearchResult:
     candidates: list[Candidate]
     best: Candidate
     known: bool = False
-    """Whether the plan was the user's or an earlier run's: it was compared, not timed."""
+    """``True`` if the plan was the user's or an earlier run's: it was compared, not timed."""
     notes: list[str] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
     """Relative errors of the eager step by tensor, as far as they were measured."""

@@ -33,7 +33,7 @@ class SlowdownMonitor:
 
     @property
     def wants_eager(self) -> bool:
-        """Whether the next step is to run eagerly, for a contest."""
+        """``True`` if the next step should run eagerly, for a contest."""
         return self._contest is not None and len(self._contest[True]) <= len(self._contest[False]) < CONTEST
 
     def add(self, seconds: float, eager: bool) -> None:

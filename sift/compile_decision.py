@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 AFTER = 30.0
 """Seconds of plain scoring before compiling is tried: about the time that compiling takes, so that trying it can at
@@ -37,9 +38,9 @@ class CompileDecision:
         if self.run is self.plain:
             self._spent += seconds
             if self._spent >= AFTER:
-                self._plain_time = statistics.median(self._times[-TIMED:])
+                self._plain_time = float(np.median(self._times[-TIMED:]))
                 self.run, self._times = self.compile(self.plain), []
         elif len(self._times) == WARM_UP + TIMED:
             self.decided = True
-            if statistics.median(self._times[WARM_UP:]) >= self._plain_time:
+            if np.median(self._times[WARM_UP:]) >= self._plain_time:
                 self.run = self.plain

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import itertools
-import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -161,7 +161,7 @@ def _now(scorer: Scorer, batch: Any) -> float:
 
 def _spread(values: list[float]) -> Spread:
     middle = sorted(values)[len(values) // 4 : len(values) - len(values) // 4]
-    return statistics.median(values), middle[0], middle[-1]
+    return float(np.median(values)), middle[0], middle[-1]
 
 
 def _text(spread: Spread) -> str:

@@ -1,25 +1,22 @@
-"""Times on a CUDA device: events that are recorded as they pass, and read once they have, without waiting.
+"""Times on a CUDA device, from events that are recorded in passing and read later, without waiting for the device.
 
-All of it is for the training thread: a question about an event from another one ends the capture of a graph.
+All of it is for the training thread: querying an event from another thread breaks the capture of a CUDA graph.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from .phases import Row
 
 GPU = ("gpu_forward", "gpu_backward", "gpu_optimizer")
 """Seconds on the device, from the start of a phase's first kernel to the end of its last."""
 Spans = list[tuple[str, Any, Any]]
-"""Which of ``GPU``, and the events at its ends."""
+"""Name from ``GPU``, and the events at the start and the end."""
 
 
 class Events:
-    """Events on a device's current stream.
+    """Recorder of events on a device's current stream.
 
     Args:
         device: a CUDA device.
@@ -29,20 +26,20 @@ class Events:
         self._device = device
 
     def record(self) -> Any:
-        """An event here; ``None`` while a graph is captured, of which it would be a part."""
+        """Record and return an event; ``None`` during the capture of a graph, which the event would be a part of."""
         if torch.cuda.is_current_stream_capturing():
             return None
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return event
 
-    def read(self, row: Row) -> bool:
-        """Put a row's seconds into it; false where the device is not there yet."""
-        if row.spans and torch.cuda.is_current_stream_capturing():
-            return False
-        if not all(end.query() and start.query() for _, start, end in reversed(row.spans)):
-            return False
-        for name, start, end in row.spans:
-            row.more[name] = row.more.get(name, 0.0) + start.elapsed_time(end) / 1e3
-        row.spans = []
-        return True
+    def seconds(self, spans: Spans) -> dict[str, float] | None:
+        """Return the seconds of each name; ``None`` if the device has not got there yet."""
+        if spans and torch.cuda.is_current_stream_capturing():
+            return None
+        if not all(end.query() and start.query() for _, start, end in reversed(spans)):
+            return None
+        seconds: dict[str, float] = {}
+        for name, start, end in spans:
+            seconds[name] = seconds.get(name, 0.0) + start.elapsed_time(end) / 1e3
+        return seconds

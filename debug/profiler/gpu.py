@@ -1,4 +1,4 @@
-"""Utilisation, memory and power of NVIDIA's devices, through NVML."""
+"""Utilization, memory and power of NVIDIA devices, through NVML."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 COLUMNS = ("", "_memory", "_power")
-"""Of each device, behind its name ``gpu0``: utilisation in %, bytes in use, watts."""
+"""Endings of a device's columns after its name ``gpu0``: utilization in %, bytes in use, watts."""
 
 
 class Devices:
-    """All devices of this machine; none where there is no NVML (the extra ``gpu``), no driver or no device.
+    """All NVIDIA devices of this machine; none without NVML (the extra ``gpu``), a driver or a device.
 
     Attributes:
         names: ``gpu0``, ``gpu1``, ... in NVML's order.
-        totals: bytes of memory of each.
-        kinds: what each is.
+        totals: bytes of memory of each device.
+        kinds: model of each device.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Devices:
     def _add(self, index: int) -> None:
         nvml: Any = self._nvml
         handle = self._asked(lambda: nvml.nvmlDeviceGetHandleByIndex(index), None)
-        if handle is None:  # it is lost, or not ours
+        if handle is None:  # the device is lost, or not accessible
             return
         self._handles.append(handle)
         self.names.append(f"gpu{index}")
@@ -44,7 +44,7 @@ class Devices:
         self.kinds.append(_text(self._asked(lambda: nvml.nvmlDeviceGetName(handle), "unknown")))
 
     def read(self) -> list[float]:
-        """``COLUMNS`` of each device; NaN for what a device does not tell."""
+        """Return ``COLUMNS`` of each device; NaN for numbers that a device does not report."""
         return [value for handle in self._handles for value in self._of(handle)]
 
     def _of(self, handle: Any) -> list[float]:
@@ -56,12 +56,12 @@ class Devices:
         ]
 
     def used(self, identities: Iterable[str]) -> list[str]:
-        """Names of those with these UUIDs."""
+        """Return the names of the devices with these UUIDs."""
         wanted, nvml = set(identities), self._nvml
         if nvml is None or not wanted:
             return []
-        found = [self._identity(handle) for handle in self._handles]
-        return [name for name, identity in zip(self.names, found, strict=True) if identity in wanted]
+        uuids = [self._identity(handle) for handle in self._handles]
+        return [name for name, identity in zip(self.names, uuids, strict=True) if identity in wanted]
 
     def _identity(self, handle: Any) -> str:
         nvml: Any = self._nvml
@@ -71,7 +71,7 @@ class Devices:
         return float(self._asked(ask, math.nan))
 
     def _asked(self, ask: Callable[[], Any], otherwise: Any) -> Any:
-        """What NVML tells, if it does."""
+        """Return the result of an NVML call, or ``otherwise`` if it fails."""
         assert self._nvml is not None
         try:
             return ask()
@@ -79,13 +79,14 @@ class Devices:
             return otherwise
 
     def close(self) -> None:
+        """Shut NVML down."""
         if self._nvml is not None:
             self._asked(self._nvml.nvmlShutdown, None)
             self._nvml, self._handles = None, []
 
 
 def _nvml() -> ModuleType | None:
-    """NVML, begun; ``None`` where there is none."""
+    """Return NVML after its initialization; ``None`` if it is missing."""
     try:
         import pynvml
     except ImportError:
@@ -102,9 +103,9 @@ def _text(value: str | bytes) -> str:
 
 
 def identities(models: Iterable[nn.Module]) -> list[str]:
-    """UUIDs of the CUDA devices that the training uses on this machine.
+    """Return the UUIDs of the CUDA devices that the training uses on this machine.
 
-    They are those of the models' parameters, and with several ranks on the machine the first as many.
+    They are the devices of the models' parameters; with several ranks on the machine, as many of its first devices.
     """
     devices = {p.device for model in models for p in model.parameters() if p.device.type == "cuda"}
     if not devices:

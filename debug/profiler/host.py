@@ -1,4 +1,4 @@
-"""What a machine and this process have used so far: from ``/proc`` where there is one, otherwise by psutil.
+"""Resources that a machine and this process have used so far: from ``/proc`` if it exists, otherwise by psutil.
 
 Reading ``/proc`` itself takes 0.2 ms, psutil 1.1 ms (two cores; a quarter of a percent of a core at 500 ms).
 """
@@ -14,27 +14,27 @@ from typing import Protocol
 import psutil
 
 SECTOR = 512
-"""Bytes, in ``/proc/diskstats``, whatever the disk's own are."""
+"""Bytes of a sector in ``/proc/diskstats``, whatever the disk's own sectors are."""
 VIRTUAL = re.compile(r"(loop|ram|zram|dm-|md|sr|fd)\d")
-"""Block devices that are none, or that others are beneath, which are counted themselves."""
+"""Block devices that are virtual, or made of others which are counted themselves."""
 
 
 @dataclass(slots=True)
 class Counters:
-    """Everything since the machine, or the process, began."""
+    """Counters since the start of the machine, or of the process."""
 
     cpu: float = 0.0
     """Seconds of processor time of this process."""
     rss: float = 0.0
-    """Bytes that it holds in memory."""
+    """Bytes of this process in memory."""
     busy: list[float] = field(default_factory=list)
     """Time of each core that was not idle, in any unit."""
     total: list[float] = field(default_factory=list)
     """Time of each core, in the same unit."""
     iowait: float = 0.0
-    """Time of all cores that were idle while something waited for a disk, in the same unit."""
+    """Time that cores were idle while a process waited for a disk, summed over cores, in the same unit."""
     memory: float = 0.0
-    """Bytes in use, without what the system could give up."""
+    """Bytes in use, without caches that the system could free."""
     swap: float = 0.0
     """Bytes in use."""
     disk: tuple[float, float] = (0.0, 0.0)
@@ -44,16 +44,20 @@ class Counters:
 
 
 class Source(Protocol):
-    def read(self) -> Counters: ...
+    """Source of counters."""
 
-    def close(self) -> None: ...
+    def read(self) -> Counters:
+        """Return the counters as they are now."""
+
+    def close(self) -> None:
+        """Release resources."""
 
 
 class Proc:
-    """Reads ``/proc``.
+    """Source that reads ``/proc``.
 
     Args:
-        host: read what the machine has used, not only the process.
+        host: read the counters of the machine, not only of the process.
     """
 
     def __init__(self, host: bool) -> None:
@@ -69,48 +73,49 @@ class Proc:
             raise
 
     def read(self) -> Counters:
+        """Return the counters as they are now."""
         fields = self._text("self/stat").rpartition(b")")[2].split()  # the process's name may have blanks
-        found = Counters((int(fields[11]) + int(fields[12])) * self._tick, int(fields[21]) * self._page)
+        counters = Counters((int(fields[11]) + int(fields[12])) * self._tick, int(fields[21]) * self._page)
         if self._host:
-            self._cores(found)
-            self._memory(found)
-            self._traffic(found)
-        return found
+            self._read_cores(counters)
+            self._read_memory(counters)
+            self._read_traffic(counters)
+        return counters
 
-    def _cores(self, found: Counters) -> None:
+    def _read_cores(self, counters: Counters) -> None:
         for line in self._text("stat").splitlines():
             if not line.startswith(b"cpu"):
                 break
             times = [int(value) for value in line.split()[1:9]]  # guests' time is in that of users
             if line.startswith(b"cpu "):
-                found.iowait = times[4]
+                counters.iowait = times[4]
                 continue
             total = sum(times)
-            found.total.append(total)
-            found.busy.append(total - times[3] - times[4])
+            counters.total.append(total)
+            counters.busy.append(total - times[3] - times[4])
 
-    def _memory(self, found: Counters) -> None:
+    def _read_memory(self, counters: Counters) -> None:
         kilobytes = {}
         for line in self._text("meminfo").splitlines():
             name, _, value = line.partition(b":")
             if name in (b"MemTotal", b"MemAvailable", b"SwapTotal", b"SwapFree"):
                 kilobytes[name] = 1024.0 * int(value.split()[0])
-        found.memory = kilobytes[b"MemTotal"] - kilobytes[b"MemAvailable"]
-        found.swap = kilobytes[b"SwapTotal"] - kilobytes[b"SwapFree"]
+        counters.memory = kilobytes[b"MemTotal"] - kilobytes[b"MemAvailable"]
+        counters.swap = kilobytes[b"SwapTotal"] - kilobytes[b"SwapFree"]
 
-    def _traffic(self, found: Counters) -> None:
+    def _read_traffic(self, counters: Counters) -> None:
         disks = [line.split() for line in self._text("diskstats").splitlines()]
         disks = [fields for fields in disks if fields[2] in self._disks]
-        found.disk = (
+        counters.disk = (
             float(SECTOR * sum(int(fields[5]) for fields in disks)),
             float(SECTOR * sum(int(fields[9]) for fields in disks)),
         )
         lines = [line.partition(b":") for line in self._text("net/dev").splitlines()[2:]]
         links = [values.split() for name, _, values in lines if name.strip() != b"lo"]
-        found.net = (float(sum(int(f[0]) for f in links)), float(sum(int(f[8]) for f in links)))
+        counters.net = (float(sum(int(f[0]) for f in links)), float(sum(int(f[8]) for f in links)))
 
     def _text(self, name: str) -> bytes:
-        """All of a file: a read may end before it does."""
+        """Return a whole file: one read may return a part of it."""
         file, parts, at = self._files[name], [], 0
         while part := os.pread(file, 1 << 18, at):
             parts.append(part)
@@ -118,46 +123,52 @@ class Proc:
         return b"".join(parts)
 
     def close(self) -> None:
+        """Close the files."""
         for file in self._files.values():
             os.close(file)
         self._files.clear()
 
 
 class Portable:
-    """The same by psutil."""
+    """Source that asks psutil.
+
+    Args:
+        host: read the counters of the machine, not only of the process.
+    """
 
     def __init__(self, host: bool) -> None:
         self._host, self._process = host, psutil.Process()
 
     def read(self) -> Counters:
+        """Return the counters as they are now."""
         times = self._process.cpu_times()
-        found = Counters(times.user + times.system, self._process.memory_info().rss)
+        counters = Counters(times.user + times.system, self._process.memory_info().rss)
         if not self._host:
-            return found
+            return counters
         for core in psutil.cpu_times(percpu=True):
             waits = getattr(core, "iowait", 0.0)
             total = sum(core) - getattr(core, "guest", 0.0) - getattr(core, "guest_nice", 0.0)
-            found.total.append(total)
-            found.busy.append(total - core.idle - waits)
-            found.iowait += waits
+            counters.total.append(total)
+            counters.busy.append(total - core.idle - waits)
+            counters.iowait += waits
         memory = psutil.virtual_memory()
-        found.memory, found.swap = memory.total - memory.available, psutil.swap_memory().used
+        counters.memory, counters.swap = memory.total - memory.available, psutil.swap_memory().used
         if disk := psutil.disk_io_counters():
-            found.disk = disk.read_bytes, disk.write_bytes
+            counters.disk = disk.read_bytes, disk.write_bytes
         links = psutil.net_io_counters(pernic=True)
         links = {name: link for name, link in links.items() if name not in ("lo", "lo0")}
-        found.net = (
+        counters.net = (
             sum(link.bytes_recv for link in links.values()),
             sum(link.bytes_sent for link in links.values()),
         )
-        return found
+        return counters
 
     def close(self) -> None:
-        pass
+        """Do nothing: there are no resources."""
 
 
 def source(host: bool) -> Source:
-    """What to read from here: ``Proc`` where it can read, for a sandbox may have files of another form."""
+    """Return a ``Proc``, or a ``Portable`` if reading fails: files in a sandbox may have another form."""
     with contextlib.ExitStack() as undone, contextlib.suppress(Exception):
         proc = Proc(host)
         undone.callback(proc.close)
@@ -175,13 +186,13 @@ def _disks() -> list[str]:
 
 
 HOST = ("cpu", "iowait", "memory", "swap", "disk_read", "disk_write", "net_in", "net_out")
-"""Columns of a machine: %, %, bytes, bytes, and bytes a second; behind them ``cpu0``, ``cpu1``, ... in %."""
+"""Columns of a machine: %, %, bytes, bytes, and bytes a second; ``cpu0``, ``cpu1``, ... in % follow."""
 PROCESS = ("process_cpu", "process_memory")
-"""Columns of a process: % of one core, and bytes."""
+"""Columns of a process: % of one core, bytes."""
 
 
 def rates(before: Counters, now: Counters, seconds: float) -> list[float]:
-    """The columns of ``PROCESS``, and where the machine was read those of ``HOST`` and of its cores."""
+    """Return the columns of ``PROCESS``; if the machine was read, also those of ``HOST`` and of its cores."""
     row = [100 * (now.cpu - before.cpu) / seconds, now.rss]
     if not now.total:
         return row

@@ -1,7 +1,10 @@
-"""The time that training waits for a ``torch.utils.data.DataLoader``, without a word in the loop.
+"""Timing of the batches that training waits for, without a call in the user's loop.
 
-While someone listens, the methods by which it gives an iterator, which may start workers, and by which all its
-iterators give a batch are replaced by ones that look at the clock before and after; then they are put back.
+``subscribe`` replaces two methods for the whole process: ``DataLoader.__iter__``, which may start workers, and
+``__next__`` of the base class of its iterators.  It cannot be done for one loader alone, as a ``Watch`` is not told
+which loader the training reads, and Python looks both methods up on the class.  The replacements read the clock,
+call the original, and count only calls on the thread of a subscriber's training.  The originals are put back when
+the last subscriber leaves.
 """
 
 from __future__ import annotations
@@ -10,56 +13,71 @@ import functools
 import threading
 from typing import Any, Protocol
 
-from torch.utils.data.dataloader import DataLoader, _BaseDataLoaderIter
+from torch.utils.data import DataLoader
+
+from .. import torch_internals
+
+GLOBAL_CHANGE = (
+    "While a Watch with a profile is open, torch.utils.data.DataLoader.__iter__ and the __next__ of its iterators "
+    "are replaced by timed ones in the whole process; closing the Watch puts the originals back."
+)
+"""Side effect outside of the Watch's own objects, for the documents."""
 
 
-class Listener(Protocol):
-    def loads(self) -> float | None: ...
+class Subscriber(Protocol):
+    """Object that is told when training waits for a batch."""
 
-    def loaded(self, start: float, workers: int, arrived: bool = True) -> None: ...
+    def loads(self) -> float | None:
+        """Return the time at which the loader was asked, or ``None`` if the call does not belong to a step."""
+
+    def loaded(self, start: float, workers: int, arrived: bool = True) -> None:
+        """Take the end of a call that began at ``start``; ``arrived`` if it returned a batch."""
 
 
-_METHODS = ((DataLoader, "__iter__", "num_workers"), (_BaseDataLoaderIter, "__next__", "_num_workers"))
-"""Class, method, and the attribute that has the number of workers."""
 _lock = threading.Lock()
-_listeners: tuple[Listener, ...] = ()
+_subscribers: tuple[Subscriber, ...] = ()
 _originals: dict[str, Any] = {}
 
 
-def listen(listener: Listener) -> None:
-    """Tell ``listener`` of each batch from now on."""
-    global _listeners
+def _methods() -> tuple[tuple[type, str], ...]:
+    return (DataLoader, "__iter__"), (torch_internals.loader_iterator(), "__next__")
+
+
+def subscribe(subscriber: Subscriber) -> None:
+    """Tell ``subscriber`` of each batch from now on."""
+    global _subscribers
     with _lock:
-        _listeners = (*_listeners, listener)
-        for owner, name, workers in _METHODS:
+        _subscribers = (*_subscribers, subscriber)
+        for owner, name in _methods():
             if name not in _originals:
                 _originals[name] = getattr(owner, name)
-                setattr(owner, name, _timed(_originals[name], workers))
+                setattr(owner, name, _timed(_originals[name]))
 
 
-def leave(listener: Listener) -> None:
-    """Tell it no more."""
-    global _listeners
+def unsubscribe(subscriber: Subscriber) -> None:
+    """Stop telling ``subscriber``; the last one to leave puts torch's methods back."""
+    global _subscribers
     with _lock:
-        _listeners = tuple(each for each in _listeners if each is not listener)
-        for owner, name, _ in () if _listeners else _METHODS:
+        _subscribers = tuple(other for other in _subscribers if other is not subscriber)
+        for owner, name in () if _subscribers else _methods():
             replaced = getattr(getattr(owner, name), "__wrapped__", None)
-            if replaced is not None and replaced is _originals.get(name):  # nobody else replaced it since
+            if replaced is not None and replaced is _originals.get(name):  # nobody else has replaced it since
                 setattr(owner, name, _originals.pop(name))
 
 
-def _timed(original: Any, workers: str) -> Any:
+def _timed(original: Any) -> Any:
     @functools.wraps(original)
     def timed(self: Any) -> Any:
-        told = [(each, each.loads()) for each in _listeners]
-        arrived = False
+        starts = [(subscriber, subscriber.loads()) for subscriber in _subscribers]
+        gives_batch, arrived = not isinstance(self, DataLoader), False
         try:
-            found = original(self)
-            arrived = isinstance(self, _BaseDataLoaderIter)
-            return found
+            result = original(self)
+            arrived = gives_batch
+            return result
         finally:
-            for each, start in told:
+            for subscriber, start in starts:
                 if start is not None:
-                    each.loaded(start, getattr(self, workers), arrived)
+                    workers = torch_internals.loader_workers(self) if gives_batch else self.num_workers
+                    subscriber.loaded(start, workers, arrived)
 
     return timed

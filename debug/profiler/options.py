@@ -1,4 +1,4 @@
-"""What a profiler is asked to do."""
+"""Options of the profiler."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from loopwise.errors import InputError
 from loopwise.schedule import Schedule
+from loopwise.validate import whole_number
 
 from ..rules.thresholds import Rules, select
 from . import sampler
@@ -13,18 +14,18 @@ from . import sampler
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How a ``Watch`` profiles.
+    """Options of the profile of a ``Watch``.
 
     Args:
         interval: seconds between samples of the machine, from 0.1 to 60.
-        windows: training steps, by their number over all modes, that ``torch.profiler`` looks at; those that follow
-            each other are one window.  It slows down these steps, and those at which a window ends.
-        top: operators in the record of a window, by time on the CPU and as many by time on the device.
-        rules: ``"auto"``: the profile rules that the ``Watch`` selects; or ``True``, ``False``, names of profile rules, or
-            thresholds by name.
+        windows: training steps, by their number over all modes, that ``torch.profiler`` records; consecutive steps
+            form one window.  Recording slows down these steps, and the step at which a window ends.
+        top: number of operators in the record of a window, by time on the CPU, and as many by time on the device.
+        rules: ``"auto"`` for the profile rules that the ``Watch`` selects; or ``True``, ``False``, names of profile
+            rules, or thresholds by name.
 
     Raises:
-        InputError: options that cannot be used.
+        InputError: an option has an invalid value.
     """
 
     interval: float = 0.5
@@ -33,7 +34,7 @@ class Profile:
     rules: Rules = "auto"
 
     def __post_init__(self) -> None:
-        sampler.check(self.interval)
+        sampler.validate_interval(self.interval)
         if self.windows is not None and not isinstance(self.windows, Schedule):
             raise InputError(
                 f"windows={self.windows!r}",
@@ -41,8 +42,5 @@ class Profile:
                 "a number of steps, or a list",
                 "windows=at([100, 101, 102])",
             )
-        if isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 1:
-            raise InputError(
-                f"top={self.top!r}", "a whole number of at least 1", "a share, or a switch", "top=20"
-            )
+        whole_number("top", self.top, least=1, unit="operators", example=20)
         select(self.rules, "profile")

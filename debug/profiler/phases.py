@@ -1,18 +1,32 @@
-"""What the time of each step goes into, on the training thread.
+"""Account of the time of each training step, kept on the training thread.
 
-A step is from where the one before ended to its own end.  In it are, in seconds:
+A step lasts from the end of the step before to its own end.  Its time is divided into these phases, in seconds:
 
-``data``: waiting for a ``DataLoader``, also for its workers to start and its epoch to end;
-``to_device``: from a batch's arrival to the model's forward pass, which is where it is moved;
-``forward``: forward passes of the models;
-``backward``: from the end of a forward pass with gradients to the optimizer's step, the next batch or
-the next forward pass, whichever comes first: the loss, the backward pass, clipping;
-``optimizer``: the optimizers' steps;
-``loopwise``: what the ``Watch`` itself took;
-``other``: the rest, less the user's own phases.
+``data``
+    Waiting for a ``DataLoader``, including the start of its workers and the end of its epoch.
+``to_device``
+    From the arrival of a batch to the model's forward pass: the move to the device happens here.
+``forward``
+    Forward passes of the models.
+``backward``
+    From the end of a forward pass with gradients to the optimizer's step, the next batch or the next forward
+    pass, whichever comes first: the loss, the backward pass, clipping.
+``optimizer``
+    Steps of the optimizers.
+``loopwise``
+    Time of the ``Watch`` itself, which is part of no other phase.
+``other``
+    The rest, less the phases that the user named.
 
-What the ``Watch`` takes is in no other phase.  Where a forward pass cannot be seen (a model inside of a
-compiled function), its time and that of backward are ``other``; so is that of an optimizer's step inside of one.
+A forward pass that cannot be observed (a model inside of a compiled function) counts as ``other``, together with its
+backward pass; so does an optimizer's step inside of a compiled function.
+
+Rows of ``debug/phases`` (see ``loopwise.debug.profiler.sampler``) describe consecutive steps of one mode.  A row has
+the mode, and then the numbers of its columns: ``step``, the last one; ``count``, the number of steps; ``time``, the end
+of the last step in seconds since the epoch; ``seconds`` of all steps; ``longest``, seconds of the longest step;
+``workers``, worker processes of the loader; and seconds of each phase above.  On a CUDA device ``gpu_forward``,
+``gpu_backward`` and ``gpu_optimizer`` follow: seconds on the device, from the start of the phase's first kernel to
+the end of its last.  The user's phases come last.
 """
 
 from __future__ import annotations
@@ -33,15 +47,15 @@ from ..rules.profile.series import FIXED, KINDS
 from .cuda_events import GPU, Events, Spans
 
 DATA, TO_DEVICE, FORWARD, BACKWARD, OPTIMIZER = range(len(KINDS))
-_TAKEN = frozenset({*FIXED, *GPU, "mode"} - {*KINDS})
-"""What no phase of the user's can be called."""
+_RESERVED = frozenset({*FIXED, *GPU, "mode"} - {*KINDS})
+"""Names that a phase of the user's cannot have."""
 ROW = 0.05
-"""Seconds of training in a row, at least: steps that are shorter share one, or a fast loop would fill the disk."""
+"""Least seconds of training in a row: shorter steps share one, as the rows of a fast loop would fill the disk."""
 
 
 @dataclass(slots=True)
 class Row:
-    """Steps of one mode that follow each other."""
+    """Time of consecutive steps of one mode."""
 
     mode: str
     step: int = 0
@@ -56,16 +70,24 @@ class Row:
     more: dict[str, float] = field(default_factory=dict)
     """Seconds of the user's phases, and of ``GPU``."""
     spans: Spans = field(default_factory=list)
-    """On a CUDA device, what is still to be read."""
+    """Spans whose times are to be read from the CUDA device."""
+
+    def numbers(self, more: list[str]) -> list[Any]:
+        """Return mode, ``FIXED`` and the phases ``more`` as the record has them."""
+        own = sum(self.kinds) + sum(value for name, value in self.more.items() if name not in GPU)
+        seconds = [*self.kinds, self.loopwise, max(0.0, self.seconds - self.loopwise - own)]
+        seconds += [self.more.get(name, 0.0) for name in more]
+        first = [self.mode, self.step, self.count, round(self.time, 3), round(self.seconds, 6)]
+        return [*first, round(self.longest, 6), self.workers, *(round(value, 6) for value in seconds)]
 
 
 class Phases:
-    """Adds up the time of each step.  All but ``drain`` is for the training thread, and ignores others.
+    """Account of the time of each step.  All methods but ``drain`` ignore calls from other threads than training's.
 
     Args:
-        spent: seconds that the ``Watch`` has taken so far.
-        events: for the times of a CUDA device; ``None``: there is none.
-        clock: seconds.
+        spent: returns the seconds that the ``Watch`` has taken so far.
+        events: recorder of a CUDA device; ``None``: there is none.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -78,7 +100,7 @@ class Phases:
         self._thread = get_ident()
         self._row: Row | None = None
         self._waiting: deque[Row] = deque()
-        """Rows whose times a device has not told yet."""
+        """Rows whose times the device does not have yet."""
         self._ready: deque[Row] = deque()
         self._workers = 0
         self._named: str | None = None
@@ -91,14 +113,14 @@ class Phases:
         self._spans: Spans = []
         self._total = 0.0
         self._inside = self._named is not None
-        """Whether the time is that of a phase of the user's, or of a loader."""
+        """Whether the current time belongs to a phase of the user's, or to a loader."""
         self._depth = 0
         self._arrived: float | None = None
         self._after: float | None = None
         self._mark: Any = None
 
     def _now(self) -> float:
-        """Seconds, without those of the ``Watch``."""
+        """Return seconds, without those of the ``Watch``."""
         return self._clock() - self._spent()
 
     def _add(self, kind: int, seconds: float) -> None:
@@ -109,14 +131,14 @@ class Phases:
     # -- steps ----------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """A step begins; the one that was begun and not ended is none."""
+        """Begin a step; a step that was begun but not ended is discarded."""
         self._thread = get_ident()
         self._forget()
         self._start, self._own = self._clock(), self._spent()
         self._since = self._start - self._own
 
     def end(self, step: int, mode: str) -> None:
-        """A step ends."""
+        """End a step and add it to the current row."""
         self._end_backward(self._now())
         self._end_named()
         seconds, own = self._clock() - self._start, self._spent() - self._own
@@ -140,15 +162,24 @@ class Phases:
             self.close_row()
 
     def close_row(self) -> None:
-        """What there is of a row becomes one, and rows whose times a device has told by now are ready."""
+        """Complete the current row, and read the times of rows that the device has by now."""
         if self._row is not None:
             self._waiting.append(self._row)
             self._row = None
-        while self._waiting and (self._events is None or self._events.read(self._waiting[0])):
+        while self._waiting and self._has_times(self._waiting[0]):
             self._ready.append(self._waiting.popleft())
 
+    def _has_times(self, row: Row) -> bool:
+        """Read the times of a row from the device, and return whether it has them."""
+        seconds = {} if self._events is None else self._events.seconds(row.spans)
+        if seconds is None:
+            return False
+        row.more |= seconds
+        row.spans = []
+        return True
+
     def close(self) -> None:
-        """There are no more steps; a device's times that it has not told yet are left out."""
+        """Complete the last row; times that the device does not have yet are left out."""
         try:
             self.close_row()
         finally:
@@ -156,24 +187,28 @@ class Phases:
                 self._ready.append(self._waiting.popleft())
 
     def drain(self) -> dict[str, Any] | None:
-        """Rows that are ready, as a record: ``columns``, and ``rows`` with the mode before them."""
-        found = [self._ready.popleft() for _ in range(len(self._ready))]
-        if not found:
+        """Return the complete rows as a record: ``columns``, and ``rows`` with the mode before the numbers."""
+        rows = [self._ready.popleft() for _ in range(len(self._ready))]
+        if not rows:
             return None
         gpu = GPU if self._events is not None else ()
-        more = [*gpu, *sorted({name for row in found for name in row.more} - {*GPU})]
-        return {"columns": [*FIXED, *more], "rows": [_numbers(row, more) for row in found]}
+        more = [*gpu, *sorted({name for row in rows for name in row.more} - {*GPU})]
+        return {"columns": [*FIXED, *more], "rows": [row.numbers(more) for row in rows]}
 
-    # -- what happens in a step -----------------------------------------------------------------
+    # -- within a step --------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """The time inside is that of the phase ``name``, whatever happens in it."""
-        if not isinstance(name, str) or not name or name in _TAKEN:
+        """Count the time inside of the context as the phase ``name``, whatever happens in it.
+
+        Raises:
+            InputError: the name is reserved.
+        """
+        if not isinstance(name, str) or not name or name in _RESERVED:
             raise InputError(
                 f"the phase {name!r}",
-                f"a word that is none of {', '.join(sorted(_TAKEN))}",
-                "the name of something that a step's record has already",
+                f"a text that is none of {', '.join(sorted(_RESERVED))}",
+                "a name that a step's record uses already",
                 'phase("augmentation")',
             )
         if self._inside or get_ident() != self._thread:
@@ -190,7 +225,7 @@ class Phases:
             self._inside, self._named = False, None
 
     def _end_named(self) -> None:
-        """The time so far belongs to the user's phase that is open, if one is."""
+        """Add the time so far to the user's phase that is open, if one is."""
         if self._named is None:
             return
         now = self._now()
@@ -203,16 +238,16 @@ class Phases:
         self._since = now
 
     def loads(self) -> float | None:
-        """A loader is asked for a batch: when, or ``None`` where that is none of the step's."""
+        """Return the time at which a loader is asked, or ``None`` if the call does not belong to the step."""
         if self._inside or get_ident() != self._thread:
             return None
         now = self._now()
         self._end_backward(now)
-        self._inside, self._depth = True, 0  # a forward pass that goes on has raised
+        self._inside, self._depth = True, 0  # a forward pass that did not end has raised
         return now
 
     def loaded(self, start: float, workers: int, arrived: bool = True) -> None:
-        """The batch is there; or there is none, as where workers were started or the epoch is over."""
+        """End the wait for a loader: for a batch, or for the start of workers or the end of an epoch."""
         self._inside, now = False, self._now()
         self._add(DATA, now - start)
         self._arrived = now if arrived else None
@@ -220,6 +255,7 @@ class Phases:
             self._workers = workers
 
     def forward_begins(self) -> None:
+        """Begin a forward pass."""
         if self._inside or get_ident() != self._thread or is_extra_pass():
             return
         self._depth += 1
@@ -235,11 +271,11 @@ class Phases:
         self._mark = self._recorded()
 
     def forward_ends(self, grad: bool) -> None:
-        """Args: grad: a backward pass may follow."""
+        """End a forward pass; with ``grad`` a backward pass may follow."""
         if self._inside or get_ident() != self._thread:
             return
         if not self._depth or preserve.inside():
-            if self._arrived is not None:  # a pass that chose what is in the batch
+            if self._arrived is not None:  # a scoring pass of sift, which selected the samples of the batch
                 self._arrived = self._now()
             return
         if self._depth > 1:
@@ -251,6 +287,7 @@ class Phases:
         self._after = now if grad else None
 
     def optimizer_begins(self) -> None:
+        """Begin an update."""
         if self._inside or get_ident() != self._thread:
             return
         now = self._now()
@@ -260,6 +297,7 @@ class Phases:
         self._mark = self._recorded()
 
     def optimizer_ends(self) -> None:
+        """End an update."""
         if self._inside or get_ident() != self._thread:
             return
         now = self._now()
@@ -279,17 +317,9 @@ class Phases:
         return None if self._events is None else self._events.record()
 
     def _span(self, kind: str) -> None:
-        """What came since the last mark is of ``kind``."""
+        """Record the time since the last mark as that of ``kind``."""
         if self._events is not None:
             now = self._events.record()
             if self._mark is not None and now is not None:
                 self._spans.append((f"gpu_{kind}", self._mark, now))
             self._mark = now
-
-
-def _numbers(row: Row, more: list[str]) -> list[Any]:
-    own = sum(row.kinds) + sum(value for name, value in row.more.items() if name not in GPU)
-    seconds = [*row.kinds, row.loopwise, max(0.0, row.seconds - row.loopwise - own)]
-    seconds += [row.more.get(name, 0.0) for name in more]
-    first = [row.mode, row.step, row.count, round(row.time, 3), round(row.seconds, 6)]
-    return [*first, round(row.longest, 6), row.workers, *(round(value, 6) for value in seconds)]

@@ -1,4 +1,4 @@
-"""Says when a forward pass or an update begins and ends."""
+"""Probes that tell ``Phases`` when a forward pass or an update begins and ends."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .phases import Phases
 
 
 class Probes(calls.CallSubscriber, updates.UpdateSubscriber):
-    """All of them.
+    """Subscription to the calls of models and the updates of optimizers.
 
     Args:
-        phases: gets to know.
-        models: root modules, in their outermost wrappers.
-        optimizers: each once.
+        phases: object that is told.
+        models: root modules, in their outermost wrappers; a repeated one is subscribed to once.
+        optimizers: optimizers; a repeated one is subscribed to once.
     """
 
     def __init__(self, phases: Phases, models: Iterable[nn.Module], optimizers: Iterable[Optimizer]) -> None:
@@ -32,29 +32,29 @@ class Probes(calls.CallSubscriber, updates.UpdateSubscriber):
         for optimizer in self._optimizers:
             updates.subscribe(optimizer, self)
 
-    def fit(self) -> None:
-        """A model may have been compiled in place since."""
+    def refresh(self) -> None:
+        """Adapt to models that were compiled in place since the last step."""
         for model in self._models:
             calls.refresh(model)
 
     def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """A forward pass begins."""
+        """Begin a forward pass."""
         self._phases.forward_begins()
 
     def returned(self, module: nn.Module, output: Any) -> None:
-        """It ends."""
+        """End a forward pass."""
         self._phases.forward_ends(torch.is_grad_enabled())
 
     def step_called(self, optimizer: Optimizer) -> None:
-        """An update begins, with the calls of its closure, if it has one."""
+        """Begin an update; the calls of its closure, if it has one, are part of it."""
         self._phases.optimizer_begins()
 
     def after_update(self, optimizer: Optimizer) -> None:
-        """It ends."""
+        """End an update."""
         self._phases.optimizer_ends()
 
     def remove(self) -> None:
-        """Everything is as it was."""
+        """End all subscriptions."""
         for model in self._models:
             calls.unsubscribe(model, self)
         for optimizer in self._optimizers:

@@ -1,4 +1,4 @@
-"""Goes along with a ``Watch`` and records what training waits for."""
+"""Monitor of a ``Watch`` that records what training waits for."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ from .windows import Windows
 
 
 class Profiler:
-    """A monitor of a ``Watch``: system metrics, the phases of each step, and windows of ``torch.profiler``.
+    """Recorder of system metrics, of the phases of each step, and of windows of ``torch.profiler``.
 
-    Training is the same to the bit with and without it.
+    Training is bit-identical with and without it.  While it is open, methods of torch's ``DataLoader`` are replaced
+    in the whole process; see ``loaders``.
 
     Args:
         models: root modules by name, in their outermost wrappers.
-        optimizers: by name.
-        run: where records go, under ``debug``.
-        options: what to do.
-        spent: seconds that the ``Watch`` has taken so far.
+        optimizers: optimizers by name.
+        run: run that the records are written into, under ``debug``.
+        options: options of the profile.
+        spent: returns the seconds that the ``Watch`` has taken so far.
         selected: rules if ``options.rules`` is ``"auto"``; default: all profile rules.
     """
 
@@ -55,61 +56,61 @@ class Profiler:
         if selected is None or options.rules != "auto":
             selected = select(options.rules, "profile")
         rules = ProfileRules(selected)
-        self._found: deque[Finding] = deque()
-        found, phases = self._found, self._phases
+        self._new_findings: deque[Finding] = deque()
+        new_findings, phases = self._new_findings, self._phases
         self._sampler = Sampler(
             run,
             options.interval,
             used=identities(models.values()),
             phases=phases.drain,
-            look=lambda name, record: found.extend(rules.add(name, record)),  # the thread has no hold of us
+            look=lambda name, record: new_findings.extend(rules.add(name, record)),  # no reference to self
         )
         self._windows = Windows(
             run, options.windows, options.top, lambda record: self._sampler.put("operators", record)
         )
-        with contextlib.ExitStack() as undone:  # where something fails on the way
+        with contextlib.ExitStack() as undone:  # undo what was done if a later step fails
             undone.callback(self._sampler.close)
             self._probes = Probes(self._phases, models.values(), optimizers.values())
             undone.callback(self._probes.remove)
-            loaders.listen(self._phases)
-            undone.callback(loaders.leave, self._phases)
+            loaders.subscribe(self._phases)
+            undone.callback(loaders.unsubscribe, self._phases)
             self._sampler.start()
             undone.pop_all()
         self._closed = False
 
     def begin(self, step: int, mode: str) -> None:
-        """A step begins; steps are counted over all modes."""
+        """Begin a step; steps are counted over all modes."""
         if self._sampler.error is not None:
             raise self._sampler.error
-        self._probes.fit()
+        self._probes.refresh()
         self._windows.begin(step, mode)
         self._phases.begin()
 
     def end(self, step: int, mode: str, scalars: Scalars) -> None:
-        """A step ended."""
+        """End a step."""
         self._phases.end(step, mode)
         self._windows.end()
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """The time inside belongs to the phase ``name`` of the step, a word of the user's or ``data``.
+        """Count the time inside of the context as the phase ``name`` of the step, the user's own or ``data``.
 
         Raises:
-            InputError: the name of something else in a step's record.
+            InputError: the name is that of another column in a step's record.
         """
         return self._phases.phase(name)
 
     def findings(self) -> list[Finding]:
-        """What was found since the last call."""
-        return [self._found.popleft() for _ in range(len(self._found))]
+        """Return the findings since the last call."""
+        return [self._new_findings.popleft() for _ in range(len(self._new_findings))]
 
     def close(self) -> None:
-        """Write what is left, and take every hook off."""
+        """Write the last records, remove all hooks, and put torch's methods back."""
         if self._closed:
             return
         self._closed = True
-        with contextlib.ExitStack() as rest:  # from the last to the first, whatever fails
+        with contextlib.ExitStack() as rest:  # from the last to the first, even if one of them fails
             rest.callback(self._sampler.close)
             rest.callback(self._phases.close)
             rest.callback(self._windows.close)
             rest.callback(self._probes.remove)
-            rest.callback(loaders.leave, self._phases)
+            rest.callback(loaders.unsubscribe, self._phases)

@@ -1,4 +1,4 @@
-"""Reads what profilers recorded, of all ranks, also while a run goes on, and of runs that were killed."""
+"""Reader of profiles: of all ranks, also while a run goes on, and of runs that were killed."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Record = dict[str, Any]
 
 @dataclass
 class Session:
-    """What one process recorded.
+    """Profile that one process recorded.
 
     Attributes:
-        rank: its own.
+        rank: rank of the process.
         header: the first line of ``debug/system``.
-        records: the lines of ``debug/system`` and ``debug/phases`` in the order in which they were
-            written, each behind ``system`` or ``phases``; the ``row`` of a sample is an array of float64.
-        operators: windows of ``torch.profiler``: lines of ``debug/operators``.
+        records: the lines of ``debug/system`` and ``debug/phases`` in the order of writing, each with the word
+            ``system`` or ``phases`` before it; the ``row`` of a sample is an array of float64.
+        operators: lines of ``debug/operators``, one for each window of ``torch.profiler``.
     """
 
     rank: int
@@ -46,11 +46,11 @@ class Session:
     operators: list[Record] = field(default_factory=list)
 
     def system(self) -> Table:
-        """Samples; rows of another length than the header's are left out."""
+        """Return the samples; rows of another length than the header's are left out."""
         return self._system
 
     def phases(self) -> Table:
-        """Phases of steps."""
+        """Return the phases of steps."""
         return self._phases
 
     @cached_property
@@ -66,63 +66,73 @@ class Session:
         return series.phases(record for name, record in self.records if name == "phases")
 
 
-def sessions(path: str | os.PathLike[str]) -> list[Session]:
-    """What profilers recorded in a run, by rank and then by age; none where there was no profiler.
+def sessions(run: str | os.PathLike[str] | Run) -> list[Session]:
+    """Return the profiles recorded in a run, by rank and then by age; none if there was no profiler.
+
+    Args:
+        run: folder or fsspec URL of a run, or a ``Run``.
 
     Raises:
         InputError: there is no run, or a newer Loopwise recorded it.
     """
-    run = Run.existing(path)
-    files = {name: _files(run, name) for name in ("system", "phases", "operators")}
-    found: list[Session] = []
+    existing = run if isinstance(run, Run) else Run.existing(run)
+    files = {name: _files(existing, name) for name in ("system", "phases", "operators")}
+    all_sessions: list[Session] = []
     for rank, records in sorted(files["system"].items()):
         phases = dict(_parts(files["phases"].get(rank, [])))
-        mine = [
+        of_rank = [
             Session(rank, header, _merged(rows, phases[start][0] if start in phases else []))
-            for start, (rows, header) in list(_parts(records))  # a part's lines come after it
+            for start, (rows, header) in list(
+                _parts(records)
+            )  # list: the rows are read after the header is yielded
         ]
         for window in files["operators"].get(rank, []):
-            if mine:
-                mine[-1].operators.append(window)
-        found += mine
-    return found
+            if of_rank:
+                of_rank[-1].operators.append(window)
+        all_sessions += of_rank
+    return all_sessions
 
 
-def judged(path: str | os.PathLike[str], rules: Rules = True) -> dict[int, list[Finding]]:
-    """What profiler rules find in a stored run, by rank: for the same rules what they found live.
+def judge(run: str | os.PathLike[str] | Run, rules: Rules = True) -> dict[int, list[Finding]]:
+    """Apply profile rules to a stored run; the findings are the same as during training with the same rules.
 
     Args:
-        rules: as in ``Profile``.
+        run: folder or fsspec URL of a run, or a ``Run``.
+        rules: ``True`` for all profile rules, names of rules, or thresholds by name.
+
+    Returns:
+        Rank -> findings.
 
     Raises:
-        InputError: rules that cannot be used, or as of ``sessions``.
+        InputError: there is no such rule or threshold, no run, or a newer Loopwise recorded it.
     """
     selected = select(rules, "profile")
-    found: dict[int, list[Finding]] = {}
-    for session in sessions(path):
-        judge, mine = ProfileRules(selected), found.setdefault(session.rank, [])
-        mine += judge.add("system", session.header)
+    by_rank: dict[int, list[Finding]] = {}
+    for session in sessions(run):
+        applied, findings = ProfileRules(selected), by_rank.setdefault(session.rank, [])
+        findings += applied.add("system", session.header)
         for name, record in session.records:
-            mine += judge.add(name, {**record, "row": list(record["row"])} if "row" in record else record)
-        mine += judge.add("end", {})
-    return found
+            plain = {**record, "row": list(record["row"])} if "row" in record else record
+            findings += applied.add(name, plain)
+        findings += applied.add("end", {})
+    return by_rank
 
 
 def _files(run: Run, name: str) -> dict[int, list[Record]]:
-    """Records by rank, in the order of their files."""
+    """Return records by rank, in the order of their files."""
     pattern = re.compile(rf"{name}\.rank(\d+)\.(\d+)\.jsonl")
     numbered = []
     for file in listed(run.fs, f"{run.path}/debug"):
         if match := pattern.fullmatch(file.rsplit("/", 1)[-1]):
             numbered.append((int(match[1]), int(match[2]), file))
-    found: dict[int, list[Record]] = {}
+    records: dict[int, list[Record]] = {}
     for rank, _, file in sorted(numbered):
-        found.setdefault(rank, []).extend(_records(run.fs, file))
-    return found
+        records.setdefault(rank, []).extend(_records(run.fs, file))
+    return records
 
 
 def _records(fs: fsspec.AbstractFileSystem, file: str) -> Iterator[Record]:
-    """Lines that were committed, without those that are none; a sample's row takes 8 bytes a number."""
+    """Yield the committed records, without damaged lines; a sample's row takes 8 bytes a number."""
     for line in io.BytesIO(fs.cat_file(file)):
         try:
             record = json.loads(line) if line.endswith(b"\n") else None
@@ -135,7 +145,7 @@ def _records(fs: fsspec.AbstractFileSystem, file: str) -> Iterator[Record]:
 
 
 def _parts(records: list[Record]) -> Iterator[tuple[float, tuple[list[Record], Record]]]:
-    """Sessions: when each began, its lines and its header."""
+    """Yield the start of each session, its lines and its header; the lines are added after it is yielded."""
     rows: list[Record] | None = None
     for record in records:
         if "session" in record:
@@ -153,7 +163,7 @@ def _parts(records: list[Record]) -> Iterator[tuple[float, tuple[list[Record], R
 
 
 def _merged(rows: list[Record], phases: list[Record]) -> list[tuple[str, Record]]:
-    """In the order in which they were written."""
+    """Merge samples and phases in the order of writing."""
     samples = [(number, 0, "system", row) for number, row in enumerate(rows, 1) if "row" in row]
     steps = [(int(record["sample"]), 1, "phases", record) for record in phases if "sample" in record]
-    return [(name, record) for *_, name, record in sorted(samples + steps, key=lambda each: each[:2])]
+    return [(name, record) for *_, name, record in sorted(samples + steps, key=lambda entry: entry[:2])]

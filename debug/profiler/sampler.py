@@ -1,22 +1,30 @@
-"""Looks at the machine and the process at fixed times, on a thread of its own, and writes down what it saw.
+"""Sampler of the machine and the process: a thread that takes samples at fixed times and writes them.
 
-Formats, JSON lines in the run folder (see ``loopwise.run``), version 1.  A session is a process that wrote into
-the run; its first line in a file has ``session``, when it began (seconds since the epoch).
+Formats, version 1: JSON lines in the run folder (``loopwise.run`` specifies files and numbers).  A session is one
+process that wrote into the run.  Its first line in a file is a header with ``session``, the start of the session in
+seconds since the epoch.
 
-``debug/system``
-    First line: ``session``, ``version``, ``host``, ``interval`` (seconds), ``columns``, ``cores``, ``usable``,
-    those of them that this process may run on, ``totals`` (bytes of memory by column of memory), ``devices``
-    (name -> what it is) and ``used``, those that the training uses.  The others: ``row``, the numbers of
-    ``columns``: ``time`` (seconds since the epoch), ``late`` (seconds behind the time when it was due),
-    ``missed`` (samples so far that were a whole interval late, and left out), the columns of ``host.PROCESS``, and on one rank of each machine those of ``host.HOST``, ``cpu0``,
-    ``cpu1``, ... and, for each device, ``gpu0``, ``gpu0_memory``, ``gpu0_power``, ... .
-``debug/phases``
-    First line: ``session``, ``version``.  The others: ``sample``, how many rows of ``debug/system`` came before;
-    ``columns`` (see ``phases.FIXED``; then ``events.GPU`` and the user's phases), and ``rows``,
-    with the mode before the numbers.
-``debug/operators``
-    One line a window of ``torch.profiler``: ``step`` (the first), ``steps``, ``seconds``, ``trace`` (a file in
-    ``debug``), ``columns``, ``rows``, with the operator's name before the numbers.
+``debug/system.rank<r>.<n>.jsonl``
+    Header: ``session``; ``version``; ``host``, name of the machine; ``interval``, seconds between samples;
+    ``columns``, names of the numbers of a sample; ``cores`` of the machine; ``usable``, cores that this process may
+    run on; ``totals``, bytes of memory in all by column of memory; ``devices``, name -> model of each NVIDIA
+    device; ``used``, names of the devices that the training uses.
+
+    Sample: ``row``, the numbers of ``columns``.  These are ``time``, seconds since the epoch; ``late``, seconds
+    behind the time when the sample was due; ``missed``, samples so far that were left out because they would have
+    been late by a whole interval; ``process_cpu``, % of one core; ``process_memory``, bytes.  One rank of each
+    machine adds ``cpu``, % of all cores; ``iowait``, %; ``memory`` and ``swap``, bytes in use; ``disk_read``,
+    ``disk_write``, ``net_in`` and ``net_out``, bytes a second; ``cpu0``, ``cpu1``, ..., % of each core; and for each
+    device ``gpu0``, utilization in %, ``gpu0_memory``, bytes in use, and ``gpu0_power``, watts.
+``debug/phases.rank<r>.<n>.jsonl``
+    Header: ``session``, ``version``.
+
+    Record: ``sample``, number of samples in ``debug/system`` before it; ``columns``; and ``rows``, each of the mode
+    and the numbers of ``columns``.  ``loopwise.debug.profiler.phases`` specifies the columns.
+``debug/operators.rank<r>.<n>.jsonl``
+    One record for each window of ``torch.profiler``: ``step``, its first step; ``steps``, their number;
+    ``seconds``; ``trace``, name of a file in ``debug``; ``columns``; and ``rows``, each of the operator's name and
+    the numbers of ``columns``.  ``loopwise.debug.profiler.windows`` specifies the columns.
 """
 
 from __future__ import annotations
@@ -43,32 +51,32 @@ VERSION = 1
 SHORTEST, LONGEST = 0.1, 60.0
 """Seconds between samples."""
 REMOTE = 30.0
-"""Seconds between flushes on remote storage, where each is a file."""
+"""Seconds between flushes on remote storage, where each flush is a file."""
 FLUSHES = 10
-"""That may fail one after the other."""
+"""Consecutive flushes that may fail."""
 PHASES = 1.0
 """Seconds between records of phases."""
 Look = Callable[[str, dict[str, Any]], None]
 
 
 class Sampler:
-    """A daemon thread that takes a sample every ``interval`` seconds, on a grid that does not drift.
+    """Daemon thread that takes a sample every ``interval`` seconds, on a grid that does not drift.
 
-    Samples of the machine are taken by one rank of each machine, of the process by each.  Records are on
-    local storage before the next sample is due, and at most 30 s later on remote storage; where that cannot be
-    written they are kept, and written with the next ones.
+    One rank of each machine samples the machine; each rank samples its process.  Records are on local storage before
+    the next sample is due, and on remote storage at most 30 s later.  If remote storage fails, records are kept and
+    written with the next ones.
 
     Args:
-        run: where to.
+        run: run that the records are written into.
         interval: seconds, from 0.1 to 60.
         used: UUIDs of the devices that the training uses.
-        phases: gives the record of ``debug/phases`` that is due, if any.
+        phases: returns the next record of ``debug/phases``, if any.
         look: called with each record as it is written, after the part of its name behind ``debug/``.
-        clock: monotonic seconds.
-        read: where counters are read.
+        clock: returns monotonic seconds.
+        read: reader of the counters.
 
     Raises:
-        InputError: an interval that cannot be used.
+        InputError: ``interval`` is out of range.
     """
 
     def __init__(
@@ -82,11 +90,11 @@ class Sampler:
         clock: Callable[[], float] = time.monotonic,
         read: Source | None = None,
     ) -> None:
-        check(interval)
+        validate_interval(interval)
         self.interval, self._clock = float(interval), clock
         self._phases, self._look = phases, look
         self.error: Exception | None = None
-        """Why it ended before it was closed."""
+        """Error that ended the thread before it was closed."""
         self.samples = self.missed = self._failed = 0
         self._host = os.environ.get("LOCAL_RANK", "0") == "0"
         self._source = read or source(self._host)
@@ -105,19 +113,20 @@ class Sampler:
         self._thread = threading.Thread(target=self._loop, name="loopwise sampler", daemon=True)
 
     def start(self) -> Sampler:
+        """Start the thread."""
         self._thread.start()
         return self
 
     def put(self, name: str, record: dict[str, Any]) -> None:
-        """Have a record written into ``debug/<name>`` with the next sample."""
+        """Queue a record that is written into ``debug/<name>`` with the next sample."""
         self._more.append((name, record))
 
     def close(self) -> None:
-        """Take what is left, and end."""
+        """Write the last records and end the thread."""
         self._stop.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
-        with contextlib.ExitStack() as rest:  # all of it, whatever fails
+        with contextlib.ExitStack() as rest:  # all of it, even if a part fails
             if self._devices is not None:
                 rest.callback(self._devices.close)
             rest.callback(self._source.close)
@@ -143,11 +152,11 @@ class Sampler:
 
     @property
     def due(self) -> float:
-        """When the next sample is."""
+        """Time of the next sample."""
         return self._start + self._due * self.interval
 
     def sample(self) -> None:
-        """Take a sample now, and count those that it is too late for."""
+        """Take a sample now, and count samples that it is too late for."""
         now = self._clock()
         late = now - self.due
         left_out = max(0, int(late // self.interval))
@@ -173,7 +182,7 @@ class Sampler:
         for lines in self._lines.values():
             try:
                 lines.flush()
-            except Exception as error:  # each kind of storage has its own
+            except Exception as error:  # each kind of storage has its own errors
                 failure = error
         if failure is None:
             self._failed = 0
@@ -228,25 +237,22 @@ class Sampler:
 
 
 def usable() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check(interval: float) -> None:
-    """Raises: InputError: no number of seconds from 0.1 to 60."""
-    if (
-        isinstance(interval, bool)
-        or not isinstance(interval, (int, float))
-        or not SHORTEST <= interval <= LONGEST
-    ):
+def validate_interval(interval: float) -> None:
+    """Raise an ``InputError`` if ``interval`` is no number of seconds from 0.1 to 60."""
+    number = isinstance(interval, (int, float)) and not isinstance(interval, bool)
+    if not number or not SHORTEST <= interval <= LONGEST:
         raise InputError(
             f"interval={interval!r}",
             f"seconds from {SHORTEST:g} to {LONGEST:g}",
-            "milliseconds, or more samples than are of use",
+            "milliseconds, or more samples than are useful",
             "interval=0.5",
         )
 
 
 def _short(value: float) -> float:
-    """Without decimals that say nothing."""
+    """Round to a sensible number of digits."""
     return float(round(value)) if abs(value) >= 1e4 else round(value, 1)

@@ -1,4 +1,4 @@
-"""Tables of a profiled run: its times, the use of the machine, the phases of its steps, steps that stand out."""
+"""Tables of a profiled run: times, use of the machine, phases of steps, outliers among the steps."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from .reading import Session
 
 PERCENTILES = {"max": 100, "p99": 99, "p95": 95, "p50": 50, "min": 0}
 FAR = 3.0
-"""Times the median, from which a step stands out."""
+"""Multiple of the median duration above which a step is an outlier."""
 SECONDS = (*KINDS, "loopwise", "other")
 
 
 def job(path: str, sessions: list[Session]) -> dict[str, float | None]:
-    """Seconds since the epoch, and seconds; ``None`` for what has not come yet.
+    """Return the times of a run; ``None`` for those that are not known yet.
 
-    ``start`` and ``end`` of the run; ``initialization``, until the first step had ended; ``loop``, from
-    there to the end of the last one; ``finalization``, from there to the end.
+    ``start`` and ``end`` of the run are in seconds since the epoch; the others are durations in seconds:
+    ``initialization`` until the end of the first step, ``loop`` from there to the end of the last step, and
+    ``finalization`` from there to the end of the run.
     """
     info = Run.existing(path).info()
     start, end = float(info["start"]), info["end"]
@@ -42,17 +43,18 @@ def job(path: str, sessions: list[Session]) -> dict[str, float | None]:
 
 
 def usage(table: Table, totals: dict[str, float]) -> dict[str, dict[str, float]]:
-    """``PERCENTILES`` of each column of samples; of memory in % of all that there is, too, as ``memory, %``."""
-    found: dict[str, dict[str, float]] = {}
+    """Return ``PERCENTILES`` of each column of samples; of memory also in % of the total, as ``memory, %``."""
+    columns: dict[str, dict[str, float]] = {}
     for name in table.columns:
         if name not in ("time", "late", "missed"):
-            found[name] = percentiles(table[name])
+            columns[name] = percentiles(table[name])
             if name in totals and totals[name] > 0:
-                found[f"{name}, %"] = percentiles(100 * table[name] / totals[name])
-    return found
+                columns[f"{name}, %"] = percentiles(100 * table[name] / totals[name])
+    return columns
 
 
 def percentiles(values: Floats) -> dict[str, float]:
+    """Return ``PERCENTILES`` of the finite values; NaN if there are none."""
     values = values[np.isfinite(values)]
     if not len(values):
         return dict.fromkeys(PERCENTILES, math.nan)
@@ -60,38 +62,39 @@ def percentiles(values: Floats) -> dict[str, float]:
 
 
 def kinds(table: Table) -> list[str]:
-    """Names of the phases of a table, the user's own and a device's behind the others."""
+    """Return the names of the phases of a table, the user's and a device's after the others."""
     return [*SECONDS, *(name for name in table.columns if name not in FIXED)]
 
 
 def phases(table: Table) -> dict[str, dict[str, tuple[float, float]]]:
-    """Mode -> phase -> seconds in all, and their share of the time of the mode's steps."""
-    found: dict[str, dict[str, tuple[float, float]]] = {}
+    """Return mode -> phase -> total seconds, and their share of the time of the mode's steps."""
+    result: dict[str, dict[str, tuple[float, float]]] = {}
     for mode in dict.fromkeys(table.modes):
         part = table.of(mode)
         total = float(part["seconds"].sum()) or math.nan
         sums = {kind: float(part[kind].sum()) for kind in kinds(table)}
-        found[mode] = {kind: (value, value / total) for kind, value in sums.items()}
-    return found
+        result[mode] = {kind: (value, value / total) for kind, value in sums.items()}
+    return result
 
 
 def steps(table: Table) -> dict[str, dict[str, float]]:
-    """Mode -> how many steps, and mean, p50, p95, p99 and max of their seconds."""
-    found = {}
+    """Return mode -> number of steps, and mean, p50, p95, p99 and max of their seconds."""
+    result = {}
     for mode in dict.fromkeys(table.modes):
         part = table.of(mode)
         each, count = part["seconds"] / part["count"], part["count"]
         p50, p95, p99 = series.percentiles(each, count, [50, 95, 99])
         mean = float(part["seconds"].sum() / count.sum())
-        found[mode] = {"steps": float(count.sum()), "mean": mean, "p50": p50, "p95": p95, "p99": p99}
-        found[mode]["max"] = float(part["longest"].max())
-    return found
+        result[mode] = {"steps": float(count.sum()), "mean": mean, "p50": p50, "p95": p95, "p99": p99}
+        result[mode]["max"] = float(part["longest"].max())
+    return result
 
 
 def outliers(table: Table, most: int = 10) -> list[dict[str, Any]]:
-    """The longest training steps above three times the median: ``step``, ``seconds``, ``times`` it, ``phase``.
+    """Return the longest training steps above three times the median, at most ``most``.
 
-    The step is the last one of its row, and ``phase`` where it spent more than is usual.
+    Each has ``step``, the last one of its row; ``seconds``; ``times``, the multiple of the median; and ``phase``, the
+    phase that took most of the extra time.
     """
     train = table.of("train")
     if not len(train):
@@ -101,7 +104,7 @@ def outliers(table: Table, most: int = 10) -> list[dict[str, Any]]:
         for kind in ("seconds", *SECONDS)
     }
     order = np.argsort(-train["longest"])[:most]
-    found = []
+    result = []
     for index in order:
         longest = float(train["longest"][index])
         if longest <= FAR * usual["seconds"]:
@@ -109,5 +112,5 @@ def outliers(table: Table, most: int = 10) -> list[dict[str, Any]]:
         more = {kind: train[kind][index] - usual[kind] * train["count"][index] for kind in SECONDS}
         phase = max(more, key=lambda kind: more[kind])
         times = longest / usual["seconds"] if usual["seconds"] else math.inf
-        found.append({"step": int(train["step"][index]), "seconds": longest, "times": times, "phase": phase})
-    return found
+        result.append({"step": int(train["step"][index]), "seconds": longest, "times": times, "phase": phase})
+    return result

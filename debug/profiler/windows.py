@@ -1,4 +1,8 @@
-"""``torch.profiler`` over chosen steps: a trace for a browser, and the operators that took the most."""
+"""Recording of chosen steps by ``torch.profiler``: a trace for a browser, and the operators that took most time.
+
+A row of ``debug/operators`` has the operator's name and then the numbers of its columns: ``cpu`` and ``cuda``, seconds
+by itself on the CPU and on the device; ``calls``; ``memory`` and ``cuda_memory``, bytes allocated by itself.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +19,20 @@ from loopwise.ranks import rank
 from loopwise.run import Run
 from loopwise.schedule import Schedule
 
+from ..torch_internals import is_torch_profiler_on
+
 COLUMNS = ("cpu", "cuda", "calls", "memory", "cuda_memory")
-"""Of an operator, by its name: seconds by itself on the CPU and on the device, calls, and bytes by itself."""
+"""Columns of an operator; see above."""
 
 
 class Windows:
-    """Steps of training that follow each other in a schedule are a window.
+    """Recorder of windows: consecutive training steps of a schedule.
 
     Args:
-        run: where traces go: ``debug/trace.rank0.step100.json.gz``.
-        when: asked with the number of a training step, over all modes; ``None``: never.
-        top: operators in a record, by time on the CPU and as many by time on the device.
-        put: takes the record of a window, for ``debug/operators``.
+        run: run that traces are written into, as ``debug/trace.rank0.step100.json.gz``.
+        when: schedule that is called with the number of a training step, over all modes; ``None``: never.
+        top: operators in a record, by time on the CPU, and as many by time on the device.
+        put: called with the record of a window, for ``debug/operators``.
     """
 
     def __init__(
@@ -34,10 +40,10 @@ class Windows:
     ) -> None:
         self._run, self._when, self._top, self._put = run, when, top, put
         self._open: Any = None
-        self._said, self._step, self._ended = False, -1, 0
+        self._warned, self._step, self._ended = False, -1, 0
 
     def begin(self, step: int, mode: str) -> None:
-        """A step begins: a window opens, goes on or ends."""
+        """Begin a step: open, continue or close a window."""
         wanted = self._when is not None and mode == "train" and self._when(step)
         if self._open is not None and (not wanted or step not in (self._step, self._step + 1)):
             self.close()
@@ -46,15 +52,15 @@ class Windows:
         self._step = step
 
     def end(self) -> None:
-        """A step ended."""
+        """End a step."""
         self._ended += 1
 
     def _start(self, step: int) -> None:
-        if torch._C._autograd._profiler_enabled():
-            if not self._said:
-                self._said = True
+        if is_torch_profiler_on():
+            if not self._warned:
+                self._warned = True
                 logging.getLogger("loopwise.debug").warning(
-                    "step %d is not profiled: another torch.profiler is at work", step
+                    "step %d is not profiled: another torch.profiler is active", step
                 )
             return
         activities = [torch.profiler.ProfilerActivity.CPU]
@@ -65,7 +71,7 @@ class Windows:
         self._first, self._ended, self._began = step, 0, time.perf_counter()
 
     def close(self) -> None:
-        """End the window that is open, if any, and write what it saw; nothing where no step ended in it."""
+        """Close the window that is open, if any, and write its record if a step ended in it."""
         if self._open is None:
             return
         profile, self._open = self._open, None
@@ -92,7 +98,7 @@ class Windows:
 
 
 def operators(events: Any, top: int) -> list[list[Any]]:
-    """Name and ``COLUMNS`` of those that took most time by themselves, on the CPU and on the device."""
+    """Return names and ``COLUMNS`` of the operators that took most time by themselves, on the CPU and on the device."""
     rows = [
         [
             str(event.key),

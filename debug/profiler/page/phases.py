@@ -1,10 +1,12 @@
-"""Step phases, as the page shows them."""
+"""Phases of steps, as the page shows them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+
+from loopwise.sections import Block, plot, table, text
 
 from ...rules.profile import load_balancing
 from ...rules.profile.series import Floats, Table, joined
@@ -14,45 +16,47 @@ from ..cuda_events import GPU
 from ..reading import Session
 
 PIECES = 400
-"""Of the steps, of which each is shown by its mean."""
+"""Most points of a plot over steps; each is the mean over some steps."""
 BINS = 60
+"""Bars of the histogram of durations."""
 
 
-def blocks(found: list[Session], beside: list[Session]) -> list[dict[str, Any]]:
-    """Tables and plots; none where no step has ended."""
-    ranks = _by_rank(found)
+def blocks(sessions: list[Session], others: list[Session]) -> list[Block]:
+    """Return tables and plots; none if no step has ended.
+
+    Args:
+        sessions: sessions of the run.
+        others: sessions of a run to compare it with.
+    """
+    ranks = _by_rank(sessions)
     if not ranks:
         return []
     rank = min(ranks)
     shown = ranks[rank]
-    others = _by_rank(beside)
-    other = others.get(min(others, default=0))
+    other_ranks = _by_rank(others)
+    other = other_ranks.get(min(other_ranks, default=0))
     title = "" if len(ranks) == 1 else f", rank {rank}"
-    made = [_table(shown, other, title), _steps(shown, other, title)]
+    made = [_phases(shown, other, title), _steps(shown, other, title)]
     train = shown.of("train")
     if len(train) > 1:
         made += [_over_steps(train, title), _durations(train, title), _histogram(train, title)]
     if rows := summary.outliers(shown):
         columns = ["step", "seconds", "times the median", "most in the phase"]
         cells = [[r["step"], round(r["seconds"], 4), round(r["times"], 1), r["phase"]] for r in rows]
-        made.append(_of("table", f"Longest steps of training{title}", columns=columns, rows=cells))
+        made.append(table(f"Longest steps of training{title}", columns, cells))
     return made + _ranks(ranks)
 
 
-def _by_rank(found: list[Session]) -> dict[int, Table]:
-    """Phases of each rank that ended a step, of all its sessions."""
+def _by_rank(sessions: list[Session]) -> dict[int, Table]:
+    """Return the phases of each rank that ended a step, joined over its sessions."""
     ranks: dict[int, list[Table]] = {}
-    for session in found:
-        if len(table := session.phases()):
-            ranks.setdefault(session.rank, []).append(table)
+    for session in sessions:
+        if len(phases := session.phases()):
+            ranks.setdefault(session.rank, []).append(phases)
     return {rank: joined(tables) for rank, tables in ranks.items()}
 
 
-def _of(kind: str, title: str, **keys: Any) -> dict[str, Any]:
-    return {"kind": kind, "title": title, **keys}
-
-
-def _table(shown: Table, other: Table | None, title: str) -> dict[str, Any]:
+def _phases(shown: Table, other: Table | None, title: str) -> Block:
     counts = {mode: float(shown.of(mode)["count"].sum()) for mode in dict.fromkeys(shown.modes)}
     before = summary.phases(other) if other is not None else {}
     counted = {mode: float(other.of(mode)["count"].sum()) for mode in before} if other is not None else {}
@@ -73,22 +77,22 @@ def _table(shown: Table, other: Table | None, title: str) -> dict[str, Any]:
                 row.append(None if then is None else round(1e3 * then[0] / counted[mode], 3))
             rows.append(row)
     columns = ["mode", "phase", "seconds", "%", "ms a step"] + ["ms a step, the other"] * (other is not None)
-    return _of("table", f"Time by phase{title}", columns=columns, rows=rows)
+    return table(f"Time by phase{title}", columns, rows)
 
 
-def _steps(shown: Table, other: Table | None, title: str) -> dict[str, Any]:
+def _steps(shown: Table, other: Table | None, title: str) -> Block:
     rows = []
-    for name, table in {"this run": shown, "the other": other}.items():
-        for mode, values in summary.steps(table).items() if table is not None else ():
+    for name, run in {"this run": shown, "the other": other}.items():
+        for mode, values in summary.steps(run).items() if run is not None else ():
             numbers = [round(1e3 * values[key], 3) for key in ("mean", "p50", "p95", "p99", "max")]
             rows.append([name, mode, int(values["steps"]), *numbers])
     columns = ["run", "mode", "steps", "mean, ms", "p50, ms", "p95, ms", "p99, ms", "max, ms"]
     cut = 1 if other is None else 0
-    return _of("table", f"Step durations{title}", columns=columns[cut:], rows=[row[cut:] for row in rows])
+    return table(f"Step durations{title}", columns[cut:], [row[cut:] for row in rows])
 
 
-def _over_steps(train: Table, title: str) -> dict[str, Any]:
-    """Phases on top of each other."""
+def _over_steps(train: Table, title: str) -> Block:
+    """Return a plot of the phases, stacked."""
     edges = np.unique(np.linspace(0, len(train), PIECES + 1).astype(int))
     counts = np.add.reduceat(train["count"], edges[:-1])
     steps = train["step"][edges[1:] - 1]
@@ -111,19 +115,19 @@ def _over_steps(train: Table, title: str) -> dict[str, Any]:
     return _plot(f"Phases of training steps{title}", describe, data, "step", "ms a step")
 
 
-def _durations(train: Table, title: str) -> dict[str, Any]:
-    each: Floats = 1e3 * train["longest"]
-    index, values = thinned(np.arange(len(train)), each)
+def _durations(train: Table, title: str) -> Block:
+    longest: Floats = 1e3 * train["longest"]
+    index, values = thinned(np.arange(len(train)), longest)
     trace = {"type": "scatter", "mode": "lines", "name": "step", "x": train["step"][index], "y": values}
     describe = (
-        f"Seconds of training steps: median {np.median(each) / 1e3:.4g}, longest {each.max() / 1e3:.4g}"
+        f"Seconds of training steps: median {np.median(longest) / 1e3:.4g}, longest {longest.max() / 1e3:.4g}"
     )
     return _plot(f"Training steps{title}", describe, [trace], "step", "ms")
 
 
-def _histogram(train: Table, title: str) -> dict[str, Any]:
-    each = 1e3 * train["seconds"] / train["count"]
-    counts, edges = np.histogram(each, BINS, weights=train["count"])
+def _histogram(train: Table, title: str) -> Block:
+    means = 1e3 * train["seconds"] / train["count"]
+    counts, edges = np.histogram(means, BINS, weights=train["count"])
     trace = {
         "type": "bar",
         "name": "steps",
@@ -131,32 +135,32 @@ def _histogram(train: Table, title: str) -> dict[str, Any]:
         "y": counts,
         "width": np.diff(edges),
     }
-    describe = f"Training steps by their duration, from {each.min():.3g} to {each.max():.3g} ms"
+    describe = f"Training steps by their duration, from {means.min():.3g} to {means.max():.3g} ms"
     return _plot(f"Durations of training steps{title}", describe, [trace], "ms", "steps")
 
 
-def _plot(title: str, describe: str, data: list[dict[str, Any]], x: str, y: str) -> dict[str, Any]:
+def _plot(title: str, describe: str, data: list[dict[str, Any]], x: str, y: str) -> Block:
     layout = {
         "showlegend": len(data) > 1,
         "xaxis": {"title": {"text": x}},
         "yaxis": {"title": {"text": y}, "rangemode": "tozero"},
     }
-    return _of("plot", title, describe=describe, data=data, layout=layout)
+    return plot(title, describe, data, layout)
 
 
-def _ranks(ranks: dict[int, Table]) -> list[dict[str, Any]]:
-    """Mean of a training step by rank, where there are several."""
+def _ranks(ranks: dict[int, Table]) -> list[Block]:
+    """Return the mean of a training step by rank, and ranks that are late, if there are several ranks."""
     if len(ranks) < 2:
         return []
     kinds = summary.SECONDS
     rows = []
-    for rank, table in ranks.items():
-        train = table.of("train")
+    for rank, phases in ranks.items():
+        train = phases.of("train")
         steps = float(train["count"].sum())
         if steps:
             means = [round(1e3 * float(train[kind].sum()) / steps, 3) for kind in ("seconds", *kinds)]
             rows.append([rank, int(steps), *means])
     columns = ["rank", "steps", "ms a step", *kinds]
-    late = load_balancing.between({rank: table.of("train") for rank, table in ranks.items()})
-    said = [{"kind": "text", "text": f"{seen.what}; {load_balancing.RULE.advice}."} for seen in late]
-    return [*said, _of("table", "Training steps by rank, ms", columns=columns, rows=rows)]
+    late = load_balancing.between({rank: phases.of("train") for rank, phases in ranks.items()})
+    sentences = [text(f"{observation.what}; {load_balancing.RULE.advice}.") for observation in late]
+    return [*sentences, table("Training steps by rank, ms", columns, rows)]

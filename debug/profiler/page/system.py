@@ -1,10 +1,10 @@
-"""The machine, as the page shows it."""
+"""Use of the machine, as the page shows it."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+
+from loopwise.sections import Block, plot, table
 
 from ...rules.profile.series import Floats, Table
 from ...statistics.thin import thinned
@@ -12,7 +12,7 @@ from .. import summary
 from ..reading import Session
 
 COLUMNS = 400
-"""Of the heat map of cores; each is a mean."""
+"""Most columns of the heat map of cores; each is the mean over some samples."""
 UNITS = {
     "process_cpu": ("processor of the process", "% of a core", 1.0),
     "process_memory": ("memory of the process", "GiB", 2**-30),
@@ -25,7 +25,7 @@ UNITS = {
     "net_in": ("received", "MB/s", 1e-6),
     "net_out": ("sent", "MB/s", 1e-6),
 }
-"""Column -> what it is called, its unit, and what it is multiplied with."""
+"""Column -> label, unit, and factor of its numbers."""
 PLOTS = {
     "Processors": ("cpu", "process_cpu", "iowait"),
     "Memory": ("memory", "process_memory", "swap"),
@@ -34,26 +34,26 @@ PLOTS = {
 }
 
 
-def blocks(found: list[Session]) -> list[dict[str, Any]]:
-    """Tables and plots of each session with samples."""
-    made: list[dict[str, Any]] = []
-    hosts = [session for session in found if "cpu" in session.header["columns"] and len(session.system())]
+def blocks(sessions: list[Session]) -> list[Block]:
+    """Return tables and plots of each session with samples of the machine."""
+    made: list[Block] = []
+    hosts = [session for session in sessions if "cpu" in session.header["columns"] and len(session.system())]
     for session in hosts:
-        table = session.system()
+        samples = session.system()
         title = "" if len(hosts) == 1 else f", {session.header['host']}, from rank {session.rank}"
-        made += _session(session, table, title, float(table["time"][0]))
-    return made + _processes(found)
+        made += _session(session, samples, title, float(samples["time"][0]))
+    return made + _processes(sessions)
 
 
-def _session(session: Session, table: Table, title: str, start: float) -> list[dict[str, Any]]:
-    made = [_usage(session, table, title)]
+def _session(session: Session, samples: Table, title: str, start: float) -> list[Block]:
+    made = [_usage(session, samples, title)]
     for name, columns in PLOTS.items():
-        if any(table[column].any() for column in columns):
-            made.append(_lines(f"{name}{title}", table, {c: UNITS[c] for c in columns}, start))
-    cores = [c for c in table.columns if c.removeprefix("cpu").isdecimal()]
-    if len(cores) > 1 and len(table) > 1:
-        made.append(_cores(f"Cores{title}", table, cores, start))
-    devices = [name for name in session.header["devices"] if name in table]
+        if any(samples[column].any() for column in columns):
+            made.append(_lines(f"{name}{title}", samples, {c: UNITS[c] for c in columns}, start))
+    cores = [c for c in samples.columns if c.removeprefix("cpu").isdecimal()]
+    if len(cores) > 1 and len(samples) > 1:
+        made.append(_cores(f"Cores{title}", samples, cores, start))
+    devices = [name for name in session.header["devices"] if name in samples]
     for what, suffix, unit, scale in (
         ("Device utilization", "", "%", 1.0),
         ("Device memory", "_memory", "GiB", 2**-30),
@@ -61,13 +61,13 @@ def _session(session: Session, table: Table, title: str, start: float) -> list[d
     ):
         if devices:
             of = {f"{name}{suffix}": (name, unit, scale) for name in devices}
-            made.append(_lines(f"{what}{title}", table, of, start))
+            made.append(_lines(f"{what}{title}", samples, of, start))
     return made
 
 
-def _usage(session: Session, table: Table, title: str) -> dict[str, Any]:
+def _usage(session: Session, samples: Table, title: str) -> Block:
     rows = []
-    for column, values in summary.usage(table, session.header["totals"]).items():
+    for column, values in summary.usage(samples, session.header["totals"]).items():
         name, _, percent = column.partition(", ")
         if name.removeprefix("cpu").isdecimal():
             continue
@@ -75,11 +75,11 @@ def _usage(session: Session, table: Table, title: str) -> dict[str, Any]:
         if percent:
             unit, scale = "%", 1.0
         rows.append([label, unit, *(_number(scale * value) for value in values.values())])
-    missed = int(table["missed"][-1])
-    rows.append(["samples", "count", len(table), None, None, None, None])
+    missed = int(samples["missed"][-1])
+    rows.append(["samples", "count", len(samples), None, None, None, None])
     rows.append(["samples that were missed", "count", missed, None, None, None, None])
     columns = ["", "unit", *summary.PERCENTILES]
-    return {"kind": "table", "title": f"Use of the machine{title}", "columns": columns, "rows": rows}
+    return table(f"Use of the machine{title}", columns, rows)
 
 
 def _unit(column: str) -> str:
@@ -90,54 +90,58 @@ def _number(value: float) -> float | None:
     return float(f"{value:.4g}") if np.isfinite(value) else None
 
 
-def _lines(
-    title: str, table: Table, columns: dict[str, tuple[str, str, float]], start: float
-) -> dict[str, Any]:
-    """Columns over the seconds since the first sample; their names, units and factors."""
-    data, said = [], []
+def _lines(title: str, samples: Table, columns: dict[str, tuple[str, str, float]], start: float) -> Block:
+    """Return a plot of columns over the seconds since the first sample.
+
+    Args:
+        title: title of the plot.
+        samples: the samples.
+        columns: column -> label, unit, and factor of its numbers.
+        start: time of the first sample.
+    """
+    data, described = [], []
     unit = next(iter(columns.values()))[1]
     for column, (label, own, scale) in columns.items():
-        values: Floats = scale * table[column]
-        index, shown = thinned(np.arange(len(table)), values)
+        values: Floats = scale * samples[column]
+        index, shown = thinned(np.arange(len(samples)), values)
         name = label if own == unit else f"{label}, {own}"
-        x = table["time"][index] - start
+        x = samples["time"][index] - start
         data.append({"type": "scatter", "mode": "lines", "name": name, "x": x, "y": shown})
         finite = values[np.isfinite(values)]
         if len(finite):
-            said.append(f"{name}: mean {finite.mean():.3g}, most {finite.max():.3g}")
+            described.append(f"{name}: mean {finite.mean():.3g}, most {finite.max():.3g}")
     layout = {
         "showlegend": True,
         "xaxis": {"title": {"text": "seconds"}},
         "yaxis": {"title": {"text": unit}, "rangemode": "tozero"},
     }
-    return {"kind": "plot", "title": title, "describe": "; ".join(said), "data": data, "layout": layout}
+    return plot(title, "; ".join(described), data, layout)
 
 
-def _cores(title: str, table: Table, cores: list[str], start: float) -> dict[str, Any]:
-    edges = np.unique(np.linspace(0, len(table), COLUMNS + 1).astype(int))
+def _cores(title: str, samples: Table, cores: list[str], start: float) -> Block:
+    edges = np.unique(np.linspace(0, len(samples), COLUMNS + 1).astype(int))
     counts = np.diff(edges)
-    heat = np.stack([np.add.reduceat(table[core], edges[:-1]) / counts for core in cores])
-    x = table["time"][edges[:-1]] - start
+    heat = np.stack([np.add.reduceat(samples[core], edges[:-1]) / counts for core in cores])
+    x = samples["time"][edges[:-1]] - start
     trace = {"type": "heatmap", "x": x, "y": cores, "z": heat, "zmin": 0, "zmax": 100}
     trace["colorbar"] = {"title": {"text": "%"}}
     means = heat.mean(axis=1)
     describe = f"Use of {len(cores)} cores: means from {means.min():.0f} to {means.max():.0f} %"
     layout = {"xaxis": {"title": {"text": "seconds"}}}
-    return {"kind": "plot", "title": title, "describe": describe, "data": [trace], "layout": layout}
+    return plot(title, describe, [trace], layout)
 
 
-def _processes(found: list[Session]) -> list[dict[str, Any]]:
-    """With several ranks, each one's process."""
-    if len({session.rank for session in found}) < 2:
+def _processes(sessions: list[Session]) -> list[Block]:
+    """Return a table of the processes if there are several ranks."""
+    if len({session.rank for session in sessions}) < 2:
         return []
     rows = []
-    for session in found:
-        table = session.system()
-        if len(table):
-            cpu, memory = table["process_cpu"], table["process_memory"]
+    for session in sessions:
+        samples = session.system()
+        if len(samples):
+            cpu, memory = samples["process_cpu"], samples["process_memory"]
             numbers = [round(float(cpu.mean()), 1), _number(float(memory.max()) / 2**30)]
-            rows.append(
-                [session.rank, session.header["host"], len(table), int(table["missed"][-1]), *numbers]
-            )
+            count, missed = len(samples), int(samples["missed"][-1])
+            rows.append([session.rank, session.header["host"], count, missed, *numbers])
     columns = ["rank", "machine", "samples", "missed", "mean % of a core", "most memory, GiB"]
-    return [{"kind": "table", "title": "Processes", "columns": columns, "rows": rows}]
+    return [table("Processes", columns, rows)]

@@ -76,7 +76,7 @@ def test_files_of_another_form_are_left_to_psutil(monkeypatch):
     def other(self, found):
         raise KeyError(b"MemAvailable")
 
-    monkeypatch.setattr(Proc, "_memory", other)
+    monkeypatch.setattr(Proc, "_read_memory", other)
     assert isinstance(source(host=True), Portable)
     (made := source(host=False)).close()
     assert isinstance(made, Proc)

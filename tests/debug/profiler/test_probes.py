@@ -139,7 +139,7 @@ def test_a_model_that_is_compiled_in_place_later(graphs):
     probes = Probes(seen := Seen(), [net], [optimizer])
     step(net, optimizer)
     net.compile(backend=graphs, fullgraph=True)
-    probes.fit()
+    probes.refresh()
     step(net, optimizer)
     assert seen.calls == STEP * 2
     assert graphs.frame_count == 1
@@ -268,7 +268,7 @@ def test_the_thread_has_no_hold_of_the_profiler(run):
     del profiler
     gc.collect()
     assert gone() is None
-    loaders.leave(phases)
+    loaders.unsubscribe(phases)
     probes.remove()
     sampler.close()
 

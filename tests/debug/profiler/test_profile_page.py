@@ -112,7 +112,7 @@ def test_a_resumed_run_has_two_sessions(tmp_path, clock):
 
 def test_sections_are_of_the_form_and_in_order(tmp_path, clock):
     path = profiled(tmp_path / "run", clock, window=[1])
-    found = [sections_of.checked(each) for each in page.sections(path)]
+    found = [sections_of.validated(each) for each in page.sections(path)]
     assert [(each.id, each.order) for each in found] == [
         ("job", 10),
         ("phases", 50),
@@ -128,7 +128,7 @@ def test_two_runs_are_beside_each_other(tmp_path, clock):
     one, two = profiled(tmp_path / "one", clock), profiled(tmp_path / "two", clock, steps=2)
     found = {each["id"]: each for each in page.sections(one, two)}
     for each in found.values():
-        sections_of.checked(each)
+        sections_of.validated(each)
     table = found["phases"]["blocks"][0]
     assert table["columns"][-1] == "ms a step, the other"
     data = next(row for row in table["rows"] if row[:2] == ["train", "data"])
@@ -175,7 +175,7 @@ def test_a_run_that_goes_on_and_one_without_a_step(run, clock):
     found = page.sections(run.path)
     assert [each["id"] for each in found] == ["job", "system"]
     for each in found:
-        sections_of.checked(each)
+        sections_of.validated(each)
     sampler.close()
 
 

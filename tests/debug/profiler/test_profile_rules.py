@@ -231,7 +231,7 @@ def test_a_slow_loader_is_named_live_and_offline(run):
     assert [finding.rule for finding in live] == ["dataloader"]
     assert live[0].severity == "warning"
     assert "the loader is the bottleneck" in live[0].what
-    assert reading.judged(run.path, rules) == {0: live}
+    assert reading.judge(run.path, rules) == {0: live}
 
 
 def test_a_short_healthy_run_is_left_in_peace(run):

@@ -108,6 +108,6 @@ def test_the_users_own_profiler_goes_first(run, caplog):
         train(run, at([1, 2, 3, 5]), around=around)
     assert windows(run.path) == [(5, 1)]
     assert [record.message for record in caplog.records] == [
-        "step 1 is not profiled: another torch.profiler is at work"
+        "step 1 is not profiled: another torch.profiler is active"
     ]
     assert users.key_averages()

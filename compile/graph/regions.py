@@ -1,9 +1,9 @@
-"""Repeated blocks of a captured graph, each kind compiled once.
+"""Cut a captured graph at its repeated blocks and compile each kind of block once.
 
-A model of twelve equal layers is one graph of twelve times the same operations, and a compiler works
-on all of them.  Here the graph is cut where the layers are, equal pieces are found by their operations
-and by shape, stride and dtype of what they take, and one compiled form serves them all.  What is
-between and beside them (embeddings, head and loss) is compiled, too, where there is something to fuse.
+A model of twelve equal layers is one graph with twelve times the same operations, and a compiler works on all of them.
+``split`` cuts the graph at the layers.  Regions are equal if they have the same operations and inputs of the same
+shape, stride and dtype; one compiled function serves all equal regions.  The rest of the graph (embeddings, head and
+loss) is compiled as well if it has something to fuse.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ..torch_internals import compiles_for_buckets, fake_mode_of, fresh_tracing,
 from .passes.rewriting import called_name
 
 SMALLEST = 6
-"""Operations of a piece worth compiling by itself: a smaller repeated one is better fused with what
-surrounds it, and a smaller other one is left to eager kernels."""
+"""Least operations of a region that is compiled by itself.  A smaller repeated region is better fused with its
+neighbours; another smaller region is left to eager kernels."""
 FUSED = 3
-"""Operations, beside those of ``VIEWS``, from which on there is something to fuse: not in a norm and the loss head."""
+"""Least operations, not counting ``VIEWS``, of a region with something to fuse: a norm and the loss head have fewer."""
 _SHAPES = ("view", "reshape", "flatten", "unflatten", "expand", "squeeze", "unsqueeze", "size")
 VIEWS = {*_SHAPES, "transpose", "permute", "t", "getitem", "contiguous", "detach"}
 SHARE = 1 / 3
-"""Of the graph's operations, this share at least must not have to be compiled for cutting to pay."""
+"""Least share of the graph's operations that cutting must spare the compiler, or else it does not pay."""
 _NUMBERED = re.compile(r"(\.\d+|\[\d+\])$")
 
 Compiled = Callable[..., Any]
@@ -42,12 +42,13 @@ class Region:
 
     nodes: list[fx.Node]
     inputs: list[fx.Node] = field(init=False)
-    """What they take from outside, in the order of use."""
+    """Values from outside that the operations take, in the order of use."""
     outputs: list[fx.Node] = field(init=False)
-    """What is used outside."""
+    """Operations whose results are used outside."""
     key: Hashable = field(init=False)
-    """Equal for pieces that one compiled form can serve."""
+    """Equal for regions that one compiled function can serve."""
     repeated: bool = False
+    """Whether another region has the same key."""
 
     def __post_init__(self) -> None:
         own, steps = {node: number for number, node in enumerate(self.nodes)}, []
@@ -64,13 +65,13 @@ class Region:
 
     @property
     def small(self) -> bool:
-        """Left to eager kernels."""
-        made = sum(called_name(node) not in VIEWS for node in self.nodes)
-        return not self.repeated and (len(self.nodes) < SMALLEST or made < FUSED)
+        """Return whether the region is left to eager kernels."""
+        computing = sum(called_name(node) not in VIEWS for node in self.nodes)
+        return not self.repeated and (len(self.nodes) < SMALLEST or computing < FUSED)
 
     @property
     def closed(self) -> bool:
-        """Whether only tensors go in and out, and it leaves grad mode and autocast as it found them."""
+        """Return whether only tensors go in and out, and grad mode and autocast are the same before and after."""
         grad, casts = True, 0
         for node in self.nodes:
             name = called_name(node)
@@ -80,13 +81,14 @@ class Region:
 
 
 def _tensor(node: fx.Node) -> torch.Tensor | None:
-    """The tensor that a node gives, if its sizes are numbers."""
+    """Return the fake tensor of a node, or None if it is no tensor or has symbolic sizes."""
     value = node.meta.get("example_value")
     fixed = isinstance(value, torch.Tensor) and all(isinstance(size, int) for size in value.shape)
     return value if fixed else None
 
 
 def _kind(node: fx.Node) -> Hashable:
+    """Return the properties of an input that compiled code depends on."""
     value = _tensor(node)
     if value is None:
         return node.name
@@ -94,26 +96,31 @@ def _kind(node: fx.Node) -> Hashable:
 
 
 def _path(node: fx.Node) -> tuple[str, ...]:
-    """The numbered modules (of a ``Sequential`` or ``ModuleList``) that a node belongs to, outermost first."""
+    """Return the numbered modules (of a ``Sequential`` or ``ModuleList``) that a node belongs to, outermost first."""
     stack = node.meta.get("nn_module_stack") or {}
     return tuple(str(path) for path, *_ in stack.values() if _NUMBERED.search(str(path)))
 
 
 def split(gm: fx.GraphModule) -> list[Region]:
-    """Cut a captured graph into pieces; empty where that does not pay or cannot be done."""
+    """Cut a captured graph into regions.
+
+    Args:
+        gm: Dynamo's captured graph.
+
+    Returns:
+        The regions in the order of the graph; none if cutting does not pay or is not possible.
+    """
     nodes = [node for node in gm.graph.nodes if node.op.startswith("call_")]
     if compiles_for_buckets():
         return []  # DDP's optimizer asks the compiler about each bucket's graph, as one piece
     if any(node.op == "call_module" for node in nodes) or not nodes:
         return []
-    regions, depth = [Region(nodes)], 0
-    deepest = max(len(_path(node)) for node in nodes)
-    while depth < deepest:
-        pieces = [piece for region in regions for piece in _divided(region, depth)]
-        counts = Counter(piece.key for piece in pieces)
-        for piece in pieces:
-            piece.repeated = counts[piece.key] > 1 and len(piece.nodes) >= SMALLEST
-        regions, depth = pieces, depth + 1
+    regions = [Region(nodes)]
+    for depth in range(max(len(_path(node)) for node in nodes)):
+        regions = [part for region in regions for part in _divided(region, depth)]
+        counts = Counter(region.key for region in regions)
+        for region in regions:
+            region.repeated = counts[region.key] > 1 and len(region.nodes) >= SMALLEST
     regions = _joined(regions)
     if not any(region.repeated for region in regions):
         return []
@@ -124,34 +131,34 @@ def split(gm: fx.GraphModule) -> list[Region]:
 
 
 def _divided(region: Region, depth: int) -> list[Region]:
-    """A piece that is not repeated, cut where the numbered module at ``depth`` changes."""
+    """Cut a region at each change of the numbered module at ``depth``; a repeated region stays whole."""
     if region.repeated:
         return [region]
     runs: list[list[fx.Node]] = []
-    before: object = runs  # not a path
+    before: object = runs  # differs from every path
     for node in region.nodes:
         path = _path(node)[: depth + 1]
-        here = path[depth] if len(path) > depth else None
-        if here != before:
+        module = path[depth] if len(path) > depth else None
+        if module != before:
             runs.append([])
         runs[-1].append(node)
-        before = here
+        before = module
     return [Region(run) for run in runs]
 
 
 def _joined(regions: list[Region]) -> list[Region]:
-    """Neighbours that are not repeated become one piece."""
-    found: list[Region] = []
+    """Join neighbours that are not repeated."""
+    joined: list[Region] = []
     for region in regions:
-        if found and not found[-1].repeated and not region.repeated:
-            found[-1] = Region(found[-1].nodes + region.nodes)
+        if joined and not joined[-1].repeated and not region.repeated:
+            joined[-1] = Region(joined[-1].nodes + region.nodes)
         else:
-            found.append(region)
-    return found
+            joined.append(region)
+    return joined
 
 
 def summary(regions: list[Region]) -> str:
-    """What was found, for a person."""
+    """Return a line for people: the repeated blocks, and the operations that the compiler works on."""
     kinds = Counter(region.key for region in regions if region.repeated)
     operations = sum(len(region.nodes) for region in regions)
     once = sum({region.key: len(region.nodes) for region in regions if not region.small}.values())
@@ -161,18 +168,26 @@ def summary(regions: list[Region]) -> str:
 def compile_regions(
     gm: fx.GraphModule, example_inputs: Sequence[Any], regions: list[Region], compiler: Compiler
 ) -> Compiled:
-    """``gm`` as a sequence of ``regions``, each kind of which ``compiler`` compiled once."""
+    """Compile each kind of region once and return a function that runs the regions one after another.
+
+    Args:
+        gm: Dynamo's captured graph.
+        example_inputs: its inputs.
+        regions: the result of ``split``.
+        compiler: compiles a graph for example inputs.
+    """
     mode = tracing_fake_mode(example_inputs)
-    forms: dict[Hashable, Compiled] = {}
+    functions: dict[Hashable, Compiled] = {}
     for region in regions:
-        if region.key not in forms and not region.small:
+        if region.key not in functions and not region.small:
             with fresh_tracing(mode):
-                forms[region.key] = compiler(_extracted(gm, region), [_fake(node) for node in region.inputs])
-    return _assembled(gm, regions, forms).forward
+                inputs = [_fake(node) for node in region.inputs]
+                functions[region.key] = compiler(_extracted(gm, region), inputs)
+    return _assembled(gm, regions, functions).forward
 
 
 def _fake(node: fx.Node) -> torch.Tensor:
-    """A fake tensor like what the node gives, as a leaf."""
+    """Return a fake tensor like the node's value, as a leaf of autograd."""
     value = _tensor(node)
     assert value is not None
     with fake_mode_of(value):
@@ -181,6 +196,7 @@ def _fake(node: fx.Node) -> torch.Tensor:
 
 
 def _extracted(gm: fx.GraphModule, region: Region) -> fx.GraphModule:
+    """Return the region as a graph of its own."""
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     for number, node in enumerate(region.inputs):
         copies[node] = graph.placeholder(f"input_{number}")
@@ -191,16 +207,18 @@ def _extracted(gm: fx.GraphModule, region: Region) -> fx.GraphModule:
     return fx.GraphModule(gm, graph)
 
 
-class _Form(torch.nn.Module):
-    """Holds a compiled form as a submodule of the graph that calls it."""
+class _Compiled(torch.nn.Module):
+    """Module that holds a compiled region for the graph that calls it."""
 
     def __init__(self, run: Compiled) -> None:
         super().__init__()
         self.forward = run
 
 
-def _assembled(gm: fx.GraphModule, regions: list[Region], forms: dict[Hashable, Compiled]) -> fx.GraphModule:
-    """A graph that calls the compiled form of each region, one after another."""
+def _assembled(
+    gm: fx.GraphModule, regions: list[Region], functions: dict[Hashable, Compiled]
+) -> fx.GraphModule:
+    """Return a graph that calls the compiled function of each region, one after another."""
     graph, values = fx.Graph(), dict[fx.Node, fx.Node]()
     outer = fx.GraphModule(gm, graph)
     for node in gm.graph.nodes:
@@ -211,7 +229,7 @@ def _assembled(gm: fx.GraphModule, regions: list[Region], forms: dict[Hashable, 
             for node in region.nodes:
                 values[node] = graph.node_copy(node, values.__getitem__)
             continue
-        outer.add_submodule(f"region_{number}", _Form(forms[region.key]))
+        outer.add_submodule(f"region_{number}", _Compiled(functions[region.key]))
         call = graph.call_module(f"region_{number}", tuple(values[node] for node in region.inputs))
         for place, node in enumerate(region.outputs):
             values[node] = graph.call_function(operator.getitem, (call, place))

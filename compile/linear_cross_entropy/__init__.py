@@ -1,1 +1,1 @@
-"""Cross entropy of a linear layer without materialised logits."""
+"""Cross entropy of a linear layer whose logits are never held all at once."""

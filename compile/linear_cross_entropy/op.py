@@ -1,4 +1,4 @@
-"""Cross entropy of a linear layer's output without the logits of a whole batch: the function and its operator."""
+"""Public function and custom operator for the cross entropy of a linear layer without the logits of a whole batch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from loopwise.errors import InputError, StateError
+from loopwise.validate import fraction, one_of, positive_number, whole_number
 
 from ..torch_internals import dispatches_plainly
 from .chunked import Gradients, Options, kept_dtype, run, sums_dtype
@@ -34,44 +35,49 @@ def linear_cross_entropy(
     chunk: int | None = None,
     kernel: bool = False,
 ) -> Tensor:
-    """``F.cross_entropy(scale * F.linear(x, weight, bias), target)`` in the memory of a chunk of logits.
+    """Compute ``F.cross_entropy(scale * F.linear(x, weight, bias), target)`` in the memory of a chunk of logits.
 
-    The gradients of "mean" and "sum" are computed in the forward pass (three matrix products in all, as
-    without chunks); "none" computes the logits again in the backward pass (four).  Matrix products run
-    in the inputs' dtype, or autocast's; losses, softmax and sums of gradients in float32 (float64 for
-    float64).  It traces into ``torch.compile(fullgraph=True)`` as one opaque operator.
+    The forward pass computes the gradients of "mean" and "sum" (three matrix products in all, as without chunks);
+    the backward pass of "none" computes the logits again (four products).  Matrix products run in the inputs' dtype,
+    or autocast's; losses, softmax and sums of gradients in float32 (float64 for float64).  ``torch.compile`` with
+    ``fullgraph=True`` traces the function as one opaque operator.
 
     Args:
         x: features, floating, of shape (..., d).
-        weight: of shape (V, d), x's dtype.
+        weight: weight of the linear layer, of shape (V, d) and x's dtype.
         target: classes, int64 of shape (...), each in [0, V) or ``ignore_index``.
-        bias: of shape (V,), x's dtype.
+        bias: bias of the linear layer, of shape (V,) and x's dtype.
         class_weight: weight of each class, floating of shape (V,), as ``F.cross_entropy``'s ``weight``.
         ignore_index: target of the rows without loss.
-        label_smoothing: in [0, 1].
+        label_smoothing: share of the target that is spread over all classes, in [0, 1].
         reduction: "mean" (over the rows that are not ignored, weighted by class), "sum" or "none".
         scale: factor of the logits.
-        softcap: logits become ``softcap * tanh(logits / softcap)``, as in Gemma 2; None: as they are.
-        z_loss: adds ``z_loss * logsumexp(logits) ** 2``, reduced alike, never weighted by class.
-        chunk: rows at a time; None: logits of half the weight's size, 4 to 16 MiB, on the CPU; elsewhere
+        softcap: turns logits into ``softcap * tanh(logits / softcap)``, as in Gemma 2; None leaves them as they are.
+        z_loss: factor of ``logsumexp(logits) ** 2``, which is added to each row's loss, never weighted by class.
+        chunk: rows of logits at a time.  None: on the CPU logits of half the weight's size, 4 to 16 MiB; elsewhere
             Liger's rule, which makes a chunk about as large as x.
-        kernel: losses and the gradient by the logits come from one Triton kernel instead of several torch operations
-            (float32 and below; float64 stays with those).  ``TrainStep`` measures which is faster.
+        kernel: compute losses and the gradient by the logits in one Triton kernel instead of several torch operations
+            (float32 and below; float64 stays with torch).  ``TrainStep`` measures if the kernel is faster.
 
     Returns:
         The loss in x's dtype (float32 under autocast): a scalar, or of shape (...) for "none".
 
     Raises:
-        InputError: shapes, dtypes or options that do not fit, ``kernel`` where no Triton kernel runs, or (on the CPU)
-            a class outside [0, V).
-        StateError: in the backward pass, where it is asked for a graph of its own (``create_graph=True``).
+        InputError: shapes, dtypes or options that do not fit, ``kernel`` on a device without Triton kernels, or (on the
+            CPU) a class outside [0, V).
+        StateError: a backward pass with ``create_graph=True``.
     """
     dtype, kind = x.dtype, x.device.type
     if torch.is_autocast_enabled(kind) and dtype != torch.float64:
         low, dtype = torch.get_autocast_dtype(kind), torch.float32
         x, weight, bias = x.to(low), weight.to(low), None if bias is None else bias.to(low)
-    _check_tensors(x, weight, target, bias, class_weight)
-    _check_options(label_smoothing, reduction, softcap, chunk)
+    _validate_tensors(x, weight, target, bias, class_weight)
+    fraction("label_smoothing", label_smoothing, "a share of the target", 0.1, zero=True, one=True)
+    one_of("reduction", reduction, REDUCTIONS)
+    if softcap is not None:
+        positive_number("softcap", softcap, "number, or None for no cap", 30.0)
+    if chunk is not None:
+        whole_number("chunk", chunk, 1, "rows, or None for the default", 1024)
     if kernel and not runs_kernels(x.device):
         raise InputError(
             f"kernel=True on {x.device}",
@@ -79,15 +85,18 @@ def linear_cross_entropy(
             "a CPU, an older GPU, or no Triton",
             "pass kernel=False, or set TRITON_INTERPRET=1 before Python starts, to try it out on a CPU",
         )
-    learns = torch.is_grad_enabled()
-    needs = [t is not None and learns and t.requires_grad for t in (x, weight, bias)]
+    recorded = torch.is_grad_enabled()
+    needs = [t is not None and recorded and t.requires_grad for t in (x, weight, bias)]
     options = (ignore_index, label_smoothing, reduction, scale, softcap, z_loss, chunk or 0, kernel)
     rows, classes = x.reshape(-1, x.shape[-1]), target.reshape(-1)
     loss: Tensor = linear_cross_entropy_op(rows, weight, classes, bias, class_weight, *options, needs)[0]
     return (loss.reshape(target.shape) if reduction == "none" else loss).to(dtype)
 
 
-def _check_tensors(x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, cw: Tensor | None) -> None:
+def _validate_tensors(
+    x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, cw: Tensor | None
+) -> None:
+    """Raise an ``InputError`` if shapes or dtypes do not fit together."""
     if weight.dim() != 2 or not weight.shape[0] or x.dim() < 1 or x.shape[-1] != weight.shape[1]:
         shapes = f"x of shape {tuple(x.shape)} and weight of shape {tuple(weight.shape)}"
         fix = "pass nn.Linear's weight as it is, (out_features, in_features)"
@@ -111,19 +120,6 @@ def _check_tensors(x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | Non
         raise InputError(seen, "one floating dtype for all of them", "a model cast in part", fix)
 
 
-def _check_options(smoothing: float, reduction: str, softcap: float | None, chunk: int | None) -> None:
-    for fits, name, value, valid in (
-        (0 <= smoothing <= 1, "label_smoothing", smoothing, "in [0, 1]"),
-        (reduction in REDUCTIONS, "reduction", reduction, f"one of {', '.join(REDUCTIONS)}"),
-        (softcap is None or softcap > 0, "softcap", softcap, "above 0, or None for no cap"),
-        (chunk is None or chunk >= 1, "chunk", chunk, "at least 1 row, or None for the default"),
-    ):
-        if not fits:
-            raise InputError(
-                f"{name}={value!r}", valid, "a value of another option", f"give a {name} {valid}"
-            )
-
-
 @torch.library.custom_op("loopwise::linear_cross_entropy", mutates_args=())
 def linear_cross_entropy_op(
     x: Tensor,
@@ -141,14 +137,15 @@ def linear_cross_entropy_op(
     kernel: bool,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``linear_cross_entropy`` of x (N, d) and target (N,), chunk 0 for None, and the gradients it computed.
+    """Compute the loss of x (N, d) and target (N,), and the gradients by x, weight and bias.
 
-    ``needs`` says for x, weight and bias whether its gradient will be asked for; a gradient not needed, and
-    all of them for "none", is of shape (0,).
+    The arguments are those of ``linear_cross_entropy``, with a chunk of 0 for None.  ``needs`` tells for x, weight and
+    bias if the gradient will be asked for.  A gradient that is not needed has the shape (0,), as have all gradients of
+    "none".
     """
     options = Options(ignore_index, label_smoothing, reduction, scale, softcap, z_loss, chunk, kernel)
-    now = [False] * 3 if reduction == "none" else needs
-    return run(x, weight, target, bias, class_weight, None, options, now)
+    needs = [False] * 3 if reduction == "none" else needs
+    return run(x, weight, target, bias, class_weight, None, options, needs)
 
 
 @torch.library.custom_op("loopwise::linear_cross_entropy_backward", mutates_args=())
@@ -168,7 +165,7 @@ def _backward_op(
     kernel: bool,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of reduction "none" for ``tangent`` (N,): the logits are computed again."""
+    """Compute the gradients of reduction "none" for ``tangent`` (N,) from logits that are computed again."""
     options = Options(ignore_index, label_smoothing, "none", scale, softcap, z_loss, chunk, kernel)
     return run(x, weight, target, bias, class_weight, tangent, options, needs)[1:]
 
@@ -196,7 +193,9 @@ def _fake_backward(tangent: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> Gr
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # or zeros as large as the weight would come for its gradient's gradient
+    ctx.set_materialize_grads(
+        False
+    )  # else autograd makes zeros as large as the weight for the tangent of its gradient
     ctx.dtype, ctx.reduction, ctx.options, ctx.needs = inputs[0].dtype, inputs[7], inputs[5:13], inputs[13]
     ctx.save_for_backward(*(inputs[:5] if ctx.reduction == "none" else output[1:]))
 

@@ -1,9 +1,9 @@
-"""Attention written out as matmul, softmax, matmul becomes ``scaled_dot_product_attention``.
+"""Pass that replaces attention written as matmul, softmax, matmul by ``scaled_dot_product_attention``.
 
-The pass looks at each softmax over the last dimension, walks up through casts, an added mask and a scale
-to the product of queries and keys, and down through casts and a dropout that is off to the product with the
-values.  torch's kernel then never makes the (queries, keys) matrix of scores, forward or backward, where it
-has a kernel for the case (Dao et al. 2022).
+The pass looks at each softmax over the last dimension.  It walks up through casts, an added mask and a scale to the
+product of queries and keys, and down through casts and a dropout that is off to the product with the values.  torch
+then never makes the matrix of scores, (queries, keys), in the forward or backward pass, if it has a kernel for the case
+(Dao et al., https://arxiv.org/abs/2205.14135).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DROPOUT = (F.dropout, torch.dropout)
 
 @dataclass(slots=True)
 class _Scores:
-    """What lies between the product of queries and keys and the softmax."""
+    """Operations between the product of queries and keys and the softmax."""
 
     product: fx.Node
     scale: float = 1.0
@@ -50,7 +50,7 @@ class _Scores:
 
 
 def attention(gm: fx.GraphModule) -> list[Outcome]:
-    """Rewrite in place each attention that is written out, where that is safe.
+    """Rewrite each attention that is written out, if that is safe.
 
     Args:
         gm: Dynamo's captured graph, before AOTAutograd, with ``example_value`` in its nodes' meta.
@@ -62,7 +62,7 @@ def attention(gm: fx.GraphModule) -> list[Outcome]:
 
 
 def _is_attention(node: fx.Node) -> bool:
-    """Whether it is a softmax between two matrix products, as far as names tell."""
+    """Return whether the node is a softmax between two matrix products, as far as names tell."""
     if node.target not in SOFTMAX:
         return False
     for _ in range(4):
@@ -76,7 +76,7 @@ def _is_attention(node: fx.Node) -> bool:
 
 
 def _rewrite(softmax: fx.Node) -> int:
-    """Inserter torch's attention in the place of the second product; the bytes of the scores."""
+    """Replace the second product by torch's attention, and return the size of the scores in bytes."""
     product = _product(softmax)
     scores = _scores(softmax)
     queries, keys, values = (
@@ -88,29 +88,30 @@ def _rewrite(softmax: fx.Node) -> int:
     require(q.dim() >= 3 and q.dim() == k.dim() == v.dim(), "queries, keys and values have not the same rank")
     require(q.shape[:-2] == k.shape[:-2] == v.shape[:-2], "queries, keys and values are broadcast")
     require(q.dtype == k.dtype == v.dtype, "queries, keys and values have not the same dtype")
-    _check_mask(scores, q)
+    _require_plain_mask(scores, q)
     sources = {queries, keys, values} | ({scores.mask} if scores.mask is not None else set())
     require_unchanged(scores.product, product, sources, "the products")
     insert = Inserter(product, value_of(product))
     with product.graph.inserting_before(product):
         turned = insert("transpose", keys, -2, -1)
         options = {"attn_mask": scores.mask, "dropout_p": 0.0, "is_causal": False, "scale": scores.scale}
-        made = insert(F.scaled_dot_product_attention, queries, turned, values, **options)
-    require(value_of(made).dtype == value_of(product).dtype, "the result would have another dtype")
-    product.replace_all_uses_with(made)
+        result = insert(F.scaled_dot_product_attention, queries, turned, values, **options)
+    require(value_of(result).dtype == value_of(product).dtype, "the result would have another dtype")
+    product.replace_all_uses_with(result)
     product.graph.erase_node(product)
     matrix = value_of(scores.product)
     return math.prod(int(size) for size in matrix.shape) * matrix.element_size()
 
 
 def _node(argument: object) -> fx.Node:
+    """Return a factor of a product, which must be a node of the graph."""
     require(isinstance(argument, fx.Node), "a factor of a product comes from outside the graph")
     assert isinstance(argument, fx.Node)
     return argument
 
 
 def _product(softmax: fx.Node) -> fx.Node:
-    """The product of the softmax with the values, after casts and a dropout that is off."""
+    """Return the product of the softmax with the values, which casts and a dropout that is off may precede."""
     dims = [*softmax.args[1:2], *[softmax.kwargs[n] for n in ("dim",) if n in softmax.kwargs]]
     require(dims in ([-1], [value_of(softmax).dim() - 1]), "the softmax is not over the last dimension")
     node = softmax
@@ -120,7 +121,7 @@ def _product(softmax: fx.Node) -> fx.Node:
         if below.target in PRODUCTS:
             return below
         if below.target in DROPOUT:
-            _check_dropout(below)
+            _require_no_dropout(below)
         else:
             require(
                 below.target in CASTS, f"{called_name(below)} follows the softmax, at {source_line(below)}"
@@ -129,30 +130,31 @@ def _product(softmax: fx.Node) -> fx.Node:
         node = below
 
 
-def _check_dropout(node: fx.Node) -> None:
+def _require_no_dropout(node: fx.Node) -> None:
+    """Refuse a dropout that is on."""
     names = ("input", "p", "training", "inplace")
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
-    off = bool(given.get("p", 0.5) == 0.0) or given.get("training", True) is False
+    arguments = dict(zip(names, node.args, strict=False)) | node.kwargs
+    off = bool(arguments.get("p", 0.5) == 0.0) or arguments.get("training", True) is False
     require(off, "its dropout would draw other masks inside torch's kernel")
 
 
 def _scores(softmax: fx.Node) -> _Scores:
-    """Walk up from the softmax to the product of queries and keys."""
+    """Walk up from the softmax to the product of queries and keys, and note the operations between them."""
     node, below = softmax.args[0] if softmax.args else softmax.kwargs["input"], softmax
-    found = _Scores(softmax)
+    scores = _Scores(softmax)
     while True:
         require(isinstance(node, fx.Node), "the scores come from outside the graph")
         assert isinstance(node, fx.Node)
         require_only_user(node, below, "scores")
         if node.target in PRODUCTS:
-            found.product = node
-            return found
+            scores.product = node
+            return scores
         if node.target in ADD and len([a for a in node.args if is_tensor(a)]) == 2:
-            require(found.mask is None and found.scale == 1.0, "more than one mask, or a scaled one")
+            require(scores.mask is None and scores.scale == 1.0, "more than one mask, or a scaled one")
             require(not node.kwargs, "the mask is scaled")
-            upper, found.mask = _sides(node)
+            upper, scores.mask = _sides(node)
         elif node.target in MUL or node.target in DIV:
-            found.scale *= factor_of(node)
+            scores.scale *= factor_of(node)
             upper = next(a for a in node.args if isinstance(a, fx.Node))
         elif node.target in CASTS:
             require(value_of(node).is_floating_point(), "the scores are cast to whole numbers")
@@ -166,20 +168,20 @@ def _scores(softmax: fx.Node) -> _Scores:
 
 
 def _sides(node: fx.Node) -> tuple[fx.Node, fx.Node]:
-    """Of a sum, the scores and the mask: the scores are as large as the sum, and come from a product."""
-    one, other = (a for a in node.args[:2] if isinstance(a, fx.Node))
-    large = [part for part in (one, other) if value_of(part).shape == value_of(node).shape]
+    """Return the scores and the mask of a sum; the scores are as large as the sum and come from a product."""
+    left, right = (a for a in node.args[:2] if isinstance(a, fx.Node))
+    large = [side for side in (left, right) if value_of(side).shape == value_of(node).shape]
     known = (*PRODUCTS, *MUL, *DIV, *CASTS)
-    scores = [part for part in large if part.target in known]
+    scores = [side for side in large if side.target in known]
     require(
         len(scores) == 1,
-        f"which of the two sides of the sum is the mask, at {source_line(node)}, is not plain",
+        f"the mask and the scores of the sum cannot be told apart, at {source_line(node)}",
     )
-    return scores[0], other if scores[0] is one else one
+    return scores[0], right if scores[0] is left else left
 
 
-def _check_mask(scores: _Scores, queries: torch.Tensor) -> None:
-    """The mask is added after the scale, as torch's attention does it, and has its dtype."""
+def _require_plain_mask(scores: _Scores, queries: torch.Tensor) -> None:
+    """Refuse a mask that torch's attention would not add as it is: one of another dtype or of more dimensions."""
     if scores.mask is None:
         return
     mask = value_of(scores.mask)

@@ -1,8 +1,8 @@
-"""Linear layer and cross entropy become one chunked operator, in the graph that Dynamo gives to a backend.
+"""Pass that replaces a linear layer and cross entropy by one operator, which never holds a whole batch's logits.
 
-The pass walks from each ``F.cross_entropy`` up to the linear layer that made its logits, and notes what it
-meets: the scale, the soft cap, and the views and slices of rows, which it repeats on the linear's input.  What it
-does not know, or what needs the logits for something else, is refused with the reason.
+The pass walks from each ``F.cross_entropy`` up to the linear layer that made its logits.  It notes the operations on
+the way: the scale, the soft cap, and the views and slices of rows, which it repeats on the input of the linear layer.
+It refuses, with the reason, a loss head with an unknown operation, or whose logits something else uses.
 """
 
 from __future__ import annotations
@@ -52,31 +52,31 @@ ARGUMENTS = (
     "reduction",
     "label_smoothing",
 )
-"""Of ``F.cross_entropy``, in its order."""
+"""Arguments of ``F.cross_entropy``, in its order."""
 
 
 @dataclass(slots=True)
 class _Chain:
-    """What lies between the linear layer and the loss, read from the loss up."""
+    """Operations between the linear layer and the loss."""
 
     linear: fx.Node
     scale: float = 1.0
     """Factor before the soft cap."""
     cap: float | None = None
-    """Factor after tanh; None: there is no tanh."""
+    """Factor after tanh; None if there is no tanh."""
     rows: list[fx.Node] = field(default_factory=list)
-    """Views and slices of rows, the first one first."""
+    """Views and slices of rows, in the order of the graph."""
 
 
 def loss_head(gm: fx.GraphModule, at_least: int = 0) -> list[Outcome]:
-    """Rewrite in place each linear layer with cross entropy into ``linear_cross_entropy``, where that is safe.
+    """Rewrite each linear layer with cross entropy into ``linear_cross_entropy``, if that is safe.
 
     Args:
         gm: Dynamo's captured graph, before AOTAutograd, with ``example_value`` in its nodes' meta.
-        at_least: bytes of logits under which a loss head stays as it is.
+        at_least: size of logits in bytes below which a loss head stays as it is.
 
     Returns:
-        One outcome for each cross entropy of the graph; the graph is as it was where none is rewritten.
+        One outcome for each cross entropy of the graph.  The graph stays as it is if none is rewritten.
     """
     return rewrite(
         gm, lambda node: node.target is F.cross_entropy, lambda node: _rewrite(node, at_least), "loss_head"
@@ -84,10 +84,10 @@ def loss_head(gm: fx.GraphModule, at_least: int = 0) -> list[Outcome]:
 
 
 def _rewrite(loss: fx.Node, at_least: int) -> int:
-    """Inserter the operator in the place of ``loss``; the bytes of the logits."""
+    """Replace ``loss`` by the operator, and return the size of the logits in bytes."""
     arguments = dict(zip(ARGUMENTS, loss.args, strict=False)) | loss.kwargs
     chain = _chain(loss, arguments["input"])
-    _check_loss(arguments)
+    _require_plain_loss(arguments)
     sources = set(chain.linear.all_input_nodes)
     require_unchanged(chain.linear, loss, sources, "the linear layer and the loss")
     logits = value_of(chain.linear)
@@ -98,12 +98,14 @@ def _rewrite(loss: fx.Node, at_least: int) -> int:
 
 
 def _hint(size: Any) -> int:
+    """Return a size as a number; a symbolic size has the value of the batch that it was captured with."""
     return size if isinstance(size, int) else int(getattr(size.node, "hint", 0) or 0)
 
 
-def _check_loss(arguments: dict[str, Any]) -> None:
-    deprecated = arguments.get("size_average") is None and arguments.get("reduce") is None
-    require(deprecated, "size_average and reduce are deprecated: use reduction")
+def _require_plain_loss(arguments: dict[str, Any]) -> None:
+    """Refuse options of ``F.cross_entropy`` that the operator does not have."""
+    current = arguments.get("size_average") is None and arguments.get("reduce") is None
+    require(current, "size_average and reduce are deprecated: use reduction")
     target, weight = value_of(arguments["target"]), arguments.get("weight")
     require(not target.is_floating_point(), "the targets are probabilities, not classes")
     require(target.dtype == torch.int64, f"the targets are {target.dtype}, not torch.int64")
@@ -117,7 +119,7 @@ def _check_loss(arguments: dict[str, Any]) -> None:
 
 
 def _chain(loss: fx.Node, logits: Any) -> _Chain:
-    """Walk from the loss up to its linear layer."""
+    """Walk from the loss up to its linear layer and note the operations between them."""
     classes_last = value_of(logits).dim() <= 2
     chain, below, node = _Chain(logits), loss, logits
     while node.op not in ("call_function", "call_method") or node.target not in LINEARS:
@@ -129,10 +131,10 @@ def _chain(loss: fx.Node, logits: Any) -> _Chain:
             classes_last = True
         elif node.target in (*VIEWS, "flatten", torch.flatten, operator.getitem):
             require(classes_last, "the classes are not the last dimension of the linear layer's output")
-            _check_rows(node)
+            _require_whole_rows(node)
             chain.rows.insert(0, node)
         else:
-            _step(chain, node)
+            _note(chain, node)
         below, node = node, _upstream(node)
     require_only_user(node, below, "logits")
     require(classes_last, "the classes are not the last dimension of the linear layer's output")
@@ -141,25 +143,23 @@ def _chain(loss: fx.Node, logits: Any) -> _Chain:
 
 
 def _upstream(node: fx.Node) -> fx.Node:
-    """The logits among a known operation's arguments: the other ones are numbers, shapes and indices."""
+    """Return the logits among an operation's arguments; the other ones are numbers, shapes and indices."""
     tensors = [a for a in node.args[:2] if is_tensor(a)]
     require(bool(tensors), f"{called_name(node)} lies between the linear layer and the loss")
-    found = tensors[0]
-    assert isinstance(found, fx.Node)
-    return found
+    logits = tensors[0]
+    assert isinstance(logits, fx.Node)
+    return logits
 
 
-def _step(chain: _Chain, node: fx.Node) -> None:
-    """Take over an operation on each logit."""
+def _note(chain: _Chain, node: fx.Node) -> None:
+    """Add an operation on each logit to the chain: a copy, a cast, tanh or a factor."""
     target = node.target
     if target in SAME:
         return
     if target in CASTS:
         new, old = value_of(node), value_of(_upstream(node))
-        kept = new.is_floating_point() and new.device == old.device
-        require(
-            kept and new.dtype != torch.float64, f"the logits are cast by {called_name(node)} to {new.dtype}"
-        )
+        plain = new.is_floating_point() and new.device == old.device and new.dtype != torch.float64
+        require(plain, f"the logits are cast by {called_name(node)} to {new.dtype}")
     elif target in TANH:
         require(chain.cap is None, "there is more than one tanh between the linear layer and the loss")
         chain.cap, chain.scale = chain.scale, 1.0
@@ -173,7 +173,7 @@ def _step(chain: _Chain, node: fx.Node) -> None:
 
 
 def _moves_classes(node: fx.Node) -> bool:
-    """Whether it moves the last dimension to place 1, where cross_entropy looks for the classes."""
+    """Return whether the node moves the last dimension to place 1, which cross_entropy takes for the classes."""
     n, sizes = value_of(node).dim(), node.args[1:]
     if node.kwargs:
         return False
@@ -188,8 +188,8 @@ def _moves_classes(node: fx.Node) -> bool:
     return False
 
 
-def _check_rows(node: fx.Node) -> None:
-    """Views and slices must leave the classes whole, last and in order."""
+def _require_whole_rows(node: fx.Node) -> None:
+    """Refuse views and slices that do not leave the classes whole, last and in order."""
     before, after = value_of(_upstream(node)), value_of(node)
     whole, index = after.dim() > 0 and after.shape[-1] == before.shape[-1], node.args[1:]
     if node.target is operator.getitem:
@@ -210,12 +210,13 @@ def _check_rows(node: fx.Node) -> None:
 
 
 def _sizes(node: fx.Node) -> list[Any]:
+    """Return the sizes given to a view or reshape, as numbers or nodes."""
     sizes = node.args[1:]
     return list(sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes)
 
 
 def _replace(loss: fx.Node, chain: _Chain, arguments: dict[str, Any]) -> None:
-    """Insert the operator before ``loss`` and give it the users of it."""
+    """Insert the operator before ``loss`` and let it replace ``loss`` in the graph."""
     names = ("input", "weight", "bias")
     parts = dict.fromkeys(names) | dict(zip(names, chain.linear.args, strict=False)) | chain.linear.kwargs
     logits, graph = value_of(chain.linear), loss.graph
@@ -225,7 +226,7 @@ def _replace(loss: fx.Node, chain: _Chain, arguments: dict[str, Any]) -> None:
 
     insert = Inserter(loss, logits)
     with graph.inserting_before(loss):
-        # the linear layer's dtype is autocast's where it ran under autocast
+        # under autocast the linear layer ran in autocast's dtype
         x, weight, bias = (
             p if p is None or value_of(p).dtype == logits.dtype else insert("to", p, logits.dtype)
             for p in (parts[name] for name in names)

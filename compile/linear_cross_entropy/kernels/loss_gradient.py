@@ -1,10 +1,10 @@
-"""Logits to losses and to the loss's gradient by them, in place: the pass over a chunk of logits in ``loss_head``.
+"""Triton kernel that turns a chunk of logits into losses and, in place, into the loss's gradient by the logits.
 
-The same in torch operations (``loss_chunks._to_gradient``) reads and writes a chunk in float32 seven times over; here
-it is read twice and written once in its own dtype, and sums are held in float32.  One program takes one row of
-V logits and goes over it in blocks: largest logit and sum of exponentials as they come ("Online normalizer
-calculation for softmax", https://arxiv.org/abs/1805.02867), then the gradient, as in Liger Kernel's
-cross entropy (https://arxiv.org/abs/2410.10989), here with soft cap, z-loss, label smoothing and class weights.
+The torch operations for it (``chunked._to_gradient``) read and write a chunk in float32 seven times.  The kernel reads
+the chunk twice and writes it once in its own dtype, with sums in float32.  One program works on one row of V logits in
+blocks: first the largest logit and the sum of exponentials in one pass ("Online normalizer calculation for softmax",
+https://arxiv.org/abs/1805.02867), then the gradient, as in Liger Kernel's cross entropy
+(https://arxiv.org/abs/2410.10989), here with soft cap, z-loss, label smoothing and class weights.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import triton.language as tl
 from torch import Tensor
 
 MOST = 8192
-"""Logits that a program holds at a time."""
+"""Most logits that a program holds at a time."""
 COLUMNS, ROWS = 128, 16
-"""A tile of the sums over rows."""
+"""Size of a tile of the sums over rows."""
 
 
 @triton.jit
 def _tanh(x):
-    """To a few last places: a series where the difference of exponentials would cancel."""
+    """Compute tanh to a few units in the last place, near 0 by a series, as exponentials would cancel there."""
     small = x * x
     series = x * (1 - small * (1.0 / 3 - small * (2.0 / 15 - small * (17.0 / 315))))
     e = tl.exp(-2 * tl.abs(x))
@@ -32,7 +32,7 @@ def _tanh(x):
 
 @triton.jit
 def _read(z_row, at, classes, cap, CAPPED: tl.constexpr):
-    """Logits in float32 and the cap's slope; -inf beyond the last class."""
+    """Return logits in float32, -inf beyond the last class, and the cap's slope."""
     z = tl.load(z_row + at, mask=at < classes, other=-float("inf")).to(tl.float32)
     slope = 1.0
     if CAPPED:
@@ -43,9 +43,10 @@ def _read(z_row, at, classes, cap, CAPPED: tl.constexpr):
 
 @triton.jit
 def _weight(weights, at, classes, WEIGHTED: tl.constexpr):
+    """Return class weights; 1 if there are none."""
     if WEIGHTED:
         return tl.load(weights + at, mask=at < classes, other=0.0)
-    else:  # a function of Triton's returns on both ways
+    else:  # Triton wants a return on both branches
         return 1.0
 
 
@@ -60,13 +61,13 @@ def _sum_up(
     WEIGHTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The row's largest logit, its sum of exponentials less that, and its sum weighted by class."""
+    """Return the row's largest logit, the sum of exponentials of logits less that one, and the weighted sum of logits."""
     largest, sum_of, spread = -float("inf"), 0.0, 0.0
     for start in range(0, classes, BLOCK):
         at = start + tl.arange(0, BLOCK)
         z, _ = _read(z_row, at, classes, cap, CAPPED)
         most = tl.maximum(largest, tl.max(z, 0))
-        base = tl.where(most == -float("inf"), 0.0, most)  # -inf less -inf is no number
+        base = tl.where(most == -float("inf"), 0.0, most)  # -inf less -inf is NaN
         sum_of = sum_of * tl.exp(largest - base) + tl.sum(tl.exp(z - base), 0)
         largest = most
         if SMOOTHED:
@@ -97,6 +98,7 @@ def _row_kernel(
     PLAIN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Compute loss and logsumexp of one row, and overwrite its logits by the gradient."""
     number = tl.program_id(0)
     z_row = logits + number.to(tl.int64) * stride
     if tl.load(valid + number) == 0:
@@ -108,7 +110,7 @@ def _row_kernel(
                 tl.store(z_row + at, tl.zeros([BLOCK], z_row.dtype.element_ty), mask=at < classes)
         return
     label, weight, total = tl.load(target + number), tl.load(row + number), tl.load(weight_sum)
-    # a class out of range gives a loss that is no number, not what lies elsewhere in memory
+    # a class out of range gives a loss of NaN, without a read outside of the row
     inside = (label >= 0) & (label < classes)
     picked = tl.load(z_row + label, mask=inside, other=float("nan")).to(tl.float32)
     if CAPPED:
@@ -137,15 +139,16 @@ def _row_kernel(
 
 @triton.jit
 def _sums_kernel(p, stride, factor, sums, rows, classes, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Add the rows of p, each times its factor, to a tile of the sums."""
     at = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    found = tl.load(sums + at, mask=at < classes, other=0.0)
+    total = tl.load(sums + at, mask=at < classes, other=0.0)
     for start in range(0, rows, ROWS):
         by = start + tl.arange(0, ROWS)
         mask = (by < rows)[:, None] & (at < classes)[None, :]
         part = tl.load(p + by.to(tl.int64)[:, None] * stride + at[None, :], mask=mask, other=0.0)
         scale = tl.load(factor + by, mask=by < rows, other=0.0)
-        found += tl.sum(part.to(tl.float32) * scale[:, None], 0)
-    tl.store(sums + at, found, mask=at < classes)
+        total += tl.sum(part.to(tl.float32) * scale[:, None], 0)
+    tl.store(sums + at, total, mask=at < classes)
 
 
 def loss_gradient_(
@@ -159,23 +162,23 @@ def loss_gradient_(
     softcap: float | None,
     plain: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and logsumexp of each row; with ``tangents`` the gradient is left in ``z``, by ``softcap * z`` where there
-    is a cap.
+    """Compute loss and logsumexp of each row, and with ``tangents`` overwrite ``z`` by the gradient.
+
+    The gradient is by ``softcap * z`` if there is a soft cap, else by ``z``.
 
     Args:
-        z: logits, divided by ``softcap`` where there is one: (N, V) with rows that are dense, float32, bfloat16 or
-            float16.
-        target: classes, int64 of shape (N,).  One outside [0, V) makes a loss of NaN.
-        row: float32 (N,), class weight of the target.
-        valid: float32 (N,), 0 for rows without loss, whose gradient is 0.
-        tangents: float32 (N,) twice: the gradients by the loss and by the squared logsumexp; ``None``: no gradient.
-        weights: class weights, float32 (V,), for smoothing.
-        smoothing: of labels, in [0, 1].
-        softcap: logits are ``softcap * tanh(z)``; ``None``: they are ``z``.
-        plain: leave out the tangents: ``z`` becomes softmax less one-hot (times the cap's slope).
+        z: logits, divided by ``softcap`` if there is one: (N, V) with dense rows, float32, bfloat16 or float16.
+        target: classes, int64 of shape (N,).  A class outside [0, V) makes a loss of NaN.
+        row: class weight of the target, float32 (N,).
+        valid: 1, or 0 for rows without loss, whose gradient is 0; float32 (N,).
+        tangents: gradients by the loss and by the squared logsumexp, float32 (N,) both; None: no gradient.
+        weights: class weights for smoothing, float32 (V,).
+        smoothing: label smoothing, in [0, 1].
+        softcap: logits are ``softcap * tanh(z)``; None: they are ``z``.
+        plain: leave the tangents out: ``z`` becomes softmax less one-hot (times the cap's slope).
 
     Returns:
-        Two tensors of float32 (N,), 0 where a row has no loss.
+        Losses and logsumexps, float32 (N,) both, 0 for rows without loss.
     """
     rows, classes = z.shape
     losses, lse = row.new_empty(rows), row.new_empty(rows)
@@ -200,7 +203,7 @@ def loss_gradient_(
 
 
 def add_sums_(sums: Tensor, p: Tensor, factor: Tensor) -> None:
-    """``sums += factor @ p`` in float32: of ``p`` (N, V) in any dtype with ``factor`` (N,), into ``sums`` (V,)."""
+    """Add ``factor @ p`` to ``sums`` (V,) in float32, with ``p`` (N, V) of any dtype and ``factor`` (N,)."""
     rows, classes = p.shape
     grid = (triton.cdiv(classes, COLUMNS),)
     with torch.cuda.device_of(p):

@@ -240,7 +240,7 @@ def test_a_server_that_is_down_for_a_while(s3, proxy, small, spool):
     training = Training(s3)
     training.train(2)
     proxy.down()
-    with pytest.warns(LoopwiseWarning, match="remote storage fails.*waits in .*spool") as said:
+    with pytest.warns(LoopwiseWarning, match="remote storage fails.*wait in .*spool") as said:
         training.train(4)
         training.drain()
         training.wait_for(lambda sender: sender._down)

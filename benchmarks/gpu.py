@@ -10,7 +10,7 @@ import torch
 
 from . import harness
 
-CLAIMS = ["sift_overhead", "compile_gpu"]
+MODULES = ["benchmarks.sift.overhead", "benchmarks.compile.gpu"]
 
 
 def main() -> None:
@@ -22,10 +22,10 @@ def main() -> None:
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit(
-            "no GPU that torch can use on this machine; python -m benchmarks.sift_overhead runs on the CPU"
+            "no GPU that torch can use on this machine; python -m benchmarks.sift.overhead runs on the CPU"
         )
     until = time.monotonic() + 60 * args.minutes
-    modules = [importlib.import_module(f"benchmarks.{claim}") for claim in CLAIMS]
+    modules = [importlib.import_module(name) for name in MODULES]
     left = [module.CLAIM for module in modules if not harness.run(module, args.seeds, False, until=until)]
     print(f"left for the next call: {', '.join(left)}" if left else "all claims measured")
 

@@ -35,12 +35,19 @@ def kept_at(claim: str, case: str, seed: int, quick: bool) -> Path:
     return CACHE / claim / record.device() / record.sources() / name
 
 
-def measure(claim: str, case: str, seed: int, quick: bool, fresh: bool) -> dict[str, float]:
+def module_name(module: ModuleType) -> str:
+    """Return the dotted name of a benchmark, also if it runs as ``__main__``."""
+    assert module.__spec__ is not None
+    return module.__spec__.name
+
+
+def measure(module: ModuleType, case: str, seed: int, quick: bool, fresh: bool) -> dict[str, float]:
     """The quantities of one run, from the cache or from a process of its own."""
+    claim = module.CLAIM
     kept = kept_at(claim, case, seed, quick)
     if kept.exists() and not fresh:
         return json.loads(kept.read_text())
-    command = [python_of(case), "-m", "benchmarks.harness", claim, case, str(seed)]
+    command = [python_of(case), "-m", "benchmarks.harness", module_name(module), case, str(seed)]
     done = subprocess.run(command + ["--quick"] * quick, capture_output=True, text=True, cwd=record.ROOT)
     found = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
     if done.returncode or not found:
@@ -77,7 +84,7 @@ def run(
                 return False
             start = time.monotonic()
             anew = fresh and (not only or case.partition(".")[0] in only)
-            for quantity, value in measure(module.CLAIM, case, seed, quick, anew).items():
+            for quantity, value in measure(module, case, seed, quick, anew).items():
                 runs[case][quantity].append(value)
             console.print(
                 f"{module.CLAIM}: seed {seed}, {case}: {time.monotonic() - start:.1f} s", highlight=False
@@ -132,12 +139,12 @@ def main(module: ModuleType) -> None:
 
 def _child() -> None:
     parser = argparse.ArgumentParser(description="one run of one case")
-    parser.add_argument("claim")
+    parser.add_argument("module")
     parser.add_argument("case")
     parser.add_argument("seed", type=int)
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
-    module = importlib.import_module(f"benchmarks.{args.claim}")
+    module = importlib.import_module(args.module)
     module.QUICK = args.quick
     print(_MARK + json.dumps(module.cases(record.device())[args.case](args.seed)))
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..sift_overhead import digits_network
+from ..sift.overhead import digits_network
 from .task import Data, Pair, Samples, Task, cached, right
 
 SIZE = 16

@@ -6,7 +6,7 @@ from collections import defaultdict
 import pytest
 import torch
 
-from benchmarks import compile_gpu
+from benchmarks.compile import gpu as compile_gpu
 from benchmarks.models.large import TINY, large, loss_of
 
 

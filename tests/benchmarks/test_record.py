@@ -50,6 +50,7 @@ def test_the_newest_record_of_a_claim_is_listed(benchmarks):
 
 def fake():
     module = ModuleType("fake")
+    module.__spec__ = SimpleNamespace(name="fake")
     module.CLAIM = "fake"
     module.cases = lambda device: {"a": None, "b": None}
     module.rows = lambda runs: []
@@ -78,14 +79,18 @@ def test_runs_are_interleaved_and_an_interrupted_benchmark_goes_on(benchmarks, m
 
 def test_a_real_child_process_measures(benchmarks):
     harness, _ = benchmarks
-    found = harness.measure("sift_overhead", "wrapper", 0, quick=True, fresh=False)
+    from benchmarks.sift import overhead
+
+    found = harness.measure(overhead, "wrapper", 0, quick=True, fresh=False)
     assert found["wrapper us/sample"] > 0
 
 
 def test_a_failing_case_says_which(benchmarks):
     harness, _ = benchmarks
+    from benchmarks.sift import overhead
+
     with pytest.raises(RuntimeError, match=r"sift_overhead, case missing, seed 0 failed:[\s\S]*KeyError"):
-        harness.measure("sift_overhead", "missing", 0, quick=True, fresh=False)
+        harness.measure(overhead, "missing", 0, quick=True, fresh=False)
 
 
 def test_benchmarks_import_loopwise_from_a_bare_checkout():

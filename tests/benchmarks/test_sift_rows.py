@@ -12,9 +12,10 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.fixture
 def modules(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import record, sift_rows
+    from benchmarks import record
+    from benchmarks.sift import rows
 
-    yield record, sift_rows
+    yield record, rows
     for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
         monkeypatch.delitem(sys.modules, name)
 

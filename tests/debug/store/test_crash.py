@@ -1,4 +1,4 @@
-"""Writers killed by SIGKILL lose nothing that was committed; the benchmark ``debug_crash`` kills two hundred."""
+"""Writers killed by SIGKILL lose nothing that was committed; the benchmark ``debug.crash`` kills two hundred."""
 
 import json
 import sys
@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[3]
 def crash():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT))
-        from benchmarks import debug_crash
+        from benchmarks.debug import crash
 
-        yield debug_crash
+        yield crash
         for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
             patch.delitem(sys.modules, name)
 

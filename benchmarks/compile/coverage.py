@@ -1,6 +1,6 @@
 """What each pass finds in models that nobody here wrote: model x pass, with the reasons of refusals.
 
-``python -m benchmarks.compile_coverage`` prints the table and writes it into ``results/``.  Graphs are
+``python -m benchmarks.compile.coverage`` prints the table and writes it into ``results/``.  Graphs are
 captured, rewritten and compared with eager (loss and gradients against float64); nothing is timed.
 """
 
@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import record
-from .models import MODELS, OTHERS
+from .. import record
+from ..models import MODELS, OTHERS
 
 EVERY = {**MODELS, **OTHERS}
 

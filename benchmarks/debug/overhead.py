@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import harness
-from .debug_watched import SETTINGS, TINY, Ours, Setting, Smdebug, Training
-from .harness import CACHE, Runs
-from .peers import installed
-from .record import Row
+from .. import harness
+from ..harness import CACHE, Runs
+from ..peers import installed
+from ..record import Row
+from .watched import SETTINGS, TINY, Ours, Setting, Smdebug, Training
 
 CLAIM = "debug_overhead"
 QUICK = False

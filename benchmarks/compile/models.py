@@ -7,30 +7,29 @@ import statistics
 import sys
 from collections.abc import Callable
 
-from . import compile, harness
-from .harness import Runs
-from .models import MODELS
-from .record import Row
+from .. import harness
+from ..harness import Runs
+from ..models import MODELS
+from ..record import Row
+from . import speed
 
 CLAIM = "compile_models"
 QUICK = False
 
 
 def timed(name: str, seed: int) -> dict[str, float]:
-    compile.QUICK = QUICK
-    return compile.timed(name, seed)
+    speed.QUICK = QUICK
+    return speed.timed(name, seed)
 
 
 def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
-    return {
-        f"models.{name}": functools.partial(timed, name) for name in MODELS if name not in compile.LANGUAGE
-    }
+    return {f"models.{name}": functools.partial(timed, name) for name in MODELS if name not in speed.LANGUAGE}
 
 
 def rows(runs: Runs) -> list[Row]:
     found: list[Row] = []
     for case, values in runs.items():
-        found += compile.step_rows(case.partition(".")[2], values)
+        found += speed.step_rows(case.partition(".")[2], values)
     ratios = [_beside_faster(values) for values in runs.values()]
     label = f"{len(ratios)} models, step beside the faster of eager and torch.compile: "
     median = Row(label + "median of the models", [statistics.median(ratios)], None, "", "", "ours <= 0.95")
@@ -38,7 +37,7 @@ def rows(runs: Runs) -> list[Row]:
 
 
 def _beside_faster(values: dict[str, list[float]]) -> float:
-    eager, other, ours = (statistics.median(values[f"{form}: step, ms"]) for form in compile.FORMS)
+    eager, other, ours = (statistics.median(values[f"{form}: step, ms"]) for form in speed.FORMS)
     return ours / min(eager, other)
 
 

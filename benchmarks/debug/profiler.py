@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import harness
-from .debug_watched import Training
-from .harness import Runs
-from .record import Row
+from .. import harness
+from ..harness import Runs
+from ..record import Row
+from .watched import Training
 
 CLAIM = "profiler"
 QUICK = False

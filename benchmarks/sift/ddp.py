@@ -11,8 +11,8 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from . import harness
-from .record import ROOT, Row
+from .. import harness
+from ..record import ROOT, Row
 
 CLAIM = "sift_ddp"
 QUICK = False
@@ -81,7 +81,7 @@ def measure(world: int, seed: int) -> dict[str, float]:
     """``RUNS`` random settings in ``world`` processes; a hang ends in an error after ten minutes."""
     runs = RUNS // 10 if QUICK else RUNS
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "benchmarks.sift_ddp", "child"]
+        command = [sys.executable, "-m", "benchmarks.sift.ddp", "child"]
         tail = [str(world), str(seed), str(runs), os.path.join(folder, "store")]
         others = [
             subprocess.Popen([*command, str(rank), *tail], cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""Trainings, and those who watch them: ``Watch`` and smdebug 1.0.34.  ``debug_overhead`` times them."""
+"""Trainings, and those who watch them: ``Watch`` and smdebug 1.0.34.  ``overhead`` times them."""
 
 from __future__ import annotations
 
@@ -173,9 +173,7 @@ class Smdebug:
 
         writer.make_tensor_proto = with_bytes(util.make_tensor_proto)
         save = smd.SaveConfig(save_interval=what.interval or 10**9, start_step=0 if what.interval else 10**9)
-        reduced = (
-            smd.ReductionConfig(reductions=[*REDUCED[:4]], norms=["l2"]) if what.statistics else None
-        )
+        reduced = smd.ReductionConfig(reductions=[*REDUCED[:4]], norms=["l2"]) if what.statistics else None
         regex = ["_output_"] if what.of == ("outputs",) else None
         of = ["losses", *([] if regex else what.of)]
         self.hook = smd.Hook(

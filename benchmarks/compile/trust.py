@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import harness
-from .compile import loop, optimizer_of
-from .harness import Runs
-from .models import MODELS
-from .models.language import gpt
-from .record import ROOT, Row
+from .. import harness
+from ..harness import Runs
+from ..models import MODELS
+from ..models.language import gpt
+from ..record import ROOT, Row
+from .speed import loop, optimizer_of
 
 CLAIM = "compile_trust"
 QUICK = False
@@ -61,7 +61,7 @@ def cold(seed: int) -> dict[str, float]:
             own = f"{folder}/{form.replace(' ', '_')}"
             places = {"TORCHINDUCTOR_CACHE_DIR": f"{own}/inductor", "LOOPWISE_CACHE": f"{own}/loopwise"}
             alone = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}  # no pool: its processor time would not be seen
-            call = f"from benchmarks import compile_trust as c; c.QUICK = {QUICK}; c.first_step({form!r}, {seed})"
+            call = f"from benchmarks.compile import trust as c; c.QUICK = {QUICK}; c.first_step({form!r}, {seed})"
             for turn in ("first", "second"):
                 done = subprocess.run(
                     [sys.executable, "-c", call],

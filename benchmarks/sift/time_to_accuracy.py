@@ -9,10 +9,11 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from . import baselines, harness
-from .peers import installed
-from .sift_rows import rows as rows
-from .tasks import TASKS
+from .. import harness
+from ..peers import installed
+from ..tasks import TASKS
+from . import baselines
+from .rows import rows as rows
 from .training import Method, beside, train
 
 CLAIM = "sift"
@@ -26,7 +27,7 @@ OURS: dict[str, dict[str, Any]] = {
     "auto-scored": {"auto": True, "score_every": 1},
 }
 """Method -> arguments of ``SiftingDataLoader``.  ``ours`` is the default policy.  Chosen by validation data
-(``python -m benchmarks.sift TASK METHOD``), never by the test's."""
+(``python -m benchmarks.sift.time_to_accuracy TASK METHOD``), never by the test's."""
 
 STRETCH = {"ours": 1.1, "ours-best": 1.4, "uniform": 1.1, "ours-long": 1.9}
 """Method -> epochs, as a multiple of the plain loader's: some of what sifting saves is spent on going on;
@@ -108,7 +109,7 @@ def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
 
 
 def trial() -> None:
-    """``python -m benchmarks.sift TASK METHOD``: one run on validation data, to choose settings by."""
+    """``python -m benchmarks.sift.time_to_accuracy TASK METHOD``: one run on validation data, to choose settings by."""
     parser = argparse.ArgumentParser(description=trial.__doc__)
     parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("method", choices=list(METHODS))

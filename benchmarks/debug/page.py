@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import harness
-from .harness import Runs
-from .record import Row
+from .. import harness
+from ..harness import Runs
+from ..record import Row
 
 CLAIM = "page"
 QUICK = False

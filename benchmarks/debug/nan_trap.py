@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import harness
-from .debug_watched import Training
-from .harness import Runs
-from .record import Row
-from .zoo import Job
+from .. import harness
+from ..harness import Runs
+from ..record import Row
+from ..zoo import Job
+from .watched import Training
 
 CLAIM = "nan_trap"
 QUICK = False

@@ -8,9 +8,9 @@ import statistics
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .harness import Runs
-from .record import Row, device
-from .tasks import TASKS
+from ..harness import Runs
+from ..record import Row, device
+from ..tasks import TASKS
 
 Quantities = dict[str, list[float]]
 PEERS = ("original", "selective-backprop", "infobatch", "uniform")

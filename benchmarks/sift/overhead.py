@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import harness
-from .peers import installed
-from .record import Row
+from .. import harness
+from ..peers import installed
+from ..record import Row
 
 CLAIM = "sift_overhead"
 QUICK = False

@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from . import harness
-from .record import ROOT, Row
+from .. import harness
+from ..record import ROOT, Row
 
 CLAIM = "debug_crash"
 QUICK = False
@@ -203,7 +203,7 @@ def kill(breeder: subprocess.Popen, path: str, first: int, growth: int, pause: f
 @contextlib.contextmanager
 def breeding() -> Iterator[subprocess.Popen]:
     """A process that begins writers."""
-    command = [sys.executable, "-m", "benchmarks.debug_crash", "child"]
+    command = [sys.executable, "-m", "benchmarks.debug.crash", "child"]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, **pipes) as breeder:
         if breeder.stdout.readline() != "ready\n":

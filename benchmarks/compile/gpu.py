@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import harness
-from .compile import optimizer_of, updating
-from .harness import Runs
-from .models.large import SHAPES, TINY, by_liger, check_liger, large, loss_of
-from .models.vision import classifier
-from .record import Row
+from .. import harness
+from ..harness import Runs
+from ..models.large import SHAPES, TINY, by_liger, check_liger, large, loss_of
+from ..models.vision import classifier
+from ..record import Row
+from .speed import optimizer_of, updating
 
 CLAIM = "compile_gpu"
 QUICK = False
@@ -147,7 +147,7 @@ def recorded(seed: int) -> dict[str, float]:
     from loopwise.compile import Plan, TrainStep
     from loopwise.compile.search.measure import seconds
 
-    from .models import MODELS
+    from ..models import MODELS
 
     device, steps = where(), {}
     for name in ("ordinary", "graph"):

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import harness
-from .harness import Runs
-from .models import MODELS
-from .record import Row
+from .. import harness
+from ..harness import Runs
+from ..models import MODELS
+from ..record import Row
 
 CLAIM = "compile"
 QUICK = False

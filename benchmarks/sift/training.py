@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 
-from .tasks.task import Pair, Task, as_is
+from ..tasks.task import Pair, Task, as_is
 
 THREADS = 1
 """Of torch, in each run.  With one thread for each of two cores a run beside any other program took

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from . import harness
-from .harness import Runs
-from .record import Row
-from .zoo import FAULTS, Job, injected, made
+from .. import harness
+from ..harness import Runs
+from ..record import Row
+from ..zoo import FAULTS, Job, injected, made
 
 CLAIM = "rules"
 QUICK = False

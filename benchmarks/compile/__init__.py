@@ -1,0 +1,1 @@
+"""Benchmarks of compile: speed, memory, coverage and trust of the compiled training step."""

@@ -1,0 +1,1 @@
+"""Benchmarks of sift: what selecting samples gains and costs."""

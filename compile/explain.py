@@ -35,16 +35,7 @@ class Explanation:
         events: list[str],
         shapes: Mapping[Any, int],
     ) -> Explanation:
-        """Explain a plan.
-
-        Args:
-            plan: the plan in use.
-            result: the search that chose it; ``None`` before the first batch.
-            choice: the choice of the optimizer's implementation, if there was one.
-            log: events of the compilation of the chosen variant.
-            events: lines about later events.
-            shapes: number of batches by shape, for shapes other than the usual one.
-        """
+        """Explain the plan in use by the search that chose it; ``shapes`` counts the batches of unusual shapes."""
         if result is None:
             return cls(None, [], ["no batch yet: the plan is chosen at the first one"])
         rows = [_row(candidate, result.best) for candidate in result.candidates]

@@ -155,16 +155,15 @@ def scalar_loss(loss: Any) -> torch.Tensor:
     Raises:
         InputError: ``loss`` is no tensor of shape () or (batch,), or depends on no parameter.
     """
-    usable = isinstance(loss, torch.Tensor) and loss.ndim <= 1 and loss.numel()
-    if usable and loss.requires_grad:
-        return loss.mean() if loss.ndim else loss
+    expected = "a tensor of one number, or of one a sample, that depends on the model's parameters"
+    if isinstance(loss, torch.Tensor) and loss.ndim <= 1 and loss.numel():
+        if loss.requires_grad:
+            return loss.mean() if loss.ndim else loss
+        cause = "parameters are frozen, or the model ran under no_grad"
+        raise InputError("a loss that needs no gradient", expected, cause, "train some parameters")
     what = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"type {type(loss).__name__}"
-    raise InputError(
-        "a loss that needs no gradient" if usable else f"a loss of {what}",
-        "a tensor of one number, or of one a sample, that depends on the model's parameters",
-        "parameters are frozen, or the model ran under no_grad" if usable else "losses per token or pixel",
-        "train some parameters" if usable else "average over all dimensions but the first",
-    )
+    fix = "average over all dimensions but the first"
+    raise InputError(f"a loss of {what}", expected, "losses per token or pixel", fix)
 
 
 def bytes_of(memory: float | str, device: torch.device) -> int:

@@ -115,14 +115,7 @@ class Plan:
 
 
 def cache_key(model: torch.nn.Module, optimizer: Any, shapes: Any, requested: Any) -> str:
-    """Return a digest of everything that a measured plan depends on, as the name of its file.
-
-    Args:
-        model: the model in training.
-        optimizer: its optimizer.
-        shapes: shapes and dtypes of the batch.
-        requested: the arguments that steered the search.
-    """
+    """Return a digest of everything that a measured plan depends on; ``requested`` are the arguments of the search."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     cpu = f"{torch.backends.cpu.get_cpu_capability()} {os.cpu_count()}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu

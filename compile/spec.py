@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -41,73 +42,56 @@ def eager_computation(model: nn.Module, loss: Callable[..., torch.Tensor], preci
     return compute if dtype is torch.float32 else compute_in_low_precision
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class StepSpec:
-    """Everything that the search and the CUDA graph know of a training step."""
+    """Validated arguments of a ``TrainStep``, which the search and the CUDA graph get instead of the step.
+
+    Raises:
+        InputError: an argument cannot be used.
+    """
 
     model: nn.Module
     loss: Callable[..., torch.Tensor]
-    eager: Compute
-    """The step's computation as the user would write it."""
-    device: torch.device
-    """Device of all parameters."""
-    precision: str
-    autotune: str
-    memory: int | None
-    """Bytes that forward and backward may hold beside the parameters; ``None``: no limit."""
-    optimizer: Optimizer | None
-    """torch's optimizer, without a framework's wrapper."""
     wrapper: Any
-    """The optimizer as the user passed it."""
+    """The optimizer as the user passed it: torch's, a framework's wrapper of it, or ``None``."""
     scaler: Any
     clip: float | None
     accumulate: int
+    precision: str
+    autotune: str
+    memory: Any
+    """Bytes that forward and backward may hold beside the parameters; ``None``: no limit."""
 
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        loss: Callable[..., torch.Tensor],
-        optimizer: Optimizer | None,
-        scaler: Any,
-        clip: float | None,
-        accumulate: int,
-        precision: str,
-        autotune: str,
-        memory: float | str | None,
-    ) -> StepSpec:
-        """Validate the arguments of a ``TrainStep`` and return its specification.
+    def __post_init__(self) -> None:
+        options.validate_model(self.model)
+        options.validate_loss(self.loss)
+        options.validate_optimizer(self.wrapper)
+        options.validate_update(self.scaler, self.clip, self.accumulate)
+        options.validate_choices(self.precision, self.autotune)
+        if self.memory is not None:
+            object.__setattr__(self, "memory", options.bytes_of(self.memory, self.device))
 
-        Raises:
-            InputError: an argument cannot be used.
-        """
-        options.validate_model(model)
-        options.validate_loss(loss)
-        options.validate_optimizer(optimizer)
-        options.validate_update(scaler, clip, accumulate)
-        options.validate_choices(precision, autotune)
-        device = options.device_of(model)
-        return cls(
-            model=model,
-            loss=loss,
-            eager=eager_computation(model, loss, precision),
-            device=device,
-            precision=precision,
-            autotune=autotune,
-            memory=None if memory is None else options.bytes_of(memory, device),
-            optimizer=innermost(optimizer),
-            wrapper=optimizer,
-            scaler=scaler,
-            clip=clip,
-            accumulate=accumulate,
-        )
+    @functools.cached_property
+    def device(self) -> torch.device:
+        """Device of all parameters."""
+        return options.device_of(self.model)
+
+    @functools.cached_property
+    def eager(self) -> Compute:
+        """Computation of the step as the user would write it."""
+        return eager_computation(self.model, self.loss, self.precision)
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """Optimizer of torch, without a framework's wrapper."""
+        optimizer: Optimizer | None = innermost(self.wrapper)
+        return optimizer
 
     def copied(self) -> StepSpec:
         """Return the specification of a step with copies of model and optimizer, for training on the side."""
         # in one call: the optimizer's copy must hold the copied parameters
         model, optimizer = copy.deepcopy((unwrap(self.model), self.optimizer))
-        eager = eager_computation(model, self.loss, self.precision)
-        return dataclasses.replace(self, model=model, eager=eager, optimizer=optimizer, wrapper=optimizer)
+        return dataclasses.replace(self, model=model, wrapper=optimizer)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Run the backward pass of one batch's share of an update."""

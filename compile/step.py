@@ -100,11 +100,21 @@ class TrainStep:
         run: str | os.PathLike[str] | Run | None = None,
         resume: bool = False,
     ) -> None:
-        spec = StepSpec.of(model, loss, optimizer, scaler, clip, accumulate, precision, autotune, memory)
+        spec = self.spec = StepSpec(
+            model=model,
+            loss=loss,
+            wrapper=optimizer,
+            scaler=scaler,
+            clip=clip,
+            accumulate=accumulate,
+            precision=precision,
+            autotune=autotune,
+            memory=memory,
+        )
         options.validate_plan(plan)
         if plan is not None and plan.cuda_graph and recorder_for(spec.device) is None:
             raise options.without_graphs(spec.device)
-        self.spec, self.plan = spec, plan
+        self.plan = plan
         self.losses: torch.Tensor | None = None
         self._verifies = validate.one_of("verify", verify, (True, False))
         self._pinned = plan is not None
@@ -121,7 +131,7 @@ class TrainStep:
         self._supervisor: Supervisor | None = None
         self._cuda_graph: CudaGraphStep | None = None
         self._events = Events(run, resume)
-        if precision == "mixed" and native_dtype(spec.device) is torch.float32:
+        if spec.precision == "mixed" and native_dtype(spec.device) is torch.float32:
             self._events.add(
                 "precision='mixed' is as 'exact': this device multiplies no dtype faster than float32"
             )

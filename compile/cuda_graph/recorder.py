@@ -23,7 +23,7 @@ class Recorder(Protocol):
         """Run the function as it will be recorded; raise if it waits for the device, which no recording can do."""
 
     def record(self, run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
-        """Record the function; return the replay, and the tensor that holds the function's result after each replay."""
+        """Record the function; return its replay, and the tensor that holds its result after each replay."""
 
     def settle(self) -> None:
         """Let the device draw random numbers as before, after a recording that failed."""

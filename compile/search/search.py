@@ -81,7 +81,7 @@ def search(
             raise
     torch.cuda.empty_cache()
     half = batches.index(batch, torch.arange(size // 2), size)
-    memory = None if spec.memory is None else spec.memory // 2
+    memory = None if spec.memory is None else max(2, spec.memory // 2)  # at most 1 would be a fraction
     result = search(dataclasses.replace(spec, memory=memory), half, known, errors)
     if result.samples is None:
         result.samples = size // 2

@@ -22,13 +22,7 @@ then compiles one graph for any size of the dimensions that change."""
 
 
 def variant(spec: StepSpec, plan: Plan, log: Log) -> Compute:
-    """Return the step's computation by ``plan``; it is compiled at its first batch.
-
-    Args:
-        spec: the training step.
-        plan: the choices.
-        log: collects the events of the compilation.
-    """
+    """Return the step's computation by ``plan``; it is compiled at its first batch, and ``log`` collects the events."""
     inner = compile_function(spec.eager, plan, log)
     if plan.layout == "as_is":
         return inner

@@ -33,12 +33,9 @@ def least_sizes(observed: dict[str, torch.Tensor]) -> dict[str, float]:
 
 
 def relative_error(tensor: torch.Tensor, expected: torch.Tensor, least: float) -> float:
-    """Return the size of the difference over the size of ``expected``; NaNs at the same places agree.
+    """Return the size of the difference over the size of ``expected``, or over ``least`` if that is larger.
 
-    Args:
-        tensor: a tensor of any dtype.
-        expected: a tensor of the same shape.
-        least: size that counts if ``expected`` is smaller.
+    NaNs at the same places agree.
     """
     if not tensor.numel():
         return 0.0
@@ -70,15 +67,9 @@ def _root_mean_square(tensor: torch.Tensor) -> float:
 def update_error(
     updated: list[torch.Tensor], expected: list[torch.Tensor], before: list[torch.Tensor]
 ) -> float:
-    """Return how far updated tensors are from the expected ones, relative to the size of the update.
+    """Return the distance of updated tensors from the expected ones, relative to the size of the expected update.
 
-    Args:
-        updated: tensors after the update.
-        expected: tensors after the reference's update.
-        before: tensors before the update.
-
-    Returns:
-        The relative error of all tensors together; infinite if they differ but the reference changed nothing.
+    The error of all tensors together is infinite if they differ but the expected update changes nothing.
     """
     error = change = 0.0
     for tensor, reference, start in zip(updated, expected, before, strict=True):

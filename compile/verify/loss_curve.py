@@ -26,13 +26,6 @@ def compare_loss_curves(spec: StepSpec, make: Make, plan: Plan, batch: Any, step
     reverse order, which changes the order of additions.  Random states are the same in all three,
     and are restored afterwards.
 
-    Args:
-        spec: the training step; it has an optimizer.
-        make: makes the computation of a copy by a plan.
-        plan: the plan to compare with the eager step.
-        batch: the batch to train on.
-        steps: number of steps.
-
     Returns:
         The loss that is furthest over its budget, or ``None``.
     """

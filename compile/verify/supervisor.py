@@ -35,13 +35,7 @@ class Supervisor:
         self._saw_infinite = False
 
     def inspect(self, loss: torch.Tensor, batch: Any, number: int) -> str:
-        """Return why to go back to the eager step, or an empty text.
-
-        Args:
-            loss: the loss of a batch by the compiled step.
-            batch: the batch.
-            number: its number, counted from 0.
-        """
+        """Return a reason to go back to the eager step, or an empty text; ``number`` counts the batches."""
         if self._log.graphs > self._graphs:
             self._graphs = self._log.graphs
             for reason in recompilations()[self._guards :]:

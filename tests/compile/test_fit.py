@@ -1,4 +1,4 @@
-"""Foretold memory: by allocations, not by a line through two peaks."""
+"""Prediction of memory from allocations, not from a line through two peaks."""
 
 import sys
 
@@ -8,8 +8,8 @@ from torch import nn
 from loopwise.compile import Plan, TrainStep, fit
 
 
-def test_the_peak_moves_from_gradients_to_activations_and_is_foretold(monkeypatch):
-    """With few samples gradients of large weights make the peak, with many the activations: no line has both."""
+def test_the_peak_moves_from_gradients_to_activations_and_is_predicted(monkeypatch):
+    """Gradients of large weights make the peak of few samples, activations that of many: no line fits both."""
     fitting = sys.modules["loopwise.compile.fit"]  # the package's attribute is the function
     monkeypatch.setattr(fitting, "seconds", lambda *_, **__: {"": [1.0]})  # larger is always better
     torch.manual_seed(0)
@@ -18,16 +18,16 @@ def test_the_peak_moves_from_gradients_to_activations_and_is_foretold(monkeypatc
     )
     net.append(nn.Linear(512, 3))
     step = TrainStep(net, nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), 0.1), plan=Plan())
-    found = fit(step, (torch.randn(64, 8), torch.arange(64) % 3), largest=1024)
-    peaks = [size.peak / size.samples for size in found.sizes]
+    result = fit(step, (torch.randn(64, 8), torch.arange(64) % 3), largest=1024)
+    peaks = [size.peak / size.samples for size in result.sizes]
     assert peaks[0] > 2 * peaks[-1]  # not proportional
-    foretold = [size for size in found.sizes if size.predicted is not None]
-    assert len(foretold) > 2
-    for size in foretold:
+    predicted_sizes = [size for size in result.sizes if size.predicted is not None]
+    assert len(predicted_sizes) > 2
+    for size in predicted_sizes:
         assert abs(size.predicted / size.peak - 1) < 0.01, size
 
 
-def test_a_size_with_other_allocations_is_foretold_by_the_line_of_the_peaks():
+def test_a_size_with_other_allocations_is_predicted_by_the_line_of_the_peaks():
     from loopwise.compile.fit import Size, _predicted
 
     sizes = [Size(2, 1.0, 100, None, [100]), Size(4, 1.0, 160, None, [100, 60])]

@@ -1,4 +1,4 @@
-"""``optimize`` in the real trainers: Hugging Face's and Lightning's."""
+"""``optimize`` and ``TrainStep`` in the trainers of Hugging Face, Lightning and Accelerate."""
 
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def test_hugging_face(tmp_path):
 @pytest.mark.parametrize(("make", "data"), [(bert, SENTENCES), (llama, TEXTS)])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_compiling_trainer_trains_as_the_plain_one(tmp_path, make, data, accumulate):
-    """A Llama's Trainer divides by the number of tokens of the whole update: that stays its own affair."""
+    """The Trainer of a Llama still divides by the number of tokens of the whole update."""
     weights, losses = [], []
     for options in (False, {"plan": CAPTURED}):
         settings = arguments(tmp_path, gradient_accumulation_steps=accumulate)
@@ -106,7 +106,7 @@ def test_options_of_the_mixin_are_validated_when_the_trainer_is_made(tmp_path, o
 
 
 class Manual(lightning.LightningModule):
-    """The whole step by ``TrainStep``."""
+    """Module whose whole step is a ``TrainStep``."""
 
     automatic_optimization = False
 
@@ -125,7 +125,7 @@ class Manual(lightning.LightningModule):
 
 
 class Automatic(Manual):
-    """The loss by ``TrainStep``, the rest by Lightning."""
+    """Module whose loss comes from a ``TrainStep``; Lightning does the rest."""
 
     automatic_optimization = True
 
@@ -168,7 +168,7 @@ def test_lightning_by_whole_steps_and_by_losses(tmp_path):
 
 
 def test_lightning_under_ddp(ranks, tmp_path):
-    """Preparing runs backward passes; they must not be taken for those of Lightning's own wrapper."""
+    """Preparing runs backward passes, which Lightning's own DDP wrapper must not count."""
     code = f"""
     import sys, warnings
     warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Ways in: the backend by name, ``optimize``, the compile cache and the batch advisor."""
+"""The backend by name, ``optimize``, the compile cache and the search for a batch size."""
 
 import copy
 import io
@@ -28,7 +28,7 @@ class Net(nn.Module):
         return self.head(torch.relu(self.body(x)))
 
 
-def test_by_name_without_an_import():
+def test_the_backend_is_known_by_its_name_without_an_import():
     code = (
         "import torch, sys\n"
         "torch.set_num_threads(1)\n"
@@ -78,7 +78,7 @@ def test_a_class_and_a_function():
     assert loss_of(net, x, y).item() == pytest.approx(CRITERION(net(x), y).item())
 
 
-def test_compiled_twice_or_nothing_to_compile():
+def test_a_second_compilation_and_other_types_are_refused():
     net = optimize(Net(), plan=CAPTURED)
     for target in (net, torch.compile(Net())):
         with pytest.raises(InputError, match="a model that is compiled already"):
@@ -129,18 +129,18 @@ def test_data_dependent_control_flow_runs():
     assert "2 graphs were compiled: graph breaks, or other shapes" in str(step.explain())
 
 
-def test_the_batch_advisor():
+def test_batch_sizes_are_measured_and_advice_is_given():
     net = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 3))
     step = TrainStep(net, CRITERION, torch.optim.AdamW(net.parameters(), lr=1e-3), plan=Plan())
     batch = torch.randn(64, 64), torch.arange(64) % 3
     before = [p.clone() for p in net.parameters()]
-    found = fit(step, batch, largest=512)
+    result = fit(step, batch, largest=512)
     assert all(map(torch.equal, before, net.parameters()))
-    assert found.sizes[0].samples == 16
-    assert found.best in found.sizes
-    assert found.sizes[-1].predicted == pytest.approx(found.sizes[-1].peak, rel=0.1)
-    assert "samples/s" in str(found)
-    small = fit(step, batch, memory=(found.sizes[0].peak + found.sizes[1].peak) // 2)
+    assert result.sizes[0].samples == 16
+    assert result.best in result.sizes
+    assert result.sizes[-1].predicted == pytest.approx(result.sizes[-1].peak, rel=0.1)
+    assert "samples/s" in str(result)
+    small = fit(step, batch, memory=(result.sizes[0].peak + result.sizes[1].peak) // 2)
     assert [size.samples for size in small.sizes] == [16]
     assert small.best.samples == 16
     assert small.advice[0].startswith("learning rate 0.001 -> 0.0005 by the square-root rule for AdamW")
@@ -180,7 +180,7 @@ def test_a_cache_travels_to_another_process(tmp_path):
     assert outputs == [["inductor", "2"], ["inductor", "0"]]
 
 
-def test_a_cache_that_is_none(tmp_path):
+def test_a_file_that_is_no_cache_is_refused(tmp_path):
     path = tmp_path / "cache"
     with pytest.raises(InputError, match="without a compile cache in it"):
         load_cache(str(path))
@@ -206,7 +206,7 @@ def test_saving_before_anything_was_compiled(tmp_path):
     ("runs", "has_more", "known"),
     [("AVX512", True, True), ("AVX2", False, True), ("AVX2", True, False), ("DEFAULT", False, False)],
 )
-def test_instructions_that_torch_runs_with_are_not_tried_out(monkeypatch, runs, has_more, known):
+def test_vector_instructions_that_torch_uses_are_not_tested(monkeypatch, runs, has_more, known):
     from torch._inductor import config
 
     from loopwise.compile.torch_internals import known_vector_instructions

@@ -1,4 +1,4 @@
-"""What compile shows on the page of a run."""
+"""Section of a run's page about compiled steps."""
 
 from page_kit import sifted
 
@@ -11,15 +11,15 @@ def test_nothing_is_shown_of_a_run_without_compiled_steps(tmp_path):
     assert sections(str(tmp_path / "run")) == []
 
 
-def test_the_plan_its_forms_and_what_happened(tmp_path):
+def test_the_plan_its_variants_and_events(tmp_path):
     with Run(str(tmp_path / "run")) as run:
         sifted(run)
     (section,) = sections(str(tmp_path / "run"))
-    plan, times, forms, remarks, events = section["blocks"]
+    plan, times, variants, remarks, events = section["blocks"]
     assert plan["text"] == "Since batch 2: graph inductor, passes loss_head, max autotune on."
     assert times["data"][0]["y"] == ["eager", "inductor"]  # a refused form has no time
     assert "the fastest is inductor with 8.0 ms" in times["describe"]
-    assert forms["rows"][2] == ["captured", None, None, None, 210.0, 0.0, "its loss differs"]
+    assert variants["rows"][2] == ["captured", None, None, None, 210.0, 0.0, "its loss differs"]
     assert remarks["rows"] == [["found in 20 s"]]
     assert events["rows"] == [[9, "a batch of another shape"]]
 

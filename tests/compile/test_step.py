@@ -53,7 +53,7 @@ def state(net):
 
 @pytest.mark.parametrize("plan", [Plan(), CAPTURED], ids=str)
 @pytest.mark.parametrize(("accumulate", "clip"), [(1, None), (2, 0.1)])
-def test_as_the_plain_loop(plan, accumulate, clip):
+def test_it_trains_as_the_plain_loop(plan, accumulate, clip):
     ours, theirs = model(), model()
     optimizers = [torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9) for net in (ours, theirs)]
     step = TrainStep(ours, CRITERION, optimizers[0], plan=plan, accumulate=accumulate, clip=clip)
@@ -64,7 +64,7 @@ def test_as_the_plain_loop(plan, accumulate, clip):
 
 
 @pytest.mark.parametrize("autotune", ["off", "default"])
-def test_finding_a_plan_leaves_no_trace(autotune):
+def test_choosing_a_plan_leaves_no_trace(autotune):
     net = model(dropout=0.5)
     net[0].weight.grad = torch.ones_like(net[0].weight)
     net[3].eval()
@@ -192,7 +192,7 @@ def test_the_optimizer_is_measured_and_agrees():
 
 
 def test_a_scheduler_goes_on_with_the_chosen_optimizer():
-    """A scheduler wraps the optimizer's step: the measured copies must not call the original's."""
+    """A scheduler wraps the optimizer's step; the copies that are timed must not call the original's step."""
     ours, theirs = model(), model()
     optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in (ours, theirs)]
     schedules = [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5) for optimizer in optimizers]
@@ -207,7 +207,7 @@ def test_a_scheduler_goes_on_with_the_chosen_optimizer():
     same(ours.state_dict(), theirs.state_dict())
 
 
-def test_a_chosen_optimizer_stays():
+def test_an_implementation_that_the_user_chose_stays():
     net = model()
     chosen = torch.optim.AdamW(net.parameters(), foreach=True)
     TrainStep(net, CRITERION, chosen, plan=Plan(optimizer="fused")).prepare(batches()[0])
@@ -266,7 +266,7 @@ def test_every_rank_has_the_same_plan_and_weights(ranks):
     assert ours[0] == pytest.approx(expected, abs=2e-4)
 
 
-def test_the_explanation_says_what_each_piece_gained():
+def test_the_explanation_tells_the_gain_of_each_choice():
     eager, passed = (
         Candidate(Plan(), times=[0.010], peak=3 * 2**20),
         Candidate(CAPTURED, times=[0.008], peak=2**20),

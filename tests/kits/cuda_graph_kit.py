@@ -1,4 +1,4 @@
-"""A small training, by whole steps and by ordinary ones, to compare."""
+"""Small training by replayed and by ordinary steps, to compare both."""
 
 import torch
 from torch import nn
@@ -17,11 +17,11 @@ def net(dropout=0.0):
 
 def batches(count, rows=5):
     draws = torch.Generator().manual_seed(2)
-    found = [
+    pairs = [
         (torch.randn(rows, 6, generator=draws), torch.randint(0, 3, (rows,), generator=draws))
         for _ in range(count)
     ]
-    return [(x.to(DEVICE), y.to(DEVICE)) for x, y in found]
+    return [(x.to(DEVICE), y.to(DEVICE)) for x, y in pairs]
 
 
 # rates that float32 has: a recording reads them in that
@@ -40,7 +40,7 @@ OPTIMIZERS = {
 
 
 def trained(cuda_graph, data, make="adamw", *, change=None, criterion=None, dropout=0.0, **options):
-    """Losses, model, optimizer and step after a batch each of ``data``."""
+    """Train on all batches of ``data``; return the losses, the model, the optimizer and the step."""
     model = net(dropout)
     optimizer = OPTIMIZERS[make](model)
     plan = PLAN.changed(cuda_graph=cuda_graph)

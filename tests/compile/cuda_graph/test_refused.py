@@ -1,4 +1,4 @@
-"""What a recording of the whole step cannot follow stays an ordinary step, and says why."""
+"""A step that cannot be recorded stays ordinary, and ``explain()`` says why."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The whole step recorded and replayed: the same training, and ordinary steps where a recording cannot follow.
+"""Replays of a recorded step train as ordinary steps do; a step that a recording cannot follow stays ordinary.
 
 A CPU has no CUDA graphs: here a tape of operations stands in, which has their limits (addresses and numbers of the
 recording, no waiting).  The same tests run with real graphs where there is a GPU.
@@ -94,7 +94,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize(("accumulate", "when"), [(1, 9), (2, 9), (2, 8)])
-def test_what_a_recording_cannot_follow_is_recorded_anew(recorder, name, accumulate, when):
+def test_what_a_recording_cannot_follow_is_recorded_again(recorder, name, accumulate, when):
     def change(number, step, optimizer):
         if number == when:
             CHANGES[name](step, optimizer)
@@ -131,7 +131,7 @@ def test_gradients_that_the_user_drops_are_dropped(recorder, accumulate, when):
 
 
 @pytest.mark.parametrize(("accumulate", "when"), [(1, 9), (2, 9), (2, 8)])
-def test_gradients_of_the_users_own_are_in_the_update_before_it_is_recorded_anew(recorder, accumulate, when):
+def test_gradients_of_the_users_own_are_in_the_update_before_it_is_recorded_again(recorder, accumulate, when):
     def change(number, step, optimizer):
         if number == when:
             step.spec.model.zero_grad()
@@ -145,7 +145,7 @@ def test_gradients_of_the_users_own_are_in_the_update_before_it_is_recorded_anew
 
 
 class Learning(nn.Module):
-    """A loss with a weight and a moving average of its own."""
+    """Loss with a weight and a moving average of its own."""
 
     def __init__(self):
         super().__init__()
@@ -180,15 +180,15 @@ def test_batches_of_another_structure_go_the_ordinary_way(recorder):
         model = net()
         optimizer = OPTIMIZERS["adamw"](model)
         step = TrainStep(model, loss, optimizer, plan=PLAN.changed(cuda_graph=on))
-        found = []
+        losses = []
         for number, ((x, y), (z, _)) in enumerate(zip(batches(12), batches(24)[12:], strict=True)):
             batch = {"x": x, "y": y, "z": z}
             if number == 8:
                 batch = {"z": z, "y": y, "x": x}
             if number == 9:
                 batch["name"] = "another"
-            found.append(step(batch))
-        runs.append((torch.stack(found), model, optimizer, step))
+            losses.append(step(batch))
+        runs.append((torch.stack(losses), model, optimizer, step))
     same(*runs)
     assert runs[0][3]._cuda_graph._recordings == 1
 
@@ -244,7 +244,7 @@ def test_a_recording_that_computes_something_else_is_found_out(monkeypatch, reco
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the clock is stood in for")
 @pytest.mark.parametrize("seconds", [(1.0, 0.5), (1.0, 0.99), (1.0, 2.0)], ids=str)
-def test_it_is_left_off_where_it_is_not_faster(monkeypatch, seconds):
+def test_it_is_left_off_if_it_is_not_faster(monkeypatch, seconds):
     recorder = TapeRecorder()
     monkeypatch.setattr(steps, "recorder_for", lambda device: recorder)
     monkeypatch.setattr(
@@ -258,19 +258,19 @@ def test_it_is_left_off_where_it_is_not_faster(monkeypatch, seconds):
     assert whole[3].plan.cuda_graph == kept
 
 
-def test_tune_max_tries_it_and_a_later_run_knows(recorder):
-    found = []
+def test_autotune_max_tries_it_and_a_later_run_knows(recorder):
+    tried = []
     for _ in range(2):
         model = net()
         step = TrainStep(model, nn.CrossEntropyLoss(), OPTIMIZERS["adamw"](model), autotune="max")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             step.prepare(batches(1)[0])
-        found.append(step.plan.cuda_graph)
-    assert found == [True, True]
+        tried.append(step.plan.cuda_graph)
+    assert tried == [True, True]
 
 
-def test_other_tunings_do_not_try_it(recorder):
+def test_other_values_of_autotune_do_not_try_it(recorder):
     model = net()
     step = TrainStep(model, nn.CrossEntropyLoss(), OPTIMIZERS["adamw"](model), autotune="off")
     step(batches(1)[0])

@@ -1,4 +1,4 @@
-"""Batches that the eager step, which every form is compared with, has no memory for."""
+"""Batches for which the eager step, the reference of all variants, runs out of memory."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ PLAN = Plan(graph="captured", passes=("loss_head",))
 
 
 class Wide(nn.Module):
-    """Most of what its step holds are logits."""
+    """Model whose step holds mostly logits."""
 
     def __init__(self):
         super().__init__()
@@ -27,7 +27,7 @@ def loss_of(model, batch):
 
 
 class Memory:
-    """Of the eager step: enough for so many samples."""
+    """Reference that runs out of memory above a number of samples."""
 
     def __init__(self, monkeypatch):
         self.most, self.asked, self._real = 4, [], search.reference
@@ -57,7 +57,7 @@ BATCH = {"x": TOKENS, "y": TOKENS.roll(1)}
 
 
 @pytest.mark.parametrize("plan", [PLAN, None], ids=str)
-def test_forms_are_tried_on_a_part_of_the_batch_and_train_on_all_of_it(memory, plan):
+def test_variants_are_tried_on_a_part_of_the_batch_and_train_on_all_of_it(memory, plan):
     step = made(plan)
     losses = torch.stack([step(BATCH) for _ in range(3)])
     assert memory.asked == [16, 8, 4]
@@ -76,11 +76,11 @@ def test_a_memory_budget_is_that_of_the_part(memory):
     seen = []
     choose_ = search.choose
 
-    def watched(spec, batch, known, errors=None):
+    def recorded(spec, batch, known, errors=None):
         seen.append((len(batch["x"]), spec.memory))
         return choose_(spec, batch, known, errors)
 
-    search.choose = watched
+    search.choose = recorded
     try:
         step(BATCH)
     finally:
@@ -89,7 +89,7 @@ def test_a_memory_budget_is_that_of_the_part(memory):
     assert step.spec.memory == 2**30
 
 
-def test_where_no_form_takes_less_it_is_out_of_memory(memory):
+def test_it_is_out_of_memory_if_no_variant_takes_less(memory):
     memory.most = 0
     with pytest.raises(torch.OutOfMemoryError):
         made(PLAN)(BATCH)
@@ -98,7 +98,7 @@ def test_where_no_form_takes_less_it_is_out_of_memory(memory):
         made(Plan())(BATCH)
 
 
-def test_what_is_compared_later_may_have_no_memory_either(memory):
+def test_a_later_comparison_may_run_out_of_memory_too(memory):
     memory.most = 16
     step = made(PLAN)
     step(BATCH)

@@ -1,10 +1,10 @@
-"""The watch over step times: contests only when there is cause, and verdicts only when they are clear."""
+"""Slowdown monitor: a contest needs a cause, and a decision needs a clear difference."""
 
 from loopwise.compile.search.slowdown import CONTEST, PAUSE, WINDOW, SlowdownMonitor
 
 
 def run(monitor, compiled, eager, steps=1000):
-    """Steps in each form until a verdict."""
+    """Run steps until the monitor decides; return the number of eager (``True``) and compiled steps."""
     counts = {True: 0, False: 0}
     for number in range(steps):
         turn = monitor.wants_eager

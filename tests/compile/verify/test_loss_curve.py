@@ -1,4 +1,4 @@
-"""Fifty steps side by side on copies."""
+"""Comparison of fifty steps of the plan with fifty eager ones, on copies."""
 
 import operator
 
@@ -26,12 +26,12 @@ def test_the_same_curve_and_nothing_trained():
     assert torch.equal(random, torch.get_rng_state())
 
 
-def test_an_error_below_the_gate_s_budget_that_adds_up(monkeypatch):
+def test_an_error_below_the_budget_of_one_pass_that_adds_up(monkeypatch):
     step, batch = step_and_batch()
     step(batch)
 
     def wrong(gm):
-        """Wrong in later steps only: the gate's one pass of the compiled form sees the right graph."""
+        """Spoil later compilations only: the comparison of one pass sees the correct graph."""
         node = next(n for n in gm.graph.nodes if "gelu" in str(n.target))
         with gm.graph.inserting_after(node):
             new = gm.graph.call_function(operator.mul, (node, 1.001))

@@ -1,4 +1,4 @@
-"""The gate: wrong rewrites are caught and named, slow ones are not chosen."""
+"""Comparison of a pass: wrong rewrites are caught and named, slow ones are not chosen."""
 
 import operator
 
@@ -38,7 +38,7 @@ def step_of(net, **options):
 
 
 def plant(monkeypatch, change):
-    """A pass that applies ``change(graph, node)`` to the first node of the graph where it returns true."""
+    """Replace a pass by one that applies ``change(graph, node)`` to the first node for which it returns true."""
 
     def wrong(gm):
         any(change(gm.graph, node) for node in list(gm.graph.nodes) if node.op == "call_function")
@@ -106,7 +106,7 @@ def test_a_loss_that_is_not_finite_is_compared_once():
     assert step.plan.graph == "captured"
 
 
-def test_a_slow_form_is_not_chosen(monkeypatch):
+def test_a_slow_variant_is_not_chosen(monkeypatch):
     def slow(gm):
         graph = gm.graph
         node = next(n for n in graph.nodes if "gelu" in str(n.target))
@@ -142,7 +142,7 @@ def test_random_models_are_compared_with_eager_alone():
     assert expected.errors
 
 
-def test_float64_is_asked_only_where_eager_does_not_settle_it(monkeypatch):
+def test_float64_runs_only_if_the_eager_step_is_not_close(monkeypatch):
     monkeypatch.setattr(
         "loopwise.compile.verify.reference.float64_copies", lambda *_: pytest.fail("it was not needed")
     )
@@ -212,7 +212,7 @@ def test_dropout_has_a_budget_from_the_step_without_it(monkeypatch):
 
 
 def test_buffers_are_compared_with_those_of_one_exact_pass():
-    """Looking for random draws once advanced the reference's BatchNorm statistics, which made their budget wide."""
+    """The test for random draws once advanced the reference's BatchNorm statistics, which widened their budget."""
     net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 3))
     data = batch()
     step = step_of(net)
@@ -224,7 +224,7 @@ def test_buffers_are_compared_with_those_of_one_exact_pass():
     assert compare(wrong, expected).tensor == "buffer/1.running_var"
 
 
-def test_a_later_run_needs_no_float64_unless_it_doubts(monkeypatch):
+def test_a_later_run_needs_float64_only_if_the_plan_is_wrong(monkeypatch):
     doubled, real = [], references.float64_copies
     monkeypatch.setattr(references, "float64_copies", lambda *given: doubled.append(1) or real(*given))
     monkeypatch.setattr(numerics, "_is_near", lambda *given: False)
@@ -251,7 +251,7 @@ def test_a_later_run_needs_no_float64_unless_it_doubts(monkeypatch):
 
 
 def by_columns(gm):
-    """A right rewrite of a linear layer whose sums are added in another order."""
+    """Rewrite a linear layer correctly, with another order of additions."""
     node = next(n for n in gm.graph.nodes if "linear" in str(n.target))
     with gm.graph.inserting_after(node):
         new = gm.graph.call_function(_by_columns, node.args)
@@ -270,7 +270,7 @@ def _by_columns(x, weight, bias):
 
 
 def on_an_edge():
-    """A model and a batch where the order of a sum decides whether a ReLU lets gradients pass."""
+    """Return a model and a batch for which the order of a sum decides whether a ReLU passes a gradient."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3))
     x, y = torch.rand(16, 3) + torch.tensor([1.0, 0.0, 0.0]), torch.arange(16) % 3
@@ -293,24 +293,24 @@ def test_an_element_on_an_edge_is_no_reason_to_refuse(monkeypatch):
 
 
 @pytest.mark.parametrize(("error", "refused"), [(0.03, False), (0.3, True)])
-def test_edges_that_few_eager_steps_come_to(error, refused):
-    """ShuffleNet stayed eager: of 24 steps with weights a little off nine came to it, and none of the first four."""
+def test_edges_that_few_perturbed_steps_reach(error, refused):
+    """ShuffleNet stayed eager: 9 of 24 perturbed steps reached the edge, but none of the first four."""
     names, size = ("loss", "gradient/weight"), torch.ones(8)
     eager = dict.fromkeys(names, size)
     asked = []
 
-    def nudge(seed):
+    def perturb(seed):
         asked.append(seed)
         return {"loss": 1e-7, "gradient/weight": 0.02 if seed == 8 else 1e-3}
 
-    expected = Reference(eager, eager, dict.fromkeys(names, 1e-7), nudge)
-    found = compare({"loss": size, "gradient/weight": size + error}, expected)
-    assert (found is not None) == refused
+    expected = Reference(eager, eager, dict.fromkeys(names, 1e-7), perturb)
+    difference = compare({"loss": size, "gradient/weight": size + error}, expected)
+    assert (difference is not None) == refused
     assert 8 in asked
     assert compare(eager, expected) is None
     assert (
         compare(
-            {"loss": size, "gradient/weight": size + 0.003}, Reference(eager, eager, expected.errors, nudge)
+            {"loss": size, "gradient/weight": size + 0.003}, Reference(eager, eager, expected.errors, perturb)
         )
         is None
     )
@@ -325,7 +325,7 @@ def test_an_edge_excuses_nothing_else(monkeypatch):
 
 
 def test_a_rank_that_compares_alone_changes_nothing(ranks):
-    """DDP's buffers were sent in the comparison, and then not in the training step that followed."""
+    """DDP once sent its buffers in the comparison, and then not in the training step that followed."""
     code = """
     from torch import nn
     from loopwise.compile import Plan, TrainStep

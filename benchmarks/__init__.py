@@ -1,4 +1,4 @@
-"""Benchmarks, one file a claim.  They run from a checkout, with Loopwise installed or not."""
+"""Benchmarks, one file for each claim.  They run from a checkout, whether Loopwise is installed or not."""
 
 import importlib.util
 import sys

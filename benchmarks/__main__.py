@@ -1,8 +1,8 @@
-"""``python -m benchmarks``: the newest rows of every claim against their bars."""
+"""Print the newest record of each claim: ``python -m benchmarks``."""
 
 from .harness import show, terminal
 from .record import newest
 
 if __name__ == "__main__":
-    for found in newest():
-        show(found, terminal())
+    for result in newest():
+        show(result, terminal())

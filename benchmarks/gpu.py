@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu --minutes 8``: every claim's rows on this GPU, in slices, going on where it left."""
+"""Run all benchmarks for GPUs in slices of time: ``python -m benchmarks.gpu --minutes 8``, again until none is left."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""Runs the cases of a claim: each in a process of its own, interleaved, resumable.
+"""Run the cases of a benchmark in turns, each run in its own process, and go on after an interruption.
 
-A benchmark is a module with ``CLAIM``, ``cases(device) -> {name: function(seed) -> {quantity: value}}``
-and ``rows(runs) -> [Row]``, where ``runs[case][quantity]`` lists the values over the seeds.  Case A
-and case B of one comparison stand beside each other and run A B A B ..., so that a machine that
-drifts drifts for both.  A finished run is kept in ``.cache/`` under the claim, the device and a
-digest of the code, so an interrupted benchmark goes on where it stopped.
+A benchmark is a module with ``CLAIM``, ``cases(device) -> {name: function(seed) -> {quantity: value}}`` and
+``rows(runs) -> [Row]``; ``runs[case][quantity]`` lists the values over the seeds.  The cases A and B of one comparison are
+neighbours and run A B A B ..., so that both suffer if the machine slows down.  The quantities of a finished run are stored
+in ``.cache/`` under the claim, the device and a digest of the code; an interrupted benchmark goes on from there.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ Runs = dict[str, dict[str, list[float]]]
 _MARK = "result: "
 
 
-def kept_at(claim: str, case: str, seed: int, quick: bool) -> Path:
-    """Where the quantities of one run of the present code are kept."""
+def cache_file(claim: str, case: str, seed: int, quick: bool) -> Path:
+    """Return the file for the quantities of one run of the present code."""
     name = f"{case}-{seed}{'-quick' * quick}.json"
     return CACHE / claim / record.device() / record.sources() / name
 
@@ -42,21 +41,21 @@ def module_name(module: ModuleType) -> str:
 
 
 def measure(module: ModuleType, case: str, seed: int, quick: bool, fresh: bool) -> dict[str, float]:
-    """The quantities of one run, from the cache or from a process of its own."""
+    """Return the quantities of one run, from the cache or from a new process."""
     claim = module.CLAIM
-    kept = kept_at(claim, case, seed, quick)
-    if kept.exists() and not fresh:
-        return json.loads(kept.read_text())
+    cached = cache_file(claim, case, seed, quick)
+    if cached.exists() and not fresh:
+        return json.loads(cached.read_text())
     command = [python_of(case), "-m", "benchmarks.harness", module_name(module), case, str(seed)]
     done = subprocess.run(command + ["--quick"] * quick, capture_output=True, text=True, cwd=record.ROOT)
-    found = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
-    if done.returncode or not found:
+    results = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
+    if done.returncode or not results:
         raise RuntimeError(
             f"{claim}, case {case}, seed {seed} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
         )
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(found[-1].removeprefix(_MARK))
-    return json.loads(kept.read_text())
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    cached.write_text(results[-1].removeprefix(_MARK))
+    return json.loads(cached.read_text())
 
 
 def run(
@@ -67,10 +66,19 @@ def run(
     until: float | None = None,
     only: list[str] | None = None,
 ) -> bool:
-    """Run all cases over ``seeds`` and write the record; False when ``until`` (monotonic seconds) came first.
+    """Run all cases over ``seeds`` and write the record.
 
-    With ``only`` run cases whose name, up to its first dot, is listed; the record has also those of
-    the others that earlier calls ran over all ``seeds`` with the same code.
+    Args:
+        module: the benchmark.
+        seeds: runs of every case.
+        quick: make short runs, and mark the record.
+        fresh: run again what the cache has.
+        until: start no run after this time, in seconds of ``time.monotonic``.
+        only: run the cases whose names begin with one of these words.  The record also has the other cases if the cache
+            has them for all seeds.
+
+    Returns:
+        False if the time ran out before all cases had run; no record is written then.
     """
     console = terminal()
     runs: Runs = defaultdict(lambda: defaultdict(list))
@@ -95,37 +103,36 @@ def run(
 
 
 def _wanted(module: ModuleType, case: str, seeds: int, quick: bool, only: list[str] | None) -> bool:
+    """Return whether ``only`` names the case, or the cache has it for all seeds."""
     return (
         not only
         or case.partition(".")[0] in only
-        or all(kept_at(module.CLAIM, case, seed, quick).exists() for seed in range(seeds))
+        or all(cache_file(module.CLAIM, case, seed, quick).exists() for seed in range(seeds))
     )
 
 
 def terminal() -> Console:
-    """The terminal; output into a file is wide enough for a record's table."""
+    """Return the terminal; output into a file is wide enough for a record's table."""
     console = Console()
     return console if console.is_terminal else Console(width=180)
 
 
-def show(found: dict, console: Console) -> None:
+def show(result: dict, console: Console) -> None:
     """Print a record as a table."""
-    machine = found["machine"]
-    title = f"{found['claim']}, commit {found['commit']}, {machine['cpu']}, {machine['cores']} cores, {machine['device']}"
+    machine = result["machine"]
+    title = f"{result['claim']}, commit {result['commit']}, {machine['cpu']}, {machine['cores']} cores, {machine['device']}"
     table = Table(*record.HEADINGS, title=title)
-    for row in found["rows"]:
+    for row in result["rows"]:
         table.add_row(*record.cells(row), style="red" if row["met"] is False else None)
     console.print(table)
 
 
 def main(module: ModuleType) -> None:
-    """The command line of a benchmark module."""
+    """Run the command line of a benchmark."""
     parser = argparse.ArgumentParser(description=module.__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="runs of every case (default: 5)")
     parser.add_argument("--quick", action="store_true", help="two seeds, shorter runs; its record is marked")
-    parser.add_argument(
-        "--fresh", action="store_true", help="measure again what is kept from an earlier call"
-    )
+    parser.add_argument("--fresh", action="store_true", help="run again what an earlier call has measured")
     groups = list(dict.fromkeys(case.partition(".")[0] for case in module.cases(record.device())))
     parser.add_argument(
         "--only", metavar="NAMES", help=f"run these cases, with commas between: {', '.join(groups)}"
@@ -138,6 +145,7 @@ def main(module: ModuleType) -> None:
 
 
 def _child() -> None:
+    """Run one case in this process and print its quantities."""
     parser = argparse.ArgumentParser(description="one run of one case")
     parser.add_argument("module")
     parser.add_argument("case")

@@ -1,11 +1,12 @@
-"""Records: what a benchmark found, as JSON and Markdown, and the table of the newest of every claim.
+"""Records of benchmarks as JSON, and the newest record of each claim.
 
-A record is ``results/<claim>_<device>_<yyyymmdd>.json``: ``{claim, machine, versions, commit, quick,
-rows: [{quantity, ours, peer, peer_name, ratio, unit, bar, met, runs}]}``.  ``ours`` and ``peer``
-are ``[median, lowest, highest]`` over the runs, ``ratio`` is ours over the peer's by the medians,
-``bar`` a text such as ``ratio <= 0.5`` or ``ours <= 50``, or null, and ``met`` is computed from it.
-What was never reached is infinite in a ``Row`` (and meets no ``<=``), and the text ``never`` here: JSON has
-no infinite numbers.
+A record is the file ``results/<claim>_<machine>_<yyyymmdd>.json`` with the object ``{claim, command, date, machine,
+versions, commit, quick, rows: [{quantity, ours, peer, peer_name, ratio, unit, bar, met, runs}]}``.  ``<machine>`` is the
+name of the GPU, or ``cpu-`` and the instruction set.  ``ours`` and ``peer`` are ``[median, lowest, highest]`` over the
+runs, ``ratio`` is our median over the peer's, ``bar`` is a text such as ``ratio <= 0.5`` or ``ours <= 50`` or null, and
+``met`` tells if the bar is met.  A target that no run reached is infinite in a ``Row`` and meets no ``<=``; in JSON,
+which has no infinite numbers, it is the text ``never``.  Records from before November 29, 2026 have no ``command`` and
+no ``date``; the date is in the file name.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import json
 import math
 import operator
 import platform
+import shlex
 import statistics
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,7 @@ _COMPARE = {"<=": operator.le, ">=": operator.ge}
 
 
 def median_range(values: list[float]) -> list[float]:
+    """Return median, lowest and highest."""
     return [statistics.median(values), min(values), max(values)]
 
 
@@ -42,7 +46,7 @@ def _finite(value: float) -> float | str:
 
 @dataclass(frozen=True)
 class Row:
-    """One quantity: our runs beside the peer's, and the bar that it is held to."""
+    """Quantity of a benchmark: our runs, the peer's runs and the bar for them."""
 
     quantity: str
     ours: list[float]
@@ -52,6 +56,7 @@ class Row:
     bar: str | None
 
     def record(self) -> dict[str, Any]:
+        """Return the row as JSON, with medians, ratio and whether the bar is met."""
         ours = median_range(self.ours)
         peer = median_range(self.peer) if self.peer else None
         ratio = ours[0] / peer[0] if peer else None
@@ -75,14 +80,27 @@ class Row:
 
 
 def device() -> str:
-    """``cpu``, or the accelerator's name as a file name can hold it."""
+    """Return ``cpu``, or the name of the GPU in a form for file names."""
     if not torch.cuda.is_available():
         return "cpu"
     return torch.cuda.get_device_name().lower().replace(" ", "-").replace("_", "-")
 
 
+def machine() -> str:
+    """Return the name of the GPU, or ``cpu-`` and the instruction set that torch's kernels use."""
+    capability = torch.backends.cpu.get_cpu_capability().lower().replace(" ", "-")
+    return f"cpu-{capability}" if device() == "cpu" else device()
+
+
+def command() -> str:
+    """Return the command of this process."""
+    spec = sys.modules["__main__"].__spec__
+    program = ["-m", spec.name.removesuffix(".__main__")] if spec else [Path(sys.argv[0]).name]
+    return shlex.join(["python", *program, *sys.argv[1:]])
+
+
 def commit() -> str:
-    """The checkout's commit, marked ``+`` when the tree differs from it."""
+    """Return the checkout's commit, with a ``+`` if the tree differs from it."""
     try:
         head = subprocess.run(
             ["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
@@ -96,7 +114,7 @@ def commit() -> str:
 
 
 def sources() -> str:
-    """A digest of the code that a measurement depends on: the base, the parts and the benchmarks."""
+    """Return a digest of the code that a measurement depends on: the base, the parts and the benchmarks."""
     digest = hashlib.sha256()
     for path in sorted(p for d in SOURCES for p in (ROOT / d).rglob("*.*") if p.suffix in KINDS):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -104,7 +122,7 @@ def sources() -> str:
 
 
 def header() -> dict[str, Any]:
-    """The machine, the versions and the commit."""
+    """Return the machine, the versions and the commit."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -123,23 +141,25 @@ def header() -> dict[str, Any]:
 
 
 def write(claim: str, rows: list[Row], quick: bool) -> Path:
-    """Write the record of ``claim`` and return the path of its JSON."""
+    """Write the record of a claim and return its path."""
     RESULTS.mkdir(exist_ok=True)
-    record = {"claim": claim, **header(), "quick": quick, "rows": [row.record() for row in rows]}
-    today = datetime.date.today().strftime("%Y%m%d")
-    path = RESULTS / f"{claim}_{device()}{'-quick' if quick else ''}_{today}.json"
+    today = datetime.date.today()
+    record = {"claim": claim, "command": command(), "date": today.isoformat(), **header(), "quick": quick}
+    record["rows"] = [row.record() for row in rows]
+    path = RESULTS / f"{claim}_{machine()}{'-quick' * quick}_{today:%Y%m%d}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
-    path.with_suffix(".md").write_text(markdown(record))
     return path
 
 
 def number(value: float | str | None) -> str:
+    """Return a number with three digits, or the text that stands for it."""
     if isinstance(value, str):
         return value
     return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def spread(values: list[float | str] | None) -> str:
+    """Return a median with its range."""
     return "" if values is None else f"{number(values[0])} ({number(values[1])}-{number(values[2])})"
 
 
@@ -147,28 +167,15 @@ HEADINGS = ("quantity", "unit", "ours", "peer", "peer's name", "ratio", "bar", "
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """A row of a record as texts, in the order of ``HEADINGS``."""
+    """Return a row of a record as texts, in the order of ``HEADINGS``."""
     met = {True: "yes", False: "NO", None: ""}[row["met"]]
     numbers = [spread(row["ours"]), spread(row["peer"]), row["peer_name"], number(row["ratio"])]
     return [row["quantity"], row["unit"], *numbers, row["bar"] or "", met]
 
 
-def markdown(record: dict[str, Any]) -> str:
-    machine = ", ".join(f"{key} {value}" for key, value in (record["machine"] | record["versions"]).items())
-    lines = [
-        f"# {record['claim']}",
-        "",
-        f"Commit {record['commit']}; {machine}. Median (lowest-highest) over runs.",
-        "",
-    ]
-    lines += ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in record["rows"]]
-    return "\n".join(lines) + "\n"
-
-
 def newest() -> list[dict[str, Any]]:
-    """The newest full record of every claim and device, oldest name first."""
-    found = {}
+    """Return the newest record of each claim and machine, in the order of their names."""
+    records = {}
     for path in sorted(RESULTS.glob("*.json"), key=lambda path: path.stem.rsplit("_", 1)[-1]):
-        found[path.stem.rsplit("_", 1)[0]] = json.loads(path.read_text())
-    return [found[name] for name in sorted(found)]
+        records[path.stem.rsplit("_", 1)[0]] = json.loads(path.read_text())
+    return [records[name] for name in sorted(records)]

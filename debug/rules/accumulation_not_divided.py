@@ -1,10 +1,11 @@
-"""Gradients of several backward passes that are added up for one update, of losses that are not divided by their number.
+"""Gradients accumulated over several backward passes whose losses are not divided by the number of passes.
 
-Statistic: backward passes until the update after a saved step, and what the cross-entropy was multiplied by before
-backward, from the gradient that comes into the model's output: it is softmax less the targets, times that number over
-their count.  Default: three passes, each of them with 1 (to 5 %), at two saved updates.
-Why: with losses divided by their number it is one over that.  Other losses, GradScaler, graphs and several processes
-hide it.
+Statistic: the number of backward passes before the update after a saved step, and the factor that the cross-entropy was
+multiplied by before backward.  The factor follows from the gradient that arrives at the model's output: that gradient is
+the softmax minus the targets, times the factor, divided by the number of predictions.
+Default: three passes or more, each with a factor of 1 (to 5 %), at two saved updates.
+Why: a loss that is divided by the number of passes has a factor of one over that number.  With other losses, GradScaler,
+compiled graphs or several processes the factor is unknown, and the rule says nothing.
 False alarms: three or more losses that are meant to be added up, each with a backward pass of its own.
 """
 
@@ -16,6 +17,7 @@ from .finding import Observation, Rule
 from .history import History
 
 OFF = 0.05
+"""Largest distance of the factor from 1."""
 
 
 def detect(history: History, passes: float = 3, steps: float = 2) -> Iterator[Observation]:
@@ -28,8 +30,8 @@ def detect(history: History, passes: float = 3, steps: float = 2) -> Iterator[Ob
     if scales and all(abs(value - 1) <= OFF for value in scales):
         points = [(s.number, float(v)) for s in since for v in s.columns("samples", "scale").values[0]]
         yield Observation(
-            f"{count} backward passes add up to one update, each with the whole of its loss: "
-            f"the gradient is {count} times their mean",
+            f"{count} backward passes add up to one update, each with its whole loss: the gradient is {count} times "
+            "their mean",
             (),
             {"factor of the loss": points},
         )

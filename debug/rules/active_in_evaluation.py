@@ -1,6 +1,8 @@
-"""Dropout or BatchNorm that works as in training while the model is evaluated.
+"""Dropout or BatchNorm in training mode while the model is evaluated.
 
-Statistic: ``training`` of such modules at the end of a saved step of mode ``eval``.
+Statistic: ``training`` of these modules at the end of a saved step of mode ``eval``.
+Default: true for any of them.
+Why: dropout then makes the results random, and BatchNorm takes its statistics from the test data.
 False alarms: dropout that is sampled on purpose.
 """
 
@@ -9,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .finding import Observation, Rule
-from .history import History
+from .history import History, some
 
 
 def detect(history: History) -> Iterator[Observation]:
     names = tuple(history.now.facts.get("training", ()))
     if names:
-        yield Observation(f"{', '.join(names[:3])} work as in training during evaluation", names)
+        yield Observation(f"{some(names)}: in training mode during an evaluation", names)
 
 
 RULE = Rule(detect, "warning", "call model.eval() before evaluation", mode="eval")

@@ -1,7 +1,9 @@
-"""Weights, gradients or outputs that are zero throughout.
+"""Weights, gradients or outputs whose elements are all zero.
 
-Statistic: minimum and maximum.  Default: both zero at three saved steps running (a warmup begins with a rate of zero); of weights and gradients only
-those of two dimensions or more, for biases and scales may begin at zero.
+Statistic: minimum and maximum of the tensor.  Of weights and gradients, only those of two dimensions or more count, because
+biases and scales may begin at zero.
+Default: both are zero at three successive saved steps.
+Why: a warmup begins with a rate of zero, so that one step is not enough.
 False alarms: a branch that is switched off for some steps on purpose.
 """
 
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..store.columns import Columns
 from .finding import Observation, Rule
-from .history import History, matrices
+from .history import History, matrices, some
 
 
 def zero(columns: Columns) -> NDArray[np.bool_]:
@@ -27,7 +29,7 @@ def detect(history: History, steps: float = 3) -> Iterator[Observation]:
         names = history.persistent(int(steps), kind, ("min", "max"), zero)
         if names:
             yield Observation(
-                f"the {kind} of {', '.join(names[:3])} is zero throughout",
+                f"all elements of the {kind} of {some(names)} are zero",
                 tuple(f"{kind} {name}".strip() for name in names),
                 history.evidence(kind, names, "max"),
             )
@@ -36,6 +38,6 @@ def detect(history: History, steps: float = 3) -> Iterator[Observation]:
 RULE = Rule(
     detect,
     "warning",
-    "look for dead activations before it, a detach(), an initialisation with zeros on both sides of a product, "
+    "look for dead activations before it, a detach(), an initialization with zeros on both sides of a product, "
     "or a loss that does not use it",
 )

@@ -1,4 +1,4 @@
-"""Tensors that users save by hand for rules to look at, over the last saved steps."""
+"""Tensors that users save by hand for rules, over the last saved steps."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ SMALL = (np.int8, np.int16, np.int32)
 def recent(
     history: History, *names: str, keep: Callable[..., Arrays | None] = lambda *arrays: arrays
 ) -> list[Arrays]:
-    """Tensors of those names at the last saved steps that have them all, the present one last.
+    """Return the tensors of these names at the last saved steps that have them all, the present step last.
 
-    To be called at each step, for only then its tensors can be read.
+    The function must be called at each step, because the tensors of earlier steps cannot be read.
 
     Args:
-        names: as ``Watch.save`` got them, saved raw.
-        keep: what of a step's arrays is kept; ``None``: it tells nothing.
+        history: the history of the run.
+        names: names that ``Watch.save`` was called with; the tensors are saved raw.
+        keep: function from a step's arrays to the arrays that are kept, or ``None`` if they are of no use.
 
     Returns:
-        One entry a step, of one array a name, floats of two bytes as float32; none where the present step lacks one
-        of them or tells nothing.
+        For each step one array for each name, with floats of two bytes as float32; empty if the present step lacks a
+        tensor or its arrays are of no use.
     """
     present = [history.now.tensor(name) for name in names]
     if any(tensor is None for tensor in present):
@@ -38,8 +39,8 @@ def recent(
     kept = memory(history, "/".join((history.now.mode, *names))).setdefault("steps", deque(maxlen=WINDOW))
     if not kept or kept[-1][0] != history.now.number:
         halves = (torch.bfloat16, torch.float16)
-        found = [t.float() if t.dtype in halves else t for t in present if t is not None]
-        arrays = keep(*(tensor.numpy() for tensor in found))
+        tensors = [t.float() if t.dtype in halves else t for t in present if t is not None]
+        arrays = keep(*(tensor.numpy() for tensor in tensors))
         if arrays is None:
             return []
         kept.append((history.now.number, arrays))
@@ -47,16 +48,19 @@ def recent(
 
 
 def memory(history: History, name: str) -> dict[str, Any]:
-    """What a rule wants to know at later steps; it comes from steps alone, so that judging again finds the same."""
+    """Return a dict that a rule keeps between steps; it must depend on steps only, so that findings can be repeated."""
     of_rules: dict[str, dict[str, Any]] = vars(history).setdefault("_memory", {})
     return of_rules.setdefault(name, {})
 
 
 def classes(array: NDArray[Any]) -> Indices | None:
-    """Class indices of labels or predictions, in as few bytes as will do.
+    """Return the class indices of labels or predictions, in the smallest integer dtype.
 
-    They are the numbers themselves, or where the second dimension has one number a class the place of the largest.
-    ``None``: they are one float a sample, of which it is not known from where on it means the other class.
+    The indices are the numbers themselves, or the places of the largest numbers if the second dimension has one number
+    for each class.
+
+    Returns:
+        The indices; ``None`` if there is one float for each sample, because its threshold between classes is unknown.
     """
     if array.ndim > 1 and array.shape[1] > 1 and (array.dtype.kind == "f" or _is_one_hot(array)):
         array = array.argmax(1)
@@ -75,27 +79,27 @@ def _is_one_hot(array: NDArray[Any]) -> bool:
 
 
 def labels(history: History) -> list[Indices]:
-    """Of each of the last saved steps, as class indices."""
+    """Return the labels of each of the last saved steps, as class indices."""
 
     def keep(array: NDArray[Any]) -> Arrays | None:
-        found = classes(array)
-        return None if found is None else (found,)
+        indices = classes(array)
+        return None if indices is None else (indices,)
 
-    return [found for (found,) in recent(history, "labels", keep=keep)]
+    return [indices for (indices,) in recent(history, "labels", keep=keep)]
 
 
 def labels_and_predictions(history: History) -> tuple[Indices, Indices]:
-    """Of the last saved steps; labels below zero, which losses ignore, are left out."""
+    """Return the labels and predictions of the last saved steps, without labels below zero, which losses ignore."""
 
     def keep(*arrays: NDArray[Any]) -> Arrays | None:
-        found, predicted = map(classes, arrays)
-        if found is None or predicted is None or found.shape != predicted.shape:
+        expected, predicted = map(classes, arrays)
+        if expected is None or predicted is None or expected.shape != predicted.shape:
             return None
-        return found, predicted
+        return expected, predicted
 
     steps = recent(history, "labels", "predictions", keep=keep)
     if not steps:
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    found, predicted = (np.concatenate(each) for each in zip(*steps, strict=True))
-    counted = found >= 0
-    return found[counted], predicted[counted]
+    expected, predicted = (np.concatenate(arrays) for arrays in zip(*steps, strict=True))
+    counted = expected >= 0
+    return expected[counted], predicted[counted]

@@ -1,14 +1,14 @@
-"""Classes of which the labels have far fewer than of others, and which the model therefore does not learn.
+"""Classes with so few labels that the model does not learn them.
 
-Statistic: counts of the classes in the tensors that are saved as ``labels``, over the last 20 saved training steps, and the
-share of each class that ``predictions`` have wrong where those are saved, too:
-``Watch(..., collections=["losses", "health", Collection("arrays", include="^(labels|predictions)$")])``, and
-``watch.save("labels", y)``, ``watch.save("predictions", logits)`` before ``watch.step``.  Class indices, or one number a class in the
-second dimension, of which the largest counts.
-Default: from 500 labels on, a class has less than a tenth of the most frequent one's; with predictions it is said only of
-classes of which 70 % and twice the share of all are wrong.
-Why: a tenth is where losses begin to be about the large classes; long tails that are learnt all the same are no fault.
-False alarms: without predictions, data whose classes are meant to be so rare.
+Statistic: counts of the classes in the tensors that are saved as ``labels``, over the last 20 saved training steps.  If
+``predictions`` are saved too, also the share of wrong predictions of each class.  To save them, pass
+``Collection("arrays", include="^(labels|predictions)$")`` among the collections, and call ``watch.save("labels", y)`` and
+``watch.save("predictions", logits)`` before ``watch.step``.  Both are class indices, or have one number for each class in
+the second dimension, of which the largest counts.
+Default: among at least 500 labels, a class has less than a tenth as many as the most frequent class.  With predictions,
+also at least 70 % of the class are predicted wrongly, and at least twice the share of all classes.
+Why: from a tenth on, the loss is mostly about the large classes; a long tail that is learned all the same is no fault.
+False alarms: without predictions, data whose classes are rare by nature.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def detect(
         rare = [c for c in rare if (predictions[labels == c] != c).mean() > least]
     if rare:
         names = tuple(f"class {c}" for c in rare)
-        wrong = ", and most of them are predicted wrongly" if len(predictions) else ""
+        wrong = ", and most samples of the rare classes are predicted wrongly" if len(predictions) else ""
         yield Observation(
-            f"of {len(labels)} labels {counts[rare].sum()} are of {some(names)}, and {counts.max()} of class "
+            f"{counts[rare].sum()} of {len(labels)} labels are of {some(names)}, and {counts.max()} are of class "
             f"{int(counts.argmax())}{wrong}",
             names,
         )

@@ -1,9 +1,10 @@
-"""Gradients that are clipped while GradScaler's factor is still in them, so that next to nothing is left of them.
+"""Gradients that are clipped before GradScaler unscales them, so that almost nothing is left of them.
 
-Statistic: norm of all gradients at an update.  Default: equal to a thousandth at three saved updates, below 0.002, and a
-number of one digit (1, 0.5, ...) when it is multiplied by some power of two from 256 to 2^24, as scalers have.
-Why: the norm of scaled gradients is far above any limit, so they are always clipped to it, and divided by the
-factor after that.
+Statistic: the norm of all gradients at an update.
+Default: the norm is equal (to a thousandth) at three saved updates, below 0.002, and gives a number of one digit (1, 0.5,
+...) if it is multiplied by a power of two from 256 to 2^24, as scalers use.
+Why: the norm of scaled gradients is far above any limit, so that they are always clipped to the limit, and then divided by
+the scale.
 False alarms: gradients that are clipped to such a small norm on purpose.
 """
 
@@ -18,6 +19,7 @@ from .finding import Observation, Rule
 from .history import History, Step
 
 EQUAL = 1e-3
+"""Relative difference below which numbers count as equal."""
 
 
 def detect(history: History, norm: float = 2e-3, steps: float = 3) -> Iterator[Observation]:
@@ -28,11 +30,11 @@ def detect(history: History, norm: float = 2e-3, steps: float = 3) -> Iterator[O
     if not 0 < norms[-1] < norm or max(norms) - min(norms) > EQUAL * norms[-1]:
         return
     limits = [norms[-1] * 2.0**power for power in range(8, 25)]
-    limit = next((each for each in limits if _is_round(each)), None)
+    limit = next((value for value in limits if _is_round(value)), None)
     if limit is not None:
         yield Observation(
-            f"the norm of all gradients is {norms[-1]:.3g} at each update: clipped to {limit:.3g} while they were "
-            f"multiplied by {limit / norms[-1]:.0f}",
+            f"the norm of all gradients is {norms[-1]:.3g} at each update: they were clipped to {limit:.3g} while they "
+            f"were multiplied by {limit / norms[-1]:.0f}",
             (),
             {"norm of the gradients": [(s.number, n) for s, n in zip(last, norms, strict=True)]},
         )
@@ -45,7 +47,7 @@ def _norm(step: Step) -> float:
 
 
 def _is_round(value: float) -> bool:
-    """A number of one digit."""
+    """Return whether the number has one digit."""
     digit = value / 10.0 ** math.floor(math.log10(value * (1 + EQUAL)))
     return abs(digit - round(digit)) <= EQUAL * digit
 

@@ -1,12 +1,13 @@
-"""A class that the model takes for another one, while it knows the rest.
+"""A class that the model takes for one other class, although it knows the remaining classes.
 
-Statistic: the confusion matrix of the tensors that are saved as ``labels`` and ``predictions`` in mode ``eval``, over the last 20 saved
-steps: ``Collection("arrays", include="^(labels|predictions)$")`` among the collections, and inside ``with watch.mode("eval")``
-``watch.save("labels", y)``, ``watch.save("predictions", logits)`` before ``watch.step``.  Class indices, or one number a class in the
-second dimension, of which the largest counts.
-Default: more than half of a class with 20 labels at least is predicted as one other class, and the model makes less than half as
-many mistakes as one that always says the most frequent class.
-Why: a model that has learnt little confuses everything, which the loss says already.
+Statistic: the confusion matrix of the tensors that are saved as ``labels`` and ``predictions`` in mode ``eval``, over the
+last 20 saved steps.  To save them, pass ``Collection("arrays", include="^(labels|predictions)$")`` among the collections,
+and inside ``with watch.mode("eval")`` call ``watch.save("labels", y)`` and ``watch.save("predictions", logits)`` before
+``watch.step``.  Both are class indices, or have one number for each class in the second dimension, of which the largest
+counts.
+Default: more than half of a class with at least 20 labels is predicted as one other class, and the model makes less than
+half as many mistakes as the constant guess of the most frequent class.
+Why: a model that has learned little confuses all classes, which the loss shows already.
 False alarms: classes that cannot be told apart.
 """
 

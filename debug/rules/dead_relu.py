@@ -1,8 +1,9 @@
-"""ReLU layers that let next to nothing through.
+"""ReLU layers whose outputs are almost all zero.
 
-Statistic: share of zeros in the outputs of ReLU modules.  Default: more than 98 % at three saved steps running.
-Why: half of a fresh layer's outputs are zero, sparse healthy ones reach 90 %.
-False alarms: networks that are meant to be that sparse.  A ReLU called as a function is not seen.
+Statistic: the share of zeros in the outputs of ReLU modules; a ReLU that is called as a function is not seen.
+Default: more than 98 % at three successive saved steps.
+Why: half of the outputs of a new layer are zero, and sparse healthy layers reach 90 %.
+False alarms: networks that are meant to be that sparse.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..store.columns import Columns
 from .finding import Observation, Rule
-from .history import History
+from .history import History, some
 
 TYPES = ("ReLU", "ReLU6")
 
@@ -29,7 +30,7 @@ def detect(history: History, share: float = 0.98, steps: float = 3) -> Iterator[
     names = history.persistent(int(steps), "output", ("zero",), dead)
     if names:
         yield Observation(
-            f"more than {share:.0%} of the outputs of {', '.join(names[:3])} are zero",
+            f"more than {share:.0%} of the outputs of {some(names)} are zero",
             names,
             history.evidence("output", names, "zero"),
         )
@@ -38,5 +39,5 @@ def detect(history: History, share: float = 0.98, steps: float = 3) -> Iterator[
 RULE = Rule(
     detect,
     "warning",
-    "lower the learning rate, check the biases' initialisation, or use LeakyReLU or GELU",
+    "lower the learning rate, check the initialization of biases, or use LeakyReLU or GELU",
 )

@@ -1,7 +1,8 @@
-"""A loss from which no parameter learns.
+"""A loss from which no parameter gets a gradient.
 
-Statistic: whether any parameter that an optimizer holds has a gradient at its update.  Default: none at two saved
-steps running.
+Statistic: whether any parameter of an optimizer has a gradient at its update.
+Default: none has one, at two successive saved steps.
+Why: an update without gradients changes nothing, except by weight decay and momentum.
 False alarms: none known.
 """
 
@@ -16,11 +17,11 @@ from .history import History
 def detect(history: History, steps: float = 2) -> Iterator[Observation]:
     last = history.updates(int(steps))
     if last is not None and all(step.facts.get("no_gradients") for step in last):
-        yield Observation("no parameter of the model has a gradient at the update", ())
+        yield Observation("no parameter of the optimizer has a gradient at the update", ())
 
 
 RULE = Rule(
     detect,
     "critical",
-    "call loss.backward() before optimizer.step(), and look for detach(), .item(), argmax or no_grad() on the way",
+    "call loss.backward() before optimizer.step(), and look for detach(), .item(), argmax or no_grad() between model and loss",
 )

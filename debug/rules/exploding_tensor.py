@@ -1,8 +1,9 @@
-"""NaN and infinity in losses, weights, gradients or outputs.
+"""NaN or infinity in losses, weights, gradients or outputs.
 
-Statistic: counts of NaN and of infinite values; losses themselves.  Default: any.  Gradients of a step that
-GradScaler skipped are left out: there they are its way to find the scale.
-Minus infinity in outputs is left out, for masks are made of it.
+Statistic: numbers of NaN and infinite values, and the losses themselves.  Gradients of a step that GradScaler skipped do
+not count, because they are how it finds its scale; nor does minus infinity in outputs, because masks consist of it.
+Default: any.
+Why: NaN spreads to all weights with the next update.
 False alarms: none known.
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from .finding import Observation, Rule
-from .history import History
+from .history import History, some
 
 
 def detect(history: History, share: float = 0.0) -> Iterator[Observation]:
@@ -22,25 +23,23 @@ def detect(history: History, share: float = 0.0) -> Iterator[Observation]:
     losses = tuple(name for name, value in now.scalars("losses").items() if not math.isfinite(value))
     if losses:
         evidence = {name: list(zip(*history.scalar(name), strict=True)) for name in losses}
-        yield Observation(
-            f"{', '.join(losses)} is not finite", losses, {n: p[-20:] for n, p in evidence.items()}
-        )
+        yield Observation(f"{some(losses)} is not finite", losses, {n: p[-20:] for n, p in evidence.items()})
     for kind in ("weight", "gradient", "output"):
         if kind == "gradient" and now.marks.get("skipped"):
             continue
         names, (nan, inf, high), shapes, _ = now.columns(kind, "nan", "inf", "max")
-        if kind == "output":  # masks are of minus infinity
+        if kind == "output":  # masks consist of minus infinity
             inf = np.where(high == math.inf, inf, 0)
         sizes = np.array([max(1, math.prod(shape)) for shape in shapes])
         bad = np.flatnonzero((nan + inf) > share * sizes)
         if len(bad):
-            found = tuple(names[i] for i in bad)
+            bad_names = tuple(names[i] for i in bad)
             yield Observation(
-                f"{found[0]} and {len(found) - 1} more {kind}s have NaN or infinite values"
-                if len(found) > 1
-                else f"the {kind} {found[0]} has {int(nan[bad[0]])} NaN and {int(inf[bad[0]])} infinite values",
-                tuple(f"{kind} {name}".strip() for name in found),
-                history.evidence(kind, found, "nan"),
+                f"{kind}s have NaN or infinite values: {some(bad_names)}"
+                if len(bad_names) > 1
+                else f"the {kind} {bad_names[0]} has {int(nan[bad[0]])} NaN and {int(inf[bad[0]])} infinite values",
+                tuple(f"{kind} {name}".strip() for name in bad_names),
+                history.evidence(kind, bad_names, "nan"),
             )
 
 

@@ -1,11 +1,11 @@
 """A model that decides by a few of its features.
 
-Statistic: share of the three largest of the numbers that are saved as ``feature_importance``, one a feature, none below zero:
-``Collection("arrays", include="^feature_importance$")`` among the collections and
+Statistic: the share of the three largest numbers in the tensor that is saved as ``feature_importance``, one number for each
+feature.  To save it, pass ``Collection("arrays", include="^feature_importance$")`` among the collections, and call
 ``watch.save("feature_importance", torch.tensor(model.feature_importances_))`` before ``watch.step``.
-Default: more than 0.8 of all, of ten features at least.
-Why: three of ten features that say nothing more than others have 0.3; a feature that gives the target away has 0.9.
-False alarms: data of which few features matter.
+Default: more than 0.8 of the sum, with at least ten features.
+Why: three of ten equally important features have 0.3, and one feature that reveals the target has 0.9.
+False alarms: data of which only a few features matter.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .finding import Observation, Rule
 from .history import History
 
 LEAST = 10
-"""Features from which on three are few."""
+"""Smallest number of features; three of fewer are no minority."""
 
 
 def detect(history: History, share: float = 0.8, features: float = 3) -> Iterator[Observation]:
@@ -37,5 +37,5 @@ def detect(history: History, share: float = 0.8, features: float = 3) -> Iterato
 RULE = Rule(
     detect,
     "warning",
-    "see whether they give the target away, or would not be there when the model is used; leave them out and compare",
+    "check whether they reveal the target or will be missing when the model is used; leave them out and compare",
 )

@@ -1,9 +1,9 @@
-"""BatchNorm whose running statistics never move from 0 and 1, while the layer trains.
+"""BatchNorm whose running statistics stay at 0 and 1 while the layer is trained.
 
-Statistic: at an update in a model that is in training mode: running mean and variance of BatchNorm layers which are in
-evaluation mode, or have a momentum of 0, and whose scale has a gradient.  Default: all zero and all one, which is how
-they are made.
-Why: statistics that were learnt before and are frozen on purpose are others.
+Statistic: running mean and variance at an update of a model in training mode, for BatchNorm layers that are in evaluation
+mode or have a momentum of 0, and whose scale has a gradient.
+Default: all means are 0 and all variances are 1, as in a new layer.
+Why: statistics that were learned before and are frozen on purpose have other values.
 False alarms: none known.
 """
 
@@ -18,9 +18,7 @@ from .history import History, some
 def detect(history: History) -> Iterator[Observation]:
     names = tuple(history.now.facts.get("frozen_norms", ()))
     if names:
-        yield Observation(
-            f"the running statistics of {some(names)} stay at 0 and 1 while training goes on", names
-        )
+        yield Observation(f"the running statistics of {some(names)} stay at 0 and 1 during training", names)
 
 
 RULE = Rule(

@@ -1,8 +1,10 @@
-"""Gradients that are never set to zero between two updates, so that those of all steps add up.
+"""Gradients that are not set to zero between two updates, so that the gradients of all steps add up.
 
-Statistic: whether any backward pass between an update and the next began with no gradient in the smallest
-parameter of the optimizer.  Asked after each saved step, of eager models in one process.
-False alarms: none known; momentum that is kept in the gradients on purpose.
+Statistic: whether a backward pass between two updates began without a gradient in the smallest parameter of the optimizer.
+It is observed after each saved step, for eager models in one process.
+Default: no backward pass did.
+Why: after ``zero_grad`` the first backward pass begins without gradients.
+False alarms: momentum that is kept in the gradients on purpose.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ def detect(history: History) -> Iterator[Observation]:
     names = tuple(history.now.facts.get("not_zeroed", ()))
     if names:
         yield Observation(
-            f"gradients of earlier steps are still there when those of the next are added ({names[0]})", names
+            f"gradients of earlier steps were still there when those of the next step were added ({names[0]})",
+            names,
         )
 
 

@@ -1,4 +1,4 @@
-"""What rules look at: the saved steps of a run, one after the other, as arrays over tensors."""
+"""History of the saved steps of a run, as arrays over tensors; rules over saved steps look at it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ..store.columns import Columns, Floats
 from ..store.layout import Layout, Read
 
 WINDOW = 20
-"""Saved steps of a mode whose statistics are kept; scalars are kept of all."""
+"""Number of saved steps of each mode whose statistics are kept; scalars of all steps are kept."""
 SHOWN = 3
-"""Tensors of a finding that are named in its sentence, and whose series are kept."""
+"""Largest number of tensors that a finding names in its sentence and gives as evidence."""
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
+    """Return a text with the first few names and the number of the others."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def matrices(columns: Columns) -> NDArray[np.bool_]:
-    """Those of two dimensions or more: not biases and scales."""
+    """Return a mask of the tensors of two dimensions or more, which excludes biases and scales."""
     return np.array([len(shape) > 1 for shape in columns.shapes], dtype=bool)
 
 
@@ -35,12 +35,12 @@ class Step:
     """One saved step.
 
     Args:
-        number: over all modes.
-        mode: of the step.
-        mode_step: of its mode.
-        marks: remarks of the index.
-        layout: layout of its block.
-        read: gives its bytes; used while rules look at the step, not later.
+        number: number of the step, over all modes.
+        mode: mode of the step.
+        mode_step: number of the step in its mode.
+        marks: marks of the step in the index.
+        layout: layout of the step's block.
+        read: returns bytes of the block; it is valid only while rules look at the step.
     """
 
     number: int
@@ -50,7 +50,7 @@ class Step:
     layout: Layout
     read: Read
     time: float = 0.0
-    """Seconds since the epoch, at its end."""
+    """End of the step, in seconds since the epoch."""
     _numbers: Floats = field(init=False)
     _columns: dict[tuple[str, tuple[str, ...]], Columns] = field(default_factory=dict)
 
@@ -58,7 +58,12 @@ class Step:
         self._numbers = self.layout.numbers(self.read)
 
     def columns(self, kind: str, *statistics: str) -> Columns:
-        """Statistics of all ``weight``, ``gradient``, ``update``, ``input`` or ``output`` tensors that have them."""
+        """Return statistics of all tensors of a kind that have them.
+
+        Args:
+            kind: ``weight``, ``gradient``, ``update``, ``input``, ``output`` or ``samples``.
+            statistics: names of the statistics.
+        """
         key = (kind, statistics)
         if key not in self._columns:
             self._columns[key] = self.layout.columns(self._numbers, kind, statistics)
@@ -66,27 +71,32 @@ class Step:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What was not as it should be with the training's set-up; see ``loopwise.debug.capture.health``."""
-        found: Mapping[str, Any] = self.marks.get("facts", {})
-        return found
+        """Faults of the training's setup; ``loopwise.debug.capture.health`` notes them."""
+        facts: Mapping[str, Any] = self.marks.get("facts", {})
+        return facts
+
+    @property
+    def samples(self) -> int | None:
+        """Number of samples in the model's input; ``None`` if the input is not saved."""
+        inputs = self.columns("input", "mean")
+        shape = inputs.shapes[inputs.names.index("")] if "" in inputs.names else ()
+        return shape[0] if shape else None
 
     @property
     def updated(self) -> bool:
-        """Whether there was an update, with gradients or without: not so while gradients accumulate."""
-        return bool(self.layout.cells("update", ("ratio",)).names) or "no_gradients" in self.marks.get(
-            "facts", {}
-        )
+        """Whether the step has an update; a step that only accumulates gradients has none."""
+        return bool(self.layout.cells("update", ("ratio",)).names) or "no_gradients" in self.facts
 
     def scalars(self, collection: str | None = None) -> dict[str, float]:
-        """Numbers by name, of one collection (``losses``, ``metrics``) or of all."""
+        """Return the scalars by name, of one collection (``losses``, ``metrics``) or of all."""
         return self.layout.scalars(self._numbers, collection)
 
     def of_collection(self, collection: str, statistic: str) -> dict[str, float]:
-        """A statistic by name, of what one collection keeps it of."""
+        """Return a statistic by tensor name, for the tensors of one collection that have it."""
         return self.layout.of_collection(self._numbers, collection, statistic)
 
     def tensor(self, name: str) -> torch.Tensor | None:
-        """A copy of a tensor that was saved itself; of the latest step only."""
+        """Return a copy of a tensor that was saved raw; ``None`` if it was not.  Valid for the latest step only."""
         entry = self.layout.tensor(name)
         if entry is None:
             return None
@@ -96,19 +106,19 @@ class Step:
 
 
 def _gone(offset: int, length: int) -> Any:
-    raise ValueError("the bytes of a step are there while rules look at it")
+    raise ValueError("the bytes of a step are available only while rules look at it")
 
 
 class History:
-    """The saved steps so far, of one rank.
+    """Saved steps of one rank so far.
 
     Attributes:
-        now: the latest one.
-        first: the first one with an update.
-        sampled: whether steps of evaluations were left out, so that there are no means of whole ones.
-        optimizers: how many there are.
-        lines: of the user's code, by module.
-        classes: of the losses that are cross-entropies.
+        now: the latest step.
+        first: the first step with an update.
+        sampled: whether steps of evaluations were not saved, so that the means of whole evaluations are unknown.
+        optimizers: number of optimizers.
+        lines: lines of the user's code, by module.
+        classes: number of classes of the losses that are cross-entropies, by name.
     """
 
     now: Step
@@ -126,7 +136,7 @@ class History:
         self._evaluated = (-1, -1)
 
     def add(self, step: Step) -> None:
-        """Take in the next step."""
+        """Add the next step."""
         if hasattr(self, "now"):
             self.now.read = _gone
         if step.updated and not hasattr(self, "first"):
@@ -146,7 +156,7 @@ class History:
         self.classes |= step.facts.get("classes", {})
 
     def _evaluate(self, step: Step) -> None:
-        """Take a loss's value into the mean of its evaluation: eval steps with no training step between."""
+        """Add the losses to the means of their evaluation, which is a sequence of eval steps without a training step."""
         number, mode_step = self._evaluated
         self.sampled |= mode_step >= 0 and step.mode_step != mode_step + 1
         for name, value in step.scalars("losses").items():
@@ -159,23 +169,23 @@ class History:
         self._evaluated = (step.number, step.mode_step)
 
     def steps(self, mode: str = "train") -> Sequence[Step]:
-        """The last steps of a mode, in order."""
+        """Return the last steps of a mode, in order."""
         return tuple(self._steps.get(mode, ()))
 
     def last(self, count: int, mode: str = "train") -> Sequence[Step] | None:
-        """The last ``count`` steps; ``None`` where there are fewer."""
-        found = self._steps.get(mode, ())
-        return tuple(found)[-count:] if len(found) >= count else None
+        """Return the last ``count`` steps; ``None`` if there are fewer."""
+        steps = self.steps(mode)
+        return steps[-count:] if len(steps) >= count else None
 
     def updates(self, count: int) -> Sequence[Step] | None:
-        """The last ``count`` training steps with an update, up to now; ``None`` where there are fewer."""
-        found = [step for step in self.steps() if step.updated]
-        return found[-count:] if len(found) >= count and self.now.updated else None
+        """Return the last ``count`` training steps with an update; ``None`` if there are fewer or the latest has none."""
+        steps = [step for step in self.steps() if step.updated]
+        return steps[-count:] if len(steps) >= count and self.now.updated else None
 
     def evaluations(self, name: str) -> list[tuple[int, float]]:
-        """Last step and mean of a loss over each evaluation; none where they are not saved as a whole.
+        """Return the last step and the mean of a loss for each evaluation; nothing if not all steps are saved.
 
-        An evaluation that is shorter than the one before goes on, perhaps, and is left out.
+        A last evaluation that is shorter than the one before may not be finished, and is left out.
         """
         if self.sampled:
             return []
@@ -186,53 +196,56 @@ class History:
 
     @property
     def begins_with_norm(self) -> bool:
-        """Whether the first module that is known normalises."""
+        """Whether the first known module normalizes its input."""
         first = next(iter(self._types.values()), "")
         return any(
             word in first for word in ("BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "RMSNorm")
         )
 
     def scalar(self, name: str, mode: str = "train") -> tuple[list[int], list[float]]:
-        """Steps and values of a loss or metric; not to be changed."""
+        """Return the steps and values of a loss or metric; the caller must not change the lists."""
         steps, values, _ = self._scalars.get((mode, name), ([], [], ""))
         return steps, values
 
     def losses(self, mode: str = "train") -> list[str]:
-        """Names of the losses."""
+        """Return the names of the losses."""
         return [name for (of, name), entry in self._scalars.items() if of == mode and entry[2] == "losses"]
 
     def type_of(self, module: str) -> str:
-        """Name of a module's class, where it is known."""
+        """Return the name of a module's class; empty if it is unknown."""
         return self._types.get(module.partition("#")[0], "")
 
     def points(self, kind: str, name: str, statistic: str, mode: str = "train") -> list[tuple[int, float]]:
-        """A statistic over the last steps: evidence."""
-        found = []
+        """Return a statistic of one tensor over the last steps, as evidence."""
+        points = []
         for step in self.steps(mode):
             names, (values,), _, _ = step.columns(kind, statistic)
             if name in names:
-                found.append((step.number, float(values[names.index(name)])))
-        return found
+                points.append((step.number, float(values[names.index(name)])))
+        return points
 
     def evidence(self, kind: str, names: Sequence[str], statistic: str) -> dict[str, list[tuple[int, float]]]:
-        """A statistic over the last steps, of the first few names."""
+        """Return a statistic over the last steps for the first few names."""
         return {name: self.points(kind, name, statistic) for name in names[:SHOWN]}
 
     def persistent(
         self, steps: int, kind: str, statistics: Sequence[str], test: Callable[..., NDArray[np.bool_]]
     ) -> tuple[str, ...]:
-        """Names for which ``test`` holds at each of the last ``steps`` training steps that have such tensors.
+        """Return the names for which ``test`` holds at each of the last ``steps`` training steps with such tensors.
 
-        Of steps that accumulate gradients some have outputs and others have gradients.
+        If gradients accumulate, some steps have outputs and other steps have gradients.
 
         Args:
-            test: called with the ``Columns`` of a step; true where it holds.
+            steps: number of steps.
+            kind: kind of the tensors.
+            statistics: names of the statistics that ``test`` needs.
+            test: function from the ``Columns`` of a step to a mask over their names.
         """
-        having = [each for step in self.steps() if (each := step.columns(kind, *statistics)).names]
+        having = [columns for step in self.steps() if (columns := step.columns(kind, *statistics)).names]
         if len(having) < steps or not self.now.columns(kind, *statistics).names:
             return ()
-        found: dict[str, None] | None = None
+        common: dict[str, None] | None = None
         for columns in having[-steps:]:
             here = {name: None for name, holds in zip(columns.names, test(columns), strict=True) if holds}
-            found = here if found is None else {name: None for name in found if name in here}
-        return tuple(found or ())
+            common = here if common is None else {name: None for name in common if name in here}
+        return tuple(common or ())

@@ -1,11 +1,11 @@
-"""A cross-entropy that begins far above that of guessing, or below nothing.
+"""A cross-entropy that begins far above the loss of guessing, or below zero.
 
-Statistic: the first loss, over the logarithm of the number of classes, where ``step`` gets a cross-entropy with its
-autograd graph.  Default: more than 1.5 times as large, at the first step of a run.
-Why: a network that knows nothing and says so has exactly the logarithm; one that is sure of nothing but its
-initialisation has more.
-False alarms: a weighted sum of several losses, a sum over samples.  Of one that is multiplied, or that something is
-added to, nothing is said.
+Statistic: the first loss over the logarithm of the number of classes.  ``step`` must get a cross-entropy with its autograd
+graph; the rule says nothing about one that is multiplied or that something is added to.
+Default: more than 1.5 at the first step of a run, or a negative loss.
+Why: a network that knows nothing and gives equal probabilities has exactly the logarithm; a network that is certain because
+of its initialization alone has more.
+False alarms: a weighted sum of several losses, a sum over samples.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def detect(history: History, ratio: float = 1.5) -> Iterator[Observation]:
             yield Observation(f"{name} is a cross-entropy and negative: {value:.4g}", (name,))
         if value > ratio * math.log(classes):
             yield Observation(
-                f"{name} begins at {value:.4g}, guessing among {classes} classes has {math.log(classes):.4g}",
+                f"{name} begins at {value:.4g}; guessing among {classes} classes gives {math.log(classes):.4g}",
                 (name,),
                 {name: [(history.now.number, value)]},
             )
@@ -38,5 +38,5 @@ def detect(history: History, ratio: float = 1.5) -> Iterator[Observation]:
 RULE = Rule(
     detect,
     "warning",
-    "make the last layer's initial weights smaller, and check the sign, the targets, the reduction and the input's size",
+    "make the last layer's initial weights smaller, and check the sign, the targets, the reduction and the size of the input",
 )

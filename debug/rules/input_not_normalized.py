@@ -1,10 +1,10 @@
-"""Inputs of the model that are constant, or far from zero mean and unit size.
+"""Inputs of the model that are constant, or are far from zero mean and unit size.
 
-Statistic: mean and standard deviation of the model's floating-point inputs of two dimensions or more.  Default:
-no spread at all, or a root mean square above 20, at two saved steps running.
-Why: pixels from 0 to 255 have about 130; normalised data has about 1, tabular data rarely more than 10.
-Models whose first layer normalises are left out where the input is large.
-False alarms: models that normalise what they get in another way.
+Statistic: mean and standard deviation of the model's floating-point inputs of two dimensions or more.
+Default: all values are equal, or their root mean square is above 20, at two successive saved steps.  Models whose first
+layer normalizes may have large inputs.
+Why: pixels from 0 to 255 have about 130; normalized data has about 1, and tabular data rarely more than 10.
+False alarms: models that normalize their input in another way.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .history import History
 
 def detect(history: History, size: float = 20.0, steps: float = 2) -> Iterator[Observation]:
     def is_data(columns: Columns) -> NDArray[np.bool_]:
-        forms = zip(columns.names, columns.shapes, columns.dtypes, strict=True)
-        return np.array([n == "" and len(s) > 1 and "float" in d for n, s, d in forms], dtype=bool)
+        described = zip(columns.names, columns.shapes, columns.dtypes, strict=True)
+        return np.array([n == "" and len(s) > 1 and "float" in d for n, s, d in described], dtype=bool)
 
     def constant(columns: Columns) -> NDArray[np.bool_]:
         low, high = columns.values[2:]
@@ -33,7 +33,7 @@ def detect(history: History, size: float = 20.0, steps: float = 2) -> Iterator[O
         return np.asarray(is_data(columns) & (np.sqrt(mean**2 + std**2) > size))
 
     statistics = ("mean", "std", "min", "max")
-    tests = {"constant": constant} | ({} if history.begins_with_norm else {"not normalised": large})
+    tests = {"constant": constant} | ({} if history.begins_with_norm else {"not normalized": large})
     for what, test in tests.items():
         if history.persistent(int(steps), "input", statistics, test):
             mean, std, low, high = (float(v[0]) for v in history.now.columns("input", *statistics).values)

@@ -1,8 +1,9 @@
-"""A model whose output is the same for every sample of a batch, though the samples differ.
+"""A model with the same output for every sample of a batch, although the samples differ.
 
-Statistic: the largest distance between the outputs of a batch (of 32 samples and 32 elements of each dimension at
-most), in last places of float32 (or a finer dtype) at the largest output.  Default: four at most, at four saved steps running.
-Why: rounding makes less than that, and whatever depends on its input more.  In training mode dropout can hide it.
+Statistic: the largest distance between the outputs of a batch (of 32 samples and 32 elements of each dimension at most), in
+last places of float32, or of a finer dtype, at the largest output.
+Default: at most four, at four successive saved steps.
+Why: rounding causes less, and any dependence on the input causes more.  Dropout can hide the fault in training mode.
 False alarms: a first output that is no prediction, such as a table that all samples share.
 """
 
@@ -34,6 +35,6 @@ def detect(history: History, places: float = 4.0, steps: float = 4) -> Iterator[
 RULE = Rule(
     detect,
     "warning",
-    "check that forward() uses its input, that the features are not lost on the way (dead activations, a pooling or "
-    "normalisation over the batch or over everything), and that the targets belong to their inputs",
+    "check that forward() uses its input, that features are not lost between the layers (dead activations, a pooling or "
+    "normalization over the batch or over everything), and that the targets belong to their inputs",
 )

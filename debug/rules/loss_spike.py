@@ -1,7 +1,9 @@
-"""A loss that leaps above all that it was.
+"""A loss that leaps far above the losses before it.
 
-Statistic: the loss over the mean of the 20 before it.  Default: more than 10 of their standard deviations and
-more than twice their mean, after 20 saved steps.
+Statistic: the loss above the mean of the 20 saved losses before it.  If the batch has fewer samples than the largest of the
+last steps, the difference counts by its share of samples, as if the missing samples had the usual loss.
+Default: more than 10 standard deviations of these 20 losses above their mean, and more than twice the mean.
+Why: noise rarely exceeds four standard deviations.  In a short last batch, one hard sample changes the mean a lot.
 False alarms: a data set whose difficulty changes.
 """
 
@@ -15,23 +17,42 @@ from .finding import Observation, Rule
 from .history import History
 
 BEFORE = 20
+"""Number of losses that the present one is compared with."""
 
 
 def detect(history: History, deviations: float = 10.0, ratio: float = 2.0) -> Iterator[Observation]:
+    share = _share_of_samples(history)
     for name in history.losses():
-        numbers, found = history.scalar(name)
-        if len(found) <= BEFORE or numbers[-1] != history.now.number:
+        numbers, losses = history.scalar(name)
+        if share is None or len(losses) <= BEFORE or numbers[-1] != history.now.number:
             continue
-        before, now = np.array(found[-BEFORE - 1 : -1]), found[-1]
+        before, now = np.array(losses[-BEFORE - 1 : -1]), losses[-1]
         if not np.isfinite([*before, now]).all():
             continue
         mean, std = before.mean(), before.std()
-        if now > mean + deviations * std and now > ratio * mean > 0:
+        leap = share * (now - mean)
+        if leap > deviations * std and mean + leap > ratio * mean > 0:
             yield Observation(
                 f"{name} leapt from {mean:.4g} to {now:.4g}",
                 (name,),
-                {name: list(zip(numbers, found, strict=True))[-BEFORE - 1 :]},
+                {name: list(zip(numbers, losses, strict=True))[-BEFORE - 1 :]},
             )
+
+
+def _share_of_samples(history: History) -> float | None:
+    """Return the number of samples in the batch over the largest of the last steps, at most 1.
+
+    The number of samples is known from the model's input, which a compiled step does not show.
+
+    Returns:
+        The share; 1 if the input is not seen; ``None`` if only this step's input is seen: the step did not run like the
+        others, as a compiled step runs eagerly for a last, shorter batch, and cannot be compared with them.
+    """
+    *before, now = history.steps()
+    if now.samples is None:
+        return 1.0
+    largest = max((step.samples or 0 for step in before), default=0)
+    return min(1.0, now.samples / largest) if largest else None
 
 
 RULE = Rule(

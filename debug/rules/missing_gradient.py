@@ -1,7 +1,8 @@
 """A parameter that an optimizer holds and that gets no gradient.
 
-Statistic: whether ``grad`` is there at the update.  Default: missing at all of the last saved updates, twenty at most
-and three at least.
+Statistic: whether the parameter has a gradient at each update.
+Default: it has none at all of the last saved updates, at least three and at most twenty.
+Why: such a parameter keeps its first value.
 False alarms: experts or branches that are used so seldom.
 """
 
@@ -17,11 +18,10 @@ def detect(history: History, steps: float = 3) -> Iterator[Observation]:
     last = [step for step in history.steps() if step.updated]
     if len(last) < steps or not history.now.updated:
         return
-    each = [step.facts.get("no_gradient", ()) for step in last]
-    names = tuple(name for name in each[0] if all(name in other for other in each[1:]))
+    missing = [step.facts.get("no_gradient", ()) for step in last]
+    names = tuple(name for name in missing[0] if all(name in other for other in missing[1:]))
     if names:
-        shown = some(names)
-        yield Observation(f"{shown} never gets a gradient", names)
+        yield Observation(f"no gradient at {len(last)} updates: {some(names)}", names)
 
 
 RULE = Rule(

@@ -1,8 +1,9 @@
 """A training in which no optimizer updates anything.
 
-Statistic: whether any trained parameter was written to since the saved step before.  Default: none at 16 saved steps
-running.
-False alarms: gradients accumulated over more than 16 steps of which each one is saved.
+Statistic: whether any trained parameter was written to since the previous saved step.
+Default: none was, at 16 successive saved steps.
+Why: accumulation over more steps than that is rare.
+False alarms: gradients that are accumulated over more than 16 steps, all of which are saved.
 """
 
 from __future__ import annotations
@@ -22,5 +23,5 @@ def detect(history: History, steps: float = 16) -> Iterator[Observation]:
 RULE = Rule(
     detect,
     "critical",
-    "call optimizer.step() after loss.backward(), on the optimizer that was given to the Watch",
+    "call optimizer.step() after loss.backward(), on the optimizer that the Watch was made with",
 )

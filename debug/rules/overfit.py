@@ -1,9 +1,11 @@
 """A validation loss that rises while the training loss falls.
 
-Statistic: the losses of mode ``eval``, and those of training since.  Default: three evaluations running above the
-least one by 5 % and each above the one before, while the training loss is lower than it was at the least one.
-Evaluations of several steps count by their mean, and only where all their steps are saved.
-False alarms: validation on few samples, whose loss is noise.
+Statistic: the losses of mode ``eval``, and the training losses since.  An evaluation of several steps counts by its mean, and
+only if all its steps are saved.
+Default: three successive evaluations are 5 % above the lowest one, and each is above the one before, while the training loss
+is lower than at the lowest evaluation.
+Why: three rising evaluations are rarely noise.
+False alarms: validation on few samples.
 """
 
 from __future__ import annotations
@@ -49,6 +51,6 @@ def detect(history: History, ratio: float = 0.05, patience: float = 3) -> Iterat
 RULE = Rule(
     detect,
     "warning",
-    "stop at the least validation loss, or use more data, augmentation, weight decay or dropout",
+    "stop at the lowest validation loss, or use more data, augmentation, weight decay or dropout",
     mode="eval",
 )

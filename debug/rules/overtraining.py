@@ -1,8 +1,9 @@
-"""A validation loss that has not improved for long.
+"""A validation loss that has not improved for a long time.
 
-Statistic: the losses of mode ``eval``.  Default: ten evaluations running that are not below the least one before
-them by a thousandth of it.
-False alarms: none that matter; whether to go on is a matter of taste.
+Statistic: the losses of mode ``eval``.
+Default: ten successive evaluations are not lower than the lowest one before them by at least a thousandth.
+Why: an improvement of less than a thousandth is rarely worth ten evaluations.
+False alarms: learning rates that are about to be lowered.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def detect(history: History, patience: float = 10, delta: float = 1e-3) -> Itera
         at, least = min(before, key=lambda pair: pair[1])
         if all(value > least - delta * abs(least) for _, value in since):
             yield Observation(
-                f"{name} in evaluation is no better than at step {at} ({least:.4g}) for {len(since)} evaluations",
+                f"{name} in evaluation has not improved on step {at} ({least:.4g}) in {len(since)} evaluations",
                 (name,),
                 {f"{name} in evaluation": rounds[-100:]},
             )

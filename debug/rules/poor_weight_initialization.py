@@ -1,11 +1,12 @@
-"""Weights that begin wrongly: all alike, or such that activations grow or shrink from layer to layer.
+"""Weights with a bad first value: all equal, or so scaled that activations grow or shrink from layer to layer.
 
-Statistic, at the first saved step: standard deviation of each weight; that of the outputs of layers, the largest
-over the smallest.  Default: a linear or convolution layer whose weights are equal and not zero; a ratio of
-1,000 between layers of the same kind with ten elements at least.
-Why: equal weights get equal gradients for ever; initialisations that fit keep the ratio below 100 in depths that
-were looked at.
-False alarms: layers whose outputs are meant to be of other sizes.
+Statistic: at the first saved step, the standard deviation of each weight, and the ratio of the largest to the smallest
+standard deviation of the outputs of layers.
+Default: a linear or convolution layer whose weights are equal and not zero; or a ratio of 1,000 between linear and
+convolution layers whose outputs have ten elements or more.
+Why: equal weights get equal gradients forever; in the measured deep networks a suitable initialization keeps the ratio
+below 100.
+False alarms: layers whose outputs are meant to differ in size.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from ..store.columns import Columns
 from .finding import Observation, Rule
-from .history import History
+from .history import History, some
 
 TYPES = ("Linear", "Conv1d", "Conv2d", "Conv3d")
 
@@ -35,7 +36,7 @@ def detect(history: History, ratio: float = 1e3) -> Iterator[Observation]:
         and history.type_of(name.rpartition(".")[0]) in TYPES
     )
     if alike:
-        yield Observation(f"all elements of {', '.join(alike[:3])} are equal", alike)
+        yield Observation(f"all elements of {some(alike)} are equal", alike)
     outputs = history.now.columns("output", "std")
     sizes = _sizes(history, outputs)
     if len(sizes) > 1 and max(sizes.values()) > ratio * min(sizes.values()):
@@ -48,7 +49,7 @@ def detect(history: History, ratio: float = 1e3) -> Iterator[Observation]:
 
 
 def _sizes(history: History, outputs: Columns) -> dict[str, float]:
-    """Standard deviation of the outputs of layers that have any."""
+    """Return the standard deviation of the outputs of layers, if it is not zero."""
     return {
         name: float(std)
         for name, shape, std in zip(outputs.names, outputs.shapes, outputs.values[0], strict=True)
@@ -59,5 +60,5 @@ def _sizes(history: History, outputs: Columns) -> dict[str, float]:
 RULE = Rule(
     detect,
     "warning",
-    "initialise by Kaiming's or Xavier's rule for the activation, at random, and normalise the input",
+    "use the random initialization of Kaiming or Xavier that fits the activation, and normalize the input",
 )

@@ -1,9 +1,11 @@
-"""The same batch again and again, or the same few in turn.
+"""The same batch, or the same few batches in turn, at all steps.
 
-Statistic: mean, standard deviation, minimum and maximum of the model's input.  Default: equal in every bit at four
-saved steps running, or for four turns of five batches at most, and not constant.
-False alarms: training on all of the data or on one batch on purpose; a loader without shuffling whose epoch has a
-number of steps that the distance of saved steps is a multiple of.
+Statistic: mean, standard deviation, minimum and maximum of the model's input.
+Default: they are equal in every bit at four successive saved steps, or in four turns of up to five batches, and the input is
+not constant.
+Why: different batches of real data have different statistics.
+False alarms: training on all of the data or on one batch on purpose; a loader without shuffling if the distance of saved
+steps is a multiple of the epoch's length.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from .finding import Observation, Rule
 from .history import History, Step
 
 PERIOD = 5
-"""Batches in turn: with four turns so many are remembered."""
+"""Largest number of batches in turn: four turns of them fit into the kept history."""
 Batch = tuple[tuple[int, ...], float, float, float, float]
 
 
@@ -35,20 +37,20 @@ def detect(history: History, steps: float = 4) -> Iterator[Observation]:
 
 
 def _batches(steps: Sequence[Step]) -> list[Batch] | None:
-    found: list[Batch] = []
+    batches: list[Batch] = []
     for step in steps:
         names, values, shapes, _ = step.columns("input", "mean", "std", "min", "max")
         if "" not in names:
             return None
         place = names.index("")
-        mean, std, low, high = (float(each[place]) for each in values)
-        found.append((shapes[place], mean, std, low, high))
-    return found
+        mean, std, low, high = (float(array[place]) for array in values)
+        batches.append((shapes[place], mean, std, low, high))
+    return batches
 
 
 RULE = Rule(
     detect,
     "warning",
-    "shuffle, check that the loader is iterated and not asked for its first batch each time, "
-    "and that an iterable data set's workers do not all yield the same",
+    "shuffle, check that the loader is iterated, instead of asked for its first batch each time, "
+    "and that an iterable data set's workers do not all yield the same samples",
 )

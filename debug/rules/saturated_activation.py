@@ -1,10 +1,10 @@
-"""Tanh and sigmoid layers whose outputs are at their limits, where next to no gradient passes.
+"""Tanh and sigmoid layers whose outputs are at their limits, where almost no gradient passes.
 
-The model's own output is left out: a good classifier's is there.
-Statistic: root mean square distance from the middle, as a share of the distance to the limit.  Default: more
-than 0.97 at three saved steps running.
-Why: uniform outputs have 0.58, a well used layer less; 0.97 leaves 6 % of the gradient.
-False alarms: gates that have learnt to be open or shut.
+Statistic: the root mean square distance of the outputs from the middle, as a share of the distance to the limit.  The
+model's own output does not count, because the output of a good classifier is at the limits.
+Default: more than 0.97 at three successive saved steps.
+Why: uniformly distributed outputs have 0.58; 0.97 leaves 6 % of the gradient.
+False alarms: gates that have learned to be open or shut.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from ..store.columns import Columns
 from .finding import Observation, Rule
-from .history import History
+from .history import History, some
 
 MIDDLES = {"Tanh": (0.0, 1.0), "Sigmoid": (0.5, 0.5)}
-"""Class -> middle of its outputs, and their distance to the limit."""
+"""Class -> middle of its outputs, and distance from the middle to the limits."""
 
 
 def detect(history: History, share: float = 0.97, steps: float = 3) -> Iterator[Observation]:
@@ -35,7 +35,7 @@ def detect(history: History, share: float = 0.97, steps: float = 3) -> Iterator[
     names = history.persistent(int(steps), "output", ("mean", "std"), saturated)
     if names:
         yield Observation(
-            f"the outputs of {', '.join(names[:3])} are at the limits of the activation",
+            f"the outputs of {some(names)} are at the limits of the activation",
             names,
             history.evidence("output", names, "std"),
         )
@@ -44,5 +44,5 @@ def detect(history: History, share: float = 0.97, steps: float = 3) -> Iterator[
 RULE = Rule(
     detect,
     "warning",
-    "normalise what goes in, use a smaller initialisation or learning rate, or another activation",
+    "normalize the input, use a smaller initialization or learning rate, or another activation",
 )

@@ -1,13 +1,13 @@
-"""A learning-rate scheduler that is stepped before the optimizer, or per wrong unit.
+"""A learning-rate scheduler that is stepped before the optimizer, or too often.
 
-Statistic: the largest rate of an optimizer's groups, seen at each update and each ``watch.step``.  Default: it changed in the
-first step before the first update; it changed more than once before three quarters of the last 16 updates
-(stepped per batch while gradients accumulate: seen where ``watch.step`` is called per batch as well); it fell to less than a thousandth of its highest value, and there were
-as many updates after that as before, 20 at least (a schedule sized in epochs that is stepped per batch); or it
-went down to that and climbed up again three times within 1,000 updates each (a cosine of a few epochs that is stepped
-per batch: after its end it climbs).
-Why: a schedule that fits ends with the training; restarts leap and do not climb.
-False alarms: a rate that was lowered on plateaus until nothing more is to be gained.
+Statistic: the largest learning rate of an optimizer's groups at each update and at each ``watch.step``.
+Default: the rate changed in the first step before the first update; or it changed more than once before three quarters of
+the last 16 updates (seen if ``watch.step`` is called for every accumulated batch as well); or it fell to less than a
+thousandth of its highest value, and at least 20 and as many updates came afterwards as before; or it fell that far and
+rose again three times, within 1,000 updates each.
+Why: a schedule that fits ends with the training.  A schedule that is sized in epochs and stepped for every batch runs down
+early, and a cosine climbs again after its end.  Restarts leap up at once.
+False alarms: a rate that a plateau scheduler lowered until nothing more can be gained.
 """
 
 from __future__ import annotations
@@ -27,28 +27,30 @@ def detect(
         if rate["early"]:
             what = "the learning rate changed before the optimizer's first update"
         elif rate["often"] >= often:
-            what = f"the learning rate changes several times for one update, {rate['updates']} so far"
+            what = f"the learning rate changes several times before one update, in {rate['updates']} updates so far"
         elif rate["run_down"] >= 0:
             since = rate["updates"] - rate["run_down"]
             if since >= max(updates, rate["run_down"]):
                 what = f"the learning rate fell from {rate['highest']:.3g} to {rate['rate']:.3g} in {rate['run_down']} "
-                what += f"updates, and there were {since} more"
+                what += f"updates, and {since} more updates followed"
         if rate["cycles"] >= cycles and rate["updates"] < period * rate["cycles"]:
-            what = f"the learning rate ran down and climbed up again {rate['cycles']} times in {rate['updates']} updates"
+            what = (
+                f"the learning rate fell and rose again {rate['cycles']} times in {rate['updates']} updates"
+            )
         if what:
             yield Observation(what, (key,) if key else (), {"learning rate": _points(history, key)})
 
 
 def _points(history: History, key: str) -> Points:
-    found: list[tuple[int, Mapping[str, Any]]] = [
+    rates: list[tuple[int, Mapping[str, Any]]] = [
         (step.number, step.facts.get("rates", {}).get(key, {})) for step in history.steps()
     ]
-    return [(number, float(rate["rate"])) for number, rate in found if rate]
+    return [(number, float(rate["rate"])) for number, rate in rates if rate]
 
 
 RULE = Rule(
     detect,
     "warning",
-    "call scheduler.step() after optimizer.step(), as often as the schedule's length is counted in: "
-    "once per update, or once per epoch",
+    "call scheduler.step() after optimizer.step(), once for each unit that the schedule's length is counted in: "
+    "each update, or each epoch",
 )

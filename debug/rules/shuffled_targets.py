@@ -1,10 +1,10 @@
-"""A loss that stays where guessing is, though everything learns: targets that do not belong to their inputs, perhaps.
+"""A loss that stays at the loss of guessing although the weights change, as if targets did not belong to their inputs.
 
-Statistic: the loss of a cross-entropy over all saved steps so far, after the first third of them, over the logarithm
-of the number of classes; sizes of updates.  Default: asked at 60, 120, 240 and so on, between 0.85 and 1.1, the second
-half of it no lower than the first by chance (twice the standard error), while most weights have updates between
-1e-5 and 0.1 of them.
-Why: what can be learnt at all is learnt a little in 60 steps, and rates that are far off show in the updates.
+Statistic: a cross-entropy after the first third of the saved steps, over the logarithm of the number of classes; and the
+relative sizes of updates.
+Default: after 60 saved steps, and again after 120, 240 and so on, between 0.85 and 1.1, with a second half that is not lower
+than the first by twice the standard error, while most weights have updates between 1e-5 and 0.1 of their size.
+Why: a task that can be learned at all is learned a little in 60 steps, and a bad learning rate shows in the updates.
 False alarms: tasks that begin with a long plateau; models that are too small for the task.
 """
 
@@ -21,20 +21,20 @@ from .history import History, matrices
 
 def detect(history: History, steps: float = 60, errors: float = 2.0) -> Iterator[Observation]:
     for name, classes in history.classes.items():
-        numbers, found = history.scalar(name)
-        doublings = np.log2(len(found) / steps) if len(found) >= steps else -1.0
+        numbers, losses = history.scalar(name)
+        doublings = np.log2(len(losses) / steps) if len(losses) >= steps else -1.0
         if classes < 2 or doublings < 0 or doublings % 1 or numbers[-1] != history.now.number:
             continue
-        values = np.array(found[len(found) // 3 :]) / math.log(classes)
+        values = np.array(losses[len(losses) // 3 :]) / math.log(classes)
         first, second = values[: len(values) // 2], values[len(values) // 2 :]
         error = np.sqrt(first.var() / len(first) + second.var() / len(second))
         guesses = 0.85 < second.mean() < 1.1 and first.mean() - second.mean() < errors * error
         if guesses and _learns(history):
             yield Observation(
-                f"{name} stays at {found[-1]:.4g} in {len(found)} saved steps, guessing among {classes} classes has "
-                f"{math.log(classes):.4g}, and the weights do change",
+                f"{name} is {losses[-1]:.4g} after {len(losses)} saved steps, although the weights change; guessing among "
+                f"{classes} classes gives {math.log(classes):.4g}",
                 (name,),
-                {name: list(zip(numbers, found, strict=True))[-100:]},
+                {name: list(zip(numbers, losses, strict=True))[-100:]},
             )
 
 
@@ -50,6 +50,6 @@ def _learns(history: History) -> bool:
 RULE = Rule(
     detect,
     "info",
-    "check that inputs and targets are shuffled together, that the loader pairs them rightly, and that the inputs "
+    "check that inputs and targets are shuffled together, that the loader pairs them correctly, and that the inputs "
     "say something about the targets; then the model's size and the learning rate",
 )

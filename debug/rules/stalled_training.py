@@ -1,7 +1,9 @@
-"""A training that stood still for long between two saved steps.
+"""A training without a step for a long time.
 
-Statistic: seconds between two saved steps, less what as many steps usually take (the median of the ten distances
-before).  Default: more than 1,800, after three saved steps.  While it stands still a `Watch` says so itself.
+Statistic: the seconds between two saved steps, minus the usual time of as many steps (median of the ten distances before).
+During a stall, a `Watch` measures the seconds since the last step began.
+Default: more than 1,800, after three saved steps.
+Why: evaluations and checkpoints that take longer are rare.
 False alarms: evaluations or checkpoints that take that long and come seldom; a run that was resumed.
 """
 
@@ -22,23 +24,27 @@ def detect(history: History, seconds: float = 1800) -> Iterator[Observation]:
     steps = history.steps()[-BEFORE - 2 :]
     if len(steps) < 4:
         return
-    paces = [
+    seconds_per_step = [
         (b.time - a.time) / (b.number - a.number) for a, b in itertools.pairwise(steps) if b.number > a.number
     ]
-    if len(paces) < 3:
+    if len(seconds_per_step) < 3:
         return
     took = steps[-1].time - steps[-2].time
-    usual = float(np.median(paces[:-1])) * (steps[-1].number - steps[-2].number)
+    usual = float(np.median(seconds_per_step[:-1])) * (steps[-1].number - steps[-2].number)
     if took - usual > seconds:
         yield Observation(
-            f"{took:.0f} seconds went by between steps {steps[-2].number} and {steps[-1].number}, usually {usual:.0f}",
+            f"{took:.0f} seconds passed between steps {steps[-2].number} and {steps[-1].number}; usual are {usual:.0f}",
             (),
-            {"seconds for a step": [(b.number, pace) for b, pace in zip(steps[1:], paces, strict=False)]},
+            {
+                "seconds for a step": [
+                    (b.number, value) for b, value in zip(steps[1:], seconds_per_step, strict=False)
+                ]
+            },
         )
 
 
 RULE = Rule(
     detect,
     "warning",
-    "look at the loader, at storage, and at ranks that wait for each other; py-spy dump shows where a process is",
+    "look at the loader, at storage, and at ranks that wait for each other; py-spy dump shows what a process is doing",
 )

@@ -1,12 +1,12 @@
-"""A tensor whose variance collapses or grows beyond all bounds.
+"""A tensor whose variance collapses or grows without bounds.
 
-Statistic: variance of each tensor in a collection called ``variance``, over its own at the first saved step that has it:
-``Collection("variance", include="attention.*output", keep=("std",))`` among the collections; raw tensors, those of ``watch.save`` too,
-are measured here.
-Default: less than a millionth or more than a million times as much.  ``least`` and ``most`` are bounds of the variance itself,
-none by default.
-Why: a millionth in variance is a thousandth in size; what trains changes by less than a hundred.
-False alarms: tensors that begin with next to nothing, such as the output of a branch that is initialised with zeros.
+Statistic: the variance of each tensor in a collection called ``variance``, over its variance at the first saved step:
+``Collection("variance", include="attention.*output", statistics=("std",))`` among the collections.  Raw tensors, also those
+of ``watch.save``, are measured by the rule.
+Default: less than a millionth or more than a million.  ``least`` and ``most`` are bounds of the variance itself, without a
+default.
+Why: a millionth in variance is a thousandth in size; tensors of a training change by less than a factor of a hundred.
+False alarms: tensors that begin near zero, such as the output of a branch that is initialized with zeros.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def detect(
         (start, first), last = kept.setdefault(name, (point, deque(maxlen=WINDOW)))
         last.append(point)
         if not math.isfinite(now):
-            continue  # exploding_tensor is about those
+            continue  # exploding_tensor reports those
         if now < least or now > most or (first > 0 and not first / ratio <= now <= first * ratio):
             evidence = {name: [*([] if start == last[0][0] else [(start, first)]), *last]}
             yield Observation(f"the variance of {name} went from {first:.4g} to {now:.4g}", (name,), evidence)
@@ -37,17 +37,17 @@ def detect(
 
 def _variances(history: History) -> dict[str, float]:
     now = history.now
-    found = {name: std**2 for name, std in now.of_collection("variance", "std").items()}
+    variances = {name: std**2 for name, std in now.of_collection("variance", "std").items()}
     for group in now.layout.groups:
         for name, *_ in group.get("tensors", ()) if group["collection"] == "variance" else ():
             tensor = now.tensor(name)
             if tensor is not None and tensor.numel() > 1:
-                found[name] = float(tensor.double().var(correction=0))
-    return found
+                variances[name] = float(tensor.double().var(correction=0))
+    return variances
 
 
 RULE = Rule(
     detect,
     "warning",
-    "look at the initialisation and normalisation of what makes it, and at the learning rate",
+    "look at the initialization and normalization of the layers before it, and at the learning rate",
 )

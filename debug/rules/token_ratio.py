@@ -1,11 +1,12 @@
 """Batches of tokens that are mostly padding.
 
-Statistic: share of the value 0 (or of ``value``) in the tensor of integers that is saved as ``tokens``, or in the model's own input of
-two dimensions where raw inputs are saved: ``Collection("arrays", include="^tokens$")`` among the collections and
-``watch.save("tokens", batch["input_ids"])`` before ``watch.step``; or ``Collection("arrays", include=r"^input\\.(0|input_ids)$")``.
-Default: more than half of the last three saved batches.
-Why: sorted or packed batches have less than a tenth; half of padding is half of the time.
-False alarms: vocabularies whose token 0 is a word (pass another ``value``, or leave the rule out).
+Statistic: the share of the value 0 (or ``value``) in the integer tensor that is saved as ``tokens``, or in the model's own
+input of two dimensions.  To save it, pass ``Collection("arrays", include="^tokens$")`` among the collections and call
+``watch.save("tokens", batch["input_ids"])`` before ``watch.step``; or save the raw input with
+``Collection("arrays", include=r"^input\\.(0|input_ids)$")``.
+Default: more than half, in each of the last three saved batches.
+Why: sorted or packed batches have less than a tenth, and padding costs as much time as tokens.
+False alarms: vocabularies in which token 0 is a word; pass another ``value``, or leave the rule out.
 """
 
 from __future__ import annotations
@@ -36,5 +37,5 @@ def detect(
 RULE = Rule(
     detect,
     "warning",
-    "put samples of similar length into a batch, pad to the longest of the batch, or pack several into one row",
+    "make batches of samples of similar length, pad to the longest of the batch, or pack several into one row",
 )

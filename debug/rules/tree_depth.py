@@ -1,11 +1,11 @@
 """Trees of an ensemble that are so deep that they learn single samples.
 
-Statistic: the largest depth in the tensor that is saved as ``tree_depths``, one number a tree, for instance of
-``model.trees_to_dataframe()``: ``Collection("arrays", include="^tree_depths$")`` among the collections and
-``watch.save("tree_depths", depths)`` before ``watch.step``.
+Statistic: the largest depth in the tensor that is saved as ``tree_depths``, one number for each tree, for instance from
+``model.trees_to_dataframe()``.  To save it, pass ``Collection("arrays", include="^tree_depths$")`` among the collections,
+and call ``watch.save("tree_depths", depths)`` before ``watch.step``.
 Default: more than 10 levels.
-Why: libraries of boosted trees begin at 3 to 6; a tree of 10 levels can tell a thousand cases apart.
-False alarms: random forests, whose trees are meant to be deep; trees that grow by leaves, with few of them.
+Why: libraries of boosted trees use 3 to 6 levels; a tree of 10 levels can tell a thousand cases apart.
+False alarms: random forests, whose trees are meant to be deep; trees that grow leaf by leaf, with few leaves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def detect(history: History, depth: float = 10) -> Iterator[Observation]:
         deep = depths.reshape(-1) > depth
         if deep.any():
             yield Observation(
-                f"{deep.sum()} of {deep.size} trees are deeper than {depth:g}, the deepest {depths.max():g}"
+                f"{deep.sum()} of {deep.size} trees are deeper than {depth:g} levels; the deepest has {depths.max():g}"
             )
 
 

@@ -1,8 +1,9 @@
-"""Weights with a gradient that training does not change.
+"""Weights that have a gradient and that training does not change.
 
-Statistic: whether a step's update changed anything, by a sample of 4,096 elements.  Default: nothing at three saved
-steps running, with a gradient most of which is not zero (that of a large embedding is) and whose root mean square is a
-hundred-thousandth of the largest one's at least (what a bias before BatchNorm gets is rounding).
+Statistic: whether a step's update changed anything in a sample of 4,096 elements.
+Default: nothing changed at three successive saved steps.  Most of the gradient is not zero (most of a large embedding's is),
+and its root mean square is at least a hundred-thousandth of the largest one.
+Why: the gradient of a bias before BatchNorm is rounding and far smaller than that.
 False alarms: a learning rate that is zero for some time on purpose.
 """
 
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 
 from ..store.columns import Columns
 from .finding import Observation, Rule
-from .history import History
+from .history import History, some
 
 FAINT = 1e-5
+"""Size of a gradient, relative to the largest one, below which it may be rounding."""
 
 
 def detect(history: History, steps: float = 3) -> Iterator[Observation]:
@@ -33,12 +35,12 @@ def detect(history: History, steps: float = 3) -> Iterator[Observation]:
 
     names = history.persistent(int(steps), "update", ("ratio",), still)
     if any(step.marks.get("skipped") for step in history.steps()[-int(steps) :]):
-        return  # by GradScaler
+        return  # GradScaler skipped an update
     moved = set(history.persistent(int(steps), "gradient", ("zero", "mean", "std"), pushed))
     names = tuple(name for name in names if name in moved)
     if names:
         yield Observation(
-            f"{len(names)} weights with a gradient stay as they are, among them {', '.join(names[:3])}",
+            f"weights with a gradient do not change: {some(names)}",
             names,
             history.evidence("update", names, "ratio"),
         )

@@ -1,10 +1,11 @@
 """A trainable parameter that no optimizer holds, so that it never learns.
 
-Statistic: which parameters of the model have a gradient at an update, and which ones the watched optimizers have.  Where the
-optimizer has parameters of the same shapes that are not the model's, it was made before the model was moved,
-wrapped or built anew.
-False alarms: parameters that another optimizer has, which the ``Watch`` does not know of; weights that an optimizer
-keeps copies of in float32.
+Statistic: the parameters with a gradient at an update, and the parameters of the watched optimizers.
+Default: any parameter that has a gradient and no optimizer.  If the optimizer holds parameters of the same shapes that are
+not the model's, it was made before the model was moved, wrapped or built again.
+Why: parameters that need no update should not need a gradient.
+False alarms: parameters of an optimizer that the ``Watch`` does not know; weights of which an optimizer keeps float32
+copies.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def detect(history: History) -> Iterator[Observation]:
         return
     shown = some(names)
     if facts.get("stale"):
-        what = f"the optimizer holds other parameters in the place of {shown}: those of an earlier copy of the model"
+        what = f"the optimizer holds parameters of an earlier copy of the model instead of {shown}"
     else:
         what = f"no optimizer holds {shown}"
     yield Observation(what, names)
@@ -31,6 +32,6 @@ def detect(history: History) -> Iterator[Observation]:
 RULE = Rule(
     detect,
     "critical",
-    "make the optimizer after the model is complete, moved and wrapped, with model.parameters(), "
+    "make the optimizer after the model is built, moved and wrapped, with model.parameters(), "
     "or set requires_grad=False",
 )

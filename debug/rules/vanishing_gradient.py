@@ -1,10 +1,11 @@
-"""Gradients that are nothing beside those of the layer that learns most.
+"""Gradients that are tiny beside those of the layer that learns most.
 
-Statistic: root mean square of each weight's gradient, over the largest one at the same step.  Default: a
-ten-thousandth, at three saved steps running.  Biases and norms (fewer than two dimensions) are left out.
-Why: depths that train have ratios of 10 to 1,000; a chain of ten saturated layers has 1e-6 and less.
-False alarms: an embedding of which a batch uses less than one row in a hundred million; of several models that are
-watched together, one whose gradients are that much smaller.
+Statistic: the root mean square of each weight's gradient, over the largest one of the step.  Biases and norms (fewer than
+two dimensions) do not count.
+Default: less than a ten-thousandth, at three successive saved steps.
+Why: deep networks that train have ratios of 10 to 1,000; ten saturated layers have a million or more.
+False alarms: an embedding of which a batch uses less than one row in a hundred million; one of several models that are
+watched together, if its gradients are that much smaller.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..store.columns import Columns
 from .finding import Observation, Rule
-from .history import History, matrices
+from .history import History, matrices, some
 
 
 def detect(history: History, ratio: float = 1e-4, steps: float = 3) -> Iterator[Observation]:
@@ -29,7 +30,7 @@ def detect(history: History, ratio: float = 1e-4, steps: float = 3) -> Iterator[
     names = history.persistent(int(steps), "gradient", ("mean", "std"), vanishes)
     if names:
         yield Observation(
-            f"the gradient of {len(names)} weight{'s' * (len(names) > 1)} is less than {ratio:g} of the largest one",
+            f"gradients are smaller than {ratio:g} of the largest one: {some(names)}",
             names,
             history.evidence("gradient", names, "std"),
         )
@@ -38,5 +39,5 @@ def detect(history: History, ratio: float = 1e-4, steps: float = 3) -> Iterator[
 RULE = Rule(
     detect,
     "warning",
-    "use ReLU-like activations, normalisation or residual connections, and an initialisation that fits them",
+    "use ReLU-like activations, normalization or residual connections, and an initialization that fits them",
 )

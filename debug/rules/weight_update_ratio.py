@@ -1,11 +1,12 @@
 """Updates that are too large for their weights, or too small to change them.
 
-Statistic: root mean square of an update over that of its weight (over a sample of 4,096 elements), of weights of
-two dimensions or more.  Default: more than 0.1, or less than an eighth of the last place of the weight's dtype, at
-two saved steps running.
-Why: trainings that work have about 1e-3; half of a last place is rounded away.  A weight that begins with
-zeros (a root mean square below 1e-6) has a ratio of 1/n at its n-th update, of 2/n in a warmup, so twice that is allowed on top.
-False alarms: the first steps of a warmup from zero (updates too small).
+Statistic: the root mean square of an update over that of its weight (of a sample of 4,096 elements), for weights of two
+dimensions or more.
+Default: more than 0.1, or less than an eighth of the last place of the weight's dtype, at two successive saved steps.  A
+weight that began with zeros (a root mean square below 1e-6) may have 4/n more at its n-th update.
+Why: trainings that work have about 1e-3, and half of a last place is rounded away.  A weight that began with zeros has a
+ratio of 1/n at its n-th update, and of 2/n in a warmup; twice that is allowed.
+False alarms: the first steps of a warmup from zero, whose updates are too small.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from numpy.typing import NDArray
 
 from ..store.columns import Columns
 from .finding import Observation, Rule
-from .history import History, matrices
+from .history import History, matrices, some
 
 LEAST = 1e-6
-PLACES = 0.125
+"""Root mean square of a weight below which it counts as zero."""
 
 
 def detect(
-    history: History, large: float = 0.1, places: float = PLACES, steps: float = 2
+    history: History, large: float = 0.1, places: float = 0.125, steps: float = 2
 ) -> Iterator[Observation]:
     if not history.now.updated:
         return
@@ -47,19 +48,19 @@ def detect(
         names = history.persistent(int(steps), "update", ("size", "ratio"), test)
         if names:
             yield Observation(
-                f"the updates of {', '.join(names[:3])} are {what} their weights",
+                f"the updates of {some(names)} are {what} their weights",
                 names,
                 history.evidence("update", names, "ratio"),
             )
 
 
 def _eps(dtype: str) -> float:
-    found = getattr(torch, dtype, torch.float32)
-    return torch.finfo(found).eps if found.is_floating_point else 0.0
+    torch_dtype = getattr(torch, dtype, torch.float32)
+    return torch.finfo(torch_dtype).eps if torch_dtype.is_floating_point else 0.0
 
 
 RULE = Rule(
     detect,
     "warning",
-    "lower the learning rate where updates are large; where they are lost, raise it or keep float32 weights",
+    "lower the learning rate if updates are too large; raise it or keep float32 weights if they are lost",
 )

@@ -1,7 +1,8 @@
 """A model that trains in evaluation mode.
 
-Statistic: ``model.training`` at the update.  Default: false while there is a Dropout or BatchNorm, which it matters
-to.
+Statistic: ``model.training`` at the update.
+Default: false for a model that contains Dropout or BatchNorm.
+Why: only these modules depend on the mode.
 False alarms: fine-tuning with both switched off on purpose.
 """
 
@@ -10,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .finding import Observation, Rule
-from .history import History
+from .history import History, some
 
 
 def detect(history: History) -> Iterator[Observation]:
     names = tuple(history.now.facts.get("evaluating", ()))
     if names:
         yield Observation(
-            f"the model trains in evaluation mode: {', '.join(names[:3])} do not work as in training", names
+            f"the model trains in evaluation mode: {some(names)} work differently than in training mode",
+            names,
         )
 
 

@@ -1,9 +1,10 @@
 """Devices that a larger batch would fill.
 
-Statistic: 95th percentiles of a device's utilisation, of its memory in use and of the machine's processors over the
-last 500 samples since the first step.  Default: all below 70 % (those of SageMaker Debugger): there is room
-on the device, and the processors are not what it waits for.
-False alarms: a batch size that the optimization asks for; short steps with pauses between them.
+Statistic: the 95th percentiles of a device's utilization, of its memory in use and of the utilization of the machine's
+processors, over the last 500 samples since the first step.
+Default: all are below 70 % (the defaults of SageMaker Debugger).
+Why: then the device has room, and does not wait for the processors.
+False alarms: a batch size that the optimization requires; short steps with pauses between them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def detect(
     for name, utilizations in series.utilization(recent).items():
         total = series.header["totals"].get(f"{name}_memory", 0.0)
         memories = finite(recent[f"{name}_memory"])
-        if not len(memories) or not total > 0:  # not told
+        if not len(memories) or not total > 0:  # the device does not report its memory
             continue
         busy, held = np.percentile(utilizations, 95), 100 * np.percentile(memories, 95) / total
         if busy < utilization and held < memory:
@@ -39,6 +40,6 @@ def detect(
 RULE = Rule(
     detect,
     "info",
-    "raise the batch size: loopwise.compile.fit measures which one trains the most samples a second in the memory",
+    "raise the batch size: loopwise.compile.fit measures which size trains the most samples a second",
     source="profile",
 )

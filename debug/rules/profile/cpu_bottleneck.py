@@ -1,8 +1,9 @@
-"""A device that idles while a core is busy.
+"""A device that is idle while a processor core is busy.
 
-Statistic: the share of the last 500 samples since the first step in which a device that the training uses is
-below 10 % of utilisation and a core of the machine above 90 %.  Default: more than half of them (as SageMaker
-Debugger; it takes every core by itself).
+Statistic: the share of the last 500 samples since the first step in which a device of the training is below 10 % of
+utilization and a core of the machine is above 90 %.
+Default: more than half (SageMaker Debugger takes every core by itself).
+Why: one Python thread can keep only one core busy.
 False alarms: other programs on the machine.
 """
 

@@ -1,11 +1,12 @@
 """A loader that training waits for, or that has more workers than its cores can run.
 
-Statistic: the share of the time of training steps, without the first and without what the Watch takes, that is
-spent in waiting for a DataLoader; and its workers over the cores that the process may use.  Default: more than a quarter of at
-least 30 s; more than twice the cores (the bound of SageMaker Debugger, whose own test is the number of
-workers alone).  With w workers that are always busy, a step of t seconds with v of them spent waiting needs
-w t / (t - v) workers; without workers, v / (t - v).
-False alarms: a model so small that nothing could load its batches in time.
+Statistic: the share of the time of training steps that is spent waiting for a DataLoader, without the first step and without
+the time of the Watch; and the number of workers over the number of cores that the process may use.
+Default: more than a quarter of at least 30 s; more than twice the cores (the default of SageMaker Debugger, which tests only
+the number of workers).
+Why: with w workers that are always busy, a step of t seconds that waits v seconds needs w t / (t - v) workers, and without
+workers v / (t - v).
+False alarms: a model so small that no loader is fast enough.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ def detect(
     waiting, now = float(train["data"].sum()), int(train["workers"][-1])
     if waiting > share * total:
         spare = max(total - waiting, 1e-3 * total)
-        needed = math.ceil(now * total / spare if now else waiting / spare)
-        enough = (
-            f"about {needed} would fill it"
-            if needed <= 2 * series.usable
-            else "no number of them would do here"
+        workers_needed = math.ceil(now * total / spare if now else waiting / spare)
+        remedy = (
+            f"about {workers_needed} workers would suffice"
+            if workers_needed <= 2 * series.usable
+            else "no number of workers would suffice here"
         )
-        each = train["count"]
+        count = train["count"]
         yield Observation(
             f"the loader is the bottleneck: {waiting / total:.0%} of a step is spent waiting for it, "
-            f"with num_workers={now}; {enough}",
+            f"with num_workers={now}; {remedy}",
             (),
-            series.points({"data, s": train["data"] / each, "step, s": train["seconds"] / each}, train),
+            series.points({"data, s": train["data"] / count, "step, s": train["seconds"] / count}, train),
         )
     if series.usable and now > workers * series.usable:
         yield Observation(f"the loader has {now} workers on {series.usable} cores", ("workers",))
@@ -47,7 +48,7 @@ def detect(
 RULE = Rule(
     detect,
     "warning",
-    "set num_workers so, with persistent_workers=True and pin_memory=True for a device, or do costly "
-    "transforms once and keep their results",
+    "set num_workers accordingly, with persistent_workers=True, and pin_memory=True for a device, or compute costly "
+    "transforms once and store their results",
     source="profile",
 )

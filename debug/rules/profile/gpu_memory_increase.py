@@ -1,8 +1,9 @@
-"""Memory of a device that grows and grows.
+"""Memory of a device that grows steadily.
 
-Statistic: the most memory in use in each tenth of the last 600 samples since the first step.  Default: each tenth
-above the one before, by more than 5 % of the device's memory in all (SageMaker Debugger's 5 % over windows of
-10 samples; a tenth is as long as an epoch of a small data set).
+Statistic: the largest memory in use in each tenth of the last 600 samples since the first step.
+Default: each tenth is above the one before, and the growth in all is more than 5 % of the device's memory (the 5 % of
+SageMaker Debugger, whose windows have 10 samples).
+Why: a tenth is as long as an epoch of a small data set, so that the peaks of epochs are not taken for growth.
 False alarms: sequences that get longer; an evaluation that begins.
 """
 
@@ -16,6 +17,7 @@ from ..finding import Observation, Rule
 from .series import Series, finite
 
 PARTS = 10
+"""Parts that the samples are divided into."""
 
 
 def detect(series: Series, increase: float = 5.0, samples: float = 600.0) -> Iterator[Observation]:
@@ -25,7 +27,7 @@ def detect(series: Series, increase: float = 5.0, samples: float = 600.0) -> Ite
     for name in series.devices():
         total = series.header["totals"].get(f"{name}_memory", 0.0)
         parts = [finite(part) for part in np.array_split(recent[f"{name}_memory"], PARTS)]
-        if not all(map(len, parts)):  # not told
+        if not all(map(len, parts)):  # the device does not report its memory
             continue
         most = np.array([part.max() for part in parts])
         if total and (np.diff(most) > 0).all() and 100 * (most[-1] - most[0]) > increase * total:
@@ -40,6 +42,6 @@ def detect(series: Series, increase: float = 5.0, samples: float = 600.0) -> Ite
 RULE = Rule(
     detect,
     "warning",
-    "do not keep tensors with their graph from step to step: add up losses by loss.item() or loss.detach()",
+    "do not keep tensors with their autograd graph from step to step: add up losses by loss.item() or loss.detach()",
     source="profile",
 )

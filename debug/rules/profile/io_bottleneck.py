@@ -1,9 +1,9 @@
 """Training that waits for a disk.
 
-Statistic: cores of the machine that idle while something waits for a disk, in the last 120 samples since the first
-step, and the share of training time that is spent in waiting for the loader.  Default: more than half a
-core in more than half of the samples, and more than a quarter of the time.  (SageMaker Debugger asks for an
-idle device instead of a waiting loop; this works without one.)
+Statistic: the number of cores that are idle while a process waits for a disk, in the last 120 samples since the first step;
+and the share of the training time that is spent waiting for the loader.
+Default: more than half a core in more than half of the samples, and more than a quarter of the time.
+Why: SageMaker Debugger requires an idle device instead of a waiting loop; this rule needs no device.
 False alarms: another program that keeps the disk busy while the loader waits for something else.
 """
 
@@ -25,7 +25,7 @@ def detect(
     part, waiting = (waits > cores).mean(), float(train["data"].sum() / train["seconds"].sum())
     if part > share and waiting > data:
         yield Observation(
-            f"in {part:.0%} of the samples more than {cores:g} cores wait for a disk, and {waiting:.0%} of a "
+            f"in {part:.0%} of the samples more than {cores:g} cores waited for a disk, and {waiting:.0%} of a "
             "step is spent waiting for the loader",
             (),
             series.points({"cores that wait for a disk": waits}, recent),

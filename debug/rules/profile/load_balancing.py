@@ -1,9 +1,9 @@
 """Devices of one training that do not share its work.
 
-Statistic: the mean utilisation of each device that the training uses, over the last 500 samples since the first step.
-Default: the least is below half of the greatest (the 0.5 of SageMaker Debugger), which is 5 % or more.
+Statistic: the mean utilization of each device of the training, over the last 500 samples since the first step.
+Default: the lowest is below half of the highest (the 0.5 of SageMaker Debugger), and the highest is at least 5 %.
+Why: the slowest device sets the time of a step.  The page compares ranks, since it reads the records of all of them.
 False alarms: stages of a pipeline that are meant to differ; another program on one of the devices.
-Ranks are compared where the records of all of them are there: on the page.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from ..finding import Observation, Rule
 from .series import Series, Table
 
 OWN = ("data", "to_device", "forward", "optimizer", "other")
-"""Phases of a rank's own work; in ``backward`` it waits for the others."""
+"""Phases of a rank's own work; in ``backward`` a rank waits for the others."""
 IDLE = 5.0
+"""Per cent of utilization below which the busiest device counts as idle."""
 
 
 def detect(series: Series, ratio: float = 0.5, samples: float = 500.0) -> Iterator[Observation]:
@@ -33,23 +34,24 @@ def detect(series: Series, ratio: float = 0.5, samples: float = 500.0) -> Iterat
 
 
 def between(ranks: Mapping[int, Table], ratio: float = 0.5) -> Iterator[Observation]:
-    """The rank that makes the others wait: one does less than half of its work outside of backward passes.
+    """Yield the rank that others wait for, if another rank does less than half as much work outside backward passes.
 
     Args:
         ranks: phases of training steps by rank.
+        ratio: largest share of the work of the slowest rank.
     """
-    each = {
+    work = {
         rank: sum(float(table[kind].sum()) for kind in OWN) / float(table["count"].sum())
         for rank, table in ranks.items()
         if len(table)
     }
-    if len(each) < 2:
+    if len(work) < 2:
         return
-    least, most = min(each, key=lambda rank: each[rank]), max(each, key=lambda rank: each[rank])
-    if each[least] < ratio * each[most]:
+    least, most = min(work, key=lambda rank: work[rank]), max(work, key=lambda rank: work[rank])
+    if work[least] < ratio * work[most]:
         yield Observation(
-            f"rank {most} spends {1e3 * each[most]:.3g} ms of a training step outside of the backward pass and "
-            f"rank {least} {1e3 * each[least]:.3g} ms: the others wait for rank {most}",
+            f"rank {most} spends {1e3 * work[most]:.3g} ms of a training step outside the backward pass and "
+            f"rank {least} {1e3 * work[least]:.3g} ms: the others wait for rank {most}",
         )
 
 

@@ -1,7 +1,8 @@
-"""A device that is hardly used, or by fits and starts.
+"""A device that is hardly used, or used in bursts.
 
-Statistic: percentiles of a device's utilisation over the last 500 samples since the first step.  Default: the 95th
-is below 70 % and the 5th below 10 % (those of SageMaker Debugger).
+Statistic: percentiles of a device's utilization over the last 500 samples since the first step.
+Default: the 95th is below 70 % and the 5th is below 10 % (the defaults of SageMaker Debugger).
+Why: a device that is kept busy is rarely below 10 %.
 False alarms: long evaluations or checkpoints on the processor.
 """
 
@@ -19,8 +20,8 @@ def detect(
     series: Series, p95: float = 70.0, p5: float = 10.0, samples: float = 500.0
 ) -> Iterator[Observation]:
     recent = series.recent(samples)
-    for name, told in series.utilization(recent).items():
-        low, high = np.percentile(told, [5, 95])
+    for name, values in series.utilization(recent).items():
+        low, high = np.percentile(values, [5, 95])
         if high < p95 and low < p5:
             yield Observation(
                 f"utilization of {name} is below {low:.0f} % in 5 % of the samples and below {high:.0f} % in 95 %",
@@ -32,7 +33,7 @@ def detect(
 RULE = Rule(
     detect,
     "warning",
-    "look at the phases of a step: a loader that is waited for wants workers, a short forward pass a larger "
+    "look at the phases of a step: a slow loader needs more workers, a short forward pass needs a larger "
     "batch or a compiled step (loopwise.compile.TrainStep)",
     source="profile",
 )

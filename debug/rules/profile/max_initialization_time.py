@@ -1,8 +1,10 @@
-"""A first step that takes long to come.
+"""A first step that takes long.
 
-Statistic: minutes from the beginning of the Watch to the end of the first training step, or to now.  Default: more than
-20 (that of SageMaker Debugger).
-False alarms: large models that are compiled, or read from remote storage.
+Statistic: the minutes from the start of the Watch to the end of the first training step, or to the last sample if there is no
+step yet.
+Default: more than 20 (the default of SageMaker Debugger).
+Why: every start of the training costs this time again.
+False alarms: large models that are compiled, or are read from remote storage.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ def detect(series: Series, minutes: float = 20.0) -> Iterator[Observation]:
     now = series.system["time"][-1] if len(series.system) else series.start
     taken = ((series.first if series.first is not None else now) - series.start) / 60
     if taken > minutes:
-        end = "the first step ended" if series.first is not None else "there is no first step yet,"
-        yield Observation(f"{end} {taken:.3g} minutes after the beginning")
+        end = "the first step ended" if series.first is not None else "no step has ended,"
+        yield Observation(f"{end} {taken:.3g} minutes after the start")
 
 
 RULE = Rule(
     detect,
     "warning",
-    "keep compiled graphs in a cache (loopwise.compile.save_cache, or TORCHINDUCTOR_CACHE_DIR on a disk that "
-    "stays), and data where it is read fast",
+    "keep compiled graphs in a cache (loopwise.compile.save_cache, or TORCHINDUCTOR_CACHE_DIR on a permanent "
+    "disk), and keep data on fast storage",
     source="profile",
 )

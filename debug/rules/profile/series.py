@@ -1,4 +1,4 @@
-"""What was recorded of one rank so far, as arrays: what profiler rules look at, and what the page shows."""
+"""Records of one rank as arrays, for profile rules and for the page."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from ..finding import Points
 
 Floats = npt.NDArray[np.float64]
 KINDS = ("data", "to_device", "forward", "backward", "optimizer")
+"""Phases of a step that the profiler times; ``loopwise.debug.profiler.phases`` defines them."""
 FIXED = ("step", "count", "time", "seconds", "longest", "workers", *KINDS, "loopwise", "other")
-"""Of a row: its last step, how many it has, when it ended (seconds since the epoch), seconds of all its steps
-and of the longest one, worker processes of the loader, and seconds of each phase."""
+"""Columns of ``debug/phases``: the last step of the row, its number of steps, its end (seconds since the epoch), the
+seconds of all its steps and of the longest one, worker processes of the loader, and the seconds of each phase."""
 SHOWN = 100
-"""Points of a series that a finding has as its evidence."""
+"""Largest number of points, about, of a series in the evidence of a finding."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class Table:
     """Rows of numbers.
 
     Args:
-        columns: their names; each is an item, an array of shape ``(rows,)``.
-        rows: of shape ``(rows, columns)``.
-        modes: of rows that have one.
+        columns: names of the columns; ``table[name]`` is an array of shape ``(rows,)``.
+        rows: numbers, of shape ``(rows, columns)``.
+        modes: mode of each row; empty if rows have no mode.
     """
 
     columns: tuple[str, ...]
@@ -45,59 +46,59 @@ class Table:
         return self.rows[:, self.columns.index(column)]
 
     def of(self, mode: str) -> Table:
-        """Rows of a mode."""
-        return self.where(np.array([each == mode for each in self.modes], bool))
+        """Return the rows of a mode."""
+        return self.where(np.array([row_mode == mode for row_mode in self.modes], bool))
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> Table:
-        """Some of the rows; ``chosen`` has shape ``(rows,)``."""
+        """Return the rows for which ``chosen``, of shape ``(rows,)``, is true."""
         return Table(self.columns, self.rows[chosen], tuple(compress(self.modes, chosen.tolist())))
 
 
 NONE = Table(FIXED, np.empty((0, len(FIXED))))
-"""Rows of ``debug/phases`` before the first."""
+"""Empty table with the columns of ``debug/phases``."""
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """A table of rows as they are in JSON lines; rows of another length are left out."""
+    """Return a table of rows from JSON lines; rows of a wrong length are left out."""
     kept = [row for row in rows if isinstance(row, (list, tuple)) and len(row) == len(columns)]
     return Table(tuple(columns), np.array(kept, np.float64).reshape(len(kept), len(columns)))
 
 
 def phases(records: Iterable[Mapping[str, Any]]) -> Table:
-    """Records of ``debug/phases`` as one table; a phase that a record does not have took no time in it."""
+    """Return the records of ``debug/phases`` as one table; a phase that a record lacks took no time in it."""
     return joined([NONE, *map(part, records)])
 
 
 def part(record: Mapping[str, Any]) -> Table:
-    """One record of ``debug/phases``."""
+    """Return one record of ``debug/phases`` as a table."""
     rows = [row for row in record["rows"] if len(row) == len(record["columns"]) + 1]
     numbers = np.array([row[1:] for row in rows], np.float64).reshape(len(rows), len(record["columns"]))
     return Table(tuple(record["columns"]), numbers, tuple(str(row[0]) for row in rows))
 
 
 def joined(tables: Sequence[Table]) -> Table:
-    """One behind the other; a column that one does not have is zero in it."""
-    kinds = dict.fromkeys(each.columns for each in tables)
+    """Return tables joined one behind the other; a column that a table lacks is zero in its rows."""
+    kinds = dict.fromkeys(table.columns for table in tables)
     columns = tuple(dict.fromkeys(name for kind in kinds for name in kind))
     places = {kind: [columns.index(name) for name in kind] for kind in kinds}
     rows = np.zeros((sum(map(len, tables)), len(columns)))
     at = 0
-    for each in tables:
-        if each.columns == columns:
-            rows[at : at + len(each)] = each.rows
+    for table in tables:
+        if table.columns == columns:
+            rows[at : at + len(table)] = table.rows
         else:
-            rows[at : at + len(each), places[each.columns]] = each.rows
-        at += len(each)
-    return Table(columns, rows, tuple(chain.from_iterable(each.modes for each in tables)))
+            rows[at : at + len(table), places[table.columns]] = table.rows
+        at += len(table)
+    return Table(columns, rows, tuple(chain.from_iterable(table.modes for table in tables)))
 
 
 def finite(values: Floats) -> Floats:
-    """Those that are numbers: a device may not tell its own."""
+    """Return the finite values; a device may report NaN."""
     return values[np.isfinite(values)]
 
 
 def percentiles(values: Floats, counts: Floats, of: Sequence[float]) -> list[float]:
-    """Percentiles of values that stand for several each, such as a row's mean for its steps."""
+    """Return weighted percentiles, for instance of the mean of each row, weighted by the row's number of steps."""
     order = np.argsort(values)
     reached = np.cumsum(counts[order])
     at = np.searchsorted(reached, np.asarray(of) / 100 * reached[-1]).clip(max=len(values) - 1)
@@ -106,14 +107,14 @@ def percentiles(values: Floats, counts: Floats, of: Sequence[float]) -> list[flo
 
 @dataclass(frozen=True)
 class Series:
-    """One rank's record.
+    """Records of one rank, which profile rules look at.
 
     Attributes:
-        start: when the run began, in seconds since the epoch.
-        header: the first line of ``debug/system``.
-        system: its samples; columns as the header says.
+        start: start of the run, in seconds since the epoch.
+        header: first line of ``debug/system``.
+        system: samples of the machine, with the columns of the header.
         phases: rows of ``debug/phases``, of all modes.
-        first: when the first step ended, in seconds since the epoch; ``None``: none has.
+        first: end of the first step, in seconds since the epoch; ``None`` if no step has ended.
     """
 
     start: float
@@ -122,7 +123,7 @@ class Series:
     phases: Table
     first: float | None = None
     train: Table = field(init=False)
-    """Rows of ``phases`` of training steps, without the first: it compiles, and starts workers."""
+    """Rows of training steps, without the first one, which compiles and starts workers."""
 
     def __post_init__(self) -> None:
         train = self.phases.of("train")
@@ -132,32 +133,32 @@ class Series:
 
     @property
     def cores(self) -> int:
-        """Of the machine."""
+        """Number of the machine's cores."""
         return int(self.header.get("cores", 0))
 
     @property
     def usable(self) -> int:
-        """Cores that the process may run on."""
+        """Number of cores that the process may run on."""
         return int(self.header.get("usable", self.cores))
 
     def devices(self) -> list[str]:
-        """Names of the devices that the training uses: ``gpu0``."""
+        """Return the names of the devices that the training uses, such as ``gpu0``."""
         return [name for name in self.header.get("used", ()) if name in self.system]
 
     def utilization(self, samples: Table) -> dict[str, Floats]:
-        """What devices told of their utilisation in per cent in some samples, by name; not those that told nothing."""
-        told = {name: finite(samples[name]) for name in self.devices()} if len(samples) else {}
-        return {name: values for name, values in told.items() if len(values)}
+        """Return the utilization in per cent in some samples, for each device that reports it."""
+        values = {name: finite(samples[name]) for name in self.devices()} if len(samples) else {}
+        return {name: reported for name, reported in values.items() if len(reported)}
 
     def recent(self, samples: float) -> Table:
-        """The last samples since the first step; none where there are fewer."""
+        """Return the last samples since the first step; an empty table if there are fewer."""
         since = self.system["time"] > (np.inf if self.first is None else self.first)
         if since.sum() < samples:
             return self.system.where(np.zeros_like(since))
         return self.system.where(np.arange(len(since)) >= len(since) - int(samples))
 
     def points(self, values: Mapping[str, Floats], of: Table) -> dict[str, Points]:
-        """Series as the evidence of a finding, at the steps that their rows were taken in."""
+        """Return series as evidence of a finding, at the steps in which the rows of ``of`` were recorded."""
         if "step" in of:
             steps = of["step"]
         elif len(self.phases):
@@ -169,8 +170,8 @@ class Series:
         return {
             name: [
                 (int(step), float(value))
-                for step, value in zip(steps[::every], found[::every], strict=True)
+                for step, value in zip(steps[::every], series[::every], strict=True)
                 if np.isfinite(value)
             ]
-            for name, found in values.items()
+            for name, series in values.items()
         }

@@ -1,10 +1,10 @@
 """Steps that take far longer than the others.
 
-Statistic: seconds of training steps, without the first and without what the Watch takes, over their median, and what
-is above it over the distance from the median to the third quartile.  Default: 10 steps or more above three times
-the median and eight of these distances (SageMaker Debugger: 10 outliers of more than three standard deviations,
-which outliers themselves make larger), that cost more than a tenth of at least 30 s.  Where steps vary
-much, as on a machine that other programs keep busy, long ones are none.
+Statistic: the seconds of training steps, without the first step and without the time of the Watch.
+Default: at least 10 steps are above three times the median, and above the median by eight times the distance from the median
+to the third quartile; together they cost more than a tenth of at least 30 s.
+Why: SageMaker Debugger counts 10 outliers of more than three standard deviations, which the outliers themselves enlarge.  If
+steps vary much, as on a machine that other programs keep busy, long steps are no outliers.
 False alarms: checkpoints that are written between two calls of ``Watch.step``; accumulated batches.
 """
 
@@ -28,8 +28,8 @@ def detect(
     total = float((train["seconds"] - train["loopwise"]).sum())
     if not len(train) or total < seconds:
         return
-    each = train["count"]
-    usual, quartile = percentiles((train["seconds"] - train["loopwise"]) / each, each, [50, 75])
+    count = train["count"]
+    usual, quartile = percentiles((train["seconds"] - train["loopwise"]) / count, count, [50, 75])
     longest = train["longest"] - train["loopwise"]
     bound = max(ratio * usual, usual + spread * (quartile - usual))
     far = longest > bound
@@ -37,7 +37,7 @@ def detect(
     if far.sum() < outliers or lost <= share * total:
         return
     more = {
-        kind: float((train[kind] - percentiles(train[kind] / each, each, [50])[0] * each)[far].sum())
+        kind: float((train[kind] - percentiles(train[kind] / count, count, [50])[0] * count)[far].sum())
         for kind in (*KINDS, "other")
     }
     yield Observation(
@@ -51,7 +51,7 @@ def detect(
 RULE = Rule(
     detect,
     "warning",
-    "look at that phase: a loader that stalls wants workers and prefetch_factor, shapes that change a graph each "
-    "(pad them, or dynamic=True), checkpoints and evaluation a thread of their own or a mode of their own (Watch.mode)",
+    "look at that phase: a loader that stalls needs more workers or a larger prefetch_factor; shapes that change need "
+    "padding or dynamic=True; checkpoints belong into a thread, and evaluations into a mode of their own (Watch.mode)",
     source="profile",
 )

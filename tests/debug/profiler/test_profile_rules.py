@@ -62,7 +62,7 @@ FAULTS = {
         {"system": machine(1, gpu0_memory=np.linspace(4, 30, SAMPLES) * GIB)},
         "memory in use of gpu0 grew",
     ),
-    "io_bottleneck": ({"system": machine(iowait=60.0), "phases": loop(data=0.3)}, "wait for a disk"),
+    "io_bottleneck": ({"system": machine(iowait=60.0), "phases": loop(data=0.3)}, "waited for a disk"),
     "load_balancing": ({"system": machine(2, gpu1=10.0)}, "gpu1 is at 10 % on average while gpu0 is at 95 %"),
     "low_gpu_utilization": ({"system": machine(1, gpu0=saw)}, "utilization of gpu0"),
     "max_initialization_time": ({"first": START + 3600}, "the first step ended 60 minutes"),
@@ -146,9 +146,9 @@ def test_each_rule_says_what_it_goes_by(rule):
 @pytest.mark.parametrize(
     ("workers", "data", "text"),
     [
-        (0, 0.4, "num_workers=0; about 4 would fill it"),
-        (2, 0.25, "num_workers=2; about 4 would fill it"),
-        (2, 0.45, "num_workers=2; no number of them would do here"),
+        (0, 0.4, "num_workers=0; about 4 workers would suffice"),
+        (2, 0.25, "num_workers=2; about 4 workers would suffice"),
+        (2, 0.45, "num_workers=2; no number of workers would suffice here"),
     ],
 )
 def test_workers_that_would_do(workers, data, text):
@@ -177,7 +177,7 @@ def test_more_workers_than_cores_that_the_process_may_use():
     (found,) = seen("dataloader", (header, table), loop(workers=9))
     assert found.what == "the loader has 9 workers on 4 cores"
     (found,) = seen("dataloader", (header, table), loop(data=0.45, workers=2))
-    assert "no number of them would do here" in found.what
+    assert "no number of workers would suffice here" in found.what
 
 
 def test_what_the_watch_takes_and_the_first_step_are_no_outliers():

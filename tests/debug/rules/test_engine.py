@@ -180,7 +180,7 @@ def test_health_leaves_compiled_graphs_alone(tmp_path, backend):
 
 def test_health_keeps_statistics():
     assert not Collection("health").raw
-    assert Collection("health", statistics=("mean",)).keep == ("mean",)
+    assert Collection("health", statistics=("mean",)).statistics == ("mean",)
 
 
 def test_findings_survive_json():
@@ -203,3 +203,29 @@ def test_the_command(tmp_path):
 
 def test_all_rules_by_default():
     assert [*select(True, *SOURCES)] == [*select("auto", *SOURCES)] == [*RULES]
+
+
+def spiking(saving, path, samples, shown=range(30), last=1.0):
+    """Write 30 steps with a loss of about 0.1 from batches of 32 samples, and one more step with its own batch."""
+    writer = saving(path)
+    for number in range(31):
+        loss = last if number == 30 else 0.1 + 0.01 * (number % 3)
+        count = samples if number == 30 else 32
+        table = {"values": [[0.0]], "collection": "health", "rows": ["input.0"], "columns": ["mean"]}
+        table = table | {"of": [["float32", [count, 4]]]} if number in (*shown, 30) else None
+        writer.step(number, scalars={"losses": {"loss": loss}}, table=table)
+    writer.end()
+    return names(open_run(path).judge(["loss_spike"]))
+
+
+def test_a_short_batch_with_one_hard_sample_is_no_spike(tmp_path, saving):
+    """The mean loss of 3 samples is noise; that of a full batch is not."""
+    assert spiking(saving, tmp_path / "full", 32) == ["loss_spike"]
+    assert spiking(saving, tmp_path / "short", 3) == []
+    assert spiking(saving, tmp_path / "short and wrong", 3, last=100.0) == ["loss_spike"]
+
+
+def test_a_short_batch_is_no_spike_if_other_batches_were_not_seen(tmp_path, saving):
+    """A compiled step shows its inputs only if it runs eagerly, which it does for the last batch of an epoch."""
+    assert spiking(saving, tmp_path / "never", 3, shown=()) == []
+    assert spiking(saving, tmp_path / "once", 3, shown=[20]) == []

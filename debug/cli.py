@@ -41,7 +41,8 @@ def _fix(text: str) -> Iterator[None]:
     try:
         yield
     except LoopwiseError as error:
-        raise type(error)(*error.args[:3], text) from None
+        seen, expected, cause, _ = error.args
+        raise type(error)(seen, expected, cause, text) from None
 
 
 @click.group("debug", cls=_Group)

@@ -52,8 +52,9 @@ def export(saved: SavedRun, folder: str | os.PathLike[str], to: str) -> int:
     try:
         return WRITERS[to](saved, Path(folder), importlib.import_module(MODULES[to]))
     except StateError as error:
+        seen, expected, cause, _ = error.args
         fix = "`loopwise debug verify` lists the damaged steps; wait if the run is still being written"
-        raise StateError(*error.args[:3], fix) from None
+        raise StateError(seen, expected, cause, fix) from None
 
 
 def _tensorboard(saved: SavedRun, folder: Path, module: Any) -> int:

@@ -337,7 +337,9 @@ class SavedRun:
             try:
                 findings += applied.apply(block, block.layout, functools.partial(self._blocks.read, block))
             except StateError as error:
-                raise StateError(*error.args[:3], "`loopwise debug verify` lists the damaged steps") from None
+                seen, expected, cause, _ = error.args
+                fix = "`loopwise debug verify` lists the damaged steps"
+                raise StateError(seen, expected, cause, fix) from None
             if applied.failures:
                 raise StateError(
                     applied.failures[0],

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..store.layout import Layout
+from ..store.layout import Layout, Read
 from .engine import Engine
 from .finding import Finding
-from .history import History, Read, Step
+from .history import History, Step
 from .thresholds import Selection
 
 

@@ -13,6 +13,7 @@ import itertools
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, default_pg_timeout
 
 from loopwise.errors import StateError
 from loopwise.ranks import rank, world_size
@@ -32,13 +33,13 @@ class Coordination:
     """Coordination of one loader with those of the other ranks.
 
     Attributes:
-        active: whether there is more than one rank.
+        active: true if there is more than one rank.
     """
 
     def __init__(self) -> None:
         self.active = dist.is_available() and dist.is_initialized() and world_size() > 1
         if self.active:
-            self._store = dist.PrefixStore(f"loopwise/sift/{next(_numbers)}", default_store())
+            self._store = PrefixStore(f"loopwise/sift/{next(_numbers)}", default_store())
         self._pass = -1
         self._step = 0
 
@@ -67,7 +68,7 @@ class Coordination:
             StateError: a rank could not make its batch.
         """
         key = f"{self._key(self._step)}/go"
-        self._store.wait([key], dist.default_pg_timeout)  # as long as a collective: a rank may be evaluating
+        self._store.wait([key], default_pg_timeout)  # as long as a collective: a rank may be evaluating
         decision = self._store.get(key).decode()
         self._step += 1
         if decision.startswith("!"):

@@ -163,6 +163,6 @@ def _criterion(module: nn.Module) -> nn.Module:
             "the loss is computed by a function in training_step, or there are several",
             "pass SiftingCallback(loss=nn.CrossEntropyLoss(reduction='none')) or a function",
         )
-    criterion = copy.deepcopy(next(iter(losses.values())))
-    criterion.reduction = "none"
+    criterion: nn.Module = copy.deepcopy(next(iter(losses.values())))
+    criterion.reduction = "none"  # type: ignore[assignment]
     return criterion

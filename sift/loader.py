@@ -249,14 +249,15 @@ class SiftingDataLoader:
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch here and on the wrapped loader, its sampler and its dataset, if they have one."""
         self.epoch = validate.whole_number("epoch", epoch, 0, "epochs")
-        inner = [getattr(self.loader, name, None) for name in ("sampler", "dataset")]
-        for part in (self.loader, *inner):
+        inner = (getattr(self.loader, name, None) for name in ("sampler", "dataset"))
+        parts: list[Any] = [self.loader, *inner]
+        for part in parts:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 
     @property
     def running(self) -> bool:
-        """Whether a pass over the data is open."""
+        """True while a pass over the data is open."""
         return self._iterating or self._resume_state is not None
 
     def report(self) -> Report:

@@ -56,9 +56,9 @@ class LossHistory:
         """Fetch the added losses from their device.  A loss that is not finite makes its sample unknown again."""
         if not self._unfetched:
             return
-        indices = torch.cat([indices for indices, _ in self._unfetched])
-        losses = torch.cat([losses.float() for _, losses in self._unfetched]).cpu()
-        self._unfetched = []
+        parts, self._unfetched = self._unfetched, []
+        indices = torch.cat([indices for indices, _ in parts])
+        losses = torch.cat([losses.float() for _, losses in parts]).cpu()
         not_finite = ~losses.isfinite()
         self.not_finite += int(not_finite.sum())
         losses[not_finite] = torch.nan

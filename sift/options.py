@@ -27,6 +27,39 @@ if TYPE_CHECKING:
 FLOOR = 0.25
 """Least keep probability by the default policy, as a fraction of ``keep``."""
 SWITCH = (False, True)
+WHOLE_NUMBERS = {
+    "delay": (0, "batches", 4),
+    "pool": (1, "batches", 4),
+    "score_every": (0, "epochs", 1),
+    "epochs": (1, "epochs", 10),
+    "batch_size": (1, "samples", 32),
+    "seed": (0, "", 0),
+}
+"""Option -> least value, unit and example."""
+CHOICES: dict[str, Any] = {
+    **dict.fromkeys(("delay_every_epoch", "weights", "auto", "drop_last", "resume"), (SWITCH,)),
+    "compile": (
+        (*SWITCH, "auto"),
+        "a mode or options of torch.compile",
+        "pass compile='auto' to have it tried and measured",
+    ),
+    "dtype": (
+        ("auto", torch.float32, torch.bfloat16, torch.float16),
+        "the name of a dtype, or one of integers",
+    ),
+}
+"""Option -> valid values, likely cause of another one, and fix."""
+FUNCTIONS = {
+    "classes": (
+        "a function from a batch to its class labels, int64 of shape (batch,)",
+        "classes=lambda batch: batch[1]",
+    ),
+    "concatenate": (
+        "a function from a list of batches and the list of their sizes to one batch",
+        "concatenate=Padded({'labels': -100})",
+    ),
+}
+"""Option -> arguments and result of the function, and an example."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,27 +88,18 @@ class Options:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        changed = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not f.default}
+        for name, value in changed.items():
+            if name in WHOLE_NUMBERS:
+                least, unit, example = WHOLE_NUMBERS[name]
+                validate.whole_number(name, value, least, unit, example)
+            elif name in CHOICES:
+                validate.one_of(name, value, *CHOICES[name])
+            elif name in FUNCTIONS:
+                validate.function(name, value, *FUNCTIONS[name])
+        if self.scorer is not None:
+            validate_type("scorer", self.scorer, nn.Module, "a module that takes the model's input")
         self._validate_selection()
-        self._validate_functions()
-        for name in ("delay_every_epoch", "weights", "auto", "resume"):
-            validate.one_of(name, getattr(self, name), SWITCH)
-        validate.one_of(
-            "drop_last", self.drop_last, (None, *SWITCH), fix="pass drop_last=True, or leave it out"
-        )
-        validate.one_of(
-            "compile",
-            self.compile,
-            (*SWITCH, "auto"),
-            "a mode or options of torch.compile",
-            "pass compile='auto' to have it tried and measured",
-        )
-        if not isinstance(self.dtype, torch.dtype) or not self.dtype.is_floating_point:
-            validate.one_of(
-                "dtype",
-                self.dtype,
-                ("auto", torch.float32, torch.bfloat16, torch.float16),
-                "the name of a dtype, or one of integers",
-            )
         validate_run(self.run, self.resume)
 
     @property
@@ -110,14 +134,6 @@ class Options:
                 )
         if self.policy is not None:
             as_policy(self.policy)
-        validate.whole_number("delay", self.delay, 0, "batches")
-        if self.pool != "auto":
-            validate.whole_number("pool", self.pool, 1, "batches")
-        if self.score_every != "auto":
-            validate.whole_number("score_every", self.score_every, 0, "epochs", example=1)
-        for name, least, unit in (("epochs", 1, "epochs"), ("batch_size", 1, "samples"), ("seed", 0, "")):
-            if (value := getattr(self, name)) is not None:
-                validate.whole_number(name, value, least, unit)
         validate.fraction(
             "anneal", self.anneal, "the last share of training that uses all data", 0.125, zero=True
         )
@@ -129,15 +145,6 @@ class Options:
                 "pass epochs= as well",
             )
 
-    def _validate_functions(self) -> None:
-        if self.classes is not None:
-            expected = "a function from a batch to its class labels, int64 of shape (batch,)"
-            validate.function("classes", self.classes, expected, "classes=lambda batch: batch[1]")
-        expected = "a function from a list of batches and the list of their sizes to one batch"
-        validate.function("concatenate", self.concatenate, expected, "concatenate=Padded({'labels': -100})")
-        if self.scorer is not None:
-            validate_type("scorer", self.scorer, nn.Module, "a module that takes the model's input")
-
 
 OPTION_NAMES = tuple(field.name for field in fields(Options))
 
@@ -147,7 +154,7 @@ def validate_passed_on(options: Mapping[str, Any], place: str) -> None:
 
     Args:
         options: names and values.
-        place: where the user gave them, such as ``SiftingCallback(...)``.
+        place: the call or argument that the user wrote them in, such as ``SiftingCallback(...)``.
 
     Raises:
         InputError: an unknown name or an invalid value; the message names ``place``.

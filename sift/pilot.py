@@ -19,6 +19,7 @@ from loopwise.errors import InputError
 from loopwise.loss import pair, takes_model
 
 from . import options as checks
+from .policies.policy import check_keep
 from .scoring import Scorer
 from .source import Source, batching
 
@@ -39,7 +40,7 @@ class Forecast:
     scoring: Spread
     """Seconds of a scoring pass."""
     plans: bool
-    """Whether samples can be left out before they are loaded, by the losses of the training steps."""
+    """True if samples can be left out before they are loaded, by the losses of the training steps."""
 
     @property
     def scored(self) -> Spread:
@@ -58,7 +59,7 @@ class Forecast:
 
     @property
     def pays(self) -> bool:
-        """Whether the loader's default saves time, at the unfavourable end of the spread."""
+        """True if the loader's default saves time, at the unfavourable end of the spread."""
         return (self.remembered or self.scored)[2] < 1
 
     def _fraction(self, loaded: float, scored: float) -> Spread:
@@ -109,7 +110,7 @@ def pilot(
         InputError: fewer than four batches, or invalid arguments.
     """
     checks.validate_arguments(loader, model, loss)
-    checks.Options(keep=checks.check_keep(keep), dtype=dtype)
+    checks.Options(keep=check_keep(keep), dtype=dtype)
     validate.whole_number("steps", steps, 4, "batches", example=50)
     state = random_state.get()
     try:

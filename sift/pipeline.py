@@ -33,6 +33,11 @@ class Pipeline:
         selector: selects samples; its history and report are used here too.
     """
 
+    _stream: Iterator[LoadedBatch]
+    _buffer: Buffer | None
+    _ahead: Samples | None
+    _trouble: BaseException | None
+
     def __init__(self, options: Options, source: Source, selector: Selector) -> None:
         self.options, self.source, self.selector = options, source, selector
         self.history, self.report = selector.history, selector.report
@@ -82,10 +87,8 @@ class Pipeline:
     def _reset(self, mode: str, epoch: int) -> None:
         self.mode, self.epoch, self.read_in_pass = mode, epoch, 0
         self._over = self._exhausted = self._counted_skipped = False
-        self._stream: Iterator[LoadedBatch] = iter(())
-        self._buffer: Buffer | None = None
-        self._ahead: Samples | None = None
-        self._trouble: BaseException | None = None
+        self._stream = iter(())
+        self._buffer = self._ahead = self._trouble = None
 
     def _start_coordination(self) -> None:
         self.coordination.start()

@@ -34,9 +34,9 @@ class Selector:
     warn: Callable[[str, str], None]
     """Function of a topic and a text that warns once per topic."""
     remember: bool
-    """Whether scores are added to the history."""
+    """True if scores are added to the history."""
     single_batches: bool = False
-    """Whether pools are scored batch by batch, because the device has too little memory for a whole pool."""
+    """True if pools are scored batch by batch, because the device has too little memory for a whole pool."""
     planned: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     """Keep probabilities of a planned epoch, by sample index."""
     weights: torch.Tensor = field(default_factory=lambda: torch.empty(0))

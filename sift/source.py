@@ -134,7 +134,7 @@ class Source:
 
     @property
     def plans(self) -> bool:
-        """Whether samples can be left out before they are loaded."""
+        """True if samples can be left out before they are loaded."""
         return self._planned is not None
 
     @property

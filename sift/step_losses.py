@@ -27,7 +27,7 @@ class StepLosses:
     Attributes:
         expected: number of batches that were yielded.
         observed: number of those whose losses were read.
-        problem: why losses cannot be read; empty: they can.
+        problem: reason why losses cannot be read; empty: they can.
         error: the criterion returned no per-sample losses, which the loader raises.
     """
 

@@ -108,7 +108,7 @@ class SiftingTrainerMixin:
         trainer: Any = self
         tokenizer = getattr(trainer, "processing_class", None)
         padding = {"labels": -100.0, "input_ids": float(getattr(tokenizer, "pad_token_id", None) or 0)}
-        options = {"loss": self.sift_loss, "score_every": 1, "concatenate": Padded(padding)}
+        options: dict[str, Any] = {"loss": self.sift_loss, "score_every": 1, "concatenate": Padded(padding)}
         sifting = SiftingDataLoader(loader, trainer.model, **(options | self._sift_options))
         trainer.args.ignore_data_skip = True  # the loader's state goes on by itself
         self.sift_loader = _FixedLengthLoader(sifting)

@@ -131,7 +131,7 @@ class Function(Policy):
     """Policy made of a plain function from losses to keep probabilities."""
 
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self.function = validate.function(
+        self.function: Callable[[torch.Tensor], torch.Tensor] = validate.function(
             "function", function, "a function from losses to keep probabilities", "Function(torch.ones_like)"
         )
 

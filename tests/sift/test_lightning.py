@@ -1,4 +1,4 @@
-"""The callback in a real Lightning Trainer: sifts, resumes to the bit, finds the loss."""
+"""The callback in a real Lightning Trainer: sifting, resume to the bit, the module's loss, options, the run."""
 
 import pytest
 import torch
@@ -8,8 +8,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from loopwise.errors import InputError
+from loopwise.run import Run, read
 from loopwise.sift import TopLoss
 from loopwise.sift.lightning import SiftingCallback
+from loopwise.sift.options import OPTION_NAMES
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own, about workers and loggers
 
@@ -123,6 +125,65 @@ def test_a_module_without_criterion_says_what_to_pass(tmp_path):
         "likely cause: the loss is computed by a function in training_step, or there are several\n"
         "fix: pass SiftingCallback(loss=nn.CrossEntropyLoss(reduction='none')) or a function"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "seen", "expected", "cause", "fix"),
+    [
+        (
+            {"keep": 0},
+            "keep=0 in SiftingCallback(...)",
+            "the share of samples to train on, a number in (0, 1]",
+            "a percentage or a count instead of a fraction",
+            "pass a fraction, for instance keep=0.5 in SiftingCallback(...)",
+        ),
+        (
+            {"polcy": TopLoss()},
+            "polcy in SiftingCallback(...)",
+            f"options of SiftingDataLoader: {', '.join(OPTION_NAMES)}",
+            "a typo",
+            "use one of these names",
+        ),
+        (
+            {"run": 3},
+            "run= of type int in SiftingCallback(...)",
+            "a folder, an fsspec URL such as s3://bucket/run, or a Run",
+            "arguments that changed places",
+            "pass run='runs/example' in SiftingCallback(...)",
+        ),
+        (
+            {"loss": nn.CrossEntropyLoss},
+            "loss=CrossEntropyLoss, a class",
+            "a criterion that returns one loss per sample, or a function of (model, batch)",
+            "the class was passed, not an instance",
+            "pass loss=nn.CrossEntropyLoss(reduction='none')",
+        ),
+        (
+            {"model": "net"},
+            "model of type str",
+            "a function from the LightningModule to the network that training_step calls",
+            "a value was passed in place of a function, or arguments changed places",
+            "pass model=lambda module: module.net",
+        ),
+    ],
+)
+def test_options_are_checked_when_the_callback_is_made(options, seen, expected, cause, fix):
+    with pytest.raises(InputError) as error:
+        SiftingCallback(**options)
+    assert str(error.value) == f"seen: {seen}\nexpected: {expected}\nlikely cause: {cause}\nfix: {fix}"
+
+
+@pytest.mark.parametrize(("stops", "state"), [(False, "finished"), (True, "failed")])
+def test_the_run_is_closed_when_the_fit_ends(tmp_path, stops, state):
+    sifting = SiftingCallback(keep=0.5, run=tmp_path / "run")
+    if stops:
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            fit(tmp_path, sifting, StopAt(12))
+    else:
+        fit(tmp_path, sifting, epochs=2)
+    assert Run.existing(tmp_path / "run").info()["state"] == state
+    records, _ = read(str(tmp_path / "run"), "sift", "epochs")
+    assert [record["epoch"] for record in records][:1] == [0]
 
 
 def test_under_ddp_all_ranks_step_together(ranks, tmp_path):

@@ -1,7 +1,9 @@
-"""The sifting loader: what it yields, what it counts, and that it leaves no trace."""
+"""The sifting loader: its batches, its counts, its record in a run, and its lack of side effects."""
 
 import gc
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from loopwise import batch as batches
+from loopwise.errors import StateError
 from loopwise.run import Run, read
 from loopwise.sift import SiftingDataLoader, TopLoss
 from loopwise.warnings import LoopwiseWarning
@@ -199,14 +202,62 @@ def test_stopping_early_and_going_on(tmp_path):
     assert records[1]["trained"] == 50
 
 
-def test_a_run_that_cannot_be_written_is_said_once(tmp_path):
+def state_of(folder):
+    return Run.existing(folder).info()["state"]
+
+
+def test_a_run_given_by_its_path_is_written_and_ends_with_the_loader(tmp_path):
+    loader = sift(DataLoader(dataset(), 10), run=tmp_path / "run")
+    list(loader)
+    assert len(read(str(tmp_path / "run"), "sift", "epochs")[0]) == 1  # each epoch's record is there at once
+    assert state_of(tmp_path / "run") == "running"
+    del loader
+    gc.collect()
+    assert state_of(tmp_path / "run") == "finished"
+    with pytest.raises(StateError, match="already holds a run"):
+        sift(DataLoader(dataset(), 10), run=tmp_path / "run")
+    loader = sift(DataLoader(dataset(), 10), run=str(tmp_path / "run"), resume=True)
+    list(loader)
+    loader.close()
+    assert state_of(tmp_path / "run") == "finished"
+    list(loader)  # a closed run gets no more records
+    assert len(read(str(tmp_path / "run"), "sift", "epochs")[0]) == 2
+
+
+def test_a_run_of_the_users_own_stays_open(tmp_path):
+    with Run(str(tmp_path)) as run:
+        loader = sift(DataLoader(dataset(), 10), run=run)
+        list(loader)
+        loader.close()
+        assert state_of(tmp_path) == "running"
+    assert state_of(tmp_path) == "finished"
+
+
+@pytest.mark.parametrize(("end", "state"), [("", "finished"), ("raise ValueError", "failed")])
+def test_the_end_of_the_process_ends_the_run(tmp_path, end, state):
+    code = f"""
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from loopwise.sift import SiftingDataLoader
+data = TensorDataset(torch.randn(20, 6), torch.arange(20) % 3)
+loss = nn.CrossEntropyLoss(reduction="none")
+loader = SiftingDataLoader(DataLoader(data, 10), nn.Linear(6, 3), loss, score_every=1, run={str(tmp_path / "run")!r})
+for batch in loader:
+    {end or "pass"}
+"""
+    subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert state_of(tmp_path / "run") == state
+
+
+def test_a_run_that_cannot_be_written_is_one_warning(tmp_path):
     run = Run(str(tmp_path / "run"))
     (tmp_path / "run" / "sift").write_text("a file where the folder should be")
     loader = sift(DataLoader(dataset(), 10), run=run)
-    with pytest.warns(LoopwiseWarning, match="could not be written") as told:
+    with pytest.warns(LoopwiseWarning, match="could not be written") as warnings:
         list(loader)
         list(loader)
-    assert len(told) == 1
+    assert len(warnings) == 1
     run.close()
 
 
@@ -226,10 +277,10 @@ def test_a_pool_too_large_for_memory_is_scored_batch_by_batch():
             raise torch.OutOfMemoryError("no memory")
         return CRITERION(model(batch[0]), batch[1])
 
-    with pytest.warns(LoopwiseWarning, match="too little memory to score 4 batches at once") as told:
+    with pytest.warns(LoopwiseWarning, match="too little memory to score 4 batches at once") as warnings:
         loader = sift(DataLoader(dataset(), 10), loss=loss, policy=TopLoss(0.5), pool=4)
         assert sum(len(y) for _, y in loader) == 50
-    assert len(told) == 1
+    assert len(warnings) == 1
     assert sizes == [40] + [10] * 10
     with pytest.raises(torch.OutOfMemoryError):
         list(sift(DataLoader(dataset(), 20), loss=loss, pool=1))
@@ -262,15 +313,16 @@ def test_the_buffer_holds_less_than_two_batches_in_bytes():
         return sum(storages.values())
 
     loader = sift(
-        (list(map(torch.clone, batch)) for _ in range(40)),
+        (list(map(torch.clone, batch)) for _ in range(12)),
         nn.Linear(1000, 3),
         policy=TopLoss(0.9),
         pool=4,
         batch_size=16,
     )
     before, most = live(), 0
-    for x, y in loader:
-        most = max(most, live() - before)
+    for number, (x, y) in enumerate(loader):
+        if number % 3 == 2:
+            most = max(most, live() - before)
         del x, y
     assert most <= (4 + 2) * unit + 16384  # some kilobytes of random state and indices
 

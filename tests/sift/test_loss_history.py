@@ -59,14 +59,14 @@ def keep_all(losses):
     return torch.ones_like(losses)
 
 
-def train(loader, model, epochs=1, record=None, run=None):
+def train(loader, model, epochs=1, record=None, instead=None):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     batches = []
     for _ in range(epochs):
         for x, y in loader:
             batches.append((x, y))
             optimizer.zero_grad()
-            losses = CRITERION((run or model)(x), y)
+            losses = CRITERION((instead or model)(x), y)
             if record:
                 loader.record_losses(losses)
             losses.mean().backward()
@@ -199,7 +199,7 @@ def test_a_compiled_model_gives_its_losses_and_one_inside_falls_back():
     loader = sift(data, inner, policy=TopLoss(0.5))
     elsewhere = copy.deepcopy(inner)
     with pytest.warns(LoopwiseWarning, match="no losses from the training step"):
-        train(loader, inner, run=elsewhere)
+        train(loader, inner, instead=elsewhere)
     train(loader, inner)
     assert loader.report().scored == 60
 

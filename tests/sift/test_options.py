@@ -1,5 +1,7 @@
-"""Whole messages of everything that the loader refuses."""
+"""Whole messages of all errors about arguments, batches and losses."""
 
+import dataclasses
+import inspect
 import os
 import signal
 
@@ -9,15 +11,20 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from loopwise.errors import InputError, StateError
-from loopwise.sift import RelativeLoss, SiftingDataLoader
+from loopwise.sift import Indexed, LowResolution, Padded, RelativeLoss, SiftingDataLoader, pilot
+from loopwise.sift.options import Options
 from loopwise.warnings import LoopwiseWarning
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")
 X, Y = torch.randn(8, 6), torch.arange(8) % 3
 
 
-def go(loader=((X, Y),), model=None, loss=CRITERION, **options):
-    return list(SiftingDataLoader(loader, model or nn.Linear(6, 3), loss=loss, **options))
+def made(loader=((X, Y),), model=None, loss=CRITERION, **options):
+    return SiftingDataLoader(loader, model or nn.Linear(6, 3), loss, **options)
+
+
+def go(**arguments):
+    return list(made(**arguments))
 
 
 def refused(seen, expected, cause, fix, **options):
@@ -108,18 +115,18 @@ def test_an_empty_loader():
     )
 
 
-def test_nan_losses_are_kept_counted_and_said_once():
+def test_nan_losses_are_kept_counted_and_warned_about_once():
     bad = X.clone()
     bad[2] = float("nan")
     loader = SiftingDataLoader(
         [(bad, Y)] * 3, nn.Linear(6, 3), loss=CRITERION, policy=torch.zeros_like, pool=1
     )
-    with pytest.warns(LoopwiseWarning) as told:
+    with pytest.warns(LoopwiseWarning) as warnings:
         kept = torch.cat([x for x, _ in loader])
     assert kept.shape == (3, 6)
     assert kept.isnan().all()
     assert loader.report().not_finite == 3
-    assert [str(w.message) for w in told] == [
+    assert [str(w.message) for w in warnings] == [
         "loopwise.sift: 1 of 8 samples have a loss that is NaN or infinite; they are kept and counted in "
         "report().not_finite. Likely causes: a diverging model, or corrupt samples."
     ]
@@ -137,12 +144,180 @@ def test_a_criterion_needs_pairs():
         go(loader=[{"x": X, "y": Y}])
 
 
+WHOLE = "a fraction, a negative number or a text"
+FRACTION = "a percentage or a count instead of a fraction"
+ORDER = "pass the arguments in the order loader, model, loss, or by name"
+WRONG = {
+    "loader": (
+        {"loader": nn.Linear(6, 3)},
+        "loader of type Linear",
+        "an iterable of batches, such as a DataLoader",
+        "arguments changed places",
+        ORDER,
+    ),
+    "model": (
+        {"model": CRITERION.forward},
+        "model of type method",
+        "an nn.Module",
+        "arguments changed places",
+        ORDER,
+    ),
+    "model class": (
+        {"model": nn.Linear},
+        "model=Linear, a class",
+        "an nn.Module",
+        "the class was passed, not an instance",
+        ORDER,
+    ),
+    "loss": (
+        {"loss": torch.ones(3)},
+        "loss of type Tensor",
+        "a criterion that returns one loss per sample, or a function of (model, batch)",
+        "a value was passed in place of a function, or arguments changed places",
+        "pass loss=nn.CrossEntropyLoss(reduction='none')",
+    ),
+    "loss class": (
+        {"loss": nn.CrossEntropyLoss},
+        "loss=CrossEntropyLoss, a class",
+        "a criterion that returns one loss per sample, or a function of (model, batch)",
+        "the class was passed, not an instance",
+        "pass loss=nn.CrossEntropyLoss(reduction='none')",
+    ),
+    "keep and policy": (
+        {"keep": 0.5, "policy": RelativeLoss()},
+        "keep=0.5 and policy=RelativeLoss(beta=1, floor=0, history=2048)",
+        "one of keep and policy",
+        "a policy itself defines how much it keeps",
+        "drop keep, and give the share to the policy if it takes one",
+    ),
+    "policy": (
+        {"policy": RelativeLoss},
+        f"{RelativeLoss!r} instead of a policy",
+        "a Policy, or a function from losses to keep probabilities",
+        "the class of a policy instead of an instance, or a share instead of a policy",
+        "pass a policy with its settings, for instance TopLoss(keep=0.5)",
+    ),
+    "pool": (
+        {"pool": 0},
+        "pool=0",
+        "a whole number of batches, at least 1",
+        WHOLE,
+        "pass for instance pool=4",
+    ),
+    "delay": (
+        {"delay": 1.5},
+        "delay=1.5",
+        "a whole number of batches, at least 0",
+        WHOLE,
+        "pass for instance delay=4",
+    ),
+    "score_every": (
+        {"score_every": True},
+        "score_every=True",
+        "a whole number of epochs, at least 0",
+        WHOLE,
+        "pass for instance score_every=1",
+    ),
+    "batch_size": (
+        {"batch_size": 0},
+        "batch_size=0",
+        "a whole number of samples, at least 1",
+        WHOLE,
+        "pass for instance batch_size=32",
+    ),
+    "anneal": (
+        {"anneal": 1},
+        "anneal=1",
+        "the last share of training that uses all data, a number in [0, 1)",
+        FRACTION,
+        "pass a fraction, for instance anneal=0.125",
+    ),
+    "anneal without epochs": (
+        {"anneal": 0.5},
+        "anneal=0.5 without epochs",
+        "epochs, the number of epochs of the whole training",
+        "the loader does not know the end of training",
+        "pass epochs= as well",
+    ),
+    "weights": (
+        {"weights": "auto"},
+        "weights='auto'",
+        "one of False, True",
+        "a typo",
+        "pass for instance weights=False",
+    ),
+    "compile": (
+        {"compile": "max-autotune"},
+        "compile='max-autotune'",
+        "one of False, True, auto",
+        "a mode or options of torch.compile",
+        "pass compile='auto' to have it tried and measured",
+    ),
+    "dtype": (
+        {"dtype": "bfloat16"},
+        "dtype='bfloat16'",
+        "one of auto, torch.float32, torch.bfloat16, torch.float16",
+        "the name of a dtype, or one of integers",
+        "pass for instance dtype='auto'",
+    ),
+    "classes": (
+        {"classes": [0, 1, 2]},
+        "classes of type list",
+        "a function from a batch to its class labels, int64 of shape (batch,)",
+        "a value was passed in place of a function, or arguments changed places",
+        "pass classes=lambda batch: batch[1]",
+    ),
+    "resume": (
+        {"resume": True},
+        "resume=True without run",
+        "run=, the folder of the run to go on in",
+        "run= was forgotten, or resume= is meant for load_state_dict",
+        "pass run= as well, or leave resume out",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments(name):
+    options, *message = WRONG[name]
+    refused(*message, **options)
+
+
+@pytest.mark.parametrize("name", ["loader", "model", "loss class"])
+def test_the_pilot_checks_the_same(name):
+    options, *message = WRONG[name]
+    arguments = {"loader": [(X, Y)], "model": nn.Linear(6, 3), "loss": CRITERION} | options
+    with pytest.raises(InputError) as error:
+        pilot(**arguments)
+    assert error.value.args == tuple(message)
+
+
+def test_options_and_signature_agree():
+    signature = inspect.signature(SiftingDataLoader).parameters
+    keywords = {name: p.default for name, p in signature.items() if p.kind is p.KEYWORD_ONLY}
+    assert keywords == {field.name: field.default for field in dataclasses.fields(Options)}
+
+
 @pytest.mark.parametrize(
-    "options", [{"pool": 0}, {"delay": -1}, {"delay": 1.5}, {"keep": 0.5, "policy": RelativeLoss()}]
+    ("make", "seen"),
+    [
+        (lambda: LowResolution(0.5), "model of type float"),
+        (lambda: Padded(-100), "values of type int"),
+        (lambda: Padded()([(X, Y)], [8]), "batches to pad: tuple(Tensor(8, 6), Tensor(8,))"),
+        (lambda: Indexed.collate([1]), "function of type list"),
+        (lambda: Indexed(iter([1])), "Indexed(list_iterator)"),
+        (lambda: made().set_epoch(-1), "epoch=-1"),
+        (lambda: made().state_dict(untrained=None), "untrained=None"),
+        (lambda: made().hold_yielded(0.5), "count=0.5"),
+        (lambda: made().load_state_dict({"epoch": 1}), "a state of type dict"),
+        (lambda: made().record_losses([1.0]), "record_losses() of a list"),
+    ],
 )
-def test_bad_options(options):
-    with pytest.raises(InputError):
-        go(**options)
+def test_other_public_functions(make, seen):
+    with pytest.raises(InputError) as error:
+        make()
+    assert error.value.args[0] == seen
+    assert all(error.value.args)
 
 
 @pytest.mark.parametrize(

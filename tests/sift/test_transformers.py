@@ -1,7 +1,8 @@
-"""The mixin in a real Hugging Face Trainer: dict batches, padding, steps, resume."""
+"""The mixin in a real Hugging Face Trainer: dict batches, padding, steps, resume, options."""
 
 import pytest
 import torch
+from torch import nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -12,7 +13,9 @@ from transformers import (
 )
 
 from loopwise.errors import InputError
+from loopwise.run import read
 from loopwise.sift import TopLoss
+from loopwise.sift.options import OPTION_NAMES
 from loopwise.sift.transformers import SiftingTrainerMixin
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the Trainer's own
@@ -101,32 +104,76 @@ def test_a_language_model_with_tokens_as_labels(tmp_path):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_resume_to_the_bit(tmp_path, accumulate):
     options = {"gradient_accumulation_steps": accumulate}
-    whole = trainer(tmp_path / "whole", **options)
-    whole.train()
     step = 8 // accumulate
-    saving = {"save_strategy": "steps", "save_steps": step, "max_steps": -1}
-    trainer(tmp_path / "part", **options, **saving).train()
-    again = trainer(tmp_path / "part", **options)
-    again.train(resume_from_checkpoint=str(tmp_path / "part" / f"checkpoint-{step}"))
+    whole = trainer(tmp_path, **options, save_strategy="steps", save_steps=step)
+    whole.train()
+    again = trainer(tmp_path, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
     assert len(again.sizes) == 18 - step * accumulate
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
 
 
-def test_without_options_nothing_changes(tmp_path):
-    run = trainer(tmp_path, num_train_epochs=1)
-    run.sift = None
+def test_without_sifting_nothing_changes(tmp_path):
+    run = trainer(tmp_path, sift=False, num_train_epochs=1)
     assert run.train().global_step == 12
+    assert run.sift_loader is None
 
 
-def test_remembered_losses_are_refused(tmp_path):
-    run = trainer(tmp_path, sift={"keep": 0.5, "score_every": 0})
+def test_a_loss_and_a_run_among_the_options(tmp_path):
+    losses = []
+
+    def loss(model, batch):
+        losses.append(
+            nn.functional.cross_entropy(model(**batch)["logits"], batch["labels"], reduction="none")
+        )
+        return losses[-1]
+
+    run = trainer(tmp_path, sift={"loss": loss, "run": tmp_path / "run"}, num_train_epochs=1)
+    run.train()
+    assert sum(map(len, losses)) == 48
+    records, _ = read(str(tmp_path / "run"), "sift", "epochs")
+    assert [(record["epoch"], record["seen"]) for record in records] == [(0, 48)]
+    assert trainer(tmp_path, sift=True)._sift_options == {}
+
+
+@pytest.mark.parametrize(
+    ("sift", "seen", "expected", "cause", "fix"),
+    [
+        (
+            {"keep": 0.5, "score_every": 0},
+            "score_every=0 in a Hugging Face Trainer",
+            "score_every=1",
+            "its loader hides the samples' indices",
+            "drop it, or train by a plain loop",
+        ),
+        (
+            0.5,
+            "sift=0.5",
+            "False, True, or a dict of options of SiftingDataLoader",
+            "a share instead of an option with a name, or None for False",
+            "pass for instance sift={'keep': 0.5}",
+        ),
+        (
+            {"keep": 50},
+            "keep=50 in sift={...}",
+            "the share of samples to train on, a number in (0, 1]",
+            "a percentage or a count instead of a fraction",
+            "pass a fraction, for instance keep=0.5 in sift={...}",
+        ),
+        (
+            {"kep": 0.5},
+            "kep in sift={...}",
+            f"options of SiftingDataLoader: {', '.join(OPTION_NAMES)}",
+            "a typo",
+            "use one of these names",
+        ),
+    ],
+)
+def test_options_are_checked_when_the_trainer_is_made(tmp_path, sift, seen, expected, cause, fix):
     with pytest.raises(InputError) as error:
-        run.train()
-    assert str(error.value) == (
-        "seen: score_every=0 in a Hugging Face Trainer\nexpected: score_every=1\n"
-        "likely cause: its loader hides the samples' indices\nfix: drop it, or train by a plain loop"
-    )
+        trainer(tmp_path, sift=sift)
+    assert str(error.value) == f"seen: {seen}\nexpected: {expected}\nlikely cause: {cause}\nfix: {fix}"
 
 
 def test_accelerate_prepares_first(tmp_path):
@@ -163,12 +210,10 @@ def test_a_trainer_under_ddp(ranks, tmp_path):
     folder = pathlib.Path({str(tmp_path)!r})
     keep = lambda losses: torch.full((len(losses),), 0.3 + 0.4 * dist.get_rank())
     sift = {{"policy": keep, "seed": 3}}
-    whole = t.trainer(folder / "whole", sift=sift, num_train_epochs=2)
+    whole = t.trainer(folder, sift=sift, num_train_epochs=2, save_strategy="steps", save_steps=4)
     whole.train()
-    saving = {{"save_strategy": "steps", "save_steps": 4}}
-    t.trainer(folder / "part", sift=sift, num_train_epochs=2, **saving).train()
-    again = t.trainer(folder / "part", sift=sift, num_train_epochs=2)
-    again.train(resume_from_checkpoint=str(folder / "part" / "checkpoint-4"))
+    again = t.trainer(folder, sift=sift, num_train_epochs=2)
+    again.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
     weights = [p.sum().item() for p in whole.model.parameters()]
     resumed = [p.sum().item() for p in again.model.parameters()]
     report = whole.sift_loader.loader.report()

@@ -1,4 +1,4 @@
-"""Environments of peers that pin another torch: ``.peers/<name>``, made by ``make peers``.
+"""Environments ``.peers/<name>`` of peers that pin other packages; ``make peers`` makes them.
 
 A case named ``something@composer`` runs with the Python of ``.peers/composer``.
 """
@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent.parent / ".peers"
 
 
 def python_of(case: str) -> str:
-    """The Python that runs ``case``: this one, or its peer's."""
+    """Return the Python for a case: this one, or its peer's."""
     _, at, peer = case.partition("@")
     if not at:
         return sys.executable
@@ -34,6 +34,7 @@ def python_of(case: str) -> str:
 
 
 def installed(peer: str) -> bool:
+    """Return whether ``make peers`` has made the environment."""
     return (FOLDER / peer / "ready").exists()
 
 

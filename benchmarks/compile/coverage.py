@@ -1,7 +1,7 @@
-"""What each pass finds in models that nobody here wrote: model x pass, with the reasons of refusals.
+"""Count the places that each graph pass rewrites in models of other authors, with the reasons of refusals.
 
-``python -m benchmarks.compile.coverage`` prints the table and writes it into ``results/``.  Graphs are
-captured, rewritten and compared with eager (loss and gradients against float64); nothing is timed.
+``python -m benchmarks.compile.coverage`` prints the table and writes it to ``results/``.  Each graph is captured,
+rewritten and compared with the eager step (loss and gradients against float64); nothing is timed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EVERY = {**MODELS, **OTHERS}
 
 
 def look(name: str) -> tuple[dict[str, list[int]], list[str], str, int]:
-    """Pass -> [places rewritten, places looked at]; reasons of refusals; what the gate says; graphs."""
+    """Return pass -> [places rewritten, places looked at], reasons of refusals, the verdict and the number of graphs."""
     from loopwise.compile import Plan, TrainStep
     from loopwise.compile.graph.passes import USUAL
 

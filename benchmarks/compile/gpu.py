@@ -1,4 +1,4 @@
-"""What compiling the training step gains on a GPU: tokens and images a second, largest batches, kernels beside floors."""
+"""Gain of compiling the training step on a GPU: tokens and images a second, largest batches, kernels and their limits."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def where() -> torch.device:
-    """The GPU; without one the cases run in small on the CPU, for the tests."""
+    """Return the GPU, or the CPU, on which tests run small cases."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def made(form: str, model: nn.Module, loss: Any) -> Callable[[Batch], torch.Tensor]:
-    """The training step in bfloat16 with float32 weights: the usual loop under autocast, or ours."""
+    """Return a training step in bfloat16 with float32 weights: the usual loop under autocast, or ours."""
     optimizer, device = optimizer_of(model), where()
     if form == "ours":
         from loopwise.compile import TrainStep
@@ -52,7 +52,7 @@ def made(form: str, model: nn.Module, loss: Any) -> Callable[[Batch], torch.Tens
 def speeds(
     form: str, make: Callable[[], tuple[nn.Module, Any]], batch_of: Callable[[int], Batch]
 ) -> Iterator[tuple[int, float]]:
-    """Batch sizes, doubling until memory is full, and samples a second of each."""
+    """Return the samples a second for batch sizes that double until memory is full."""
     from loopwise.compile.search.measure import seconds
 
     size, largest = (2, 2) if where().type == "cpu" else (4, LARGEST)
@@ -96,7 +96,7 @@ def language(name: str, form: str, seed: int) -> dict[str, float]:
 
 
 def images(form: str, seed: int) -> dict[str, float]:
-    """ResNet-50 at 224 x 224; at 32 x 32 and as ResNet-18 on a CPU."""
+    """Measure ResNet-50 at 224 x 224, or on a CPU ResNet-18 at 32 x 32."""
     device, small = where(), where().type == "cpu"
 
     def make() -> tuple[nn.Module, Any]:
@@ -112,7 +112,7 @@ def images(form: str, seed: int) -> dict[str, float]:
 
 
 def kernel(seed: int) -> dict[str, float]:
-    """The loss head's pass over its logits: the kernel, torch's operations, Inductor's, and a copy of as many bytes."""
+    """Time the loss head's pass over its logits by the kernel, by torch, by Inductor, and a copy of as many bytes."""
     from loopwise.compile.linear_cross_entropy.kernels.loss_gradient import loss_gradient_
     from loopwise.compile.search.measure import seconds
 
@@ -143,7 +143,7 @@ def kernel(seed: int) -> dict[str, float]:
 
 
 def recorded(seed: int) -> dict[str, float]:
-    """A small GPT's training step, as the plan makes it and as one CUDA graph."""
+    """Time a small GPT's training step as the plan makes it, and as one CUDA graph."""
     from loopwise.compile import Plan, TrainStep
     from loopwise.compile.search.measure import seconds
 

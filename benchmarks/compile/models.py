@@ -1,4 +1,4 @@
-"""Training steps of models that nobody here wrote, beside the faster of eager and torch.compile."""
+"""Training steps of models of other authors, compared with the faster of eager and torch.compile."""
 
 from __future__ import annotations
 

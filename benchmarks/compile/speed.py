@@ -1,4 +1,4 @@
-"""What compiling the training step gains: milliseconds and bytes beside eager and torch.compile."""
+"""Gain of compiling the training step: milliseconds and bytes, compared with eager and torch.compile."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
 def loop(
     model: Any, loss: Any, optimizer: torch.optim.Optimizer, dtype: torch.dtype | None = None
 ) -> Callable[[Any], torch.Tensor]:
-    """The usual training step; with a ``dtype``, under autocast to it."""
+    """Return the usual training step, under autocast if there is a ``dtype``."""
 
     def compute(batch: Any) -> torch.Tensor:
         return loss(model, batch) if isinstance(batch, dict) else loss(model(batch[0]), batch[1])
@@ -54,7 +54,7 @@ def updating(
     device: str,
     dtype: torch.dtype | None,
 ) -> Callable[[Any], torch.Tensor]:
-    """The usual loop's body around ``compute``, which gives a batch's loss."""
+    """Return a training step around ``compute``, which returns a batch's loss."""
 
     def step(batch: Any) -> torch.Tensor:
         with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
@@ -68,7 +68,7 @@ def updating(
 
 
 def made(form: str, model: nn.Module, loss: Any) -> Callable[[Any], torch.Tensor]:
-    """The training step in one of the ``FORMS``."""
+    """Return the training step in one of the ``FORMS``."""
     if form in ("ours", "fast"):
         from loopwise.compile import TrainStep
 
@@ -79,7 +79,7 @@ def made(form: str, model: nn.Module, loss: Any) -> Callable[[Any], torch.Tensor
 
 
 def forms_of(name: str) -> tuple[str, ...]:
-    """The forms of a model's step that are timed; bfloat16 where the processor multiplies it."""
+    """Return the forms of a model's step to time; bfloat16 only if the processor multiplies it."""
     if name not in LANGUAGE:
         return FORMS
     from loopwise.devices import native_dtype
@@ -89,9 +89,9 @@ def forms_of(name: str) -> tuple[str, ...]:
 
 
 def timed(name: str, seed: int) -> dict[str, float]:
-    """Median milliseconds of a step in each form, an interleaved step of each, and seconds to the first one.
+    """Measure the median milliseconds of a step in each form, in turns, and the seconds to the first step.
 
-    Milliseconds are the processor's: with one thread they are those of the clock on a quiet machine.
+    The milliseconds are processor time, which equals wall-clock time for one thread on a quiet machine.
     """
     torch.set_num_threads(THREADS)
     torch._dynamo.config.recompile_limit = 64
@@ -119,7 +119,7 @@ def timed(name: str, seed: int) -> dict[str, float]:
 
 
 def head(vocabulary: int, seed: int) -> dict[str, float]:
-    """Milliseconds and peak bytes of forward and backward of the loss head alone, 1,024 tokens, width 256."""
+    """Measure milliseconds and peak bytes of forward and backward of the loss head alone: 1,024 tokens, width 256."""
     from loopwise.compile import linear_cross_entropy
     from loopwise.compile.search.measure import peak_bytes, seconds
 
@@ -148,7 +148,7 @@ def head(vocabulary: int, seed: int) -> dict[str, float]:
 
 
 def saved(seed: int) -> dict[str, float]:
-    """MiB of activations kept for backward, and milliseconds of forward and backward, by budget."""
+    """Measure MiB of activations saved for backward, and milliseconds of forward and backward, for each budget."""
     from loopwise.compile import Plan, TrainStep
     from loopwise.compile.graph.backend import Log
     from loopwise.compile.search.measure import seconds
@@ -184,7 +184,7 @@ def saved(seed: int) -> dict[str, float]:
 
 
 def equal(seed: int) -> dict[str, float]:
-    """500 steps on the digits: largest difference of two loss curves, smoothed over 20 steps."""
+    """Return the largest difference of two loss curves over 500 steps on the digits, smoothed over 20 steps."""
     from sklearn.datasets import load_digits
 
     from loopwise.compile import Plan, TrainStep

@@ -1,4 +1,4 @@
-"""How soon a compiled training step is there, what its checks catch, and how well memory is foretold."""
+"""Trust in the compiled training step: seconds to the first step, errors that its checks catch, and memory forecast."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SIZED = ("gpt-8k", "bert", "resnet18", "vit_tiny")
 
 
 def first_step(form: str, seed: int) -> None:
-    """Print the processor seconds until the first training step of a 12-layer GPT is done, compilers included."""
+    """Print the processor seconds until the first training step of a 12-layer GPT ends, compilers included."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     model, loss, batch = gpt(VOCABULARY, 2 if QUICK else LAYERS)
@@ -54,7 +54,7 @@ def first_step(form: str, seed: int) -> None:
 
 
 def cold(seed: int) -> dict[str, float]:
-    """Each form in a process of its own, with an empty cache, and again with what the first one left."""
+    """Time each form in its own process with an empty cache, and again with the cache that the first one left."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for form in ("torch.compile", "compiled at once", "measured"):
@@ -79,7 +79,7 @@ def cold(seed: int) -> dict[str, float]:
 
 
 def network(draws: random.Random) -> tuple[nn.Module, Any]:
-    """A small model of one of three kinds, and a batch."""
+    """Return a small model of one of three kinds, and a batch."""
     width = draws.choice([16, 24, 48])
     torch.manual_seed(draws.randrange(2**31))
     kind = draws.choice(["dense", "images", "tokens"])
@@ -96,7 +96,7 @@ def network(draws: random.Random) -> tuple[nn.Module, Any]:
 
 
 def _wrong(draws: random.Random) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What a wrong kernel may do to a tensor: off by a factor, by an offset, in one element, in its gradient."""
+    """Return an error of a wrong kernel: a factor, an offset, one wrong element, or a wrong gradient."""
     by = 10 ** draws.uniform(-3, 0)
     return draws.choice(
         [
@@ -112,7 +112,7 @@ def _wrong(draws: random.Random) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _slow(draws: random.Random) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Right but slow: work that nobody needs."""
+    """Return the right value after useless work, as a slow kernel does."""
     side = draws.choice([192, 256, 384])
     return lambda t: (
         t + 0 * torch.ones(side, side).mm(torch.ones(side, side)).mm(torch.ones(side, side)).sum()
@@ -122,7 +122,7 @@ def _slow(draws: random.Random) -> Callable[[torch.Tensor], torch.Tensor]:
 def _plant(
     change: Callable[[torch.Tensor], torch.Tensor], draws: random.Random
 ) -> Callable[[Any], list[Any]]:
-    """A pass that changes the result of one operation of the graph, always the same one."""
+    """Return a pass that changes the result of one operation of the graph, always the same one."""
     place = draws.random()
 
     def planted(gm: Any) -> list[Any]:
@@ -143,7 +143,7 @@ def _floating(node: Any) -> bool:
 
 
 def _matters(model: nn.Module, batch: Any, plan: Any) -> bool:
-    """Whether the planted pass changes anything in float64 (LayerNorm undoes a scale or an offset before it)."""
+    """Return whether the planted pass changes a result in float64; LayerNorm undoes a scale or an offset before it."""
     from loopwise.compile import TrainStep
     from loopwise.compile.graph.backend import Log
     from loopwise.compile.search.variants import variant
@@ -157,7 +157,7 @@ def _matters(model: nn.Module, batch: Any, plan: Any) -> bool:
 
 
 def planted(seed: int) -> dict[str, float]:
-    """How many of the planted passes are stepped back from, and how many right ones are."""
+    """Count the wrong passes, and the right passes, that the training step goes back to eager for."""
     from loopwise.compile import Plan, TrainStep
     from loopwise.compile.graph import passes
     from loopwise.compile.search.candidates import fastest, measure_candidates, try_plan
@@ -198,7 +198,7 @@ def planted(seed: int) -> dict[str, float]:
 
 
 def peak(name: str, seed: int) -> dict[str, float]:
-    """The peak that ``fit`` foretells for twice the batch, over the one that it then measures."""
+    """Return the peak memory that ``fit`` predicts for twice the batch, as a multiple of the measured peak."""
     from loopwise.compile import Plan, TrainStep, fit
 
     torch.set_num_threads(1)

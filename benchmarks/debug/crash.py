@@ -1,8 +1,8 @@
-"""Writers killed at random moments by SIGKILL: steps that were committed and are lost, damaged or half visible.
+"""Crash safety: writers are killed at random moments by SIGKILL, and no committed step may be lost or damaged.
 
-A writer saves tiny steps as fast as it can, in segments of a few blocks, until it is killed; then
-every step that the index speaks of is read back by the words of the format alone, and compared to
-the bit with what was saved, which is a function of the step's number.  Each run is resumed and killed again.
+A writer saves tiny steps as fast as it can, in segments of a few blocks, until it is killed.  Then each step of the
+index is read by code that knows only the documented format, and compared to the bit with the saved values, which are
+a function of the step's number.  Each run is resumed and killed again.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ LARGE = 250_000
 
 
 def weight(step: int) -> np.ndarray:
-    """What the saved weight is."""
+    """Return the weight that a step saves."""
     return np.arange(step, step + 200, dtype="<f4").reshape(1, 200) / 7
 
 
 def extra(step: int) -> np.ndarray:
-    """A tensor whose size changes, so that layouts do."""
+    """Return a tensor whose size changes from step to step, so that layouts change."""
     return np.arange(LARGE if step % 4 == 3 else step % 13, dtype="<i8") * step
 
 
 def write(path: str, first: int) -> None:
-    """Save steps from ``first`` on until the process is killed."""
+    """Save steps, beginning with ``first``, until the process is killed."""
     import torch
 
     from loopwise.debug import Collection, Watch, every
@@ -87,7 +87,7 @@ def write(path: str, first: int) -> None:
 
 
 def breed() -> None:
-    """For each line of input, a path and a first step, a writer: its process id, and when it is dead a 0."""
+    """Fork a writer for each line of input (a path and a first step); print its process id, and 0 after its death."""
     import torch
 
     import loopwise.debug  # noqa: F401  # seconds, that a fork does not need
@@ -112,7 +112,7 @@ def breed() -> None:
 
 @dataclass
 class Found:
-    """What is in the folder of a killed writer."""
+    """Steps in the folder of a killed writer."""
 
     steps: list[int] = field(default_factory=list)
     corrupt: list[int] = field(default_factory=list)
@@ -124,7 +124,7 @@ class Found:
 
 
 def lines(folder: Path) -> Iterator[tuple[list[bytes], bytes]]:
-    """The lines of each index file, and what follows the last one."""
+    """Return the lines of each index file, and the bytes after the last line."""
     files = folder.glob("index.rank0.*.jsonl")
     for file in sorted(files, key=lambda file: int(file.name.split(".")[2])):
         *whole, tail = file.read_bytes().split(b"\n")
@@ -181,7 +181,7 @@ def size(folder: Path) -> int:
 
 
 def kill(breeder: subprocess.Popen, path: str, first: int, growth: int, pause: float) -> int:
-    """Have a writer begun and killed when its index has grown; how many records were seen before."""
+    """Start a writer and kill it after its index has grown; return the number of records seen before."""
     folder = Path(path) / "debug"
     before = size(folder)
     breeder.stdin.write(f"{path} {first}\n")
@@ -202,7 +202,7 @@ def kill(breeder: subprocess.Popen, path: str, first: int, growth: int, pause: f
 
 @contextlib.contextmanager
 def breeding() -> Iterator[subprocess.Popen]:
-    """A process that begins writers."""
+    """Start a process that forks writers, and end it afterwards."""
     command = [sys.executable, "-m", "benchmarks.debug.crash", "child"]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, **pipes) as breeder:
@@ -214,7 +214,7 @@ def breeding() -> Iterator[subprocess.Popen]:
 
 
 def kills(count: int, seed: int, breeder: subprocess.Popen | None = None) -> dict[str, float]:
-    """Kill ``count`` writers; what was found of all of them."""
+    """Kill ``count`` writers and return the counts over all of them."""
     if breeder is None:
         with breeding() as breeder:
             return kills(count, seed, breeder)
@@ -237,12 +237,12 @@ def kills(count: int, seed: int, breeder: subprocess.Popen | None = None) -> dic
 
 
 def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
-    """Case -> one run of it with a seed."""
+    """Return the cases: name -> function that runs the case with a seed."""
     return {"writer": functools.partial(kills, KILLS // 4 if QUICK else KILLS)}
 
 
 def rows(runs: harness.Runs) -> list[Row]:
-    """The claims of the README."""
+    """Return the rows of the record."""
     found = runs["writer"]
     return [
         Row("writers killed", [sum(found["kills"])], None, "", "", None),

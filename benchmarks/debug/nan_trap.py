@@ -1,9 +1,9 @@
-"""What the trap for NaN and infinity costs in each step, beside autograd's anomaly mode, and what it names.
+"""Cost of the trap for NaN and infinity in each step, compared with autograd's anomaly mode, and the causes it names.
 
-A bare and a watched model train in turn in one process, ten steps each, on one thread; the overhead is the median of the
-ratios of neighbouring blocks.  Then a NaN is put into one sample of the output of a module that is drawn at
-random, in forward or in backward, at a step that is drawn, too: 20 times over four models.  It is named where the
-finding has the step, the direction, the module and the sample.
+A bare and a watched model train in turns in one process, ten steps each, on one thread; the overhead is the median of
+the ratios of neighbouring blocks.  Then a NaN is put into one sample of the output of a random module, in the forward
+or backward pass of a random step, 20 times over four models.  The NaN counts as named if the finding has its step,
+direction, module and sample.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LENGTH = 8
 
 
 def cost(name: str, anomaly: bool, seed: int) -> dict[str, float]:
-    """Overhead of the trap, or of anomaly mode."""
+    """Measure the overhead of the trap, or of anomaly mode."""
     from loopwise.debug import Watch
 
     torch.set_num_threads(1)
@@ -91,7 +91,7 @@ def timed(training: Training) -> float:
 
 
 class Backward(torch.autograd.Function):
-    """Passes a tensor on, and makes the gradient of one sample NaN."""
+    """Operation that passes a tensor on, and makes the gradient of one sample NaN."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, sample: int) -> torch.Tensor:
@@ -106,14 +106,14 @@ class Backward(torch.autograd.Function):
 
 
 def forward(x: torch.Tensor, sample: int) -> torch.Tensor:
-    """Makes the values of one sample NaN by a division."""
+    """Make the values of one sample NaN by a division."""
     keep = torch.ones(len(x), *[1] * (x.dim() - 1))
     keep[sample] = 0
     return x * (keep / keep)
 
 
 def spoil(module: nn.Module, how: Callable[..., torch.Tensor], sample: int, now: Callable[[], bool]) -> None:
-    """Have ``how`` applied to what a module gives, at one step."""
+    """Apply ``how`` to the output of a module at one step."""
     original = module.forward
 
     def spoilt(*args: Any, **kwargs: Any) -> Any:
@@ -128,7 +128,7 @@ def spoil(module: nn.Module, how: Callable[..., torch.Tensor], sample: int, now:
 
 
 def candidates(job: Job, backward: bool) -> list[str]:
-    """Modules whose output the loss depends on, and the gradient comes through."""
+    """Return the modules whose output the loss depends on, and which the gradient passes through."""
     found: list[str] = []
     handles = [
         module.register_forward_hook(lambda m, a, out, name=name: note(name, out))
@@ -148,7 +148,7 @@ def candidates(job: Job, backward: bool) -> list[str]:
 
 
 def named(seed: int) -> dict[str, float]:
-    """Of 20 NaNs put somewhere, how many were named exactly."""
+    """Count the NaNs, of 20 put into random places, that the trap names exactly."""
     torch.set_num_threads(1)
     draw = random.Random(seed)
     hits = 0
@@ -177,7 +177,7 @@ def named(seed: int) -> dict[str, float]:
 
 
 def trained(job: Job, name: str, at: int, sample: int, backward: bool) -> list[Any]:
-    """The first finding of a training with a NaN in it."""
+    """Train with a NaN and return the first finding."""
     from loopwise.debug import Watch
 
     optimizer, step = job.optimizer(job.model.parameters()), 0

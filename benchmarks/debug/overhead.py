@@ -1,8 +1,8 @@
-"""What watching a training run costs, beside smdebug: steps with hooks, saved steps, statistics, the disk.
+"""Cost of watching a training run, compared with smdebug: steps with hooks, saved steps, statistics, the disk.
 
-A bare and a watched model train in turn in one process, some steps each, on one thread; the writer has the
-machine's other cores.  Wall-clock time: what the writer does beside training is free where it does not
-slow training down, and is seen where it does.  Every run reads back what it saved.
+A bare and a watched model train in turns in one process, some steps each, on one thread; the writer has the machine's
+other cores.  Times are wall-clock times: the writer's work counts only if it slows training down.  Every run reads its
+saved tensors back and compares them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ROOM = 6e9
 
 
 def overhead(name: str, setting: str, place: str, peer: bool, seed: int) -> dict[str, float]:
-    """A bare and a watched training in turn, each for some steps."""
+    """Run a bare and a watched training in turns, and return the overhead."""
     torch.set_num_threads(1)
     what = TINY if name == "small" else SETTINGS[setting]
     bare, watched = Training(name, seed), Training(name, seed)
@@ -65,7 +65,7 @@ def overhead(name: str, setting: str, place: str, peer: bool, seed: int) -> dict
 def alternate(
     bare: Training, watched: Training, watcher: Any, what: Setting
 ) -> list[tuple[float, float, bool]]:
-    """Seconds of a bare and of a watched step, and whether one was saved, by block."""
+    """Return for each block the seconds of a bare and a watched step, and whether a step was saved."""
     found = []
     for block in range(1 + (what.quick if QUICK else what.blocks)):
         saved = what.interval > 0 and block * what.steps % what.interval == 0
@@ -78,9 +78,9 @@ def alternate(
 
 
 def timed(training: Training, what: Setting, watcher: Any) -> float:
-    """Seconds of a step over a block, with the writing of what was saved.
+    """Return the seconds of a step over a block, with the writing of the saved steps.
 
-    Where each step is saved, the writer is as far behind at the end of what is timed as at its beginning.
+    If each step is saved, the writer is as far behind at the end of the block as at its beginning.
     """
     for _ in range(what.lead):
         training()
@@ -94,7 +94,7 @@ def timed(training: Training, what: Setting, watcher: Any) -> float:
 
 
 def summary(blocks: list[tuple[float, float, bool]], what: Setting) -> dict[str, float]:
-    """The overhead by medians: of blocks with a saved step, and of those without, by their share."""
+    """Return the overhead by the medians of blocks with and without a saved step, weighted by their share."""
     bare, watched, _ = zip(*blocks, strict=True)
     share = min(1.0, what.steps / what.interval) if what.interval else 0.0
     groups = [[w / b for b, w, saved in blocks if saved is kind] for kind in (True, False)]
@@ -113,7 +113,7 @@ def summary(blocks: list[tuple[float, float, bool]], what: Setting) -> dict[str,
 
 
 def verify(bare: Training, watched: Training, watcher: Any, what: Setting) -> None:
-    """Train as far as a saved step, and compare what is read back with what the bare twin has."""
+    """Train until a saved step, and compare the tensors that are read back with those of the bare model."""
     layer = [name for name, module in watched.model.named_modules() if isinstance(module, nn.Linear)][-1]
     while what.interval and bare.taken % what.interval:
         bare(), watched()
@@ -136,7 +136,7 @@ def verify(bare: Training, watched: Training, watcher: Any, what: Setting) -> No
 
 
 def compile_both(bare: Training, watched: Training, peer: bool) -> Callable[[], dict[str, float]]:
-    """Both models compiled, smdebug's not as one graph; returns what counts the graphs in the end."""
+    """Compile both models, smdebug's not as one graph, and return a function that counts the graphs."""
     from torch._dynamo.utils import counters
 
     if peer:  # or the bare model's graph would serve both; Watch sees to that itself
@@ -158,7 +158,7 @@ def compile_both(bare: Training, watched: Training, peer: bool) -> Callable[[], 
 
 
 def sequential(folder: Path, total: int) -> dict[str, float]:
-    """MB/s of one thread that writes blocks of 40 MiB into a new file."""
+    """Return the MB/s of one thread that writes blocks of 40 MiB to a new file."""
     block = mmap.mmap(-1, BLOCK)
     block.write(os.urandom(BLOCK))
     found = {}
@@ -185,7 +185,7 @@ def average(found: list[dict[str, float]]) -> dict[str, float]:
 
 
 def sustained(peer: bool, seed: int) -> dict[str, float]:
-    """MB/s at which weights and gradients of every step get to disk, in training that is nearly nothing else."""
+    """Return the MB/s at which weights and gradients of every step are written, in a training with little else."""
     torch.set_num_threads(1)
     training = Training("mlp", seed, samples=1)
     steps = 13 if QUICK else 50
@@ -216,13 +216,13 @@ def sustained(peer: bool, seed: int) -> dict[str, float]:
 
 
 def places() -> list[str]:
-    """Where run folders may be: there must be room."""
+    """Return the folders for runs that have enough free space."""
     CACHE.mkdir(exist_ok=True)
     return [name for name, path in PLACES.items() if path.is_dir() and shutil.disk_usage(path).free > ROOM]
 
 
 def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
-    """Case -> one run of it with a seed; all are on the CPU."""
+    """Return the cases, all on the CPU: name -> function that runs the case with a seed."""
     found: dict[str, Callable[[int], dict[str, float]]] = {}
     for at, peer in {"": False, "@smdebug": True}.items():
         if peer and not installed("smdebug"):
@@ -289,7 +289,7 @@ def _overhead(
 def _every_step(
     name: str, setting: str, values: dict[str, list[float]], peer: dict[str, list[float]]
 ) -> list[Row]:
-    """The bar depends on whether the disk is the limit: whether it needs longer for a step than training does."""
+    """Return the row of saving every step; its bar depends on whether the disk needs longer for a step than training."""
     fastest = [max(each) for each in zip(*(values[k] for k in values if "MB/s" in k), strict=True)]
     needs = [1e3 * size / MB / speed for size, speed in zip(values["bytes"], fastest, strict=True)]
     limited = statistics.median(needs) > statistics.median(values["bare, ms"])
@@ -309,7 +309,7 @@ def _every_step(
 
 
 def _sustained(values: dict[str, list[float]], peer: dict[str, list[float]]) -> list[Row]:
-    """Against each way to write; ``os.write`` through the page cache is what a disk's bandwidth usually means."""
+    """Return the rows beside each way to write; ``os.write`` through the page cache is the usual disk bandwidth."""
     label, key, synced = "sustained write", "written, MB/s", "written and fsync, MB/s"
     found = [
         Row(label, values[key], values["os.write, MB/s"], "os.write", "MB/s", "ratio >= 0.9"),

@@ -1,9 +1,9 @@
-"""The page of a long run: 10,000 saved steps of a network of 200 layers.
+"""Size and speed of the page of a long run: 10,000 saved steps of a network of 200 layers.
 
-A ``Watch`` saves a loss, two metrics and the health of every layer at each of its first steps; the writer then writes the
-last of them again and again, with numbers that wander, as training itself would take hours.  The page is made and
-opened in headless Chromium from disk at a desktop's and a phone's width: ``open`` is the time from navigation until its
-first section is there and every plot within the window is drawn, the median of several loads by one browser.
+A ``Watch`` saves a loss, two metrics and the health of every layer at each of its first steps.  The writer then writes
+the last of these steps again and again, with drifting numbers, as a real training would take hours.  The page is opened
+from disk in headless Chromium at a desktop's and a phone's width: ``open`` is the time from navigation until the first
+section is there and every plot within the window is drawn, the median of several loads by one browser.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ READY = """() => {
 
 
 class Deep(nn.Module):
-    """Residual layers of width 8."""
+    """Network of residual layers of width 8."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Deep(nn.Module):
 
 
 def begun(folder: str, seed: int) -> None:
-    """The first steps of a training, of which a ``Watch`` saves every one."""
+    """Train the first steps under a ``Watch`` that saves every one of them."""
     from loopwise.debug import Watch, every
 
     torch.manual_seed(seed)
@@ -84,7 +84,7 @@ def begun(folder: str, seed: int) -> None:
 
 
 def make(folder: str, steps: int, seed: int) -> None:
-    """A run of so many steps, all saved: the last of the first ones again and again, its numbers wandering."""
+    """Make a run with so many saved steps: the last trained step again and again, with drifting numbers."""
     from loopwise.debug.rules import Finding
     from loopwise.debug.store.blocks import Blocks
     from loopwise.debug.store.index import Index
@@ -125,7 +125,7 @@ def make(folder: str, steps: int, seed: int) -> None:
 
 
 def opened(path: Path) -> dict[str, float]:
-    """Median seconds until a page can be seen, by window."""
+    """Return the median seconds until a page can be seen, for each window."""
     from playwright.sync_api import sync_playwright
 
     found: dict[str, float] = {}
@@ -144,7 +144,7 @@ def opened(path: Path) -> dict[str, float]:
 
 
 def measured(seed: int) -> dict[str, float]:
-    """Bytes and seconds of one run's page."""
+    """Measure the bytes and seconds of one run's page."""
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         run = f"{folder}/run"

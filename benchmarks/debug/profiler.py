@@ -1,8 +1,8 @@
-"""What profiling costs: the sampler's share of a core and its punctuality, the phases of a step, and all together.
+"""Cost of profiling: the sampler's share of a core and its punctuality, the phases of a step, and all together.
 
-The sampler's processor time is that of its thread's own clock.  A sample is late by the time from when it was due to
-when it is taken.  For the rest a bare and a profiled training take turns, some steps each, on one thread; the
-sampler has the machine's other cores, as it has in a training.
+The sampler's processor time is that of its thread's own clock.  The delay of a sample is the time from its due time to
+the moment it is taken.  For the other numbers a bare and a profiled training take turns, some steps each, on one thread;
+the sampler has the machine's other cores, as in a training.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CALLS = 5000
 
 
 class Loop:
-    """A training over a ``DataLoader``; a call is a step."""
+    """Training over a ``DataLoader``; a call is a step."""
 
     def __init__(self, name: str, seed: int) -> None:
         torch.manual_seed(seed)
@@ -62,7 +62,7 @@ class Loop:
 
 
 def sampling(beside: bool, seed: int) -> dict[str, float]:
-    """A sampler alone, or beside a training."""
+    """Measure a sampler alone, or beside a training."""
     from loopwise.debug.profiler import reading
     from loopwise.debug.profiler.sampler import Sampler
     from loopwise.run import Run
@@ -90,7 +90,7 @@ def sampling(beside: bool, seed: int) -> dict[str, float]:
 
 
 def phases(seed: int) -> dict[str, float]:
-    """Microseconds of a step's account, without the calls of hooks."""
+    """Measure the microseconds of a step's bookkeeping, without the calls of hooks."""
     from loopwise.debug.profiler.phases import Phases
 
     kept = Phases(lambda: 0.0)
@@ -113,7 +113,7 @@ def phases(seed: int) -> dict[str, float]:
 
 
 def together(name: str, seed: int) -> dict[str, float]:
-    """A bare and a profiled training in turn."""
+    """Run a bare and a profiled training in turns, and return the overhead."""
     torch.set_num_threads(1)
     loop = Loop(name, seed)
     steps = 20 if name == "mlp" else 400
@@ -134,7 +134,7 @@ def together(name: str, seed: int) -> dict[str, float]:
 
 
 def timed(loop: Loop, steps: int, path: str | None) -> float:
-    """Seconds of a step, profiled where there is a path."""
+    """Return the seconds of a step, profiled if there is a path."""
     from loopwise.debug.profiler import Profile, Profiler
     from loopwise.run import Run
 
@@ -155,7 +155,7 @@ def timed(loop: Loop, steps: int, path: str | None) -> float:
 
 
 def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
-    """Case -> one run of it with a seed; all are on the CPU."""
+    """Return the cases, all on the CPU: name -> function that runs the case with a seed."""
     return {
         "sampler.idle": functools.partial(sampling, False),
         "sampler.training": functools.partial(sampling, True),

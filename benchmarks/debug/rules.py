@@ -1,11 +1,11 @@
-"""Faults that the rules of ``loopwise.debug`` detect and name, and what they say of healthy trainings.
+"""Faults that the rules of ``loopwise.debug`` detect and name, and their false positives in healthy trainings.
 
-80 faults and 28 healthy trainings, each in two halves.  Thresholds of the first 52 faults' rules were chosen before any
-run; two rules were changed after a look at all of those with seed 0.  Those of the rules that came later (schedules,
-accumulation, clipping, BatchNorm, outputs, replicas, batches in turn) were chosen before any run as well, and their faults
-all looked at once with seed 0.  Whatever is changed from now on is changed by the first half (``set``).  The other half
-is for reporting, with seeds that were not looked at.  A fault is detected where a rule that it is listed with speaks,
-and named where one does that names its cause.  A run in the background of each finds the same again in what was saved.
+There are 80 faults and 28 healthy trainings, each in two halves.  The thresholds for the first 52 faults were chosen
+before any run; two rules were changed after a look at all of these faults with seed 0.  The thresholds of later rules
+(schedules, accumulation, clipping, BatchNorm, outputs, replicas, batches in turn) were chosen before any run as well, and
+all their faults were looked at once with seed 0.  Later changes are made by the first half only (``set``).  The other
+half is for reporting, with seeds that nobody looked at.  A fault is detected if one of the rules listed with it has a
+finding, and named if such a rule names its cause.  The rules run again over the saved steps and must find the same.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def half(number: int) -> str:
 
 
 def judged(job: Job) -> Any:
-    """The ``Watch`` of a finished training whose findings are found again in what it saved."""
+    """Return the ``Watch`` of a finished training, after the rules found the same in its saved steps."""
     from loopwise.debug import RULES, open_run
 
     def ruled(findings: Any) -> list[Any]:
@@ -69,7 +69,7 @@ def judged(job: Job) -> Any:
 
 
 def faults(which: str, seed: int) -> dict[str, float]:
-    """Shares of the faults of a half."""
+    """Return the shares of a half's faults that are detected and named."""
     torch.set_num_threads(1)
     found = Counter[str]()
     for number, (name, fault) in enumerate(FAULTS.items()):
@@ -87,7 +87,7 @@ def faults(which: str, seed: int) -> dict[str, float]:
 
 
 def sound(kind: str, optimizer: str, dtype: torch.dtype | None, seed: int) -> Any:
-    """A healthy training."""
+    """Return a healthy training."""
     job = made(kind, seed, steps=160)
     if kind == "gan":
         job.optimizer = OPTIMIZERS[optimizer]
@@ -102,7 +102,7 @@ def sound(kind: str, optimizer: str, dtype: torch.dtype | None, seed: int) -> An
 
 
 def healthy(which: str, seed: int) -> dict[str, float]:
-    """What is said of the healthy trainings of a half."""
+    """Count the findings in the healthy trainings of a half."""
     torch.set_num_threads(1)
     found = Counter[str]()
     for number, (kind, optimizer, dtype) in enumerate(HEALTHY):

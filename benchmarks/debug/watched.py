@@ -1,4 +1,4 @@
-"""Trainings, and those who watch them: ``Watch`` and smdebug 1.0.34.  ``overhead`` times them."""
+"""Trainings to watch, and the watchers that ``overhead`` times: ``Watch`` and smdebug 1.0.34."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ REDUCED = ("min", "max", "mean", "std", "l2")
 
 
 def mlp() -> tuple[nn.Module, torch.Tensor]:
-    """5.13 M parameters in 12 tensors."""
+    """Return a training with 5.13 M parameters in 12 tensors."""
     sizes = [784, 1024, 1024, 1024, 1024, 1024]
     layers = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*layers, nn.Linear(1024, 128)), torch.randn(96, 784)
 
 
 def conv() -> tuple[nn.Module, torch.Tensor]:
-    """4.89 M parameters in 20 tensors."""
+    """Return a training with 4.89 M parameters in 20 tensors."""
     sizes = [3, 64, 64, 128, 128, 256, 256, 512, 512]
     layers: list[nn.Module] = []
     for i, (a, b) in enumerate(itertools.pairwise(sizes)):
@@ -37,13 +37,13 @@ def conv() -> tuple[nn.Module, torch.Tensor]:
 
 
 def small() -> tuple[nn.Module, torch.Tensor]:
-    """17 thousand parameters in 128 tensors, in 193 modules."""
+    """Return a training with 17 thousand parameters in 128 tensors and 193 modules."""
     parts = [nn.Sequential(nn.Linear(16, 16), nn.ReLU()) for _ in range(64)]
     return nn.Sequential(*parts), torch.randn(8, 16)
 
 
 class Encoder(nn.Module):
-    """Six layers of a transformer over the rows of an image."""
+    """Transformer of six layers over the rows of an image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Encoder(nn.Module):
 
 
 def transformer() -> tuple[nn.Module, torch.Tensor]:
-    """4.77 M parameters in 74 tensors."""
+    """Return a training with 4.77 M parameters in 74 tensors."""
     return Encoder(), torch.randn(8, 32, 256)
 
 
@@ -63,7 +63,7 @@ MODELS = {"mlp": mlp, "conv": conv, "small": small, "transformer": transformer}
 
 
 class Training:
-    """One model with its loss, its optimizer and a batch; a call is a training step."""
+    """Model with its loss, its optimizer and a batch; a call is a training step."""
 
     def __init__(self, name: str, seed: int, samples: int | None = None) -> None:
         torch.manual_seed(seed)
@@ -90,7 +90,7 @@ class Training:
 
     @property
     def saved_bytes(self) -> int:
-        """Of weights and gradients."""
+        """Return the size of weights and gradients in bytes."""
         return 2 * sum(p.numel() * p.element_size() for p in self.model.parameters())
 
 
@@ -99,7 +99,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is saved, and how it is timed: ``steps`` at a time, after ``lead`` more that only fill the writer's memory."""
+    """Tensors to save, and the blocks to time: ``steps`` after ``lead`` more, which only fill the writer's memory."""
 
     interval: int
     """Steps from one saved to the next; 0: none is saved."""
@@ -127,7 +127,7 @@ TINY = Setting(1, 50, 10, 10, 4)
 
 
 class Ours:
-    """A ``Watch`` over a training."""
+    """``Watch`` over a training."""
 
     def __init__(self, training: Training, folder: str, what: Setting) -> None:
         from loopwise.debug import Collection, Watch, every, open_run
@@ -147,7 +147,7 @@ class Ours:
             time.sleep(1e-3)
 
     def read(self, step: int, which: str, layer: str) -> Any:
-        """A tensor, or its statistics in the order of ``REDUCED``."""
+        """Return a saved tensor, or its statistics in the order of ``REDUCED``."""
         name = {"weight": f"{layer}.weight", "gradient": f"gradient/{layer}.weight"}.get(
             which, f"{layer}.output.0"
         )
@@ -156,7 +156,7 @@ class Ours:
         return self.saved.value(name, step)
 
     def close(self) -> list[int]:
-        """End the run; the steps that were saved."""
+        """End the run and return the saved steps."""
         self.watch.close()
         assert self.watch.counts.total() == self.watch.counts["saved"], self.watch.counts
         assert not self.saved.events, self.saved.events
@@ -164,7 +164,7 @@ class Ours:
 
 
 class Smdebug:
-    """A hook of smdebug 1.0.34 over a training; it writes a step before the next forward pass."""
+    """Hook of smdebug 1.0.34 over a training; it writes a step before the next forward pass."""
 
     def __init__(self, training: Training, folder: str, what: Setting) -> None:
         import smdebug.core.tfevent.util as util
@@ -204,7 +204,7 @@ class Smdebug:
 
 
 def with_bytes(make: Callable[..., Any]) -> Callable[..., Any]:
-    """smdebug's one function that NumPy 2.3 broke, working: ``tostring`` is ``tobytes`` now."""
+    """Repair the function of smdebug that NumPy 2.3 broke: ``tostring`` is ``tobytes`` now."""
 
     class Renamed:
         def __init__(self, array: Any) -> None:

@@ -1,4 +1,4 @@
-"""Models that the compile benchmarks train: each with a batch, made from a seed."""
+"""Models that the compile benchmarks train, each with a batch made from a seed."""
 
 from .language import language_models, written_out
 from .vision import swin, vision_models

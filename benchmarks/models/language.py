@@ -1,4 +1,4 @@
-"""Language models: a small GPT of our own in plain PyTorch, and Hugging Face's with random weights."""
+"""Language models: a small GPT in plain PyTorch, and models of Hugging Face with random weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """From tokens (batch, places) to logits (batch, places, vocabulary)."""
+    """GPT from tokens (batch, positions) to logits (batch, positions, vocabulary)."""
 
     def __init__(
         self, vocabulary: int, layers: int = 4, width: int = 256, heads: int = 4, tokens: int = TOKENS
@@ -54,7 +54,7 @@ def gpt(vocabulary: int, layers: int = 4) -> tuple[nn.Module, Any, Any]:
 
 
 def own_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """A Hugging Face model computes its loss itself."""
+    """Return the loss that a Hugging Face model computes itself."""
     return model(**batch).loss
 
 
@@ -69,7 +69,7 @@ def hugging_face(kind: str, **settings: Any) -> tuple[nn.Module, Any, Any]:
 
 
 def written_out(name: str) -> Callable[[], tuple[nn.Module, Any, Any]]:
-    """The Hugging Face model ``name`` with its attention in plain PyTorch and without dropout."""
+    """Return the Hugging Face model ``name`` with its attention in plain PyTorch and without dropout."""
     made = language_models()[name]
     off = {"gpt2": ("attn_pdrop",), "llama": (), "bert": ("attention_probs_dropout_prob",)}[name]
     settings = made.keywords | {"attn_implementation": "eager"} | dict.fromkeys(off, 0.0)

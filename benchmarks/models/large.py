@@ -37,7 +37,7 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 
 class LlamaBlock(nn.Module):
-    """Grouped-query attention with rotary places, and a gated layer; ``norm`` and ``gated`` are a peer's, or torch's."""
+    """Grouped-query attention with rotary positions, and a gated layer; ``norm`` and ``gated`` are a peer's or torch's."""
 
     def __init__(self, shape: Shape, norm: type[nn.Module], gated: object) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class Llama(nn.Module):
-    """From tokens (batch, places) to features, and to logits by ``head``."""
+    """Llama from tokens (batch, positions) to features, which ``head`` turns into logits."""
 
     def __init__(self, shape: Shape, norm: type[nn.Module] = nn.RMSNorm, gated: object = swiglu) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def large(shape: Shape) -> nn.Module:
 
 
 def by_liger(shape: Shape) -> tuple[nn.Module, object]:
-    """A Llama with Liger Kernel's norm, gated layer and fused loss, and its ``loss(model, batch)``."""
+    """Return a Llama with Liger Kernel's norm, gated layer and fused loss, and its ``loss(model, batch)``."""
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss, LigerRMSNorm
 
@@ -115,7 +115,7 @@ def loss_of(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch
 
 
 def check_liger(device: torch.device) -> None:
-    """Liger's model must compute the loss that ours does, or its row means nothing."""
+    """Verify that Liger's model computes the same loss as ours; else its row means nothing."""
     torch.manual_seed(0)
     ours, (theirs, loss) = Llama(TINY["llama-1b"]).to(device), by_liger(TINY["llama-1b"])
     theirs.to(device).load_state_dict(ours.state_dict())

@@ -1,8 +1,8 @@
-"""Peers' published rules for choosing training samples, made again here; nothing of Loopwise is used.
+"""Published methods of selecting training samples, reimplemented without Loopwise.
 
-Each wraps a plain ``DataLoader`` whose ``collate_fn`` leaves a fetched batch as it is, follows its
-sampler's order, and yields ``(input, target)`` or ``(input, target, weights)``.  One with
-``observe(losses)`` is given the losses of every training step.
+Each class wraps a plain ``DataLoader`` whose ``collate_fn`` leaves a fetched batch as it is.  It follows the order of the
+sampler, and yields ``(input, target)`` or ``(input, target, weights)``.  The training loop calls ``observe(losses)`` with
+the losses of each step if a class has this method.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Batch = tuple[torch.Tensor, ...]
 
 
 def fetched(loader: DataLoader[Any], indices: torch.Tensor) -> Iterator[tuple[torch.Tensor, Any]]:
-    """The samples ``indices`` in batches of the loader's size, each with its indices."""
+    """Yield the samples ``indices`` in batches of the loader's size, each with its indices."""
     for chosen in indices.split(loader.batch_size or 1):
         yield chosen, loader.dataset.__getitems__(chosen.tolist())  # type: ignore[attr-defined]
 
@@ -30,13 +30,12 @@ def order_of(loader: DataLoader[Any]) -> torch.Tensor:
 
 
 class PercentileRule:
-    """The original rule (SageMaker smart sifting, Selective-Backprop's): scored as the batches come.
+    """Selection by the percentile of the loss, as in SageMaker smart sifting and Selective-Backprop.
 
-    A sample is kept with probability (percentile of its loss among the last ``history``) ** beta;
-    kept ones gather into full batches.  Beta 0.5 and 1,000 steps of delay are the original's own;
-    its history has no default, its examples say 500.  The runs here are so short that
-    ``delay`` is at most a tenth of the training: otherwise it would never sift.  Its scoring is an
-    fp32 forward pass in evaluation mode, without gradient.
+    A sample is kept with probability (percentile of its loss among the last ``history`` losses) ** beta; kept samples
+    gather into full batches.  SageMaker's defaults are a beta of 0.5 and 1,000 steps of delay; its history has no
+    default, and its examples say 500.  Runs are so short here that ``delay`` is at most a tenth of the training, as the
+    method would otherwise never select.  A sample is scored by an fp32 forward pass in evaluation mode, without gradient.
     """
 
     def __init__(
@@ -80,9 +79,9 @@ class PercentileRule:
 def select_using_loss(
     inputs: torch.Tensor, targets: torch.Tensor, model: nn.Module, loss: Any, keep: float
 ) -> Batch:
-    """Composer's choice inside one batch: by the rank of the loss, without replacement.
+    """Select samples of one batch as Composer does: by the rank of the loss, without replacement.
 
-    Like Composer's it forwards in training mode, so BatchNorm's statistics see the batch twice.
+    The forward pass is in training mode, as in Composer, so BatchNorm's statistics see the batch twice.
     """
     with torch.no_grad():
         losses = loss(model(inputs), targets, reduction="none")
@@ -131,9 +130,9 @@ class SelectiveBackprop:
 class InfoBatch:
     """InfoBatch with its defaults: r = 0.5, delta = 0.875.
 
-    Samples whose last loss is below the mean are left out of the epoch with probability r, and
-    those of them that stay weigh 1 / (1 - r); the last epochs, after delta of them, see all.  As in
-    its code (infobatch.py): scores begin at 3, the count of epochs at 1 in the first.
+    A sample whose last loss is below the mean is left out of the epoch with probability r, or else has the weight
+    1 / (1 - r).  After the share delta of the epochs, all samples are used.  Scores begin at 3 and the first epoch has
+    the number 1, as in infobatch.py.
     """
 
     prune, delta = 0.5, 0.875
@@ -166,7 +165,7 @@ class InfoBatch:
 
 
 class Uniform:
-    """A random share of the samples each epoch, anew; as large a share as the sifting beside it."""
+    """Random share of the samples in each epoch, as large as the share that sifting keeps."""
 
     def __init__(self, loader: DataLoader[Any], shares: list[float], seed: int) -> None:
         self.loader, self.shares, self.epoch = loader, shares, 0

@@ -1,4 +1,4 @@
-"""Sifting in 2 and 4 gloo processes over random data: equal counts of batches, no hang, one process's statistics."""
+"""Sifting in 2 and 4 gloo processes over random data: equal counts of batches, and no hang."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEEP = 0.5
 
 
 def run(number: int, rank: int, world: int) -> tuple[list[int], int, int]:
-    """Batches of both epochs, samples scored and samples kept of them, in one random setting."""
+    """Sift two epochs in a random setting; return the batches of each epoch and the samples scored and kept."""
     import torch
     from torch import nn
     from torch.nn.parallel import DistributedDataParallel
@@ -59,15 +59,15 @@ def run(number: int, rank: int, world: int) -> tuple[list[int], int, int]:
 
 
 def child(rank: int, world: int, seed: int, runs: int, store: str) -> None:
-    """All runs of one rank; rank 0 prints what it and the others counted."""
+    """Run all settings as one rank; rank 0 prints the counts of all ranks."""
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    found = [run(seed * runs + number, rank, world) for number in range(runs)]
+    counts = [run(seed * runs + number, rank, world) for number in range(runs)]
     everything: list = [None] * world
-    dist.all_gather_object(everything, found)
+    dist.all_gather_object(everything, counts)
     if rank == 0:
         unequal = sum(len({json.dumps(one[number][0]) for one in everything}) > 1 for number in range(runs))
         scored = sum(one[number][1] for one in everything for number in range(runs))
@@ -78,7 +78,7 @@ def child(rank: int, world: int, seed: int, runs: int, store: str) -> None:
 
 
 def measure(world: int, seed: int) -> dict[str, float]:
-    """``RUNS`` random settings in ``world`` processes; a hang ends in an error after ten minutes."""
+    """Run ``RUNS`` random settings in ``world`` processes; a hang ends in an error after ten minutes."""
     runs = RUNS // 10 if QUICK else RUNS
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.sift.ddp", "child"]
@@ -97,12 +97,12 @@ def measure(world: int, seed: int) -> dict[str, float]:
 
 
 def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
-    """Case -> one run of it with a seed."""
+    """Return the cases: name -> function that runs the case with a seed."""
     return {f"{world} ranks": functools.partial(measure, world) for world in (2, 4)}
 
 
 def rows(runs: harness.Runs) -> list[Row]:
-    """The claims of the README."""
+    """Return the rows of the record."""
     found = []
     for name, quantities in runs.items():
         total, unequal = [sum(quantities["runs"])], [sum(quantities["unequal"])]

@@ -1,4 +1,4 @@
-"""What sifting costs: a scored sample against a training forward, and the wrapper apart from scoring."""
+"""Cost of sifting: a scored sample compared with a training forward, and the wrapper apart from scoring."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ POOL = 4
 
 
 def digits_network() -> nn.Module:
-    """The network of examples/digits.py, here because peers' environments lack the example's packages."""
+    """Return the network of examples/digits.py, repeated as peers' environments lack the example's packages."""
 
     def block(inputs: int, outputs: int) -> list[nn.Module]:
         convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
@@ -36,13 +36,13 @@ def digits_network() -> nn.Module:
 
 
 def matmul(device: str, seed: int) -> dict[str, float]:
-    """The machine's fp32 arithmetic, from a 1024 x 1024 x 1024 product."""
+    """Measure the machine's fp32 arithmetic by a 1024 x 1024 x 1024 product."""
     a, b = torch.randn(2, 1024, 1024, device=device, generator=torch.Generator(device).manual_seed(seed))
     return {"ms/GFLOP": 1e3 * seconds(lambda: a @ b, device) / (2 * 1.024**3)}
 
 
 def gflop(name: str) -> float:
-    """Multiplications and additions of a forward pass of one sample, in 10^9."""
+    """Return the multiplications and additions of one sample's forward pass, in 10^9."""
     model, x, _ = model_of(name, "cpu")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(x[:1])
@@ -50,7 +50,7 @@ def gflop(name: str) -> float:
 
 
 def model_of(name: str, device: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """A network and one pool of its input and target, on ``device``."""
+    """Return a network, and the inputs and targets of one pool, on ``device``."""
     size = BATCH[name] * POOL
     if name == "digits":
         model = digits_network().to(device)
@@ -62,7 +62,7 @@ def model_of(name: str, device: str) -> tuple[nn.Module, torch.Tensor, torch.Ten
 
 
 def seconds(function: Callable[[], Any], device: str) -> float:
-    """Median seconds of a call, after two warm-up calls."""
+    """Return the median seconds of a call, after two warm-up calls."""
     times = []
     for _ in range(5 if QUICK else 12):
         if device == "cuda":
@@ -76,7 +76,7 @@ def seconds(function: Callable[[], Any], device: str) -> float:
 
 
 def forward(name: str, device: str, seed: int) -> dict[str, float]:
-    """The plain fp32 training forward (with its graph), and the whole plain step, of one batch."""
+    """Time the plain fp32 training forward of one batch, with its graph, and the whole plain step."""
     torch.manual_seed(seed)
     model, x, y = model_of(name, device)
     size = BATCH[name]
@@ -91,7 +91,7 @@ def forward(name: str, device: str, seed: int) -> dict[str, float]:
 
 
 def scoring(name: str, device: str, compiled: bool, seed: int) -> dict[str, float]:
-    """Our scoring of a pool, through the loader's own scorer, everything included."""
+    """Time the scoring of a pool by the loader's own scorer, everything included."""
     from loopwise.sift.scoring import Scorer
 
     torch.manual_seed(seed)
@@ -102,7 +102,7 @@ def scoring(name: str, device: str, compiled: bool, seed: int) -> dict[str, floa
 
 
 def composer(name: str, device: str, seed: int) -> dict[str, float]:
-    """Composer's SelectiveBackprop choosing half of one batch (it does not pool)."""
+    """Time Composer's SelectiveBackprop, which selects half of one batch and has no pool."""
     from composer.algorithms.selective_backprop.selective_backprop import select_using_loss
 
     torch.manual_seed(seed)
@@ -124,7 +124,7 @@ def composer(name: str, device: str, seed: int) -> dict[str, float]:
 
 
 def wrapper(device: str, seed: int) -> dict[str, float]:
-    """An epoch of batches of 256 small tensors, plain and through the loader with a free loss."""
+    """Time an epoch of batches of 256 small tensors, plain and through the loader with a loss that costs nothing."""
     from loopwise.sift import SiftingDataLoader
 
     torch.manual_seed(seed)
@@ -135,7 +135,7 @@ def wrapper(device: str, seed: int) -> dict[str, float]:
 
 
 def wrapper_in_step(name: str, device: str, seed: int) -> dict[str, float]:
-    """The wrapper apart from scoring, a batch of the wrapped loader, in ms."""
+    """Time the wrapper apart from scoring, in ms for a batch of the wrapped loader."""
     from loopwise.sift import SiftingDataLoader
 
     torch.manual_seed(seed)
@@ -150,7 +150,7 @@ def wrapper_in_step(name: str, device: str, seed: int) -> dict[str, float]:
 
 
 def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
-    """Case -> one run of it with a seed."""
+    """Return the cases: name -> function that runs the case with a seed."""
     kind = "cpu" if device == "cpu" else "cuda"
     found: dict[str, Callable[[int], dict[str, float]]] = {}
     for name in BATCH:
@@ -165,7 +165,7 @@ def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
 
 
 def rows(runs: harness.Runs) -> list[Row]:
-    """The claims of the README."""
+    """Return the rows of the record."""
     found = []
     for name in BATCH:
         ahead, step = (runs[f"forward-{name}"][f"{what} ms/sample"] for what in ("forward", "step"))

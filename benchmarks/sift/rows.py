@@ -1,4 +1,4 @@
-"""The rows of the sifting table: from each run's curve to seconds and samples until plain's final metric."""
+"""Rows of the sifting table: seconds and samples until the plain loader's final metric, from the runs' curves."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PAYS = ("digits", "glyphs", "bytes")
 
 
 class Reached(NamedTuple):
-    """Where a run's curve first comes to the target; infinite if it never does.
+    """Point at which a run's curve first reaches the target; infinite if it never does.
 
-    Seconds on a CPU are the processor's: runs have one thread and wait for nothing, so on a quiet
-    machine they are those of the clock, and on a shared one they leave out the others' turns.
+    Seconds on a CPU are processor time.  A run has one thread and waits for nothing, so processor time equals wall-clock
+    time on a quiet machine, and leaves other processes out on a shared one.
     """
 
     seconds: float
@@ -30,7 +30,7 @@ class Reached(NamedTuple):
 
 
 def reach(found: Quantities, run: int, target: float, higher: bool) -> Reached:
-    """The first crossing of the target by the run's curve, linear between checkpoints."""
+    """Return the first crossing of the target by the run's curve, which is linear between checkpoints."""
     sign = 1.0 if higher else -1.0
     count = sum(name.startswith("metric@") for name in found)
     names = ("metric", "seconds", "samples")
@@ -47,12 +47,12 @@ def reach(found: Quantities, run: int, target: float, higher: bool) -> Reached:
 
 
 def _busy(reached: Reached, share: float) -> Reached:
-    """With the processor's seconds, where the device is a processor."""
+    """Turn wall-clock seconds into processor seconds if the device is a CPU."""
     return reached._replace(seconds=reached.seconds * share) if device() == "cpu" else reached
 
 
 def in_standard_errors(ours: list[float], plain: list[float], higher: bool) -> float:
-    """How far ours is better than plain, run by run of the same seed, in standard errors of the mean."""
+    """Return our mean gain over plain, paired by seed, in standard errors of the mean."""
     gains = [(a - b) if higher else (b - a) for a, b in zip(ours, plain, strict=True)]
     mean = statistics.fmean(gains)
     error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
@@ -61,7 +61,7 @@ def in_standard_errors(ours: list[float], plain: list[float], higher: bool) -> f
 
 @dataclass
 class Table:
-    """What the methods of one task reached."""
+    """Results of all methods on one task."""
 
     task: str
     runs: Runs
@@ -97,7 +97,7 @@ class Table:
         return found
 
     def speed(self, method: str, bar: float | None) -> list[Row]:
-        """Seconds to plain's final metric beside plain and peers, and samples through backward."""
+        """Return rows of the seconds to plain's final metric beside plain and peers, and of samples through backward."""
         if method not in self.reached:
             return []
         goal, found, best = f"plain's final {TASKS[self.task].metric}", [], self.best_peer()
@@ -114,7 +114,7 @@ class Table:
         return [*found, Row(label, ours, plain, "plain", "samples", text)]
 
     def final(self, method: str) -> list[Row]:
-        """The metric at the end beside plain's, and the difference."""
+        """Return rows of the final metric beside plain's, and of the difference."""
         task, ours, plain = TASKS[self.task], self.of(method)["metric"], self.of("plain")["metric"]
         better = in_standard_errors(ours, plain, task.higher)
         label = f"{self.task}, {method}: final {task.metric}"
@@ -127,7 +127,7 @@ class Table:
 
 
 def cheap(runs: Runs) -> list[Row]:
-    """A task where sifting cannot pay, with ``auto=True``; plain beside plain shows the noise."""
+    """Return the rows of a task on which sifting cannot pay; plain beside plain shows the noise."""
     labels = {
         "auto": ("auto=True", "ratio <= 1.03"),
         "auto-scored": ("auto=True, score_every=1", "ratio <= 1.03"),
@@ -142,7 +142,7 @@ def cheap(runs: Runs) -> list[Row]:
 
 
 def composer(runs: Runs) -> list[Row]:
-    """Composer's own selection beside plain, both with Composer's torch."""
+    """Return the row of Composer's own selection beside plain, both with Composer's torch."""
     table = Table("digits", runs, plain="plain@composer")
     theirs, plain = (table.seconds(name) for name in ("selective-backprop@composer", "plain@composer"))
     label = "digits, Composer's selective-backprop in its own environment: seconds to plain's final accuracy"
@@ -150,7 +150,7 @@ def composer(runs: Runs) -> list[Row]:
 
 
 def rows(runs: Runs) -> list[Row]:
-    """The rows of the tasks that have runs."""
+    """Return the rows of the tasks that have runs."""
     found: list[Row] = []
     for task in TASKS:
         if task != "cheap" and f"{task}.plain" in runs:

@@ -1,4 +1,4 @@
-"""Whether data sifting pays: seconds to the plain loader's final accuracy, beside peers, on five tasks."""
+"""Gain of data sifting: seconds to the plain loader's final accuracy, compared with peers, on five tasks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OURS: dict[str, dict[str, Any]] = {
 (``python -m benchmarks.sift.time_to_accuracy TASK METHOD``), never by the test's."""
 
 STRETCH = {"ours": 1.1, "ours-best": 1.4, "uniform": 1.1, "ours-long": 1.9}
-"""Method -> epochs, as a multiple of the plain loader's: some of what sifting saves is spent on going on;
+"""Method -> epochs, as a multiple of the plain loader's: sifting spends some of the saved time on more epochs;
 ``ours-long`` spends all of it: as many samples go through backward as with the plain loader."""
 
 TABLE = ("digits", "glyphs", "glyphs-noise", "bytes")
@@ -44,7 +44,7 @@ def plain(task: Any, loader: Any, model: Any, epochs: int, seed: int) -> Iterabl
 def ours(
     options: dict[str, Any], task: Any, loader: Any, model: Any, epochs: int, seed: int
 ) -> Iterable[Any]:
-    """The sifting loader; imported late, for the environments of peers do not have what it needs."""
+    """Return the sifting loader, imported late, as peers' environments lack its dependencies."""
     from loopwise.sift import SiftingDataLoader
 
     return SiftingDataLoader(loader, model, loss=task.losses, epochs=epochs, seed=seed, **options)
@@ -57,7 +57,7 @@ def rule(
 
 
 def uniform(task: Any, loader: Any, model: Any, epochs: int, seed: int) -> Iterable[Any]:
-    """As large a share of the samples as ``ours`` takes, epoch by epoch."""
+    """Return a loader of random samples, in each epoch as large a share as ``ours`` takes."""
     options = OURS["ours"]
     full = epochs * (1 - options.get("anneal", 0.0)) - 1e-9
     first = 0 if options.get("score_every") == 1 else 1  # without scoring, the first epoch is all unknown
@@ -67,7 +67,7 @@ def uniform(task: Any, loader: Any, model: Any, epochs: int, seed: int) -> Itera
 
 
 def composer(task: Any, loader: Any, model: Any, epochs: int, seed: int) -> Iterable[Any]:
-    """Composer's own function, in its own environment."""
+    """Return a loader that selects by Composer's own function, in its own environment."""
     from composer.algorithms.selective_backprop.selective_backprop import select_using_loss
 
     return baselines.SelectiveBackprop(loader, model, task.losses, epochs, seed, select_using_loss)
@@ -86,17 +86,17 @@ METHODS: dict[str, Method] = {
 
 
 def one(task: str, method: str, device: str, seed: int, part: str = "test") -> dict[str, float]:
-    """One run of a method on a task."""
+    """Run a method on a task once."""
     return train(TASKS[task], METHODS[method], seed, device, QUICK, part, STRETCH.get(method, 1.0))
 
 
 def with_plain(task: str, method: str, device: str, seed: int) -> dict[str, float]:
-    """A method and the plain loader in one process, an epoch of each in turn."""
+    """Run a method and the plain loader in one process, an epoch of each in turns."""
     return beside(TASKS[task], [METHODS[method], plain], seed, device, QUICK)
 
 
 def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
-    """Case -> one run of it with a seed."""
+    """Return the cases: name -> function that runs the case with a seed."""
     kind = "cpu" if device == "cpu" else "cuda"
     methods = ("plain", "ours", "ours-best", "ours-long", *PEERS)
     names = [(task, method) for task in TABLE for method in methods]
@@ -108,9 +108,9 @@ def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
     return found
 
 
-def trial() -> None:
-    """``python -m benchmarks.sift.time_to_accuracy TASK METHOD``: one run on validation data, to choose settings by."""
-    parser = argparse.ArgumentParser(description=trial.__doc__)
+def validate() -> None:
+    """Run once on validation data, to choose settings by: ``python -m benchmarks.sift.time_to_accuracy TASK METHOD``."""
+    parser = argparse.ArgumentParser(description=validate.__doc__)
     parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("method", choices=list(METHODS))
     parser.add_argument("--seed", type=int, default=100)
@@ -124,15 +124,15 @@ def trial() -> None:
         OURS[args.method].update(args.options)
     if args.stretch:
         STRETCH[args.method] = args.stretch
-    found = one(args.task, args.method, "cpu", args.seed, "valid")
-    for n in range(sum(name.startswith("metric@") for name in found)):
-        curve = (found[f"{what}@{n}"] for what in ("seconds", "samples", "metric"))
+    result = one(args.task, args.method, "cpu", args.seed, "valid")
+    for n in range(sum(name.startswith("metric@") for name in result)):
+        curve = (result[f"{what}@{n}"] for what in ("seconds", "samples", "metric"))
         print("epoch {}: {:.1f} s, {:,.0f} samples, {:.4f}".format(n, *curve))
-    print(f"processor share {found['processor share']:.3f}")
+    print(f"processor share {result['processor share']:.3f}")
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
-        trial()
+        validate()
     else:
         harness.main(sys.modules[__name__])

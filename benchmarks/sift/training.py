@@ -1,4 +1,4 @@
-"""Trains a task by a method and measures seconds, samples and held-out metric along the way."""
+"""Train a task by a method and measure seconds, samples and held-out metric after each epoch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, RandomSampler
 from ..tasks.task import Pair, Task, as_is
 
 THREADS = 1
-"""Of torch, in each run.  With one thread for each of two cores a run beside any other program took
-10 to 40 times as long (OpenMP's threads wait for each other); with one it took at most twice as long."""
+"""Threads of torch in each run.  With one thread for each of two cores, a run beside any other program took 10 to 40
+times as long, as OpenMP's threads wait for each other; with one thread it took at most twice as long."""
 QUICK_SHARE, QUICK_EPOCHS = 5, 4
 
 Method = Callable[[Task, DataLoader[Any], nn.Module, int, int], Iterable[Any]]
@@ -23,10 +23,10 @@ Method = Callable[[Task, DataLoader[Any], nn.Module, int, int], Iterable[Any]]
 
 
 class Training:
-    """One training of a task with a method, epoch by epoch, with the seconds that its epochs took.
+    """Training of a task with a method, epoch by epoch, with the seconds of its epochs.
 
-    Model, its first weights, the order of the samples and the learning rate of each epoch are the
-    same for all methods of a seed.
+    The model, its initial weights, the order of the samples and the learning rate of each epoch depend on the seed only,
+    not on the method.
     """
 
     def __init__(
@@ -62,9 +62,10 @@ class Training:
 def train(
     task: Task, method: Method, seed: int, device: str, quick: bool, part: str, stretch: float = 1.0
 ) -> dict[str, float]:
-    """Train for ``stretch`` times the task's epochs with ``method``; checkpoint 0 is before training, checkpoint i after i times ``every`` epochs.
+    """Train for ``stretch`` times the task's epochs with ``method``, and return the curve of checkpoints.
 
-    The clock stands while the metric is measured, on ``part`` (``valid`` or ``test``) of the data.
+    Checkpoint 0 is before training, checkpoint i after i times ``every`` epochs.  The seconds do not count the
+    measurement of the metric on ``part`` (``valid`` or ``test``) of the data.
     """
     run = Training(task, method, seed, device, quick, stretch)
     held_out: Pair = getattr(run.data, part)
@@ -79,8 +80,10 @@ def train(
 
 
 def beside(task: Task, methods: list[Method], seed: int, device: str, quick: bool) -> dict[str, float]:
-    """Train with two methods in one process, an epoch of each in turn: a ratio of a few percent is smaller
-    than a shared machine's drift from one run to the next."""
+    """Train with two methods in one process, an epoch of each in turns.
+
+    The drift of a shared machine from one run to the next is larger than a ratio of a few percent.
+    """
     one, other = (Training(task, method, seed, device, quick) for method in methods)
     for epoch in range(one.epochs):
         for run in (one, other) if epoch % 2 else (other, one):
@@ -92,7 +95,7 @@ def beside(task: Task, methods: list[Method], seed: int, device: str, quick: boo
 def one_epoch(
     task: Task, loader: Iterable[Any], model: nn.Module, optimizer: torch.optim.Optimizer, device: str
 ) -> int:
-    """The training loop; returns the number of samples that went through backward."""
+    """Train for one epoch and return the number of samples that went through backward."""
     observe = getattr(loader, "observe", None)
     trained = 0
     for inputs, targets, *weights in loader:
@@ -111,7 +114,7 @@ def one_epoch(
 
 @torch.no_grad()
 def metric(task: Task, model: nn.Module, held_out: Pair, device: str) -> float:
-    """The mean metric of the held-out samples, in evaluation mode."""
+    """Return the mean metric of the held-out samples, in evaluation mode."""
     model.eval()
     parts = zip(*(values.split(500) for values in held_out), strict=True)
     values = [task.values(model(inputs.to(device)), targets.to(device)) for inputs, targets in parts]

@@ -1,4 +1,4 @@
-"""Tasks that methods of choosing training samples are compared on: one file a source of data."""
+"""Tasks on which methods of selecting training samples are compared; one file for each source of data."""
 
 from . import digits, glyphs, language
 from .task import Task

@@ -1,4 +1,4 @@
-"""scikit-learn's digits with random shifts and rotations; and a task that leaves nothing to save."""
+"""Tasks on scikit-learn's digits with random shifts and rotations; one of them leaves sifting nothing to save."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COPIES = 4
 
 
 def turned(images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Each image rotated by up to 12 degrees and shifted by up to 0.12 of its size, as the example does."""
+    """Rotate each image by up to 12 degrees and shift it by up to 0.12 of its size, as the example does."""
     angle, x, y = torch.rand(3, len(images), generator=generator) * 2 - 1
     angle, x, y = angle * math.radians(12), x * 0.24, y * 0.24
     rows = [angle.cos(), -angle.sin(), x, angle.sin(), angle.cos(), y]
@@ -42,7 +42,7 @@ def _arrays() -> dict[str, np.ndarray]:
 
 
 def data() -> Data:
-    """Training digits as they are; held-out digits in fixed random distortions of the same kind."""
+    """Return training digits as they are, and held-out digits in fixed random distortions of the same kind."""
     arrays = cached("digits-v1", _arrays)  # cached also for Composer's environment, which lacks scikit-learn
 
     def part(name: str) -> Pair:
@@ -58,12 +58,12 @@ def data() -> Data:
 
 
 def network() -> nn.Module:
-    """The example's network; channels_last is the faster layout on this task, for every method."""
+    """Return the example's network in channels_last, the faster layout on this task for every method."""
     return digits_network().to(memory_format=torch.channels_last)
 
 
 class Frozen(nn.Module):
-    """The network's convolutions as fixed features, and a linear head: backward is a sliver of forward."""
+    """Fixed convolutions and a linear head: the backward pass costs little beside the forward pass."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ _BOX, _EM, _BASE = 64, 40, 46
 
 
 def faces(part: str) -> list[Path]:
-    """Font files: of seven faces one is for validation, one for the test, the others to train on."""
+    """Return the font files of a part: of seven faces one is for validation, one for the test, five for training."""
     found = []
     for package, (folder, families) in _FONTS.items():
         spec = importlib.util.find_spec(package)
@@ -46,7 +46,7 @@ def faces(part: str) -> list[Path]:
 
 
 def atlas(paths: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every character in every face, (faces, 95, 64, 64) in [0, 1], and its width; the last is blank."""
+    """Render every character in every face, (faces, 95, 64, 64) in [0, 1], and return it with its width; the last is blank."""
     from PIL import Image, ImageDraw, ImageFont
 
     images = np.zeros((len(paths), CLASSES + 1, _BOX, _BOX), np.uint8)
@@ -63,13 +63,13 @@ def atlas(paths: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def classes_of(part: str) -> torch.Tensor:
-    """The text of ``part`` as classes, with 94 for everything that is not a visible character."""
+    """Return the text of ``part`` as classes, with 94 for everything that is not a visible character."""
     codes = torch.tensor(text(part)).long() - FIRST
     return codes.where((codes >= 0) & (codes < CLASSES), CLASSES)
 
 
 def rendered(part: str, positions: torch.Tensor, seed: int) -> np.ndarray:
-    """The characters at ``positions`` of the text in random faces, uint8 (n, 18, 18)."""
+    """Render the characters at ``positions`` of the text in random faces, uint8 (n, 18, 18)."""
     codes, (glyphs, widths) = classes_of(part), atlas(faces(part))
     draws = torch.Generator().manual_seed(seed)
     parts = [_render(codes, at, glyphs, widths, draws) for at in positions.split(2000)]
@@ -121,7 +121,7 @@ def _arrays() -> dict[str, np.ndarray]:
 
 
 def cropped(images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """uint8 (n, 18, 18) to float (n, 1, 16, 16): random crops with pixel noise, about zero mean."""
+    """Crop uint8 (n, 18, 18) at random to float (n, 1, 16, 16), with pixel noise and a mean of about zero."""
     y, x = torch.randint(STORED - SHOWN + 1, (2, len(images), 1, 1), generator=generator)
     line = torch.arange(SHOWN)
     flat = ((y + line.view(1, -1, 1)) * STORED + x + line).view(len(images), -1)
@@ -131,7 +131,10 @@ def cropped(images: torch.Tensor, generator: torch.Generator | None = None) -> t
 
 
 def data(wrong: float = 0.0) -> Data:
-    """The class frequencies of the text to train on, equal ones to test; ``wrong`` of the labels replaced."""
+    """Return training data with the class frequencies of the text, and test data with equal ones.
+
+    ``wrong`` is the share of training labels that are replaced by others.
+    """
     arrays = {name: torch.tensor(array) for name, array in cached(f"glyphs-v1-{VERSION}", _arrays).items()}
     labels = arrays["train labels"].long()
     draws = torch.Generator().manual_seed(0)
@@ -146,7 +149,7 @@ def data(wrong: float = 0.0) -> Data:
 
 
 def network() -> nn.Module:
-    """Three strided convolutions, channels_last, the faster layout, for every method."""
+    """Return a network of three strided convolutions in channels_last, the faster layout for every method."""
     layers: list[nn.Module] = []
     for inputs, outputs, side in ((1, 16, 5), (16, 32, 3), (32, 64, 3)):
         convolution = nn.Conv2d(inputs, outputs, side, stride=2, padding=side // 2, bias=False)

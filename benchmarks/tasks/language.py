@@ -1,4 +1,4 @@
-"""A byte-level transformer language model of the standard library's source, tested on held-out modules."""
+"""Task of a byte-level transformer language model on the standard library's source, tested on held-out modules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDTH, LAYERS, HEADS = 96, 2, 4
 
 
 def windows(part: str, count: int) -> Pair:
-    """``count`` windows at random places that do not overlap: 64 bytes, and the 64 that follow each."""
+    """Return ``count`` windows at random places that do not overlap: 64 bytes, and the byte that follows each of them."""
     source = text(part)
     places = np.random.default_rng(0).permutation(len(source) // (WINDOW + 1))[:count] * (WINDOW + 1)
     found = torch.tensor(np.stack([source[at : at + WINDOW + 1] for at in places])).long()
@@ -29,7 +29,7 @@ def data() -> Data:
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward layer, each after a norm and beside a skip connection."""
+    """Attention and a feed-forward layer, each after a norm and with a skip connection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """From bytes (batch, 64) to logits (batch, 64, 256)."""
+    """Transformer from bytes (batch, 64) to logits (batch, 64, 256)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Transformer(nn.Module):
 
 
 def losses(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean loss of each window's bytes, in nats."""
+    """Return the mean loss of each window's bytes, in nats."""
     return cross_entropy(output.flatten(0, 1), target.flatten(), reduction="none").view(target.shape).mean(1)
 
 

@@ -1,4 +1,4 @@
-"""What a task is: data in three parts, a model, a loss a sample, an optimizer and a budget."""
+"""Task of a benchmark: data in three parts, a model, a loss for each sample, an optimizer and a budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class Samples(Dataset[Pair]):
-    """Inputs and targets, fetched a batch at a time: ``prepare`` distorts the inputs of each access.
+    """Inputs and targets, fetched a batch at a time; ``prepare`` distorts the inputs at each access.
 
     A fetched batch is complete, so the loader's ``collate_fn`` is ``as_is``.
     """
@@ -52,7 +52,7 @@ def as_is(batch: Pair) -> Pair:
 
 
 class Data(NamedTuple):
-    """Samples to train on, and held-out ones: ``valid`` to choose settings by, ``test`` to report."""
+    """Training samples and held-out samples: ``valid`` to choose settings by, ``test`` to report."""
 
     train: Samples
     valid: Pair
@@ -61,7 +61,7 @@ class Data(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One training task with its budget; the same for every method."""
+    """Training task with its budget, the same for every method."""
 
     name: str
     data: Callable[[], Data]
@@ -81,12 +81,12 @@ class Task:
 
 
 def right(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """1 for each sample whose class was recognised, else 0."""
+    """Return 1 for each sample whose class is recognised, else 0."""
     return (output.argmax(1) == target).float()
 
 
 def cached(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Arrays from ``.cache/data/<name>.npz``, made and stored there the first time."""
+    """Return the arrays of ``.cache/data/<name>.npz``, which the first call makes."""
     path = FOLDER / f"{name}.npz"
     if not path.exists():
         arrays: dict[str, Any] = make()

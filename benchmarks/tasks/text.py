@@ -1,4 +1,4 @@
-"""The source of Python's standard library as text, split by module into training, validation and test."""
+"""Source of Python's standard library as text, split by module into training, validation and test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PARTS = {0: "test", 1: "valid"}
 
 
 def text(part: str) -> np.ndarray:
-    """The bytes, uint8, of the modules of ``part`` (``train``, ``valid``, ``test``), one after another.
+    """Return the bytes, uint8, of the modules of ``part`` (``train``, ``valid``, ``test``), one after another.
 
     A tenth of the modules is for validation and a tenth for the test, by a checksum of their names.
     """

@@ -1,4 +1,4 @@
-"""Small trainings on real data, healthy as they come, and faults that break them."""
+"""Small healthy trainings on real data, and faults that break them."""
 
 from typing import Any
 
@@ -21,14 +21,14 @@ __all__ = [
 
 
 def made(kind: str, seed: int, **more: Any) -> Any:
-    """A healthy training; its ``run(folder)`` gives something with ``findings``."""
+    """Return a healthy training; its ``run(folder)`` returns an object with ``findings``."""
     if kind == "gan":
         return two_models.Adversarial(seed, **more)
     return two_ranks.Parallel(seed, **more) if kind == "ddp" else Job(kind, seed, **more)
 
 
 def injected(name: str, seed: int, **more: Any) -> Any:
-    """A training with a fault."""
+    """Return a training with a fault."""
     job = made(FAULTS[name].kind, seed, **more)
     job.name = name
     FAULTS[name].inject(job)

@@ -21,7 +21,7 @@ def _deep(width: int, depth: int, act: Callable[[], nn.Module]) -> nn.Sequential
 
 
 def _initialize(model: nn.Module, init: Callable[..., Any], **how: float) -> None:
-    """Have ``init`` fill the weights of all linear layers."""
+    """Initialize the weights of all linear layers by ``init``."""
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
             init(layer.weight, **how)

@@ -1,4 +1,4 @@
-"""What a fault is, and all of them."""
+"""Faults, and the registry of all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Fault:
-    """A change to a healthy training, and what rules make of it."""
+    """Change to a healthy training, and the rules that should detect and name it."""
 
     inject: Callable[[Any], None]
     kind: str

@@ -1,4 +1,4 @@
-"""A small training on real data, made of parts that faults put others in the place of."""
+"""Small training on real data, made of parts that faults replace."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 @functools.cache
 def digits() -> tuple[Batch, Batch]:
-    """Training and validation images of 8 x 8 with mean 0 and deviation 1, and their classes."""
+    """Return training and validation images of 8 x 8 with mean 0 and deviation 1, and their classes."""
     data = load_digits()
     x = torch.tensor(data.images, dtype=torch.float32)
     x, y = (x - x.mean()) / x.std(), torch.tensor(data.target)
@@ -29,7 +29,7 @@ def digits() -> tuple[Batch, Batch]:
 
 @functools.cache
 def text() -> torch.Tensor:
-    """Bytes of the standard library's source."""
+    """Return bytes of the standard library's source."""
     return torch.frombuffer(bytearray(Path(contextlib.__file__).read_bytes()), dtype=torch.uint8).long() % 128
 
 
@@ -50,7 +50,7 @@ def cnn() -> nn.Module:
 
 
 class Recurrent(nn.Module):
-    """Reads an image row by row."""
+    """Recurrent network that reads an image row by row."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Recurrent(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Predicts the next byte."""
+    """Transformer that predicts the next byte."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ MODELS = {"mlp": mlp, "cnn": cnn, "rnn": Recurrent, "transformer": Transformer}
 
 @dataclass
 class Job:
-    """A training; faults put something else in the place of its parts."""
+    """Training whose parts faults replace."""
 
     kind: str
     seed: int
@@ -123,7 +123,7 @@ class Job:
         return x[chosen].to(self.dtype), y[chosen]
 
     def made(self) -> tuple[nn.Module, Any]:
-        """The model in training and its optimizer."""
+        """Return the model in training mode and its optimizer."""
         return self.model, self.optimizer(self.model.parameters())
 
     def before_backward(self, optimizer: Any, step: int) -> None:
@@ -141,7 +141,7 @@ class Job:
     # the loop
 
     def run(self, folder: str, save: int = 1) -> Any:
-        """Train under a ``Watch`` with all rules; the ``Watch``, closed."""
+        """Train under a ``Watch`` with all rules, and return the closed ``Watch``."""
         from loopwise.debug import Watch, every
 
         model, optimizer = self.made()
@@ -179,12 +179,12 @@ class Job:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """Another model with the same weights, as ``.to()`` of old or loading makes it."""
+    """Return another model with the same weights, as loading a model makes it."""
     return copy.deepcopy(model)
 
 
 def accumulated(job: Job, count: int, divided: bool = True) -> None:
-    """Have ``count`` batches make one update."""
+    """Accumulate the gradients of ``count`` batches for one update."""
     job.before_backward = lambda optimizer, step: optimizer.zero_grad() if step % count == 0 else None
     job.update = lambda optimizer, step: optimizer.step() if step % count == count - 1 else None
     if divided:
@@ -199,7 +199,7 @@ def scheduled(
         schedule.step(),
     ),
 ) -> None:
-    """Have a learning-rate scheduler.
+    """Train with a learning-rate scheduler.
 
     Args:
         make: called with the optimizer.

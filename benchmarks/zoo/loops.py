@@ -1,4 +1,4 @@
-"""Faults of the training loop: updates, who holds what, modes."""
+"""Faults of the training loop: updates, parameters of the optimizer, modes."""
 
 from __future__ import annotations
 

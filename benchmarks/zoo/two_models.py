@@ -1,4 +1,4 @@
-"""A generator and a critic that train against each other, and faults of that."""
+"""Generator and critic that train against each other, and faults of such trainings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ F = nn.functional
 
 
 class Generator(nn.Module):
-    """Makes images of 64 pixels from noise."""
+    """Generator that makes images of 64 pixels from noise."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Generator(nn.Module):
 
 
 class Critic(nn.Module):
-    """Tells images from those that were made."""
+    """Critic that tells real images from generated ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Critic(nn.Module):
 
 
 class Adversarial:
-    """A training of both; faults put something else in the place of its parts."""
+    """Training of both models; faults replace its parts."""
 
     def __init__(self, seed: int, steps: int = 80) -> None:
         torch.manual_seed(seed)
@@ -74,7 +74,7 @@ class Adversarial:
     # the loop
 
     def run(self, folder: str) -> Any:
-        """Train under a ``Watch`` with all rules; the ``Watch``, closed."""
+        """Train under a ``Watch`` with all rules, and return the closed ``Watch``."""
         from loopwise.debug import Watch, every
 
         optimizers = self.optimizers()
@@ -129,7 +129,7 @@ def gradients_of_the_critic_are_never_zeroed(job: Adversarial) -> None:
 
 @fault("gan", "vanishing_gradient", "saturated_activation")
 def critic_saturates(job: Adversarial) -> None:
-    """Sigmoids that are far at their limits leave the generator next to no gradient."""
+    """Saturate the critic: sigmoids near their limits leave the generator next to no gradient."""
     first = job.models["critic"].body
     job.models["critic"].body = nn.Sequential(first[0], nn.Sigmoid(), *first[2:])
     nn.init.normal_(first[0].weight, std=20.0)

@@ -1,4 +1,4 @@
-"""A training in two processes under DistributedDataParallel, and faults of that."""
+"""Training in two processes under DistributedDataParallel, and faults of such trainings."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ CHILD = "import sys; from benchmarks.zoo import two_ranks; two_ranks.main(*sys.a
 
 
 class Parallel:
-    """A ``Job`` of each rank; faults change what is on top of it.
+    """``Job`` of each rank.
 
-    Faults run in the ranks' own processes, before the model is wrapped: ``run`` only starts them.
+    Faults change it in the ranks' own processes, before the model is wrapped; ``run`` only starts the processes.
     """
 
     def __init__(self, seed: int, steps: int = 40) -> None:
@@ -42,7 +42,7 @@ class Parallel:
         return self.job.batch(step)
 
     def run(self, folder: str) -> Any:
-        """Train in two processes under a ``Watch``; what rank 0's found."""
+        """Train in two processes under a ``Watch``, and return the findings of rank 0."""
         from loopwise.debug import open_run
 
         with tempfile.TemporaryDirectory() as store:
@@ -65,7 +65,7 @@ class Parallel:
         return SimpleNamespace(findings=open_run(folder).findings(), counts={})
 
     def train(self, folder: str, store: str) -> None:
-        """What one rank does."""
+        """Train as one rank."""
         import torch.distributed as dist
 
         from loopwise.debug import Watch, every
@@ -117,7 +117,7 @@ def model_not_wrapped(job: Parallel) -> None:
 
 @fault("ddp", "replicas_differ")
 def the_inner_model_is_called(job: Parallel) -> None:
-    """Past the wrapper, which would average the gradients."""
+    """Call the inner model, so that DDP does not average the gradients."""
 
     class Past(nn.parallel.DistributedDataParallel):
         def forward(self, *args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Faults of what happens around an update: schedules, accumulation, clipping; and of what does not learn."""
+"""Faults around the update: schedules, accumulation, clipping, and parameters that do not learn."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def accumulation_of_whole_losses_of_a_transformer(job: Job) -> None:
 
 
 def _scaled(job: Job, clip: Callable[[Any, Any], None]) -> None:
-    """Train with a GradScaler, and clip in between."""
+    """Train with a GradScaler, and clip the gradients before the update."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14)
     job.backward = lambda loss, step: scaler.scale(loss).backward()
 

@@ -1,8 +1,9 @@
-"""Real handwritten digits, trained twice: by a plain loop, and by the same loop sifted and watched.
+"""Real handwritten digits, trained by a plain loop, by the same loop with sift, and with sift, compile and debug.
 
-A small convolutional network on scikit-learn's digits, enlarged to 32x32 and shifted and rotated at random.  The
-workload is chosen so that a training step costs something and the data gets redundant: a network
-that learns the digits in a second leaves nothing to save.  What the second training did is one page in the end.
+The data are scikit-learn's digits, enlarged to 32x32 pixels and shifted and rotated at random; the model is a small
+convolutional network.  The task is chosen so that a step costs something and the data become redundant: nothing can
+be saved on a network that learns the digits in a second.  The last training writes a run, whose page shows what
+happened in it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import contextlib
 import itertools
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
@@ -22,42 +24,44 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from loopwise.compile import TrainStep
-from loopwise.debug import Collection, Watch, every
-from loopwise.errors import LoopwiseError, MissingExtra
+from loopwise.debug import Finding, Watch, every
+from loopwise.errors import LoopwiseError
+from loopwise.extras import required
 from loopwise.report import report
 from loopwise.run import Run
 from loopwise.sift import SiftingDataLoader
 
-try:
+with required("scikit-learn", "demo", "the digits example", "sklearn"):
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
+with required("torchvision", "demo", "the digits example"):
     from torchvision import transforms
-except ImportError as error:
-    raise MissingExtra.of(str(error.name).split(".")[0], "demo", "the digits example") from None
+
+LOOPS = {"plain": "plain loop", "sift": "+ sift", "all": "+ compile, debug"}
+"""Value of ``--only`` -> column of the table."""
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Handwritten digits, plain and sifted")
-    parser.add_argument("--epochs", type=int, default=10, metavar="N", help="epochs to train (default: 10)")
-    parser.add_argument(
-        "--batch-size", type=int, default=32, metavar="N", help="samples a step (default: 32)"
+    """Parse the command line; the default run folder is one that does not exist yet."""
+    parser = argparse.ArgumentParser(description="Handwritten digits, by a plain loop and with Loopwise")
+    add = parser.add_argument
+    add("--epochs", type=int, default=6, metavar="N", help="epochs to train (default: 6)")
+    add("--batch-size", type=int, default=32, metavar="N", help="samples in a step (default: 32)")
+    add("--lr", type=float, default=2e-3, metavar="LR", help="learning rate (default: 2e-3)")
+    add(
+        "--keep", type=float, default=0.4, metavar="K", help="share of the samples to train on (default: 0.4)"
     )
-    parser.add_argument("--lr", type=float, default=2e-3, metavar="LR", help="learning rate (default: 2e-3)")
-    parser.add_argument(
-        "--keep", type=float, default=0.4, metavar="K", help="share trained on (default: 0.4)"
-    )
-    parser.add_argument("--seed", type=int, default=1, metavar="S", help="random seed (default: 1)")
-    parser.add_argument("--only", choices=["plain", "sifted"], help="train one of the two")
-    parser.add_argument(
+    add("--seed", type=int, default=1, metavar="S", help="random seed (default: 1)")
+    add("--only", choices=list(LOOPS), help="train by one of the loops")
+    add(
         "--run",
         metavar="DIR",
-        help="folder of the second training (default: runs/digits, or runs/digits-2, ...)",
+        help="folder of the last training (default: runs/digits, or runs/digits-2, ...)",
     )
-    parser.add_argument("--compile", action="store_true", help="train by a measured, compiled step")
     args = parser.parse_args(argv)
     if args.run is None:
-        places = itertools.chain(["runs/digits"], (f"runs/digits-{n}" for n in itertools.count(2)))
-        args.run = next(place for place in places if not Path(place).exists())
+        folders = itertools.chain(["runs/digits"], (f"runs/digits-{n}" for n in itertools.count(2)))
+        args.run = next(folder for folder in folders if not Path(folder).exists())
     return args
 
 
@@ -72,7 +76,7 @@ class Digits(TensorDataset):
 
 
 def data() -> tuple[Digits, torch.Tensor, torch.Tensor]:
-    """Training set, test images (n, 1, 32, 32) in [0, 1], test labels (n,); a fixed stratified split."""
+    """Return training set, test images (n, 1, 32, 32) in [0, 1] and test labels (n,) of a fixed stratified split."""
     images, labels = load_digits(return_X_y=True)
     images = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16
     images = nn.functional.interpolate(images, size=32, mode="bilinear")
@@ -94,95 +98,128 @@ def network() -> nn.Module:
 @torch.no_grad()
 def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     model.eval()
-    right = (model(images).argmax(1) == labels).float().mean().item()
+    share = (model(images).argmax(1) == labels).float().mean().item()
     model.train()
-    return right
+    return share
 
 
-def train(args: argparse.Namespace, sifted: bool, progress: Progress) -> dict[str, object]:
+@dataclass
+class Result:
+    """Numbers of one training."""
+
+    accuracy: float = 0.0
+    seconds: float = 0.0
+    searching: float = 0.0
+    """Seconds in which the step was chosen, part of ``seconds``."""
+    scoring: float = 0.0
+    """Seconds in which samples were scored, part of ``seconds``."""
+    seen: int = 0
+    trained: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    step: TrainStep | None = None
+
+
+def train(args: argparse.Namespace, loop: str, progress: Progress) -> Result:
+    """Train by one of the loops."""
     torch.manual_seed(args.seed)
     dataset, test_images, test_labels = data()
-    model = network()
+    model, result = network(), Result()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
-    criterion = nn.CrossEntropyLoss()
-    losses = nn.CrossEntropyLoss(reduction="none")
-    step = TrainStep(model, losses, optimizer) if args.compile else None
-    inside, findings = contextlib.ExitStack(), []
-    run = inside.enter_context(Run(args.run)) if sifted else None
-    if sifted:
-        saved = [Collection("losses", save=every(1)), "health"]
-        watch = Watch(
-            model, optimizer, run=run, save=every(20), collections=saved, on_finding=findings.append
-        )
-        inside.enter_context(watch)
-
+    criterion, losses = nn.CrossEntropyLoss(), nn.CrossEntropyLoss(reduction="none")
     loader = DataLoader(dataset, batch_size=args.batch_size, shuffle=True)
-    if sifted:
-        loader = SiftingDataLoader(loader, model, loss=losses, keep=args.keep, run=run)
-
-    trained = 0
-    bar = progress.add_task("sifted" if sifted else "plain ", total=args.epochs * len(dataset))
-    start = time.perf_counter()
-    model.train()
-    with inside:
+    bar = progress.add_task(f"{LOOPS[loop]:16}", total=args.epochs * len(dataset))
+    with contextlib.ExitStack() as stack:
+        run = stack.enter_context(Run(args.run)) if loop == "all" else None
+        if loop != "plain":
+            loader = SiftingDataLoader(loader, model, losses, keep=args.keep, run=run)
+        if loop == "all":
+            result.step = TrainStep(model, losses, optimizer, run=run)
+            watch = stack.enter_context(
+                Watch(model, optimizer, run=run, save=every(10), on_finding=result.findings.append)
+            )
+        start = time.perf_counter()
+        model.train()
         for epoch in range(args.epochs):
             for images, labels in loader:
-                if step is not None:
-                    loss = step((images, labels))
-                    if sifted:
-                        loader.record(step.losses)
+                if loop == "all":
+                    result.searching += prepare(result.step, (images, labels))
+                    loss = result.step((images, labels))
+                    loader.record_losses(result.step.losses)
+                    watch.step(loss=loss)
                 else:
                     optimizer.zero_grad()
                     loss = criterion(model(images), labels)
                     loss.backward()
                     optimizer.step()
-                if sifted:
-                    watch.step(loss=loss)
-                trained += len(labels)
-                seen = loader.report().seen if sifted else trained
-                progress.update(bar, completed=seen)
+                result.trained += len(labels)
+                progress.update(bar, completed=result.trained if loop == "plain" else loader.report().seen)
             schedule.step()
             progress.update(bar, completed=(epoch + 1) * len(dataset))
-    seconds = time.perf_counter() - start
-    if step is not None:
-        progress.console.print(str(step.explain()), markup=False, highlight=False)
+        result.seconds = time.perf_counter() - start
+    if loop != "plain":
+        result.scoring = loader.report().scoring_seconds
+    result.accuracy, result.seen = accuracy(model, test_images, test_labels), args.epochs * len(dataset)
+    return result
 
-    return {
-        "accuracy": accuracy(model, test_images, test_labels),
-        "seconds": seconds,
-        "seen": args.epochs * len(dataset),
-        "trained": trained,
-        "scoring": loader.report().scoring_seconds if sifted else 0.0,
-        "findings": findings,
+
+def prepare(step: TrainStep, batch: object) -> float:
+    """Let the step choose its plan, which it would otherwise do in its first call, and return the seconds taken."""
+    if step.plan is not None:
+        return 0.0
+    start = time.perf_counter()
+    step.prepare(batch)
+    return time.perf_counter() - start
+
+
+def table(results: dict[str, Result], epochs: int) -> Table:
+    """Return a table with a column for each training."""
+    rows = {
+        "correct on test digits": lambda r: f"{r.accuracy:.2%}",
+        "digits seen": lambda r: f"{r.seen:,}",
+        "digits through backward": lambda r: f"{r.trained:,}",
+        "seconds per epoch": lambda r: f"{(r.seconds - r.searching) / epochs:.1f}",
+        "  of these to score digits": lambda r: f"{r.scoring / epochs:.1f}",
+        "seconds to choose the step, once": lambda r: f"{r.searching:.1f}",
+        "seconds in all": lambda r: f"{r.seconds:.1f}",
     }
+    shown = Table("", *(LOOPS[loop] for loop in results))
+    for name, cell in rows.items():
+        shown.add_row(name, *map(cell, results.values()))
+    return shown
+
+
+def outcome(step: TrainStep) -> str:
+    """Describe the choice of the step in a sentence."""
+    tried = [row for row in step.explain().rows if row["ms"] is not None]
+    best = next((row for row in tried if row["verdict"] == "chosen"), None)
+    if best is None or best is tried[0]:
+        return "compile: no other variant of the step was faster on this machine, so it stays as it is."
+    return (
+        f"compile: the fastest variant of the step is {best['form']!r}, with {best['ms']:.0f} ms for forward and "
+        f"backward of a batch instead of {tried[0]['ms']:.0f} ms."
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Train by each loop and compare."""
     args = arguments(argv)
-    kinds = [args.only] if args.only else ["plain", "sifted"]
     console = Console()
     with Progress(console=console) as progress:
-        results = {kind: train(args, kind == "sifted", progress) for kind in kinds}
-    table = Table("", *kinds)
-    table.add_row("test accuracy", *(f"{results[kind]['accuracy']:.2%}" for kind in kinds))
-    table.add_row("seconds", *(f"{results[kind]['seconds']:.1f}" for kind in kinds))
-    table.add_row("samples seen", *(f"{results[kind]['seen']:,}" for kind in kinds))
-    table.add_row("samples through backward", *(f"{results[kind]['trained']:,}" for kind in kinds))
-    table.add_row("seconds spent scoring", *(f"{results[kind]['scoring']:.1f}" for kind in kinds))
-    base = results[kinds[0]]["seconds"]
-    table.add_row("speed-up", *(f"{base / results[kind]['seconds']:.2f} x" for kind in kinds))
-    console.print(table)
-    if "sifted" in results:
-        for finding in results["sifted"]["findings"]:
-            console.print(str(finding), markup=False)
-        console.print(f"what the sifted training did: {report(args.run)}")
+        results = {loop: train(args, loop, progress) for loop in ([args.only] if args.only else LOOPS)}
+    console.print(table(results, args.epochs))
+    if "all" in results:
+        console.print(outcome(results["all"].step), markup=False, highlight=False)
+        findings = results["all"].findings
+        for finding in findings or ["debug: no finding, the training is healthy."]:
+            console.print(str(finding), markup=False, highlight=False)
+        console.print(f"page of the last training: {report(args.run)}", markup=False, soft_wrap=True)
 
 
 @click.command("demo", context_settings={"ignore_unknown_options": True}, add_help_option=False)
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED)
 def command(argv: tuple[str, ...]) -> None:
-    """The ``loopwise demo`` subcommand; its options are this script's."""
+    """Run this script as ``loopwise demo``, with the script's options."""
     try:
         main(list(argv))
     except LoopwiseError as error:

@@ -31,16 +31,16 @@ def look(name: str) -> tuple[dict[str, list[int]], list[str], str, int]:
     step = TrainStep(model, loss, optimizer, plan=Plan(graph="captured", passes=USUAL))
     step.prepare(batch)
     candidate = step._search.candidates[-1]  # type: ignore[union-attr]
-    found = {key: [0, 0] for key in USUAL}
+    places = {key: [0, 0] for key in USUAL}
     reasons: Counter[str] = Counter()
     for outcome in candidate.log.outcomes:
-        counts = found[outcome.name]
+        counts = places[outcome.name]
         counts[0] += outcome.rewritten
         counts[1] += 1
         if not outcome.rewritten:
             reasons[f"{outcome.name.replace('_', ' ')}: {outcome.reason.partition(', at ')[0]}"] += 1
     return (
-        found,
+        places,
         [f"{why} ({n} x)" for why, n in reasons.items()],
         candidate.refused or "right",
         candidate.log.graphs,
@@ -60,8 +60,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LOOPWISE_CACHE"] = folder
         for name in EVERY:
-            found, reasons, verdict, graphs = look(name)
-            cells = [f"{a} of {b}" if b else "-" for a, b in found.values()]
+            places, reasons, verdict, graphs = look(name)
+            cells = [f"{a} of {b}" if b else "-" for a, b in places.values()]
             row = [name, *cells, str(graphs), verdict, "; ".join(reasons)]
             table.add_row(*row)
             lines.append(f"| {' | '.join(row)} |")

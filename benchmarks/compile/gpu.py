@@ -71,8 +71,8 @@ def speeds(
         size *= 2
 
 
-def best(found: Iterator[tuple[int, float]], by: int, what: str) -> dict[str, float]:
-    sizes = dict(found)
+def best(rates: Iterator[tuple[int, float]], by: int, what: str) -> dict[str, float]:
+    sizes = dict(rates)
     size = max(sizes, key=sizes.__getitem__)
     return {f"{what}/s": by * sizes[size], "its batch": size, "largest batch": max(sizes)}
 
@@ -172,19 +172,22 @@ def recorded(seed: int) -> dict[str, float]:
 def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
     if device == "cpu":
         return {}
-    found: dict[str, Callable[[int], dict[str, float]]] = {"kernel.loss": kernel, "graph.gpt-8k": recorded}
+    functions: dict[str, Callable[[int], dict[str, float]]] = {
+        "kernel.loss": kernel,
+        "graph.gpt-8k": recorded,
+    }
     liger = importlib.util.find_spec("liger_kernel") is not None
     for form in FORMS:
         if form != "liger":
-            found[f"images.{form}"] = functools.partial(images, form)
+            functions[f"images.{form}"] = functools.partial(images, form)
         for name in SHAPES:
             if form != "liger" or (liger and name.startswith("llama")):
-                found[f"{name}.{form}"] = functools.partial(language, name, form)
-    return found
+                functions[f"{name}.{form}"] = functools.partial(language, name, form)
+    return functions
 
 
 def rows(runs: Runs) -> list[Row]:
-    found = _kernel(runs["kernel.loss"]) + _recorded(runs["graph.gpt-8k"])
+    table = _kernel(runs["kernel.loss"]) + _recorded(runs["graph.gpt-8k"])
     bars = {"torch.compile": "ratio >= 1.15", "eager": "ratio >= 2", "liger": "ratio >= 1.1"}
     for name, what in [*((name, "tokens") for name in SHAPES), ("images", "images")]:
         ours = runs[f"{name}.ours"]
@@ -193,7 +196,7 @@ def rows(runs: Runs) -> list[Row]:
             if (theirs := runs.get(f"{name}.{peer}")) is None:
                 continue
             text = bar if name != "images" or peer == "torch.compile" else None
-            found.append(
+            table.append(
                 Row(
                     f"{label}: {what}/s at its best batch",
                     ours[f"{what}/s"],
@@ -204,10 +207,10 @@ def rows(runs: Runs) -> list[Row]:
                 )
             )
             text = "ratio >= 2" if peer == "eager" and name != "images" else None
-            found.append(
+            table.append(
                 Row(f"{label}: largest batch", ours["largest batch"], theirs["largest batch"], peer, "", text)
             )
-    return found
+    return table
 
 
 def _kernel(values: dict[str, list[float]]) -> list[Row]:

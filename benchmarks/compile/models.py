@@ -27,13 +27,13 @@ def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
 
 
 def rows(runs: Runs) -> list[Row]:
-    found: list[Row] = []
+    table: list[Row] = []
     for case, values in runs.items():
-        found += speed.step_rows(case.partition(".")[2], values)
+        table += speed.step_rows(case.partition(".")[2], values)
     ratios = [_beside_faster(values) for values in runs.values()]
     label = f"{len(ratios)} models, step beside the faster of eager and torch.compile: "
     median = Row(label + "median of the models", [statistics.median(ratios)], None, "", "", "ours <= 0.95")
-    return [*found, median, Row(label + "worst of the models", [max(ratios)], None, "", "", "ours <= 1.03")]
+    return [*table, median, Row(label + "worst of the models", [max(ratios)], None, "", "", "ours <= 1.03")]
 
 
 def _beside_faster(values: dict[str, list[float]]) -> float:

@@ -95,7 +95,7 @@ def timed(name: str, seed: int) -> dict[str, float]:
     """
     torch.set_num_threads(THREADS)
     torch._dynamo.config.recompile_limit = 64
-    steps, found = {}, {}
+    steps, quantities = {}, {}
     forms = forms_of(name)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LOOPWISE_CACHE"] = folder  # measured anew in each run
@@ -106,7 +106,7 @@ def timed(name: str, seed: int) -> dict[str, float]:
             start = time.perf_counter()
             step = made(form, model, loss)
             step(batch)
-            found[f"{form}: first step, s"] = time.perf_counter() - start
+            quantities[f"{form}: first step, s"] = time.perf_counter() - start
             steps[form] = functools.partial(step, batch)
         times: dict[str, list[float]] = {form: [] for form in forms}
         for number in range(WARM + (4 if QUICK else STEPS)):
@@ -115,7 +115,7 @@ def timed(name: str, seed: int) -> dict[str, float]:
                 run()
                 if number >= WARM:
                     times[form].append(1e3 * (time.process_time() - start))
-    return found | {f"{form}: step, ms": statistics.median(values) for form, values in times.items()}
+    return quantities | {f"{form}: step, ms": statistics.median(values) for form, values in times.items()}
 
 
 def head(vocabulary: int, seed: int) -> dict[str, float]:
@@ -139,12 +139,12 @@ def head(vocabulary: int, seed: int) -> dict[str, float]:
         form(x, weight, target).backward()
 
     steps = {name: functools.partial(both, form) for name, form in forms.items()}
-    found = {}
+    quantities = {}
     for name, times in seconds(steps, device, repeats=4 if QUICK else STEPS).items():
-        found[f"{name}: head, ms"] = 1e3 * statistics.median(times)
+        quantities[f"{name}: head, ms"] = 1e3 * statistics.median(times)
         x.grad = weight.grad = None
-        found[f"{name}: head, MiB"] = peak_bytes(steps[name], device) / 2**20
-    return found
+        quantities[f"{name}: head, MiB"] = peak_bytes(steps[name], device) / 2**20
+    return quantities
 
 
 def saved(seed: int) -> dict[str, float]:
@@ -161,7 +161,7 @@ def saved(seed: int) -> dict[str, float]:
     plans = {"eager": Plan(), "ours": Plan(graph="inductor", passes=("loss_head",), budget=BUDGET)}
     computes = {name: variant(step.spec, plan, Log()) for name, plan in plans.items()}
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    found = {}
+    quantities = {}
     for name, compute in computes.items():
         kept: dict[int, int] = {}
 
@@ -174,11 +174,11 @@ def saved(seed: int) -> dict[str, float]:
         compute(batch).backward()  # compiled without the hooks
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             result = compute(batch)
-        found[f"{name}: saved, MiB"] = sum(kept.values()) / 2**20
+        quantities[f"{name}: saved, MiB"] = sum(kept.values()) / 2**20
         result.backward()
     runs = {name: lambda compute=compute: compute(batch).backward() for name, compute in computes.items()}
     times = seconds(runs, torch.device("cpu"), repeats=4 if QUICK else STEPS)
-    return found | {
+    return quantities | {
         f"{name}: forward and backward, ms": 1e3 * statistics.median(t) for name, t in times.items()
     }
 
@@ -213,53 +213,53 @@ def equal(seed: int) -> dict[str, float]:
 
 
 def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
-    found: dict[str, Callable[[int], dict[str, float]]] = {}
+    functions: dict[str, Callable[[int], dict[str, float]]] = {}
     for name in LANGUAGE:
-        found[f"step.{name}"] = functools.partial(timed, name)
+        functions[f"step.{name}"] = functools.partial(timed, name)
     for vocabulary in (8192, 32768):
-        found[f"head.{vocabulary}"] = functools.partial(head, vocabulary)
-    return found | {"saved.gpt-8k": saved, "equal.digits": equal}
+        functions[f"head.{vocabulary}"] = functools.partial(head, vocabulary)
+    return functions | {"saved.gpt-8k": saved, "equal.digits": equal}
 
 
 def rows(runs: Runs) -> list[Row]:
-    found: list[Row] = []
+    table: list[Row] = []
     for case, values in runs.items():
         kind, _, name = case.partition(".")
         kinds = {"step": step_rows, "head": _head, "saved": _saved, "equal": _equal}
-        found += kinds[kind](name, values)
-    return found
+        table += kinds[kind](name, values)
+    return table
 
 
 def step_rows(name: str, values: dict[str, list[float]]) -> list[Row]:
     ours = values["ours: step, ms"]
     bars = {"torch.compile": "ratio <= 0.85", "eager": "ratio <= 0.75", "max-autotune": None}
-    found = []
+    table = []
     for peer, bar in bars.items():
         if f"{peer}: step, ms" not in values:
             continue
         text = bar if name in LANGUAGE else None
-        found.append(Row(f"{name}: step", ours, values[f"{peer}: step, ms"], peer, "ms", text))
+        table.append(Row(f"{name}: step", ours, values[f"{peer}: step, ms"], peer, "ms", text))
     first = values["ours: first step, s"]
     if "fast: step, ms" in values:
         for peer, text in (("eager", "ratio <= 0.45"), (LOW, None)):
             label = f'{name}: step, precision="mixed"'
-            found.append(Row(label, values["fast: step, ms"], values[f"{peer}: step, ms"], peer, "ms", text))
+            table.append(Row(label, values["fast: step, ms"], values[f"{peer}: step, ms"], peer, "ms", text))
     return [
-        *found,
+        *table,
         Row(f"{name}: first step", first, values["torch.compile: first step, s"], "torch.compile", "s", None),
     ]
 
 
 def _head(name: str, values: dict[str, list[float]]) -> list[Row]:
-    found = []
+    table = []
     for unit, bar in (("MiB", "ratio <= 0.35"), ("ms", "ratio <= 1.05")):
         what = f"loss head, vocabulary {int(name):,}: {'peak memory' if unit == 'MiB' else 'forward and backward'}"
         for peer in ("torch.compile", "eager"):
             text = bar if peer == "torch.compile" else None
-            found.append(
+            table.append(
                 Row(what, values[f"ours: head, {unit}"], values[f"{peer}: head, {unit}"], peer, unit, text)
             )
-    return found
+    return table
 
 
 def _saved(name: str, values: dict[str, list[float]]) -> list[Row]:

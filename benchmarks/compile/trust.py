@@ -55,7 +55,7 @@ def first_step(form: str, seed: int) -> None:
 
 def cold(seed: int) -> dict[str, float]:
     """Time each form in its own process with an empty cache, and again with the cache that the first one left."""
-    found = {}
+    seconds = {}
     with tempfile.TemporaryDirectory() as folder:
         for form in ("torch.compile", "compiled at once", "measured"):
             own = f"{folder}/{form.replace(' ', '_')}"
@@ -71,8 +71,8 @@ def cold(seed: int) -> dict[str, float]:
                     capture_output=True,
                     text=True,
                 )
-                found[f"{form}: {turn}"] = float(done.stdout.split()[-1])
-    return found
+                seconds[f"{form}: {turn}"] = float(done.stdout.split()[-1])
+    return seconds
 
 
 # -- the gate ---------------------------------------------------------------------------------------
@@ -126,8 +126,8 @@ def _plant(
     place = draws.random()
 
     def planted(gm: Any) -> list[Any]:
-        found = [n for n in gm.graph.nodes if n.op.startswith("call") and _floating(n)]
-        node = found[int(place * len(found))]
+        nodes = [n for n in gm.graph.nodes if n.op.startswith("call") and _floating(n)]
+        node = nodes[int(place * len(nodes))]
         with gm.graph.inserting_after(node):
             new = gm.graph.call_function(change, (node,))
         node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
@@ -166,7 +166,7 @@ def planted(seed: int) -> dict[str, float]:
     torch.set_num_threads(1)
     torch._dynamo.config.recompile_limit = 10_000
     draws = random.Random(seed)
-    found = {"wrong": 0.0, "named": 0.0, "slow": 0.0, "right": 0.0}
+    counts = {"wrong": 0.0, "named": 0.0, "slow": 0.0, "right": 0.0}
     plan, count = Plan(graph="captured", passes=("attention",)), 10 if QUICK else PLANTED
     own = passes.PASSES["attention"]
     for kind in ("wrong", "slow", "right"):
@@ -183,15 +183,15 @@ def planted(seed: int) -> dict[str, float]:
                 candidates = [try_plan(step.spec, p, batch, expected) for p in (Plan(), plan)]
                 assert not any(candidate.refused for candidate in candidates), candidates
                 measure_candidates(candidates, step.spec, batch)
-                found[kind] += fastest(candidates) is candidates[0]
+                counts[kind] += fastest(candidates) is candidates[0]
                 continue
             step.prepare(batch)
             assert step.plan is not None
             back = step.plan.graph == "eager"
-            found[kind] += back if kind == "wrong" else not back
-            found["named"] += "attention: wrong: " in str(step.explain()) and kind == "wrong"
+            counts[kind] += back if kind == "wrong" else not back
+            counts["named"] += "attention: wrong: " in str(step.explain()) and kind == "wrong"
     passes.PASSES["attention"] = own
-    return {f"{kind}, share": value / count for kind, value in found.items()}
+    return {f"{kind}, share": value / count for kind, value in counts.items()}
 
 
 # -- memory -----------------------------------------------------------------------------------------
@@ -205,8 +205,8 @@ def peak(name: str, seed: int) -> dict[str, float]:
     torch.manual_seed(seed)
     model, loss, batch = MODELS[name]()
     plan = Plan(graph="captured", passes=("loss_head",))
-    found = fit(TrainStep(model, loss, optimizer_of(model), plan=plan), batch, largest=16 if QUICK else 64)
-    pairs = [(size.predicted, size.peak) for size in found.sizes if size.predicted is not None]
+    result = fit(TrainStep(model, loss, optimizer_of(model), plan=plan), batch, largest=16 if QUICK else 64)
+    pairs = [(size.predicted, size.peak) for size in result.sizes if size.predicted is not None]
     return {
         "furthest from 1": max(
             (foretold / measured for foretold, measured in pairs), key=lambda r: abs(r - 1)
@@ -220,25 +220,25 @@ def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
 
 
 def rows(runs: Runs) -> list[Row]:
-    found: list[Row] = []
+    table: list[Row] = []
     for case, values in runs.items():
         kind, _, name = case.partition(".")
-        found += {"cold": _cold, "planted": _planted, "peak": _peak}[kind](name, values)
-    return found
+        table += {"cold": _cold, "planted": _planted, "peak": _peak}[kind](name, values)
+    return table
 
 
 def _cold(name: str, values: dict[str, list[float]]) -> list[Row]:
     peer = values["torch.compile: first"]
-    found = []
+    table = []
     for turn, bar in (("first", "ratio <= 0.4"), ("second", "ratio <= 0.15")):
         process = {"first": "first step", "second": "first step of a second process"}[turn]
         for form, text in (("compiled at once", bar), ("measured", None)):
             what = {"compiled at once": 'autotune="off"', "measured": 'autotune="default"'}[form]
             label = f"{name} layers: {process}, {what}"
-            found.append(Row(label, values[f"{form}: {turn}"], peer, "torch.compile, empty cache", "s", text))
+            table.append(Row(label, values[f"{form}: {turn}"], peer, "torch.compile, empty cache", "s", text))
     again = values["torch.compile: second"]
     label = f'{name} layers: first step of a second process, autotune="default"'
-    return [*found, Row(label, values["measured: second"], again, "torch.compile, second process", "s", None)]
+    return [*table, Row(label, values["measured: second"], again, "torch.compile, second process", "s", None)]
 
 
 def _planted(name: str, values: dict[str, list[float]]) -> list[Row]:

@@ -133,21 +133,21 @@ def lines(folder: Path) -> Iterator[tuple[list[bytes], bytes]]:
 
 def look(folder: Path) -> Found:
     """Read every step of a folder."""
-    found, layouts, ends = Found(), {}, {}
+    contents, layouts, ends = Found(), {}, {}
     for whole, tail in lines(folder):
-        found.torn += bool(tail)
+        contents.torn += bool(tail)
         for record in map(json.loads, whole):
             if "step" not in record:
                 layouts[record["layout"]] = record["groups"]
                 continue
-            found.steps.append(record["step"])
+            contents.steps.append(record["step"])
             ends[record["segment"]] = record["offset"] + record["length"]
             if not is_right(folder, record, layouts[record["layout"]]):
-                found.corrupt.append(record["step"])
-    found.lost = len(set(range(max(found.steps, default=-1) + 1)) - set(found.steps))
+                contents.corrupt.append(record["step"])
+    contents.lost = len(set(range(max(contents.steps, default=-1) + 1)) - set(contents.steps))
     for file in folder.glob("tensors.rank0.*.seg"):
-        found.torn += file.stat().st_size > ends.get(int(file.name.split(".")[2]), 0)
-    return found
+        contents.torn += file.stat().st_size > ends.get(int(file.name.split(".")[2]), 0)
+    return contents
 
 
 def is_right(folder: Path, record: dict, groups: list[dict]) -> bool:
@@ -222,17 +222,17 @@ def kills(count: int, seed: int, breeder: subprocess.Popen | None = None) -> dic
         random.Random(seed),
         Counter(dict.fromkeys(("kills", "steps", "corrupt", "lost", "torn"), 0)),
     )
-    found = Found()
+    contents = Found()
     with tempfile.TemporaryDirectory() as folder:
         for number in range(count):
             path = f"{folder}/{number // ROUNDS}"
-            before = found if number % ROUNDS else Found()
+            before = contents if number % ROUNDS else Found()
             first = len(before.steps)
             seen = kill(breeder, path, first, draws.randrange(1, GROWTH), draws.uniform(0, PAUSE))
-            found = look(Path(path) / "debug")
-            corrupt, lost = len(found.corrupt), found.lost + max(0, seen - len(found.steps))
-            torn = found.torn - before.torn
-            total.update(kills=1, corrupt=corrupt, lost=lost, steps=len(found.steps) - first, torn=torn)
+            contents = look(Path(path) / "debug")
+            corrupt, lost = len(contents.corrupt), contents.lost + max(0, seen - len(contents.steps))
+            torn = contents.torn - before.torn
+            total.update(kills=1, corrupt=corrupt, lost=lost, steps=len(contents.steps) - first, torn=torn)
     return total
 
 
@@ -243,13 +243,13 @@ def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
 
 def rows(runs: harness.Runs) -> list[Row]:
     """Return the rows of the record."""
-    found = runs["writer"]
+    counts = runs["writer"]
     return [
-        Row("writers killed", [sum(found["kills"])], None, "", "", None),
-        Row("steps committed by them", [sum(found["steps"])], None, "", "", None),
-        Row("records and blocks cut by the kill", [sum(found["torn"])], None, "", "", None),
-        Row("committed steps lost", [sum(found["lost"])], None, "", "", "ours <= 0"),
-        Row("committed steps damaged", [sum(found["corrupt"])], None, "", "", "ours <= 0"),
+        Row("writers killed", [sum(counts["kills"])], None, "", "", None),
+        Row("steps committed by them", [sum(counts["steps"])], None, "", "", None),
+        Row("records and blocks cut by the kill", [sum(counts["torn"])], None, "", "", None),
+        Row("committed steps lost", [sum(counts["lost"])], None, "", "", "ours <= 0"),
+        Row("committed steps damaged", [sum(counts["corrupt"])], None, "", "", "ours <= 0"),
     ]
 
 

@@ -129,7 +129,7 @@ def spoil(module: nn.Module, how: Callable[..., torch.Tensor], sample: int, now:
 
 def candidates(job: Job, backward: bool) -> list[str]:
     """Return the modules whose output the loss depends on, and which the gradient passes through."""
-    found: list[str] = []
+    names: list[str] = []
     handles = [
         module.register_forward_hook(lambda m, a, out, name=name: note(name, out))
         for name, module in job.model.named_modules()
@@ -139,12 +139,12 @@ def candidates(job: Job, backward: bool) -> list[str]:
     def note(name: str, output: Any) -> None:
         first = output[0] if isinstance(output, tuple) else output
         if first.requires_grad or not backward:
-            found.append(name)
+            names.append(name)
 
     job.model(job.batch(0)[0])
     for handle in handles:
         handle.remove()
-    return found
+    return names
 
 
 def named(seed: int) -> dict[str, float]:
@@ -159,18 +159,18 @@ def named(seed: int) -> dict[str, float]:
         job = Job(kind, 1000 * seed + number)
         name = draw.choice(candidates(job, backward))
         at, sample = draw.randrange(LENGTH), draw.randrange(16)
-        found = trained(job, name, at, sample, backward)
+        findings = trained(job, name, at, sample, backward)
         wanted = f"samples {sample}"
         right = [
             f
-            for f in found
+            for f in findings
             if (f.step, f.tensors, f.what.startswith("the gradient of"), wanted in f.what)
             == (at, (name,), backward, True)
         ]
         hits += bool(right)
         if not right:
             print(
-                f"{kind}: {name}, step {at}, {'backward' if backward else 'forward'}: {found}",
+                f"{kind}: {name}, step {at}, {'backward' if backward else 'forward'}: {findings}",
                 file=sys.stderr,
             )
     return {"named": hits}
@@ -209,15 +209,15 @@ def trained(job: Job, name: str, at: int, sample: int, backward: bool) -> list[A
 
 def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
     warnings.simplefilter("ignore")  # anomaly mode says that it is slow
-    found: dict[str, Callable[[int], dict[str, float]]] = {"named": named}
+    functions: dict[str, Callable[[int], dict[str, float]]] = {"named": named}
     for name in NETWORKS:
-        found[f"{name}.trap"] = functools.partial(cost, name, False)
-        found[f"{name}.anomaly"] = functools.partial(cost, name, True)
-    return found
+        functions[f"{name}.trap"] = functools.partial(cost, name, False)
+        functions[f"{name}.anomaly"] = functools.partial(cost, name, True)
+    return functions
 
 
 def rows(runs: Runs) -> list[Row]:
-    found = [
+    table = [
         Row(
             f"{name}: overhead of a step",
             runs[f"{name}.trap"]["overhead, %"],
@@ -231,8 +231,8 @@ def rows(runs: Runs) -> list[Row]:
     ]
     if "named" in runs:
         label = f"named exactly, of {INJECTED} NaNs in a random module, forward or backward"
-        found.append(Row(label, runs["named"]["named"], None, "", "count", f"ours >= {INJECTED}"))
-    return found
+        table.append(Row(label, runs["named"]["named"], None, "", "count", f"ours >= {INJECTED}"))
+    return table
 
 
 if __name__ == "__main__":

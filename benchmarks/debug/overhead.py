@@ -53,28 +53,28 @@ def overhead(name: str, setting: str, place: str, peer: bool, seed: int) -> dict
     with tempfile.TemporaryDirectory(dir=PLACES[place]) as folder:
         watcher = (Smdebug if peer else Ours)(watched, f"{folder}/run", what)
         graphs = compile_both(bare, watched, peer) if what.compiled else None
-        found = summary(alternate(bare, watched, watcher, what), what)
+        quantities = summary(alternate(bare, watched, watcher, what), what)
         verify(bare, watched, watcher, what)
     if graphs is not None:
-        found |= graphs()
+        quantities |= graphs()
     if measures:
-        found |= average([*disk, sequential(PLACES[place], GAUGE)])
-    return found | {"bytes": watched.saved_bytes}
+        quantities |= average([*disk, sequential(PLACES[place], GAUGE)])
+    return quantities | {"bytes": watched.saved_bytes}
 
 
 def alternate(
     bare: Training, watched: Training, watcher: Any, what: Setting
 ) -> list[tuple[float, float, bool]]:
     """Return for each block the seconds of a bare and a watched step, and whether a step was saved."""
-    found = []
+    blocks = []
     for block in range(1 + (what.quick if QUICK else what.blocks)):
         saved = what.interval > 0 and block * what.steps % what.interval == 0
         times = [0.0, 0.0]
         for turn in (0, 1) if block % 2 else (1, 0):
             times[turn] = timed((bare, watched)[turn], what, watcher if turn and saved else None)
             os.sync()  # neither finds the other's pages unwritten
-        found.append((times[0], times[1], saved))
-    return found[1:]  # the first block warms up
+        blocks.append((times[0], times[1], saved))
+    return blocks[1:]  # the first block warms up
 
 
 def timed(training: Training, what: Setting, watcher: Any) -> float:
@@ -131,8 +131,8 @@ def verify(bare: Training, watched: Training, watcher: Any, what: Setting) -> No
         tensor = tensors[which].detach()
         if what.statistics:
             tensor = torch.stack([tensor.min(), tensor.max(), tensor.mean(), tensor.std(), tensor.norm()])
-        found = watcher.read(steps[-1], which, layer).to(tensor.dtype)
-        torch.testing.assert_close(found, tensor, rtol=1e-3, atol=1e-3 * float(tensor.abs().max()))
+        saved = watcher.read(steps[-1], which, layer).to(tensor.dtype)
+        torch.testing.assert_close(saved, tensor, rtol=1e-3, atol=1e-3 * float(tensor.abs().max()))
 
 
 def compile_both(bare: Training, watched: Training, peer: bool) -> Callable[[], dict[str, float]]:
@@ -161,7 +161,7 @@ def sequential(folder: Path, total: int) -> dict[str, float]:
     """Return the MB/s of one thread that writes blocks of 40 MiB to a new file."""
     block = mmap.mmap(-1, BLOCK)
     block.write(os.urandom(BLOCK))
-    found = {}
+    quantities = {}
     for kind, flag in {"os.write": 0, "O_DIRECT": getattr(os, "O_DIRECT", 0)}.items():
         path = f"{folder}/sequential-{os.getpid()}"
         try:
@@ -169,19 +169,19 @@ def sequential(folder: Path, total: int) -> dict[str, float]:
             start, written = time.perf_counter(), 0
             while written < total:
                 written += os.write(file, block)
-            found[f"{kind}, MB/s"] = written / MB / (time.perf_counter() - start)
+            quantities[f"{kind}, MB/s"] = written / MB / (time.perf_counter() - start)
             os.fsync(file)
-            found[f"{kind} and fsync, MB/s"] = written / MB / (time.perf_counter() - start)
+            quantities[f"{kind} and fsync, MB/s"] = written / MB / (time.perf_counter() - start)
             os.close(file)
         except OSError:  # no O_DIRECT on this file system
             pass
         finally:
             Path(path).unlink(missing_ok=True)
-    return found
+    return quantities
 
 
-def average(found: list[dict[str, float]]) -> dict[str, float]:
-    return {key: statistics.mean(each[key] for each in found) for key in found[0]}
+def average(runs: list[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.mean(run[key] for run in runs) for key in runs[0]}
 
 
 def sustained(peer: bool, seed: int) -> dict[str, float]:
@@ -208,8 +208,8 @@ def sustained(peer: bool, seed: int) -> dict[str, float]:
                 os.close(number)
         synced = time.perf_counter() - start
         assert len(watcher.close()) == training.taken
-    found = average([disk, sequential(PLACES["disk"], total)])
-    return found | {"written, MB/s": total / MB / written, "written and fsync, MB/s": total / MB / synced}
+    rates = average([disk, sequential(PLACES["disk"], total)])
+    return rates | {"written, MB/s": total / MB / written, "written and fsync, MB/s": total / MB / synced}
 
 
 # -- the claim --------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def places() -> list[str]:
 
 def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
     """Return the cases, all on the CPU: name -> function that runs the case with a seed."""
-    found: dict[str, Callable[[int], dict[str, float]]] = {}
+    functions: dict[str, Callable[[int], dict[str, float]]] = {}
     for at, peer in {"": False, "@smdebug": True}.items():
         if peer and not installed("smdebug"):
             continue
@@ -231,13 +231,13 @@ def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
             for setting in SETTINGS:
                 if peer and setting == "rules":
                     continue
-                found[f"{name}.{setting}{at}"] = functools.partial(overhead, name, setting, "disk", peer)
+                functions[f"{name}.{setting}{at}"] = functools.partial(overhead, name, setting, "disk", peer)
             if "memory" in places():
-                found[f"{name}.memory{at}"] = functools.partial(overhead, name, "n1", "memory", peer)
-        found[f"small.n1{at}"] = functools.partial(overhead, "small", "n1", "disk", peer)
-        found[f"sustained.mlp{at}"] = functools.partial(sustained, peer)
-    ours = [case for case in found if "@" not in case]
-    return {each: found[each] for case in ours for each in (case, f"{case}@smdebug") if each in found}
+                functions[f"{name}.memory{at}"] = functools.partial(overhead, name, "n1", "memory", peer)
+        functions[f"small.n1{at}"] = functools.partial(overhead, "small", "n1", "disk", peer)
+        functions[f"sustained.mlp{at}"] = functools.partial(sustained, peer)
+    ours = [case for case in functions if "@" not in case]
+    return {each: functions[each] for case in ours for each in (case, f"{case}@smdebug") if each in functions}
 
 
 LABELS = {
@@ -252,23 +252,23 @@ LABELS = {
 
 
 def rows(runs: Runs) -> list[Row]:
-    found: list[Row] = []
+    table: list[Row] = []
     for case, values in runs.items():
         if "@" in case:
             continue
         name, _, setting = case.partition(".")
         peer = runs.get(f"{case}@smdebug", {})
         if name == "sustained":
-            found += _sustained(values, peer)
+            table += _sustained(values, peer)
         elif name == "small":
             each, others = ([1e3 / 256 * v for v in r.get("difference, ms", [])] for r in (values, peer))
             label = "256 small tensors (0.14 MB), every step: a tensor"
-            found.append(Row(label, each, others or None, "smdebug", "us", "ours <= 10"))
+            table.append(Row(label, each, others or None, "smdebug", "us", "ours <= 10"))
         elif setting in ("n1", "memory"):
-            found += _every_step(name, setting, values, peer)
+            table += _every_step(name, setting, values, peer)
         else:
-            found += _overhead(name, setting, values, peer)
-    return found
+            table += _overhead(name, setting, values, peer)
+    return table
 
 
 def _overhead(
@@ -276,14 +276,14 @@ def _overhead(
 ) -> list[Row]:
     label, bar = LABELS[setting]
     key = "overhead, %"
-    found = [Row(f"{name}: {label}", values[key], peer.get(key), "smdebug", "%", f"ours <= {bar}")]
+    table = [Row(f"{name}: {label}", values[key], peer.get(key), "smdebug", "%", f"ours <= {bar}")]
     if setting == "n100":
         key = "overhead, mean, %"
-        found.append(Row(f"{name}: {label}, plain mean", values[key], peer.get(key), "smdebug", "%", None))
+        table.append(Row(f"{name}: {label}, plain mean", values[key], peer.get(key), "smdebug", "%", None))
     if setting == "compiled":
         for key, bar_of in {"extra graphs": "ours <= 0", "graph breaks": "ours <= 0"}.items():
-            found.append(Row(f"{name}: {key}", values[key], peer.get(key), "smdebug", "count", bar_of))
-    return found
+            table.append(Row(f"{name}: {key}", values[key], peer.get(key), "smdebug", "count", bar_of))
+    return table
 
 
 def _every_step(
@@ -311,7 +311,7 @@ def _every_step(
 def _sustained(values: dict[str, list[float]], peer: dict[str, list[float]]) -> list[Row]:
     """Return the rows beside each way to write; ``os.write`` through the page cache is the usual disk bandwidth."""
     label, key, synced = "sustained write", "written, MB/s", "written and fsync, MB/s"
-    found = [
+    table = [
         Row(label, values[key], values["os.write, MB/s"], "os.write", "MB/s", "ratio >= 0.9"),
         Row(
             f"{label}, on disk",
@@ -323,10 +323,10 @@ def _sustained(values: dict[str, list[float]], peer: dict[str, list[float]]) -> 
         ),
     ]
     if direct := values.get("O_DIRECT and fsync, MB/s"):
-        found.append(Row(f"{label}, on disk", values[synced], direct, "O_DIRECT and fsync", "MB/s", None))
+        table.append(Row(f"{label}, on disk", values[synced], direct, "O_DIRECT and fsync", "MB/s", None))
     if peer:
-        found.append(Row(label, values[key], peer[key], "smdebug", "MB/s", None))
-    return found
+        table.append(Row(label, values[key], peer[key], "smdebug", "MB/s", None))
+    return table
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def make(folder: str, steps: int, seed: int) -> None:
             points = [(step, random.random()) for step in range(steps - 20, steps)]
             text = "its gradients are thousands of times smaller than those of the layers behind it"
             names = (f"layers.{number}.weight",)
-            found = Finding(
+            finding = Finding(
                 "vanishing_gradient",
                 "warning",
                 steps - 1,
@@ -121,14 +121,14 @@ def make(folder: str, steps: int, seed: int) -> None:
                 {names[0]: points},
                 "add norms",
             )
-            run.append("debug", "findings", found.record())
+            run.append("debug", "findings", finding.record())
 
 
 def opened(path: Path) -> dict[str, float]:
     """Return the median seconds until a page can be seen, for each window."""
     from playwright.sync_api import sync_playwright
 
-    found: dict[str, float] = {}
+    quantities: dict[str, float] = {}
     with sync_playwright() as playwright:
         browser: Any = playwright.chromium.launch(executable_path=shutil.which("chromium"))
         for name, (width, height) in WINDOWS.items():
@@ -138,9 +138,9 @@ def opened(path: Path) -> dict[str, float]:
                 page.goto(path.as_uri(), wait_until="commit")
                 times.append(page.wait_for_function(READY).json_value() / 1e3)
                 page.close()
-            found[f"open, {name}"] = statistics.median(times)
+            quantities[f"open, {name}"] = statistics.median(times)
         browser.close()
-    return found
+    return quantities
 
 
 def measured(seed: int) -> dict[str, float]:
@@ -164,16 +164,16 @@ def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
 
 
 def rows(runs: Runs) -> list[Row]:
-    found = runs["long"]
+    quantities = runs["long"]
     steps = STEPS // 10 if QUICK else STEPS
     of = f"page of {steps:,} steps x {LAYERS} layers"
     shown = [
-        Row(f"{of}: size", found["size"], None, "", "MB", "ours <= 15"),
-        Row(f"{of}: time to make it", found["make"], None, "", "s", None),
+        Row(f"{of}: size", quantities["size"], None, "", "MB", "ours <= 15"),
+        Row(f"{of}: time to make it", quantities["make"], None, "", "s", None),
     ]
     for name in WINDOWS:
         key = f"open, {name}"
-        shown.append(Row(f"{of}: time to open it, {name}", found[key], None, "", "s", "ours <= 3"))
+        shown.append(Row(f"{of}: time to open it, {name}", quantities[key], None, "", "s", "ours <= 3"))
     return shown
 
 

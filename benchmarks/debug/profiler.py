@@ -117,18 +117,18 @@ def together(name: str, seed: int) -> dict[str, float]:
     torch.set_num_threads(1)
     loop = Loop(name, seed)
     steps = 20 if name == "mlp" else 400
-    found = []
+    blocks = []
     with tempfile.TemporaryDirectory() as folder:
         for block in range(1 + (4 if QUICK else 8 if name == "mlp" else 16)):
             times = [0.0, 0.0]
             for turn in (0, 1) if block % 2 else (1, 0):
                 times[turn] = timed(loop, steps, f"{folder}/{block}" if turn else None)
-            found.append(times)
-    bare, profiled = zip(*found[1:], strict=True)  # the first block warms up
+            blocks.append(times)
+    bare, profiled = zip(*blocks[1:], strict=True)  # the first block warms up
     return {
         "bare, ms": 1e3 * statistics.median(bare),
-        "overhead, %": 100 * (statistics.median(p / b for b, p in found[1:]) - 1),
-        "overhead, us": 1e6 * statistics.median(p - b for b, p in found[1:]),
+        "overhead, %": 100 * (statistics.median(p / b for b, p in blocks[1:]) - 1),
+        "overhead, us": 1e6 * statistics.median(p - b for b, p in blocks[1:]),
         "profiled, ms": 1e3 * statistics.median(profiled),
     }
 
@@ -166,7 +166,7 @@ def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
 
 
 def rows(runs: Runs) -> list[Row]:
-    found = []
+    table = []
     for case, where in {"sampler.idle": "idle", "sampler.training": "beside a training"}.items():
         for key, label, unit, bar in (
             ("share, %", "share of a core", "%", "ours <= 0.5"),
@@ -176,18 +176,18 @@ def rows(runs: Runs) -> list[Row]:
             ("sample, ms", "a sample", "ms", None),
         ):
             label = f"sampler at {1e3 * INTERVAL:.0f} ms, {where}: {label}"
-            found.append(Row(label, runs[case][key], None, "", unit, bar))
+            table.append(Row(label, runs[case][key], None, "", unit, bar))
     account = runs["phases.account"]["account, us"]
-    found.append(Row("phases: account of a step", account, None, "", "us", "ours <= 10"))
+    table.append(Row("phases: account of a step", account, None, "", "us", "ours <= 10"))
     bare = statistics.median(runs["together.small"]["bare, ms"])
     share = [value / 10 / bare for value in account]
-    found.append(Row(f"phases: account of a step, of {bare:.2g} ms", share, None, "", "%", None))
+    table.append(Row(f"phases: account of a step, of {bare:.2g} ms", share, None, "", "%", None))
     for case in ("together.small", "together.mlp"):
         values = runs[case]
         label = f"the default profile, steps of {statistics.median(values['bare, ms']):.2g} ms"
-        found.append(Row(f"{label}: overhead", values["overhead, %"], None, "", "%", "ours <= 1"))
-        found.append(Row(f"{label}: a step", values["overhead, us"], None, "", "us", None))
-    return found
+        table.append(Row(f"{label}: overhead", values["overhead, %"], None, "", "%", "ours <= 1"))
+        table.append(Row(f"{label}: a step", values["overhead, us"], None, "", "us", None))
+    return table
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def judged(job: Job) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         watch = job.run(f"{folder}/run")
         saved = open_run(f"{folder}/run")
-        recorded, again = (ruled(found) for found in (saved.findings(), saved.judge()))
+        recorded, again = (ruled(findings) for findings in (saved.findings(), saved.judge()))
         assert str(recorded) == str(again) == str(ruled(watch.findings)), (recorded, again)  # NaN is not NaN
     return watch
 
@@ -71,19 +71,19 @@ def judged(job: Job) -> Any:
 def faults(which: str, seed: int) -> dict[str, float]:
     """Return the shares of a half's faults that are detected and named."""
     torch.set_num_threads(1)
-    found = Counter[str]()
+    counts = Counter[str]()
     for number, (name, fault) in enumerate(FAULTS.items()):
         if half(number) != which:
             continue
         job = injected(name, seed + OTHER * (which == "report"))
         rules = {finding.rule for finding in judged(job).findings}
-        found["faults"] += 1
-        found["named"] += bool(rules & {*fault.named})
-        found["detected"] += (hit := bool(rules & {*fault.named, *fault.also}))
+        counts["faults"] += 1
+        counts["named"] += bool(rules & {*fault.named})
+        counts["detected"] += (hit := bool(rules & {*fault.named, *fault.also}))
         if not rules & {*fault.named}:
             print(f"{'not named' if hit else 'missed'}: {name}: {', '.join(rules)}", file=sys.stderr)
-    shares = {f"{key}, %": 100 * found[key] / found["faults"] for key in ("detected", "named")}
-    return {"faults": found["faults"], **shares}
+    shares = {f"{key}, %": 100 * counts[key] / counts["faults"] for key in ("detected", "named")}
+    return {"faults": counts["faults"], **shares}
 
 
 def sound(kind: str, optimizer: str, dtype: torch.dtype | None, seed: int) -> Any:
@@ -104,30 +104,30 @@ def sound(kind: str, optimizer: str, dtype: torch.dtype | None, seed: int) -> An
 def healthy(which: str, seed: int) -> dict[str, float]:
     """Count the findings in the healthy trainings of a half."""
     torch.set_num_threads(1)
-    found = Counter[str]()
+    counts = Counter[str]()
     for number, (kind, optimizer, dtype) in enumerate(HEALTHY):
         if half(number + number // 6) != which:
             continue
         job = sound(kind, optimizer, dtype, seed + OTHER * (which == "report"))
-        found["runs"] += 1
+        counts["runs"] += 1
         for finding in judged(job).findings:
-            found[finding.severity] += 1
+            counts[finding.severity] += 1
             if finding.severity != "info":
                 print(f"{kind}, {optimizer}, {dtype}: {finding}", file=sys.stderr)
-    return {key: float(found[key]) for key in ("runs", "critical", "warning", "info")}
+    return {key: float(counts[key]) for key in ("runs", "critical", "warning", "info")}
 
 
 def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
     warnings.simplefilter("ignore")  # of numbers that the faults make
-    found: dict[str, Callable[[int], dict[str, float]]] = {}
+    functions: dict[str, Callable[[int], dict[str, float]]] = {}
     for which in HALVES:
-        found[f"faults.{which}"] = functools.partial(faults, which)
-        found[f"healthy.{which}"] = functools.partial(healthy, which)
-    return found
+        functions[f"faults.{which}"] = functools.partial(faults, which)
+        functions[f"healthy.{which}"] = functools.partial(healthy, which)
+    return functions
 
 
 def rows(runs: Runs) -> list[Row]:
-    found = []
+    table = []
     for case, values in runs.items():
         what, _, which = case.partition(".")
         note = "reported" if which == "report" else "that rules were changed after"
@@ -135,13 +135,13 @@ def rows(runs: Runs) -> list[Row]:
             label = f"{values['faults'][0]:.0f} faults, half {note}"
             for key, bar in {"detected, %": 90, "named, %": 70}.items():
                 held = f"ours >= {bar}" if which == "report" else None
-                found.append(Row(f"{label}: {key[:-3]}", values[key], None, "", "%", held))
+                table.append(Row(f"{label}: {key[:-3]}", values[key], None, "", "%", held))
             continue
         label = f"{values['runs'][0]:.0f} healthy trainings, half {note}"
         for key, most in {"critical": 0, "warning": 0}.items():
             held = f"ours <= {most}" if which == "report" else None
-            found.append(Row(f"{label}: {key} findings", values[key], None, "", "count", held))
-    return found
+            table.append(Row(f"{label}: {key} findings", values[key], None, "", "count", held))
+    return table
 
 
 if __name__ == "__main__":

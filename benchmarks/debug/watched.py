@@ -151,8 +151,8 @@ class Ours:
         name = {"weight": f"{layer}.weight", "gradient": f"gradient/{layer}.weight"}.get(
             which, f"{layer}.output.0"
         )
-        if found := self.saved.statistics(name, step):
-            return torch.tensor([found[key] for key in REDUCED])
+        if values := self.saved.statistics(name, step):
+            return torch.tensor([values[key] for key in REDUCED])
         return self.saved.value(name, step)
 
     def close(self) -> list[int]:
@@ -190,8 +190,8 @@ class Smdebug:
     def read(self, step: int, which: str, layer: str) -> Any:
         name = {"weight": f"{self.prefix}{layer}.weight", "gradient": f"gradient/{self.prefix}{layer}.weight"}
         tensor = self.saved.tensor(name.get(which, f"{layer}_output_0"))
-        if found := tensor.reduction_values(step):
-            return torch.tensor([float(found[key, False]) for key in REDUCED])
+        if values := tensor.reduction_values(step):
+            return torch.tensor([float(values[key, False]) for key in REDUCED])
         return torch.from_numpy(tensor.value(step).copy())
 
     def close(self) -> list[int]:

@@ -120,6 +120,6 @@ def check_liger(device: torch.device) -> None:
     ours, (theirs, loss) = Llama(TINY["llama-1b"]).to(device), by_liger(TINY["llama-1b"])
     theirs.to(device).load_state_dict(ours.state_dict())
     tokens = torch.randint(0, TINY["llama-1b"].vocabulary, (2, TINY["llama-1b"].tokens), device=device)
-    expected, found = loss_of(ours, (tokens, tokens)).item(), loss(theirs, (tokens, tokens)).item()
-    if not abs(found - expected) < 1e-3 * expected:
-        raise RuntimeError(f"Liger's model has the loss {found}, ours with the same weights {expected}")
+    expected, actual = loss_of(ours, (tokens, tokens)).item(), loss(theirs, (tokens, tokens)).item()
+    if not abs(actual - expected) < 1e-3 * expected:
+        raise RuntimeError(f"Liger's model has the loss {actual}, ours with the same weights {expected}")

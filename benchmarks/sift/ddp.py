@@ -103,14 +103,14 @@ def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
 
 def rows(runs: harness.Runs) -> list[Row]:
     """Return the rows of the record."""
-    found = []
+    table = []
     for name, quantities in runs.items():
         total, unequal = [sum(quantities["runs"])], [sum(quantities["unequal"])]
-        found.append(Row(f"{name}: random runs without a hang", total, None, "", "", "ours >= 500"))
-        found.append(Row(f"{name}: runs with unequal counts", unequal, None, "", "", "ours <= 0"))
+        table.append(Row(f"{name}: random runs without a hang", total, None, "", "", "ours >= 500"))
+        table.append(Row(f"{name}: runs with unequal counts", unequal, None, "", "", "ours <= 0"))
         asked = [KEEP] * len(quantities["share"])
-        found.append(Row(f"{name}: share kept", quantities["share"], asked, "asked for", "", None))
-    return found
+        table.append(Row(f"{name}: share kept", quantities["share"], asked, "asked for", "", None))
+    return table
 
 
 if __name__ == "__main__":

@@ -152,21 +152,21 @@ def wrapper_in_step(name: str, device: str, seed: int) -> dict[str, float]:
 def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
     """Return the cases: name -> function that runs the case with a seed."""
     kind = "cpu" if device == "cpu" else "cuda"
-    found: dict[str, Callable[[int], dict[str, float]]] = {}
+    functions: dict[str, Callable[[int], dict[str, float]]] = {}
     for name in BATCH:
-        found[f"forward-{name}"] = functools.partial(forward, name, kind)
-        found[f"scoring-{name}"] = functools.partial(scoring, name, kind, False)
-        found[f"compiled-{name}"] = functools.partial(scoring, name, kind, True)
-        found[f"wrapper-{name}"] = functools.partial(wrapper_in_step, name, kind)
+        functions[f"forward-{name}"] = functools.partial(forward, name, kind)
+        functions[f"scoring-{name}"] = functools.partial(scoring, name, kind, False)
+        functions[f"compiled-{name}"] = functools.partial(scoring, name, kind, True)
+        functions[f"wrapper-{name}"] = functools.partial(wrapper_in_step, name, kind)
         if kind == "cpu" and installed("composer"):
-            found[f"select-{name}@composer"] = functools.partial(composer, name, kind)
-    found["matmul"] = functools.partial(matmul, kind)
-    return found | {"wrapper": functools.partial(wrapper, kind)}
+            functions[f"select-{name}@composer"] = functools.partial(composer, name, kind)
+    functions["matmul"] = functools.partial(matmul, kind)
+    return functions | {"wrapper": functools.partial(wrapper, kind)}
 
 
 def rows(runs: harness.Runs) -> list[Row]:
     """Return the rows of the record."""
-    found = []
+    table = []
     for name in BATCH:
         ahead, step = (runs[f"forward-{name}"][f"{what} ms/sample"] for what in ("forward", "step"))
         scored = runs[f"scoring-{name}"]["scoring ms/sample"]
@@ -174,18 +174,18 @@ def rows(runs: harness.Runs) -> list[Row]:
         around = runs[f"wrapper-{name}"]["wrapper ms/sample"]
         fp32 = "fp32 training forward"
         floor = [gflop(name) * value for value in runs["matmul"]["ms/GFLOP"]]
-        found += [
+        table += [
             Row(f"{name}: scoring a sample", scored, ahead, fp32, "ms", "ratio <= 0.5"),
             Row(f"{name}: scoring a sample, compile=True", compiled, ahead, fp32, "ms", "ratio <= 0.5"),
             Row(f"{name}: scoring's arithmetic at matmul speed", floor, ahead, fp32, "ms", None),
             Row(f"{name}: wrapper apart from scoring", around, step, "plain step", "ms", "ratio <= 0.03"),
         ]
         if peer := runs.get(f"select-{name}@composer"):
-            found.append(
+            table.append(
                 Row(f"{name}: scoring a sample", scored, peer["scoring ms/sample"], "Composer", "ms", None)
             )
     small = runs["wrapper"]["wrapper us/sample"]
-    return [*found, Row("256 small tensors: wrapper a sample", small, None, "", "us", "ours <= 50")]
+    return [*table, Row("256 small tensors: wrapper a sample", small, None, "", "us", "ours <= 50")]
 
 
 if __name__ == "__main__":

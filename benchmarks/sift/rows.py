@@ -29,12 +29,12 @@ class Reached(NamedTuple):
     samples: float
 
 
-def reach(found: Quantities, run: int, target: float, higher: bool) -> Reached:
+def reach(quantities: Quantities, run: int, target: float, higher: bool) -> Reached:
     """Return the first crossing of the target by the run's curve, which is linear between checkpoints."""
     sign = 1.0 if higher else -1.0
-    count = sum(name.startswith("metric@") for name in found)
+    count = sum(name.startswith("metric@") for name in quantities)
     names = ("metric", "seconds", "samples")
-    curve = [[found[f"{name}@{n}"][run] for name in names] for n in range(count)]
+    curve = [[quantities[f"{name}@{n}"][run] for name in names] for n in range(count)]
     if sign * (curve[0][0] - target) >= 0:
         return Reached(0.0, 0.0)
     for before, after in itertools.pairwise(curve):
@@ -71,12 +71,12 @@ class Table:
     def __post_init__(self) -> None:
         higher = TASKS[self.task].higher
         target = statistics.median(self.of(self.plain)["metric"])
-        for case, found in self.runs.items():
+        for case, quantities in self.runs.items():
             task, _, method = case.partition(".")
             if task == self.task and ("@" in method) == ("@" in self.plain):
                 self.reached[method] = [
-                    _busy(reach(found, run, target, higher), found["processor share"][run])
-                    for run in range(len(found["metric"]))
+                    _busy(reach(quantities, run, target, higher), quantities["processor share"][run])
+                    for run in range(len(quantities["metric"]))
                 ]
 
     def of(self, method: str) -> Quantities:
@@ -90,40 +90,40 @@ class Table:
         return min(peers, key=lambda name: statistics.median(self.seconds(name)), default=None)
 
     def rows(self) -> list[Row]:
-        found = self.speed("ours", 0.65 if self.task in PAYS else None)
-        found += self.speed("ours-best", 0.5 if self.task == "glyphs" else None)
+        table = self.speed("ours", 0.65 if self.task in PAYS else None)
+        table += self.speed("ours-best", 0.5 if self.task == "glyphs" else None)
         for method in ("ours-long", "ours", "ours-best", *PEERS):
-            found += self.final(method) if method in self.reached else []
-        return found
+            table += self.final(method) if method in self.reached else []
+        return table
 
     def speed(self, method: str, bar: float | None) -> list[Row]:
         """Return rows of the seconds to plain's final metric beside plain and peers, and of samples through backward."""
         if method not in self.reached:
             return []
-        goal, found, best = f"plain's final {TASKS[self.task].metric}", [], self.best_peer()
+        goal, table, best = f"plain's final {TASKS[self.task].metric}", [], self.best_peer()
         for peer in ("plain", *(PEERS if method == "ours" else [best])):
             if peer in self.reached:
                 limit = bar if peer == "plain" else 0.85 if peer == best and self.task in PAYS else None
                 name = f"{peer}, the best peer" if peer == best else peer
                 label = f"{self.task}, {method}: seconds to {goal}"
                 text = None if limit is None else f"ratio <= {limit}"
-                found.append(Row(label, self.seconds(method), self.seconds(peer), name, "s", text))
+                table.append(Row(label, self.seconds(method), self.seconds(peer), name, "s", text))
         ours, plain = ([one.samples for one in self.reached[name]] for name in (method, "plain"))
         label = f"{self.task}, {method}: samples through backward to it"
         text = "ratio <= 0.4" if self.task in PAYS and method == "ours" else None
-        return [*found, Row(label, ours, plain, "plain", "samples", text)]
+        return [*table, Row(label, ours, plain, "plain", "samples", text)]
 
     def final(self, method: str) -> list[Row]:
         """Return rows of the final metric beside plain's, and of the difference."""
         task, ours, plain = TASKS[self.task], self.of(method)["metric"], self.of("plain")["metric"]
         better = in_standard_errors(ours, plain, task.higher)
         label = f"{self.task}, {method}: final {task.metric}"
-        found = [Row(label, ours, plain, "plain", task.metric, None)]
+        table = [Row(label, ours, plain, "plain", task.metric, None)]
         if method in PEERS:
-            return found
+            return table
         gain = f"{label}, better than plain's by"
         bar = "ours >= -1" if method == "ours-long" else None  # of as many samples through backward
-        return [*found, Row(gain, [better], None, "", "standard errors", bar)]
+        return [*table, Row(gain, [better], None, "", "standard errors", bar)]
 
 
 def cheap(runs: Runs) -> list[Row]:
@@ -133,12 +133,12 @@ def cheap(runs: Runs) -> list[Row]:
         "auto-scored": ("auto=True, score_every=1", "ratio <= 1.03"),
         "plain": ("plain beside itself", None),
     }
-    found = []
+    table = []
     for method, (label, bar) in labels.items():
         quantities = runs[f"cheap.{method}"]
         ours, plain = quantities["seconds"], quantities["other seconds"]
-        found.append(Row(f"cheap, {label}: seconds of the whole training", ours, plain, "plain", "s", bar))
-    return found
+        table.append(Row(f"cheap, {label}: seconds of the whole training", ours, plain, "plain", "s", bar))
+    return table
 
 
 def composer(runs: Runs) -> list[Row]:
@@ -151,13 +151,13 @@ def composer(runs: Runs) -> list[Row]:
 
 def rows(runs: Runs) -> list[Row]:
     """Return the rows of the tasks that have runs."""
-    found: list[Row] = []
+    table: list[Row] = []
     for task in TASKS:
         if task != "cheap" and f"{task}.plain" in runs:
-            found += Table(task, runs).rows()
+            table += Table(task, runs).rows()
     if "digits.plain@composer" in runs:
-        found += composer(runs)
+        table += composer(runs)
     if "cheap.plain" in runs:
-        found += cheap(runs)
+        table += cheap(runs)
     shares = [share for quantities in runs.values() for share in quantities["processor share"]]
-    return [*found, Row("all runs: processor seconds a second of training", shares, None, "", "", None)]
+    return [*table, Row("all runs: processor seconds a second of training", shares, None, "", "", None)]

@@ -102,10 +102,10 @@ def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
     names = [(task, method) for task in TABLE for method in methods]
     if kind == "cpu" and installed("composer"):
         names += [("digits", "plain@composer"), ("digits", "selective-backprop@composer")]
-    found = {f"{task}.{method}": functools.partial(one, task, method, kind) for task, method in names}
+    functions = {f"{task}.{method}": functools.partial(one, task, method, kind) for task, method in names}
     for method in ("auto", "auto-scored", "plain"):
-        found[f"cheap.{method}"] = functools.partial(with_plain, "cheap", method, kind)
-    return found
+        functions[f"cheap.{method}"] = functools.partial(with_plain, "cheap", method, kind)
+    return functions
 
 
 def validate() -> None:

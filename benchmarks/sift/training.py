@@ -69,14 +69,14 @@ def train(
     """
     run = Training(task, method, seed, device, quick, stretch)
     held_out: Pair = getattr(run.data, part)
-    found = {"metric@0": metric(task, run.model, held_out, device), "seconds@0": 0.0, "samples@0": 0.0}
+    curve = {"metric@0": metric(task, run.model, held_out, device), "seconds@0": 0.0, "samples@0": 0.0}
     for number in range(1, run.epochs // run.every + 1):
         for _ in range(run.every):
             run.run_epoch()
         now = metric(task, run.model, held_out, device)
-        found |= {f"seconds@{number}": run.seconds, f"samples@{number}": run.samples, f"metric@{number}": now}
-    found |= {"seconds": run.seconds, "samples": run.samples, "metric": now}
-    return found | {"processor share": run.processor / run.seconds}
+        curve |= {f"seconds@{number}": run.seconds, f"samples@{number}": run.samples, f"metric@{number}": now}
+    curve |= {"seconds": run.seconds, "samples": run.samples, "metric": now}
+    return curve | {"processor share": run.processor / run.seconds}
 
 
 def beside(task: Task, methods: list[Method], seed: int, device: str, quick: bool) -> dict[str, float]:

@@ -37,8 +37,8 @@ def _arrays() -> dict[str, np.ndarray]:
     rest, test = train_test_split(range(len(labels)), test_size=0.25, stratify=labels, random_state=0)
     train, valid = train_test_split(rest, test_size=0.15, stratify=labels[rest], random_state=0)
     parts = {"train": train, "valid": valid, "test": test}
-    found = {name: images[part].astype(np.uint8) for name, part in parts.items()}
-    return found | {f"{name} labels": labels[part] for name, part in parts.items()}
+    arrays = {name: images[part].astype(np.uint8) for name, part in parts.items()}
+    return arrays | {f"{name} labels": labels[part] for name, part in parts.items()}
 
 
 def data() -> Data:

@@ -33,16 +33,16 @@ _BOX, _EM, _BASE = 64, 40, 46
 
 def faces(part: str) -> list[Path]:
     """Return the font files of a part: of seven faces one is for validation, one for the test, five for training."""
-    found = []
+    fonts = []
     for package, (folder, families) in _FONTS.items():
         spec = importlib.util.find_spec(package)
         if spec is None:
             raise ModuleNotFoundError(f"{package} has the fonts of this task: pip install 'loopwise[bench]'")
         root = Path(str(spec.submodule_search_locations[0])) / folder  # type: ignore[index]
         paths = sorted(path for path in root.glob("*.ttf") if path.name.startswith(families))
-        found += [path for path in paths if "Display" not in path.name]
+        fonts += [path for path in paths if "Display" not in path.name]
     parts = {3: "test", 6: "valid"}
-    return [path for n, path in enumerate(found) if parts.get(n % 7, "train") == part]
+    return [path for n, path in enumerate(fonts) if parts.get(n % 7, "train") == part]
 
 
 def atlas(paths: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,14 +110,14 @@ def _arrays() -> dict[str, np.ndarray]:
     codes = classes_of("train")
     visible = (codes < CLASSES).nonzero()[:, 0]
     at = visible[torch.randint(len(visible), (TRAIN,), generator=draws)]
-    found = {"train": rendered("train", at, 1), "train labels": codes[at].numpy().astype(np.uint8)}
+    arrays = {"train": rendered("train", at, 1), "train labels": codes[at].numpy().astype(np.uint8)}
     for seed, part in ((2, "valid"), (3, "test")):
         codes = classes_of(part)
         places = [(codes == number).nonzero()[:, 0] for number in range(CLASSES)]
         chosen = [place[torch.randint(len(place), (EACH,), generator=draws)] for place in places]
         at = torch.cat(chosen)
-        found |= {part: rendered(part, at, seed), f"{part} labels": codes[at].numpy().astype(np.uint8)}
-    return found
+        arrays |= {part: rendered(part, at, seed), f"{part} labels": codes[at].numpy().astype(np.uint8)}
+    return arrays
 
 
 def cropped(images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:

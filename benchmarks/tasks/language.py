@@ -20,8 +20,8 @@ def windows(part: str, count: int) -> Pair:
     """Return ``count`` windows at random places that do not overlap: 64 bytes, and the byte that follows each of them."""
     source = text(part)
     places = np.random.default_rng(0).permutation(len(source) // (WINDOW + 1))[:count] * (WINDOW + 1)
-    found = torch.tensor(np.stack([source[at : at + WINDOW + 1] for at in places])).long()
-    return found[:, :-1].contiguous(), found[:, 1:].contiguous()
+    chosen = torch.tensor(np.stack([source[at : at + WINDOW + 1] for at in places])).long()
+    return chosen[:, :-1].contiguous(), chosen[:, 1:].contiguous()
 
 
 def data() -> Data:

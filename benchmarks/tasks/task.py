@@ -94,5 +94,5 @@ def cached(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np
         own = path.with_suffix(f".{os.getpid()}.npz")
         np.savez(own, **arrays)
         os.replace(own, path)
-    with np.load(path) as found:
-        return {key: found[key] for key in found.files}
+    with np.load(path) as arrays:
+        return {key: arrays[key] for key in arrays.files}

@@ -116,7 +116,7 @@ def everything_masked(job: Job) -> None:
 @fault("cnn", "exploding_tensor")
 def root_of_zero(job: Job) -> None:
     def forward(x: torch.Tensor) -> torch.Tensor:
-        found = job.model(x)
-        return found + (found * 0).sum().sqrt()
+        output = job.model(x)
+        return output + (output * 0).sum().sqrt()
 
     job.forward = forward

@@ -72,19 +72,9 @@ def linear_cross_entropy(
         low, dtype = torch.get_autocast_dtype(kind), torch.float32
         x, weight, bias = x.to(low), weight.to(low), None if bias is None else bias.to(low)
     _validate_tensors(x, weight, target, bias, class_weight)
-    fraction("label_smoothing", label_smoothing, "a share of the target", 0.1, zero=True, one=True)
-    one_of("reduction", reduction, REDUCTIONS)
-    if softcap is not None:
-        positive_number("softcap", softcap, "number, or None for no cap", 30.0)
-    if chunk is not None:
-        whole_number("chunk", chunk, 1, "rows, or None for the default", 1024)
+    _validate_options(label_smoothing, reduction, softcap, chunk)
     if kernel and not runs_kernels(x.device):
-        raise InputError(
-            f"kernel=True on {x.device}",
-            "a GPU that Triton compiles for",
-            "a CPU, an older GPU, or no Triton",
-            "pass kernel=False, or set TRITON_INTERPRET=1 before Python starts, to try it out on a CPU",
-        )
+        raise _no_kernel(x.device)
     recorded = torch.is_grad_enabled()
     needs = [t is not None and recorded and t.requires_grad for t in (x, weight, bias)]
     options = (ignore_index, label_smoothing, reduction, scale, softcap, z_loss, chunk or 0, kernel)
@@ -118,6 +108,25 @@ def _validate_tensors(
         seen = f"x of {x.dtype}, weight of {weight.dtype}, bias of {None if bias is None else bias.dtype}"
         fix = "cast them to one dtype, or use torch.autocast"
         raise InputError(seen, "one floating dtype for all of them", "a model cast in part", fix)
+
+
+def _validate_options(smoothing: float, reduction: str, softcap: float | None, chunk: int | None) -> None:
+    """Raise an ``InputError`` if an option is out of its range."""
+    fraction("label_smoothing", smoothing, "a share of the target", 0.1, zero=True, one=True)
+    one_of("reduction", reduction, REDUCTIONS)
+    if softcap is not None:
+        positive_number("softcap", softcap, "number, or None for no cap", 30.0)
+    if chunk is not None:
+        whole_number("chunk", chunk, 1, "rows, or None for the default", 1024)
+
+
+def _no_kernel(device: torch.device) -> InputError:
+    return InputError(
+        f"kernel=True on {device}",
+        "a GPU that Triton compiles for",
+        "a CPU, an older GPU, or no Triton",
+        "pass kernel=False, or set TRITON_INTERPRET=1 before Python starts, to try it out on a CPU",
+    )
 
 
 @torch.library.custom_op("loopwise::linear_cross_entropy", mutates_args=())

@@ -155,7 +155,7 @@ class SiftingDataLoader:
             self.policy, scorer, self._history, self._draws, self._report, self._warn, remember
         )
         self._pipeline = (ShardedPipeline if sharded else Pipeline)(options, source, selector)
-        self._log = EpochLog(options.opened_run(), self._warn)
+        self._log = EpochLog(options.opened_run(), self._report, self._warn)
         weakref.finalize(self, self._log.release)
         self._start: dict[str, Any] = {}
         self._yielded: deque[Samples] = deque(maxlen=0)
@@ -163,7 +163,8 @@ class SiftingDataLoader:
     # -- iteration ------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
-        before, complete = self._report.copy(), False
+        complete = False
+        self._log.begin(self.epoch)
         try:
             self._begin_pass()
             while (samples := self._pipeline.take()) is not None:
@@ -174,7 +175,7 @@ class SiftingDataLoader:
                 self._step_losses.cancel()
             self._iterating = False
             self._report.epochs += complete
-            self._log.append(self.epoch, complete, before, self._report)
+            self._log.end(complete)
             self._end_pass(complete)
             self.epoch += complete
 

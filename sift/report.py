@@ -186,30 +186,38 @@ class EpochLog:
 
     Args:
         handle: the run; ``None`` writes nothing.
-        warn: takes a topic and a text.
+        report: the counts, of which a record contains the increase during its epoch.
+        warn: function of a topic and a text.
     """
 
-    def __init__(self, handle: RunHandle | None, warn: WarnOnce) -> None:
-        self._handle, self._warn = handle, warn
+    def __init__(self, handle: RunHandle | None, report: Report, warn: WarnOnce) -> None:
+        self._handle, self._report, self._warn = handle, report, warn
+        self._epoch: tuple[int, dict[str, float]] | None = None
 
-    def append(self, epoch: int, complete: bool, before: Report, after: Report) -> None:
-        """Write the difference of the reports before and after an epoch; a failure is a warning."""
-        if self._handle is None:
+    def begin(self, epoch: int) -> None:
+        self._epoch = epoch, self._report.record()
+
+    def end(self, complete: bool) -> None:
+        """Write the record of the epoch; a failure is a warning."""
+        epoch, self._epoch = self._epoch, None
+        if epoch is None or self._handle is None:
             return
-        earlier = before.record()
-        counts = {name: value - earlier[name] for name, value in after.record().items() if name != "epochs"}
+        number, before = epoch
+        now = self._report.record()
+        counts = {name: value - before[name] for name, value in now.items() if name != "epochs"}
         try:
-            self._handle.run.append("sift", "epochs", {"epoch": epoch, "complete": complete, **counts})
+            self._handle.run.append("sift", "epochs", {"epoch": number, "complete": complete, **counts})
             self._handle.run.flush()
         except Exception as error:  # a full disk must not end the training
             self._warn("run", f"a record of the run could not be written and is missing: {error!r}")
 
     def release(self, state: str | None = None) -> None:
-        """Release the run.
+        """Write the record of an unfinished epoch, and release the run.
 
         Args:
             state: ``finished`` or ``failed``; by default ``failed`` if an uncaught exception ends the process.
         """
+        self.end(False)
         handle, self._handle = self._handle, None
         if handle is not None:
             crashed = getattr(sys, "last_value", None) is not None and not hasattr(sys, "ps1")

@@ -248,6 +248,8 @@ for batch in loader:
 """
     subprocess.run([sys.executable, "-c", code], capture_output=True)
     assert state_of(tmp_path / "run") == state
+    records, _ = read(str(tmp_path / "run"), "sift", "epochs")
+    assert [record["complete"] for record in records] == [state == "finished"]
 
 
 def test_a_run_that_cannot_be_written_is_one_warning(tmp_path):

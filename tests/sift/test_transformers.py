@@ -132,6 +132,7 @@ def test_a_loss_and_a_run_among_the_options(tmp_path):
     run = trainer(tmp_path, sift={"loss": loss, "run": tmp_path / "run"}, num_train_epochs=1)
     run.train()
     assert sum(map(len, losses)) == 48
+    run.sift_loader.loader.close()  # the last pass over the data may be unfinished
     records, _ = read(str(tmp_path / "run"), "sift", "epochs")
     assert [(record["epoch"], record["seen"]) for record in records] == [(0, 48)]
     assert trainer(tmp_path, sift=True)._sift_options == {}

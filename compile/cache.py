@@ -19,7 +19,7 @@ def _versions() -> dict[str, str]:
     return {"torch": torch.__version__, "device": device}
 
 
-def save_cache(path: str) -> int:
+def save_cache(path: str | os.PathLike[str]) -> int:
     """Write everything that this process has compiled into ``path`` and return the file's size in bytes.
 
     The file consists of a magic line, a JSON object of versions, which ``load_cache`` compares, and the bytes of
@@ -41,14 +41,14 @@ def save_cache(path: str) -> int:
         )
     head = json.dumps(_versions()).encode()
     data = _MAGIC + struct.pack("<I", len(head)) + head + artifacts[0]
-    own = f"{path}.{os.getpid()}"
+    own = f"{os.fspath(path)}.{os.getpid()}"
     with open(own, "wb") as file:
         file.write(data)
     os.replace(own, path)
     return len(data)
 
 
-def load_cache(path: str) -> bool:
+def load_cache(path: str | os.PathLike[str]) -> bool:
     """Load the compiled code that ``save_cache`` wrote; call it before the first batch.
 
     Like a pickle, the file can run code: load only your own.
@@ -69,7 +69,7 @@ def load_cache(path: str) -> bool:
         data = b""
     if not data.startswith(_MAGIC):
         raise InputError(
-            f"{path!r} without a compile cache in it",
+            f"{os.fspath(path)!r} without a compile cache in it",
             "a file that save_cache wrote",
             "a wrong path, or another file",
             "correct the path, or leave load_cache out: everything is then compiled anew",
@@ -78,7 +78,7 @@ def load_cache(path: str) -> bool:
     start = len(_MAGIC) + 4
     theirs, ours = json.loads(data[start : start + length]), _versions()
     if theirs != ours:
-        text = f"{path} was compiled for {theirs}, this process has {ours}: everything is compiled anew"
+        text = f"{os.fspath(path)} was compiled for {theirs}, this process has {ours}: everything is compiled anew"
         warn(f"loopwise.compile: {text}", stacklevel=2)
         return False
     return torch.compiler.load_cache_artifacts(data[start + length :]) is not None

@@ -154,8 +154,8 @@ class TrainStep:
         Under several ranks without DDP's wrapper around ``model``, call ``prepare`` first, outside of
         any wrapper's forward pass.
         """
-        alone = world_size() == 1 or isinstance(self.spec.model, DistributedDataParallel)
-        if self._search is None and not alone:
+        wrapped = isinstance(self.spec.model, DistributedDataParallel)
+        if self._search is None and world_size() > 1 and not wrapped:
             raise options.not_prepared()
         self.prepare(batch)
         compute, loss = self._forward(batch)

@@ -102,9 +102,11 @@ def test_another_run_is_not_written_over(tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "finished"
 
 
-def test_wrong_options_are_refused_before_a_folder_is_made(tmp_path):
+def test_wrong_options_are_refused_when_the_callback_is_made(tmp_path):
     with pytest.raises(InputError, match="on_backlog='wait'"):
-        fit(tmp_path, watching(tmp_path, on_backlog="wait"))
+        watching(tmp_path, on_backlog="wait")
+    with pytest.raises(InputError, match="argument='polcy'"):
+        watching(tmp_path, polcy="block")
     assert not (tmp_path / "run").exists()
 
 

@@ -290,9 +290,11 @@ def test_training_anew_does_not_write_over_a_run(tmp_path):
     assert open_run(tmp_path / "run").info["state"] == "finished"
 
 
-def test_wrong_options_are_refused_before_a_folder_is_made(tmp_path):
+def test_wrong_options_are_refused_when_the_callback_is_made(tmp_path):
     with pytest.raises(InputError, match="on_backlog='wait'"):
-        train(tmp_path, watching(tmp_path, on_backlog="wait"))
+        watching(tmp_path, on_backlog="wait")
+    with pytest.raises(InputError, match="argument='polcy'"):
+        watching(tmp_path, polcy="block")
     assert not (tmp_path / "run").exists()
 
 

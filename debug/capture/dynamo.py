@@ -18,6 +18,8 @@ def hooks_in_graphs(models: Iterable[nn.Module]) -> Iterator[None]:
     By default Dynamo uses a graph for every instance of a class, with or without hooks, and does not notice if
     hooks come or go.  Inside the block graphs depend on the hooks.  Code of these models' classes that was
     compiled before is dropped, so that it is compiled again with the hooks.  All other compiled code is kept.
+    A compiled function that called the model inside its own graph before has no hooks there: call it after the ``Watch``
+    is made.
     """
     for hook in (Observer.before, Observer.after):
         run_eagerly_outside_graphs(hook)

@@ -36,4 +36,4 @@ def on_node(node: Node, function: Callable[[Gradients, Gradients], None]) -> Any
     Returns:
         Handle whose ``remove()`` takes the hook off.
     """
-    return node.register_hook(function)  # type: ignore[arg-type]
+    return node.register_hook(function)

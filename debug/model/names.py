@@ -71,10 +71,10 @@ def devices(models: Mapping[str, nn.Module]) -> list[torch.device]:
 def identities(models: Mapping[str, nn.Module]) -> tuple[int, ...]:
     """Return the identities of all modules and parameters: another tuple if one came or went."""
     identities: list[int] = []
-    seen = {id(None)}
+    seen = set[int]()
     modules: list[nn.Module | None] = list(models.values())
     for module in modules:
-        if id(module) in seen:
+        if module is None or id(module) in seen:
             continue
         seen.add(id(module))
         identities.append(id(module))

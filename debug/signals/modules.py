@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
+from typing import Any
 
 from torch import nn
 
 from ..model import names
 from ..torch_internals import BATCH_NORMS, DROPOUTS, RUNNING_NORMS
 
-TYPED = (*RUNNING_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+TYPED: tuple[type[nn.Module], ...] = (*RUNNING_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 TYPED += (nn.ReLU, nn.ReLU6, nn.Tanh, nn.Sigmoid, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Modules whose class rules need."""
 
@@ -65,13 +66,13 @@ def frozen_norms(models: Mapping[str, nn.Module], modules: Iterable[tuple[str, n
     return [prefix.removesuffix(".") for prefix, m in norms if _is_frozen(m) and _is_initial(m)]
 
 
-def _is_frozen(norm: nn.Module) -> bool:
+def _is_frozen(norm: Any) -> bool:
     weight = norm.weight
     learns = weight is None or weight.grad is not None
-    return bool(norm.track_running_stats) and learns and (not norm.training or norm.momentum == 0)
+    return bool(norm.track_running_stats and learns and (not norm.training or norm.momentum == 0))
 
 
-def _is_initial(norm: nn.Module) -> bool:
+def _is_initial(norm: Any) -> bool:
     mean, variance = norm.running_mean, norm.running_var
     if mean is None or variance is None:
         return False

@@ -12,12 +12,12 @@
 
 typedef struct { double sum, spread, low, high, zeros; } Sums;
 
-/* Of n > 0 numbers; spread is the sum of the squared distances from the mean. */
+/* Measures n > 0 numbers; spread is the sum of the squared distances from the mean. */
 static Sums of_block(const float *x, int64_t n) {
     float sum[LANES] = {0}, far[LANES] = {0}, square[LANES] = {0}, none[LANES] = {0}, low[LANES], high[LANES];
     int64_t whole = n - n % LANES;
     double total = 0, off = 0, spread = 0;
-    Sums found = {0, 0, x[0], x[0], 0};
+    Sums result = {0, 0, x[0], x[0], 0};
     for (int j = 0; j < LANES; j++) low[j] = high[j] = x[0];
     for (int64_t i = 0; i < whole; i += LANES)
         for (int j = 0; j < LANES; j++) {
@@ -28,13 +28,13 @@ static Sums of_block(const float *x, int64_t n) {
         }
     for (int64_t i = whole; i < n; i++) {
         total += x[i];
-        if (x[i] < found.low) found.low = x[i];
-        if (x[i] > found.high) found.high = x[i];
+        if (x[i] < result.low) result.low = x[i];
+        if (x[i] > result.high) result.high = x[i];
     }
     for (int j = 0; j < LANES; j++) {
         total += sum[j];
-        if (low[j] < found.low) found.low = low[j];
-        if (high[j] > found.high) found.high = high[j];
+        if (low[j] < result.low) result.low = low[j];
+        if (high[j] > result.high) result.high = high[j];
     }
     float mean = (float)(total / (double)n);
     for (int64_t i = 0; i < whole; i += LANES)
@@ -48,15 +48,15 @@ static Sums of_block(const float *x, int64_t n) {
         double distance = (double)x[i] - mean;
         off += distance;
         spread += distance * distance;
-        found.zeros += x[i] == 0;
+        result.zeros += x[i] == 0;
     }
-    for (int j = 0; j < LANES; j++) { off += far[j]; spread += square[j]; found.zeros += none[j]; }
-    found.sum = (double)mean * (double)n + off;
-    found.spread = spread - off * off / (double)n;
-    return found;
+    for (int j = 0; j < LANES; j++) { off += far[j]; spread += square[j]; result.zeros += none[j]; }
+    result.sum = (double)mean * (double)n + off;
+    result.spread = spread - off * off / (double)n;
+    return result;
 }
 
-/* Row by row: count, sum, spread, squares, low, high, zeros.  Kinds: 0 float32, 1 bfloat16. */
+/* Writes count, sum, spread, squares, low, high and zeros of each row.  Kinds: 0 float32, 1 bfloat16. */
 void measure(const void *const *rows, const int64_t *lengths, const int64_t *kinds, int64_t count,
              int64_t absolute, double *out) {
     float buffer[BLOCK];
@@ -98,7 +98,7 @@ void measure(const void *const *rows, const int64_t *lengths, const int64_t *kin
 #define LOAD(at) _mm_loadu_si128((const __m128i *)(at))
 
 /* zlib's CRC-32 by carry-less products (Gopal et al., Fast CRC Computation for Generic Polynomials Using PCLMULQDQ,
-   Intel 2009), of a multiple of 16 bytes, 64 at least. */
+   Intel 2009), of a multiple of 16 bytes, at least 64. */
 uint32_t crc32(const unsigned char *bytes, int64_t count, uint32_t before) {
     const __m128i four = _mm_set_epi64x(0x01c6e41596, 0x0154442bd4), one = _mm_set_epi64x(0x00ccaa009e, 0x01751997d0);
     const __m128i last = _mm_set_epi64x(0, 0x0163cd6124), barrett = _mm_set_epi64x(0x01f7011641, 0x01db710641);

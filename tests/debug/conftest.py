@@ -14,7 +14,7 @@ from loopwise.run import Run
 
 
 class Saving:
-    """One rank's side of a run."""
+    """Saved steps of one rank."""
 
     def __init__(self, path, as_rank, resume, full):
         self._as_rank = as_rank
@@ -89,7 +89,7 @@ def saving(monkeypatch):
 
 @pytest.fixture(params=["as it is", "without a compiler", "joined", "apart"])
 def way(request, monkeypatch):
-    """How tensors are measured: as it is chosen, with a compiler and without; all joined, as on an accelerator;
+    """Ways to measure tensors: as it is chosen, with a compiler and without; all joined, as on an accelerator;
     or all one by one."""
     if request.param != "as it is":
         monkeypatch.setattr(native, "kernel", lambda: None)

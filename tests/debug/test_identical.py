@@ -25,7 +25,7 @@ WATCHED = [
 
 
 class Net(nn.Module):
-    """Layers that draw, count, share weights and change their input in place."""
+    """Model whose layers draw random numbers, count, share weights and change their input in place."""
 
     def __init__(self):
         super().__init__()
@@ -164,7 +164,7 @@ RANKS = """
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("how", ["ddp", "fsdp", "fsdp, gathered"])
-def test_of_two_ranks(tmp_path, ranks, how, accumulate):
+def test_two_ranks(tmp_path, ranks, how, accumulate):
     found = ranks(
         RANKS.format(
             folder=os.path.dirname(__file__), run=str(tmp_path / "run"), how=how, accumulate=accumulate

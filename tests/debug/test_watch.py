@@ -1,4 +1,4 @@
-"""The user's calls: steps, modes, schedules, collections, and what happens when something goes wrong."""
+"""Calls of a ``Watch``: steps, modes, schedules, collections, and errors inside it."""
 
 import re
 
@@ -79,7 +79,7 @@ def test_collections_have_schedules_and_statistics_of_their_own(tmp_path):
 
 
 def test_an_evaluation_does_not_lose_what_waits_for_an_update(tmp_path):
-    """With an update every second step, and an evaluation after each, gradients never came."""
+    """Gradients were lost once with an update every second step and an evaluation after each step."""
     save = {"train": every(4), "eval": every(1)}
     net, optimizer, w = watched(tmp_path, save=save, collections=["gradients", "losses"])
     with w:
@@ -186,7 +186,7 @@ def test_counters_go_on_after_a_checkpoint(tmp_path):
     assert open_run(tmp_path / "run").steps() == [0, 2, 4]
 
 
-def test_what_never_comes_is_named(tmp_path):
+def test_tensors_that_never_come_are_named(tmp_path):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()

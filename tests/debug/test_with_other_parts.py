@@ -15,7 +15,7 @@ def network():
 
 
 def hidden(net):
-    """Not the logits: they are never made where nobody looks at them."""
+    """The logits are left out: they are never made if nobody looks at them."""
     return Collection("hidden", modules=[net[0], net[1]])
 
 

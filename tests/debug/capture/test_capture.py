@@ -1,4 +1,4 @@
-"""What is saved is what training used, in every situation."""
+"""Saved tensors are those that training used, in every situation."""
 
 import copy
 
@@ -28,7 +28,7 @@ def loss_of(model, seed=0):
 
 
 def saved(run):
-    """(step, name) -> tensor of all raw tensors of a run."""
+    """Return (step, name) -> tensor, of all raw tensors of a run."""
     saved = open_run(run)
     found = {}
     for step in saved.steps():
@@ -218,7 +218,7 @@ def test_calls_of_a_shared_module_are_counted_and_tied_weights_saved_once(tmp_pa
     assert torch.equal(saved.value("fc#1.output.0", 0), twice)
 
 
-def test_what_is_changed_in_place_later_is_as_it_was(tmp_path):
+def test_tensors_that_are_changed_in_place_later_are_saved_as_they_were(tmp_path):
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 3))
     x = batch()[0]
     hidden = net[0](x).detach().clone()

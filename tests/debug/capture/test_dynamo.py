@@ -40,7 +40,7 @@ def data(step=0):
 
 
 def trained(run, compiled, late=False):
-    """Parameters after four steps, and Dynamo's count of graphs and breaks."""
+    """Return the parameters after four steps, and Dynamo's numbers of graphs and breaks."""
     net = Net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     call = compiled(net)
@@ -102,7 +102,7 @@ def test_a_compiled_training_is_the_same_to_the_bit(tmp_path):
 
 
 def test_a_second_instance_has_its_own_hooks(tmp_path):
-    """Dynamo takes the graph of an instance without hooks for one with them, unless it is told to look."""
+    """By default Dynamo would use the graph of an instance without hooks for one with them."""
     first, second = Net(), Net()
     with Watch(second, run=tmp_path / "run", save=every(1), collections=["outputs"]) as watch:
         torch.compile(first, backend="aot_eager")(data())

@@ -1,4 +1,4 @@
-"""Tensors in every structure, of every kind."""
+"""Tensors of every kind and in every structure."""
 
 import dataclasses
 from typing import NamedTuple

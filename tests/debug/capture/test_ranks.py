@@ -1,4 +1,4 @@
-"""Several ranks: averaged gradients, shards, who writes."""
+"""Several ranks: averaged gradients, shards, and the ranks that write."""
 
 import torch
 

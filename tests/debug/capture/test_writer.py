@@ -1,4 +1,4 @@
-"""The writer: storage that is slow, stuck, full, read-only or gone, and what is left behind at the end."""
+"""The writer with storage that is slow, stuck, full, read-only or gone, and the files at the end."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ SIZE = 1000
 
 
 class Training(writing_kit.Training):
-    """Its ``SIZE`` numbers are saved raw and as statistics."""
+    """Training of ``SIZE`` weights that are saved raw and as statistics."""
 
     def __init__(self, path, on_backlog="block", **more):
         raw, some = Collection("weights"), Collection("some", include="^weight$", statistics=("max",))
@@ -32,7 +32,7 @@ class Training(writing_kit.Training):
 
 
 def raw_steps(saved):
-    """Steps whose weights are there, which are then right."""
+    """Return the steps whose weights were saved, after comparing them with the expected ones."""
     found = [step for step in saved.steps() if "weight" in saved.names(step=step, collection="weights")]
     found = [step for step in found if is_raw(saved, step)]
     assert all(bool((saved.value("weight", step) == step).all()) for step in found)
@@ -84,7 +84,7 @@ def test_block_waits_and_loses_nothing(tmp_path, gated, monkeypatch):
 
 
 @pytest.mark.parametrize(("on_backlog", "count"), [("drop", "dropped"), ("reduce", "reduced")])
-def test_what_is_kept_of_steps_that_storage_has_no_time_for(tmp_path, gated, on_backlog, count):
+def test_steps_that_storage_has_no_time_for_lose_their_raw_tensors(tmp_path, gated, on_backlog, count):
     training = Training(tmp_path / "run", on_backlog)
     with pytest.warns(LoopwiseWarning, match=f"raw tensors of some steps are {count}") as said:
         training.train(7)
@@ -181,7 +181,7 @@ class Small(Segments):
 
 
 def in_trouble(training, trouble, match, failed=5):
-    """Five steps, five more in trouble, and two without: what is said, which is one thing."""
+    """Train five steps, five more in trouble and two without, and return the only warning."""
     training.train(5)
     training.drain()
     with pytest.warns(LoopwiseWarning, match=match) as said:
@@ -236,7 +236,7 @@ def test_a_full_disk(small_disk):
 
 @contextlib.contextmanager
 def read_only(folder):
-    """As an ordinary user, in a folder without the permission to write."""
+    """Run as an ordinary user, in a folder without the permission to write."""
     superuser = not os.geteuid()
     if superuser:
         os.seteuid(65534)
@@ -321,7 +321,7 @@ def interrupted():
     raise KeyboardInterrupt
 
 
-def test_what_comes_after_the_end_is_told_and_stops_nothing(tmp_path):
+def test_steps_after_the_end_are_warned_of_and_stop_nothing(tmp_path):
     training = Training(tmp_path / "run")
     training.train(2)
     training.watch._writer.close()

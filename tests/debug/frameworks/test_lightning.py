@@ -45,7 +45,7 @@ def test_steps_hold_what_the_update_used(tmp_path, options):
 
 
 def test_a_scaler_is_passed_on(tmp_path):
-    """On a CPU float16 is the same but for its scaler: gradients are saved unscaled."""
+    """Precision float16 of a CPU: gradients are saved unscaled."""
     module = fit(tmp_path, watching(tmp_path), precision="16-mixed", max_epochs=1)
     saved_run = open_run(tmp_path / "run")
     gradients = [saved_run.value("gradient/net.0.weight", step) for step in saved_run.steps()]
@@ -185,7 +185,7 @@ def test_training_is_the_same_to_the_bit(tmp_path):
 
 
 class Faulty(Module):
-    """Its last layer is replaced when the optimizer is there already."""
+    """Module whose last layer is replaced after the optimizer was made."""
 
     def configure_optimizers(self):
         optimizer = super().configure_optimizers()

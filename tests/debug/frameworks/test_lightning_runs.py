@@ -110,7 +110,7 @@ def test_wrong_options_are_refused_when_the_callback_is_made(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_fails_in_reading_metrics_is_said_and_training_goes_on(tmp_path):
+def test_errors_in_reading_metrics_are_warned_of_and_training_goes_on(tmp_path):
     class Odd(Module):
         def training_step(self, batch, index):
             return {"loss": super().training_step(batch, index), 3: torch.ones(()), "text": "x", "many": [1]}

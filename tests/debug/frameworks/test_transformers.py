@@ -37,7 +37,7 @@ def bert(dropout=0.0):  # in float64: sums in another order make no difference t
 
 
 class Ordered(Trainer):
-    """Samples in their order, so that a plain loop sees the same."""
+    """Trainer that keeps the order of samples, so that a plain loop sees the same."""
 
     def _get_train_sampler(self, *_):
         return torch.utils.data.SequentialSampler(self.train_dataset)
@@ -67,7 +67,7 @@ def train(folder, *callbacks, resume=None, **options):
 
 
 def truth(accumulate=1, clip=0.0, steps=6):
-    """By update: the losses of its batches, parameters and gradients right before it."""
+    """Return for each update the losses of its batches, and parameters and gradients right before it."""
     model = bert().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     found = []
@@ -105,7 +105,7 @@ def scalars(saved_run, name, mode="train"):
 
 
 def contents(folder):
-    """What a run saved, by mode and step of the mode, but for measured times."""
+    """Return the saved values of a run by mode and step of the mode, without measured times."""
     saved_run = open_run(folder / "run")
     return {
         (mode, step, saved_run.has("loss", step, mode=mode)): {
@@ -126,7 +126,7 @@ def same_weights(one, other):
 
 
 class At(TrainerCallback):
-    """Does something at the end of an update."""
+    """Callback that does something at the end of an update."""
 
     def __init__(self, step, what):
         self.step, self.what = step, what
@@ -155,7 +155,7 @@ def test_steps_hold_what_the_update_used(tmp_path, options):
     assert set(saved_run.names(collection="gradients")) == {f"gradient/{name}" for name in names}
 
 
-def test_what_is_logged_stands_at_the_step_of_the_log(tmp_path):
+def test_logged_values_belong_to_the_step_of_the_log(tmp_path):
     whole = trainer(tmp_path, watching(tmp_path), logging_strategy="steps", logging_steps=2)
     whole.train()
     saved_run = open_run(tmp_path / "run")

@@ -40,7 +40,7 @@ class Net(Block):
 
 
 def line_of(text):
-    """Where it stands in this file, for the first time."""
+    """Return the first line of this file that contains a text."""
     with open(__file__) as file:
         number = next(i for i, line in enumerate(file, 1) if text in line)
     shown = os.path.relpath(__file__) if os.path.realpath(__file__).startswith(os.getcwd()) else __file__
@@ -100,7 +100,7 @@ def test_without_source():
         ("output", ""),
     ],
 )
-def test_of_a_tensor(name, line):
+def test_line_of_a_tensor(name, line):
     assert of_tensor(name, {"body": "a.py:1", "body.0": "a.py:2"}) == line
 
 

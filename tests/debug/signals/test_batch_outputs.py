@@ -1,4 +1,4 @@
-"""What the outputs of a batch and the gradient that comes into them tell."""
+"""Facts from the outputs of a batch and their gradient."""
 
 import contextlib
 import copy
@@ -18,7 +18,7 @@ F = nn.functional
 
 
 class Out(nn.Module):
-    """Gives what it gets, in some form."""
+    """Module that returns its input, in some form."""
 
     def __init__(self, form):
         super().__init__()
@@ -29,7 +29,7 @@ class Out(nn.Module):
 
 
 def taken(x, loss, form=torch.clone):
-    """Spread, whether the input varies, and scale for the loss of a model that gives what it gets."""
+    """Return ``spread``, ``varied`` and ``scale`` for the loss of a model that returns its input."""
     outputs = Outputs(contextlib.nullcontext)
     model = Out(form)
     outputs.attach({"": model})
@@ -67,7 +67,7 @@ GRID = (torch.arange(40 * 6) % 7).view(40, 6)
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_a_cross_entropy_is_multiplied_by(shape, loss, scale, dtype):
+def test_factor_of_a_cross_entropy(shape, loss, scale, dtype):
     found = taken(logits(*shape, dtype=dtype), loss)[2]
     assert found == pytest.approx(scale, rel=1e-4 if dtype is torch.float32 else 0.02)
 
@@ -96,7 +96,7 @@ def test_other_losses_tell_nothing(loss):
         (lambda x: {"logits": x, "loss": x.mean()}["logits"], False),
     ],
 )
-def test_whether_outputs_are_the_same(form, alike):
+def test_spread_of_outputs(form, alike):
     spread, varied, _ = taken(logits(40, 7), lambda y: y.sum(), form)
     assert (spread <= 4) == alike
     assert varied == 1
@@ -109,7 +109,7 @@ def test_inputs_that_are_the_same():
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_of_the_model_are_left_alone(copied):
-    """Such as averages of its weights."""
+    """Copies are made for averages of weights, for instance."""
     outputs, model = Outputs(contextlib.nullcontext), nn.Linear(3, 2)
     outputs.attach({"": model})
     again = copied(model)
@@ -158,7 +158,7 @@ def test_gradients_that_are_set_to_zero_after_the_update(tmp_path):
 
 
 def test_fine_tuning_with_batch_norm_frozen_on_purpose(tmp_path):
-    """Its statistics were learnt before."""
+    """The running statistics were learnt before."""
     job = Job("cnn", 0)
     for module in job.model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -190,7 +190,7 @@ def test_unscaled_before_clipping(tmp_path):
 
 
 class Counted:
-    """How often anything of a model is looked at."""
+    """Return the number of inspections of a model."""
 
     def __init__(self, monkeypatch):
         self.count, original = 0, Outputs.called
@@ -221,7 +221,7 @@ def test_only_steps_that_are_saved_are_looked_at(tmp_path, monkeypatch):
     assert looks.count == 3
 
 
-def test_where_nothing_is_saved_nothing_is_looked_at(monkeypatch):
+def test_steps_that_are_not_saved_are_not_inspected(monkeypatch):
     looks, net = Counted(monkeypatch), nn.Linear(4, 3)
     health = Health({"": net}, {}, Collection("health"), lambda _: None)
     net(torch.randn(8, 4))
@@ -230,7 +230,7 @@ def test_where_nothing_is_saved_nothing_is_looked_at(monkeypatch):
 
 
 def test_places_are_those_of_float32():
-    """One of bfloat16 is 0.8 %."""
+    """A last place of bfloat16 is 0.8 %."""
     different = 0.02 * (torch.arange(40) // 20)[:, None]
     assert taken(logits(40, 7), lambda y: y.sum(), lambda x: (0 * x + 1 + different).bfloat16())[0] > 1000
 

@@ -1,4 +1,4 @@
-"""Schedules: what is named, and what of real ones is not."""
+"""Schedules with a fault have findings, real ones have none."""
 
 import contextlib
 
@@ -19,7 +19,7 @@ def rates(optimizer):
 
 
 def stepped(make, steps, order="ss", every=1, unit=1):
-    """Facts of a training with a scheduler: ``order`` of what happens in a step.
+    """Return the facts of a training with a scheduler, whose calls in a step have an ``order``.
 
     Args:
         make: from an optimizer to a scheduler.
@@ -44,7 +44,7 @@ def stepped(make, steps, order="ss", every=1, unit=1):
 
 
 class Past:
-    """A history with nothing but facts."""
+    """Return a history with facts only."""
 
     def __init__(self, facts):
         self.now, self.number = self, 1

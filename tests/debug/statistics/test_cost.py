@@ -1,4 +1,4 @@
-"""How much is done for a table of statistics, and what is refused."""
+"""Number of operations for a table of statistics, and refused arguments."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def sample(shape, dtype, seed=0):
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations, and those for whose result an accelerator would have to be waited for."""
+    """Counts operations, and those whose result an accelerator would have to be waited for."""
 
     def __init__(self):
         super().__init__()

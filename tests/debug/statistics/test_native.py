@@ -1,4 +1,4 @@
-"""The function in C: what it measures, what it leaves to others, and machines that cannot compile it."""
+"""The function in C, the cases that it leaves to others, and machines that cannot compile it."""
 
 import math
 import zlib
@@ -81,7 +81,7 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("what", STRANGE)
-def test_what_float32_gets_wrong_is_measured_again(what, monkeypatch):
+def test_errors_of_float32_are_measured_again(what, monkeypatch):
     tensors = [torch.rand(100), torch.tensor(STRANGE[what]), torch.rand(5000)]
     names = (*FIVE, "nan", "inf", "zero", "abs_max", "variance")
     torch.testing.assert_close(

@@ -27,7 +27,7 @@ def sample(shape, dtype, seed=0):
 
 
 def numbers(tensor):
-    """The elements as float64 (complex ones: their absolute values), in NumPy."""
+    """Return the elements as float64 in NumPy; of complex ones the absolute values."""
     dense = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor.detach()
     dense = dense.resolve_conj().resolve_neg()
     return (dense.abs() if dense.is_complex() else dense).double().numpy().reshape(-1)
@@ -100,7 +100,7 @@ def test_every_statistic_is_that_of_numpy_in_float64(dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS + WHOLE + COMPLEX, ids=str)
-def test_of_several_pieces(dtype):
+def test_tensors_of_several_pieces(dtype):
     assert_right([sample((5,), dtype), sample((3, 100_000), dtype)])
 
 
@@ -139,7 +139,7 @@ def test_many_tensors_of_all_sizes_and_dtypes_keep_their_order():
 @pytest.mark.usefixtures("way")
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(st.floats(width=32), max_size=40), min_size=1, max_size=5))
-def test_of_any_numbers(rows):
+def test_any_numbers(rows):
     exact = ("min", "max", "abs_min", "abs_max", "count", "nan", "inf", "zero", "subnormal")
     tensors = [torch.tensor(row, dtype=torch.float32) for row in rows]
     assert_right(tensors, exact)

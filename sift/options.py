@@ -98,7 +98,11 @@ class Options:
             elif name in FUNCTIONS:
                 validate.function(name, value, *FUNCTIONS[name])
         if self.scorer is not None:
-            validate_type("scorer", self.scorer, nn.Module, "a module that takes the model's input")
+            expected, fix = (
+                "a module that takes the model's input",
+                "pass for instance scorer=LowResolution(model)",
+            )
+            validate_type("scorer", self.scorer, nn.Module, expected, fix)
         self._validate_selection()
         validate_run(self.run, self.resume)
 
@@ -175,12 +179,13 @@ def validate_passed_on(options: Mapping[str, Any], place: str) -> None:
 
 def validate_arguments(loader: Any, model: Any, loss: Any) -> None:
     """Raise an error if there is no iterable of batches, no module, or no loss that returns one value per sample."""
-    validate_type("loader", loader, Iterable, "an iterable of batches, such as a DataLoader")
-    validate_type("model", model, nn.Module, "an nn.Module")
+    fix = "pass the arguments in the order loader, model, loss, or by name"
+    validate_type("loader", loader, Iterable, "an iterable of batches, such as a DataLoader", fix)
+    validate_type("model", model, nn.Module, "an nn.Module", fix)
     validate_loss(loss)
 
 
-def validate_type(name: str, value: Any, kind: type, expected: str) -> None:
+def validate_type(name: str, value: Any, kind: type, expected: str, fix: str) -> None:
     """Raise an error if ``value`` is not of the type ``kind``."""
     if not isinstance(value, kind):
         is_class = isinstance(value, type)
@@ -188,7 +193,7 @@ def validate_type(name: str, value: Any, kind: type, expected: str) -> None:
             f"{name}={value.__name__}, a class" if is_class else f"{name} of type {type(value).__name__}",
             expected,
             "the class was passed, not an instance" if is_class else "arguments changed places",
-            "pass the arguments in the order loader, model, loss, or by name",
+            fix,
         )
 
 

@@ -39,7 +39,7 @@ def _summary(epochs: Epochs, torn: int) -> Block:
     return text(
         f"{total['kept']:,.0f} of {total['seen']:,.0f} samples were chosen ({share:.1%}). "
         f"Scoring and selecting took {extra:.1f} s beside {total['training_seconds']:.1f} s of training steps."
-        + (f" {torn} incomplete records are left out." if torn else "")
+        + (f" {torn} torn records are left out." if torn else "")
     )
 
 

@@ -80,7 +80,6 @@ class SiftingTrainerMixin:
     def __init__(self, *args: Any, sift: bool | Mapping[str, Any] = False, **options: Any) -> None:
         self._sift_options = _validated(sift)
         super().__init__(*args, **options)
-        self.sift = sift
         self.sift_loader: _FixedLengthLoader | None = None
 
     def sift_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:

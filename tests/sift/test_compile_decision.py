@@ -1,4 +1,4 @@
-"""Compiled scoring when it pays: the rule, and the switch in a real scoring pass."""
+"""Choice between plain and compiled scoring: the rule, and its use in a real scoring pass."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from loopwise.sift.compile_decision import AFTER, TIMED, WARM_UP, CompileDecisio
 from loopwise.sift.scoring import Scorer
 
 
-def tried(plain_seconds, compiled_seconds, compiling=10.0):
+def decide(plain_seconds, compiled_seconds, compiling=10.0):
     def plain():
         return "plain"
 
@@ -26,9 +26,9 @@ def tried(plain_seconds, compiled_seconds, compiling=10.0):
 
 
 def test_the_faster_one_stays():
-    decision, _ = tried(1.0, 0.6)
+    decision, _ = decide(1.0, 0.6)
     assert (decision.decided, decision.run()) == (True, "compiled")
-    decision, spent = tried(1.0, 1.4)
+    decision, spent = decide(1.0, 1.4)
     assert (decision.decided, decision.run()) == (True, "plain")
     assert spent == pytest.approx(1000 + 10 + 0.4 * (WARM_UP + TIMED))
 

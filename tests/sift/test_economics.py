@@ -1,4 +1,4 @@
-"""What sifting costs and saves: the pilot, scoring only while it pays, cheaper scorers."""
+"""Costs and savings of sifting: the pilot, scoring only while it pays, cheaper scorers."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ CRITERION = nn.CrossEntropyLoss(reduction="none")
 
 
 class Clock:
-    """Time that passes only where a test says so."""
+    """Clock that a test moves forward."""
 
     def __init__(self):
         self.now = 0.0
@@ -32,7 +32,7 @@ def clock(monkeypatch):
 
 
 def run(clock, scoring_cost, epochs=6):
-    """Seconds of training 8 x 20 batches of 10, and those of a plain loop; a step costs 1 s a batch."""
+    """Train on 160 batches of 10 per epoch at 1 s a batch; return the seconds, those of a plain loop, and the report."""
     data = TensorDataset(torch.randn(1600, 6), torch.arange(1600) % 3)
     model = nn.Linear(6, 3)
 
@@ -143,7 +143,7 @@ def test_batches_padded_to_different_lengths_are_joined():
     assert joined["n"].tolist() == [0, 1, 0]
 
 
-def test_the_report_says_what_each_policy_dropped():
+def test_the_report_counts_the_samples_dropped_by_each_policy():
     from loopwise.sift import NoiseCap, Uniform
 
     policy = NoiseCap(Uniform(0.5), top=0.1)

@@ -1,4 +1,4 @@
-"""Importing sift loads no heavy package, and its public names are those of the documents."""
+"""Importing sift loads no heavy package."""
 
 import subprocess
 import sys

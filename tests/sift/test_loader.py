@@ -34,7 +34,7 @@ class Stream(IterableDataset):
 
 
 class Randomised(Dataset):
-    """Draws from the global random state at every access, as augmentation does."""
+    """Dataset that draws from the global random state at every access, as augmentation does."""
 
     def __len__(self):
         return 96
@@ -71,7 +71,7 @@ def test_batches_are_full(pool, drop_last, make):
     assert report.kept + report.dropped == report.seen
 
 
-def test_kept_samples_are_the_losers_in_order():
+def test_kept_samples_have_the_highest_losses_and_stay_in_order():
     data = dataset()
     model = nn.Linear(6, 3)
     losses = CRITERION(model(data.tensors[0]), data.tensors[1])
@@ -301,7 +301,7 @@ def test_the_automatic_pool_is_bounded_in_bytes():
 
 
 def test_the_buffer_holds_less_than_two_batches_in_bytes():
-    """Live storage beyond the loader's own batches and the one in the training step's hands."""
+    """Measure live storage besides the wrapped loader's batches and the batch of the training step."""
     batch = [torch.zeros(16, 1000), torch.arange(16) % 3]
     unit = batches.nbytes(batch)
 

@@ -1,4 +1,4 @@
-"""Sifting ahead of loading, by losses that the training steps left behind."""
+"""Sifting before loading, by the losses of earlier training steps."""
 
 import copy
 import io
@@ -31,7 +31,7 @@ CRITERION = nn.CrossEntropyLoss(reduction="none")
 
 
 class Counted(Dataset):
-    """Class i % 3 of one-hot-like inputs with random noise at every access; counts its accesses."""
+    """Dataset with random noise at every access; lists the indices that were loaded."""
 
     def __init__(self, n=60):
         self.x = torch.randn(n, 6, generator=torch.Generator().manual_seed(0))
@@ -46,7 +46,7 @@ class Counted(Dataset):
 
 
 class Hiding:
-    """A loader that tells nothing but its batches."""
+    """Iterable of batches without any other attribute of a loader."""
 
     def __init__(self, loader):
         self.loader = loader
@@ -197,9 +197,9 @@ def test_a_compiled_model_gives_its_losses_and_one_inside_falls_back():
     train(loader, model, epochs=2)
     assert loader.report().trained == 90
     loader = sift(data, inner, policy=TopLoss(0.5))
-    elsewhere = copy.deepcopy(inner)
+    copied_model = copy.deepcopy(inner)
     with pytest.warns(LoopwiseWarning, match="no losses from the training step"):
-        train(loader, inner, instead=elsewhere)
+        train(loader, inner, instead=copied_model)
     train(loader, inner)
     assert loader.report().scored == 60
 

@@ -267,6 +267,13 @@ WRONG = {
         "a value was passed in place of a function, or arguments changed places",
         "pass classes=lambda batch: batch[1]",
     ),
+    "scorer": (
+        {"scorer": nn.Linear},
+        "scorer=Linear, a class",
+        "a module that takes the model's input",
+        "the class was passed, not an instance",
+        "pass for instance scorer=LowResolution(model)",
+    ),
     "resume": (
         {"resume": True},
         "resume=True without run",

@@ -1,4 +1,4 @@
-"""What sift shows on the page of a run."""
+"""Section of sift on the page of a run."""
 
 from page_kit import sifted
 

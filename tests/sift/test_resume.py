@@ -1,4 +1,4 @@
-"""Exact resume: restored at every batch boundary, the rest of the run is bit-identical."""
+"""Exact resume: the rest of a run that was restored at any batch boundary is bit-identical."""
 
 import io
 
@@ -15,7 +15,7 @@ EPOCHS = 2
 
 
 class Noisy(Dataset):
-    """Draws from the global random state at every access, as augmentation does."""
+    """Dataset that draws from the global random state at every access, as augmentation does."""
 
     def __len__(self):
         return 44
@@ -25,7 +25,7 @@ class Noisy(Dataset):
 
 
 class Fixed(Noisy):
-    """torchdata restores no random state of its workers, so nothing is drawn there."""
+    """Dataset that draws nothing, because torchdata restores no random state of its workers."""
 
     def __getitem__(self, i):
         return torch.full((4,), float(i)), i % 3
@@ -82,7 +82,7 @@ POLICIES = {
 
 
 class Training:
-    """A whole training run that can be stopped and saved after any step."""
+    """Training run that can be stopped and saved after any step."""
 
     def __init__(self, kind, policy):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Token-level selection against truth by hand, and whole messages of what it refuses."""
+"""Selection of tokens against results by hand, and whole messages of its errors."""
 
 import math
 

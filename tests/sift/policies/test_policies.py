@@ -1,4 +1,4 @@
-"""Every policy and guard: one contract for all of them, and what each of them promises."""
+"""One contract for all policies and guards, and the properties of each of them."""
 
 import io
 import math
@@ -32,7 +32,7 @@ from loopwise.sift.policies import (
 
 
 class Half(nn.Module):
-    """A reference under which every sample has half the loss (see ``pool``)."""
+    """Reference model under which every sample has half the loss (see ``pool``)."""
 
     def __init__(self):
         super().__init__()
@@ -84,7 +84,7 @@ SIZES = (13, 1, 24, 0, 7, 40, 3, 64)
 
 
 def pool(losses=64, seed=0):
-    """A pool with all fields, of so many random losses or of those given."""
+    """Return a pool with all fields, of the given losses or of that many random ones."""
     draws = torch.Generator().manual_seed(seed)
     if isinstance(losses, int):
         losses = 3 * torch.rand(losses, generator=draws) ** 2
@@ -102,7 +102,7 @@ def pool(losses=64, seed=0):
 
 
 def decide(policy, given):
-    """The policy's probabilities, which are what they should be in every case."""
+    """Return the policy's probabilities after verifying the properties that hold for every policy."""
     before = given.losses.clone()
     chances = policy.probabilities(given)
     assert chances.dtype == torch.float32
@@ -122,8 +122,8 @@ def make(request):
 
 
 def test_all_policies_are_here():
-    found = {type(make()) for make, _ in CASES.values()}
-    assert found == {
+    tested = {type(make()) for make, _ in CASES.values()}
+    assert tested == {
         value
         for value in vars(policies).values()
         if isinstance(value, type) and issubclass(value, Policy) and value is not Policy
@@ -257,7 +257,7 @@ def angles(*degrees, length=1.0):
     ],
 )
 def test_diverse_by_hand(spread, count, chosen):
-    """By angle from the first, as parts of the farthest: 0, 0.09, 0.71, 1; by loss: 1, 0.75, 0.5, 0.25."""
+    """Distances from the first sample are 0, 0.09, 0.71 and 1; percentiles of the losses are 1, 0.75, 0.5 and 0.25."""
     features = angles(0, 10, 90) + angles(180, length=7.0)
     given = of([9, 8, 7, 6], features=features)
     assert set(decide(Diverse(count / 4, spread), given).nonzero().flatten().tolist()) == chosen
@@ -270,7 +270,7 @@ def test_diverse_takes_duplicates_last(spread):
     assert decide(Diverse(4 / 12, spread), given).nonzero().flatten().tolist() == [0, 7, 8, 9]
     assert decide(Diverse(5 / 12, spread), given).nonzero().flatten().tolist() == [0, 1, 7, 8, 9]
     given.features[1:7, 0] = torch.tensor([torch.nan, torch.inf, -torch.inf]).repeat(2)
-    given.features[1:7, 1] = 0  # what is not finite is 0, too
+    given.features[1:7, 1] = 0  # values that are not finite count as 0
     assert decide(Diverse(4 / 12, spread), given).nonzero().flatten().tolist() == [0, 1, 7, 8]
 
 

@@ -81,8 +81,8 @@ def section(path: Path, record: dict[str, Any]) -> str:
     lines = [title, ""]
     if source is not None:
         name = source.relative_to(ROOT)
-        module = ".".join(name.with_suffix("").parts)
-        lines += [f"{sentence(docstring(source))}. Command: `python -m {module}` ([source](../{name})).", ""]
+        command = record.get("command", f"python -m {'.'.join(name.with_suffix('').parts)}")
+        lines += [f"{sentence(docstring(source))}. Command: `{command}` ([source](../{name})).", ""]
     lines += [
         f"Measured {day[:4]}-{day[4:6]}-{day[6:]} on {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['memory_gib']} GiB, device {machine['device']}, Python {versions['python']}, torch "

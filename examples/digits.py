@@ -45,7 +45,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line; the default run folder is one that does not exist yet."""
     parser = argparse.ArgumentParser(description="Handwritten digits, by a plain loop and with Loopwise")
     add = parser.add_argument
-    add("--epochs", type=int, default=6, metavar="N", help="epochs to train (default: 6)")
+    add("--epochs", type=int, default=5, metavar="N", help="epochs to train (default: 5)")
     add("--batch-size", type=int, default=32, metavar="N", help="samples in a step (default: 32)")
     add("--lr", type=float, default=2e-3, metavar="LR", help="learning rate (default: 2e-3)")
     add(

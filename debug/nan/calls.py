@@ -72,7 +72,7 @@ class Call:
 
     @property
     def changed(self) -> bool:
-        """Whether an argument was changed in place after the call."""
+        """True if an argument was changed in place after the call."""
         return self._versions != self._current_versions()
 
 

@@ -84,7 +84,7 @@ class Step:
 
     @property
     def updated(self) -> bool:
-        """Whether the step has an update; a step that only accumulates gradients has none."""
+        """True if the step has an update; a step that only accumulates gradients has none."""
         return bool(self.layout.cells("update", ("ratio",)).names) or "no_gradients" in self.facts
 
     def scalars(self, collection: str | None = None) -> dict[str, float]:
@@ -196,7 +196,7 @@ class History:
 
     @property
     def begins_with_norm(self) -> bool:
-        """Whether the first known module normalizes its input."""
+        """True if the first known module normalizes its input."""
         first = next(iter(self._types.values()), "")
         return any(
             word in first for word in ("BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "RMSNorm")

@@ -1,4 +1,4 @@
-"""Actions: findings reach a real HTTP server and a real SMTP server, and nothing of that holds training up."""
+"""Destinations: findings reach a real HTTP server and a real SMTP server, and training does not wait for them."""
 
 import datetime
 import ipaddress
@@ -34,7 +34,7 @@ def finding(number=0, severity="critical", **more):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A web server: its address, what was posted, and the status that it answers with."""
+    """Web server with its address, the posted messages, and the status of its answers."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -75,7 +75,7 @@ def test_a_webhook_gets_text_and_record(server):
     assert server.posted.empty()
 
 
-def test_what_is_not_told(server):
+def test_minor_and_repeated_findings_are_not_sent(server):
     tell = webhook(server.url)
     tell(finding(0))
     tell(finding(0))
@@ -107,7 +107,7 @@ def test_training_does_not_wait(server):
     assert any(body["text"].endswith(" more") for body in bodies)
 
 
-def test_a_server_that_fails_is_said_once(server, caplog):
+def test_a_failing_server_is_logged_once(server, caplog):
     server.status = 500
     tell = webhook(server.url)
     with caplog.at_level(logging.INFO, "loopwise.debug"):
@@ -122,7 +122,7 @@ def test_a_server_that_fails_is_said_once(server, caplog):
     assert "secret" not in "".join(said)
 
 
-def test_what_failed_goes_with_the_next(server):
+def test_a_failed_message_goes_with_the_next_one(server):
     server.status = 503
     tell = webhook(server.url)
     tell(finding(0))
@@ -135,7 +135,7 @@ def test_what_failed_goes_with_the_next(server):
     assert {("loss0",), ("loss1",)} == set(told)
 
 
-def test_nobody_listens(caplog):
+def test_a_server_that_does_not_answer(caplog):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         tell = webhook(f"http://127.0.0.1:{taken.getsockname()[1]}/")
@@ -144,7 +144,7 @@ def test_nobody_listens(caplog):
     assert "findings not sent to the webhook at 127.0.0.1: 1" in caplog.text
 
 
-def test_it_can_be_used_again(server):
+def test_a_queue_can_be_used_again(server):
     tell = webhook(server.url)
     for number in range(2):
         tell(finding(number))
@@ -169,7 +169,7 @@ class Mailbox:
 
 @pytest.fixture
 def serve():
-    """``serve(**options)``: a mailbox and its port."""
+    """Function ``serve(**options)`` that returns a mailbox and its port."""
     running = []
 
     def start(**options):
@@ -188,7 +188,7 @@ def serve():
 
 @pytest.fixture
 def certified(tmp_path, monkeypatch):
-    """The server's side of TLS, by a certificate that clients of this test trust."""
+    """TLS context of the server, with a certificate that clients of this test trust."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
@@ -267,12 +267,12 @@ def test_a_server_without_tls_gets_no_password(serve, caplog):
         (lambda: email("a@b", host="x", port=25, sender="a@b", timeout=0), "timeout=0"),
     ],
 )  # fmt: skip
-def test_what_is_refused(make, seen):
+def test_invalid_arguments_are_refused(make, seen):
     with pytest.raises(InputError, match=seen):
         make()
 
 
-def test_several_are_told_in_their_order(server, caplog):
+def test_several_functions_are_told_in_order(server, caplog):
     told = []
     findings = Findings([log, webhook(server.url), told.append])
     findings.add([finding()])

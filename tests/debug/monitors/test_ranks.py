@@ -1,4 +1,4 @@
-"""Ranks that train one model: the same weights, other batches."""
+"""Comparison of ranks: equal weights and different batches."""
 
 import torch
 from torch import nn
@@ -55,7 +55,7 @@ RUN = """
 """
 
 
-def test_replicas(ranks):
+def test_weights_and_batches_of_two_ranks(ranks):
     body = """{
         "healthy": train(),
         "changed after": train(drift),
@@ -88,8 +88,8 @@ def test_replicas(ranks):
     assert found["healthy"][1] == []  # what was read is gone
 
 
-def test_a_rank_that_says_nothing(ranks):
-    """Only rank 0 is watched: it waits for nobody, and stops asking."""
+def test_a_rank_that_writes_nothing(ranks):
+    """If only rank 0 is watched, it waits for nobody and ends comparing."""
     code = """
         from torch import nn
         from loopwise.debug.monitors import ranks
@@ -108,7 +108,7 @@ def test_a_rank_that_says_nothing(ranks):
     assert ranks(code)[0] == [[], False, 0]
 
 
-def test_sharded_models_are_left_alone(ranks):
+def test_sharded_models_are_not_compared(ranks):
     code = """
         from torch import nn
         from torch.distributed.device_mesh import init_device_mesh
@@ -123,7 +123,7 @@ def test_sharded_models_are_left_alone(ranks):
 
 
 def test_a_watch_of_rank_0_alone(ranks):
-    """As a check makes one: what is compared afterwards are the same watches still."""
+    """A monitor on rank 0 alone, as a preflight may make one, does not change which monitors are compared later."""
     code = """
         from torch import nn
         from loopwise.debug.monitors.ranks import RankMonitor
@@ -144,7 +144,7 @@ def test_a_watch_of_rank_0_alone(ranks):
     assert ranks(code) == [["replicas_differ"], []]
 
 
-def test_what_fails_in_the_forward_pass_is_said_at_the_end_of_the_step(ranks):
+def test_an_error_in_the_forward_pass_is_reported_at_the_end_of_the_step(ranks):
     code = """
         from torch import nn
         from loopwise.debug.monitors import ranks
@@ -172,7 +172,7 @@ def test_one_process():
     assert replicas.findings() == []
 
 
-def test_what_is_written_is_read():
+def test_sums_survive_bytes():
     sums = Sums(7, torch.randn(3, 2, dtype=torch.float64).numpy())
     again = Sums.from_bytes(sums.to_bytes())
     assert again.step == 7

@@ -1,4 +1,4 @@
-"""Training that stands still: said while it does, and found afterwards in the times of saved steps."""
+"""Stalls: reported while they last, and detected afterwards in the times of saved steps."""
 
 import queue
 import threading
@@ -11,7 +11,7 @@ from loopwise.errors import InputError
 
 
 class Time:
-    """A clock that is put forward by hand, and a wait that lasts until it is."""
+    """A clock that is set by hand, and a wait that lasts until then."""
 
     def __init__(self):
         self.now = 0.0
@@ -22,13 +22,13 @@ class Time:
         return self.turns.get(timeout=600)
 
     def forward(self, to, ended=False):
-        """The present wait is over; what the next one waits for."""
+        """End the present wait and return the seconds of the next one."""
         self.now = to
         self.turns.put(ended)
         return None if ended else self.waits.get(timeout=600)
 
 
-def test_it_is_said_once_while_nothing_comes():
+def test_a_stall_is_reported_once_while_it_lasts():
     time, told = Time(), []
     stalled = StallMonitor(told.append, 1800, clock=lambda: time.now, wait=time.wait)
     stalled.begin(0, "train")
@@ -51,20 +51,20 @@ def test_it_is_said_once_while_nothing_comes():
     assert stalled.findings() == []
 
 
-def test_its_thread_ends_at_once():
+def test_the_thread_ends_at_once():
     stalled = StallMonitor(lambda finding: None)
     stalled.close()
     assert "loopwise-debug-stall" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_no_time():
+def test_zero_seconds_are_refused():
     with pytest.raises(InputError, match="seconds=0"):
         StallMonitor(print, 0)
 
 
 @pytest.mark.parametrize(("late", "found"), [(0, []), (1000, []), (2500, ["stalled_training"])])
-def test_it_is_found_in_stored_steps(tmp_path, saving, late, found):
-    """Steps of 100 seconds, ten between two that are saved."""
+def test_a_stall_is_detected_in_stored_steps(tmp_path, saving, late, found):
+    """Steps take 100 seconds, and every tenth is saved."""
     made = saving(tmp_path / "run")
     for number in range(8):
         made.step(

@@ -1,4 +1,4 @@
-"""What of gradients the trap reads, and what that tells."""
+"""The parts of gradients that the trap reads."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 from loopwise.debug.nan.finite_check import edges, products
 
 
-@pytest.mark.parametrize("where", ["what comes in", "what comes back"])
+@pytest.mark.parametrize("where", ["input", "gradient"])
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
@@ -17,13 +17,13 @@ from loopwise.debug.nan.finite_check import edges, products
         (nn.Conv2d(64, 128, 3, padding=1), (2, 64, 5, 5)),
     ],
 )
-def test_a_row_and_a_column_of_a_product_tell_of_each_factor(layer, shape, where):
+def test_a_row_and_a_column_of_a_product_show_each_factor(layer, shape, where):
     generator = torch.Generator().manual_seed(0)
     for _ in range(10):
         x = torch.randn(shape, generator=generator)
         y = layer(x.requires_grad_())
         back = torch.randn(y.shape, generator=generator)
-        spoilt = x.data if where == "what comes in" else back
+        spoilt = x.data if where == "input" else back
         spoilt.view(-1)[torch.randint(spoilt.numel(), (1,), generator=generator)] = torch.nan
         layer.zero_grad()
         layer(x.detach()).backward(back)
@@ -32,7 +32,7 @@ def test_a_row_and_a_column_of_a_product_tell_of_each_factor(layer, shape, where
         assert sum(edge.numel() for edge in found) < layer.weight.numel() / 40
 
 
-def test_a_frozen_bias_tells_nothing():
+def test_a_frozen_bias_is_not_read():
     layer = nn.Linear(512, 256)
     layer.bias.requires_grad_(False)
     layer(torch.ones(4, 512)).sum().backward()
@@ -45,14 +45,14 @@ def test_a_weight_of_two_layers_has_no_bias():
     assert products([net]) == {id(net[0].weight): None}
 
 
-def test_what_else_uses_a_weight_has_it_looked_at_as_a_whole():
+def test_a_weight_with_another_use_is_read_as_a_whole():
     net = nn.ModuleDict({"embed": nn.Embedding(300, 300), "head": nn.Linear(300, 300)})
     assert products([net]) == {id(net["head"].weight): net["head"].bias}
     net["head"].weight = net["embed"].weight
     assert products([net]) == {}
 
 
-def test_a_layer_whose_bias_was_taken_away():
+def test_a_layer_whose_bias_was_removed():
     layer = nn.Linear(300, 300)
     del layer.bias
     assert products([layer]) == {id(layer.weight): None}

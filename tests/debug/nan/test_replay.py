@@ -1,4 +1,4 @@
-"""What a replay names: the operation, module, line and samples where something was not finite first."""
+"""Origins that a replay names: the operation, module, line and samples of the first value that is not finite."""
 
 import contextlib
 import inspect
@@ -12,7 +12,7 @@ from loopwise.debug.nan.calls import Calls
 
 
 class Odd(nn.Module):
-    """Does one thing between two layers."""
+    """Apply one function between two layers."""
 
     def __init__(self, does):
         super().__init__()
@@ -51,7 +51,7 @@ class BadBackward(torch.autograd.Function):
 
 
 def traced(model, *args, loss=lambda out: out.square().mean(), **kwargs):
-    """The origin found by a replay after one forward and backward pass."""
+    """Return the origin of a replay after one forward and backward pass."""
     calls = Calls({"": model}, 3, contextlib.nullcontext)
     calls.open = True
     calls.begin(0)
@@ -109,7 +109,7 @@ def test_backward(does, operation):
     assert found.line.rpartition(":")[0].endswith("test_replay.py")
 
 
-def test_the_line_of_an_operation_is_the_users():
+def test_the_line_is_in_the_users_code():
     class Here(nn.Module):
         def forward(self, x):
             return torch.log(x * 0 - 1)
@@ -119,7 +119,7 @@ def test_the_line_of_an_operation_is_the_users():
     assert found.module == "1"
 
 
-def test_what_makes_it_is_named_and_not_what_it_spoils():
+def test_the_first_operation_is_named_and_not_the_following_ones():
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
@@ -144,7 +144,7 @@ def test_a_mask_is_not_to_blame():
     assert traced(Masked(), x, torch.triu(torch.ones(5, 5, dtype=torch.bool), 1)) is None
 
 
-def test_a_row_that_is_masked_as_a_whole_is():
+def test_a_row_that_is_masked_as_a_whole_is_to_blame():
     mask = torch.zeros(3, 5, 5, dtype=torch.bool)
     mask[1, 2] = True
     found = traced(Masked(), torch.randn(3, 5, 4, requires_grad=True), mask)
@@ -165,12 +165,12 @@ def test_input_and_weight():
     assert "learning rate" in found.advice
 
 
-def test_the_loss_outside_of_the_model():
+def test_the_loss_outside_the_model():
     found = traced(nn.Linear(4, 3), torch.randn(6, 4), loss=lambda out: torch.log(out * 0).sum())
     assert found.where == "loss"
 
 
-def test_a_loss_inside_of_the_model():
+def test_a_loss_inside_the_model():
     class WithLoss(nn.Module):
         def __init__(self):
             super().__init__()
@@ -208,7 +208,7 @@ def test_nothing_is_changed():
 
 
 def test_dropout_is_drawn_again():
-    """The operation fails for what dropout happened to drop."""
+    """The operation fails for the elements that dropout drops."""
 
     def does(x):
         return torch.where(x[:1] == 0, torch.log(x * 0 - 1), x)

@@ -1,4 +1,4 @@
-"""The trap in a training loop: one finding, the batch in a file, and training as it would be without."""
+"""The trap in a training loop: one finding, the batch in a file, and training results that stay the same."""
 
 import copy
 import pickle
@@ -15,7 +15,7 @@ from loopwise.warnings import LoopwiseWarning
 
 
 class Fragile(nn.Module):
-    """Takes a logarithm of its input, which fails for rows that are negative in one place."""
+    """Take a logarithm of one column of the input, which fails for negative values."""
 
     def forward(self, x):
         return torch.cat([torch.log(x[:, :1]), x[:, 1:]], 1)
@@ -57,7 +57,7 @@ def only(watch):
     return found
 
 
-def test_one_finding_names_it(tmp_path):
+def test_one_finding_names_the_operation(tmp_path):
     _, watch = train(network(), batches(), tmp_path)
     found = only(watch)
     assert (found.rule, found.severity, found.step, found.tensors) == ("non_finite", "critical", 3, ("0",))
@@ -88,13 +88,13 @@ def test_training_is_the_same(tmp_path, deferred, monkeypatch):
     assert not watched._forward_pre_hooks
 
 
-def test_what_is_found_in_the_last_step_is_told_at_the_end(tmp_path, monkeypatch):
+def test_a_finding_of_the_last_step_is_told_at_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr("loopwise.debug.nan.weights.WeightCopy.fits", lambda copy, device: True)
     _, watch = train(network(), batches(4), tmp_path)
     assert only(watch).step == 3
 
 
-def test_off(tmp_path):
+def test_trap_false_switches_it_off(tmp_path):
     model = network()
     _, watch = train(model, batches(), tmp_path, trap=False)
     assert watch.findings == []
@@ -132,8 +132,8 @@ def test_a_critical_finding_writes_the_last_steps(tmp_path):
     assert 1 <= len(calls) <= 3
 
 
-def test_a_loss_of_nan_alone(tmp_path):
-    """Nothing is updated by it, so that no gradient tells."""
+def test_a_nan_in_the_loss_only(tmp_path):
+    """The loss is not used for an update, so that no gradient shows it."""
     model = nn.Linear(4, 2)
     with Watch(model, run=f"{tmp_path}/run", rules=False) as watch:
         for factor in (1.0, 0.0):
@@ -164,7 +164,7 @@ def test_several_models(tmp_path):
 
 
 def test_accumulated_batches(tmp_path):
-    """The guilty one of several calls is named."""
+    """The finding names the one of several calls that is at fault."""
     model, (good, bad) = network(), batches(2, 1)
     optimizer = torch.optim.SGD(model.parameters())
     with Watch(model, optimizer, run=f"{tmp_path}/run", rules=False) as watch:
@@ -175,7 +175,7 @@ def test_accumulated_batches(tmp_path):
     assert "in samples 5" in only(watch).what
 
 
-def test_what_scaler_skips_is_no_alarm(tmp_path):
+def test_steps_that_the_scaler_skips_raise_no_alarm(tmp_path):
     model = nn.Linear(4, 2)
     optimizer = torch.optim.SGD(model.parameters())
     scaler = torch.amp.GradScaler("cpu", init_scale=1e38, growth_interval=100)
@@ -191,14 +191,14 @@ def test_what_scaler_skips_is_no_alarm(tmp_path):
 
 
 class Root(nn.Module):
-    """What it gives is finite; its derivatives below zero are not."""
+    """Its output is finite, and its derivative below zero is not."""
 
     def forward(self, x):
         return torch.where(x > 0, x.sqrt(), 0.0)
 
 
-def test_what_a_scaler_skips_for_ever_is_one(tmp_path):
-    """Loss and weights stay finite, and nothing is learned."""
+def test_steps_that_the_scaler_skips_forever_raise_an_alarm(tmp_path):
+    """Loss and weights stay finite, and the model learns nothing."""
     model = nn.Sequential(nn.Linear(4, 2), Root())
     optimizer = torch.optim.SGD(model.parameters())
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
@@ -216,7 +216,7 @@ def test_what_a_scaler_skips_for_ever_is_one(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["wrapped", "in place", "in place, late"])
-def test_compiled(tmp_path, how):
+def test_compiled_models(tmp_path, how):
     torch._dynamo.reset()
     model = network()
     forward = torch.compile(model, backend="aot_eager", fullgraph=True) if how == "wrapped" else model
@@ -247,7 +247,7 @@ def test_a_model_is_copied_and_pickled_without_its_watch(tmp_path):
     assert watch.findings == []
 
 
-def test_a_failure_of_ours_is_said_once(tmp_path, monkeypatch):
+def test_an_error_of_the_trap_is_reported_once(tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("no sum")
 
@@ -266,7 +266,7 @@ def test_a_failure_of_ours_is_said_once(tmp_path, monkeypatch):
         ("write", "the batch could not be written"),
     ],
 )
-def test_what_cannot_be_found_out_is_told_all_the_same(tmp_path, monkeypatch, broken, said):
+def test_a_step_without_origin_or_box_is_reported_all_the_same(tmp_path, monkeypatch, broken, said):
     def fails(*_):
         raise OSError("broken")
 
@@ -275,7 +275,7 @@ def test_what_cannot_be_found_out_is_told_all_the_same(tmp_path, monkeypatch, br
     assert (only(watch).step, said in only(watch).what) == (3, True)
 
 
-def test_an_input_changed_in_place_is_said(tmp_path):
+def test_an_input_that_was_changed_in_place_is_reported(tmp_path):
     model = network()
     with Watch(model, run=f"{tmp_path}/run", rules=False) as watch:
         x, y = batches(1, 0)[0]
@@ -285,8 +285,8 @@ def test_an_input_changed_in_place_is_said(tmp_path):
     assert "an input was changed in place after the call" in only(watch).what
 
 
-def test_again_after_a_step_that_was_fine(tmp_path):
-    """Training that goes on by skipping bad steps: each one is found, up to a few, and not those that follow."""
+def test_a_further_alarm_after_a_finite_step(tmp_path):
+    """In a training that skips bad steps, the first few are reported, without the steps that follow from them."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     data = batches(16, None)
@@ -305,7 +305,7 @@ def test_again_after_a_step_that_was_fine(tmp_path):
     assert [finding.step for finding in watch.findings] == [1, 5, 8]
 
 
-def test_sums_that_overflow_are_no_alarm(tmp_path):
+def test_sums_that_overflow_raise_no_alarm(tmp_path):
     model = nn.Linear(2, 2)
     trap = Trap({"": model}, {"": torch.optim.SGD(model.parameters())}, Run(str(tmp_path / "run")))
     trap.begin(0, "train")
@@ -334,8 +334,8 @@ def test_a_model_that_returns_its_parameter_gets_no_hooks(tmp_path):
         assert not model.scale._backward_hooks
 
 
-def test_a_closure(tmp_path):
-    """Its gradients are there once it was called."""
+def test_an_optimizer_with_a_closure(tmp_path):
+    """The gradients exist after the call of the closure."""
     model, (good, bad) = network(), batches(2, 1)
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=1)
     with Watch(model, optimizer, run=f"{tmp_path}/run", rules=False) as watch:
@@ -361,7 +361,7 @@ def test_a_best_loss_that_begins_with_infinity(tmp_path):
     assert only(watch).step == 4
 
 
-def test_without_an_optimizer_it_is_told_a_step_later(tmp_path, monkeypatch):
+def test_without_an_optimizer_the_finding_comes_one_step_later(tmp_path, monkeypatch):
     monkeypatch.setattr("loopwise.debug.nan.weights.WeightCopy.fits", lambda copy, device: True)
     model = nn.Sequential(Fragile(), nn.Linear(4, 3))
     with Watch(model, run=f"{tmp_path}/run", rules=False) as watch:

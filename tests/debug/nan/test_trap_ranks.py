@@ -1,4 +1,4 @@
-"""Several ranks: the one whose batch it was names it; none waits for another."""
+"""The trap on several ranks: the rank with the bad batch names the operation, and no rank waits for another."""
 
 from loopwise.debug import open_run
 
@@ -26,7 +26,7 @@ DDP = """
 """
 
 
-def test_the_guilty_rank_names_it(tmp_path, ranks):
+def test_the_rank_with_the_bad_batch_names_the_operation(tmp_path, ranks):
     (innocent,), (guilty,) = ranks(DDP.format(run=str(tmp_path / "run")))
     assert guilty[0] == innocent[0] == 1
     assert guilty[1].startswith("log in 0 (Fragile) made 4 NaN of 24 values")

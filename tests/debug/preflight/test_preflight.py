@@ -1,4 +1,4 @@
-"""``preflight``: what it finds before training, what it says of healthy set-ups, and that it leaves no trace."""
+"""``preflight``: findings, healthy setups, its report, and that it changes nothing."""
 
 import copy
 import functools
@@ -56,7 +56,7 @@ def mlp():
         ("cnn", functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)),
     ],
 )
-def test_healthy_set_ups(kind, optimizer):
+def test_healthy_setups(kind, optimizer):
     job = Job(kind, 1, optimizer=optimizer)
     model, held = job.made()
     report = preflight(model, job.batch(0), job.criterion, held)
@@ -77,7 +77,7 @@ def test_slow_optimizers_and_models_that_are_too_small_to_learn_by_heart_are_hea
 
 
 class Hugging(nn.Module):
-    """Takes tokens and labels by name and returns a dict, as models of Hugging Face."""
+    """A model with arguments by name that returns a dict, like models of Hugging Face."""
 
     def __init__(self):
         super().__init__()
@@ -133,7 +133,7 @@ def test_a_model_in_ddp(ranks):
     ]
 
 
-def test_an_optimizer_that_wants_a_closure():
+def test_an_optimizer_that_needs_a_closure():
     model = mlp()
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1)
     report = preflight(model, digits(), CROSS, optimizer)
@@ -148,7 +148,7 @@ def test_a_warmup_does_not_look_like_a_learning_rate_of_zero():
     assert preflight(model, digits(), CROSS, optimizer).findings == []
 
 
-# -- no trace ---------------------------------------------------------------------------------------
+# -- no changes -------------------------------------------------------------------------------------
 
 
 def state(model, optimizer):
@@ -165,7 +165,7 @@ def state(model, optimizer):
     )
 
 
-def test_it_leaves_no_trace():
+def test_nothing_is_changed():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3))
     model[1].eval()
@@ -191,7 +191,7 @@ def test_it_leaves_no_trace():
     assert str(state(model, optimizer)) == str(before)
 
 
-# -- what it finds ----------------------------------------------------------------------------------
+# -- findings ---------------------------------------------------------------------------------------
 
 ZOO = [
     *(
@@ -226,7 +226,7 @@ def test_an_output_that_ignores_the_input():
 
 @pytest.mark.parametrize("loss", [lambda out, y: CROSS(out, y) + 1, lambda out, y: 10 * CROSS(out, y)])
 def test_losses_that_are_more_than_one_of_torchs(loss):
-    """What that one can come to is not what they can."""
+    """The bounds of torch's loss do not hold for them."""
     assert outcome(tried(mlp(), *digits(), loss=loss, lr=3e-3), "one batch").outcome == "passed"
 
 
@@ -239,8 +239,8 @@ def test_no_time_for_adam():
     assert "no time was left to try Adam" in result.text
 
 
-def test_the_best_guess_is_no_learning():
-    """Nine of ten samples of one class: a loss that falls by half without a look at the input."""
+def test_the_best_constant_guess_is_no_learning():
+    """With nine of ten samples in one class, the loss falls by half without any use of the input."""
     x, y = torch.randn(30, 6), (torch.arange(30) % 10 == 0).long()
     report = tried(Blind(6, 30), x, y, lr=1e-2)
     finding = next(each for each in report.findings if each.rule == "cannot_overfit_one_batch")
@@ -249,7 +249,7 @@ def test_the_best_guess_is_no_learning():
 
 
 class Attends(nn.Module):
-    """A transformer layer, whose first dimension is time unless it is told otherwise."""
+    """A transformer layer, whose first dimension is time by default."""
 
     def __init__(self, **how):
         super().__init__()
@@ -261,7 +261,7 @@ class Attends(nn.Module):
 
 
 @pytest.mark.parametrize("how", [{}, {"batch_first": True}])
-def test_samples_that_see_each_other(how):
+def test_samples_that_interact(how):
     torch.manual_seed(0)
     report = tried(Attends(**how), torch.randint(20, (8, 5)), torch.arange(8) % 3)
     assert rules(report) == (set() if how else {"samples_mixed"})
@@ -299,7 +299,7 @@ def test_nan_in_the_batch():
 
 
 class Remembers(nn.Module):
-    """Keeps its state and the graph of the step before."""
+    """A model that keeps its state and the graph of the step before."""
 
     def __init__(self):
         super().__init__()
@@ -319,12 +319,12 @@ def test_steps_that_fail():
     assert "backward of step 1 on the same batch raises" in str(report)
 
 
-def test_a_loss_that_no_parameter_has_a_part_in():
+def test_a_loss_that_depends_on_no_parameter():
     report = tried(mlp(), *digits(), loss=lambda out, y: (out.argmax(1) != y).float().mean())
     assert rules(report) == {"detached_loss"}
 
 
-# -- the report and the door ------------------------------------------------------------------------
+# -- the report and arguments -----------------------------------------------------------------------
 
 
 def test_the_report():
@@ -355,13 +355,13 @@ def test_the_report():
         (lambda: preflight(mlp(), digits(), lambda out, y: {"loss": 1}), "a loss of type dict"),
     ],
 )
-def test_what_is_refused(given, seen):
+def test_invalid_arguments_are_refused(given, seen):
     with pytest.raises(InputError, match=seen):
         given()
 
 
-def test_a_model_that_is_watched_already(tmp_path):
-    """Its copies are not, and nothing of theirs comes into its run."""
+def test_a_watched_model(tmp_path):
+    """Its copies are not watched, and nothing of them is saved in its run."""
     model = mlp()
     optimizer = torch.optim.Adam(model.parameters())
     with Watch(model, optimizer, run=tmp_path / "run", save=every(1)) as watch:

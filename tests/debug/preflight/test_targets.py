@@ -1,4 +1,4 @@
-"""``preflight``: what losses are given, before torch fails on it, and what they can come to."""
+"""``preflight``: arguments of losses, inspected before torch fails on them, and bounds of losses."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def mlp(outputs=3):
     return nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, outputs))
 
 
-def test_targets_that_leave_some_loss():
+def test_targets_whose_lowest_loss_is_not_zero():
     smooth = nn.CrossEntropyLoss(label_smoothing=0.3)
     assert tried(mlp(), torch.randn(12, 6), torch.arange(12) % 3, smooth).findings == []
     shares = torch.full((12, 1), 0.5) + 0.1 * torch.randn(12, 1).clamp(-1, 1)
@@ -41,7 +41,7 @@ def test_targets_that_leave_some_loss():
         (nn.BCEWithLogitsLoss(), 1, torch.full((12, 1), 2.0), "targets from 2 to 2", "from 0 to 1"),
     ],
 )  # fmt: skip
-def test_targets_are_looked_at_before_torch_fails(loss, outputs, targets, what, fix):
+def test_targets_are_inspected_before_torch_fails(loss, outputs, targets, what, fix):
     report = tried(nn.Linear(6, outputs), torch.randn(12, 6), targets, loss=loss)
     (finding,) = report.findings
     assert (finding.rule, finding.severity) == ("bad_targets", "critical")
@@ -50,12 +50,12 @@ def test_targets_are_looked_at_before_torch_fails(loss, outputs, targets, what, 
 
 
 @pytest.mark.filterwarnings("ignore:Using a target size")
-def test_a_loss_that_compares_each_with_all():
+def test_a_loss_that_broadcasts():
     report = tried(nn.Linear(6, 1), torch.randn(12, 6), torch.randn(12), loss=nn.MSELoss())
     assert "each is compared with all others" in report.findings[0].what
 
 
-def test_what_is_no_fault_of_targets():
+def test_valid_targets():
     soft = torch.rand(12, 3).softmax(1)
     assert tried(mlp(), torch.randn(12, 6), soft).findings == []
     ignoring = nn.CrossEntropyLoss(ignore_index=-1)

@@ -1,4 +1,4 @@
-"""Profiler rules: what each finds and does not find; live and offline they find the same."""
+"""Profile rules: faults and healthy runs, with the same findings live and offline."""
 
 import inspect
 import time
@@ -22,7 +22,7 @@ SAMPLES, STEPS = 1000, 400
 
 
 def machine(devices=0, **columns):
-    """Samples every half second of a machine with two cores; columns by name, as numbers or arrays."""
+    """Return a header and samples, two a second, of a machine with two cores; columns are numbers or arrays."""
     names = ["time", "late", "missed", "process_cpu", "process_memory", "cpu", "iowait", "cpu0", "cpu1"]
     names += [f"gpu{i}{suffix}" for i in range(devices) for suffix in ("", "_memory", "_power")]
     values = dict.fromkeys(names, 0.0) | {"cpu": 50.0, "cpu0": 60.0, "cpu1": 40.0, "process_memory": GIB}
@@ -37,7 +37,7 @@ def machine(devices=0, **columns):
 
 
 def loop(seconds=0.5, data=0.02, workers=2, **columns):
-    """Training steps, one a row."""
+    """Return a table of training steps, one in each row."""
     each = np.broadcast_to(np.asarray(seconds, float), STEPS)
     values = dict.fromkeys(FIXED, 0.0) | {"step": np.arange(STEPS), "count": 1, "workers": workers}
     values |= {"seconds": each, "longest": each, "time": START + 1 + np.cumsum(each), "data": data}
@@ -78,7 +78,7 @@ def test_every_rule_has_a_fault():
 
 
 @pytest.mark.parametrize("rule", FAULTS)
-def test_each_rule_finds_its_fault(rule):
+def test_each_rule_detects_its_fault(rule):
     given, text = FAULTS[rule]
     (found,) = seen(rule, **given)
     assert text in found.what
@@ -90,7 +90,7 @@ def test_each_rule_finds_its_fault(rule):
 
 @pytest.mark.parametrize("devices", [0, 1, 2])
 @pytest.mark.parametrize("rule", FAULTS)
-def test_no_rule_finds_anything_in_a_healthy_run(rule, devices):
+def test_healthy_runs_have_no_findings(rule, devices):
     noisy = loop(seconds=0.5 + 0.1 * rng.random(STEPS))
     assert not seen(rule, machine(devices), noisy)
     for i in range(devices):
@@ -99,20 +99,20 @@ def test_no_rule_finds_anything_in_a_healthy_run(rule, devices):
 
 
 @pytest.mark.parametrize("rule", FAULTS)
-def test_a_machine_without_a_device_is_not_blamed_for_it(rule):
+def test_a_machine_without_a_device_has_no_findings(rule):
     busy = machine(cpu=100.0, cpu0=100.0, cpu1=100.0)
     assert not seen(rule, busy)
     assert not seen(rule, busy, loop().where(np.zeros(STEPS, bool)), first=None, **{})
 
 
 @pytest.mark.parametrize("rule", FAULTS)
-def test_devices_of_other_programs_are_not_looked_at(rule):
+def test_devices_of_other_programs_are_ignored(rule):
     header, table = machine(2, gpu0=saw, gpu1=2.0, cpu0=100.0)
     assert not seen(rule, (header | {"used": []}, table))
 
 
 @pytest.mark.parametrize("rule", FAULTS)
-def test_a_device_that_does_not_tell_is_left_in_peace(rule):
+def test_a_device_that_reports_nothing_has_no_findings(rule):
     nothing = {f"gpu0{suffix}": np.nan for suffix in ("", "_memory", "_power")}
     header, table = machine(2, **nothing)
     totals = dict.fromkeys(header["totals"], float("nan"))
@@ -123,7 +123,7 @@ def test_a_device_that_does_not_tell_is_left_in_peace(rule):
 @pytest.mark.parametrize(
     "rule", ["batch_size", "gpu_memory_increase", "load_balancing", "low_gpu_utilization"]
 )
-def test_samples_that_a_device_did_not_tell_are_left_out(rule):
+def test_samples_without_a_report_are_left_out(rule):
     header, table = FAULTS[rule][0]["system"]
     rows = table.rows.copy()
     at = [table.columns.index(name) for name in table.columns if name.startswith("gpu")]
@@ -135,7 +135,7 @@ def test_samples_that_a_device_did_not_tell_are_left_out(rule):
 
 
 @pytest.mark.parametrize("rule", FAULTS)
-def test_each_rule_says_what_it_goes_by(rule):
+def test_each_rule_is_documented(rule):
     text = inspect.getmodule(RULES[rule].detect).__doc__
     for word in ("Statistic:", "Default:", "False alarms:"):
         assert word in text
@@ -151,7 +151,7 @@ def test_each_rule_says_what_it_goes_by(rule):
         (2, 0.45, "num_workers=2; no number of workers would suffice here"),
     ],
 )
-def test_workers_that_would_do(workers, data, text):
+def test_number_of_workers_that_suffices(workers, data, text):
     (found,) = seen("dataloader", phases=loop(data=data, workers=workers))
     assert text in found.what
 
@@ -180,7 +180,7 @@ def test_more_workers_than_cores_that_the_process_may_use():
     assert "no number of workers would suffice here" in found.what
 
 
-def test_what_the_watch_takes_and_the_first_step_are_no_outliers():
+def test_the_time_of_the_watch_and_the_first_step_are_no_outliers():
     slow = np.where(np.arange(STEPS) % 10, 0.2, 2.0)
     assert not seen("step_outlier", phases=loop(seconds=slow, loopwise=slow - 0.2))
     first = np.full(STEPS, 0.2)
@@ -188,14 +188,14 @@ def test_what_the_watch_takes_and_the_first_step_are_no_outliers():
     assert not seen("step_outlier", phases=loop(seconds=first), first=START + 501)
 
 
-def test_steps_of_a_machine_that_is_busy_otherwise_are_no_outliers():
+def test_steps_of_a_busy_machine_are_no_outliers():
     varied = np.random.default_rng(1).lognormal(np.log(0.13), 0.9, STEPS)
     assert (varied > 3 * np.median(varied)).sum() > 10
     assert not seen("step_outlier", phases=loop(seconds=varied, data=0.001))
     assert seen("step_outlier", phases=loop(seconds=varied, data=0.001), spread=0.1)
 
 
-# -- judged -----------------------------------------------------------------------------------------
+# -- records ---------------------------------------------------------------------------------------
 
 
 class Slow(Dataset):
@@ -234,13 +234,13 @@ def test_a_slow_loader_is_named_live_and_offline(run):
     assert reading.judge(run.path, rules) == {0: live}
 
 
-def test_a_short_healthy_run_is_left_in_peace(run):
+def test_a_short_healthy_run_has_no_findings(run):
     data = torch.utils.data.TensorDataset(torch.ones(60, 4), torch.arange(60) % 3)
     assert trained(run, data, "auto") == []
     assert trained(run, Slow(), "auto") == []
 
 
-def test_rules_look_every_minute_and_say_it_once():
+def test_rules_are_applied_every_minute_and_report_once():
     header, table = machine(1, gpu0=saw)
     judge, found = ProfileRules({"low_gpu_utilization": {}}), []
     assert judge.add("system", header | {"version": 1}) == []
@@ -252,7 +252,7 @@ def test_rules_look_every_minute_and_say_it_once():
     assert judge.add("end", {}) == []
 
 
-def test_rules_look_back_upon_the_last_hour(monkeypatch):
+def test_rules_look_back_on_the_last_hour(monkeypatch):
     looked = []
 
     def keep(series):
@@ -311,7 +311,7 @@ def test_a_rule_that_raises_is_named_and_the_others_go_on(monkeypatch, caplog):
         ({"top": True}, "top=True"),
     ],
 )
-def test_options_that_cannot_be(options, text):
+def test_invalid_options_are_refused(options, text):
     with pytest.raises(InputError) as error:
         Profile(**options)
     assert text in str(error.value)

@@ -1,4 +1,4 @@
-"""Rules over what users save by hand: each finds its fault, live and over the stored run, and is silent otherwise."""
+"""Rules over tensors that users save by hand: each detects its fault, live and in the stored run, and nothing else."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ GENERATOR = torch.Generator().manual_seed(0)
 
 
 def run(path, saved, steps=6, mode="train", rules=ARRAYS, more=()):
-    """Findings of a run that saves ``saved(step)``, by name."""
+    """Return the findings of a run that saves the tensors of ``saved(step)``."""
     kept = [Collection("arrays", include=f"^({NAMES})$"), *more]
     with (
         Watch(
@@ -42,11 +42,11 @@ def draws(shares, count=200):
     return torch.multinomial(torch.tensor(shares), count, replacement=True, generator=GENERATOR)
 
 
-def test_where_nothing_is_saved_nothing_is_said(tmp_path):
+def test_no_findings_if_nothing_is_saved(tmp_path):
     assert run(tmp_path / "run", lambda step: {}) == []
 
 
-def test_what_no_collection_wants_is_not_saved(tmp_path):
+def test_tensors_without_a_collection_are_not_saved(tmp_path):
     with Watch(nn.Linear(1, 1), run=tmp_path / "run", save=every(1), collections=["losses"]) as watch:
         watch.save("labels", torch.zeros(3))
         watch.step(loss=1.0)
@@ -60,20 +60,20 @@ def test_class_imbalance(tmp_path, shares, said):
     if said:
         assert found[0].step == 2, "after 500 labels"
         assert found[0].tensors == ("class 1", "class 2")
-        assert found[0].what.startswith("of 600 labels ")
+        assert " of 600 labels are of class 1, class 2" in found[0].what
         thresholds = {"class_imbalance": {"ratio": 1000}}
         assert run(tmp_path / "other", lambda step: {"labels": draws(shares)}, rules=thresholds) == []
 
 
 def predicted(labels, wrong):
-    """Numbers a class, of which ``wrong`` get those of class 0."""
+    """Return scores for each class; samples of the classes ``wrong`` get the scores of class 0."""
     scores = nn.functional.one_hot(labels, 3).float()
     scores[torch.isin(labels, torch.tensor(wrong, dtype=torch.long))] = torch.tensor([1.0, 0, 0])
     return scores
 
 
 @pytest.mark.parametrize("wrong", [[], [2]])
-def test_rare_classes_are_no_fault_where_they_are_learnt(tmp_path, wrong):
+def test_rare_classes_are_no_fault_if_they_are_learned(tmp_path, wrong):
     def saved(step):
         labels = draws([0.6, 0.36, 0.04])
         return {"labels": labels, "predictions": predicted(labels, wrong)}
@@ -117,7 +117,7 @@ def test_classes(given, indices):
     assert found is None or found.dtype.itemsize <= 2
 
 
-def test_one_number_a_sample_is_no_class(tmp_path):
+def test_one_float_for_each_sample_is_no_class(tmp_path):
     def saved(step):
         labels = draws([0.5, 0.5])
         return {"labels": labels[:, None].float(), "predictions": labels[:, None] - 0.4}
@@ -144,7 +144,7 @@ def test_token_ratio(tmp_path, padding, said):
     assert bool(other) is not said
 
 
-def test_the_inputs_of_a_model_of_tokens(tmp_path):
+def test_token_inputs_of_a_model(tmp_path):
     net = nn.Embedding(5, 2)
     kept = [Collection("tokens", include=r"^input\.0$")]
     with Watch(net, run=tmp_path / "run", save=every(1), collections=kept, rules=["token_ratio"]) as watch:
@@ -173,7 +173,9 @@ def test_tensor_variance(tmp_path, statistics, factor, said):
 @pytest.mark.parametrize(("depth", "said"), [(12, True), (6, False)])
 def test_tree_depth(tmp_path, depth, said):
     found = run(tmp_path / "run", lambda step: {"tree_depths": torch.tensor([3, depth, 4])})
-    assert [finding.what for finding in found] == ["1 of 3 trees are deeper than 10, the deepest 12"] * said
+    assert [finding.what for finding in found] == [
+        "1 of 3 trees are deeper than 10 levels; the deepest has 12"
+    ] * said
 
 
 @pytest.mark.parametrize(("numbers", "said"), [([9.0, 1, 1] + [0.1] * 9, True), ([1.0] * 12, False), ([1.0] * 3, False)])  # fmt: skip
@@ -182,7 +184,7 @@ def test_feature_importance(tmp_path, numbers, said):
     assert [finding.tensors for finding in found] == [("feature 0", "feature 1", "feature 2")] * said
 
 
-def test_the_variance_at_first_is_shown_beside_the_last_ones(tmp_path):
+def test_evidence_has_the_first_variance_and_the_last_ones(tmp_path):
     more = [Collection("variance", include="^hidden$", raw=True)]
     start = torch.randn(100, generator=GENERATOR)
     (found,) = run(

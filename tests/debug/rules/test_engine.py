@@ -1,4 +1,4 @@
-"""Judging: which rules, with which thresholds, and what happens to those that fail; who is told."""
+"""The rule engine: selection, thresholds, failing rules, and the delivery of findings."""
 
 import dataclasses
 import logging
@@ -20,7 +20,7 @@ FEW = RULES["unheld_parameter"].most
 
 
 def faulty(run, steps=6, **options):
-    """A training without zero_grad, on an input that is too large."""
+    """Train without zero_grad, on an input that is too large."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4)
@@ -37,12 +37,12 @@ def names(findings):
     return sorted({finding.rule for finding in findings})
 
 
-def test_without_configuration_all_rules_look(tmp_path):
+def test_all_rules_are_applied_by_default(tmp_path):
     watch = faulty(tmp_path / "run")
     assert {"gradient_not_zeroed", "input_not_normalized"} <= {*names(watch.findings)}
 
 
-def test_only_some(tmp_path):
+def test_selection_by_name(tmp_path):
     assert names(faulty(tmp_path / "one", rules=["gradient_not_zeroed"]).findings) == ["gradient_not_zeroed"]
     assert names(faulty(tmp_path / "name", rules="gradient_not_zeroed").findings) == ["gradient_not_zeroed"]
     assert faulty(tmp_path / "none", rules=False).findings == []
@@ -74,13 +74,13 @@ def test_thresholds(tmp_path):
         ({"unheld_parameter": {"steps": 2}}, "the thresholds {'steps': 2} of the rule unheld_parameter"),
     ],
 )
-def test_rules_that_make_no_sense(tmp_path, rules, seen):
+def test_invalid_rules_are_refused(tmp_path, rules, seen):
     with pytest.raises(InputError) as error:
         faulty(tmp_path / "run", rules=rules)
     assert f"seen: {seen}" in str(error.value)
 
 
-def test_rules_that_look_at_whole_runs_take_any_number_of_steps():
+def test_rules_about_whole_runs_accept_any_number_of_steps():
     assert select({"loss_not_decreasing": {"steps": 100}}, "saved step")
 
 
@@ -114,7 +114,7 @@ def test_findings_are_logged(tmp_path, caplog):
     assert (record.levelname, record.getMessage()) == ("ERROR", str(watch.findings[0]))
 
 
-def test_what_the_users_function_raises_is_the_users(tmp_path):
+def test_errors_of_the_users_function_are_raised(tmp_path):
     def stop(finding):
         raise StopIteration(finding.rule)
 
@@ -123,8 +123,7 @@ def test_what_the_users_function_raises_is_the_users(tmp_path):
     assert open_run(tmp_path / "run").info["state"] == "failed"
 
 
-def test_a_rule_says_so_much(tmp_path):
-    """Each tensor once, and no more than some times in a run."""
+def test_a_rule_reports_each_tensor_once_and_a_limited_number_of_times(tmp_path):
     net = nn.ModuleList(nn.Linear(1, 1) for _ in range(2 * FEW))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, run=tmp_path / "run", save=every(1), on_finding=lambda _: None) as watch:
@@ -139,7 +138,7 @@ def test_a_rule_says_so_much(tmp_path):
     assert found[0].tensors == (f"{2 * FEW}.weight", f"{2 * FEW}.bias")
 
 
-def test_hooks_and_threads_are_gone(tmp_path):
+def test_no_hooks_and_threads_are_left(tmp_path):
     net = nn.Linear(4, 3)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, run=tmp_path / "run", save=every(1)) as watch:
@@ -154,7 +153,7 @@ def test_hooks_and_threads_are_gone(tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager"])
-def test_health_leaves_compiled_graphs_alone(tmp_path, backend):
+def test_health_does_not_change_compiled_graphs(tmp_path, backend):
     graphs = []
 
     def keep(graph, inputs):
@@ -201,7 +200,7 @@ def test_the_command(tmp_path):
     assert "seen: the rule 'overfitt'" in done.output
 
 
-def test_all_rules_by_default():
+def test_true_and_auto_select_all_rules():
     assert [*select(True, *SOURCES)] == [*select("auto", *SOURCES)] == [*RULES]
 
 
@@ -229,3 +228,36 @@ def test_a_short_batch_is_no_spike_if_other_batches_were_not_seen(tmp_path, savi
     """A compiled step shows its inputs only if it runs eagerly, which it does for the last batch of an epoch."""
     assert spiking(saving, tmp_path / "never", 3, shown=()) == []
     assert spiking(saving, tmp_path / "once", 3, shown=[20]) == []
+
+
+SOURCES_OF_A_WATCH = ["overfit", "replicas_differ", "stalled_training", "non_finite", "dataloader"]
+
+
+def test_a_watch_takes_rules_of_every_source(tmp_path):
+    watch = faulty(tmp_path / "run", rules=[*SOURCES_OF_A_WATCH, "gradient_not_zeroed"])
+    assert names(watch.findings) == ["gradient_not_zeroed"]
+    thresholds = {"dataloader": {"share": 0.3}, "replicas_differ": {"difference": 1e-5}}
+    assert faulty(tmp_path / "thresholds", rules=thresholds).findings == []
+
+
+@pytest.mark.parametrize(
+    ("rules", "options", "seen"),
+    [
+        (["bad_targets"], {}, "the rule 'bad_targets', whose source is 'preflight'"),
+        (["dataloader"], {"profile": False}, "the rule 'dataloader', whose source is 'profile'"),
+        (["non_finite"], {"trap": False}, "the rule 'non_finite', whose source is 'NaN trap'"),
+        ((), {}, r"rules=\(\)"),
+        (None, {}, "rules=None"),
+    ],
+)
+def test_rules_whose_source_is_not_available_are_refused(tmp_path, rules, options, seen):
+    with pytest.raises(InputError, match=seen):
+        faulty(tmp_path / "run", rules=rules, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_stored_steps_are_judged_by_rules_over_saved_steps_only(tmp_path):
+    faulty(tmp_path / "run")
+    with pytest.raises(InputError, match="the rule 'dataloader', whose source is 'profile'"):
+        open_run(tmp_path / "run").judge(["dataloader"])
+    assert open_run(tmp_path / "run").judge(False) == []

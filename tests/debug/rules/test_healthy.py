@@ -1,4 +1,4 @@
-"""What is no fault, what must not go wrong in looking for one, and names that look like something else."""
+"""Healthy trainings without findings, failures of the rules themselves, and names that resemble others."""
 
 import warnings
 
@@ -46,7 +46,7 @@ def test_sparse_gradients(tmp_path):
 
 
 def test_a_model_that_is_frozen_after_its_update(tmp_path):
-    """As the critic while the generator learns."""
+    """A critic is frozen while the generator learns."""
     critic, generator = nn.Linear(4, 1), nn.Linear(2, 4)
     both = {"critic": critic, "generator": generator}
     optimizers = {name: torch.optim.SGD(net.parameters(), lr=1e-3) for name, net in both.items()}
@@ -86,7 +86,7 @@ def test_a_teacher_in_evaluation_mode_and_an_average_of_weights(tmp_path):
     assert run(tmp_path / "run", {"student": student, "teacher": teacher}, optimizer, step) == []
 
 
-def test_a_failure_in_here_costs_health_and_no_step(tmp_path, monkeypatch):
+def test_a_failure_switches_health_off_and_loses_no_step(tmp_path, monkeypatch):
     net = nn.Linear(4, 3)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     monkeypatch.setattr("loopwise.debug.capture.health.flat", lambda tensor: 1 / 0)
@@ -103,7 +103,7 @@ def test_a_failure_in_here_costs_health_and_no_step(tmp_path, monkeypatch):
 
 
 def test_a_fault_is_found_while_gradients_accumulate(tmp_path):
-    """Then some saved steps have outputs and others have gradients."""
+    """Some saved steps have outputs and others have gradients."""
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.Linear(3, 3))
     nn.init.constant_(net[0].bias, -100.0)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
@@ -117,7 +117,7 @@ def test_a_fault_is_found_while_gradients_accumulate(tmp_path):
     assert {"unchanged_tensor", "dead_relu"} <= {finding.rule for finding in watch.findings}
 
 
-def test_findings_are_told_at_the_next_step_not_the_next_saved_one(tmp_path):
+def test_findings_are_told_at_the_next_step_even_if_it_is_not_saved(tmp_path):
     net = nn.Linear(4, 3)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     told = []
@@ -132,13 +132,13 @@ def test_findings_are_told_at_the_next_step_not_the_next_saved_one(tmp_path):
         assert {finding.rule for finding in told} == {"exploding_tensor"}
 
 
-def test_a_typing_error_leaves_no_run(tmp_path):
+def test_a_typo_creates_no_run(tmp_path):
     with pytest.raises(InputError, match="overfitt"):
         Watch(nn.Linear(1, 1), run=tmp_path / "run", rules=["overfitt"])
     assert not (tmp_path / "run").exists()
 
 
-def test_what_a_resumed_run_finds_again_is_told_once(tmp_path):
+def test_repeated_findings_of_a_resumed_run_are_listed_once(tmp_path):
     from loopwise.run import Run
 
     for resume in (False, True):
@@ -171,7 +171,7 @@ LOG = torch.randn(6, 3, requires_grad=True)
         (lambda: LOG.sum(), set()),
     ],
 )
-def test_what_a_loss_is_made_of(make, found):
+def test_operations_of_a_loss(make, found):
     assert set(of_loss(make())) == found
 
 
@@ -210,7 +210,7 @@ def test_submodules_called_output_and_losses_with_a_slash(tmp_path):
     assert layout.cells("weight", ("mean",)).names == ("output.weight", "output.bias")
 
 
-def test_a_checksum_that_fails_is_an_error_and_no_wait(monkeypatch):
+def test_a_failing_checksum_raises(monkeypatch):
     monkeypatch.setattr(checksum, "crc32", lambda chunk, before: 1 / 0)
     made = checksum.Checksum()
     answer = made.begin([bytes(checksum.LARGE)])
@@ -228,7 +228,7 @@ def test_a_checksum_that_fails_is_an_error_and_no_wait(monkeypatch):
         (lambda loss: loss + 1, None),
     ],
 )
-def test_how_large_a_loss_begins_is_known_of_a_whole_cross_entropy(change, classes):
+def test_classes_are_known_of_a_whole_cross_entropy(change, classes):
     outputs = torch.randn(6, 3, requires_grad=True)
     loss = change(nn.functional.cross_entropy(outputs, torch.arange(6) % 3))
     assert of_loss(loss).get("classes") == classes

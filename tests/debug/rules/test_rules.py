@@ -1,4 +1,4 @@
-"""Rules: what they find in trainings with a known fault, and what they say of healthy ones."""
+"""Findings of rules in trainings with a known fault, and in healthy trainings."""
 
 import functools
 import importlib
@@ -16,16 +16,19 @@ from loopwise.debug.rules.registry import documentation
 
 STEP_RULES = [name for name, rule in RULES.items() if rule.source == "saved step"]
 ELSEWHERE = {
-    "stalled_training": "test_stalled.py",
-    **dict.fromkeys(("class_imbalance", "confusion", "token_ratio"), "test_rules_arrays.py"),
-    **dict.fromkeys(("tensor_variance", "tree_depth", "feature_importance"), "test_rules_arrays.py"),
+    "stalled_training": "monitors/test_stall.py",
+    **dict.fromkeys(("class_imbalance", "confusion", "token_ratio"), "test_arrays.py"),
+    **dict.fromkeys(("tensor_variance", "tree_depth", "feature_importance"), "test_arrays.py"),
 }
 """Rules whose faults are in another file."""
 ONE_EACH = {rule: name for name, fault in reversed(FAULTS.items()) for rule in fault.named}
 
 
-ON_THE_WAY = {"replicas_differ": "test_replicas.py", "same_batch_on_ranks": "test_replicas.py"}
-"""What is found on the way only, by no rule over saved steps."""
+DURING_TRAINING = {
+    "replicas_differ": "monitors/test_ranks.py",
+    "same_batch_on_ranks": "monitors/test_ranks.py",
+}
+"""Rules about ranks, which are not over saved steps."""
 
 
 def trained(tmp_path, kind, fault=None, **more):
@@ -40,7 +43,7 @@ def trained(tmp_path, kind, fault=None, **more):
 
 
 def test_every_rule_has_a_fault():
-    assert {*ONE_EACH} == {*STEP_RULES} - {*ELSEWHERE} | {*ON_THE_WAY}
+    assert {*ONE_EACH} == {*STEP_RULES} - {*ELSEWHERE} | {*DURING_TRAINING}
 
 
 @pytest.mark.parametrize("rule", [rule for rule in STEP_RULES if rule not in ELSEWHERE])
@@ -56,18 +59,18 @@ def test_a_fault_is_named(tmp_path, rule):
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn", "rnn", "transformer", "gan", "ddp"])
-def test_nothing_is_found_in_healthy_trainings(tmp_path, kind):
+def test_healthy_trainings_have_no_findings(tmp_path, kind):
     more = {"evaluations": 20} if kind in ("mlp", "cnn", "rnn") else {}
     assert trained(tmp_path, kind, **more) == []
 
 
-def test_losses_that_work_against_each_other_need_not_fall(tmp_path):
+def test_adversarial_losses_need_not_fall(tmp_path):
     job = made("gan", 1, steps=80)
     job.optimizer = functools.partial(torch.optim.Adam, lr=1e-3)
     assert job.run(str(tmp_path / "run")).findings == []
 
 
-def test_every_file_is_a_rule_that_says_what_it_does():
+def test_every_rule_file_is_registered_and_documented():
     modules = [
         importlib.import_module(module.name)
         for module in pkgutil.walk_packages(rules.__path__, f"{rules.__name__}.")
@@ -85,7 +88,7 @@ def test_every_file_is_a_rule_that_says_what_it_does():
         assert RULES[rule.name].mode in ("train", "eval")
 
 
-# -- what is not a fault ----------------------------------------------------------------------------
+# -- healthy trainings ------------------------------------------------------------------------------
 
 
 def test_accumulation(tmp_path):
@@ -111,14 +114,14 @@ def test_clipping(tmp_path):
     assert job.run(str(tmp_path / "run")).findings == []
 
 
-def test_layers_that_are_frozen_on_purpose(tmp_path):
+def test_frozen_layers(tmp_path):
     job = Job("cnn", 0)
     job.model[1].requires_grad_(False)
     assert job.run(str(tmp_path / "run")).findings == []
 
 
-def test_two_optimizers_of_which_one_loss_reaches_both_models(tmp_path):
-    """As in adversarial training: the generator's backward pass leaves gradients in the critic."""
+def test_two_optimizers_if_one_loss_reaches_both_models(tmp_path):
+    """In adversarial training the generator's backward pass leaves gradients in the critic."""
     from torch import nn
 
     from loopwise.debug import Watch, every

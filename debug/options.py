@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,10 +14,12 @@ from torch.optim import Optimizer
 
 from loopwise import validate
 from loopwise.errors import InputError
+from loopwise.ranks import world_size
 from loopwise.run import Run
 from loopwise.schedule import every
 
 from .alerts.notices import Tell
+from .capture.capture import CaptureOptions
 from .capture.collection import Collection, collection_of
 from .capture.writer import ON_BACKLOG
 from .model import names
@@ -99,19 +101,26 @@ class WatchOptions:
         sources += ["NaN trap"] * self.trap + ["profile"] * (self.profile is not False)
         return select(self.rules, *sources)
 
-    def refuse_for_shards(self) -> None:
-        """Refuse options under which ranks with shards of one model would save different steps.
+    def for_capture(
+        self, models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer], scaler: Any, sharded: bool
+    ) -> CaptureOptions:
+        """Return the options of ``Capture``.
 
         Raises:
-            InputError: ``max_overhead`` is given.
+            InputError: ranks with shards of one model would save different steps.
         """
-        if self.max_overhead is not None:
+        if sharded and self.max_overhead is not None and world_size() > 1:
             raise InputError(
                 f"max_overhead={self.max_overhead!r} for a model in shards on several ranks",
                 "no max_overhead there",
                 "each rank would leave out other steps, and shards would not fit together",
                 "leave max_overhead out, and save fewer steps",
             )
+        collections, save = cast("list[Collection]", self.collections), cast(Save, self.save)
+        gather = self.gather and sharded
+        return CaptureOptions(
+            models, optimizers, collections, save, scaler, self.on_backlog, gather, self.strict
+        )
 
 
 def models(model: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Module]:

@@ -21,7 +21,7 @@ from loopwise.wrappers import is_sharded
 from . import options
 from .alerts.notices import Tell
 from .capture.budget import Budget
-from .capture.capture import Capture, CaptureOptions
+from .capture.capture import Capture
 from .capture.clock import Clock
 from .capture.collection import Collection
 from .capture.writer import Writer
@@ -124,18 +124,7 @@ class Watch:
             strict=strict,
         )
         sharded = any(is_sharded(m) for m in models.values())
-        if sharded and world_size() > 1:
-            self._options.refuse_for_shards()
-        self._what = CaptureOptions(
-            models,
-            optimizers,
-            list(self._options.collections),  # type: ignore[arg-type]  # validated: no names are left
-            self._options.save,  # type: ignore[arg-type]  # validated: not None
-            scaler,
-            on_backlog,
-            gather and sharded,
-            strict,
-        )
+        self._what = self._options.for_capture(models, optimizers, scaler, sharded)
         handle = as_run(run, "debug", resume)
         assert handle is not None
         try:

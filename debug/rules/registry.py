@@ -97,11 +97,14 @@ def documentation() -> Iterator[Documentation]:
         summary, *parts = _LABEL.split((_LOADED[name].__doc__ or "").strip())
         texts = {label: " ".join(text.split()) for label, text in zip(parts[::2], parts[1::2], strict=True)}
         yield Documentation(
-            name,
-            rule.source,
-            rule.severity,
-            summary.strip().partition("\n")[0],
-            *(texts.get(label, "") for label in ("Statistic", "Default", "Why", "False alarms")),
-            rule.advice,
-            rule.thresholds,
+            name=name,
+            source=rule.source,
+            severity=rule.severity,
+            summary=summary.strip().partition("\n")[0],
+            statistic=texts.get("Statistic", ""),
+            default=texts.get("Default", ""),
+            why=texts.get("Why", ""),
+            false_alarms=texts.get("False alarms", ""),
+            advice=rule.advice,
+            thresholds=rule.thresholds,
         )

@@ -137,7 +137,7 @@ def _limit(step: TrainStep, memory: float | str | None) -> int:
     if memory is not None:
         return options.bytes_of(memory, device)
     if step.spec.memory is not None:
-        return step.spec.memory
+        return int(step.spec.memory)
     if device.type == "cuda":
         return int(HEADROOM * torch.cuda.mem_get_info(device)[0])
     import psutil

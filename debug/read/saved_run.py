@@ -72,7 +72,7 @@ class SavedRun:
 
     @property
     def ended(self) -> bool:
-        """Whether the run has finished or failed; a run that was killed seems to go on."""
+        """True once the run has finished or failed; a run that was killed seems to go on."""
         return bool(self.info["state"] != "running")
 
     @property

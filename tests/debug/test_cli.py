@@ -1,4 +1,4 @@
-"""``loopwise debug`` as a user types it."""
+"""Commands ``loopwise debug`` as a user types them."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_show(call, path):
     assert "['optimizer']" in call("show", path, "val_loss").output
 
 
-def test_show_of_what_is_not_there(call, path):
+def test_show_of_an_unknown_name(call, path):
     done = call("show", path, "v[0]")
     assert done.exit_code == 1
     assert "expected: one of: w[0]" in done.output

@@ -1,4 +1,4 @@
-"""What debug shows on the page of a run: true numbers, few steps, few rows, the worst first."""
+"""Sections of debug on the page of a run: true numbers, few steps, few rows, the worst first."""
 
 import os
 import shutil
@@ -36,12 +36,12 @@ def by_id(path, other=None):
     return {each["id"]: each["blocks"] for each in pages.sections(path, other)}
 
 
-def test_an_empty_run_has_nothing_to_say(tmp_path):
+def test_an_empty_run_has_no_sections(tmp_path):
     Run(str(tmp_path / "run")).close()
     assert pages.sections(str(tmp_path / "run")) == []
 
 
-def test_tables_have_the_numbers_that_a_saved_run_reads(path):
+def test_tables_have_the_numbers_of_series(path):
     saved = open_run(path)
     table = saved.tables({"gradient": ("mean", "std", "quantile_50")})["gradient"]
     assert table.names == ["0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias"]
@@ -67,8 +67,8 @@ def test_steps_are_chosen_before_they_are_read(path, monkeypatch):
 
 
 def test_heat_maps_are_logarithms_with_gaps(path):
-    found = {each["title"]: each for each in layers.blocks(open_run(path))}
-    assert list(found) == [
+    plots = {each["title"]: each for each in layers.blocks(open_run(path))}
+    assert list(plots) == [
         "Gradients",
         "Weights",
         "Updates",
@@ -76,18 +76,18 @@ def test_heat_maps_are_logarithms_with_gaps(path):
         "Outputs: shift",
         "Outputs: zeros",
     ]
-    trace = found["Weights"]["data"][0]
+    trace = plots["Weights"]["data"][0]
     weight = open_run(path).statistics("0.weight", 3)
     expected = np.log10(np.hypot(weight["mean"], weight["std"]))
     np.testing.assert_allclose(trace["z"][trace["y"].index("0.weight"), 3], expected)
-    zeros = found["Outputs: zeros"]["data"][0]
+    zeros = plots["Outputs: zeros"]["data"][0]
     assert zeros["z"][zeros["y"].index("3")].min() == 1.0  # the dead ReLU
     assert zeros["y"][-1] == "(the model)"
-    dead = found["Outputs: spread"]["data"][0]
+    dead = plots["Outputs: spread"]["data"][0]
     assert np.isnan(dead["z"][dead["y"].index("3")]).all()
 
 
-def test_many_layers_share_rows_and_the_page_says_so(tmp_path):
+def test_many_layers_share_rows_and_the_description_names_it(tmp_path):
     many = nn.Sequential(*(nn.Linear(2, 2) for _ in range(ROWS + 20)))
     optimizer = torch.optim.SGD(many.parameters(), lr=0.1)
     watched = Collection("weights", statistics=("mean", "std"))
@@ -98,20 +98,20 @@ def test_many_layers_share_rows_and_the_page_says_so(tmp_path):
             many(torch.randn(4, 2)).sum().backward()
             optimizer.step()
             watch.step()
-    (found,) = layers.blocks(open_run(str(tmp_path / "run")))
-    trace = found["data"][0]
+    (plot,) = layers.blocks(open_run(str(tmp_path / "run")))
+    trace = plot["data"][0]
     assert trace["z"].shape == (ROWS, 2) == (len(trace["y"]), 2)
     assert trace["y"][0] == "0.weight to 1.weight"
-    assert f"{ROWS} rows of neighbours" in found["describe"]
+    assert f"{ROWS} rows of neighbours" in plot["describe"]
 
 
 def test_distributions_by_quantiles_or_else_by_spread(path):
-    found = {each["title"]: each["plots"] for each in distributions.blocks(open_run(path), ["4.weight"])}
-    assert set(found) == {"Weights", "Gradients", "Outputs", "Inputs"}
-    assert found["Weights"][0]["title"] == found["Gradients"][0]["title"] == "4.weight"
-    assert "Median" in found["Gradients"][0]["describe"]
-    assert "one standard deviation" in found["Weights"][0]["describe"]
-    low, high, *_, middle = found["Gradients"][0]["data"]
+    plots = {each["title"]: each["plots"] for each in distributions.blocks(open_run(path), ["4.weight"])}
+    assert set(plots) == {"Weights", "Gradients", "Outputs", "Inputs"}
+    assert plots["Weights"][0]["title"] == plots["Gradients"][0]["title"] == "4.weight"
+    assert "Median" in plots["Gradients"][0]["describe"]
+    assert "one standard deviation" in plots["Weights"][0]["describe"]
+    low, high, *_, middle = plots["Gradients"][0]["data"]
     assert (low["y"] <= middle["y"]).all()
     assert (middle["y"] <= high["y"]).all()
 
@@ -160,18 +160,18 @@ def test_findings_are_those_recorded(path, monkeypatch):
 def test_all_findings_are_there_and_the_worst_have_plots(path, monkeypatch):
     monkeypatch.setattr(pages, "SHOWN", 1)
     points = {"w": [(1, 1.0), (2, 2.0)]}
-    given = [
+    recorded = [
         Finding("a_rule", severity, step, "train", "it burns", (), points, "water")
         for step, severity in enumerate(("info", "critical", "warning"))
     ]
-    monkeypatch.setattr(SavedRun, "findings", lambda self: given)
+    monkeypatch.setattr(SavedRun, "findings", lambda self: recorded)
     note, *blocks = by_id(path)["findings"]
     assert note["text"] == "3 findings, the worst 1 of them with their plots."
     assert [each["severity"] for each in blocks] == ["critical", "warning", "info"]
     assert [each["plot"] is not None for each in blocks] == [True, False, False]
 
 
-def test_tensors_among_metrics_are_no_lines(tmp_path):
+def test_tensors_among_metrics_have_no_lines(tmp_path):
     with Watch(nn.Linear(1, 1), run=str(tmp_path / "run"), save=every(1), rules=False) as watch:
         for step in range(3):
             watch.save("confusion", torch.ones(2, 2) * step, collection="metrics")
@@ -182,20 +182,22 @@ def test_tensors_among_metrics_are_no_lines(tmp_path):
 def test_a_shift_that_was_not_saved_is_a_gap():
     table = Table(np.arange(2), ["a", "b"], [(), ()], {"mean": np.ones((2, 2))})
     table.values["std"] = np.array([[np.nan, 0.5], [np.nan, np.nan]])
-    found = QUANTITIES[4].value(table)
-    np.testing.assert_array_equal(found, [[np.nan, 2.0], [np.nan, np.nan]])
+    shift = QUANTITIES[4].value(table)
+    np.testing.assert_array_equal(shift, [[np.nan, 2.0], [np.nan, np.nan]])
 
 
-def test_tensors_beyond_those_to_be_chosen_are_counted(path, monkeypatch):
+def test_tensors_that_cannot_be_chosen_are_counted(path, monkeypatch):
     monkeypatch.setattr(distributions, "CHOICES", 2)
-    found = {each["title"]: each for each in distributions.blocks(open_run(path))}["Weights"]
-    assert (found["label"], len(found["plots"])) == ("Of (2 of 6)", 2)
+    weights = {each["title"]: each for each in distributions.blocks(open_run(path))}["Weights"]
+    assert (weights["label"], len(weights["plots"])) == ("Of (2 of 6)", 2)
 
 
 def test_a_finding_has_its_evidence_and_its_line():
     points = [(1, 1e-3), (2, 10.0)]
-    given = Finding("a_rule", "warning", 2, "train", "it burns", ("w",), {"w": points}, "water", "train.py:3")
-    block = pages._finding(given)
+    finding = Finding(
+        "a_rule", "warning", 2, "train", "it burns", ("w",), {"w": points}, "water", "train.py:3"
+    )
+    block = pages._finding(finding)
     assert (block["line"], block["step"], block["plot"]["layout"]["yaxis"]["type"]) == (
         "train.py:3",
         2,
@@ -212,13 +214,13 @@ def trained(path, seed, steps=4):
     return path
 
 
-def test_two_equal_runs_nowhere_part(tmp_path):
+def test_two_equal_runs(tmp_path):
     first, second = (trained(str(tmp_path / name), 0) for name in ("first", "second"))
     text, *_ = by_id(first, second)["comparison"]
     assert text["text"] == "The two runs are equal in the 4 saved steps that both have."
 
 
-def test_two_runs_part_at_their_first_step(tmp_path):
+def test_two_runs_that_differ_at_their_first_step(tmp_path):
     first, second = trained(str(tmp_path / "first"), 0), trained(str(tmp_path / "second"), 1, steps=6)
     text, table = by_id(first, second)["comparison"]
     assert text["text"].startswith("The two runs differ first at step 0 in ")
@@ -230,12 +232,12 @@ def test_two_runs_part_at_their_first_step(tmp_path):
 
 
 def of_rank(path, rank):
-    """The run once more, as another rank's of it."""
+    """Copy the files of rank 0 as those of another rank."""
     for name in ("index.rank0.0.jsonl", "tensors.rank0.0.seg"):
         shutil.copy(f"{path}/debug/{name}", f"{path}/debug/{name.replace('rank0', f'rank{rank}')}")
 
 
-def test_two_runs_part_in_what_another_rank_saved(tmp_path):
+def test_two_runs_that_differ_on_another_rank(tmp_path):
     first, second = (trained(str(tmp_path / name), 0) for name in ("first", "second"))
     other = trained(str(tmp_path / "other"), 1)
     of_rank(first, 1)
@@ -247,7 +249,7 @@ def test_two_runs_part_in_what_another_rank_saved(tmp_path):
     assert " of rank 1: " in text["text"]
 
 
-def test_lost_bytes_are_said_where_two_runs_are_compared(tmp_path):
+def test_the_comparison_of_two_runs_names_lost_bytes(tmp_path):
     first, second = trained(str(tmp_path / "first"), 0), trained(str(tmp_path / "second"), 1)
     os.truncate(f"{second}/debug/tensors.rank0.0.seg", 0)
     text, *_ = by_id(first, second)["comparison"]
@@ -258,7 +260,7 @@ def test_lost_bytes_are_said_where_two_runs_are_compared(tmp_path):
 
 
 def cut(path, source, steps):
-    """An index with the layouts and the first steps of another."""
+    """Write an index with the layouts and the first steps of another one."""
     lines = Path(source).read_text().splitlines(True)
     numbers = [number for number, line in enumerate(lines) if line.startswith('{"step"')]
     Path(path).write_text("".join(lines[: numbers[steps]]))

@@ -1,4 +1,4 @@
-"""A clock that stands still until it is told, and runs to record into."""
+"""Fixtures: a clock that only the test moves, and runs to record into."""
 
 import pytest
 

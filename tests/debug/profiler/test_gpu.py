@@ -1,4 +1,4 @@
-"""Columns of devices.  NVML and CUDA events are stood in for: what is held is what is made of what they tell."""
+"""Columns of devices, with stand-ins for NVML and for CUDA events."""
 
 import math
 import sys
@@ -17,9 +17,9 @@ from loopwise.debug.rules.profile import series
 
 
 def nvml(devices=2, driver=True, power=True):
-    """A module in the place of pynvml, for devices at 10 %, 20 %, ..."""
-    found = types.ModuleType("pynvml")
-    found.calls = []
+    """Stand-in for pynvml, with devices at 10 %, 20 %, ..."""
+    module = types.ModuleType("pynvml")
+    module.calls = []
 
     class NVMLError(Exception):
         pass
@@ -27,30 +27,30 @@ def nvml(devices=2, driver=True, power=True):
     def init():
         if not driver:
             raise NVMLError("no driver")
-        found.calls.append("init")
+        module.calls.append("init")
 
     def watts(handle):
         if not power:
             raise NVMLError("not supported")
         return 1000 * (100 + handle)
 
-    found.NVMLError, found.nvmlInit = NVMLError, init
-    found.nvmlShutdown = lambda: found.calls.append("shutdown")
-    found.nvmlDeviceGetCount = lambda: devices
-    found.nvmlDeviceGetHandleByIndex = lambda index: index
-    found.nvmlDeviceGetName = lambda handle: b"H200" if handle else "H200"
-    found.nvmlDeviceGetUUID = lambda handle: f"GPU-uuid-{handle}"
-    found.nvmlDeviceGetMemoryInfo = lambda handle: types.SimpleNamespace(
+    module.NVMLError, module.nvmlInit = NVMLError, init
+    module.nvmlShutdown = lambda: module.calls.append("shutdown")
+    module.nvmlDeviceGetCount = lambda: devices
+    module.nvmlDeviceGetHandleByIndex = lambda index: index
+    module.nvmlDeviceGetName = lambda handle: b"H200" if handle else "H200"
+    module.nvmlDeviceGetUUID = lambda handle: f"GPU-uuid-{handle}"
+    module.nvmlDeviceGetMemoryInfo = lambda handle: types.SimpleNamespace(
         used=(1 + handle) * 2**30, total=2**37
     )
-    found.nvmlDeviceGetUtilizationRates = lambda handle: types.SimpleNamespace(gpu=10 * (1 + handle))
-    found.nvmlDeviceGetPowerUsage = watts
-    return found
+    module.nvmlDeviceGetUtilizationRates = lambda handle: types.SimpleNamespace(gpu=10 * (1 + handle))
+    module.nvmlDeviceGetPowerUsage = watts
+    return module
 
 
 @pytest.fixture
 def take(monkeypatch, run, clock):
-    """Sample with such a module: the session, and the module."""
+    """Sample with such a stand-in, and return the session and the stand-in."""
 
     def body(module, used=()):
         monkeypatch.setitem(sys.modules, "pynvml", module)
@@ -81,7 +81,7 @@ def test_devices_have_columns(take, run):
     assert {"Device utilization", "Device memory", "Device power"} <= set(titles)
 
 
-def test_what_a_device_does_not_tell_is_nan(take):
+def test_numbers_that_a_device_does_not_report_are_nan(take):
     table = take(nvml(power=False)).system()
     assert all(math.isnan(value) for value in table["gpu0_power"])
     assert list(table["gpu0"]) == [10.0] * 3
@@ -116,7 +116,7 @@ def test_no_device_is_used_by_a_model_on_the_cpu():
 
 
 class Event:
-    """Passes when its time has come."""
+    """Event that passes at a time that the test sets."""
 
     now = 0.0
 
@@ -157,7 +157,7 @@ def take_step(phases, clock, step):
     phases.end(step, "train")
 
 
-def test_times_of_a_device_come_when_it_is_there(device, clock):
+def test_times_of_a_device_are_read_once_it_has_them(device, clock):
     take_step(device, clock, 0)
     assert device.drain() is None
     Event.now = 1e9
@@ -184,7 +184,7 @@ def test_no_event_is_asked_for_while_a_graph_is_captured(device, clock, monkeypa
     assert device.drain() is None
 
 
-def test_times_that_a_device_has_not_told_at_the_end_are_left_out(device, clock):
+def test_times_that_a_device_does_not_have_at_the_end_are_left_out(device, clock):
     take_step(device, clock, 0)
     device.close()
     table = series.phases([device.drain()])

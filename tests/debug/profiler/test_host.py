@@ -1,4 +1,4 @@
-"""What a machine and a process have used: both readers say the same, and rates are right."""
+"""Use of a machine and a process: both sources agree, and rates are right."""
 
 import os
 import time
@@ -19,7 +19,7 @@ def spin(seconds):
 
 @linux
 @pytest.mark.parametrize("reader", [Proc, Portable])
-def test_what_is_read_is_what_psutil_says(reader):
+def test_counters_equal_those_of_psutil(reader):
     made = reader(host=True)
     before, process = made.read(), psutil.Process()
     spin(0.2)
@@ -37,7 +37,7 @@ def test_what_is_read_is_what_psutil_says(reader):
 
 
 @linux
-def test_both_readers_agree():
+def test_both_sources_agree():
     readers = Proc(host=True), Portable(host=True)
     proc, portable = (reader.read() for reader in readers)
     for reader in readers:
@@ -53,13 +53,13 @@ def test_both_readers_agree():
 def test_a_process_alone():
     made = source(host=False)
     assert isinstance(made, Proc)
-    found = made.read()
+    counters = made.read()
     made.close()
-    assert found.rss > 0
-    assert len(rates(found, found, 1.0)) == len(PROCESS)
+    assert counters.rss > 0
+    assert len(rates(counters, counters, 1.0)) == len(PROCESS)
 
 
-def test_without_proc_psutil_reads(monkeypatch):
+def test_without_proc_psutil_is_the_source(monkeypatch):
     real = os.open
 
     def absent(path, *args, **kwargs):
@@ -72,8 +72,8 @@ def test_without_proc_psutil_reads(monkeypatch):
 
 
 @linux
-def test_files_of_another_form_are_left_to_psutil(monkeypatch):
-    def other(self, found):
+def test_psutil_is_the_source_if_files_have_another_form(monkeypatch):
+    def other(self, counters):
         raise KeyError(b"MemAvailable")
 
     monkeypatch.setattr(Proc, "_read_memory", other)
@@ -102,7 +102,7 @@ def test_rates():
     }
 
 
-def test_counters_that_began_anew_and_cores_that_came():
+def test_counters_that_were_reset_and_cores_that_were_added():
     before = Counters(1.0, 5.0, [10.0], [100.0], net=(1e9, 1e9))
     now = Counters(1.0, 5.0, [10.0, 0.0], [100.0, 0.0], net=(5.0, 5.0))
     row = rates(before, now, 1.0)

@@ -16,13 +16,13 @@ from loopwise.errors import InputError
 
 @pytest.fixture
 def phases(clock):
-    found = Phases(lambda: 0.0, clock=clock)
-    found.begin()
-    return found
+    phases = Phases(lambda: 0.0, clock=clock)
+    phases.begin()
+    return phases
 
 
 def taken(phases):
-    """Seconds by phase of the rows so far, without zeros."""
+    """Return seconds by phase of the rows so far, without zeros."""
     phases.close_row()
     table = series.phases([phases.drain()])
     return {
@@ -102,7 +102,7 @@ def test_a_closure(phases, clock):
     assert taken(phases) == {"forward": 4, "backward": 9, "other": 8, "seconds": 21}
 
 
-def test_a_model_that_is_not_seen_is_other(phases, clock):
+def test_a_model_that_is_not_observed_counts_as_other(phases, clock):
     load(phases, clock, 1)
     clock.tick(2)
     update(phases, clock, 4)
@@ -110,7 +110,7 @@ def test_a_model_that_is_not_seen_is_other(phases, clock):
     assert taken(phases) == {"data": 1, "optimizer": 4, "other": 2, "seconds": 7}
 
 
-def test_forward_passes_of_others_are_not_the_users(phases, clock):
+def test_forward_passes_of_loopwise_do_not_count(phases, clock):
     load(phases, clock, 1)
     with preserve.preserve():
         forward(phases, clock, 2)
@@ -120,7 +120,7 @@ def test_forward_passes_of_others_are_not_the_users(phases, clock):
     assert taken(phases) == {"data": 1, "to_device": 4, "forward": 8, "other": 2, "seconds": 15}
 
 
-def test_what_the_watch_takes_is_in_no_other_phase(clock):
+def test_time_of_the_watch_is_in_no_other_phase(clock):
     spent = [0.0]
     phases = Phases(lambda: spent[0], clock=clock)
     phases.begin()
@@ -134,7 +134,7 @@ def test_what_the_watch_takes_is_in_no_other_phase(clock):
     assert taken(phases) == {"forward": 2, "backward": 2, "loopwise": 3, "seconds": 7}
 
 
-def test_phases_of_the_users(phases, clock):
+def test_phases_of_the_user(phases, clock):
     with phases.phase("augmentation"):
         clock.tick(1)
         forward(phases, clock, 2)
@@ -147,7 +147,7 @@ def test_phases_of_the_users(phases, clock):
 
 
 @pytest.mark.parametrize("name", ["", None, "step", "count", "other", "loopwise", "mode", "gpu_forward"])
-def test_names_that_phases_cannot_have(phases, name):
+def test_reserved_names_of_phases(phases, name):
     with pytest.raises(InputError) as error, phases.phase(name):
         pass
     assert f"the phase {name!r}" in str(error.value)
@@ -208,7 +208,7 @@ def test_workers_are_those_of_the_step(phases, clock):
     assert list(table["workers"]) == [4, 0]
 
 
-def test_steps_that_end_inside_of_a_phase(phases, clock):
+def test_steps_that_end_inside_a_phase(phases, clock):
     with phases.phase("validation"):
         for step, seconds in enumerate((1, 2, 4)):
             clock.tick(seconds)
@@ -223,7 +223,7 @@ def test_steps_that_end_inside_of_a_phase(phases, clock):
     assert not table["other"].any()
 
 
-def test_a_step_that_is_begun_anew_inside_of_a_phase(phases, clock):
+def test_a_step_that_begins_again_inside_a_phase(phases, clock):
     with phases.phase("validation"):
         clock.tick(1)
         phases.begin()
@@ -260,7 +260,7 @@ def test_short_steps_share_a_row_and_long_ones_do_not(phases, clock):
     assert phases.drain() is None
 
 
-def test_a_step_that_is_begun_anew_is_none(phases, clock):
+def test_a_step_that_begins_again_is_discarded(phases, clock):
     clock.tick(5)
     phases.begin()
     clock.tick(1)
@@ -316,7 +316,7 @@ def test_loaders_of_torchdata(run):
     assert reading.sessions(run.path)[0].phases()["data"].sum() > 0
 
 
-def test_a_custom_loop_that_calls_nothing_of_ours(run):
+def test_a_loop_without_forward_passes_updates_and_loaders(run):
     net, _, _ = parts()
     profiler = Profiler({"": net}, {}, run, Profile())
     for step in range(3):

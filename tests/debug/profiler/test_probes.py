@@ -1,4 +1,4 @@
-"""Forward passes and updates are seen in every kind of model, no graph is another, and nothing stays behind."""
+"""Forward passes and updates are observed in every kind of model; graphs stay the same, and no hook remains."""
 
 import copy
 import gc
@@ -18,7 +18,7 @@ from loopwise.debug.profiler.sampler import Sampler
 
 
 class Seen(Phases):
-    """Writes down what it is told."""
+    """Recorder of the calls."""
 
     def __init__(self):
         self.calls = []
@@ -41,7 +41,7 @@ STEP = ["forward", "forward ends", "update", "update ends"]
 
 
 class Net(nn.Sequential):
-    """With a `forward` that is not torch's: torch 2.11 compiles nothing else in place."""
+    """Module with its own `forward`: torch 2.11 compiles nothing else in place."""
 
     def forward(self, x):
         for layer in self:
@@ -63,8 +63,8 @@ def step(call, optimizer):
 
 def hooks(net, optimizer):
     named = ("_forward_pre_hooks", "_forward_hooks", "_compiled_call_impl")
-    found = [copy.copy(getattr(net, name)) for name in named]
-    return [*found, dict(optimizer._optimizer_step_pre_hooks), dict(optimizer._optimizer_step_post_hooks)]
+    copies = [copy.copy(getattr(net, name)) for name in named]
+    return [*copies, dict(optimizer._optimizer_step_pre_hooks), dict(optimizer._optimizer_step_post_hooks)]
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def graphs():
 
 
 @pytest.mark.parametrize("how", ["eager", "wrapped", "in place"])
-def test_each_kind_of_model_is_seen_and_left_as_it_was(graphs, how):
+def test_each_kind_of_model_is_observed_and_left_as_it_was(graphs, how):
     net, optimizer = parts()
     model = torch.compile(net, backend=graphs, fullgraph=True) if how == "wrapped" else net
     if how == "in place":
@@ -164,7 +164,7 @@ def test_a_compiled_update_has_nothing_of_ours_in_it(graphs, of):
     probes.remove()
 
 
-def test_copies_of_a_model_are_not_seen():
+def test_copies_of_a_model_are_not_observed():
     net, optimizer = parts()
     probes = Probes(seen := Seen(), [net], [optimizer])
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
@@ -175,7 +175,7 @@ def test_copies_of_a_model_are_not_seen():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_a_scripted_model_is_not_seen_and_works():
+def test_a_scripted_model_is_not_observed_and_works():
     net, optimizer = parts()
     scripted = torch.jit.script(net)
     probes = Probes(seen := Seen(), [scripted], [optimizer])
@@ -260,7 +260,7 @@ def test_a_profiler_that_cannot_begin_leaves_everything_as_it_was(run, monkeypat
     assert _BaseDataLoaderIter.__next__ is loader
 
 
-def test_the_thread_has_no_hold_of_the_profiler(run):
+def test_the_thread_does_not_keep_the_profiler_alive(run):
     net, optimizer = parts()
     profiler = Profiler({"": net}, {"": optimizer}, run, Profile())
     sampler, phases, probes = profiler._sampler, profiler._phases, profiler._probes
@@ -273,7 +273,7 @@ def test_the_thread_has_no_hold_of_the_profiler(run):
     sampler.close()
 
 
-def test_a_sampler_that_fails_is_told_at_the_next_step(run):
+def test_the_next_step_raises_the_error_of_a_failed_sampler(run):
     net, optimizer = parts()
     profiler = Profiler({"": net}, {"": optimizer}, run, Profile())
     profiler._sampler.error = OSError("the disk is full")

@@ -1,4 +1,4 @@
-"""Training is the same to the bit with a profiler and without it."""
+"""Training is bit-identical with and without a profiler."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from loopwise.schedule import at
 
 
 class Net(nn.Module):
-    """Layers that draw and count."""
+    """Model with layers that draw random numbers and count their calls."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is read of a stored profile, its tables, and the sections of the page."""
+"""Reading of a stored profile, its tables, and the sections of the page."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ sections_of = pytest.importorskip("loopwise.report.sections")
 
 
 def profiled(path, clock, steps=4, resume=False, window=()):
-    """A run of ``steps`` seconds: odd ones wait twice as long for their data."""
+    """Record a run of ``steps`` seconds; odd steps wait twice as long for their data."""
     with Run(str(path), resume=resume) as run:
         net = nn.Linear(4, 2)
         profiler = Profiler({"": net}, {}, run, Profile(interval=60, windows=at(window)))
@@ -42,10 +42,10 @@ def test_tables_of_a_run(tmp_path, clock):
     (session,) = reading.sessions(path)
     table = session.phases()
     assert table.modes == ("train", "train", "eval", "train")
-    found = summary.phases(table)
-    assert found["train"]["data"] == pytest.approx((1.25, 0.625))
-    assert found["train"]["mine"] == pytest.approx((0.75, 0.375))
-    assert found["eval"]["data"] == pytest.approx((0.25, 0.5))
+    shares = summary.phases(table)
+    assert shares["train"]["data"] == pytest.approx((1.25, 0.625))
+    assert shares["train"]["mine"] == pytest.approx((0.75, 0.375))
+    assert shares["eval"]["data"] == pytest.approx((0.25, 0.5))
     steps = summary.steps(table)
     assert steps["train"] == pytest.approx(
         {"steps": 3, "mean": 2 / 3, "p50": 0.75, "p95": 0.75, "p99": 0.75, "max": 0.75}
@@ -59,7 +59,7 @@ def test_tables_of_a_run(tmp_path, clock):
 
 def test_usage_and_its_percentiles(run, clock):
     class Busier:
-        """A machine whose memory fills up."""
+        """Counters of a machine whose memory fills up."""
 
         reads = 0
 
@@ -76,22 +76,22 @@ def test_usage_and_its_percentiles(run, clock):
         sampler.sample()
     sampler.close()
     (session,) = reading.sessions(run.path)
-    found = summary.usage(session.system(), {"memory": 1e9})
-    assert found["memory"] == pytest.approx(
+    usage = summary.usage(session.system(), {"memory": 1e9})
+    assert usage["memory"] == pytest.approx(
         {"max": 101e6, "p99": 100.01e6, "p95": 96.05e6, "p50": 51.5e6, "min": 2e6}
     )
-    assert found["memory, %"]["max"] == pytest.approx(10.1)
-    assert found["cpu"]["p50"] == 50
+    assert usage["memory, %"]["max"] == pytest.approx(10.1)
+    assert usage["cpu"]["p50"] == 50
 
 
-def test_steps_that_stand_out():
+def test_outliers_among_steps():
     rows = np.zeros((50, len(FIXED)))
     rows[:, FIXED.index("step")] = np.arange(50)
     for name, value in {"count": 1, "seconds": 0.1, "longest": 0.1, "forward": 0.1}.items():
         rows[:, FIXED.index(name)] = value
     rows[7, [FIXED.index("seconds"), FIXED.index("longest"), FIXED.index("data")]] = 1.0, 1.0, 0.9
-    (found,) = summary.outliers(series.Table(FIXED, rows, ("train",) * 50))
-    assert found == {"step": 7, "seconds": 1.0, "times": pytest.approx(10), "phase": "data"}
+    (outlier,) = summary.outliers(series.Table(FIXED, rows, ("train",) * 50))
+    assert outlier == {"step": 7, "seconds": 1.0, "times": pytest.approx(10), "phase": "data"}
 
 
 def test_percentiles_of_values_that_stand_for_several():
@@ -112,24 +112,24 @@ def test_a_resumed_run_has_two_sessions(tmp_path, clock):
 
 def test_sections_are_of_the_form_and_in_order(tmp_path, clock):
     path = profiled(tmp_path / "run", clock, window=[1])
-    found = [sections_of.validated(each) for each in page.sections(path)]
-    assert [(each.id, each.order) for each in found] == [
+    sections = [sections_of.validated(each) for each in page.sections(path)]
+    assert [(each.id, each.order) for each in sections] == [
         ("job", 10),
         ("phases", 50),
         ("system", 60),
         ("operators", 70),
     ]
-    for each in found:
+    for each in sections:
         for block in each.blocks:
             assert block["kind"] != "plot" or block["describe"], block
 
 
-def test_two_runs_are_beside_each_other(tmp_path, clock):
+def test_two_runs_side_by_side(tmp_path, clock):
     one, two = profiled(tmp_path / "one", clock), profiled(tmp_path / "two", clock, steps=2)
-    found = {each["id"]: each for each in page.sections(one, two)}
-    for each in found.values():
+    sections = {each["id"]: each for each in page.sections(one, two)}
+    for each in sections.values():
         sections_of.validated(each)
-    table = found["phases"]["blocks"][0]
+    table = sections["phases"]["blocks"][0]
     assert table["columns"][-1] == "ms a step, the other"
     data = next(row for row in table["rows"] if row[:2] == ["train", "data"])
     assert data[-2:] == pytest.approx([1250 / 3, 375], abs=0.01)
@@ -172,9 +172,9 @@ def test_a_run_that_goes_on_and_one_without_a_step(run, clock):
     assert [each["id"] for each in page.sections(run.path)] == ["job"]
     clock.tick(0.5)
     sampler.sample()
-    found = page.sections(run.path)
-    assert [each["id"] for each in found] == ["job", "system"]
-    for each in found:
+    sections = page.sections(run.path)
+    assert [each["id"] for each in sections] == ["job", "system"]
+    for each in sections:
         sections_of.validated(each)
     sampler.close()
 

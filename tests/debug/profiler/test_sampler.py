@@ -1,4 +1,4 @@
-"""Samples come on a grid, are counted when they are missed, and are on disk when the process is killed."""
+"""Samples are taken on a grid, counted if they are missed, and on disk if the process is killed."""
 
 import json
 import signal
@@ -19,7 +19,7 @@ from loopwise.run import Lines, Run
 
 
 class Still:
-    """A machine with two cores that never does anything."""
+    """Source of a machine with two idle cores."""
 
     def __init__(self, failing=False):
         self.failing = failing
@@ -38,7 +38,7 @@ def column(path, name):
 
 
 @pytest.mark.parametrize("interval", [0, 0.09, 60.1, -1, float("nan"), "0.5", None, True])
-def test_intervals_that_cannot_be(run, interval):
+def test_invalid_intervals(run, interval):
     with pytest.raises(InputError) as error:
         Sampler(run, interval)
     assert f"interval={interval!r}" in str(error.value)
@@ -87,7 +87,7 @@ def test_only_one_rank_of_a_machine_reads_the_machine(run, monkeypatch):
     assert session.header["columns"] == ["time", "late", "missed", *PROCESS]
 
 
-def test_a_reader_that_fails_ends_the_thread_and_is_told(run):
+def test_a_source_that_fails_ends_the_thread_and_the_error_is_kept(run):
     source = Still()
     sampler = Sampler(run, 0.1, read=source)
     source.failing = True
@@ -125,7 +125,7 @@ def test_remote_storage_is_written_rarely_and_at_the_end(clock):
 
 
 class Cut(Lines):
-    """Lines on storage that is away for a while."""
+    """Lines on storage that fails for a while."""
 
     away: ClassVar[set[str]] = set()
 
@@ -135,7 +135,7 @@ class Cut(Lines):
         super().flush()
 
 
-def test_uploads_that_fail_are_made_up_for(clock, monkeypatch, caplog):
+def test_uploads_that_fail_are_repeated(clock, monkeypatch, caplog):
     monkeypatch.setattr("loopwise.debug.profiler.sampler.Lines", Cut)
     record = [{"columns": ["step"], "rows": [["train", 3]]}]
     with Run("memory://cut") as run:
@@ -193,7 +193,7 @@ KILLED = """
 """
 
 
-def test_what_a_killed_process_took_is_there(tmp_path):
+def test_samples_of_a_killed_process_are_on_disk(tmp_path):
     path = str(tmp_path / "run")
     code = textwrap.dedent(KILLED.format(path=path))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -207,7 +207,7 @@ def test_what_a_killed_process_took_is_there(tmp_path):
     assert len(session.system()) >= len(lines) - 1
 
 
-def test_a_torn_tail_and_a_spoilt_line_are_left_out(run, clock):
+def test_a_torn_tail_and_a_damaged_line_are_left_out(run, clock):
     sampler = Sampler(run, 0.5, clock=clock, read=Still())
     for _ in range(3):
         clock.tick(0.5)

@@ -1,4 +1,4 @@
-"""Windows of torch.profiler: which steps, what is written, and whose profiler goes first."""
+"""Windows of torch.profiler: their steps, their files, and the priority of the user's own profiler."""
 
 import gzip
 import json
@@ -42,7 +42,7 @@ def windows(path):
         (None, (), []),
     ],
 )
-def test_steps_that_follow_each_other_are_a_window(run, schedule, modes, expected):
+def test_consecutive_steps_are_a_window(run, schedule, modes, expected):
     train(run, schedule, modes=modes)
     assert windows(run.path) == expected
 
@@ -95,7 +95,7 @@ def test_traces_go_to_remote_storage():
     memory.rm("/windows", recursive=True)
 
 
-def test_the_users_own_profiler_goes_first(run, caplog):
+def test_the_users_own_profiler_has_priority(run, caplog):
     users = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True)
 
     def around(step):

@@ -1,4 +1,4 @@
-"""Runs and thresholds that are not as they should be: a clear error, or what can still be read."""
+"""Damaged runs and invalid thresholds: a clear error, or the part that can still be read."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def run(whole, tmp_path):
-    """A copy of it, to be spoiled."""
+    """A copy of the run, which the test damages."""
     return shutil.copytree(whole, tmp_path / "copy")
 
 
@@ -62,7 +62,7 @@ def test_no_run(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": "new"}', "\x00\x01"])
-def test_facts_that_are_none(run, text):
+def test_marks_of_an_invalid_form(run, text):
     (run / "run.json").write_text(text)
     with pytest.raises(InputError, match=r"the run\.json in"):
         open_run(run)
@@ -92,7 +92,7 @@ def test_a_run_that_was_killed_before_its_first_step(run):
 
 @pytest.mark.parametrize("cut", [1, 17, 60, 400])
 def test_a_torn_index(run, cut):
-    """Of a process that was killed: what was committed before is judged."""
+    """Rules are applied to the steps that a killed process had committed."""
     (index,) = (run / "debug").glob("index.*")
     index.write_bytes(index.read_bytes()[:-cut])
     saved = open_run(run)
@@ -102,7 +102,7 @@ def test_a_torn_index(run, cut):
 
 @pytest.mark.parametrize("keep", [0, 100, 5000])
 def test_lost_bytes(run, keep):
-    """They are named; rules do not take them for numbers."""
+    """Lost bytes are named; rules do not take them for numbers."""
     for segment in (run / "debug").glob("tensors.*"):
         segment.write_bytes(segment.read_bytes()[:keep])
     with pytest.raises(StateError, match="step"):
@@ -195,7 +195,7 @@ def test_a_rule_that_raises_is_named(run, monkeypatch):
         ({"dead_relu": {"share": 98}}, "share=98"),
     ],
 )
-def test_thresholds_that_make_no_sense(run, rules, seen):
+def test_thresholds_out_of_range(run, rules, seen):
     with pytest.raises(InputError, match=seen):
         open_run(run).judge(rules)
     with pytest.raises(LoopwiseError, match=seen):
@@ -205,7 +205,7 @@ def test_thresholds_that_make_no_sense(run, rules, seen):
 
 @pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.source == "saved step"])
 def test_whole_numbers_are_thresholds(run, rule):
-    """Where defaults are."""
+    """Thresholds equal to the defaults are valid."""
     import inspect
 
     parameters = [*inspect.signature(RULES[rule].detect).parameters.values()][1:]

@@ -1,12 +1,12 @@
-"""Where two runs part: step, tensor, how far; and what just one of them has."""
+"""The first difference of two runs: step, tensor and size; and steps and names of only one run."""
 
 import math
 
 import pytest
 import torch
 
+from loopwise.debug import open_run
 from loopwise.debug.read.compare import compare, only
-from loopwise.debug.read.saved_run import open_run
 from loopwise.errors import InputError, StateError
 
 NAN, INF = math.nan, math.inf
@@ -26,14 +26,14 @@ def pair(saving, tmp_path):
     return make
 
 
-def test_equal_runs_do_not_part(pair):
+def test_equal_runs_have_no_difference(pair):
     steps = [{"x": torch.tensor([1.0, NAN, INF]), "i": torch.arange(3), "z": torch.ones(0)}] * 3
     first, second = pair(steps, steps)
     assert compare(first, second) is None
     assert compare(first, first) is None
 
 
-def test_the_first_step_and_there_the_first_tensor(pair):
+def test_the_first_tensor_of_the_first_step_that_differs(pair):
     same = {"in": torch.ones(4), "b": torch.ones(4), "a": torch.ones(4)}
     later = same | {"a": torch.tensor([1.0, 1, 1, 5]), "b": torch.tensor([1.0, 2, 1, 4])}
     first, second = pair([same, same, later, same], [same, same, same, later])
@@ -61,7 +61,7 @@ CASES = {
 
 @pytest.mark.parametrize("tolerance", [0.0, 2**-25])
 @pytest.mark.parametrize("case", CASES)
-def test_what_differs(pair, case, tolerance):
+def test_kinds_of_differences(pair, case, tolerance):
     one, two, largest = CASES[case]
     parting = compare(*pair([{"x": torch.tensor(one)}], [{"x": torch.tensor(two)}]), rtol=tolerance)
     assert (parting.name, parting.largest) == ("x", largest)
@@ -78,7 +78,7 @@ def test_what_differs(pair, case, tolerance):
         (torch.tensor([INF, -INF]), torch.tensor([INF, -INF]).double()),
     ],
 )
-def test_what_is_equal_in_other_bytes(pair, one, two):
+def test_equal_values_in_other_bytes(pair, one, two):
     assert compare(*pair([{"x": one}], [{"x": two}])) is None
 
 
@@ -104,7 +104,7 @@ def test_relative_tolerance(pair):
     assert compare(*two_runs, rtol=0.01) is None
 
 
-def test_what_only_one_has(pair):
+def test_steps_and_names_of_only_one_run(pair):
     one = {"x": torch.ones(1), "first": torch.ones(1)}
     two = {"x": torch.zeros(1), "second": torch.ones(1)}
     two_runs = pair([one, one], [two, two, two])
@@ -116,7 +116,7 @@ def test_what_only_one_has(pair):
     assert compare(*two_runs, regex="sec") is None
 
 
-def test_statistics_are_compared_where_only_those_are_there(saving, tmp_path):
+def test_statistics_are_compared_if_only_those_were_saved(saving, tmp_path):
     table = {"collection": "weights", "rows": ["w", "v"], "columns": ["max", "l2"]}
     for name, large in (("a", 2.0), ("b", 2.5)):
         run = saving(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Runs in the files of other tools, read back by those tools."""
+"""Exported runs, read back by the tools that the formats belong to."""
 
 import math
 import sys
@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from loopwise.debug import open_run
 from loopwise.debug.read.export import export
-from loopwise.debug.read.saved_run import open_run
 from loopwise.errors import InputError, MissingExtra
 
 TABLE = {"collection": "weights", "rows": ["v"], "columns": ["min", "max"], "values": [[-1.0, math.nan]]}
@@ -38,10 +38,10 @@ def test_safetensors(saved, tmp_path):
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         f"step-0000000{step}.safetensors" for step in range(3)
     ]
-    found = load_file(tmp_path / "out" / "step-00000000.safetensors")
-    assert sorted(found) == ["loss", "w"]
-    assert torch.equal(found["w"].view(torch.int32), saved.value("w", 0).view(torch.int32))
-    assert (found["loss"].item(), found["loss"].dtype) == (2.5, torch.float64)
+    tensors = load_file(tmp_path / "out" / "step-00000000.safetensors")
+    assert sorted(tensors) == ["loss", "w"]
+    assert torch.equal(tensors["w"].view(torch.int32), saved.value("w", 0).view(torch.int32))
+    assert (tensors["loss"].item(), tensors["loss"].dtype) == (2.5, torch.float64)
     with safe_open(tmp_path / "out" / "step-00000001.safetensors", "pt") as file:
         assert file.metadata() == {"run": saved.path, "step": "1", "mode": "eval", "mode_step": "0"}
         assert file.get_tensor("half").dtype == torch.bfloat16

@@ -129,7 +129,7 @@ def test_a_tail_that_a_resumed_run_leaves_behind_is_counted(saving, tmp_path):
     assert (open_run(tmp_path).steps(), open_run(tmp_path).torn) == ([0, 1, 2], 1)
 
 
-def test_the_last_record_of_a_step_holds(saving, tmp_path):
+def test_the_last_record_of_a_step_counts(saving, tmp_path):
     run = saving(tmp_path)
     add(run, 0, 1)
     run.step(2, {"weights": {"w": WEIGHT, "gone": WEIGHT}}, mode="eval", mode_step=0)
@@ -147,7 +147,7 @@ def test_the_last_record_of_a_step_holds(saving, tmp_path):
 
 
 @pytest.mark.parametrize("line", FOREIGN, ids=range(len(FOREIGN)))
-def test_a_line_that_is_no_record_is_counted(saving, tmp_path, line):
+def test_a_damaged_line_is_counted(saving, tmp_path, line):
     run = saving(tmp_path)
     add(run, 0)
     with index(tmp_path).open("ab") as file:
@@ -217,7 +217,7 @@ def test_a_large_tensor_cut_short(saving, tmp_path):
         open_run(tmp_path).value("x", 7)
 
 
-def test_a_changed_byte_is_found_by_check(saving, tmp_path):
+def test_verify_detects_a_changed_byte(saving, tmp_path):
     run = saving(tmp_path)
     add(run, 0, 1, 2)
     run.end()
@@ -272,7 +272,7 @@ def test_remote_segments_that_vanish_and_storage_that_is_down(saving, tmp_path, 
 
 
 @pytest.mark.parametrize("offset", ["-64", "64.0", "null"])
-def test_a_table_at_no_place_is_a_lost_layout(saving, tmp_path, offset):
+def test_a_table_without_a_valid_offset_is_a_lost_layout(saving, tmp_path, offset):
     run = saving(tmp_path)
     add(run, 0, 1)
     text = index(tmp_path).read_text()
@@ -293,7 +293,7 @@ def test_a_table_at_no_place_is_a_lost_layout(saving, tmp_path, offset):
         ("[2,3],64,24]", '[2,3],64,24,{"shape":[2,3]}]'),
     ],
 )
-def test_an_entry_that_cannot_be_is_not_read(saving, tmp_path, old, new):
+def test_an_entry_that_contradicts_itself_is_not_read(saving, tmp_path, old, new):
     run = saving(tmp_path)
     run.step(0, {"c": {"x": WEIGHT, "y": WEIGHT}})
     run.end()
@@ -358,12 +358,12 @@ def test_waiting_while_another_thread_writes(saving, tmp_path, wanted):
 
     thread = threading.Thread(target=write)
     thread.start()
-    found = saved.wait_for(wanted)
+    waited = saved.wait_for(wanted)
     thread.join()
-    assert found == (wanted == 9)
+    assert waited == (wanted == 9)
 
 
-def test_waiting_for_a_remote_run_sees_what_came_before_its_end(saving, tmp_path):
+def test_waiting_for_a_remote_run_sees_steps_written_before_its_end(saving, tmp_path):
     run = saving(f"memory://{tmp_path}")
     saved = open_run(f"memory://{tmp_path}")
     assert not saved.wait_for(1, timeout=0)

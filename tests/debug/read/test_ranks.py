@@ -1,11 +1,11 @@
-"""Reading what several ranks wrote: merged steps, and shards put together."""
+"""Reading of the files of several ranks: steps are merged, and shards joined."""
 
 from itertools import pairwise
 
 import pytest
 import torch
 
-from loopwise.debug.read.saved_run import open_run
+from loopwise.debug import open_run
 from loopwise.errors import InputError, StateError
 
 WEIGHT = torch.arange(6, dtype=torch.float32).reshape(2, 3)
@@ -40,7 +40,7 @@ def rows(tensor, start, stop):
 
 
 @pytest.mark.parametrize("cuts", [(0, 5), (0, 2, 5), (0, 2, 4, 5), (0, 3, 5, 5)])
-def test_shards_are_put_together(saving, tmp_path, cuts):
+def test_shards_are_joined(saving, tmp_path, cuts):
     whole = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
     for rank, (start, stop) in enumerate(pairwise(cuts)):
         run = saving(tmp_path, rank=rank)
@@ -63,7 +63,7 @@ def test_shards_in_two_dimensions_with_replicas(saving, tmp_path):
     assert torch.equal(open_run(tmp_path).value("w", 0), whole)
 
 
-def test_shards_that_do_not_cover_are_no_tensor(saving, tmp_path):
+def test_shards_that_do_not_cover_the_tensor_are_an_error(saving, tmp_path):
     whole = torch.arange(8.0)
     saving(tmp_path).step(0, {"c": {"w": rows(whole, 0, 4)}})
     saved = open_run(tmp_path)

@@ -1,4 +1,4 @@
-"""Reading a run: what is there, and what is said of what is not."""
+"""Reading of a run, and errors about names, steps and modes that it does not have."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from loopwise.debug.read.saved_run import open_run
+from loopwise.debug import open_run
 from loopwise.debug.store.layout import Layout
 from loopwise.errors import InputError
 from loopwise.run import Run
@@ -32,7 +32,7 @@ DTYPES = [
 
 @pytest.fixture(params=["local", "remote"])
 def place(request, tmp_path):
-    """A folder for a run, here or on storage where files cannot grow."""
+    """Folder for a run, on this machine or on storage where files cannot grow."""
     if request.param == "local":
         yield str(tmp_path / "run")
         return
@@ -42,7 +42,7 @@ def place(request, tmp_path):
 
 
 def small(saving, path, steps=3):
-    """Weights of ``step`` times ``WEIGHT`` and a loss of ``step / 2``, in mode ``train``."""
+    """Save weights of ``step`` times ``WEIGHT`` and a loss of ``step / 2``, in mode ``train``."""
     run = saving(path)
     for step in range(steps):
         run.step(step, {"weights": {"fc.weight": WEIGHT * step}}, {"losses": {"loss": step / 2}})
@@ -173,7 +173,7 @@ def test_statistics_come_from_tables(saving, place):
         saved.values("t0")
 
 
-def test_tables_need_not_say_what_they_are_of(saving, tmp_path):
+def test_tables_need_not_have_the_shapes_of_their_tensors(saving, tmp_path):
     run = saving(tmp_path)
     run.step(0, table=table([[0.0, 1.0]]))
     run.end()
@@ -181,7 +181,7 @@ def test_tables_need_not_say_what_they_are_of(saving, tmp_path):
         open_run(tmp_path).shape("t0", 0)
 
 
-def test_statistics_are_computed_where_the_tensor_was_saved(saving, place):
+def test_statistics_are_computed_if_the_tensor_was_saved(saving, place):
     small(saving, place).end()
     saved = open_run(place)
     truth = {"min": 0.0, "max": 10.0, "mean": 5.0, "sum": 30.0, "l1": 30.0, "l2": 220**0.5, "abs_max": 10.0}
@@ -206,8 +206,8 @@ def test_series_of_a_tensor_needs_a_statistic(saving, tmp_path):
         open_run(tmp_path).series("x")
 
 
-def test_a_series_goes_from_tensors_over_to_tables(saving, tmp_path):
-    """``on_backlog="reduce"`` saves statistics where storage is behind."""
+def test_a_series_joins_tensors_and_tables(saving, tmp_path):
+    """``on_backlog="reduce"`` saves statistics if storage is behind."""
     run = saving(tmp_path)
     run.step(0, {"weights": {"t0": WEIGHT}})
     run.step(1, table=table([[-7.0, 7.0]]))
@@ -254,7 +254,7 @@ def test_names_stand_in_order_of_first_appearance(saving, tmp_path):
     assert open_run(tmp_path).names(collection="none such") == []
 
 
-def test_unknown_things_say_what_there_is(saving, tmp_path):
+def test_errors_about_unknown_arguments_list_valid_ones(saving, tmp_path):
     small(saving, tmp_path, steps=30).end()
     saved = open_run(tmp_path)
     with pytest.raises(InputError) as error:
@@ -284,7 +284,7 @@ def test_unknown_things_say_what_there_is(saving, tmp_path):
     assert not saved.has("loss", 0, mode="valid")
 
 
-def test_a_name_of_other_steps_says_which(saving, tmp_path):
+def test_the_error_about_a_name_of_other_steps_lists_the_steps(saving, tmp_path):
     run = saving(tmp_path)
     for step in range(4):
         run.step(step, {"weights": {"w": WEIGHT}} if step % 2 else {}, {"losses": {"loss": 0.0}})
@@ -293,7 +293,7 @@ def test_a_name_of_other_steps_says_which(saving, tmp_path):
         open_run(tmp_path).value("w", 2)
 
 
-def test_near_names_among_very_many(saving, tmp_path):
+def test_similar_names_among_very_many(saving, tmp_path):
     run = saving(tmp_path)
     run.step(0, scalars={"metrics": {f"layers.{n}.attention.weight": 0.0 for n in range(3000)}})
     run.end()
@@ -323,7 +323,7 @@ def test_reading_leaves_the_run_as_it_is(saving, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_print_says_what_there_is(saving, tmp_path):
+def test_the_text_of_a_run(saving, tmp_path):
     run = small(saving, tmp_path)
     run.step(3, scalars={"metrics": {"accuracy": 1.0}}, mode="eval", mode_step=0)
     run.event("weights: 3 saves dropped", 2)
@@ -338,3 +338,37 @@ def test_print_says_what_there_is(saving, tmp_path):
         "  step 2, rank 0: weights: 3 saves dropped",
     ]
     assert repr(open_run(tmp_path)) == f"SavedRun('{tmp_path}')"
+
+
+def test_a_run_object_is_opened_like_its_path(saving, place):
+    small(saving, place).end()
+    run = Run.existing(place)
+    assert open_run(run).steps() == open_run(place).steps() == [0, 1, 2]
+    assert open_run(run).path == open_run(place).path == run.url
+
+
+def test_series_by_mode_count_steps_over_all_modes(saving, tmp_path):
+    run = small(saving, tmp_path)
+    run.step(3, scalars={"losses": {"loss": 4.0}}, mode="eval", mode_step=0)
+    run.end()
+    series = open_run(tmp_path).series_by_mode("loss")
+    assert {mode: (s.tolist(), v.tolist()) for mode, (s, v) in series.items()} == {
+        "train": ([0, 1, 2], [0.0, 0.5, 1.0]),
+        "eval": ([3], [4.0]),
+    }
+
+
+def test_last_steps_and_blocks_by_rank(saving, tmp_path):
+    small(saving, tmp_path).end()
+    second = saving(tmp_path, rank=1, resume=True)
+    second.step(1, {"c": {"x": WEIGHT}})
+    second.end()
+    saved = open_run(tmp_path)
+    assert saved.last_steps() == {0: 2, 1: 1}
+    blocks = saved.blocks(1)
+    assert [(rank, block.rank, block.step, block.length) for rank, block in blocks.items()] == [
+        (0, 0, 1, 128),
+        (1, 1, 1, 64),
+    ]
+    with pytest.raises(InputError, match="0, 1, 2"):
+        saved.blocks(7)

@@ -1,4 +1,4 @@
-"""Files that grow: large pieces go past the page cache, and nothing differs for it."""
+"""Files that are appended to: large pieces bypass the page cache, and the bytes are the same."""
 
 import fcntl
 import os
@@ -15,7 +15,7 @@ from loopwise.debug.store.host_buffer import HostBuffer
 
 
 def memory(size, off=0):
-    """Bytes at a multiple of a page, or ``off`` beyond one."""
+    """Return bytes at a multiple of a page, or ``off`` bytes after one."""
     data = np.random.default_rng(size).integers(0, 255, size + 2 * PAGE, np.uint8)
     start = -data.ctypes.data % PAGE + off
     return data[start : start + size].data
@@ -31,7 +31,7 @@ def memory(size, off=0):
         max_size=5,
     )
 )
-def test_the_bytes_are_those_that_were_given(tmp_path_factory, pieces):
+def test_bytes_are_read_back_as_they_were_written(tmp_path_factory, pieces):
     path = str(tmp_path_factory.mktemp("grown") / "file")
     file, expected = AppendFile(path), b""
     for size, off in pieces:
@@ -48,7 +48,7 @@ def test_the_bytes_are_those_that_were_given(tmp_path_factory, pieces):
     file.close()
 
 
-def test_large_pieces_are_written_past_the_cache(tmp_path, monkeypatch):
+def test_large_pieces_bypass_the_page_cache(tmp_path, monkeypatch):
     seen = []
     write = os.write
 
@@ -67,7 +67,7 @@ def test_large_pieces_are_written_past_the_cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("refused", ["the flag", "the write", "the rest of the write"])
-def test_where_that_is_not_possible_they_are_written_as_others(tmp_path, monkeypatch, refused):
+def test_large_pieces_go_through_the_page_cache_if_it_cannot_be_bypassed(tmp_path, monkeypatch, refused):
     control, write = fcntl.fcntl, os.write
     file, data, direct = AppendFile(str(tmp_path / "file")), memory(LARGE + 100), []
 
@@ -93,7 +93,7 @@ def test_where_that_is_not_possible_they_are_written_as_others(tmp_path, monkeyp
     assert (tmp_path / "file").read_bytes() == 2 * bytes(data)
 
 
-def test_snapshots_begin_with_a_page():
+def test_buffers_begin_at_a_page():
     snapshot = HostBuffer()
     for size in (10, 10**6):
         snapshot.put([torch.ones(size)])

@@ -30,15 +30,15 @@ def breeder(crash):
 
 
 def test_killed_writers_leave_everything_committed(crash, breeder):
-    found = crash.kills(10, 0, breeder)
-    assert found["kills"] == 10
-    assert found["steps"] > 10
-    assert (found["lost"], found["corrupt"]) == (0, 0)
+    result = crash.kills(10, 0, breeder)
+    assert result["kills"] == 10
+    assert result["steps"] > 10
+    assert (result["lost"], result["corrupt"]) == (0, 0)
 
 
 @pytest.fixture
 def killed(crash, breeder, tmp_path):
-    """What a writer left that was killed, resumed and killed again."""
+    """Run of a writer that was killed, resumed and killed again."""
     crash.kill(breeder, str(tmp_path / "run"), 0, 3000, 0.0)
     first = len(crash.look(tmp_path / "run" / "debug").steps)
     crash.kill(breeder, str(tmp_path / "run"), first, 3000, 0.0)
@@ -46,16 +46,16 @@ def killed(crash, breeder, tmp_path):
 
 
 def test_a_saved_run_reads_what_a_killed_writer_left(crash, killed):
-    found = crash.look(killed / "debug")
+    damage = crash.look(killed / "debug")
     saved = open_run(killed)
     assert saved.verify() == []
-    assert saved.steps() == found.steps == list(range(len(found.steps)))
-    for step in found.steps:
+    assert saved.steps() == damage.steps == list(range(len(damage.steps)))
+    for step in damage.steps:
         assert np.array_equal(saved.value("weight", step), crash.weight(step))
         assert np.array_equal(saved.value("extra", step), crash.extra(step))
 
 
-def test_damage_would_be_found(crash, killed):
+def test_damage_would_be_detected(crash, killed):
     folder = killed / "debug"
     steps = crash.look(folder).steps
     first = next(iter(crash.lines(folder)))[0]
@@ -68,6 +68,6 @@ def test_damage_would_be_found(crash, killed):
     index.write_bytes(
         b"".join(line + b"\n" for line in first if not line.startswith(b'{"step":1,')) + b'{"st'
     )
-    found = crash.look(folder)
-    assert (found.corrupt, found.lost, found.torn >= 1) == ([2], 1, True)
-    assert found.steps == [step for step in steps if step != 1]
+    damage = crash.look(folder)
+    assert (damage.corrupt, damage.lost, damage.torn >= 1) == ([2], 1, True)
+    assert damage.steps == [step for step in steps if step != 1]

@@ -1,4 +1,4 @@
-"""Snapshots: every kind of tensor, growth, reuse, padding, and what they hold of memory."""
+"""Host buffers: every kind of tensor, growth, reuse, padding, and use of memory."""
 
 import threading
 
@@ -35,7 +35,7 @@ DTYPES = [
 
 
 def some(dtype, shape, seed=0):
-    """Any bits at all, NaN and denormal numbers among them; of bool, valid ones."""
+    """Return a tensor of random bits, among them NaN and denormal numbers; of bool, valid values."""
     size = torch.Size(shape).numel() * dtype.itemsize
     bits = torch.randint(0, 256, (size,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     return (bits % 2 if dtype == torch.bool else bits).view(dtype).reshape(shape)
@@ -50,7 +50,7 @@ def joined(snapshot):
 
 
 def expected(tensors):
-    """The block as the format has it: each tensor at a multiple of 64 bytes, zeros between them."""
+    """Return the block as specified: each tensor at a multiple of 64 bytes, zeros between them."""
     data, offsets = b"", []
     for tensor in tensors:
         offsets.append(len(data))
@@ -93,7 +93,7 @@ def test_strides_are_resolved_into_c_order(tensor):
     assert joined(snapshot) == expected([plain])[0]
 
 
-def test_a_snapshot_is_a_copy():
+def test_a_buffer_holds_copies():
     tensor = torch.ones(5)
     snapshot = HostBuffer()
     snapshot.put([tensor])
@@ -107,7 +107,7 @@ blocks = st.lists(st.lists(st.lists(members, max_size=4), max_size=4), min_size=
 
 @settings(deadline=None)
 @given(blocks, st.integers(1, 40))
-def test_any_blocks_in_turn_are_what_the_format_says(blocks, times):
+def test_any_sequence_of_blocks_has_the_specified_bytes(blocks, times):
     snapshot = HostBuffer()
     for block in blocks:
         tensors, offsets = [], ()
@@ -130,7 +130,7 @@ def test_padding_is_zero_after_any_block():
         snapshot.clear()
 
 
-def test_a_block_that_grows_is_one_piece_the_next_time():
+def test_memory_of_a_block_that_grew_is_one_piece_the_next_time():
     snapshot = HostBuffer()
     tensors = [torch.randn(LEAST // 4 - 16 * i) for i in range(6)]
     for turn in range(3):
@@ -141,7 +141,7 @@ def test_a_block_that_grows_is_one_piece_the_next_time():
         snapshot.clear()
 
 
-def test_memory_is_taken_once():
+def test_memory_is_allocated_once():
     snapshot, tensor = HostBuffer(), torch.randn(LEAST)
     places = set()
     for _ in range(4):
@@ -151,7 +151,7 @@ def test_memory_is_taken_once():
     assert len(places) == 1
 
 
-def test_arrangements_that_are_remembered_are_limited():
+def test_the_number_of_remembered_arrangements_is_limited():
     snapshot = HostBuffer()
     for size in range(SEEN + 50):
         snapshot.put([torch.ones(size)])
@@ -159,7 +159,7 @@ def test_arrangements_that_are_remembered_are_limited():
         assert len(snapshot._seen) <= SEEN
 
 
-def test_memory_from_inference_mode_is_of_use_outside_of_it():
+def test_memory_allocated_in_inference_mode_can_be_used_outside_of_it():
     snapshot = HostBuffer()
     with torch.inference_mode():
         snapshot.put([torch.ones(3)])
@@ -201,7 +201,7 @@ def test_an_empty_block():
     assert joined(snapshot) == b""
 
 
-def test_a_ring_holds_no_more_than_its_count_of_steps():
+def test_a_pool_holds_no_more_steps_than_its_count():
     ring, tensor, snapshots = BufferPool(2, pinned=False), torch.ones(2**18), set()
     for _ in range(7):
         snapshots.add(snapshot := ring.take(wait=True))
@@ -211,7 +211,7 @@ def test_a_ring_holds_no_more_than_its_count_of_steps():
     assert [piece.nbytes for snapshot in snapshots for piece in snapshot._pieces] == 2 * [2**20]
 
 
-def test_a_ring_that_is_empty():
+def test_an_empty_pool():
     ring = BufferPool(2, pinned=False)
     first, second = ring.take(wait=False), ring.take(wait=False)
     assert ring.take(wait=False) is None
@@ -223,7 +223,7 @@ def test_a_ring_that_is_empty():
     assert second is not first
 
 
-def test_a_snapshot_whose_memory_cannot_be_taken_again_does_not_shrink_the_ring(monkeypatch):
+def test_a_buffer_without_memory_does_not_shrink_the_pool(monkeypatch):
     ring = BufferPool(1, pinned=False)
     snapshot = ring.take(wait=True)
     snapshot.put([torch.ones(LEAST)])

@@ -1,4 +1,4 @@
-"""Remote storage: in memory, and an S3 server on this machine behind a proxy that has accidents."""
+"""Remote storage: in memory, and an S3 server on this machine behind a proxy that fails on request."""
 
 import contextlib
 import glob
@@ -27,7 +27,7 @@ from loopwise.warnings import LoopwiseWarning
 
 
 class Proxy:
-    """Hands bytes on between clients and a server: all, none while it is held, or nothing at all when it is down.
+    """Proxy between clients and a server that forwards all bytes, none while it is held, or refuses connections.
 
     Args:
         server: the port on this machine that it stands before.
@@ -38,7 +38,7 @@ class Proxy:
         self.open = threading.Event()
         self.open.set()
         self.cut = None
-        """Bytes of a client's after which its connection is ended, once."""
+        """Number of bytes from a client after which its connection is closed, once."""
         self._sockets, self._threads, self._lock = set(), [], threading.Lock()
         self.up()
 
@@ -48,7 +48,7 @@ class Proxy:
         self._start(self._accept, self._listener)
 
     def down(self):
-        """Connections are refused, and those that there are end."""
+        """Refuse new connections and close existing ones."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -100,7 +100,7 @@ def end(one):
 
 @pytest.fixture(scope="module")
 def server():
-    """The port of an S3 server."""
+    """Port of an S3 server."""
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     logger, level = logging.getLogger("werkzeug"), logging.getLogger("werkzeug").level
     logger.setLevel(logging.ERROR)
@@ -143,7 +143,7 @@ def s3(proxy):
 
 @pytest.fixture(autouse=True)
 def spool(tmp_path, monkeypatch):
-    """Where files wait."""
+    """Folder in which unsent files wait."""
     (tmp_path / "spool").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spool"))
     return tmp_path / "spool"
@@ -159,12 +159,12 @@ def segments_of(size, old=1000.0):
 
 @pytest.fixture
 def small(monkeypatch):
-    """A segment for each step."""
+    """Close a segment after each step."""
     monkeypatch.setattr(writer, "Segments", segments_of(1))
 
 
 class Training(writing_kit.Training):
-    """Its 100 numbers go to remote storage."""
+    """Training whose 100 numbers go to remote storage."""
 
     def __init__(self, run):
         super().__init__(run, 100)
@@ -174,7 +174,7 @@ class Training(writing_kit.Training):
         return self.watch._writer._segments._uploader
 
     def wait_for(self, condition):
-        """Wait until the sender is in some state."""
+        """Wait until the uploader fulfills a condition."""
         with self.sender._changed:
             assert self.sender._changed.wait_for(lambda: condition(self.sender), 60)
 
@@ -201,7 +201,7 @@ def test_steps_are_read_back(url, small, spool):
     assert [file for file in psutil.Process().open_files() if str(spool) in file.path] == []
 
 
-def test_one_segment_of_several_steps(url, spool):
+def test_several_steps_share_a_segment(url, spool):
     training = Training(url)
     training.train(5)
     training.drain()
@@ -300,7 +300,7 @@ def test_a_server_that_is_slow_is_waited_for(s3, proxy, small, monkeypatch):
     assert has_all(s3, range(20))
 
 
-def test_the_oldest_are_given_up_when_too_many_wait(s3, proxy, small, spool, monkeypatch):
+def test_the_oldest_segments_are_given_up_if_too_many_wait(s3, proxy, small, spool, monkeypatch):
     monkeypatch.setattr(uploader, "WAITING", 3)
     training = Training(s3)
     training.train(2)
@@ -325,7 +325,7 @@ def test_the_oldest_are_given_up_when_too_many_wait(s3, proxy, small, spool, mon
     assert list(spool.iterdir()) == []
 
 
-def test_what_was_not_sent_by_the_end_can_be_copied_by_hand(s3, proxy, small, spool):
+def test_segments_not_sent_by_the_end_can_be_copied_by_hand(s3, proxy, small, spool):
     training = Training(Run(s3))
     training.train(2)
     training.drain()
@@ -345,7 +345,7 @@ def test_what_was_not_sent_by_the_end_can_be_copied_by_hand(s3, proxy, small, sp
     assert has_all(s3, range(6))
 
 
-def test_where_nobody_closes_the_folder_is_named_at_exit(s3, proxy, small):
+def test_a_watch_that_nobody_closes_names_its_folder_at_exit(s3, proxy, small):
     training = Training(Run(s3))
     proxy.down()
     with pytest.warns(LoopwiseWarning) as said:

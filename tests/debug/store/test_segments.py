@@ -32,7 +32,7 @@ def layout(*names, collection="weights"):
 
 
 def chunks(step, count=1):
-    """The bytes of such a block: functions of the step."""
+    """The bytes of a block of such a layout, computed from the step."""
     tensors = [padded(np.array([step, step + 0.5 + i], "<f4").tobytes()) for i in range(count)]
     return [*tensors, padded(np.array([step, -step], "<f8").tobytes())]
 
@@ -47,8 +47,8 @@ def write(target, step, *names):
 
 
 def read_back(folder):
-    """Step -> names and arrays, for rank 0, from the words at the head of segments.py alone."""
-    found, layouts = {}, {}
+    """Return step -> names and arrays of rank 0, by the specification in segments.py alone."""
+    steps, layouts = {}, {}
     numbered = [name.split(".") for name in os.listdir(folder) if name.startswith("index.rank0.")]
     for number in sorted(int(parts[2]) for parts in numbered):
         with open(f"{folder}/index.rank0.{number}.jsonl", "rb") as file:
@@ -65,8 +65,8 @@ def read_back(folder):
                 block = file.read(line["length"])
             assert (len(block), zlib.crc32(block)) == (line["length"], line["crc32"])
             assert line["offset"] % 64 == 0
-            found[line["step"]] = dict(arrays(block, layouts[line["layout"]]))
-    return found
+            steps[line["step"]] = dict(arrays(block, layouts[line["layout"]]))
+    return steps
 
 
 def arrays(block, groups):
@@ -149,7 +149,7 @@ def test_layouts_are_written_once(run, folder):
     assert read_back(folder) == {step: truth(step, *("xyz"[: step % 3 + 1])) for step in range(9)}
 
 
-def test_layouts_that_are_remembered_are_limited(run, folder, monkeypatch):
+def test_the_number_of_remembered_layouts_is_limited(run, folder, monkeypatch):
     monkeypatch.setattr(segments, "LAYOUTS", 3)
     target = Segments(run)
     names = [("a",), ("a", "b"), ("c",), ("d",), ("a",), ("a", "b"), ("d", "c"), ("e",), ("c",)]
@@ -196,8 +196,8 @@ def test_each_rank_has_its_own_files(run, folder, monkeypatch):
         write(target, 7)
         write(target, 8)
         target.close()
-    found = [name for name in sizes(folder) if name.endswith("seg")]
-    assert found == [f"tensors.rank{rank}.{number}.seg" for rank in range(3) for number in range(2)]
+    names = [name for name in sizes(folder) if name.endswith("seg")]
+    assert names == [f"tensors.rank{rank}.{number}.seg" for rank in range(3) for number in range(2)]
 
 
 @settings(deadline=None, max_examples=50)
@@ -256,7 +256,7 @@ def test_a_remote_segment_is_closed_when_it_is_old():
 
 
 def fill(target, steps):
-    """Write steps; those that failed."""
+    """Write steps and return those that failed."""
     failed = []
     for step in steps:
         try:
@@ -266,7 +266,7 @@ def fill(target, steps):
     return failed
 
 
-def test_a_torn_block_is_taken_back(run, folder):
+def test_an_incomplete_block_is_removed(run, folder):
     target = Segments(run)
     assert fill(target, range(2)) == []
     before = sizes(folder)
@@ -293,7 +293,7 @@ def test_a_disk_that_stays_full_does_not_fill_with_files(run, folder):
     assert read_back(folder) == {step: truth(step) for step in (20, 21)}
 
 
-def test_a_block_whose_record_is_not_written_is_taken_back(run, folder):
+def test_a_block_whose_record_is_not_written_is_removed(run, folder):
     target = Segments(run)
     assert fill(target, range(2)) == []
     target._run.append = None  # as if it failed before it wrote anything

@@ -22,9 +22,9 @@ from layout_kit import (
 from docs.generators import rooms
 
 ORDER = {
-    "sift": "torch_internals report loss_history buffer source coordination compile_trial policies scorers scoring "
+    "sift": "torch_internals report loss_history buffer source coordination compile_decision policies scorers scoring "
     "tokens selection step_losses options pipeline sharded pilot loader page lightning transformers",
-    "compile": "torch_internals linear_cross_entropy plan options graph verify search explain events cuda_graph step "
+    "compile": "torch_internals linear_cross_entropy plan options spec graph verify search explain events cuda_graph step "
     "optimize fit cache page transformers",
     "debug": "torch_internals model hooks statistics store signals rules alerts monitors read profiler nan capture "
     "options reporting watch preflight page callback lightning transformers cli",

@@ -47,7 +47,7 @@ def markdown(text: str) -> str:
         elif depth and listed and lines[-1].endswith("`"):
             lines[-1] += f": {body}"
         else:
-            lines += [margin + body] if depth else ["", body]
+            lines += ["", margin + body]
     return "\n".join(lines).strip() + "\n"
 
 

@@ -34,6 +34,7 @@ import torch
 from loopwise import __version__
 from loopwise.errors import InputError, StateError
 from loopwise.ranks import is_main, rank, world_size
+from loopwise.torch_internals import call_before_executors_end
 
 SCHEMA = 1
 
@@ -273,6 +274,8 @@ class RunHandle:
         if shared is not None:
             shared.parts.append(part)
             self._finalizer = weakref.finalize(self, shared.abandon, part, os.getpid())
+            if not run.local:
+                call_before_executors_end(self._finalizer)
 
     def release(self, state: str = "finished") -> None:
         """End the part's use of the run; a run that was opened by its path is closed by the last part.

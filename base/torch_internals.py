@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,3 +63,15 @@ def default_store() -> Any:
     from torch.distributed.distributed_c10d import _get_default_store
 
     return _get_default_store()
+
+
+def call_before_executors_end(function: Callable[[], object]) -> None:
+    """Register a function to be called when the program ends, while event loops can still open connections.
+
+    ``atexit`` comes too late: the thread pool in which asyncio looks up addresses accepts nothing by then.
+    Functions are called in the reverse order of their registration.
+    """
+    import concurrent.futures.thread  # noqa: F401  # registers its own exit function, which then runs after ours
+    import threading
+
+    vars(threading)["_register_atexit"](function)  # in CPython 3.9 to 3.14

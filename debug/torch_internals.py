@@ -94,13 +94,6 @@ def local_shape_and_offset(shape: torch.Size, mesh: Any, placements: Any) -> tup
     return compute_local_shape_and_global_offset(shape, mesh, placements)
 
 
-def call_at_exit(function: Any) -> None:
-    """Call a function when the interpreter ends, before its threads are waited for."""
-    import threading
-
-    vars(threading)["_register_atexit"](function)  # in CPython 3.9 to 3.14
-
-
 def loader_iterator() -> Any:
     """Return the base class of the iterators of ``DataLoader``."""
     from torch.utils.data.dataloader import _BaseDataLoaderIter

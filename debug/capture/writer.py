@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import TypeVar
 
 from loopwise.run import Run
+from loopwise.torch_internals import call_before_executors_end
 from loopwise.warnings import warn
 
 from ..rules import Finding
@@ -20,7 +21,6 @@ from ..rules.saved_steps import SavedStepRules
 from ..store.host_buffer import BufferPool, HostBuffer
 from ..store.layout import Layout
 from ..store.segments import Segments
-from ..store.uploader import before_executors_end
 from .step import PendingStep
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class Writer:
         self._exit = functools.partial(_at_exit, weakref.WeakMethod(self._end))
         atexit.register(self._exit)
         if not run.local:
-            before_executors_end(self._exit)
+            call_before_executors_end(self._exit)
 
     def lease(self, raw: bool) -> Lease:
         """Return a buffer for a step; wait for one if there are raw tensors and ``on_backlog`` is ``block``."""

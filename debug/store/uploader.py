@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .. import torch_internals
-
 WAITING = 8
 """Uploads that may wait; with more, the caller waits, or the oldest is given up while storage is down."""
 RETRY = 5.0
@@ -122,13 +120,3 @@ class Uploader:
         for file in upload.files:
             with contextlib.suppress(OSError):
                 os.unlink(file)
-
-
-def before_executors_end(function: Callable[[], None]) -> None:
-    """Register a function to be called when the program ends, while event loops can still open connections.
-
-    ``atexit`` comes too late: the thread pool in which asyncio looks up addresses accepts nothing by then.
-    """
-    import concurrent.futures.thread  # noqa: F401  # registers its own exit function, which runs after ours
-
-    torch_internals.call_at_exit(function)

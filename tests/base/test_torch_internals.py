@@ -1,5 +1,8 @@
 """Private names of torch that the base uses: a test fails if a new release of torch moves or changes one."""
 
+import subprocess
+import sys
+
 import torch
 from torch import nn
 
@@ -54,3 +57,9 @@ def test_shards_and_the_store_of_real_ranks(ranks):
     print(json.dumps([torch_internals.is_shard(shard), local.tolist()]))
     """
     assert ranks(code) == [[True, [0.0, 1.0]], [True, [2.0, 3.0]]]
+
+
+def test_functions_at_exit_run_while_threads_live():
+    code = "from loopwise import torch_internals as t; t.call_before_executors_end(lambda: print('end', flush=True))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "end\n"

@@ -77,12 +77,6 @@ def test_iterators_of_loaders():
     assert internals.loader_workers(iterator) == 0
 
 
-def test_functions_at_exit_run_while_threads_live():
-    code = "from loopwise.debug import torch_internals as t; t.call_at_exit(lambda: print('end', flush=True))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "end\n"
-
-
 def test_code_is_dropped_of_the_named_functions_only(fresh_dynamo):
     counter = CompileCounter()
     functions = [lambda x: x + 1, lambda x: x + 2]

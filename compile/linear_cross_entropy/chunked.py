@@ -95,11 +95,11 @@ class _Rows(NamedTuple):
 
     x: Tensor
     target: Tensor
-    """Classes in [0, V); 0 where a row is ignored."""
+    """Classes in [0, V); 0 if the row is ignored."""
     valid: Tensor
-    """1, or 0 where a row is ignored."""
+    """1, or 0 if the row is ignored."""
     row: Tensor
-    """Class weight of the target (1 without class weights), 0 where a row is ignored."""
+    """Class weight of the target (1 without class weights), 0 if the row is ignored."""
 
 
 class _Tangents(NamedTuple):

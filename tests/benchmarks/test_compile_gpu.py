@@ -1,4 +1,4 @@
-"""The GPU benchmark of compile, in small on a CPU: its cases run, and give what its rows ask for."""
+"""GPU benchmark of compile with small models on a CPU: its cases run and measure all quantities of its rows."""
 
 import importlib.util
 from collections import defaultdict

@@ -72,8 +72,10 @@ def test_runs_are_interleaved_and_an_interrupted_benchmark_goes_on(benchmarks, m
     assert order == [("a", "0"), ("b", "0"), ("a", "1"), ("b", "1")]
     assert harness.run(fake(), 3, False)
     assert order[4:] == [("a", "2"), ("b", "2")]
-    found = record.newest()[0]
-    assert (found["claim"], found["commit"], found["quick"]) == ("fake", "abc", False)
+    newest = record.newest()[0]
+    assert (newest["claim"], newest["commit"], newest["quick"]) == ("fake", "abc", False)
+    assert newest["date"].replace("-", "") in next(record.RESULTS.glob("fake_*.json")).stem
+    assert newest["command"].startswith("python ")
     assert "fake" in capsys.readouterr().out
 
 
@@ -81,8 +83,8 @@ def test_a_real_child_process_measures(benchmarks):
     harness, _ = benchmarks
     from benchmarks.sift import overhead
 
-    found = harness.measure(overhead, "wrapper", 0, quick=True, fresh=False)
-    assert found["wrapper us/sample"] > 0
+    quantities = harness.measure(overhead, "wrapper", 0, quick=True, fresh=False)
+    assert quantities["wrapper us/sample"] > 0
 
 
 def test_a_failing_case_says_which(benchmarks):

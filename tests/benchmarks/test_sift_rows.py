@@ -1,4 +1,4 @@
-"""The sifting table: crossings of the target, runs that never reach it, standard errors."""
+"""Table of the sifting benchmark: crossings of the target, runs that never reach it, standard errors."""
 
 import math
 import sys
@@ -21,10 +21,10 @@ def modules(monkeypatch):
 
 
 def curve(*metrics):
-    found = {}
+    quantities = {}
     for n, metric in enumerate(metrics):
-        found |= {f"metric@{n}": [metric], f"seconds@{n}": [10.0 * n], f"samples@{n}": [100.0 * n]}
-    return found
+        quantities |= {f"metric@{n}": [metric], f"seconds@{n}": [10.0 * n], f"samples@{n}": [100.0 * n]}
+    return quantities
 
 
 def test_the_first_crossing_is_interpolated(modules):

@@ -1,4 +1,4 @@
-"""Attention written out: found and right, or refused with the reason."""
+"""Attention written as matmuls and softmax: replaced with equal results, or refused with the reason."""
 
 import math
 
@@ -17,7 +17,7 @@ def tensors():
 
 
 def run(function, *inputs):
-    """Outcomes of the pass, after value and gradients were compared with eager."""
+    """Compare value and gradients with eager, and return the outcomes of the pass."""
     outcomes, targets = [], []
 
     def backend(gm, _):
@@ -27,11 +27,11 @@ def run(function, *inputs):
 
     torch._dynamo.reset()
     expected = function(*inputs)
-    found = torch.compile(function, backend=backend, fullgraph=True)(*inputs)
-    torch.testing.assert_close(found, expected)
+    actual = torch.compile(function, backend=backend, fullgraph=True)(*inputs)
+    torch.testing.assert_close(actual, expected)
     needed = [t for t in inputs if t.requires_grad]
     weights = torch.linspace(-1, 1, expected.numel()).view(expected.shape)
-    grads = [torch.autograd.grad((result * weights).sum(), needed) for result in (expected, found)]
+    grads = [torch.autograd.grad((result * weights).sum(), needed) for result in (expected, actual)]
     torch.testing.assert_close(*grads)
     assert (F.scaled_dot_product_attention in targets) == any(o.rewritten for o in outcomes)
     return outcomes
@@ -64,7 +64,7 @@ def causal(q, k, v):
 
 
 @pytest.mark.parametrize("function", [divided, scaled_before, methods, in_float, dropout_off, causal])
-def test_forms_that_are_found(function):
+def test_attention_is_replaced(function):
     (outcome,) = run(function, *tensors())
     assert outcome.rewritten, outcome.reason
     assert outcome.name == "attention"
@@ -126,11 +126,11 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("function", "why"), REFUSED)
-def test_forms_that_are_refused(function, why):
+@pytest.mark.parametrize(("function", "reason"), REFUSED)
+def test_unsafe_attention_is_refused(function, reason):
     (outcome,) = run(function, *tensors())
     assert not outcome.rewritten
-    assert why in outcome.reason
+    assert reason in outcome.reason
 
 
 def test_a_mask_that_is_scaled_is_refused():
@@ -138,7 +138,7 @@ def test_a_mask_that_is_scaled_is_refused():
     assert "more than one mask, or a scaled one" in outcome.reason
 
 
-def test_a_softmax_that_is_no_attention():
+def test_a_softmax_without_values_is_no_attention():
     def classes(x, w):
         return F.softmax(x @ w, dim=-1).sum(-1)
 
@@ -176,11 +176,11 @@ def test_in_hugging_face_and_torchvision():
             return gm.forward
 
         expected = function()
-        found = torch.compile(function, backend=backend)()
-        torch.testing.assert_close(found, expected)
+        actual = torch.compile(function, backend=backend)()
+        torch.testing.assert_close(actual, expected)
         assert sum(outcome.rewritten for outcome in outcomes) >= 1, outcomes
         grads = [
-            torch.autograd.grad(x, list(model.parameters()), allow_unused=True) for x in (expected, found)
+            torch.autograd.grad(x, list(model.parameters()), allow_unused=True) for x in (expected, actual)
         ]
         for one, other in zip(*grads, strict=True):
             if one is not None:

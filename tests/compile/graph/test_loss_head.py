@@ -1,4 +1,4 @@
-"""The pass that finds loss heads: same value and gradients, one outcome and reason for each cross entropy."""
+"""Pass that replaces loss heads: same value and gradients, and an outcome for each cross entropy."""
 
 import logging
 import re
@@ -19,7 +19,7 @@ OP = torch.ops.loopwise.linear_cross_entropy.default
 
 
 class Recorder:
-    """A backend that runs the pass and then AOTAutograd without a compiler."""
+    """Backend that runs the pass and then AOTAutograd without a compiler."""
 
     def __init__(self, then=aot_eager):
         self.outcomes, self.changed, self.then, self.operators = [], False, then, 0
@@ -33,7 +33,7 @@ class Recorder:
 
 
 @pytest.fixture
-def given():
+def inputs():
     g = torch.Generator().manual_seed(0)
     x, weight, bias = (
         torch.randn(*shape, generator=g, dtype=torch.float64).requires_grad_()
@@ -44,17 +44,17 @@ def given():
     return x, weight, bias, target
 
 
-def run(function, given, then=aot_eager, exact=None, **options):
-    """Outcomes of the pass, after the value and the gradients were compared to eager."""
+def run(function, inputs, then=aot_eager, exact=None, **options):
+    """Compare value and gradients with eager, and return the outcomes of the pass."""
     torch._dynamo.reset()
     record = Recorder(then)
-    wanted = [t for t in given if t.requires_grad]
+    wanted = [t for t in inputs if t.requires_grad]
     sides = []
     for f in (function, torch.compile(function, backend=record, fullgraph=True, **options)):
-        loss = f(*given)
+        loss = f(*inputs)
         sides.append([loss, *torch.autograd.grad(loss.sum() * 1.5, wanted, allow_unused=True)])
     if exact:
-        loss = exact(*given)
+        loss = exact(*inputs)
         truths = [loss, *torch.autograd.grad(loss.sum() * 1.5, wanted)]
         for theirs, ours, truth in zip(*sides, truths, strict=True):
             error, honest = ((value.double() - truth).abs().max() for value in (ours, theirs))
@@ -129,15 +129,15 @@ def ignoring(x, w, b, y):
     return criterion(F.linear(x, w, b).view(-1, V), y.view(-1).clamp(min=0))
 
 
-FOUND = [
+REPLACED = [
     flat, shifted, shifted_on_leading, transposed, permuted, capped, weighted, as_float, low, autocast, one_row,
     two_heads, ignoring,
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("function", FOUND, ids=lambda f: f.__name__)
-def test_a_loss_head_is_found(function, given):
-    outcomes = run(function, given, exact=flat if function in (as_float, low, autocast) else None)
+@pytest.mark.parametrize("function", REPLACED, ids=lambda f: f.__name__)
+def test_a_loss_head_is_replaced(function, inputs):
+    outcomes = run(function, inputs, exact=flat if function in (as_float, low, autocast) else None)
     assert len(outcomes) == (2 if function is two_heads else 1)
     line = range(function.__code__.co_firstlineno, function.__code__.co_firstlineno + 5)
     for outcome in outcomes:
@@ -146,31 +146,31 @@ def test_a_loss_head_is_found(function, given):
             assert int(re.fullmatch(rf"{__file__}:(\d+)", outcome.place)[1]) in line
 
 
-def test_the_bytes_saved_are_the_logits(given):
-    assert run(flat, given)[0].saved_bytes == B * T * V * 8
+def test_the_bytes_saved_are_the_logits(inputs):
+    assert run(flat, inputs)[0].saved_bytes == B * T * V * 8
 
 
 @pytest.mark.parametrize("frozen", [[0], [1], [0, 2]], ids=str)
-def test_frozen_inputs(frozen, given):
-    given = tuple(t.detach() if i in frozen else t for i, t in enumerate(given))
-    assert run(flat, given)[0].rewritten
+def test_frozen_inputs(frozen, inputs):
+    inputs = tuple(t.detach() if i in frozen else t for i, t in enumerate(inputs))
+    assert run(flat, inputs)[0].rewritten
 
 
-def test_without_gradients(given):
+def test_without_gradients(inputs):
     torch._dynamo.reset()
     record = Recorder()
     with torch.no_grad():
-        ours = torch.compile(flat, backend=record, fullgraph=True)(*given)
-        torch.testing.assert_close(ours, flat(*given))
+        ours = torch.compile(flat, backend=record, fullgraph=True)(*inputs)
+        torch.testing.assert_close(ours, flat(*inputs))
     assert record.operators == 1
 
 
 @pytest.mark.parametrize("function", [flat, shifted], ids=lambda f: f.__name__)
-def test_dynamic_shapes(function, given):
-    assert run(function, given, dynamic=True)[0].rewritten
+def test_dynamic_shapes(function, inputs):
+    assert run(function, inputs, dynamic=True)[0].rewritten
 
 
-def test_small_logits_may_stay(given):
+def test_small_logits_may_stay(inputs):
     kept = []
 
     def backend(gm, inputs):
@@ -179,7 +179,7 @@ def test_small_logits_may_stay(given):
         return aot_eager(gm, inputs)
 
     torch._dynamo.reset()
-    torch.compile(flat, backend=backend)(*given)
+    torch.compile(flat, backend=backend)(*inputs)
     assert (kept[0].reason, kept[1]) == ("the logits take 880 bytes, under the threshold of 881", True)
 
 
@@ -246,25 +246,25 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("function", REFUSED, ids=lambda f: f.__name__)
-def test_what_is_not_safe_is_refused(function, given):
-    (outcome,) = run(function, given)
+def test_an_unsafe_loss_head_is_refused(function, inputs):
+    (outcome,) = run(function, inputs)
     assert not outcome.rewritten
     assert re.fullmatch(REFUSED[function], outcome.reason), outcome.reason
 
 
-def test_logits_that_are_returned_are_refused(given):
+def test_logits_that_are_returned_are_refused(inputs):
     def both(x, w, b, y):
         z = F.linear(x, w, b).view(-1, V)
         return F.cross_entropy(z, y.view(-1)), z
 
     torch._dynamo.reset()
     record = Recorder()
-    torch.compile(both, backend=record)(*given)
+    torch.compile(both, backend=record)(*inputs)
     assert record.outcomes[0].reason == "the logits are used elsewhere, in what the graph returns"
 
 
-def test_another_graph_stays_as_it_is(given):
-    assert run(lambda x, w, b, y: F.linear(x, w, b).logsumexp(-1).mean(), given) == []
+def test_another_graph_stays_as_it_is(inputs):
+    assert run(lambda x, w, b, y: F.linear(x, w, b).logsumexp(-1).mean(), inputs) == []
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -300,10 +300,10 @@ def test_causal_models_of_hugging_face(kind):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_inductor_takes_the_graph(given):
+def test_inductor_takes_the_graph(inputs):
     from torch._inductor.compile_fx import compile_fx
 
-    assert run(shifted, given, then=compile_fx)[0].rewritten
+    assert run(shifted, inputs, then=compile_fx)[0].rewritten
 
 
 def test_what_is_there_for_its_effect_stays():
@@ -326,10 +326,10 @@ def test_what_is_there_for_its_effect_stays():
 
 @pytest.mark.parametrize("by_hand", [False, True])
 def test_recomputation_leaves_the_loss_head_alone(monkeypatch, tmp_path, by_hand):
-    """It makes gradients in the forward pass: the partitioner took it for free and ran it a second time."""
+    """The partitioner took the operator for free and ran it a second time, gradients included."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # not a graph that was divided before
     calls, real = [], operator.run
-    monkeypatch.setattr(operator, "run", lambda *given: calls.append(1) or real(*given))
+    monkeypatch.setattr(operator, "run", lambda *inputs: calls.append(1) or real(*inputs))
     torch.manual_seed(0)
     body = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU())
     head = nn.Linear(32, 64)

@@ -1,4 +1,4 @@
-"""Repeated blocks: found in models of many forms, compiled once each, and the same step."""
+"""Repeated blocks of many models: compiled once for each kind, with the results of the eager step."""
 
 import copy
 from pathlib import Path
@@ -42,7 +42,7 @@ class Stack(nn.Module):
 
 
 class Bottle(nn.Module):
-    """As in a ResNet: statistics in buffers, activations in place."""
+    """Block of a ResNet: statistics in buffers, activations in place."""
 
     def __init__(self, width):
         super().__init__()
@@ -62,7 +62,7 @@ def tokens():
 
 
 def stages():
-    """Two stages of different width, numbered inside a numbered ``Sequential``."""
+    """Return two stages of different width, numbered inside a numbered ``Sequential``."""
     body = [nn.Conv2d(3, 4, 1), nn.Sequential(*(Bottle(4) for _ in range(3)))]
     body += [nn.Conv2d(4, 6, 1), nn.Sequential(*(Bottle(6) for _ in range(3)))]
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
@@ -73,17 +73,17 @@ def images():
     return torch.randn(2, 3, 6, 6), torch.arange(2)
 
 
-def pieces_of(model, batch):
-    """The regions that the captured training step is cut into, and how many graphs were compiled."""
-    found, compiled = [], []
+def regions_of(model, batch):
+    """Return the regions of the captured training step and the graphs that were compiled."""
+    cut, compiled = [], []
 
     def compiler(gm, inputs):
         compiled.append(gm)
         return gm.forward
 
     def backend(gm, inputs):
-        found.extend(pieces := regions.split(gm))
-        return regions.compile_regions(gm, inputs, pieces, compiler) if pieces else gm.forward
+        cut.extend(parts := regions.split(gm))
+        return regions.compile_regions(gm, inputs, parts, compiler) if parts else gm.forward
 
     criterion = nn.CrossEntropyLoss()
     twin = copy.deepcopy(model)
@@ -103,18 +103,18 @@ def pieces_of(model, batch):
     for (name, mine), theirs in zip(twin.named_parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=0, msg=name)
     torch.testing.assert_close(dict(twin.named_buffers()), dict(model.named_buffers()), rtol=0, atol=0)
-    return found, compiled
+    return cut, compiled
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_equal_blocks_are_compiled_once(dropout):
-    found, compiled = pieces_of(Stack([Block(dropout=dropout) for _ in range(5)]), tokens())
-    assert [piece.repeated for piece in found] == [False, *[True] * 5, False]
+    cut, compiled = regions_of(Stack([Block(dropout=dropout) for _ in range(5)]), tokens())
+    assert [region.repeated for region in cut] == [False, *[True] * 5, False]
     assert len(compiled) == 1  # embedding and head are small
 
 
 class Reshaping(Stack):
-    """Its head has many operations, of which two compute anything, the loss among them; three with ``more``."""
+    """Model whose head has many operations, but only two that compute, the loss among them; three with ``more``."""
 
     def __init__(self, blocks, more):
         super().__init__(blocks)
@@ -132,60 +132,60 @@ class Reshaping(Stack):
 
 
 @pytest.mark.parametrize("more", [False, True])
-def test_a_piece_with_nothing_to_fuse_is_left_to_eager_kernels(more):
-    _, compiled = pieces_of(Reshaping([Block() for _ in range(4)], more), tokens())
+def test_a_region_with_nothing_to_fuse_is_left_to_eager_kernels(more):
+    _, compiled = regions_of(Reshaping([Block() for _ in range(4)], more), tokens())
     assert len(compiled) == 1 + more
 
 
 def test_stages_of_different_width_are_kinds_of_their_own():
-    found, compiled = pieces_of(stages(), images())
-    assert sum(piece.repeated for piece in found) == 6
+    cut, compiled = regions_of(stages(), images())
+    assert sum(region.repeated for region in cut) == 6
     assert len(compiled) == 2
 
 
 def test_a_block_that_differs_is_compiled_with_its_neighbours():
     blocks = [Block() for _ in range(5)]
     blocks[2] = nn.Sequential(nn.Linear(8, 8), *(nn.Tanh() for _ in range(7)))
-    found, compiled = pieces_of(Stack(blocks), tokens())
-    assert [piece.repeated for piece in found] == [False, True, True, False, True, True, False]
+    cut, compiled = regions_of(Stack(blocks), tokens())
+    assert [region.repeated for region in cut] == [False, True, True, False, True, True, False]
     assert len(compiled) == 2
 
 
 def test_a_frozen_block_is_another_kind():
     model = Stack([Block() for _ in range(6)])
     model.blocks[1].requires_grad_(False)
-    found, _ = pieces_of(model, tokens())
-    assert len({piece.key for piece in found if piece.repeated}) == 1
-    assert sum(piece.repeated for piece in found) == 5
+    cut, _ = regions_of(model, tokens())
+    assert len({region.key for region in cut if region.repeated}) == 1
+    assert sum(region.repeated for region in cut) == 5
 
 
 def test_tied_blocks_are_the_same_kind():
     shared = Block()
-    found, compiled = pieces_of(Stack([shared, Block(), shared, Block()]), tokens())
-    assert sum(piece.repeated for piece in found) == 4
+    cut, compiled = regions_of(Stack([shared, Block(), shared, Block()]), tokens())
+    assert sum(region.repeated for region in cut) == 4
     assert len(compiled) == 1
 
 
 def test_few_equal_operations_are_not_worth_cutting():
     model = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(6)), nn.Linear(4, 5))
-    assert pieces_of(model, (torch.randn(3, 4), torch.arange(3)))[0] == []
+    assert regions_of(model, (torch.randn(3, 4), torch.arange(3)))[0] == []
 
 
 def test_a_model_without_repetition_is_left_whole():
     model = Stack([Block()])
-    assert pieces_of(model, tokens())[0] == []
+    assert regions_of(model, tokens())[0] == []
 
 
-def test_modes_that_are_on_from_piece_to_piece_forbid_cutting():
+def test_a_mode_that_spans_regions_forbids_cutting():
     class Around(Stack):
         def forward(self, tokens):
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 return super().forward(tokens).float()
 
-    assert pieces_of(Around([Block() for _ in range(4)]), tokens())[0] == []
+    assert regions_of(Around([Block() for _ in range(4)]), tokens())[0] == []
 
 
-def test_a_mode_entered_and_left_inside_a_piece_is_no_obstacle():
+def test_a_mode_entered_and_left_inside_a_region_is_allowed():
     class Positions(Stack):
         def forward(self, tokens):
             with torch.no_grad():
@@ -195,23 +195,23 @@ def test_a_mode_entered_and_left_inside_a_piece_is_no_obstacle():
                 x = block(x)
             return self.head(x.mean(1))
 
-    found, _ = pieces_of(Positions([Block() for _ in range(4)]), tokens())
-    assert sum(piece.repeated for piece in found) == 4
+    cut, _ = regions_of(Positions([Block() for _ in range(4)]), tokens())
+    assert sum(region.repeated for region in cut) == 4
 
 
 def test_a_graph_of_any_size_is_left_whole():
-    found, model = [], Stack([Block() for _ in range(4)])
+    cut, model = [], Stack([Block() for _ in range(4)])
 
     def backend(gm, inputs):
-        found.append(regions.split(gm))
+        cut.append(regions.split(gm))
         return gm.forward
 
     compiled = torch.compile(lambda x: model(x).sum(), backend=backend, dynamic=True)
     compiled(tokens()[0])
-    assert found == [[]]
+    assert cut == [[]]
 
 
-def test_the_backend_says_what_was_compiled_once():
+def test_the_backend_logs_the_blocks_compiled_once():
     log = Log()
     model = Stack([Block() for _ in range(6)])
     backend = Backend(Plan(graph="inductor", regions=True), log)
@@ -222,7 +222,7 @@ def test_the_backend_says_what_was_compiled_once():
 
 
 def test_a_step_by_inductor_trains_as_eager():
-    """The real compiler, dropout included: same losses, same parameters."""
+    """Train by the real compiler, dropout included: same losses, same parameters."""
     torch.manual_seed(0)
     model = Stack([Block(dropout=0.2) for _ in range(4)])
     twin, batch = copy.deepcopy(model), tokens()
@@ -238,7 +238,7 @@ def test_a_step_by_inductor_trains_as_eager():
 
 
 def test_ddp_with_a_graph_for_each_bucket_is_not_cut(ranks):
-    """DDP's optimizer wants to know what AOTAutograd found out about each bucket: in pieces it was refused."""
+    """DDP's optimizer asks AOTAutograd about each bucket's graph, which failed for a graph cut into regions."""
     code = f"""
     import copy, sys
     from torch import nn
@@ -257,6 +257,6 @@ def test_ddp_with_a_graph_for_each_bucket_is_not_cut(ranks):
     assert step.plan == plan, step.explain()
     print(json.dumps([losses, step._log.regions]))
     """
-    for losses, found in ranks(code):
+    for losses, lines in ranks(code):
         assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-        assert found == []
+        assert lines == []

@@ -1,4 +1,4 @@
-"""Attention in bfloat16 over short sequences, which runs in float32 on a CPU."""
+"""Pass that runs attention in bfloat16 over short sequences in float32 on a CPU."""
 
 import pytest
 import torch
@@ -11,9 +11,17 @@ from loopwise.compile.graph.backend import Backend, Log
 PLAN = Plan(graph="captured", passes=("short_attention",))
 
 
+CAPABILITIES = torch.cpu.get_capabilities()
+
+
+def _set_amx(monkeypatch, on):
+    """Let the processor have AMX or not; Inductor reads the other capabilities."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: CAPABILITIES | {"amx_bf16": on})
+
+
 @pytest.fixture(autouse=True)
 def without_amx(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False})
+    _set_amx(monkeypatch, False)
     torch._dynamo.reset()
 
 
@@ -30,28 +38,28 @@ class Attending(nn.Module):
 
 
 def rewritten(model, x, graph="captured", autocast=True):
-    """The outcomes, and losses and gradients by the pass and without it."""
-    log, found = Log(), []
+    """Return the outcomes, and losses and gradients without the pass and with it."""
+    log, results = Log(), []
 
     def computed(model, x):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             return model(x), (model.mix(x) @ torch.ones(24, 2).to(x)).dtype
 
     plan = PLAN.changed(graph=graph)
-    for form in (computed, torch.compile(computed, backend=Backend(plan, log))):
+    for function in (computed, torch.compile(computed, backend=Backend(plan, log))):
         model.zero_grad()
-        out, after = form(model, x)
+        out, after = function(model, x)
         out.float().square().mean().backward()
-        found.append((out.detach(), model.mix.weight.grad.clone()))
-        assert after == torch.bfloat16  # autocast goes on behind it
+        results.append((out.detach(), model.mix.weight.grad.clone()))
+        assert after == torch.bfloat16  # autocast is on again after the attention
     assert not log.failures
-    return log.outcomes, *found
+    return log.outcomes, *results
 
 
 @pytest.mark.parametrize("options", [{"is_causal": True}, {"scale": 0.3}, {"positional": True}], ids=str)
 @pytest.mark.parametrize("graph", ["captured", "inductor"])
 @pytest.mark.parametrize("autocast", [True, False])
-def test_it_is_the_same_attention(options, graph, autocast):
+def test_the_attention_is_equal(options, graph, autocast):
     torch.manual_seed(0)
     dtype = torch.float32 if autocast else torch.bfloat16
     model, x = Attending(**options).to(dtype), torch.randn(3, 6, 8, dtype=dtype)
@@ -62,7 +70,7 @@ def test_it_is_the_same_attention(options, graph, autocast):
         torch.testing.assert_close(one, other, rtol=0.02, atol=0.02 * other.abs().max().item())
 
 
-def test_masks_of_truth_values_stay():
+def test_a_boolean_mask_is_allowed():
     mask = torch.ones(6, 6, dtype=torch.bool).tril()
     (outcome,), eager, ours = rewritten(Attending(attn_mask=mask), torch.randn(3, 6, 8))
     assert outcome.rewritten
@@ -70,32 +78,32 @@ def test_masks_of_truth_values_stay():
 
 
 @pytest.mark.parametrize(
-    ("length", "options", "why"),
+    ("length", "options", "reason"),
     [
         (300, {}, "the sequences are long, or their length changes"),
         (6, {"attn_mask": torch.zeros(6, 6, dtype=torch.bfloat16)}, "its mask is of numbers"),
         (6, {"dropout_p": 0.5}, "its dropout would draw other masks"),
     ],
 )
-def test_what_is_refused(length, options, why):
+def test_an_unsafe_attention_is_refused(length, options, reason):
     log = Log()
     with torch.autocast("cpu", torch.bfloat16):
         torch.compile(Attending(**options), backend=Backend(PLAN, log))(torch.randn(1, length, 8))
-    assert [outcome.reason for outcome in log.outcomes] == [why]
+    assert [outcome.reason for outcome in log.outcomes] == [reason]
 
 
 def test_float32_and_processors_with_amx_are_left_alone(monkeypatch):
     log = Log()
     torch.compile(Attending(), backend=Backend(PLAN, log))(torch.randn(1, 6, 8))
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    _set_amx(monkeypatch, True)
     torch._dynamo.reset()
     with torch.autocast("cpu", torch.bfloat16):
         torch.compile(Attending(), backend=Backend(PLAN, log))(torch.randn(1, 6, 8))
     assert log.outcomes == []
 
 
-def test_a_step_keeps_it(monkeypatch):
-    """The gate, too, finds it right."""
+def test_a_step_keeps_the_pass(monkeypatch):
+    """The comparison with float64 accepts the pass."""
     monkeypatch.setattr("loopwise.compile.step.native_dtype", lambda device: torch.bfloat16)
     torch.manual_seed(0)
     model = Attending(is_causal=True)

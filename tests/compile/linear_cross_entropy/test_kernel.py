@@ -1,4 +1,4 @@
-"""The loss head's Triton kernel: under Triton's interpreter on a CPU, on the GPU where there is one."""
+"""Triton kernel of the loss head, on the GPU if there is one, else under Triton's interpreter."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ def kernels(interpreted):
 
 
 def plain(z, target, weights, valid, by_loss, by_square, smoothing=0.0, softcap=None):
-    """Loss and logsumexp of each row and the gradient by ``softcap * z``, in float64 by autograd."""
+    """Return loss and logsumexp of each row and the gradient by ``softcap * z``, in float64 by autograd."""
     z = z.double().cpu().requires_grad_()
     target, valid, by_loss, by_square = target.cpu(), valid.cpu(), by_loss.cpu(), by_square.cpu()
     logits = softcap * torch.tanh(z) if softcap else z
@@ -59,34 +59,36 @@ def case(rows=5, classes=37, dtype=torch.float32, size=3.0, seed=0):
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("softcap", [None, 4.0])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_it_is_the_loss_and_its_gradient(kernels, dtype, smoothing, softcap, weighted):
+def test_loss_and_gradient(kernels, dtype, smoothing, softcap, weighted):
     z, target, valid, weights, by_loss, by_square = case(dtype=dtype, size=0.7 if softcap else 3.0)
     weights = weights if weighted else None
     row = valid if weights is None else weights[target] * valid
     losses, lse, gradient = plain(z, target, weights, valid, by_loss, by_square, smoothing, softcap)
-    found = kernels.loss_gradient_(
+    outputs = kernels.loss_gradient_(
         z, target, row, valid, (by_loss, by_square), weights, smoothing, softcap, False
     )
-    torch.testing.assert_close(found[0].cpu().double(), losses, rtol=2e-6, atol=2e-6)
-    torch.testing.assert_close(found[1].cpu().double(), lse, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(outputs[0].cpu().double(), losses, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(outputs[1].cpu().double(), lse, rtol=2e-6, atol=2e-6)
     # the float64 gradient itself, rounded to the dtype, is off by half a last place
     place = torch.finfo(dtype).eps
     torch.testing.assert_close(z.cpu().double(), gradient, rtol=max(place, 4e-6), atol=2e-6)
 
 
-def test_rows_are_gone_over_in_blocks_whatever_their_number_of_classes(kernels, monkeypatch):
+def test_any_number_of_classes_in_blocks(kernels, monkeypatch):
     monkeypatch.setattr(kernels, "MOST", 16)
     for classes in (1, 2, 15, 16, 17, 48, 50):
         z, target, valid, _, by_loss, by_square = case(classes=classes)
         losses, lse, gradient = plain(z, target, None, valid, by_loss, by_square)
-        found = kernels.loss_gradient_(z, target, valid, valid, (by_loss, by_square), None, 0.0, None, False)
-        for one, other in zip((*found, z), (losses, lse, gradient), strict=True):
+        outputs = kernels.loss_gradient_(
+            z, target, valid, valid, (by_loss, by_square), None, 0.0, None, False
+        )
+        for one, other in zip((*outputs, z), (losses, lse, gradient), strict=True):
             torch.testing.assert_close(one.cpu().double(), other, rtol=4e-6, atol=2e-6)
 
 
 @given(rows=st.integers(0, 6), classes=st.integers(1, 40), gap=st.integers(0, 5), seed=st.integers(0, 99))
 @settings(max_examples=15, deadline=None)
-def test_rows_may_lie_apart_and_what_is_between_stays(rows, classes, gap, seed):
+def test_memory_between_rows_is_not_written(rows, classes, gap, seed):
     os.environ["TRITON_INTERPRET"] = "0" if DEVICE == "cuda" else "1"
     try:
         from loopwise.compile.linear_cross_entropy.kernels.loss_gradient import loss_gradient_
@@ -105,12 +107,12 @@ def test_large_and_infinite_logits(kernels):
     z = torch.tensor([[1e4, 0.0, -1e4], [-float("inf"), 2.0, 1.0], [3e38, 1e38, 0.0]], device=DEVICE)
     target, one = torch.tensor([0, 1, 0], device=DEVICE), torch.ones(3, device=DEVICE)
     losses, _, gradient = plain(z, target, None, one, one, 0 * one)
-    found = kernels.loss_gradient_(z, target, one, one, (one, 0 * one), None, 0.0, None, True)
-    torch.testing.assert_close(found[0].cpu().double(), losses, rtol=1e-6, atol=1e-6)
+    outputs = kernels.loss_gradient_(z, target, one, one, (one, 0 * one), None, 0.0, None, True)
+    torch.testing.assert_close(outputs[0].cpu().double(), losses, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(z.cpu().double(), gradient, rtol=1e-6, atol=1e-6)
 
 
-def test_a_row_that_is_no_number_stays_so_and_spoils_no_other(kernels):
+def test_nan_in_a_row_stays_in_that_row(kernels):
     z, target, valid, _, by_loss, by_square = case()
     z[0, 3] = float("nan")
     losses, _ = kernels.loss_gradient_(z, target, valid, valid, (by_loss, by_square), None, 0.0, None, True)
@@ -132,12 +134,12 @@ def test_without_tangents_the_logits_stay(kernels):
     assert torch.equal(z, before)
 
 
-def test_the_capped_logits_are_as_exact_near_0_as_elsewhere(kernels):
+def test_capped_logits_are_exact_near_0(kernels):
     z = torch.logspace(-6, 1, 200, device=DEVICE).reshape(100, 2).neg()
     target, one = torch.zeros(100, dtype=torch.int64, device=DEVICE), torch.ones(100, device=DEVICE)
     losses, lse, gradient = plain(z, target, None, one, one, one, softcap=30.0)
-    found = kernels.loss_gradient_(z, target, one, one, (one, one), None, 0.0, 30.0, False)
-    for mine, other in zip((*found, z), (losses, lse, gradient), strict=True):
+    outputs = kernels.loss_gradient_(z, target, one, one, (one, one), None, 0.0, 30.0, False)
+    for mine, other in zip((*outputs, z), (losses, lse, gradient), strict=True):
         torch.testing.assert_close(mine.cpu().double(), other, rtol=1e-5, atol=1e-5)
 
 
@@ -176,7 +178,7 @@ def by_kernel(*inputs, **options):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("chunk", [None, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_the_loss_head_is_as_exact_with_it_as_torch_is(interpreted, options, chunk, dtype):
+def test_the_loss_head_with_the_kernel_is_as_exact_as_torch(interpreted, options, chunk, dtype):
     draws = torch.Generator().manual_seed(0)
     sizes = ((13, 6), (11, 6), (11,), (11,))
     *given, weights = (torch.randn(*size, generator=draws).to(dtype).to(DEVICE) for size in sizes)
@@ -207,13 +209,13 @@ def test_float64_stays_with_torchs_operations(interpreted):
     assert torch.equal(without, ours)
 
 
-def test_where_no_kernel_runs_it_says_so():
+def test_a_kernel_on_a_cpu_is_refused():
     x, weight, target = torch.randn(3, 2), torch.randn(4, 2), torch.tensor([0, 1, 2])
     with pytest.raises(InputError, match=r"(?s)kernel=True on cpu.*a GPU that Triton compiles for"):
         linear_cross_entropy(x, weight, target, kernel=True)
 
 
-def test_it_compiles_as_one_graph(interpreted):
+def test_the_loss_head_compiles_as_one_graph(interpreted):
     x, weight = torch.randn(5, 4, device=DEVICE), torch.randn(7, 4, device=DEVICE)
     target = torch.tensor([0, 6, -100, 3, 2], device=DEVICE)
 
@@ -237,7 +239,7 @@ def losses_of(model, tokens):
     return F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten().roll(1))
 
 
-def test_the_pass_switches_it_on_where_kernels_run(interpreted):
+def test_the_pass_switches_the_kernel_on(interpreted):
     model, tokens = Small().to(DEVICE), torch.randint(0, 50, (2, 6), device=DEVICE)
     log = Log()
     plan = Plan(graph="captured", passes=("loss_head", "loss_kernel"))
@@ -255,7 +257,7 @@ def test_the_pass_finds_nothing_on_a_cpu():
 
 
 @pytest.mark.parametrize("wins", [False, True])
-def test_a_training_step_measures_it_and_leaves_it_off_where_it_is_slower(interpreted, monkeypatch, wins):
+def test_a_training_step_uses_the_kernel_only_if_it_is_faster(interpreted, monkeypatch, wins):
     from loopwise.compile.search import search
 
     model, tokens = Small().to(DEVICE), torch.randint(0, 50, (2, 6), device=DEVICE)
@@ -268,13 +270,15 @@ def test_a_training_step_measures_it_and_leaves_it_off_where_it_is_slower(interp
     monkeypatch.setattr(search, "_is_faster", faster)
     step = TrainStep(model, losses_of, torch.optim.SGD(model.parameters(), lr=0.1))
     step(tokens)
-    tried = {candidate.plan.passes for candidate in step._search.candidates if candidate.plan.graph == "inductor"}
+    tried = {
+        candidate.plan.passes for candidate in step._search.candidates if candidate.plan.graph == "inductor"
+    }
     assert tried == {(), ("loss_head", "loss_kernel") if wins else ("loss_head",)}
     assert asked == [(("loss_head",), ("loss_head", "loss_kernel"))]
 
 
-def test_it_compiles_for_gpus_without_spilling_registers():
-    """For A100 and H100, by the compiler in Triton's package: there is no GPU needed."""
+def test_the_kernel_compiles_for_gpus_without_spilling_registers():
+    """Compile for A100 and H100 by Triton's compiler, which needs no GPU."""
     code = """
     import re, subprocess, sys, warnings
     from pathlib import Path
@@ -282,7 +286,7 @@ def test_it_compiles_for_gpus_without_spilling_registers():
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    from loopwise.compile.linear_cross_entropy.kernels import loss_gradient as found
+    from loopwise.compile.linear_cross_entropy.kernels import loss_gradient as kernels
 
     def compiled(kernel, dtypes, capability, warps, **constants):
         signature = {n: dtypes.get(n, "*fp32") for n in kernel.arg_names} | dict.fromkeys(constants, "constexpr")
@@ -298,9 +302,9 @@ def test_it_compiles_for_gpus_without_spilling_registers():
             flags = {"CAPPED": on, "SMOOTHED": on, "WEIGHTED": on, "GRADIENT": True, "PLAIN": not on}
             dtypes = {"logits": "*bf16", "stride": "i32", "target": "*i64", "classes": "i32"}
             dtypes |= {"cap": "fp32", "smoothing": "fp32"}
-            compiled(found._row_kernel, dtypes, capability, 16, **flags, BLOCK=8192)
+            compiled(kernels._row_kernel, dtypes, capability, 16, **flags, BLOCK=8192)
         dtypes = {"p": "*bf16", "stride": "i32", "rows": "i32", "classes": "i32"}
-        compiled(found._sums_kernel, dtypes, capability, 4, ROWS=found.ROWS, COLUMNS=found.COLUMNS)
+        compiled(kernels._sums_kernel, dtypes, capability, 4, ROWS=kernels.ROWS, COLUMNS=kernels.COLUMNS)
     """
     import tempfile
 

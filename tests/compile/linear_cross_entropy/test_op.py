@@ -1,4 +1,4 @@
-"""The chunked loss head: values, gradients, dtypes, tracing and messages."""
+"""Chunked loss head: values, gradients, dtypes, tracing and messages."""
 
 import pytest
 import torch
@@ -214,7 +214,7 @@ def test_odd_shapes(n, d, v, chunk, reduction, smoothing):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # of opcheck's own copies
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_it_is_a_proper_operator(reduction):
+def test_the_operator_passes_opcheck(reduction):
     (x, weight, bias), target, class_weight = tensors()
     for needs in ([True, True, True], [True, False, False]):
         w, b = (t.detach().requires_grad_(needs[1]) for t in (weight, bias))
@@ -224,7 +224,7 @@ def test_it_is_a_proper_operator(reduction):
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_it_compiles_as_one_graph(reduction, dynamic):
+def test_the_loss_head_compiles_as_one_graph(reduction, dynamic):
     def function(x, weight, target, bias):
         return linear_cross_entropy(x * 1, weight, target, bias, reduction=reduction, softcap=3.0) * 2
 
@@ -256,7 +256,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("seen", BAD)
-def test_what_does_not_fit_is_named(seen):
+def test_an_argument_that_does_not_fit_is_named(seen):
     linear_cross_entropy(**GOOD)  # the twin that fits
     with pytest.raises(InputError) as raised:
         linear_cross_entropy(**GOOD | BAD[seen])

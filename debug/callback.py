@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from loopwise.ranks import anywhere, world_size
-from loopwise.run import Run
+from loopwise.run import Run, location
 from loopwise.warnings import warn
 
 from . import options as validation
@@ -46,6 +47,9 @@ class Session:
         self.counters: dict[str, Any] = {}
         self.mode = "train"
 
+    _opened: ClassVar[weakref.WeakSet[Session]] = weakref.WeakSet()
+    """Sessions that are open in this process."""
+
     def open(
         self,
         model: nn.Module,
@@ -57,6 +61,9 @@ class Session:
     ) -> None:
         """Begin to watch.
 
+        A session that is still open in the same folder belongs to a training that ended by an exception of which its
+        trainer told nobody; it is closed as failed.
+
         Args:
             model, optimizer, scaler: as ``Watch`` takes them.
             counters: step counters to go on from.
@@ -67,6 +74,10 @@ class Session:
         """
         resume = (resume or self._resume) and not isinstance(self._run, Run)
         arguments = self._options.arguments()
+        for other in list(self._opened):
+            if other is not self and location(other._run) == location(self._run):
+                other.close("failed")
+        self._opened.add(self)
         try:
             self.watch = Watch(model, optimizer, run=self._run, resume=resume, scaler=scaler, **arguments)
             if counters is not None:
@@ -78,6 +89,7 @@ class Session:
     def close(self, state: str = "finished") -> None:
         """End the run, if one is open."""
         watch, self.watch = self.watch, None
+        self._opened.discard(self)
         with self.guarded():
             self._inside.close()
             if watch is not None:

@@ -37,7 +37,7 @@ class WatchCallback(WatchingCallback, TrainerCallback):
 
     The Trainer's checkpoints hold the step counters; ``train(resume_from_checkpoint=...)`` goes on in the same
     folder.  The Trainer tells callbacks of no exception: a training that ended by one is closed as ``failed`` when
-    the next one begins, when the callback is deleted, or when the process ends.
+    the next one begins in its folder, when the callback is deleted, or when the process ends.
 
     Args:
         run: folder or fsspec URL of the run, or a ``Run``, which the caller closes.

@@ -83,10 +83,10 @@ def test_shards_are_gathered_when_they_are_saved(tmp_path, ranks):
 
 STOP = """
     from torch import nn
-    from loopwise.debug import session
+    from loopwise.debug import callback
     from loopwise.debug import every
-    session.AGREE = 5
-    watching = session.Watching(run={run!r}, save=every(1), stop_on="critical", on_finding=lambda _: None)
+    callback.AGREE = 5
+    watching = callback.WatchingCallback(run={run!r}, save=every(1), stop_on="critical", on_finding=lambda _: None)
     net = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)))
     optimizer = torch.optim.SGD(net.module[0].parameters(), lr=0.1)
     watching._session.open(net, optimizer)
@@ -95,7 +95,7 @@ STOP = """
         net(torch.randn(6, 4)).square().sum().backward()
         optimizer.step()
         watching._session.step()
-        if watching._stops():
+        if watching._should_stop():
             break
     watching._session.close()
     print(json.dumps(step))

@@ -307,8 +307,9 @@ class _Shared:
     def abandon(self, part: str, process: int) -> None:
         """Release a handle that was never released, unless this is a forked copy of the process."""
         if os.getpid() == process:
-            uncaught = getattr(sys, "last_value", None)  # Python sets it before it runs the exit handlers
-            self.release(part, "finished" if uncaught is None else "failed")
+            # Python sets last_value before it runs the exit handlers, and an interactive session goes on after it
+            crashed = getattr(sys, "last_value", None) is not None and not hasattr(sys, "ps1")
+            self.release(part, "failed" if crashed else "finished")
 
 
 def location(run: str | os.PathLike[str] | Run) -> str:

@@ -87,18 +87,32 @@ def function(name: str, value: Any, expected: str, example: str) -> Callable[...
         expected: the arguments and the result of the function.
         example: a valid call for the message.
     """
-    if isinstance(value, type):
-        raise InputError(
-            f"{name}={value.__name__}, a class",
-            expected,
-            "the class was passed, not an instance",
-            f"pass {example}",
-        )
-    if not callable(value):
-        raise InputError(
-            f"{name} of type {type(value).__name__}",
-            expected,
-            "a value was passed in place of a function, or arguments changed places",
-            f"pass {example}",
-        )
+    if isinstance(value, type) or not callable(value):
+        cause = "a value was passed in place of a function, or arguments changed places"
+        raise _wrong_type(name, value, expected, cause, f"pass {example}")
     return value  # type: ignore[no-any-return]
+
+
+def instance(
+    name: str, value: Any, kind: type, expected: str, fix: str, cause: str = "arguments changed places"
+) -> Any:
+    """Check that ``value`` is an object of the class ``kind``.
+
+    Args:
+        name: the argument, as the caller wrote it.
+        value: the argument's value.
+        kind: the class.
+        expected: the valid values, for the message.
+        fix: the remedy, for the message.
+        cause: the likely cause of an object of another class.
+    """
+    if not isinstance(value, kind):
+        raise _wrong_type(name, value, expected, cause, fix)
+    return value
+
+
+def _wrong_type(name: str, value: Any, expected: str, cause: str, fix: str) -> InputError:
+    seen = f"{name} of type {type(value).__name__}"
+    if isinstance(value, type):
+        seen, cause = f"{name}={value.__name__}, a class", "the class was passed, not an instance"
+    return InputError(seen, expected, cause, fix)

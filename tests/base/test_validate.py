@@ -89,6 +89,16 @@ def test_other_values_are_refused(function, arguments):
             "likely cause: a value was passed in place of a function, or arguments changed places\n"
             "fix: pass loss=nn.CrossEntropyLoss()",
         ),
+        (
+            lambda: validate.instance("model", 3, nn.Module, "an nn.Module", "pass the model"),
+            "seen: model of type int\nexpected: an nn.Module\nlikely cause: arguments changed places\n"
+            "fix: pass the model",
+        ),
+        (
+            lambda: validate.instance("model", nn.Linear, nn.Module, "an nn.Module", "pass the model"),
+            "seen: model=Linear, a class\nexpected: an nn.Module\n"
+            "likely cause: the class was passed, not an instance\nfix: pass the model",
+        ),
     ],
 )
 def test_messages(call, message):

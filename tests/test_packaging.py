@@ -38,7 +38,7 @@ def copy(tmp_path_factory):
     """Copy what the build needs: it leaves files beside the sources."""
     root = tmp_path_factory.mktemp("tree")
     for folder in FOLDERS.values():
-        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, root)
     return root

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -14,6 +13,7 @@ from loopwise.errors import InputError, LoopwiseError
 
 from .read.compare import compare, only
 from .read.export import WRITERS, export
+from .read.query import fix_of_errors
 from .read.saved_run import open_run
 from .rules import RULES, at_least
 
@@ -35,16 +35,6 @@ class _Group(click.Group):
             raise click.ClickException(f"\n{error}") from error
 
 
-@contextlib.contextmanager
-def _fix(text: str) -> Iterator[None]:
-    """Replace the fix of errors, which names arguments of Python functions, by one for the command line."""
-    try:
-        yield
-    except LoopwiseError as error:
-        seen, expected, cause, _ = error.args
-        raise type(error)(seen, expected, cause, text) from None
-
-
 @click.group("debug", cls=_Group)
 def command() -> None:
     """Inspect what a run saved, also while its training goes on."""
@@ -59,7 +49,7 @@ def list_tensors(run: str, collection: str | None, regex: str | None, step: int 
     """List state, steps and tensors of RUN."""
     saved = open_run(run)
     _console().print(str(saved), soft_wrap=True)
-    with _fix("pass --step with a saved step, and --regex with brackets and dots escaped"):
+    with fix_of_errors("pass --step with a saved step, and --regex with brackets and dots escaped"):
         rows = [
             (name, tensor)
             for name in (saved.collections() if collection is None else [collection])
@@ -79,7 +69,7 @@ def list_tensors(run: str, collection: str | None, regex: str | None, step: int 
 def show(run: str, name: str, step: int | None, mode: str | None, rank: int | None) -> None:
     """Show the tensor or scalar NAME of RUN at one step."""
     saved = open_run(run)
-    with _fix(
+    with fix_of_errors(
         f"`loopwise debug ls {run}` lists steps and names; --step, --mode and --rank select what is shown"
     ):
         if step is None:
@@ -110,7 +100,9 @@ def show(run: str, name: str, step: int | None, mode: str | None, rank: int | No
 def diff(run: str, other: str, rtol: float, atol: float, collection: str | None, regex: str | None) -> None:
     """Show the first step, and the first tensor in it, at which RUN and OTHER differ.  Exit status 1 if they do."""
     first, second = open_run(run), open_run(other)
-    with _fix("`loopwise debug verify` lists damaged steps; --collection and --regex leave tensors out"):
+    with fix_of_errors(
+        "`loopwise debug verify` lists damaged steps; --collection and --regex leave tensors out"
+    ):
         difference = compare(first, second, rtol=rtol, atol=atol, collection=collection, regex=regex)
     rest = only(first, second, collection=collection, regex=regex)
     for which, saved in enumerate((first, second)):

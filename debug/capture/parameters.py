@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..model import shards
-from ..store.layout import Names
+from ..store.group import Names
 from .collection import Collection
 from .step import UPDATES, PendingStep
 

@@ -11,8 +11,8 @@ import torch
 
 from ..model.shards import strided
 from ..statistics.table import columns, table
+from ..store.group import Group, Names, Signature
 from ..store.host_buffer import HostBuffer
-from ..store.layout import Group, Layout, Names, Signature
 from .collection import Collection
 
 UPDATES = ("weight", "bias", "gradient", "optimizer_state")
@@ -188,9 +188,6 @@ class PendingStep:
         if key not in self.memory:
             self.memory[key] = [i for i, name in enumerate(names) if collection.wants(kind, name)]
         return self.memory[key]
-
-    def layout(self) -> Layout:
-        return Layout.of(self.groups)
 
 
 def _table(

@@ -119,7 +119,7 @@ class Writer:
         for event in step.events:
             event.synchronize()
         chunks = buffer.chunks()
-        layout = self._segments.write(step.layout(), chunks, step.record)
+        layout = self._segments.write(step.groups, chunks, step.record)
         if self._rules is not None:
             apply = functools.partial(self._apply_rules, self._rules, step, layout, chunks)
             self._guarded(apply, "rules could not look at a step", -1)()

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from loopwise.errors import InputError, StateError
+from loopwise.errors import InputError
 from loopwise.extras import required
 from loopwise.validate import one_of
 
+from .query import fix_of_errors
 from .saved_run import SavedRun
 
 MODULES = {"tensorboard": "torch.utils.tensorboard", "safetensors": "safetensors.torch"}
@@ -49,12 +50,9 @@ def export(saved: SavedRun, folder: str | os.PathLike[str], to: str) -> int:
     one_of("to", to, WRITERS)
     with required(to, "export", f"exporting to {to}"):
         importlib.import_module(to)
-    try:
+    fix = "`loopwise debug verify` lists the damaged steps; wait if the run is still being written"
+    with fix_of_errors(fix):
         return WRITERS[to](saved, Path(folder), importlib.import_module(MODULES[to]))
-    except StateError as error:
-        seen, expected, cause, _ = error.args
-        fix = "`loopwise debug verify` lists the damaged steps; wait if the run is still being written"
-        raise StateError(seen, expected, cause, fix) from None
 
 
 def _tensorboard(saved: SavedRun, folder: Path, module: Any) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import difflib
 import heapq
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from loopwise.errors import InputError
+from loopwise.errors import InputError, LoopwiseError
 
 from ..model.vocabulary import MODES
 from ..store.index import Block, Index
@@ -147,6 +148,15 @@ class Query:
             self._cache[1][key] = make()
         result: T = self._cache[1][key]
         return result
+
+
+@contextlib.contextmanager
+def fix_of_errors(fix: str) -> Iterator[None]:
+    """Replace the fix of errors by one in the terms of the caller."""
+    try:
+        yield
+    except LoopwiseError as error:
+        raise type(error)(*error.args[:3], fix) from None
 
 
 def unique(several: Iterable[Iterable[str]]) -> list[str]:

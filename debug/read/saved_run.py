@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from loopwise.errors import InputError, StateError
 from loopwise.run import Run, read
@@ -21,9 +19,9 @@ from ..rules.saved_steps import SavedStepRules
 from ..rules.thresholds import Rules, select
 from ..store.blocks import Blocks
 from ..store.index import Block, Index
-from .query import Query, span, unique
+from .query import Query, fix_of_errors, span, unique
 from .tables import MOST, Table, tables
-from .values import Series, Values
+from .values import Series, TensorReader
 
 WAIT = 0.1
 """Seconds between two attempts to read a step that is waited for."""
@@ -39,7 +37,7 @@ class Fault(NamedTuple):
     what: str
 
 
-class SavedRun:
+class SavedRun(TensorReader):
     """Reader of the tensors and findings that a ``Watch`` saved, made by ``open_run``.
 
     Each method first reads what was written since the last call.  It is not for several threads.
@@ -55,9 +53,7 @@ class SavedRun:
         self._run = run
         folder = f"{run.path}/debug"
         self._index = Index(run.fs, folder, run.local)
-        self._blocks = Blocks(run.fs, folder, run.local)
-        self._query = Query(self._index)
-        self._values = Values(self._query, self._blocks)
+        super().__init__(Query(self._index), Blocks(run.fs, folder, run.local))
         self.refresh()
 
     @property
@@ -176,76 +172,6 @@ class SavedRun:
         """
         return {block.rank: block for block in self._query.blocks(step, None, None)}
 
-    def value(
-        self, name: str, step: int, *, mode: str | None = None, rank: int | None = None
-    ) -> torch.Tensor:
-        """Return a tensor as it was saved, on the CPU; a scalar as a float64 tensor of no dimensions.
-
-        A large tensor of a local run is a private mapping of the file, read from disk when it is accessed.
-
-        Raises:
-            InputError: the step does not have the tensor.
-            StateError: its bytes, or other ranks' shards of it, are lost or not written yet.
-        """
-        return self._values.value(name, step, mode, rank)
-
-    def statistics(
-        self, name: str, step: int, *, mode: str | None = None, rank: int | None = None
-    ) -> dict[str, float]:
-        """Return all saved statistics of a tensor; none if only the tensor itself was saved.
-
-        Raises:
-            InputError: the step does not have the tensor.
-            StateError: the bytes are lost.
-        """
-        return self._values.statistics(name, step, mode, rank)
-
-    def statistic(
-        self, name: str, statistic: str, step: int, *, mode: str | None = None, rank: int | None = None
-    ) -> float:
-        """Return a saved statistic of a tensor, or compute it if the tensor itself was saved.
-
-        A saved statistic of a tensor in shards is that of one rank's shard.
-
-        Raises:
-            InputError: the step does not have the tensor, or there is no such statistic.
-            StateError: the bytes are lost.
-        """
-        return self._values.statistic(name, statistic, step, mode, rank)
-
-    def shape(
-        self, name: str, step: int, *, mode: str | None = None, rank: int | None = None
-    ) -> tuple[int, ...]:
-        """Return the shape of a tensor, also if only statistics were saved.
-
-        Raises:
-            InputError: the step does not have the tensor, or its shape was not saved.
-        """
-        return self._values.described(name, step, mode, rank)[1]
-
-    def dtype(self, name: str, step: int, *, mode: str | None = None, rank: int | None = None) -> torch.dtype:
-        """Return the dtype of a tensor, also if only statistics were saved.
-
-        Raises:
-            InputError: the step does not have the tensor, or its dtype was not saved.
-        """
-        return self._values.described(name, step, mode, rank)[0]
-
-    def series(
-        self, name: str, statistic: str | None = None, *, mode: str | None = None, rank: int | None = None
-    ) -> Series:
-        """Return a scalar, or a statistic of a tensor, over all steps that have it.
-
-        Steps whose bytes are lost are left out; ``verify`` lists them.
-
-        Returns:
-            Steps (int64) and values (float64), of equal length.
-
-        Raises:
-            InputError: no step has it.
-        """
-        return self._values.series(name, statistic, mode, rank)
-
     def series_by_mode(self, name: str, statistic: str | None = None) -> dict[str, Series]:
         """Return ``series`` for each mode that has values; steps are counted over all modes.
 
@@ -257,19 +183,6 @@ class SavedRun:
             mode: np.isin(steps, list(numbers.values())) for mode, numbers in self._index.modes.items()
         }
         return {mode: (steps[here], values[here]) for mode, here in of_mode.items() if here.any()}
-
-    def values(
-        self, name: str, *, mode: str | None = None, rank: int | None = None
-    ) -> tuple[NDArray[np.int64], list[torch.Tensor]]:
-        """Return a tensor at all steps that saved it whole; steps whose bytes are lost are left out.
-
-        Returns:
-            Steps (int64) and tensors, of equal length.
-
-        Raises:
-            InputError: no step has it.
-        """
-        return self._values.values(name, mode, rank)
 
     def tables(
         self, kinds: Mapping[str, Sequence[str]], *, mode: str = "train", most: int = MOST
@@ -334,12 +247,8 @@ class SavedRun:
         applied, findings = SavedStepRules(select(rules, "saved step")), []
         for step in self.steps():
             block = self._query.blocks(step, None, rank)[0]
-            try:
+            with fix_of_errors("`loopwise debug verify` lists the damaged steps"):
                 findings += applied.apply(block, block.layout, functools.partial(self._blocks.read, block))
-            except StateError as error:
-                seen, expected, cause, _ = error.args
-                fix = "`loopwise debug verify` lists the damaged steps"
-                raise StateError(seen, expected, cause, fix) from None
             if applied.failures:
                 raise StateError(
                     applied.failures[0],

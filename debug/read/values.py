@@ -19,8 +19,8 @@ Series = tuple[NDArray[np.int64], NDArray[np.float64]]
 """Steps and values, of equal length."""
 
 
-class Values:
-    """Reader of tensors, statistics and scalars; the methods are those of ``SavedRun``, which documents them.
+class TensorReader:
+    """Reader of the tensors, statistics and scalars of a run.
 
     Args:
         query: query of the run's index.
@@ -30,8 +30,17 @@ class Values:
     def __init__(self, query: Query, blocks: Blocks) -> None:
         self._query, self._blocks = query, blocks
 
-    def value(self, name: str, step: int, mode: str | None, rank: int | None) -> torch.Tensor:
-        """Read a tensor or a scalar."""
+    def value(
+        self, name: str, step: int, *, mode: str | None = None, rank: int | None = None
+    ) -> torch.Tensor:
+        """Return a tensor as it was saved, on the CPU; a scalar as a float64 tensor of no dimensions.
+
+        A large tensor of a local run is a private mapping of the file, read from disk when it is accessed.
+
+        Raises:
+            InputError: the step does not have the tensor.
+            StateError: its bytes, or other ranks' shards of it, are lost or not written yet.
+        """
         blocks = self._query.blocks(step, mode, rank)
         places = [(block, entry) for block in blocks if (entry := block.layout.tensor(name)) is not None]
         if places:
@@ -43,8 +52,15 @@ class Values:
                 return torch.tensor(self._blocks.number(block, offsets["value"]), dtype=torch.float64)
         raise self._query.missing(name, [block.layout for block in blocks], "values")
 
-    def statistics(self, name: str, step: int, mode: str | None, rank: int | None) -> dict[str, float]:
-        """Read all saved statistics of a tensor."""
+    def statistics(
+        self, name: str, step: int, *, mode: str | None = None, rank: int | None = None
+    ) -> dict[str, float]:
+        """Return all saved statistics of a tensor; none if only the tensor itself was saved.
+
+        Raises:
+            InputError: the step does not have the tensor.
+            StateError: the bytes are lost.
+        """
         blocks = self._query.blocks(step, mode, rank)
         first = next((block for block in blocks if name in block.layout), None)
         if first is None:
@@ -52,20 +68,46 @@ class Values:
         offsets = first.layout.statistic_offsets(name).items()
         return {key: self._blocks.number(first, offset) for key, offset in offsets if key != "value"}
 
-    def statistic(self, name: str, statistic: str, step: int, mode: str | None, rank: int | None) -> float:
-        """Read a statistic, or compute it from the saved tensor."""
+    def statistic(
+        self, name: str, statistic: str, step: int, *, mode: str | None = None, rank: int | None = None
+    ) -> float:
+        """Return a saved statistic of a tensor, or compute it if the tensor itself was saved.
+
+        A saved statistic of a tensor in shards is that of one rank's shard.
+
+        Raises:
+            InputError: the step does not have the tensor, or there is no such statistic.
+            StateError: the bytes are lost.
+        """
         blocks = self._query.blocks(step, mode, rank)
         for block in blocks:
             if statistic in (offsets := block.layout.statistic_offsets(name)):
                 return self._blocks.number(block, offsets[statistic])
         if not any(_has_values(name, block.layout) for block in blocks):
             raise self._query.missing(name, [block.layout for block in blocks], statistic)
-        return single(self.value(name, step, mode, rank), statistic)
+        return single(self.value(name, step, mode=mode, rank=rank), statistic)
 
-    def described(
+    def shape(
+        self, name: str, step: int, *, mode: str | None = None, rank: int | None = None
+    ) -> tuple[int, ...]:
+        """Return the shape of a tensor, also if only statistics were saved.
+
+        Raises:
+            InputError: the step does not have the tensor, or its shape was not saved.
+        """
+        return self._described(name, step, mode, rank)[1]
+
+    def dtype(self, name: str, step: int, *, mode: str | None = None, rank: int | None = None) -> torch.dtype:
+        """Return the dtype of a tensor, also if only statistics were saved.
+
+        Raises:
+            InputError: the step does not have the tensor, or its dtype was not saved.
+        """
+        return self._described(name, step, mode, rank)[0]
+
+    def _described(
         self, name: str, step: int, mode: str | None, rank: int | None
     ) -> tuple[torch.dtype, tuple[int, ...]]:
-        """Return dtype and shape of a tensor."""
         blocks = self._query.blocks(step, mode, rank)
         for block in blocks:
             entry = block.layout.tensor(name)
@@ -77,8 +119,19 @@ class Values:
                 return described
         raise self._query.missing(name, [block.layout for block in blocks], "dtype and shape")
 
-    def series(self, name: str, statistic: str | None, mode: str | None, rank: int | None) -> Series:
-        """Read a scalar or a statistic over all steps that have it."""
+    def series(
+        self, name: str, statistic: str | None = None, *, mode: str | None = None, rank: int | None = None
+    ) -> Series:
+        """Return a scalar, or a statistic of a tensor, over all steps that have it.
+
+        Steps whose bytes are lost are left out; ``verify`` lists them.
+
+        Returns:
+            Steps (int64) and values (float64), of equal length.
+
+        Raises:
+            InputError: no step has it.
+        """
         wanted = statistic or "value"
         places: list[tuple[int, Block, int | None]] = []
         offsets: dict[Layout, int | None] = {}
@@ -103,8 +156,8 @@ class Values:
         """Compute a number of a series that is in no table; ``None`` if the bytes are lost."""
         try:
             if statistic is not None:
-                return self.statistic(name, statistic, block.step, None, rank)
-            value = self.value(name, block.step, None, rank)
+                return self.statistic(name, statistic, block.step, rank=rank)
+            value = self.value(name, block.step, rank=rank)
         except StateError:
             return None
         if value.numel() != 1:
@@ -117,16 +170,23 @@ class Values:
         return float(value)
 
     def values(
-        self, name: str, mode: str | None, rank: int | None
+        self, name: str, *, mode: str | None = None, rank: int | None = None
     ) -> tuple[NDArray[np.int64], list[torch.Tensor]]:
-        """Read a tensor at all steps that have it."""
+        """Return a tensor at all steps that saved it whole; steps whose bytes are lost are left out.
+
+        Returns:
+            Steps (int64) and tensors, of equal length.
+
+        Raises:
+            InputError: no step has it.
+        """
         steps, tensors, saved = [], [], False
         for step, blocks in self._query.having(name, mode, rank):
             if not any(_has_values(name, block.layout) for block in blocks):
                 continue
             saved = True
             try:
-                tensors.append(self.value(name, blocks[0].step, None, rank))
+                tensors.append(self.value(name, blocks[0].step, rank=rank))
             except StateError:
                 continue
             steps.append(step)

@@ -89,11 +89,11 @@ class Step:
 
     def scalars(self, collection: str | None = None) -> dict[str, float]:
         """Return the scalars by name, of one collection (``losses``, ``metrics``) or of all."""
-        return self.layout.scalars(self._numbers, collection)
+        return self.layout.column(self._numbers, "value", collection)
 
     def of_collection(self, collection: str, statistic: str) -> dict[str, float]:
         """Return a statistic by tensor name, for the tensors of one collection that have it."""
-        return self.layout.of_collection(self._numbers, collection, statistic)
+        return self.layout.column(self._numbers, statistic, collection)
 
     def tensor(self, name: str) -> torch.Tensor | None:
         """Return a copy of a tensor that was saved raw; ``None`` if it was not.  Valid for the latest step only."""

@@ -10,7 +10,7 @@ import torch
 
 from .. import torch_internals
 from .append_file import PAGE
-from .layout import ALIGNMENT, Signature
+from .group import ALIGNMENT, Signature
 
 LEAST = 2**16
 """Bytes of the smallest piece of memory that is allocated."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -18,45 +18,10 @@ from numpy.typing import NDArray
 from loopwise.errors import StateError
 
 from .columns import Columns, Floats, kind_of
+from .group import Names
 
-ALIGNMENT = 64
-"""Bytes; tensors and tables begin at multiples of it: a cache line, and enough for every dtype."""
-Names = tuple[str, ...]
-Signature = tuple[tuple[torch.dtype, torch.Size], ...]
-"""Dtype and shape of each tensor of a group."""
 Read = Callable[[int, int], Any]
 """Function from an offset in the block and a length, both in bytes, to the bytes there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Tensors that one collection saved together, or one table of their statistics, as the writer places them."""
-
-    collection: str
-    names: Names
-    signature: Signature
-    offsets: tuple[int, ...]
-    """Bytes from the start of the block: of each tensor, or of the table alone."""
-    columns: Names = ()
-    """Statistics of a table; empty for tensors."""
-    shards: tuple[Any, ...] = field(default=(), compare=False)
-    """Place of each tensor in a larger one, if the tensors are shards."""
-
-    def record(self) -> dict[str, Any]:
-        """Return the group as the index has it."""
-        if self.columns:
-            of = [[_name_of(dtype), list(shape)] for dtype, shape in self.signature]
-            table = {"collection": self.collection, "rows": list(self.names), "columns": list(self.columns)}
-            return table | {"offset": self.offsets[0]} | ({"of": of} if of else {})
-        shards = self.shards or (None,) * len(self.names)
-        tensors = [
-            [name, _name_of(dtype), list(shape), offset, dtype.itemsize * shape.numel()]
-            + ([shard] if shard else [])
-            for name, (dtype, shape), offset, shard in zip(
-                self.names, self.signature, self.offsets, shards, strict=True
-            )
-        ]
-        return {"collection": self.collection, "tensors": tensors}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +54,12 @@ class Cells(NamedTuple):
 class Layout:
     """Content of the blocks that refer to one ``layout`` record; its tables of names are made on first use.
 
-    Layouts made by ``of`` are equal if their groups are, so that the writer knows which it has written.  Layouts
-    read from an index are equal only to themselves.
-
     Args:
         groups: the groups as the index has them.
 
     Raises:
         KeyError, TypeError, AttributeError: the groups are not of the specified form.
     """
-
-    _placed: tuple[Group, ...] | None = None
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         for group in groups:
@@ -108,29 +68,6 @@ class Layout:
             if not all([type(text) is str for text in texts]) or type(offset) is not int or offset < 0:
                 raise TypeError
         self.groups = groups
-
-    @classmethod
-    def of(cls, placed: Iterable[Group]) -> Layout:
-        """Return the layout of groups that the writer has just placed in a block."""
-        layout = cls.__new__(cls)
-        layout._placed = tuple(placed)
-        return layout
-
-    @cached_property
-    def groups(self) -> list[dict[str, Any]]:
-        """The groups as the index has them."""
-        return [group.record() for group in self._placed or ()]
-
-    def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Layout) and self._placed is not None and self._placed == other._placed
-        return self is other or same
-
-    @cached_property
-    def _hash(self) -> int:  # of every name, so it is computed once
-        return id(self) if self._placed is None else hash(self._placed)
-
-    def __hash__(self) -> int:
-        return self._hash
 
     # -- by name --------------------------------------------------------------------------------
 
@@ -145,11 +82,11 @@ class Layout:
 
     @cached_property
     def rows(self) -> dict[str, list[tuple[int, int]]]:
-        """Name -> (number of the table, row) of each table row that describes it."""
+        """Name -> (key in ``tables``, row) of each table row that describes it."""
         rows: dict[str, list[tuple[int, int]]] = {}
-        for number, table in enumerate(self.tables):
+        for start, table in self.tables.items():
             for row, name in enumerate(table["rows"]):
-                rows.setdefault(name, []).append((number, row))
+                rows.setdefault(name, []).append((start, row))
         return rows
 
     def __contains__(self, name: str) -> bool:
@@ -171,7 +108,7 @@ class Layout:
             return None
         entry = self.tensors[name]
         try:
-            dtype, shape, length = dtype_of(entry[1]), tuple(entry[2]), entry[4]
+            dtype, shape, length = _dtype(entry[1]), tuple(entry[2]), entry[4]
             whole_numbers = all(type(number) is int for number in (*shape, entry[3], length))
             if not whole_numbers or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != length:
                 raise ValueError
@@ -190,11 +127,10 @@ class Layout:
     def statistic_offsets(self, name: str) -> dict[str, int]:
         """Return statistic -> offset of its float64, in bytes from the start of the block."""
         offsets: dict[str, int] = {}
-        for number, row in self.rows.get(name, ()):
-            table = self.tables[number]
-            start = table["offset"] + 8 * row * len(table["columns"])
-            for place, column in enumerate(table["columns"]):
-                offsets.setdefault(column, start + 8 * place)
+        for start, row in self.rows.get(name, ()):
+            table = self.tables[start]
+            for place, column in enumerate(table["columns"], row * len(table["columns"])):
+                offsets.setdefault(column, table["offset"] + 8 * place)
         return offsets
 
     def described(self, name: str) -> tuple[torch.dtype, tuple[int, ...]] | None:
@@ -203,35 +139,30 @@ class Layout:
         Raises:
             StateError: the index contradicts itself about the tensor.
         """
-        for number, row in self.rows.get(name, ()):
-            table = self.tables[number]
-            if table["columns"] == ["value"]:
-                return torch.float64, ()
-            if "of" in table:
-                try:
-                    return dtype_of(table["of"][row][0]), tuple(table["of"][row][1])
-                except (ValueError, LookupError, TypeError):
-                    raise _damaged(table["of"]) from None
-        return None
+        try:
+            dtype, shape = self._of(self.rows.get(name, ()))
+            return (_dtype(dtype), shape) if dtype else None
+        except (ValueError, LookupError, TypeError):
+            raise _damaged(f"no valid dtype and shape of {name!r}") from None
 
     @cached_property
     def extent(self) -> int:
         """Bytes that a block must have at least."""
-        ends = [table["offset"] + 8 * _count(table) for table in self.tables]
+        ends = [table["offset"] + 8 * _count(table) for table in self.tables.values()]
         ends += [entry[3] + entry[4] for group in self.groups for entry in group.get("tensors", ())]
         return max(ends, default=0)
 
     # -- by kind --------------------------------------------------------------------------------
 
     @cached_property
-    def tables(self) -> list[dict[str, Any]]:
-        """The groups that are tables."""
-        return [group for group in self.groups if "rows" in group]
-
-    @cached_property
-    def _starts(self) -> list[int]:
-        """Index of the first number of each table in ``numbers``."""
-        return [0, *np.cumsum([_count(table) for table in self.tables], dtype=int).tolist()]
+    def tables(self) -> dict[int, dict[str, Any]]:
+        """Index of a table's first number in ``numbers`` -> the group; a table without rows has no numbers."""
+        tables, start = {}, 0
+        for group in self.groups:
+            if "rows" in group:
+                tables[start] = group
+                start += _count(group)
+        return tables
 
     def numbers(self, read: Read) -> Floats:
         """Return a copy of all numbers of a block's tables, joined to one array.
@@ -239,7 +170,9 @@ class Layout:
         Args:
             read: reads bytes of the block.
         """
-        tables = [np.frombuffer(read(table["offset"], 8 * _count(table)), "<f8") for table in self.tables]
+        tables = [
+            np.frombuffer(read(table["offset"], 8 * _count(table)), "<f8") for table in self.tables.values()
+        ]
         return np.concatenate([np.empty(0), *tables])
 
     @cached_property
@@ -249,7 +182,7 @@ class Layout:
         trained = {name.partition("/")[2] for name in self.rows if name.startswith(("gradient/", "update/"))}
         for name, rows in self.rows.items():
             kind, owner = ("weight", name) if name in trained else kind_of(name)
-            statistics = [(table, row) for table, row in rows if self.tables[table]["columns"] != ["value"]]
+            statistics = [(start, row) for start, row in rows if self.tables[start]["columns"] != ["value"]]
             if statistics:
                 kinds.setdefault(kind, {}).setdefault(owner, []).extend(statistics)
         return kinds
@@ -281,17 +214,20 @@ class Layout:
 
     def _place(self, rows: Sequence[tuple[int, int]], statistic: str) -> int | None:
         """Return the index in ``numbers`` of a statistic in the first row that has it."""
-        for number, row in rows:
-            columns = self.tables[number]["columns"]
+        for start, row in rows:
+            columns = self.tables[start]["columns"]
             if statistic in columns:
-                return int(self._starts[number] + row * len(columns) + columns.index(statistic))
+                return start + row * len(columns) + int(columns.index(statistic))
         return None
 
     def _of(self, rows: Sequence[tuple[int, int]]) -> tuple[str, tuple[int, ...]]:
-        """Return the name of the dtype and the shape that the first table with ``of`` has for a tensor."""
-        for number, row in rows:
-            if "of" in self.tables[number]:
-                dtype, shape = self.tables[number]["of"][row]
+        """Return the name of the dtype and the shape that the first table with both has; an empty text if none has."""
+        for start, row in rows:
+            table = self.tables[start]
+            if table["columns"] == ["value"]:
+                return "float64", ()
+            if "of" in table:
+                dtype, shape = table["of"][row]
                 return dtype, tuple(shape)
         return "", ()
 
@@ -306,25 +242,19 @@ class Layout:
         cells = self.cells(kind, statistics)
         return Columns(cells.names, tuple(numbers[cells.places]), cells.shapes, cells.dtypes)
 
-    def scalars(self, numbers: Floats, collection: str | None = None) -> dict[str, float]:
-        """Return the scalars of a block by name, of all collections or of one."""
-        return self._column(numbers, collection, "value", [["value"]])
+    def column(self, numbers: Floats, column: str, collection: str | None = None) -> dict[str, float]:
+        """Return one column of the tables of all collections or of one, by name; scalars are the column ``value``.
 
-    def of_collection(self, numbers: Floats, collection: str, statistic: str) -> dict[str, float]:
-        """Return a statistic by name, for the tensors that one collection keeps it of."""
-        return self._column(numbers, collection, statistic)
-
-    def _column(
-        self, numbers: Floats, collection: str | None, column: str, only: Sequence[list[str]] | None = None
-    ) -> dict[str, float]:
+        Args:
+            numbers: as ``numbers`` gave them for the block.
+            column: statistic.
+            collection: collection that owns the tables.
+        """
         values: dict[str, float] = {}
-        for start, table in zip(self._starts, self.tables, strict=False):
+        for start, table in self.tables.items():
             columns = table["columns"]
-            if collection not in (None, table["collection"]) or column not in columns:
-                continue
-            if only is None or columns in only:
-                first = start + columns.index(column)
-                stop = start + _count(table)
+            if collection in (None, table["collection"]) and column in columns:
+                first, stop = start + columns.index(column), start + _count(table)
                 values |= zip(table["rows"], numbers[first : stop : len(columns)].tolist(), strict=True)
         return values
 
@@ -337,16 +267,8 @@ def _count(table: dict[str, Any]) -> int:
     return len(table["rows"]) * len(table["columns"])
 
 
-def _name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def dtype_of(name: str) -> torch.dtype:
-    """Return the dtype with torch's name ``name``.
-
-    Raises:
-        ValueError: torch has no such dtype.
-    """
+def _dtype(name: str) -> torch.dtype:
+    """Return the dtype with torch's name ``name``, or raise a ``ValueError``."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(name)

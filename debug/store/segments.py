@@ -51,6 +51,7 @@ from loopwise.run import Run, encode, listed
 
 from .append_file import AppendFile
 from .checksum import Checksum
+from .group import Group
 from .layout import Layout
 from .uploader import Uploader
 
@@ -87,32 +88,32 @@ class Segments:
         self._segment: AppendFile | None = None
         self._index: AppendFile | None = None
         self._since, self._steps = 0.0, list[int]()
-        self._layouts: dict[Layout, tuple[int, Layout]] = {}
+        self._layouts: dict[tuple[Group, ...], tuple[int, Layout]] = {}
         self._checksum = Checksum()
 
-    def write(self, layout: Layout, chunks: Sequence[Any], record: dict[str, Any]) -> Layout:
+    def write(self, groups: Sequence[Group], chunks: Sequence[Any], record: dict[str, Any]) -> Layout:
         """Commit one block.
 
         Args:
-            layout: content of the block.
+            groups: content of the block.
             chunks: buffers of bytes which, joined, are the block.
             record: ``step``, ``mode``, ``mode_step``, ``time`` and ``marks``.
 
         Returns:
-            An equal layout, the same object for each block of the layout, so that its tables of names are made once.
+            The layout of the block, the same object for equal groups, so that its tables of names are made once.
 
         Raises:
             OSError: the block was not written; the blocks before it were.
         """
         segment = self._segment or self._open()
         try:
-            known = self._write(segment, layout, chunks, record)
+            layout = self._write(segment, tuple(groups), chunks, record)
         except BaseException:
             self._close()
             raise
         if segment.size >= self._full or self.patience == 0.0:
             self._close()
-        return known
+        return layout
 
     def event(self, text: str, step: int) -> None:
         """Commit a message to the reader."""
@@ -150,7 +151,7 @@ class Segments:
                 self._uploader.close()
 
     def _write(
-        self, segment: AppendFile, layout: Layout, chunks: Sequence[Any], record: dict[str, Any]
+        self, segment: AppendFile, groups: tuple[Group, ...], chunks: Sequence[Any], record: dict[str, Any]
     ) -> Layout:
         os.stat(segment.path)  # a deleted file would take bytes as before
         length = sum(len(chunk) for chunk in chunks)
@@ -160,19 +161,19 @@ class Segments:
             segment.append(chunks)
         finally:
             crc = crc32()
-        if layout not in self._layouts:
+        if groups not in self._layouts:
             if len(self._layouts) >= LAYOUTS:
                 self._layouts.clear()
-            number = len(self._layouts)
+            number, layout = len(self._layouts), Layout([group.record() for group in groups])
             self._record({"layout": number, "groups": layout.groups})
-            self._layouts[layout] = number, layout
-        number, known = self._layouts[layout]
+            self._layouts[groups] = number, layout
+        number, layout = self._layouts[groups]
         place = {"layout": number, "segment": self._number, "offset": segment.size}
         self._record({**record, **place, "length": length, "crc32": crc})
         segment.commit()
         if self._uploader is not None:
             self._steps.append(record["step"])
-        return known
+        return layout
 
     def _record(self, record: dict[str, Any]) -> None:
         if self._index is None:

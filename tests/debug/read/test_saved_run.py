@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from loopwise.debug import open_run
-from loopwise.debug.store.layout import Layout
 from loopwise.errors import InputError
 from loopwise.run import Run
 
@@ -110,7 +109,7 @@ def test_large_tensors_at_any_place_come_back(saving, tmp_path, lead):
     run = saving(tmp_path)
     with run._as_rank():
         record = {"mode": "train", "time": 0.0, "marks": {}}
-        run.segments.write(Layout([]), [b"x" * lead], {"step": 0, "mode_step": 0, **record})
+        run.segments.write([], [b"x" * lead], {"step": 0, "mode_step": 0, **record})
     run.step(1, {"c": {"x": large, "y": large * 2}})
     run.end()
     assert torch.equal(open_run(tmp_path).value("x", 1), large)

@@ -1,4 +1,4 @@
-"""Layouts: places of tensors and statistics, for the writer's groups and for records that were read."""
+"""Layouts: places of tensors and statistics."""
 
 import json
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from loopwise.debug.store.layout import Group, Layout
+from loopwise.debug.store.group import Group
+from loopwise.debug.store.layout import Layout
 
 SIGNATURE = ((torch.float32, torch.Size([2, 3])), (torch.float32, torch.Size([3])))
 TENSORS = Group("weights", ("a", "b"), SIGNATURE, (0, 64))
@@ -22,10 +23,10 @@ def read(offset, length):
     return NUMBERS[first : first + length // 8].tobytes()
 
 
-@pytest.fixture(params=["of the writer", "from the index"])
-def layout(request):
-    written = Layout.of([TENSORS, STATISTICS, OWN, LOSSES])
-    return written if request.param == "of the writer" else Layout(json.loads(json.dumps(written.groups)))
+@pytest.fixture
+def layout():
+    groups = [group.record() for group in (TENSORS, STATISTICS, OWN, LOSSES)]
+    return Layout(json.loads(json.dumps(groups)))
 
 
 def test_places_by_name(layout):
@@ -62,21 +63,10 @@ def test_numbers_by_kind(layout):
 
 def test_scalars_and_collections(layout):
     numbers = layout.numbers(read)
-    assert layout.scalars(numbers) == layout.scalars(numbers, "losses") == {"loss": 5.0, "other": 6.0}
-    assert layout.scalars(numbers, "weights") == {}
-    assert layout.of_collection(numbers, "gradients", "max") == {"gradient/a": 1.0, "gradient/b": 3.0}
-
-
-def test_layouts_of_equal_groups_are_equal():
-    first, second = (Layout.of([TENSORS, LOSSES]) for _ in range(2))
-    assert (first, hash(first)) == (second, hash(second))
-    assert first != Layout.of([LOSSES, TENSORS])
-    assert len({first, second, Layout.of([TENSORS])}) == 2
-
-
-def test_layouts_that_were_read_are_equal_to_themselves_only():
-    groups = [LOSSES.record()]
-    first, second = Layout(groups), Layout(groups)
-    assert first == first
-    assert first != second
-    assert first != Layout.of([LOSSES])
+    assert (
+        layout.column(numbers, "value")
+        == layout.column(numbers, "value", "losses")
+        == {"loss": 5.0, "other": 6.0}
+    )
+    assert layout.column(numbers, "value", "weights") == {}
+    assert layout.column(numbers, "max", "gradients") == {"gradient/a": 1.0, "gradient/b": 3.0}

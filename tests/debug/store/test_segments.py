@@ -8,13 +8,14 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from writing_kit import room
 
 from loopwise.debug import open_run
 from loopwise.debug.store import segments
-from loopwise.debug.store.layout import Layout
+from loopwise.debug.store.group import Group
 from loopwise.debug.store.segments import Segments
 from loopwise.run import Run
 
@@ -24,11 +25,11 @@ def padded(data):
 
 
 @functools.cache
-def layout(*names, collection="weights"):
-    """A layout of one float32 of shape (2,) for each name, and a table of two numbers."""
-    tensors = [[name, "float32", [2], 64 * i, 8] for i, name in enumerate(names)]
-    table = {"collection": "losses", "rows": ["a", "b"], "columns": ["value"], "offset": 64 * len(names)}
-    return Layout([{"collection": collection, "tensors": tensors}, table])
+def groups(*names):
+    """One float32 of shape (2,) for each name, and a table of two numbers."""
+    signature = ((torch.float32, torch.Size([2])),) * len(names)
+    tensors = Group("weights", names, signature, tuple(range(0, 64 * len(names), 64)))
+    return tensors, Group("losses", ("a", "b"), (), (64 * len(names),), ("value",))
 
 
 def chunks(step, count=1):
@@ -43,7 +44,7 @@ def record(step):
 
 def write(target, step, *names):
     names = names or ("w",)
-    target.write(layout(*names), chunks(step, len(names)), record(step))
+    target.write(groups(*names), chunks(step, len(names)), record(step))
 
 
 def read_back(folder):
@@ -226,7 +227,7 @@ def test_anything_written_is_read_back(tmp_path_factory, steps, full, resumes):
 def test_blocks_of_any_size_have_their_crc(run, folder):
     target = Segments(run)
     large = [bytes(range(256)) * 20000, np.arange(2**18, dtype="<i8").tobytes(), b"", bytes(64)]
-    empty = Layout([{"collection": "c", "tensors": []}])
+    empty = [Group("c", (), (), ())]
     for step, block in enumerate([[], [b""], large, [memoryview(large[0])], large]):
         target.write(empty, block, record(step))
     target.close()
@@ -272,7 +273,7 @@ def test_an_incomplete_block_is_removed(run, folder):
     before = sizes(folder)
     with room(300):
         with pytest.raises(OSError, match="too large"):
-            target.write(layout("x"), [bytes(64)] * 3, record(2))
+            target.write(groups("x"), [bytes(64)] * 3, record(2))
         assert sizes(folder) == before
     assert fill(target, range(3, 5)) == []
     target.close()

@@ -11,16 +11,14 @@ False alarms: three or more losses that are meant to be added up, each with a ba
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History
 
 OFF = 0.05
 """Largest distance of the factor from 1."""
 
 
-def detect(history: History, passes: float = 3, steps: float = 2) -> Iterator[Observation]:
+def detect(history: History, passes: float = 3, steps: float = 2) -> Observations:
     last = history.updates(int(steps))
     if last is None or not all(step.facts.get("passes", 0) >= passes for step in last):
         return

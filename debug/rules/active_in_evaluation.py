@@ -8,13 +8,11 @@ False alarms: dropout that is sampled on purpose.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History, some
 
 
-def detect(history: History) -> Iterator[Observation]:
+def detect(history: History) -> Observations:
     names = tuple(history.now.facts.get("training", ()))
     if names:
         yield Observation(f"{some(names)}: in training mode during an evaluation", names)

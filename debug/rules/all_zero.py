@@ -9,13 +9,11 @@ False alarms: a branch that is switched off for some steps on purpose.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ..store.columns import Columns
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History, matrices, some
 
 
@@ -24,7 +22,7 @@ def zero(columns: Columns) -> NDArray[np.bool_]:
     return np.asarray(matrices(columns) & (low == 0) & (high == 0))
 
 
-def detect(history: History, steps: float = 3) -> Iterator[Observation]:
+def detect(history: History, steps: float = 3) -> Observations:
     for kind in ("weight", "gradient", "output"):
         names = history.persistent(int(steps), kind, ("min", "max"), zero)
         if names:

@@ -13,18 +13,16 @@ False alarms: without predictions, data whose classes are rare by nature.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from . import arrays
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History, some
 
 
 def detect(
     history: History, ratio: float = 10.0, samples: float = 500, misprediction: float = 0.7
-) -> Iterator[Observation]:
+) -> Observations:
     steps = arrays.labels(history)
     if not steps:
         return
@@ -50,7 +48,5 @@ def detect(
 
 
 RULE = Rule(
-    detect,
-    "warning",
-    "draw rare classes more often (WeightedRandomSampler), or give the loss class weights",
+    detect, "warning", "draw rare classes more often (WeightedRandomSampler), or give the loss class weights"
 )

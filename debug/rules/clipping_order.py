@@ -11,18 +11,17 @@ False alarms: gradients that are clipped to such a small norm on purpose.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History, Step
 
 EQUAL = 1e-3
 """Relative difference below which numbers count as equal."""
 
 
-def detect(history: History, norm: float = 2e-3, steps: float = 3) -> Iterator[Observation]:
+def detect(history: History, norm: float = 2e-3, steps: float = 3) -> Observations:
     last = history.updates(int(steps))
     if last is None:
         return

@@ -13,16 +13,14 @@ False alarms: classes that cannot be told apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from .arrays import labels_and_predictions
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History
 
 
-def detect(history: History, share: float = 0.5, samples: float = 20) -> Iterator[Observation]:
+def detect(history: History, share: float = 0.5, samples: float = 20) -> Observations:
     labels, predictions = labels_and_predictions(history)
     counts = np.bincount(labels)
     if not len(labels) or predictions.min() < 0:

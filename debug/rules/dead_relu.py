@@ -9,19 +9,18 @@ False alarms: networks that are meant to be that sparse.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..store.columns import Columns
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History, some
 
 TYPES = ("ReLU", "ReLU6")
 
 
-def detect(history: History, share: float = 0.98, steps: float = 3) -> Iterator[Observation]:
+def detect(history: History, share: float = 0.98, steps: float = 3) -> Observations:
     def dead(columns: Columns) -> NDArray[np.bool_]:
         sizes = np.array([max(1, math.prod(shape)) for shape in columns.shapes])
         relu = np.array([history.type_of(name) in TYPES for name in columns.names], dtype=bool)
@@ -37,7 +36,5 @@ def detect(history: History, share: float = 0.98, steps: float = 3) -> Iterator[
 
 
 RULE = Rule(
-    detect,
-    "warning",
-    "lower the learning rate, check the initialization of biases, or use LeakyReLU or GELU",
+    detect, "warning", "lower the learning rate, check the initialization of biases, or use LeakyReLU or GELU"
 )

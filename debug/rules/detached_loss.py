@@ -8,13 +8,11 @@ False alarms: none known.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History
 
 
-def detect(history: History, steps: float = 2) -> Iterator[Observation]:
+def detect(history: History, steps: float = 2) -> Observations:
     last = history.updates(int(steps))
     if last is not None and all(step.facts.get("no_gradients") for step in last):
         yield Observation("no parameter of the optimizer has a gradient at the update", ())

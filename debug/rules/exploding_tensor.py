@@ -10,15 +10,14 @@ False alarms: none known.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History, some
 
 
-def detect(history: History, share: float = 0.0) -> Iterator[Observation]:
+def detect(history: History, share: float = 0.0) -> Observations:
     now = history.now
     losses = tuple(name for name, value in now.scalars("losses").items() if not math.isfinite(value))
     if losses:

@@ -10,19 +10,17 @@ False alarms: data of which only a few features matter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from .arrays import recent
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History
 
 LEAST = 10
 """Smallest number of features; three of fewer are no minority."""
 
 
-def detect(history: History, share: float = 0.8, features: float = 3) -> Iterator[Observation]:
+def detect(history: History, share: float = 0.8, features: float = 3) -> Observations:
     for (numbers,) in recent(history, "feature_importance")[-1:]:
         weights = np.abs(numbers.reshape(-1).astype(np.float64))
         order = np.argsort(-weights, kind="stable")[: int(features)]

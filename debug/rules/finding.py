@@ -38,6 +38,10 @@ class Observation:
     advice: str = ""
 
 
+Observations = Iterator[Observation]
+"""Result of a rule's ``detect``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """Detection of one kind of fault, with its severity and the usual fixes.
@@ -54,7 +58,7 @@ class Rule:
         most: number of findings in one run, at most.
     """
 
-    detect: Callable[..., Iterator[Observation]] | None
+    detect: Callable[..., Observations] | None
     severity: str
     advice: str
     mode: str = "train"

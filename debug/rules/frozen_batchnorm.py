@@ -9,13 +9,11 @@ False alarms: none known.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History, some
 
 
-def detect(history: History) -> Iterator[Observation]:
+def detect(history: History) -> Observations:
     names = tuple(history.now.facts.get("frozen_norms", ()))
     if names:
         yield Observation(f"the running statistics of {some(names)} stay at 0 and 1 during training", names)

@@ -9,13 +9,11 @@ False alarms: momentum that is kept in the gradients on purpose.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History
 
 
-def detect(history: History) -> Iterator[Observation]:
+def detect(history: History) -> Observations:
     names = tuple(history.now.facts.get("not_zeroed", ()))
     if names:
         yield Observation(

@@ -11,13 +11,12 @@ False alarms: a weighted sum of several losses, a sum over samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History
 
 
-def detect(history: History, ratio: float = 1.5) -> Iterator[Observation]:
+def detect(history: History, ratio: float = 1.5) -> Observations:
     classes_of = history.now.facts.get("classes", {})
     if history.now.mode_step:
         return

@@ -9,17 +9,15 @@ False alarms: models that normalize their input in another way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ..store.columns import Columns
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History
 
 
-def detect(history: History, size: float = 20.0, steps: float = 2) -> Iterator[Observation]:
+def detect(history: History, size: float = 20.0, steps: float = 2) -> Observations:
     def is_data(columns: Columns) -> NDArray[np.bool_]:
         described = zip(columns.names, columns.shapes, columns.dtypes, strict=True)
         return np.array([n == "" and len(s) > 1 and "float" in d for n, s, d in described], dtype=bool)

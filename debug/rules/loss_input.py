@@ -9,9 +9,7 @@ False alarms: a distillation or mixture whose probabilities are used as logits o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History
 
 WRONG = {
@@ -22,7 +20,7 @@ WRONG = {
 }
 
 
-def detect(history: History) -> Iterator[Observation]:
+def detect(history: History) -> Observations:
     fault = history.now.facts.get("loss_input")
     if fault and fault[0] in WRONG:
         yield Observation(WRONG[fault[0]].format(fault[1]), ("loss",))

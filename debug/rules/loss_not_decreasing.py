@@ -11,15 +11,13 @@ False alarms: a fine-tuning that begins at its optimum; rewards, and adversarial
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History
 
 
-def detect(history: History, steps: float = 40, errors: float = 2.0) -> Iterator[Observation]:
+def detect(history: History, steps: float = 40, errors: float = 2.0) -> Observations:
     names = history.losses() if history.optimizers < 2 else []
     for name in ["loss"] if "loss" in history.losses() else names:
         numbers, losses = history.scalar(name)

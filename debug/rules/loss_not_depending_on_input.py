@@ -9,17 +9,15 @@ False alarms: a first output that is no prediction, such as a table that all sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ..store.columns import Columns
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History
 
 
-def detect(history: History, places: float = 4.0, steps: float = 4) -> Iterator[Observation]:
+def detect(history: History, places: float = 4.0, steps: float = 4) -> Observations:
     def alike(columns: Columns) -> NDArray[np.bool_]:
         spread, varied = columns.values
         return np.asarray((varied == 1) & (spread <= places))

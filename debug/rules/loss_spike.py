@@ -9,18 +9,16 @@ False alarms: a data set whose difficulty changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History
 
 BEFORE = 20
 """Number of losses that the present one is compared with."""
 
 
-def detect(history: History, deviations: float = 10.0, ratio: float = 2.0) -> Iterator[Observation]:
+def detect(history: History, deviations: float = 10.0, ratio: float = 2.0) -> Observations:
     share = _share_of_samples(history)
     for name in history.losses():
         numbers, losses = history.scalar(name)

@@ -8,13 +8,11 @@ False alarms: experts or branches that are used so seldom.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History, some
 
 
-def detect(history: History, steps: float = 3) -> Iterator[Observation]:
+def detect(history: History, steps: float = 3) -> Observations:
     last = [step for step in history.steps() if step.updated]
     if len(last) < steps or not history.now.updated:
         return

@@ -8,13 +8,11 @@ False alarms: gradients that are accumulated over more than 16 steps, all of whi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History
 
 
-def detect(history: History, steps: float = 16) -> Iterator[Observation]:
+def detect(history: History, steps: float = 16) -> Observations:
     last = history.last(int(steps))
     if last is not None and all(step.facts.get("still") for step in last):
         yield Observation(f"no parameter was updated in {int(steps)} saved steps")

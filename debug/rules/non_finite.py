@@ -12,9 +12,4 @@ from __future__ import annotations
 
 from .finding import Rule
 
-RULE = Rule(
-    None,
-    "critical",
-    "look at the operations of the loss, and at this batch",
-    source="NaN trap",
-)
+RULE = Rule(None, "critical", "look at the operations of the loss, and at this batch", source="NaN trap")

@@ -11,15 +11,14 @@ False alarms: validation on few samples.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History
 
 
-def detect(history: History, ratio: float = 0.05, patience: float = 3) -> Iterator[Observation]:
+def detect(history: History, ratio: float = 0.05, patience: float = 3) -> Observations:
     trained, losses = history.scalar(next(iter(history.losses()), ""))
     for name in history.losses("eval"):
         if name not in history.now.scalars("losses"):

@@ -8,13 +8,11 @@ False alarms: learning rates that are about to be lowered.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History
 
 
-def detect(history: History, patience: float = 10, delta: float = 1e-3) -> Iterator[Observation]:
+def detect(history: History, patience: float = 10, delta: float = 1e-3) -> Observations:
     for name in history.losses("eval"):
         if name not in history.now.scalars("losses"):
             continue

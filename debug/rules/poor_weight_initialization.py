@@ -11,18 +11,16 @@ False alarms: layers whose outputs are meant to differ in size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from ..store.columns import Columns
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History, some
 
 TYPES = ("Linear", "Conv1d", "Conv2d", "Conv3d")
 
 
-def detect(history: History, ratio: float = 1e3) -> Iterator[Observation]:
+def detect(history: History, ratio: float = 1e3) -> Observations:
     if len(history.steps()) > 1:
         return
     weights = history.now.columns("weight", "std", "max")

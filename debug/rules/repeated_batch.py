@@ -10,9 +10,9 @@ steps is a multiple of the epoch's length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History, Step
 
 PERIOD = 5
@@ -20,7 +20,7 @@ PERIOD = 5
 Batch = tuple[tuple[int, ...], float, float, float, float]
 
 
-def detect(history: History, steps: float = 4) -> Iterator[Observation]:
+def detect(history: History, steps: float = 4) -> Observations:
     for period in range(1, PERIOD + 1):
         last = history.last(period * int(steps))
         batches = _batches(last) if last is not None else None

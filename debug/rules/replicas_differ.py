@@ -9,14 +9,12 @@ begin with equal weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import some
 from .ranks import RankComparison
 
 
-def detect(comparison: RankComparison, difference: float = 1e-6) -> Iterator[Observation]:
+def detect(comparison: RankComparison, difference: float = 1e-6) -> Observations:
     if apart := comparison.differing(difference):
         names = tuple(comparison.names[place] for place in apart)
         evidence = {

@@ -8,13 +8,11 @@ False alarms: tensor-parallel ranks inside DistributedDataParallel, which get th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .ranks import RankComparison
 
 
-def detect(comparison: RankComparison, steps: float = 4) -> Iterator[Observation]:
+def detect(comparison: RankComparison, steps: float = 4) -> Observations:
     if comparison.inputs and comparison.repeats >= steps:
         inputs = list(comparison.inputs.items())
         yield Observation(

@@ -9,20 +9,18 @@ False alarms: gates that have learned to be open or shut.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ..store.columns import Columns
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History, some
 
 MIDDLES = {"Tanh": (0.0, 1.0), "Sigmoid": (0.5, 0.5)}
 """Class -> middle of its outputs, and distance from the middle to the limits."""
 
 
-def detect(history: History, share: float = 0.97, steps: float = 3) -> Iterator[Observation]:
+def detect(history: History, share: float = 0.97, steps: float = 3) -> Observations:
     own = history.now.columns("output", "mean", "std")
     of_model = own.values[0][own.names.index("")] if "" in own.names else np.nan
 

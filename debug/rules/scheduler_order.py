@@ -12,16 +12,16 @@ False alarms: a rate that a plateau scheduler lowered until nothing more can be 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from .finding import Observation, Points, Rule
+from .finding import Observation, Observations, Points, Rule
 from .history import History
 
 
 def detect(
     history: History, often: float = 0.75, updates: float = 20, cycles: float = 3, period: float = 1000
-) -> Iterator[Observation]:
+) -> Observations:
     for key, rate in history.now.facts.get("rates", {}).items():
         what = ""
         if rate["early"]:

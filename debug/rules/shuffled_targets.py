@@ -11,15 +11,14 @@ False alarms: tasks that begin with a long plateau; models that are too small fo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History, matrices
 
 
-def detect(history: History, steps: float = 60, errors: float = 2.0) -> Iterator[Observation]:
+def detect(history: History, steps: float = 60, errors: float = 2.0) -> Observations:
     for name, classes in history.classes.items():
         numbers, losses = history.scalar(name)
         doublings = np.log2(len(losses) / steps) if len(losses) >= steps else -1.0

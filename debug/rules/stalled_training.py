@@ -10,17 +10,16 @@ False alarms: evaluations or checkpoints that take that long and come seldom; a 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History
 
 BEFORE = 10
 
 
-def detect(history: History, seconds: float = 1800) -> Iterator[Observation]:
+def detect(history: History, seconds: float = 1800) -> Observations:
     steps = history.steps()[-BEFORE - 2 :]
     if len(steps) < 4:
         return

@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
 
 from .arrays import memory
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import WINDOW, History
 
 
-def detect(
-    history: History, ratio: float = 1e6, least: float = 0.0, most: float = math.inf
-) -> Iterator[Observation]:
+def detect(history: History, ratio: float = 1e6, least: float = 0.0, most: float = math.inf) -> Observations:
     kept = memory(history, "tensor_variance")
     for name, now in _variances(history).items():
         point = (history.now.number, now)

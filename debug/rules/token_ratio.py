@@ -11,18 +11,14 @@ False alarms: vocabularies in which token 0 is a word; pass another ``value``, o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from .arrays import recent
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History
 
 NAMES = ("tokens", "input.0", "input.input_ids")
 
 
-def detect(
-    history: History, share: float = 0.5, value: float = 0.0, steps: float = 3
-) -> Iterator[Observation]:
+def detect(history: History, share: float = 0.5, value: float = 0.0, steps: float = 3) -> Observations:
     for name in NAMES:
         entry = history.now.layout.tensors.get(name)
         if entry is None or "int" not in entry[1] or len(entry[2]) < 2:

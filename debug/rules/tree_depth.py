@@ -10,14 +10,12 @@ False alarms: random forests, whose trees are meant to be deep; trees that grow 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from .arrays import recent
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History
 
 
-def detect(history: History, depth: float = 10) -> Iterator[Observation]:
+def detect(history: History, depth: float = 10) -> Observations:
     for (depths,) in recent(history, "tree_depths")[-1:]:
         deep = depths.reshape(-1) > depth
         if deep.any():

@@ -10,20 +10,19 @@ False alarms: a learning rate that is zero for some time on purpose.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..store.columns import Columns
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History, some
 
 FAINT = 1e-5
 """Size of a gradient, relative to the largest one, below which it may be rounding."""
 
 
-def detect(history: History, steps: float = 3) -> Iterator[Observation]:
+def detect(history: History, steps: float = 3) -> Observations:
     def still(columns: Columns) -> NDArray[np.bool_]:
         return np.asarray(columns.values[0] == 0)
 

@@ -10,13 +10,11 @@ copies.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History, some
 
 
-def detect(history: History) -> Iterator[Observation]:
+def detect(history: History) -> Observations:
     facts = history.now.facts
     names = tuple(facts.get("unheld", ()))
     if not names:

@@ -10,17 +10,15 @@ watched together, if its gradients are that much smaller.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ..store.columns import Columns
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History, matrices, some
 
 
-def detect(history: History, ratio: float = 1e-4, steps: float = 3) -> Iterator[Observation]:
+def detect(history: History, ratio: float = 1e-4, steps: float = 3) -> Observations:
     def vanishes(columns: Columns) -> NDArray[np.bool_]:
         matrix = matrices(columns)
         size = np.sqrt(columns.values[0] ** 2 + columns.values[1] ** 2)

@@ -11,23 +11,19 @@ False alarms: the first steps of a warmup from zero, whose updates are too small
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..store.columns import Columns
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History, matrices, some
 
 LEAST = 1e-6
 """Root mean square of a weight below which it counts as zero."""
 
 
-def detect(
-    history: History, large: float = 0.1, places: float = 0.125, steps: float = 2
-) -> Iterator[Observation]:
+def detect(history: History, large: float = 0.1, places: float = 0.125, steps: float = 2) -> Observations:
     if not history.now.updated:
         return
     names, (sizes,), _, _ = history.first.columns("update", "size")

@@ -8,13 +8,11 @@ False alarms: fine-tuning with both switched off on purpose.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from .finding import Observation, Rule
+from .finding import Observation, Observations, Rule
 from .history import History, some
 
 
-def detect(history: History) -> Iterator[Observation]:
+def detect(history: History) -> Observations:
     names = tuple(history.now.facts.get("evaluating", ()))
     if names:
         yield Observation(

@@ -11,8 +11,5 @@ from __future__ import annotations
 from ..finding import Rule
 
 RULE = Rule(
-    None,
-    "critical",
-    "make one step of forward, backward and update work on this batch",
-    source="preflight",
+    None, "critical", "make one step of forward, backward and update work on this batch", source="preflight"
 )

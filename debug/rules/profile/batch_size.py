@@ -9,17 +9,15 @@ False alarms: a batch size that the optimization requires; short steps with paus
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from ..finding import Observation, Rule
+from ..finding import Observation, Observations, Rule
 from .series import Series, finite
 
 
 def detect(
     series: Series, utilization: float = 70.0, memory: float = 70.0, cpu: float = 70.0, samples: float = 500.0
-) -> Iterator[Observation]:
+) -> Observations:
     recent = series.recent(samples)
     if not len(recent) or "cpu" not in recent or np.percentile(recent["cpu"], 95) >= cpu:
         return

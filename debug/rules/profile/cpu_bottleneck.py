@@ -9,17 +9,15 @@ False alarms: other programs on the machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from ..finding import Observation, Rule
+from ..finding import Observation, Observations, Rule
 from .series import Series
 
 
 def detect(
     series: Series, gpu: float = 10.0, cpu: float = 90.0, share: float = 0.5, samples: float = 500.0
-) -> Iterator[Observation]:
+) -> Observations:
     recent = series.recent(samples)
     cores = [recent[name] for name in recent.columns if name.removeprefix("cpu").isdecimal()]
     if not len(recent) or not cores:

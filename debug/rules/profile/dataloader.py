@@ -12,15 +12,12 @@ False alarms: a model so small that no loader is fast enough.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
-from ..finding import Observation, Rule
+from ..finding import Observation, Observations, Rule
 from .series import Series
 
 
-def detect(
-    series: Series, share: float = 0.25, seconds: float = 30.0, workers: float = 2.0
-) -> Iterator[Observation]:
+def detect(series: Series, share: float = 0.25, seconds: float = 30.0, workers: float = 2.0) -> Observations:
     train = series.train
     total = float((train["seconds"] - train["loopwise"]).sum())
     if not len(train) or total < seconds:

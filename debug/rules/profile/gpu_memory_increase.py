@@ -9,18 +9,16 @@ False alarms: sequences that get longer; an evaluation that begins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from ..finding import Observation, Rule
+from ..finding import Observation, Observations, Rule
 from .series import Series, finite
 
 PARTS = 10
 """Parts that the samples are divided into."""
 
 
-def detect(series: Series, increase: float = 5.0, samples: float = 600.0) -> Iterator[Observation]:
+def detect(series: Series, increase: float = 5.0, samples: float = 600.0) -> Observations:
     recent = series.recent(samples)
     if len(recent) < PARTS:
         return

@@ -9,15 +9,13 @@ False alarms: another program that keeps the disk busy while the loader waits fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from ..finding import Observation, Rule
+from ..finding import Observation, Observations, Rule
 from .series import Series
 
 
 def detect(
     series: Series, cores: float = 0.5, share: float = 0.5, data: float = 0.25, samples: float = 120.0
-) -> Iterator[Observation]:
+) -> Observations:
     recent, train = series.recent(samples), series.train
     if not len(recent) or "iowait" not in recent or not len(train):
         return

@@ -8,9 +8,9 @@ False alarms: stages of a pipeline that are meant to differ; another program on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-from ..finding import Observation, Rule
+from ..finding import Observation, Observations, Rule
 from .series import Series, Table
 
 OWN = ("data", "to_device", "forward", "optimizer", "other")
@@ -19,7 +19,7 @@ IDLE = 5.0
 """Per cent of utilization below which the busiest device counts as idle."""
 
 
-def detect(series: Series, ratio: float = 0.5, samples: float = 500.0) -> Iterator[Observation]:
+def detect(series: Series, ratio: float = 0.5, samples: float = 500.0) -> Observations:
     recent = series.recent(samples)
     means = {name: float(values.mean()) for name, values in series.utilization(recent).items()}
     if len(means) < 2:
@@ -33,7 +33,7 @@ def detect(series: Series, ratio: float = 0.5, samples: float = 500.0) -> Iterat
         )
 
 
-def between(ranks: Mapping[int, Table], ratio: float = 0.5) -> Iterator[Observation]:
+def between(ranks: Mapping[int, Table], ratio: float = 0.5) -> Observations:
     """Yield the rank that others wait for, if another rank does less than half as much work outside backward passes.
 
     Args:
@@ -51,7 +51,7 @@ def between(ranks: Mapping[int, Table], ratio: float = 0.5) -> Iterator[Observat
     if work[least] < ratio * work[most]:
         yield Observation(
             f"rank {most} spends {1e3 * work[most]:.3g} ms of a training step outside the backward pass and "
-            f"rank {least} {1e3 * work[least]:.3g} ms: the others wait for rank {most}",
+            f"rank {least} {1e3 * work[least]:.3g} ms: the others wait for rank {most}"
         )
 
 

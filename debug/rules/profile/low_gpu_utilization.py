@@ -8,17 +8,13 @@ False alarms: long evaluations or checkpoints on the processor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from ..finding import Observation, Rule
+from ..finding import Observation, Observations, Rule
 from .series import Series
 
 
-def detect(
-    series: Series, p95: float = 70.0, p5: float = 10.0, samples: float = 500.0
-) -> Iterator[Observation]:
+def detect(series: Series, p95: float = 70.0, p5: float = 10.0, samples: float = 500.0) -> Observations:
     recent = series.recent(samples)
     for name, values in series.utilization(recent).items():
         low, high = np.percentile(values, [5, 95])

@@ -9,13 +9,11 @@ False alarms: large models that are compiled, or are read from remote storage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from ..finding import Observation, Rule
+from ..finding import Observation, Observations, Rule
 from .series import Series
 
 
-def detect(series: Series, minutes: float = 20.0) -> Iterator[Observation]:
+def detect(series: Series, minutes: float = 20.0) -> Observations:
     now = series.system["time"][-1] if len(series.system) else series.start
     taken = ((series.first if series.first is not None else now) - series.start) / 60
     if taken > minutes:

@@ -10,9 +10,7 @@ False alarms: checkpoints that are written between two calls of ``Watch.step``; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from ..finding import Observation, Rule
+from ..finding import Observation, Observations, Rule
 from .series import KINDS, Series, percentiles
 
 
@@ -23,7 +21,7 @@ def detect(
     outliers: float = 10.0,
     share: float = 0.1,
     seconds: float = 30.0,
-) -> Iterator[Observation]:
+) -> Observations:
     train = series.train
     total = float((train["seconds"] - train["loopwise"]).sum())
     if not len(train) or total < seconds:

@@ -89,7 +89,7 @@ def test_a_teacher_in_evaluation_mode_and_an_average_of_weights(tmp_path):
 def test_a_failure_switches_health_off_and_loses_no_step(tmp_path, monkeypatch):
     net = nn.Linear(4, 3)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    monkeypatch.setattr("loopwise.debug.capture.health.flat", lambda tensor: 1 / 0)
+    monkeypatch.setattr("loopwise.debug.signals.modules.frozen_norms", lambda *_: 1 / 0)
     with (
         pytest.warns(LoopwiseWarning, match="'health' is switched off: ZeroDivisionError") as said,
         Watch(net, optimizer, run=tmp_path / "run", save=every(1)) as watch,

@@ -77,34 +77,30 @@ class Buffer:
             self._clear()
             return source  # the wrapped loader's own batch, unchanged
         missing = self.size - (self._rest.size if self._rest else 0)
-        if len(kept) >= missing:
-            self._kept = kept[missing:]
-            return self._join_rest(kept[:missing])
-        self._rest = self._join_rest(kept) if len(kept) else self._rest
-        self._clear()
-        return None
+        joined = self._join(kept[:missing])
+        if len(kept) < missing:
+            self._rest = joined
+            self._clear()
+            return None
+        self._rest, self._kept = None, kept[missing:]
+        return joined
 
     def drain(self) -> Samples | None:
         """Remove and return all samples, or ``None`` if there are none."""
-        rest = self._join_rest(self._kept) if self._source and len(self._kept) else self._rest
+        samples, self._rest = self.peek(), None
         self._clear()
-        self._rest = None
-        return rest
+        return samples
 
     def peek(self) -> Samples | None:
-        """Return copies of all samples in the buffer, in order, without removing them."""
-        parts = [self._rest] if self._rest else []
-        if self._source is not None and len(self._kept):
-            parts.append(self._source.select(self._kept))
-        return join(parts, self._concatenate) if parts else None
+        """Return all samples in the buffer, in order, without removing them."""
+        return self._join(self._kept)
 
-    def _join_rest(self, positions: torch.Tensor) -> Samples:
-        """Return the left-over samples followed by those at ``positions`` of the last ``put``."""
-        assert self._source is not None
-        samples = self._source.select(positions)
-        if self._rest is not None:
-            samples, self._rest = join([self._rest, samples], self._concatenate), None
-        return samples
+    def _join(self, positions: torch.Tensor) -> Samples | None:
+        """Return the left-over samples followed by copies of those at ``positions`` of the last ``put``."""
+        parts = [self._rest] if self._rest else []
+        if self._source is not None and len(positions):
+            parts.append(self._source.select(positions))
+        return join(parts, self._concatenate) if parts else None
 
     def _clear(self) -> None:
         self._source, self._kept = None, self._kept[:0]

@@ -24,9 +24,8 @@ class OtherRankFailed(Exception):
     """Another rank could not make its batch; it posts the reason, and ``all_have_batch`` raises that here."""
 
 
-_numbers = (
-    itertools.count()
-)  # equal on all ranks, which make their loaders in the same order as their modules
+# equal on all ranks, which make their loaders in the same order as their modules
+_numbers = itertools.count()
 
 
 class Coordination:

@@ -21,7 +21,7 @@ from loopwise.errors import InputError
 from loopwise.extras import required
 from loopwise.ranks import rank, world_size
 
-from .loader import SiftingDataLoader
+from .loader import DEFAULTS, SiftingDataLoader
 from .options import validate_loss, validate_passed_on
 
 with required("lightning", "lightning", "SiftingCallback"):
@@ -77,7 +77,7 @@ class SiftingCallback(Callback):
             validate_loss(loss)
         expected = "a function from the LightningModule to the network that training_step calls"
         validate.function("model", model, expected, "model=lambda module: module.net")
-        validate_passed_on(options, "SiftingCallback(...)")
+        validate_passed_on(options, DEFAULTS, "SiftingCallback(...)")
         self.loss, self.model, self.options = loss, model, options
         self.loader: SiftingDataLoader | None = None
         self._unsized: _UnsizedLoader | None = None
@@ -99,7 +99,10 @@ class SiftingCallback(Callback):
         self.loader.epoch = trainer.current_epoch
         self.loader.hold_yielded(2)
         self._unsized = _UnsizedLoader(self.loader)
-        self._restore()
+        if self._state is not None:  # the loader refuses the state of another number of ranks
+            states = self._state["ranks"]
+            self.loader.load_state_dict(states[rank() % len(states)])
+            self._state = None
         combined.flattened = [self._unsized]
         limit = trainer.limit_train_batches
         combined.limits = [limit if isinstance(limit, int) else math.inf]
@@ -138,19 +141,6 @@ class SiftingCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict or None
-
-    def _restore(self) -> None:
-        state, self._state = self._state, None
-        if state is None or self.loader is None:
-            return
-        if len(state["ranks"]) != world_size():
-            raise InputError(
-                f"a checkpoint of {len(state['ranks'])} ranks",
-                f"one of {world_size()} ranks",
-                "another number of ranks divides samples differently",
-                "resume with as many processes as the checkpoint was saved with",
-            )
-        self.loader.load_state_dict(state["ranks"][rank()])
 
 
 def _criterion(module: nn.Module) -> nn.Module:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import os
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,15 +19,15 @@ from loopwise import batch as batches
 from loopwise import random_state, validate
 from loopwise.loss import takes_model
 from loopwise.ranks import rank, world_size
+from loopwise.warnings import warn
 
 from . import options as checks
 from .buffer import Concatenate, Samples
 from .loss_history import LossHistory
-from .options import OPTION_NAMES, Options
 from .pipeline import ALL, FRESH, REMEMBERED, Pipeline
-from .policies import Policy
+from .policies import Policy, RelativeLoss, as_policy
 from .policies.policy import check_keep
-from .report import EpochLog, Report, WarnOnce
+from .report import EpochLog, Report
 from .scoring import Scorer
 from .selection import PLANNABLE, Selector
 from .sharded import ShardedPipeline
@@ -33,6 +36,10 @@ from .step_losses import StepLosses
 
 if TYPE_CHECKING:
     from loopwise.run import Run
+
+
+FLOOR = 0.25
+"""Least keep probability by the default policy, as a fraction of ``keep``."""
 
 
 class SiftingDataLoader:
@@ -124,39 +131,36 @@ class SiftingDataLoader:
     ) -> None:
         arguments = locals()
         checks.validate_arguments(loader, model, loss)
-        options = Options(**{name: value for name, value in arguments.items() if name in OPTION_NAMES})
+        options = SimpleNamespace(**{name: arguments[name] for name in DEFAULTS})
+        checks.validate_options(vars(options), DEFAULTS)
         self.loader, self.model = loader, model
-        self.keep, self.policy = options.share, options.made_policy()
+        self.keep = 0.5 if keep is None and policy is None else keep
+        self.policy = _default_policy(self.keep) if policy is None else as_policy(policy)
         self.epoch, self.epochs, self.anneal = 0, epochs, anneal
-        self._build(options, loss)
-
-    def _build(self, options: Options, loss: Callable[..., torch.Tensor]) -> None:
-        own_size, own_drop_last = batching(self.loader)
-        self.batch_size = options.batch_size or own_size
-        self.drop_last = own_drop_last if options.drop_last is None else options.drop_last
-        source = Source(self.loader, self.batch_size, self.drop_last)
+        own_size, own_drop_last = batching(loader)
+        self.batch_size = batch_size or own_size
+        self.drop_last = own_drop_last if drop_last is None else drop_last
+        source = Source(loader, self.batch_size, self.drop_last)
         criterion = not takes_model(loss)
         plannable = source.plans and criterion and set(self.policy.needs) <= PLANNABLE
-        self._auto_score = options.score_every == "auto"
+        self._auto_score = score_every == "auto"
         automatic = 0 if plannable and self.keep != 1.0 else 1
-        self.score_every = automatic if self._auto_score else int(options.score_every)
+        self.score_every = automatic if self._auto_score else int(score_every)
         checks.validate_needs(self.policy, self.score_every, criterion)
-        scored = self.model if options.scorer is None else options.scorer
-        sharded = checks.validate_sharded(scored, self.score_every, options.auto)
-        self._weights = options.weights
-        self._history, self._report, self._warn = LossHistory(), Report(), WarnOnce()
+        scored = model if scorer is None else scorer
+        sharded = checks.validate_sharded(scored, self.score_every, auto)
+        self._weights = weights
+        self._history, self._report = LossHistory(), Report()
         reads_steps = criterion and self.score_every != 1
-        self._step_losses = StepLosses(self.model, loss, self._history) if reads_steps else None
-        seed = torch.initial_seed() if options.seed is None else options.seed
+        self._step_losses = StepLosses(model, loss, self._history) if reads_steps else None
+        seed = torch.initial_seed() if seed is None else seed
         self._draws = torch.Generator().manual_seed((seed + rank()) % 2**63)
-        scorer = Scorer(scored, loss, options.dtype, options.compile, self.policy.needs)
+        scores = Scorer(scored, loss, dtype, compile, self.policy.needs)
         remember = self.score_every != 1 or "last_trained" in self.policy.needs
-        selector = Selector(
-            self.policy, scorer, self._history, self._draws, self._report, self._warn, remember
-        )
+        selector = Selector(self.policy, scores, self._history, self._draws, self._report, remember, classes)
         self._pipeline = (ShardedPipeline if sharded else Pipeline)(options, source, selector)
-        self._log = EpochLog(options.opened_run(), self._report, self._warn)
-        weakref.finalize(self, self._log.release)
+        self._log = EpochLog(self._report, run, resume)
+        weakref.finalize(self, self._log.end, False)
         self._start: dict[str, Any] = {}
         self._yielded: deque[Samples] = deque(maxlen=0)
 
@@ -234,7 +238,7 @@ class SiftingDataLoader:
         fix = "loader.record_losses(losses) can pass them"
         if self._auto_score:
             self.score_every, fix = 1, "samples are scored by forward passes instead"
-        self._warn("losses", f"no losses from the training step: {losses.problem or unseen}; {fix}")
+        warn(f"loopwise.sift: no losses from the training step: {losses.problem or unseen}; {fix}")
 
     # -- public methods -------------------------------------------------------------------------
 
@@ -264,7 +268,7 @@ class SiftingDataLoader:
     def report(self) -> Report:
         """Return counts and times since this loader was made."""
         self._report.policies = self.policy.tally()
-        return self._report.copy()
+        return copy.deepcopy(self._report)
 
     def record_losses(self, losses: torch.Tensor) -> None:
         """Remember the losses of the batch yielded last, by sample index, instead of reading them by a hook.
@@ -279,7 +283,7 @@ class SiftingDataLoader:
         self._step_losses = None
         self._history.add_losses(indices, losses)
 
-    def close(self, state: str | None = None) -> None:
+    def close(self, state: str = "finished") -> None:
         """Release the run, as the end of the loader's life does; ``state`` is ``finished`` or ``failed``."""
         self._log.release(state)
 
@@ -336,3 +340,16 @@ class SiftingDataLoader:
     def _set_scheduled_keep(self) -> None:
         if callable(self.keep) and hasattr(self.policy, "keep"):
             self.policy.keep = check_keep(self.keep(self.epoch))
+
+
+def _default_policy(keep: Any) -> RelativeLoss:
+    share = check_keep(keep(0) if callable(keep) else keep)
+    return RelativeLoss(share, floor=FLOOR * share)
+
+
+DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(SiftingDataLoader).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+}
+"""Options of ``SiftingDataLoader`` and their defaults."""

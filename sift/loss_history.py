@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-COLUMNS = ("losses", "classes", "last_trained")
+COLUMNS = {"losses": torch.nan, "classes": -1, "last_trained": -1}
+"""Column -> its value for a sample that is unknown."""
 
 
 class LossHistory:
@@ -36,10 +37,9 @@ class LossHistory:
         missing = size - len(self)
         if missing > 0:
             missing = max(missing, len(self) // 2)
-            unknown = torch.full((missing,), -1, dtype=torch.int64)
-            self.losses = torch.cat([self.losses, torch.full((missing,), torch.nan)])
-            self.classes = torch.cat([self.classes, unknown])
-            self.last_trained = torch.cat([self.last_trained, unknown])
+            for name, unknown in COLUMNS.items():
+                values = getattr(self, name)
+                setattr(self, name, torch.cat([values, values.new_full((missing,), unknown)]))
 
     def add_losses(self, indices: torch.Tensor, losses: torch.Tensor) -> None:
         """Store losses, on any device, at the next ``flush``."""

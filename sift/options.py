@@ -1,177 +1,133 @@
-"""Options of the loader and the validation of its arguments, which the callbacks share."""
+"""Validation of the loader's arguments, which the callbacks share."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
-from loopwise import batch as batches
 from loopwise import validate
 from loopwise.errors import InputError, StateError
 from loopwise.ranks import rank, world_size
 from loopwise.wrappers import is_sharded
 
-from .buffer import Concatenate
-from .policies import Policy, RelativeLoss, as_policy
+from .policies import Policy, as_policy
 from .policies.policy import check_keep
 from .selection import PLANNABLE
 
-if TYPE_CHECKING:
-    from loopwise.run import Run, RunHandle
-
-FLOOR = 0.25
-"""Least keep probability by the default policy, as a fraction of ``keep``."""
-SWITCH = (False, True)
-WHOLE_NUMBERS = {
-    "delay": (0, "batches", 4),
-    "pool": (1, "batches", 4),
-    "score_every": (0, "epochs", 1),
-    "epochs": (1, "epochs", 10),
-    "batch_size": (1, "samples", 32),
-    "seed": (0, "", 0),
-}
-"""Option -> least value, unit and example."""
-CHOICES: dict[str, Any] = {
-    **dict.fromkeys(("delay_every_epoch", "weights", "auto", "drop_last", "resume"), (SWITCH,)),
-    "compile": (
-        (*SWITCH, "auto"),
-        "a mode or options of torch.compile",
-        "pass compile='auto' to have it tried and measured",
-    ),
-    "dtype": (
-        ("auto", torch.float32, torch.bfloat16, torch.float16),
-        "the name of a dtype, or one of integers",
-    ),
-}
-"""Option -> valid values, likely cause of another one, and fix."""
-FUNCTIONS = {
+SWITCH = validate.one_of, (False, True)
+RULES: dict[str, tuple[Any, ...]] = {
+    "delay": (validate.whole_number, 0, "batches", 4),
+    "delay_every_epoch": SWITCH,
+    "epochs": (validate.whole_number, 1, "epochs", 10),
+    "anneal": (validate.fraction, "the last share of training that uses all data", 0.125, True),
+    "score_every": (validate.whole_number, 0, "epochs", 1),
+    "weights": SWITCH,
     "classes": (
+        validate.function,
         "a function from a batch to its class labels, int64 of shape (batch,)",
         "classes=lambda batch: batch[1]",
     ),
+    "scorer": (
+        validate.instance,
+        nn.Module,
+        "a module that takes the model's input",
+        "pass for instance scorer=LowResolution(model)",
+    ),
+    "auto": SWITCH,
+    "pool": (validate.whole_number, 1, "batches", 4),
+    "dtype": (
+        validate.one_of,
+        ("auto", torch.float32, torch.bfloat16, torch.float16),
+        "the name of a dtype, or one of integers",
+    ),
+    "compile": (
+        validate.one_of,
+        (False, True, "auto"),
+        "a mode or options of torch.compile",
+        "pass compile='auto' to have it tried and measured",
+    ),
+    "batch_size": (validate.whole_number, 1, "samples", 32),
+    "drop_last": SWITCH,
     "concatenate": (
+        validate.function,
         "a function from a list of batches and the list of their sizes to one batch",
         "concatenate=Padded({'labels': -100})",
     ),
+    "seed": (validate.whole_number, 0, "", 0),
+    "resume": SWITCH,
 }
-"""Option -> arguments and result of the function, and an example."""
+"""Option -> function that validates its name and value, and the function's further arguments."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """Validated options of ``SiftingDataLoader``, which documents them."""
+def validate_option(name: str, value: Any) -> None:
+    """Raise an error if there is a rule for the option, and its value breaks it."""
+    if name in RULES:
+        rule, *arguments = RULES[name]
+        rule(name, value, *arguments)
 
-    keep: float | Callable[[int], float] | None = None
-    policy: Policy | Callable[[torch.Tensor], torch.Tensor] | None = None
-    delay: int = 0
-    delay_every_epoch: bool = False
-    epochs: int | None = None
-    anneal: float = 0.0
-    score_every: int | str = "auto"
-    weights: bool = False
-    classes: Callable[[Any], torch.Tensor] | None = None
-    scorer: nn.Module | None = None
-    auto: bool = False
-    pool: int | str = "auto"
-    dtype: torch.dtype | str = "auto"
-    compile: bool | str = False
-    batch_size: int | None = None
-    drop_last: bool | None = None
-    concatenate: Concatenate = batches.concatenate
-    seed: int | None = None
-    run: str | os.PathLike[str] | Run | None = None
-    resume: bool = False
 
-    def __post_init__(self) -> None:
-        changed = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not f.default}
-        for name, value in changed.items():
-            if name in WHOLE_NUMBERS:
-                least, unit, example = WHOLE_NUMBERS[name]
-                validate.whole_number(name, value, least, unit, example)
-            elif name in CHOICES:
-                validate.one_of(name, value, *CHOICES[name])
-            elif name in FUNCTIONS:
-                validate.function(name, value, *FUNCTIONS[name])
-        if self.scorer is not None:
-            expected, fix = (
-                "a module that takes the model's input",
-                "pass for instance scorer=LowResolution(model)",
+def validate_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Raise an error if an option that is not at its default is invalid or does not fit another one."""
+    changed = {name: value for name, value in options.items() if value is not defaults[name]}
+    for name, value in changed.items():
+        validate_option(name, value)
+    keep, policy = changed.get("keep"), changed.get("policy")
+    if policy is not None:
+        as_policy(policy)
+    if keep is not None and not callable(keep):
+        check_keep(keep)
+        if policy is not None:
+            raise InputError(
+                f"keep={keep!r} and policy={policy!r}",
+                "one of keep and policy",
+                "a policy itself defines how much it keeps",
+                "drop keep, and give the share to the policy if it takes one",
             )
-            validate_type("scorer", self.scorer, nn.Module, expected, fix)
-        self._validate_selection()
-        validate_run(self.run, self.resume)
-
-    @property
-    def share(self) -> float | Callable[[int], float] | None:
-        """Share of samples to keep; ``None``: the policy defines it."""
-        return 0.5 if self.keep is None and self.policy is None else self.keep
-
-    def made_policy(self) -> Policy:
-        """Return the policy, by default ``RelativeLoss`` with a floor."""
-        if self.policy is not None:
-            return as_policy(self.policy)
-        share = check_keep(self.share(0) if callable(self.share) else self.share)  # type: ignore[arg-type]
-        return RelativeLoss(share, floor=FLOOR * share)
-
-    def opened_run(self) -> RunHandle | None:
-        """Open the run, if there is one."""
-        if self.run is None:
-            return None
+    if changed.get("anneal") and "epochs" not in changed:
+        raise InputError(
+            f"anneal={changed['anneal']!r} without epochs",
+            "epochs, the number of epochs of the whole training",
+            "the loader does not know the end of training",
+            "pass epochs= as well",
+        )
+    run, resume = changed.get("run"), changed.get("resume", False)
+    if run is None and resume:
+        raise InputError(
+            "resume=True without run",
+            "run=, the folder of the run to go on in",
+            "run= was forgotten, or resume= is meant for load_state_dict",
+            "pass run= as well, or leave resume out",
+        )
+    if run is not None and not isinstance(run, (str, os.PathLike)):
         from loopwise.run import as_run  # it imports fsspec, which takes 20 ms
 
-        return as_run(self.run, "sift", self.resume)
-
-    def _validate_selection(self) -> None:
-        if self.keep is not None and not callable(self.keep):
-            check_keep(self.keep)
-            if self.policy is not None:
-                raise InputError(
-                    f"keep={self.keep!r} and policy={self.policy!r}",
-                    "one of keep and policy",
-                    "a policy itself defines how much it keeps",
-                    "drop keep, and give the share to the policy if it takes one",
-                )
-        if self.policy is not None:
-            as_policy(self.policy)
-        validate.fraction(
-            "anneal", self.anneal, "the last share of training that uses all data", 0.125, zero=True
-        )
-        if self.anneal and self.epochs is None:
-            raise InputError(
-                f"anneal={self.anneal!r} without epochs",
-                "epochs, the number of epochs of the whole training",
-                "the loader does not know the end of training",
-                "pass epochs= as well",
-            )
+        as_run(run, "sift", resume)  # it validates a Run, and opens nothing
 
 
-OPTION_NAMES = tuple(field.name for field in fields(Options))
-
-
-def validate_passed_on(options: Mapping[str, Any], place: str) -> None:
+def validate_passed_on(options: Mapping[str, Any], defaults: Mapping[str, Any], place: str) -> None:
     """Validate options of the loader that a callback or a Trainer will pass on to it when training begins.
 
     Args:
         options: names and values.
+        defaults: all options of the loader and their defaults.
         place: the call or argument that the user wrote them in, such as ``SiftingCallback(...)``.
 
     Raises:
         InputError: an unknown name or an invalid value; the message names ``place``.
     """
-    if unknown := [name for name in options if name not in OPTION_NAMES]:
+    if unknown := [name for name in options if name not in defaults]:
         raise InputError(
             f"{', '.join(unknown)} in {place}",
-            f"options of SiftingDataLoader: {', '.join(OPTION_NAMES)}",
+            f"options of SiftingDataLoader: {', '.join(defaults)}",
             "a typo",
             "use one of these names",
         )
     try:
-        Options(**options)
+        validate_options(options, defaults)
     except InputError as error:
         seen, expected, cause, fix = error.args
         raise InputError(f"{seen} in {place}", expected, cause, f"{fix} in {place}") from None
@@ -180,21 +136,9 @@ def validate_passed_on(options: Mapping[str, Any], place: str) -> None:
 def validate_arguments(loader: Any, model: Any, loss: Any) -> None:
     """Raise an error if there is no iterable of batches, no module, or no loss that returns one value per sample."""
     fix = "pass the arguments in the order loader, model, loss, or by name"
-    validate_type("loader", loader, Iterable, "an iterable of batches, such as a DataLoader", fix)
-    validate_type("model", model, nn.Module, "an nn.Module", fix)
+    validate.instance("loader", loader, Iterable, "an iterable of batches, such as a DataLoader", fix)
+    validate.instance("model", model, nn.Module, "an nn.Module", fix)
     validate_loss(loss)
-
-
-def validate_type(name: str, value: Any, kind: type, expected: str, fix: str) -> None:
-    """Raise an error if ``value`` is not of the type ``kind``."""
-    if not isinstance(value, kind):
-        is_class = isinstance(value, type)
-        raise InputError(
-            f"{name}={value.__name__}, a class" if is_class else f"{name} of type {type(value).__name__}",
-            expected,
-            "the class was passed, not an instance" if is_class else "arguments changed places",
-            fix,
-        )
 
 
 def validate_loss(loss: Any) -> None:
@@ -208,21 +152,6 @@ def validate_loss(loss: Any) -> None:
             "the criterion of the training step was passed, which reduces over the batch",
             f"pass loss={type(loss).__name__}(reduction='none'); the one in the training step stays as it is",
         )
-
-
-def validate_run(run: Any, resume: bool) -> None:
-    """Raise an error if ``run`` and ``resume`` name no run; a path is not opened."""
-    if run is None and resume:
-        raise InputError(
-            "resume=True without run",
-            "run=, the folder of the run to go on in",
-            "run= was forgotten, or resume= is meant for load_state_dict",
-            "pass run= as well, or leave resume out",
-        )
-    if run is not None and not isinstance(run, (str, os.PathLike)):
-        from loopwise.run import as_run
-
-        as_run(run, "sift", resume)
 
 
 def validate_needs(policy: Policy, score_every: int, criterion: bool) -> None:

@@ -110,7 +110,8 @@ def pilot(
         InputError: fewer than four batches, or invalid arguments.
     """
     checks.validate_arguments(loader, model, loss)
-    checks.Options(keep=check_keep(keep), dtype=dtype)
+    check_keep(keep)
+    checks.validate_option("dtype", dtype)
     validate.whole_number("steps", steps, 4, "batches", example=50)
     state = random_state.get()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,9 +13,8 @@ from loopwise.errors import InputError
 
 from .buffer import Buffer, Samples, join
 from .coordination import Coordination, OtherRankFailed
-from .options import Options
-from .selection import Selector, class_labels
-from .source import NO_INDEX, LoadedBatch, Source
+from .selection import Selector
+from .source import NO_INDEX, Source
 
 POOL_BYTES = 64 * 2**20  # a pool is read ahead, and the activations of its scoring pass are far larger
 POOL_BATCHES = 4  # more batches gain under 2 % per scored sample (ResNet-18 at 64x64, two CPU cores)
@@ -22,35 +22,36 @@ SLACK = 0.02  # with auto: the share of a plain loop's time that scoring may cos
 
 ALL, FRESH, REMEMBERED = "all", "fresh", "remembered"
 """Modes of an epoch: no selection, selection by scoring passes, selection by remembered losses."""
+SAVED = ["read_in_training", "read_in_pass", "counted_skipped", "exhausted", "batch_size", "pool_size"]
+"""Attributes that are part of the state as they are."""
 
 
 class Pipeline:
     """Reads batches, selects samples and joins them into full batches, one pass over the data at a time.
 
     Args:
-        options: options of the loader.
+        options: all options of the loader, as attributes.
         source: batches of the wrapped loader.
         selector: selects samples; its history and report are used here too.
     """
 
-    _stream: Iterator[LoadedBatch]
+    _stream: Iterator[Samples]
     _buffer: Buffer | None
     _ahead: Samples | None
     _trouble: BaseException | None
 
-    def __init__(self, options: Options, source: Source, selector: Selector) -> None:
+    def __init__(self, options: SimpleNamespace, source: Source, selector: Selector) -> None:
         self.options, self.source, self.selector = options, source, selector
         self.history, self.report = selector.history, selector.report
         self.coordination = Coordination()
-        self.mode = ALL
-        self.epoch = 0
         self.read_in_training = 0
         """Number of batches read from the wrapped loader since the start of training."""
-        self.read_in_pass = 0
-        """Number of batches read from the wrapped loader in this pass."""
+        self.batch_size = source.batch_size
+        self.pool_size: int | None = None if options.pool == "auto" else options.pool
         self._regroup = not source.plans and (options.batch_size, options.drop_last) != (None, None)
-        self._batch_size = source.batch_size
-        self._pool_size = None if options.pool == "auto" else int(options.pool)
+        self._auto = (
+            options.auto and not selector.scorer.sharded
+        )  # ranks would decide differently by their clocks
         self._reset(ALL, 0)
         self._over = True
 
@@ -85,8 +86,10 @@ class Pipeline:
         return ahead
 
     def _reset(self, mode: str, epoch: int) -> None:
-        self.mode, self.epoch, self.read_in_pass = mode, epoch, 0
-        self._over = self._exhausted = self._counted_skipped = False
+        self.mode, self.epoch = mode, epoch
+        self.read_in_pass = 0
+        """Number of batches read from the wrapped loader in this pass."""
+        self._over = self.exhausted = self.counted_skipped = False
         self._stream = iter(())
         self._buffer = self._ahead = self._trouble = None
 
@@ -122,16 +125,16 @@ class Pipeline:
     def _take_rest(self) -> Samples | None:
         self._over = not self.coordination.active
         rest = self._buffer.drain() if self._buffer else None
-        if rest is not None and self.source.drop_last and rest.size < (self._batch_size or 0):
+        if rest is not None and self.source.drop_last and rest.size < (self.batch_size or 0):
             self.report.add_cut(rest.size)
             return None
         return rest
 
     # -- reading --------------------------------------------------------------------------------
 
-    def _read_pool(self) -> tuple[list[LoadedBatch], bool] | None:
+    def _read_pool(self) -> tuple[list[Samples], bool] | None:
         """Return batches and whether they are to be scored, or ``None`` at the end of the wrapped loader."""
-        pool: list[LoadedBatch] = []
+        pool: list[Samples] = []
         while True:
             loaded = self._read()
             if loaded is None:
@@ -139,50 +142,56 @@ class Pipeline:
             pool.append(loaded)
             if self.mode != FRESH or self._in_delay():
                 return pool, False
-            if self._pool_size is None:
+            if self.pool_size is None:
                 nbytes = max(batches.nbytes(loaded.batch), 1)
-                self._pool_size = max(1, min(POOL_BATCHES, POOL_BYTES // nbytes))
-            first_score = self.options.auto and not self.report.scored
-            limit = 1 if first_score or self.selector.single_batches else self._pool_size
-            if len(pool) == 1 and not self._scoring_pays(loaded.size * limit):
+                self.pool_size = max(1, min(POOL_BATCHES, POOL_BYTES // nbytes))
+            first_score = self._auto and not self.report.scored
+            limit = 1 if first_score or self.selector.single_batches else self.pool_size
+            if self._auto and len(pool) == 1 and not self.report.scoring_pays(loaded.size * limit, SLACK):
                 return pool, False
             if len(pool) >= limit:
                 return pool, True
 
-    def _read(self) -> LoadedBatch | None:
+    def _read(self) -> Samples | None:
         with self.report.timed("loading"):
             loaded = next(self._stream, None)
         total, chosen = self.source.total, self.source.chosen
-        if total is not None and chosen is not None and not self._counted_skipped:
-            self._counted_skipped = True
+        if total is not None and chosen is not None and not self.counted_skipped:
+            self.counted_skipped = True
             self.report.add_skipped(total - len(chosen))
         if loaded is None:
-            self._exhausted = True
+            self.exhausted = True
             if not self.read_in_pass and not total:
-                raise _empty()
+                raise InputError(
+                    "a loader that yields no batch",
+                    "at least one batch an epoch",
+                    "an empty dataset, fewer samples than batch_size with drop_last=True, or an iterator "
+                    "that an earlier epoch used up",
+                    "check len(dataset), or give a loader that can be iterated again",
+                )
             return None
         self.read_in_training += 1
         self.read_in_pass += 1
         self.report.seen += loaded.size
-        self._batch_size = self._batch_size or loaded.size
+        self.batch_size = self.batch_size or loaded.size
         return loaded
 
     def _in_delay(self) -> bool:
         count = self.read_in_pass if self.options.delay_every_epoch else self.read_in_training
         return count <= self.options.delay
 
-    def _scoring_pays(self, samples: int) -> bool:
-        return not self.options.auto or self.report.scoring_pays(samples, SLACK)
-
     # -- selecting ------------------------------------------------------------------------------
 
-    def _select(self, pool: list[LoadedBatch], score: bool) -> Samples | None:
+    def _select(self, pool: list[Samples], score: bool) -> Samples | None:
         """Put the kept samples of a pool into the buffer; return them if they are a batch that needs no buffer."""
         with self.report.timed("selecting"):
-            sizes, samples = [loaded.size for loaded in pool], self._join_pool(pool)
+            sizes, samples = [loaded.size for loaded in pool], join(pool, self.options.concatenate)
+            pool.clear()  # joined copies replace the batches
+            if self.options.weights:
+                samples.columns["weight"] = torch.ones(samples.size)
         if score:
             with self.report.timed("scoring"):
-                kept = self._score(samples, sizes)
+                kept = self.selector.select(samples, sizes, self.epoch)
         with self.report.timed("selecting"):
             if not score:
                 kept = self._keep_unscored(samples)
@@ -191,32 +200,9 @@ class Pipeline:
             unchanged = not score and not self._regroup and len(kept) == samples.size
             if unchanged and self.mode != FRESH and not (self._buffer and self._buffer.waiting):
                 return samples
-            self._buffer = self._buffer or Buffer(self._batch_size or samples.size, self.options.concatenate)
+            self._buffer = self._buffer or Buffer(self.batch_size or samples.size, self.options.concatenate)
             self._buffer.put(samples, kept)
         return None
-
-    def _join_pool(self, pool: list[LoadedBatch]) -> Samples:
-        parts = []
-        for loaded in pool:
-            columns = {} if loaded.indices is None else {"index": loaded.indices}
-            if self.options.weights:
-                columns["weight"] = torch.ones(loaded.size)
-            parts.append(Samples(loaded.batch, loaded.size, columns))
-        pool.clear()  # joined copies replace the batches
-        return join(parts, self.options.concatenate)
-
-    def _score(self, samples: Samples, sizes: list[int]) -> torch.Tensor:
-        indices = samples.columns.get("index")
-        classes = class_labels(samples.batch, samples.size, self.options.classes)
-        if indices is not None and classes is not None:
-            self.history.set(indices, classes=classes)
-        kept, weights = self.selector.select(samples.batch, sizes, indices, classes, self.epoch)
-        if self.options.weights:
-            samples.columns["weight"] = weights
-        if classes is not None:
-            self.report.add_classes(classes.tolist(), kept.tolist())
-        self.report.scored += samples.size
-        return kept
 
     def _keep_unscored(self, samples: Samples) -> torch.Tensor:
         """Return the positions to keep of a batch that is not scored: all of them, or by remembered losses."""
@@ -239,7 +225,7 @@ class Pipeline:
         """Return those indices of an epoch that are loaded: the first ones of the delay, and the selected ones."""
         kept = self.selector.draw_planned(order)
         read = 0 if self.options.delay_every_epoch else self.read_in_training
-        delayed = max(0, self.options.delay - read) * (self._batch_size or 1)
+        delayed = max(0, self.options.delay - read) * (self.batch_size or 1)
         if delayed:
             kept = torch.cat([torch.arange(min(delayed, len(order))), kept[kept >= delayed]])
             self.selector.weights[order[:delayed]] = 1.0
@@ -264,48 +250,31 @@ class Pipeline:
             waiting.append(buffered)
         samples = join(waiting, self.options.concatenate) if waiting else None
         return {
+            **{name: getattr(self, name) for name in SAVED},
             "mode": self.mode,
             "epoch": self.epoch,
-            "read_in_training": self.read_in_training,
-            "read_in_pass": self.read_in_pass,
-            "counted_skipped": self._counted_skipped,
             "over": self._over and not untrained,
             "chosen": None if self.source.chosen is None else self.source.chosen.clone(),
-            "exhausted": self._exhausted,
-            "source": None if self._exhausted or self._over else self.source.state_dict(),
+            "source": None if self.exhausted or self._over else self.source.state_dict(),
             "plan": (self.selector.planned, self.selector.weights),
             "waiting": None if samples is None else (samples.batch, samples.size, samples.columns),
-            "batch_size": self._batch_size,
-            "pool_size": self._pool_size,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on in the middle of a pass, in place of ``begin``."""
-        self.read_in_training = state["read_in_training"]
-        self._batch_size, self._pool_size = state["batch_size"], state["pool_size"]
-        if state["over"]:  # the last batch was yielded, and none comes after it
-            self._over = True
-            return
         self._reset(state["mode"], state["epoch"])
+        for name in SAVED:
+            setattr(self, name, state[name])
         self.selector.planned, self.selector.weights = state["plan"]
-        self.read_in_pass, self._exhausted = state["read_in_pass"], state["exhausted"]
-        self._counted_skipped = state["counted_skipped"]
-        if not self._exhausted:
+        self._over = state["over"]
+        if self._over:  # the last batch was yielded, and none comes after it
+            return
+        if not self.exhausted:
             chosen = state["chosen"]
             choose = None if chosen is None else lambda order: chosen
             self._stream = self.source.open(choose, self.read_in_pass, state["source"])
         if state["waiting"] is not None:
             samples = Samples(*state["waiting"])
-            self._buffer = Buffer(self._batch_size or samples.size, self.options.concatenate)
+            self._buffer = Buffer(self.batch_size or samples.size, self.options.concatenate)
             self._buffer.put(samples, torch.arange(samples.size))
         self._start_coordination()
-
-
-def _empty() -> InputError:
-    return InputError(
-        "a loader that yields no batch",
-        "at least one batch an epoch",
-        "an empty dataset, fewer samples than batch_size with drop_last=True, or an iterator "
-        "that an earlier epoch used up",
-        "check len(dataset), or give a loader that can be iterated again",
-    )

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import sys
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from loopwise import warnings
+from loopwise.warnings import warn
 
 if TYPE_CHECKING:
-    from loopwise.run import RunHandle
+    from loopwise.run import Run, RunHandle
 
 ACTIVITIES = ("loading", "scoring", "selecting", "training")
 
@@ -133,11 +133,6 @@ class Report:
         for position in kept:
             self.classes[labels[position]][1] += 1
 
-    def copy(self) -> Report:
-        classes = {label: list(counts) for label, counts in self.classes.items()}
-        policies = dict(self.policies)
-        return dataclasses.replace(self, classes=classes, policies=policies, steps=list(self.steps))
-
     def record(self) -> dict[str, float]:
         """Return the counts and seconds as a dict, for a JSON line."""
         return {k: v for k, v in dataclasses.asdict(self).items() if isinstance(v, (int, float))}
@@ -169,30 +164,27 @@ class Report:
         return "\n".join(f"{name:<19} {value}" for name, value in rows)
 
 
-class WarnOnce:
-    """Issues one warning per topic."""
-
-    def __init__(self) -> None:
-        self._topics: set[str] = set()
-
-    def __call__(self, topic: str, text: str) -> None:
-        if topic not in self._topics:
-            self._topics.add(topic)
-            warnings.warn(f"loopwise.sift: {text}", stacklevel=2)
-
-
 class EpochLog:
-    """Writes one record per epoch into a run, and releases the run at its end.
+    """Writes one record per epoch into a run.
+
+    If nobody releases the run, it ends with the log.
 
     Args:
-        handle: the run; ``None`` writes nothing.
         report: the counts, of which a record contains the increase during its epoch.
-        warn: function of a topic and a text.
+        run: folder, fsspec URL or ``Run``; ``None`` writes nothing.
+        resume: go on in a folder that already holds a run.
     """
 
-    def __init__(self, handle: RunHandle | None, report: Report, warn: WarnOnce) -> None:
-        self._handle, self._report, self._warn = handle, report, warn
-        self._epoch: tuple[int, dict[str, float]] | None = None
+    _handle: RunHandle | None = None
+    _epoch: tuple[int, dict[str, float]] | None = None
+    _warned = False
+
+    def __init__(self, report: Report, run: str | os.PathLike[str] | Run | None, resume: bool) -> None:
+        self._report = report
+        if run is not None:
+            from loopwise.run import as_run  # it imports fsspec, which takes 20 ms
+
+            self._handle = as_run(run, "sift", resume)
 
     def begin(self, epoch: int) -> None:
         self._epoch = epoch, self._report.record()
@@ -209,16 +201,13 @@ class EpochLog:
             self._handle.run.append("sift", "epochs", {"epoch": number, "complete": complete, **counts})
             self._handle.run.flush()
         except Exception as error:  # a full disk must not end the training
-            self._warn("run", f"a record of the run could not be written and is missing: {error!r}")
+            if not self._warned:
+                warn(f"loopwise.sift: a record of the run could not be written and is missing: {error!r}")
+            self._warned = True
 
-    def release(self, state: str | None = None) -> None:
-        """Write the record of an unfinished epoch, and release the run.
-
-        Args:
-            state: ``finished`` or ``failed``; by default ``failed`` if an uncaught exception ends the process.
-        """
+    def release(self, state: str) -> None:
+        """Write the record of an unfinished epoch, and release the run as ``finished`` or ``failed``."""
         self.end(False)
         handle, self._handle = self._handle, None
         if handle is not None:
-            crashed = getattr(sys, "last_value", None) is not None and not hasattr(sys, "ps1")
-            handle.release(state or ("failed" if crashed else "finished"))
+            handle.release(state)

@@ -26,14 +26,8 @@ class LowResolution(nn.Module):
 
     def __init__(self, model: nn.Module, scale: float = 0.5) -> None:
         super().__init__()
-        if not isinstance(model, nn.Module):
-            raise InputError(
-                f"model of type {type(model).__name__}",
-                "the model in training, an nn.Module",
-                "arguments changed places",
-                "pass LowResolution(model, scale=0.5)",
-            )
-        self.model = model
+        expected, fix = "the model in training, an nn.Module", "pass LowResolution(model, scale=0.5)"
+        self.model = validate.instance("model", model, nn.Module, expected, fix)
         self.scale = validate.fraction("scale", scale, "the resolution to score at", 0.5)
 
     def forward(self, images: torch.Tensor) -> Any:
@@ -51,14 +45,12 @@ class Padded:
     """
 
     def __init__(self, values: Mapping[str, float] | None = None) -> None:
-        if values is not None and not isinstance(values, Mapping):
-            raise InputError(
-                f"values of type {type(values).__name__}",
-                "a mapping from a field of the batch to the value to pad with",
-                "one value for all fields",
-                'pass for instance Padded({"input_ids": 0, "labels": -100})',
-            )
-        self.values = dict(values or {})
+        expected = "a mapping from a field of the batch to the value to pad with"
+        fix = 'pass for instance Padded({"input_ids": 0, "labels": -100})'
+        values = {} if values is None else values
+        self.values = dict(
+            validate.instance("values", values, Mapping, expected, fix, "one value for all fields")
+        )
 
     def __call__(self, parts: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> Any:
         if not all(isinstance(part, Mapping) for part in parts):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,8 +19,7 @@ from loopwise.wrappers import is_sharded, unwrap
 from .compile_decision import CompileDecision
 
 
-@dataclass(slots=True)
-class Scores:
+class Scores(NamedTuple):
     """Results of a scoring pass over n samples, on the CPU."""
 
     losses: torch.Tensor
@@ -33,6 +31,7 @@ class Scores:
 
 
 _Results = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+"""Losses, norms of gradients, and features, as the model returns them."""
 
 
 class _ModelWithLoss(nn.Module):
@@ -44,9 +43,7 @@ class _ModelWithLoss(nn.Module):
         super().__init__()
         self.model = model
         self.needs = needs
-        self.__dict__["loss"] = (
-            loss  # not a submodule, so that a criterion's buffers are not part of the state
-        )
+        self.__dict__["loss"] = loss  # no submodule, so that a criterion's buffers are no part of the state
         self.takes_model = takes_model(loss)
 
     def forward(self, batch: Any) -> _Results:
@@ -142,11 +139,8 @@ class Scorer:
             losses, gradients, features = self._forward(moved)
             if self.sharded:
                 self._reshard()
-        scores = Scores(
-            validate_losses(losses, size).float().cpu(),
-            None if gradients is None else gradients.cpu(),
-            None if features is None else features.float().cpu(),
-        )
+        results = (validate_losses(losses, size), gradients, features)
+        scores = Scores(*(None if values is None else values.float().cpu() for values in results))
         self._decision.add_time(time.perf_counter() - start, size)  # the copies have waited for the device
         return scores
 

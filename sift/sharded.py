@@ -5,7 +5,6 @@ from __future__ import annotations
 from .buffer import Samples
 from .coordination import OtherRankFailed
 from .pipeline import FRESH, Pipeline
-from .source import LoadedBatch
 
 _FAILED, _OVER, _SCORES, _WAITS = "failed", "over", "scores", "waits"
 
@@ -18,7 +17,7 @@ class ShardedPipeline(Pipeline):
     rounds and discards the scores.  Two small collectives per round keep the ranks together.
     """
 
-    _last_scored: LoadedBatch | None = None
+    _last_scored: Samples | None = None
 
     def _make_batch(self) -> Samples | None:
         if self.mode != FRESH or not self.coordination.active:
@@ -40,20 +39,13 @@ class ShardedPipeline(Pipeline):
                 raise trouble
             if _FAILED in states:
                 raise OtherRankFailed
-            if _OVER in states:
-                self._discard(pool[0] if pool else [])
+            if _OVER in states:  # nothing trains on the samples that were read for this round
+                unused = sum(loaded.size for loaded in pool[0]) if pool else 0
+                self.report.kept += unused
+                self.report.add_cut(unused)
                 return batch
             if pool:
                 self._last_scored = pool[0][0]
                 self._select(*pool)
             elif _SCORES in states and self._last_scored is not None:
                 self.selector.scorer(self._last_scored.batch, self._last_scored.size)
-
-    def _discard(self, pool: list[LoadedBatch]) -> None:
-        """Count samples that were read for a round in which another rank reached its end; nothing trains on them."""
-        samples = sum(loaded.size for loaded in pool)
-        self.report.kept += samples
-        self.report.add_cut(samples)
-
-    def _scoring_pays(self, samples: int) -> bool:
-        return True  # by the clock of one rank, the ranks would decide differently

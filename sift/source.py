@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +12,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from loopwise import batch as batches
 from loopwise import validate
 from loopwise.errors import InputError, StateError
+
+from .buffer import Samples
 
 Choice = Callable[[torch.Tensor], torch.Tensor]
 """Function from the indices of an epoch's samples, in order, to those that are loaded."""
@@ -35,12 +36,8 @@ class IndexedCollate:
     """Collate function of the user's for samples that carry their index."""
 
     def __init__(self, function: Callable[[list[Any]], Any]) -> None:
-        self.function = validate.function(
-            "function",
-            function,
-            "a function from a list of samples to a batch",
-            "Indexed.collate(collate_fn)",
-        )
+        expected = "a function from a list of samples to a batch"
+        self.function = validate.function("function", function, expected, "Indexed.collate(collate_fn)")
 
     def __call__(self, samples: list[Sample]) -> Sample:
         return Sample(torch.tensor([s.index for s in samples]), self.function([s.value for s in samples]))
@@ -72,15 +69,6 @@ class Indexed(Dataset[Sample]):
         return Sample(index, self.dataset[index])
 
 
-@dataclass(slots=True)
-class LoadedBatch:
-    """One batch of the wrapped loader, its size, and the indices of its samples if they are known."""
-
-    batch: Any
-    size: int
-    indices: torch.Tensor | None
-
-
 class _PlannedBatches(Sampler[list[int]]):
     """Batch sampler over the chosen indices of the user's sampler; remembers the batches that it yielded."""
 
@@ -91,22 +79,19 @@ class _PlannedBatches(Sampler[list[int]]):
         self.total = 0
         self.chosen: torch.Tensor | None = None
         self.yielded: deque[list[int]] = deque()
-        self._planned: torch.Tensor | None = None
+        self.order: torch.Tensor | None = None
 
     def plan(self) -> torch.Tensor:
         """Run through the user's sampler and choose, now instead of at the first batch."""
         order = torch.tensor(list(self.sampler), dtype=torch.int64)
         self.total = len(order)
         self.chosen = self.choose(order) if self.choose is not None else None
-        self._planned = order if self.chosen is None else self.chosen
-        return self._planned
-
-    def discard_plan(self) -> None:
-        self._planned = None
+        self.order = order if self.chosen is None else self.chosen
+        return self.order
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = self.plan() if self._planned is None else self._planned
-        self._planned = None
+        order = self.plan() if self.order is None else self.order
+        self.order = None
         stop = len(order) - len(order) % self.batch_size if self.drop_last else len(order)
         for start in range(self.skip * self.batch_size, stop, self.batch_size):
             indices = order[start : start + self.batch_size].tolist()
@@ -158,7 +143,7 @@ class Source:
         bases = [base.__name__ for base in type(self.loader).__mro__]
         return self.loader.state_dict() if "StatefulDataLoader" in bases else None
 
-    def open(self, choose: Choice | None, skip: int, state: Any = None) -> Iterator[LoadedBatch]:
+    def open(self, choose: Choice | None, skip: int, state: Any = None) -> Iterator[Samples]:
         """Start an epoch of the samples that ``choose`` returns, after its first ``skip`` batches."""
         if state is not None:
             self.loader.load_state_dict(state)
@@ -167,7 +152,7 @@ class Source:
         if planned is not None:
             planned.choose, planned.skip = choose, 0 if workers else skip
             planned.yielded.clear()
-            planned.discard_plan()
+            planned.order = None
             skip = skip if workers else 0
         source = iter(self._copy)
         if planned is not None and planned.skip:
@@ -178,7 +163,7 @@ class Source:
                 planned.yielded.popleft()
         return self._batches(source)
 
-    def _batches(self, source: Iterator[Any]) -> Iterator[LoadedBatch]:
+    def _batches(self, source: Iterator[Any]) -> Iterator[Samples]:
         while True:
             try:
                 batch = next(source)
@@ -186,14 +171,20 @@ class Source:
                 return
             except RuntimeError as error:
                 if "DataLoader worker" in str(error) and "exited unexpectedly" in str(error):
-                    raise _dead_worker(error) from error
+                    raise StateError(
+                        f"a worker process of the wrapped DataLoader died ({error})",
+                        "workers that live until the epoch ends",
+                        "out of memory (the kernel killed it), too little shared memory, or a crash in native code",
+                        "lower num_workers or batch_size, enlarge /dev/shm, or use num_workers=0 to see the crash itself",
+                    ) from error
                 raise
             indices = None
             if isinstance(batch, Sample):
-                indices, batch = torch.as_tensor(batch.index, dtype=torch.int64), batch.value
+                indices, batch = batch
             if self._planned is not None:
-                indices = torch.tensor(self._planned.yielded.popleft(), dtype=torch.int64)
-            yield LoadedBatch(batch, batches.length(batch, self.batch_size), indices)
+                indices = self._planned.yielded.popleft()
+            columns = {} if indices is None else {"index": torch.as_tensor(indices, dtype=torch.int64)}
+            yield Samples(batch, batches.length(batch, self.batch_size), columns)
             del batch
 
 
@@ -219,12 +210,3 @@ def _copy(loader: DataLoader[Any], batch_sampler: _PlannedBatches) -> DataLoader
     names += ["multiprocessing_context", "prefetch_factor", "persistent_workers", "in_order"]
     options = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
     return DataLoader(loader.dataset, batch_sampler=batch_sampler, **options)
-
-
-def _dead_worker(error: RuntimeError) -> StateError:
-    return StateError(
-        f"a worker process of the wrapped DataLoader died ({error})",
-        "workers that live until the epoch ends",
-        "out of memory (the kernel killed it), too little shared memory, or a crash in native code",
-        "lower num_workers or batch_size, enlarge /dev/shm, or use num_workers=0 to see the crash itself",
-    )

@@ -65,7 +65,7 @@ class StepLosses:
         match = self._match(args)
         if match is None:
             return
-        indices, target = match
+        indices, _, target = match
         try:
             with torch.no_grad():
                 losses = self.loss(output.detach(), target.to(output.device, non_blocking=True))
@@ -76,18 +76,16 @@ class StepLosses:
         except Exception as error:  # the training step must go on
             self._active, self.problem = False, repr(error)
 
-    def _match(self, args: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return indices and target of the batch of this forward pass, and stop waiting for those before it."""
-        inputs = args[0] if args else None
-        positions = [n for n, (_, expected, _) in enumerate(self._pending) if expected is inputs]
-        if not positions:
-            ambiguous = len(self._pending) > 1
-            equal = (_equal(expected, inputs, ambiguous) for _, expected, _ in self._pending)
-            positions = [n for n, same in enumerate(equal) if same]
-        match = None
-        for _ in range(positions[0] + 1 if positions else len(self._pending)):
-            indices, _, target = self._pending.popleft()
-            match = (indices, target) if positions else None
+    def _match(self, args: Any) -> tuple[torch.Tensor, Any, torch.Tensor] | None:
+        """Return the batch (indices, input, target) of this forward pass, and stop waiting for those before it."""
+        inputs, pending = args[0] if args else None, list(self._pending)
+        same = [batch for batch in pending if batch[1] is inputs]
+        same = same or [batch for batch in pending if _equal(batch[1], inputs, len(pending) > 1)]
+        match = same[0] if same else None
+        for batch in pending:
+            self._pending.popleft()
+            if batch is match:
+                break
         if not self._pending:
             self.cancel()
         return match

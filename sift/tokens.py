@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from loopwise import validate
 from loopwise.errors import InputError
 
 from .policies.policy import check_keep
@@ -36,14 +37,13 @@ class RhoTokens:
 
     def __init__(self, keep: float = 0.6, reference: nn.Module | None = None) -> None:
         self.keep = check_keep(keep)
-        if reference is not None and not isinstance(reference, nn.Module):
-            raise InputError(
-                f"reference of type {type(reference).__name__}",
-                "the reference model, an nn.Module, or None",
-                "losses or logits of the reference, which belong to a batch",
-                "pass the model here, and its losses or logits with each batch",
-            )
-        self.reference = None if reference is None else reference.requires_grad_(False).eval()
+        self.reference = reference
+        if reference is not None:
+            expected = "the reference model, an nn.Module, or None"
+            cause = "losses or logits of the reference, which belong to a batch"
+            fix = "pass the model here, and its losses or logits with each batch"
+            validate.instance("reference", reference, nn.Module, expected, fix, cause)
+            reference.requires_grad_(False).eval()
 
     @torch.no_grad()
     def __call__(

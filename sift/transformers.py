@@ -19,7 +19,7 @@ from loopwise.errors import InputError
 from loopwise.extras import required
 from loopwise.ranks import rank
 
-from .loader import SiftingDataLoader
+from .loader import DEFAULTS, SiftingDataLoader
 from .options import validate_loss, validate_passed_on
 from .scorers import Padded
 
@@ -144,7 +144,9 @@ def _validated(sift: Any) -> dict[str, Any] | None:
     options = {} if isinstance(sift, bool) else dict(sift)
     if "loss" in options:
         validate_loss(options["loss"])
-    validate_passed_on({name: value for name, value in options.items() if name != "loss"}, "sift={...}")
+    validate_passed_on(
+        {name: value for name, value in options.items() if name != "loss"}, DEFAULTS, "sift={...}"
+    )
     if options.get("score_every", 1) not in (1, "auto"):
         raise InputError(
             f"score_every={options['score_every']!r} in a Hugging Face Trainer",

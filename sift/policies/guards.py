@@ -16,9 +16,6 @@ class Guard(Nested):
     The policy does not compensate for samples that a guard keeps or leaves out: the share of kept samples changes.
     """
 
-    def __init__(self, policy: PolicyLike) -> None:
-        super().__init__(policy)
-
     @property
     def policy(self) -> Policy:
         """The guarded policy."""

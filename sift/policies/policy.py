@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +11,9 @@ from torch import nn
 
 from loopwise import validate
 from loopwise.errors import InputError
+
+COLUMNS = ("losses", "indices", "classes", "gradients", "features", "last_trained")
+"""Fields of ``Pool`` with one entry per sample."""
 
 
 @dataclass(slots=True)
@@ -43,21 +46,11 @@ class Pool:
 
     def at(self, positions: torch.Tensor) -> Pool:
         """Return the pool of the samples at ``positions``, int64 or a mask."""
-
-        def pick(values: torch.Tensor | None) -> torch.Tensor | None:
-            return None if values is None else values[positions]
-
+        columns = {name: values[positions] for name in COLUMNS if (values := getattr(self, name)) is not None}
         losses_of = self.losses_of
-        return Pool(
-            self.losses[positions],
-            pick(self.indices),
-            pick(self.classes),
-            pick(self.gradients),
-            pick(self.features),
-            pick(self.last_trained),
-            self.epoch,
-            None if losses_of is None else lambda model: losses_of(model)[positions],
-        )
+        if losses_of is not None:
+            columns["losses_of"] = lambda model: losses_of(model)[positions]
+        return replace(self, **columns)
 
 
 class Policy:

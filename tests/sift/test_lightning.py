@@ -11,7 +11,7 @@ from loopwise.errors import InputError
 from loopwise.run import Run, read
 from loopwise.sift import TopLoss
 from loopwise.sift.lightning import SiftingCallback
-from loopwise.sift.options import OPTION_NAMES
+from loopwise.sift.loader import DEFAULTS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own, about workers and loggers
 
@@ -140,7 +140,7 @@ def test_a_module_without_criterion_says_what_to_pass(tmp_path):
         (
             {"polcy": TopLoss()},
             "polcy in SiftingCallback(...)",
-            f"options of SiftingDataLoader: {', '.join(OPTION_NAMES)}",
+            f"options of SiftingDataLoader: {', '.join(DEFAULTS)}",
             "a typo",
             "use one of these names",
         ),

@@ -1,7 +1,5 @@
 """Whole messages of all errors about arguments, batches and losses."""
 
-import dataclasses
-import inspect
 import os
 import signal
 
@@ -12,7 +10,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from loopwise.errors import InputError, StateError
 from loopwise.sift import Indexed, LowResolution, Padded, RelativeLoss, SiftingDataLoader, pilot
-from loopwise.sift.options import Options
+from loopwise.sift.loader import DEFAULTS
+from loopwise.sift.options import RULES
 from loopwise.warnings import LoopwiseWarning
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")
@@ -299,10 +298,9 @@ def test_the_pilot_checks_the_same(name):
     assert error.value.args == tuple(message)
 
 
-def test_options_and_signature_agree():
-    signature = inspect.signature(SiftingDataLoader).parameters
-    keywords = {name: p.default for name, p in signature.items() if p.kind is p.KEYWORD_ONLY}
-    assert keywords == {field.name: field.default for field in dataclasses.fields(Options)}
+def test_every_option_is_validated():
+    of_several = {"keep", "policy", "run"}  # by validate_options, which also compares options
+    assert set(RULES) | of_several == set(DEFAULTS)
 
 
 @pytest.mark.parametrize(

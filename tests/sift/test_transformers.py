@@ -15,7 +15,7 @@ from transformers import (
 from loopwise.errors import InputError
 from loopwise.run import read
 from loopwise.sift import TopLoss
-from loopwise.sift.options import OPTION_NAMES
+from loopwise.sift.loader import DEFAULTS
 from loopwise.sift.transformers import SiftingTrainerMixin
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the Trainer's own
@@ -165,7 +165,7 @@ def test_a_loss_and_a_run_among_the_options(tmp_path):
         (
             {"kep": 0.5},
             "kep in sift={...}",
-            f"options of SiftingDataLoader: {', '.join(OPTION_NAMES)}",
+            f"options of SiftingDataLoader: {', '.join(DEFAULTS)}",
             "a typo",
             "use one of these names",
         ),

@@ -9,7 +9,7 @@ import click
 COMMANDS = {
     "debug": (
         "loopwise.debug.cli:command",
-        "Read a saved run: ls, show, diff, export, verify.",
+        "Read a saved run: findings, ls, show, diff, export, verify.",
     ),
     "demo": (
         "loopwise.examples.digits:command",

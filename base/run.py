@@ -5,13 +5,13 @@ Format, schema version 1.  A run is a folder, local or at any fsspec URL (``s3:/
 ``run.json``
     One JSON object: ``schema``, ``state`` (``running``, ``finished``, ``failed``), ``start`` and
     ``end`` (seconds since the epoch; ``end`` is null while running), ``host``, ``world`` and
-    ``versions``.  Rank 0 alone writes it, whole, by atomic replacement.
+    ``versions``.  Only rank 0 writes the file, and each time it replaces the whole file atomically.
 ``<part>/<name>.rank<r>.<n>.jsonl``
-    JSON lines: UTF-8, one object a line, without blanks.  Numbers that JSON lacks are the strings
-    ``NaN``, ``Infinity`` and ``-Infinity``.  The newline is the commit: a record without it (a
-    process killed while writing) does not exist; readers drop it and count it.  ``n`` counts the
-    files of one rank from 0: a resumed run starts a new file, so no process ever touches a file
-    that another one wrote.  On remote storage, where files cannot grow, each flush is a file.
+    JSON lines: UTF-8, one object on each line, without spaces between tokens.  Numbers that JSON lacks
+    are the strings ``NaN``, ``Infinity`` and ``-Infinity``.  A record counts once its newline is written.
+    A process that is killed while it writes may leave a last line without a newline: readers drop and
+    count this line.  ``n`` counts the files of one rank from 0.  A resumed run starts a new file, so no
+    process changes a file of another one.  Files on remote storage cannot grow: each flush is a file.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Lines:
         folder = f"{run.path}/{part}"
         run.fs.makedirs(folder, exist_ok=True)
         self._fs, self._stem = run.fs, f"{folder}/{name}.rank{rank()}"
-        numbers = [int(m[1]) for f in listed(run.fs, folder) if (m := _match(f, name, rank()))]
+        numbers = [int(m[2]) for f in listed(run.fs, folder) if (m := _match(f, name, rank()))]
         self._number = max(numbers, default=-1) + 1
         self._pending: list[bytes] = []
         self._file: int | None = None
@@ -127,9 +127,9 @@ class Lines:
 
 
 def _match(path: str, name: str, of_rank: int | None = None) -> re.Match[str] | None:
-    """Match the path of a file of the JSON lines ``name``; its group 1 is the file's number."""
+    """Match the path of a file of the JSON lines ``name``; the groups are the rank and the file's number."""
     number = r"\d+" if of_rank is None else str(of_rank)
-    return re.fullmatch(rf"{re.escape(name)}\.rank{number}\.(\d+)\.jsonl", path.rsplit("/", 1)[-1])
+    return re.fullmatch(rf"{re.escape(name)}\.rank({number})\.(\d+)\.jsonl", path.rsplit("/", 1)[-1])
 
 
 class Run:
@@ -167,10 +167,10 @@ class Run:
 
     @classmethod
     def existing(cls, path: str | os.PathLike[str]) -> Run:
-        """Open a run for reading; nothing is written into it.
+        """Return the run in a folder or at a URL, opened for reading only.
 
         Raises:
-            InputError: the folder holds no run, or one of a newer schema.
+            InputError: the folder holds no run, or a run of a newer schema.
         """
         run = cls.__new__(cls)
         run._locate(path)
@@ -193,7 +193,7 @@ class Run:
 
     @property
     def url(self) -> str:
-        """The folder's path if it is local, its URL otherwise: a valid argument of ``Run`` in either case."""
+        """Path of a local folder, or URL of a remote one; ``Run`` accepts both."""
         return self.path if self.local else str(self.fs.unstrip_protocol(self.path))
 
     def exists(self) -> bool:
@@ -201,7 +201,7 @@ class Run:
         return bool(self.fs.exists(f"{self.path}/run.json"))
 
     def info(self) -> dict[str, Any]:
-        """Return the contents of ``run.json``.
+        """Return the contents of ``run.json``; the module's docstring lists the keys and their units.
 
         Raises:
             InputError: the file is missing or damaged.
@@ -219,18 +219,18 @@ class Run:
             ) from None
 
     def append(self, part: str, name: str, record: dict[str, Any]) -> None:
-        """Append ``record`` to the JSON lines ``name`` of ``part``."""
+        """Append ``record`` to this rank's file ``<part>/<name>``; a full disk raises an ``OSError``."""
         if (part, name) not in self._lines:
             self._lines[part, name] = Lines(self, part, name)
         self._lines[part, name].append(record)
 
     def flush(self) -> None:
-        """Commit the queued records of all files to remote storage."""
+        """Commit the queued records of all files to remote storage; raise an ``OSError`` if it is down."""
         for lines in self._lines.values():
             lines.flush()
 
     def close(self, state: str = "finished") -> None:
-        """Close the files and write the time of the end and ``state`` into ``run.json``."""
+        """Close the files; write the time and ``state``, ``finished`` or ``failed``, into ``run.json``."""
         for lines in self._lines.values():
             lines.close()
         self._lines.clear()
@@ -263,7 +263,7 @@ class Run:
 class RunHandle:
     """A part's use of a run, from ``as_run`` to ``release``.
 
-    A part that never releases its handle does so when the handle is garbage-collected or the interpreter exits.
+    A handle whose ``release`` is not called is released when it is garbage-collected or the interpreter exits.
 
     Attributes:
         run: the run.
@@ -373,20 +373,21 @@ def as_run(run: str | os.PathLike[str] | Run | None, part: str, resume: bool = F
             f"the folder {path!r} already holds a run, which the part {part!r} of this process writes into",
             "a folder that the part does not use yet, resume=True, or a Run",
             "the same path was passed twice, or the earlier object was not closed",
-            "name another folder, close the earlier object, or pass one Run(...) to both",
+            "name another folder, call close() of the earlier object, or pass one Run(...) to both",
         )
     return RunHandle(shared.run, part, shared)
 
 
 def read(path: str | os.PathLike[str], part: str, name: str) -> tuple[list[dict[str, Any]], int]:
-    """Return all committed records of ``name`` in ``part``, by rank and age, and the number of torn ones."""
+    """Return the committed records of all ranks, by rank and number of the file, and the number of torn ones.
+
+    ``name`` is the name of records of ``part``, such as ``epochs`` of ``sift``; a folder without records is no error.
+
+    Raises:
+        json.JSONDecodeError: a line that ends with a newline is damaged.
+    """
     fs, folder = fsspec.core.url_to_fs(f"{os.fspath(path)}/{part}")
-    files = [file for file in listed(fs, folder) if _match(file, name)]
-    records: list[dict[str, Any]] = []
-    torn = 0
-    for file in sorted(
-        files, key=lambda f: [int(n) for n in re.findall(r"\d+", f[len(folder) + len(name) :])]
-    ):
-        committed, dropped = decode(fs.cat_file(file))
-        records, torn = records + committed, torn + dropped
-    return records, torn
+    matches = [(match, file) for file in listed(fs, folder) if (match := _match(file, name))]
+    files = sorted((int(match[1]), int(match[2]), file) for match, file in matches)
+    decoded = [decode(fs.cat_file(file)) for _, _, file in files]
+    return [record for records, _ in decoded for record in records], sum(torn for _, torn in decoded)

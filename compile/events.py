@@ -1,4 +1,16 @@
-"""Events of a training step's plan, for ``explain()`` and the run folder."""
+"""Plans of a training step and events, for ``explain()`` and the run folder.
+
+Format of the JSON lines in a run:
+
+``compile/plans.rank<r>.<n>.jsonl``
+    One line for each plan that the step goes on with: ``batch`` (batches before it), ``plan`` (the fields of
+    ``loopwise.compile.Plan``), ``forms`` (a list with one object for each variant that was tried) and ``remarks`` (the
+    texts of ``explain()``).  An object in ``forms`` has ``form`` (the variant's plan in words), ``ms``, ``least`` and ``most``
+    (median, minimum and maximum of the milliseconds of forward and backward; null if it was not timed), ``MiB`` (peak
+    memory), ``compile s`` (seconds of compilation) and ``verdict`` (``chosen``, or the reason why it was not).
+``compile/events.rank<r>.<n>.jsonl``
+    One line for each later event, such as a step back to eager: ``batch`` (batches before it) and ``text``.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +29,7 @@ if TYPE_CHECKING:
 class Events:
     """Collects lines for ``explain()``, and writes them and the plans into a run.
 
-    The records are ``compile/plans`` and ``compile/events``.  The run is released when this object is garbage
-    collected, or the process exits.
+    The run is released by ``close``, when this object is garbage-collected, or when the process exits.
 
     Args:
         run: a folder, an fsspec URL, a ``Run``, or ``None`` for no records.
@@ -29,7 +40,7 @@ class Events:
         self.texts: list[str] = []
         self.batch = 0
         """Number of batches that the step has seen; events are recorded with it."""
-        self._handle: RunHandle | None = None  # it releases the run as soon as nobody holds it
+        self._handle: RunHandle | None = None  # the run is released with the handle
         if run is not None:
             from loopwise.run import as_run  # storage on remote file systems takes long to import
 
@@ -46,6 +57,12 @@ class Events:
         plan = None if explanation.plan is None else dataclasses.asdict(explanation.plan)
         record = {"plan": plan, "forms": explanation.rows, "remarks": explanation.remarks}
         self._write("plans", {"batch": self.batch} | record)
+
+    def close(self) -> None:
+        """Release the run; later events are only told by ``explain()``."""
+        if self._handle is not None:
+            self._handle.release()
+        self._handle = self._run = None
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
         if self._run is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +13,13 @@ from .search.measure import median
 from .search.optimizers import Choice
 from .search.search import SearchResult
 
+TENSORS = {"loss_head": "logits", "attention": "scores", "short_attention": "scores"}
+"""Pass -> the tensors that it does not materialise."""
+
 
 @dataclass(frozen=True)
 class Explanation:
-    """Table and remarks; ``str()`` of it is text for the terminal."""
+    """Explanation of a plan: a table of variants, and remarks; ``str(explanation)`` is text for a terminal."""
 
     plan: Plan | None
     rows: list[dict[str, Any]]
@@ -27,18 +29,13 @@ class Explanation:
 
     @classmethod
     def of(
-        cls,
-        plan: Plan | None,
-        result: SearchResult | None,
-        choice: Choice | None,
-        log: Log,
-        events: list[str],
-        shapes: Mapping[Any, int],
+        cls, plan: Plan | None, result: SearchResult | None, choice: Choice | None, events: list[str]
     ) -> Explanation:
-        """Explain the plan in use by the search that chose it; ``shapes`` counts the batches of unusual shapes."""
+        """Explain the plan in use from the results of the search; ``events`` are later remarks."""
         if result is None:
             return cls(None, [], ["no batch yet: the plan is chosen at the first one"])
         rows = [_row(candidate, result.best) for candidate in result.candidates]
+        log = result.best.log
         remarks = [*result.notes, *_gains(result), *_break_even(result), *_roofline(result)]
         remarks += [*_optimizer(choice), *_passes(log)]
         remarks += [f"could not be compiled: {failure}" for failure in log.failures]
@@ -46,8 +43,6 @@ class Explanation:
         remarks += log.regions
         if log.graphs > 1:
             remarks.append(f"{log.graphs} graphs were compiled: graph breaks, or other shapes")
-        if shapes:
-            remarks.append(f"{sum(shapes.values())} batches of {len(shapes)} other shapes")
         return cls(plan, rows, remarks + events)
 
     def __str__(self) -> str:
@@ -77,7 +72,7 @@ def _row(candidate: Candidate, best: Candidate) -> dict[str, Any]:
 
 
 def _verdict(candidate: Candidate, best: Candidate) -> str:
-    """Return whether a candidate was chosen, and why it was not."""
+    """Return "chosen", or the reason why the candidate was not chosen."""
     if candidate is best:
         return "chosen"
     if candidate.refused or not candidate.times:
@@ -107,7 +102,7 @@ def _choices(plan: Plan) -> dict[str, Any]:
 
 
 def _break_even(result: SearchResult) -> list[str]:
-    """Return a line about the batches after which the search has paid."""
+    """Return a line about the number of batches that save as much time as the search took."""
     eager, best = result.candidates[0], result.best
     if best is eager or not best.times or not eager.times:
         return []
@@ -115,13 +110,17 @@ def _break_even(result: SearchResult) -> list[str]:
     spent = sum(candidate.compile_seconds for candidate in result.candidates)
     if gain <= 0:
         return [f"slower than the eager step by {-1e3 * gain:.1f} ms, to hold less memory"]
-    return [f"compiling all variants took {spent:.1f} s, earned back after {spent / gain:,.0f} batches"]
+    return [f"compiling all variants took {spent:.1f} s; {spent / gain:,.0f} batches save as much time"]
 
 
 def _roofline(result: SearchResult) -> list[str]:
+    """Return a line that compares the chosen variant with the roofline."""
     if result.roofline is None or not result.roofline.flops or not result.best.times:
         return []
-    return [result.roofline.compared_with(result.best.seconds)]
+    flops, rate = result.roofline
+    share = f"{flops / rate / result.best.seconds:.0%} of forward and backward"
+    speed = f"at the speed of a large matrix product ({rate / 1e9:,.0f} GFLOP/s)"
+    return [f"roofline: {speed} the step's products take {1e3 * flops / rate:.1f} ms, {share}"]
 
 
 def _optimizer(choice: Choice | None) -> list[str]:
@@ -139,7 +138,7 @@ def _passes(log: Log) -> list[str]:
     for outcome in log.outcomes:
         text = f"left as it is: {outcome.reason}"
         if outcome.rewritten:
-            kind, size = "logits" if outcome.name == "loss_head" else "scores", outcome.saved_bytes / 2**20
+            kind, size = TENSORS.get(outcome.name, "tensors"), outcome.saved_bytes / 2**20
             text = f"{kind} of {size:.1f} MiB are not materialised" if size else "on"
         lines.append(f"{outcome.name.replace('_', ' ')} at {outcome.place}: {text}")
     return list(dict.fromkeys(lines))

@@ -103,13 +103,11 @@ class Plan:
 
     def __str__(self) -> str:
         """Return the differences from the eager step, in few words."""
-        default = Plan()
-        parts = [self.graph]
-        parts += [name.replace("_", " ") for name in self.passes]
-        parts += [self.layout] * (self.layout != default.layout)
+        parts = [self.graph, *(name.replace("_", " ") for name in self.passes)]
+        parts += [self.layout] * (self.layout != "as_is")
         parts += [f"budget {self.budget:g}"] * (self.budget < 1) + ["max autotune"] * self.max_autotune
         parts += ["regions"] * self.regions
-        parts += [f"{self.optimizer} optimizer"] * (self.optimizer != default.optimizer)
+        parts += [f"{self.optimizer} optimizer"] * (self.optimizer != "as_is")
         parts += ["CUDA graph"] * self.cuda_graph
         return " + ".join(parts)
 
@@ -119,7 +117,8 @@ def cache_key(model: torch.nn.Module, optimizer: Any, shapes: Any, requested: An
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     cpu = f"{torch.backends.cpu.get_cpu_capability()} {os.cpu_count()}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    parts = [FORMAT, name, torch.__version__, __version__, torch.get_num_threads(), type(optimizer).__name__]
+    parts = [FORMAT, *PASSES, name, torch.__version__, __version__, torch.get_num_threads()]
+    parts += [type(optimizer).__name__]
     parts += [f"{name} {tuple(p.shape)} {p.dtype} {p.requires_grad}" for name, p in model.named_parameters()]
     parts += [type(module).__qualname__ for module in model.modules()]
     return hashlib.sha256(repr([*parts, shapes, requested]).encode()).hexdigest()[:24]

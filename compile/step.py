@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 
 from loopwise import validate
 from loopwise.devices import native_dtype
+from loopwise.errors import InputError, StateError
 from loopwise.ranks import from_main, world_size
 from loopwise.warnings import warn
 
@@ -33,7 +35,7 @@ from .search import optimizers
 from .search.candidates import set_layout
 from .search.search import SearchResult, search
 from .search.slowdown import SlowdownMonitor
-from .search.variants import OtherShapes, shape_of, variant
+from .search.variants import MANY, RARE, shape_of, variant
 from .spec import Compute, StepSpec
 from .verify.loss_curve import compare_loss_curves
 from .verify.numerics import Difference, compare_step
@@ -100,20 +102,16 @@ class TrainStep:
         run: str | os.PathLike[str] | Run | None = None,
         resume: bool = False,
     ) -> None:
-        spec = self.spec = StepSpec(
-            model=model,
-            loss=loss,
-            wrapper=optimizer,
-            scaler=scaler,
-            clip=clip,
-            accumulate=accumulate,
-            precision=precision,
-            autotune=autotune,
-            memory=memory,
-        )
+        spec = StepSpec(model, loss, optimizer, scaler, clip, accumulate, precision, autotune, memory)
+        self.spec = spec
         options.validate_plan(plan)
         if plan is not None and plan.cuda_graph and recorder_for(spec.device) is None:
-            raise options.without_graphs(spec.device)
+            raise InputError(
+                f"cuda_graph=True in the plan of a model on {spec.device}",
+                "a model on an NVIDIA or AMD GPU",
+                "the plan was made on another machine, or the model was not moved",
+                "model.to('cuda'), or plan.changed(cuda_graph=False)",
+            )
         self.plan = plan
         self.losses: torch.Tensor | None = None
         self._verifies = validate.one_of("verify", verify, (True, False))
@@ -121,7 +119,7 @@ class TrainStep:
         self._batches = 0
         self._key = ""
         self._usual_shape: Any = None
-        self._other_shapes = OtherShapes()
+        self._other_shapes: Counter[Any] = Counter()
         self._search: SearchResult | None = None
         self._compiled: Compute = spec.eager
         self._log = Log()
@@ -132,9 +130,8 @@ class TrainStep:
         self._cuda_graph: CudaGraphStep | None = None
         self._events = Events(run, resume)
         if spec.precision == "mixed" and native_dtype(spec.device) is torch.float32:
-            self._events.add(
-                "precision='mixed' is as 'exact': this device multiplies no dtype faster than float32"
-            )
+            same = "precision='mixed' is as 'exact': this device multiplies no dtype faster than float32"
+            self._events.add(same)
 
     # -- training -------------------------------------------------------------------------------
 
@@ -156,7 +153,12 @@ class TrainStep:
         """
         wrapped = isinstance(self.spec.model, DistributedDataParallel)
         if self._search is None and world_size() > 1 and not wrapped:
-            raise options.not_prepared()
+            raise StateError(
+                "forward() of a training step that has no plan yet, under several ranks",
+                "prepare(batch) before the first forward()",
+                "the search for a plan runs backward passes, which the framework's own wrapper would count as its own",
+                "call step.prepare(batch) where the batch starts, in Lightning in on_train_batch_start",
+            )
         self.prepare(batch)
         compute, loss = self._forward(batch)
         if compute is not self.spec.eager:
@@ -180,7 +182,9 @@ class TrainStep:
         shape = shape_of(batch)
         if shape == self._usual_shape:
             return eager if self._slowdown is not None and self._slowdown.wants_eager else self._compiled
-        return self._compiled if self._other_shapes.are_compiled(shape) else eager
+        counts = self._other_shapes
+        counts[shape] += 1
+        return self._compiled if counts[shape] > RARE or counts.total() > MANY else eager
 
     def _train(self, batch: Any, last: bool) -> torch.Tensor:
         """Train on one batch by an ordinary step; ``last``: of an update."""
@@ -243,15 +247,12 @@ class TrainStep:
         self._log = best.log
         assert best.compute is not None
         self._compiled, compared_graphs = best.compute, best.log.graphs
-        whole_batch = result.samples is None
-        if (
-            not whole_batch
-        ):  # compiled for the size of a part of the batch, and not compared at the whole size
+        if result.samples is not None:
+            # the winner is compiled for a part of the batch, and was not compared with the whole batch
             self._compiled, compared_graphs = variant(spec, plan, best.log), 2 * best.log.graphs
         elif best is not eager and best.times and spec.memory is None and spec.device.type == "cpu":
-            self._slowdown = SlowdownMonitor(
-                eager.seconds
-            )  # on a GPU a clock would have to wait for each step
+            # on a GPU a clock would have to wait for each step
+            self._slowdown = SlowdownMonitor(eager.seconds)
         if self._verifies:
             self._supervisor = Supervisor(spec, self._compiled, self._log, compared_graphs, self._events.add)
         self._optimizer_chosen = plan.optimizer != "as_is" or self._pinned or spec.autotune == "off"
@@ -265,14 +266,13 @@ class TrainStep:
         recorder = recorder_for(self.spec.device)
         if recorder is None or not (try_it or self.plan.cuda_graph):
             return
-        alone = world_size() == 1 and not isinstance(self.spec.model, DistributedDataParallel)
+        spec, tell = self.spec, self._events.add
+        alone = world_size() == 1 and not isinstance(spec.model, DistributedDataParallel)
         self.plan = self.plan.changed(cuda_graph=alone)
         if alone:
-            self._cuda_graph = CudaGraphStep(
-                self.spec, self._compiled, self._usual_shape, recorder, self._events.add
-            )
+            self._cuda_graph = CudaGraphStep(spec, self._compiled, self._usual_shape, recorder, tell)
         else:
-            self._events.add("CUDA graph: left off, there are several ranks")
+            tell("CUDA graph: left off, there are several ranks")
 
     def _choose_optimizer(self) -> None:
         """Choose the fastest implementation of the update, as soon as there are gradients."""
@@ -328,21 +328,29 @@ class TrainStep:
         """
         validate.whole_number("steps", steps, 0, example=50)
         self.prepare(batch)
-        difference = compare_step(self.spec, self._compiled, batch)
+        difference, plan = compare_step(self.spec, self._compiled, batch), self.plan
         if difference is not None or not steps:
             return difference
-        assert self.plan is not None
         if self.spec.optimizer is None:
             raise options.without_optimizer()
 
-        def make(spec: StepSpec, plan: Plan) -> Compute:
+        def planned(spec: StepSpec) -> Compute:
+            assert plan is not None
             assert spec.optimizer is not None
             optimizers.switch(spec.optimizer, plan.optimizer)
             return variant(spec, plan, Log())
 
-        return compare_loss_curves(self.spec, make, self.plan, batch, steps)
+        return compare_loss_curves(self.spec, planned, batch, steps)
+
+    def close(self) -> None:
+        """Release the run; training may go on, without records.  A second call does nothing.
+
+        A run that was opened by its path ends when the last part that uses it is closed or freed.
+        """
+        self._events.close()
 
     def explain(self) -> Explanation:
         """Return the plan, the variants that were tried, their times, and the reasons of refusals."""
-        events, shapes = self._events.texts, self._other_shapes.counts
-        return Explanation.of(self.plan, self._search, self._choice, self._log, events, shapes)
+        shapes = self._other_shapes
+        other = [f"{shapes.total()} batches of {len(shapes)} other shapes"] if shapes else []
+        return Explanation.of(self.plan, self._search, self._choice, [*other, *self._events.texts])

@@ -270,7 +270,9 @@ class Watch:
             self._begin()
 
     def close(self, state: str = "finished") -> None:
-        """Write everything that is pending, take every hook off, and end the run if ``run`` was a path.
+        """Write everything that is pending, take every hook off, and release the run.
+
+        A run that was opened by its path ends when the last part that uses it is closed or freed.
 
         Args:
             state: the way the run ended, ``finished`` or ``failed``.

@@ -93,7 +93,7 @@ def test_the_same_part_twice_is_refused(tmp_path):
         f"seen: the folder '{tmp_path}' already holds a run, which the part 'sift' of this process writes into\n"
         "expected: a folder that the part does not use yet, resume=True, or a Run\n"
         "likely cause: the same path was passed twice, or the earlier object was not closed\n"
-        "fix: name another folder, close the earlier object, or pass one Run(...) to both"
+        "fix: name another folder, call close() of the earlier object, or pass one Run(...) to both"
     )
     handle.release()
     assert state(tmp_path) == "finished"

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from loopwise.compile import Plan, TrainStep
+from loopwise.compile import Plan, TrainStep, plan
 from loopwise.errors import InputError, StateError
-from loopwise.run import Run, read
+from loopwise.run import Run, as_run, read
 from loopwise.warnings import LoopwiseWarning
 
 PLAN = Plan(graph="captured", passes=("loss_head",))
@@ -30,10 +30,10 @@ def test_the_plan_and_later_events_are_recorded(tmp_path):
         step(BATCH)
         with pytest.warns(LoopwiseWarning, match="back to the eager step: a reason"):
             step.step_back("a reason")
-    (plan,), torn = read(run.path, "compile", "plans")
-    assert plan["plan"]["graph"] == "captured"
-    assert [variant["verdict"] for variant in plan["forms"]] == ["not timed", "chosen"]
-    assert any("not materialised" in remark for remark in plan["remarks"])
+    (record,), torn = read(run.path, "compile", "plans")
+    assert record["plan"]["graph"] == "captured"
+    assert [variant["verdict"] for variant in record["forms"]] == ["not timed", "chosen"]
+    assert any("not materialised" in remark for remark in record["remarks"])
     assert read(run.path, "compile", "events") == ([{"batch": 1, "text": "stepped back: a reason"}], 0)
     assert torn == 0
 
@@ -65,3 +65,34 @@ def test_a_run_that_cannot_be_written_is_reported_once(tmp_path):
         step(BATCH)
         step._events.add("more")
     assert len(warned) == 1
+
+
+def test_a_step_that_is_closed_ends_its_run_and_trains_on(tmp_path):
+    step = step_of(run=tmp_path / "run")
+    step(BATCH)
+    step.close()
+    assert state_of(str(tmp_path / "run")) == "finished"
+    step.close()
+    with pytest.warns(LoopwiseWarning, match="back to the eager step: a reason"):
+        step.step_back("a reason")
+    step(BATCH)
+    assert "stepped back: a reason" in step.explain().remarks
+    assert read(str(tmp_path / "run"), "compile", "events") == ([], 0)
+    step_of(run=tmp_path / "run", resume=True).close()
+    assert state_of(str(tmp_path / "run")) == "finished"
+
+
+def test_a_run_that_parts_share_ends_when_the_last_one_is_closed(tmp_path):
+    step, other = step_of(run=tmp_path / "run"), as_run(tmp_path / "run", "debug")
+    other.release()
+    assert state_of(str(tmp_path / "run")) == "running"
+    step.close()
+    assert state_of(str(tmp_path / "run")) == "finished"
+
+
+def test_a_new_pass_makes_kept_plans_invalid(monkeypatch):
+    net = nn.Linear(2, 2)
+    before = plan.cache_key(net, None, (), ())
+    assert plan.cache_key(net, None, (), ()) == before
+    monkeypatch.setitem(plan.PASSES, "new", "a rewrite that was added")
+    assert plan.cache_key(net, None, (), ()) != before

@@ -13,13 +13,14 @@ from torch.optim import Optimizer
 from loopwise import batch as batches
 from loopwise.errors import InputError
 from loopwise.loss import pair, takes_model
-from loopwise.validate import function, positive_number, whole_number
+from loopwise.validate import function, instance, positive_number, whole_number
 from loopwise.wrappers import is_sharded
 
+from ..model.names import root
 from ..rules import Finding
-from .copies import Original, RecordedCall, recorded
+from .copies import RecordedCall, Setup, recorded
 from .outputs import Evaluation
-from .report import PreflightReport, Result, fault, left_out
+from .report import PreflightReport, Result, faulty, left_out
 from .targets import LossRefused, Targets
 from .training import STEPS, Training, one_batch, train_under_watch
 
@@ -83,14 +84,14 @@ def preflight(
     """
     _validate(model, batch, loss, optimizer, steps, seconds)
     start = time.monotonic()
-    original = Original.of(model, loss, optimizer, batch)
-    with original.untouched():
-        results = _results(original, steps, start + seconds)
+    setup = Setup(root(model), loss, optimizer, batch)
+    with setup.untouched():
+        results = _results(setup, steps, start + seconds)
     return PreflightReport(tuple(results), time.monotonic() - start)
 
 
-def _results(original: Original, steps: int, deadline: float) -> list[Result]:
-    copy, targets = original.copy(), Targets()
+def _results(setup: Setup, steps: int, deadline: float) -> list[Result]:
+    copy, targets = setup.copy(), Targets()
     broken, value = "", None
     with recorded(copy.model) as call:
         try:
@@ -102,34 +103,32 @@ def _results(original: Original, steps: int, deadline: float) -> list[Result]:
             raise
         except Exception as error:
             broken = f"the forward pass or the loss raises {error!r}"
-    results = [_inputs(original.batch), _targets(targets, broken)]
-    results += _in_evaluation_mode(copy.model, call, original)
+    results = [_inputs(setup.batch), _targets(targets, broken)]
+    results += _in_evaluation_mode(copy.model, call, setup)
     training, depends = Training(failed=broken), value is not None and value.requires_grad
     computed = value is not None
     bounds = None if value is None else targets.bounds_of(value)
     del copy, call, value  # frees memory: another copy is trained
     if depends:
-        training = train_under_watch(original, steps, deadline, bounds)
+        training = train_under_watch(setup, steps, deadline, bounds)
     elif computed:
         training.failed = "the loss depends on no parameter that is trained"
-        results.append(Result("loss", "", (fault("detached_loss", training.failed),)))
+        results.append(faulty("loss", "detached_loss", training.failed))
     if not training.losses:
         results.append(left_out("one batch", training.failed))
     else:
-        results.append(one_batch(original, training, steps, deadline, bounds))
+        results.append(one_batch(setup, training, steps, deadline, bounds))
     explained = any(result.findings for result in results if result.name in ("targets", "loss"))
     if training.failed and not explained:
-        results.append(Result("step", "", (fault("step_fails", training.failed),)))
-    return _with_rules(results, training, original.optimizer is not None)
+        results.append(faulty("step", "step_fails", training.failed))
+    return _with_rules(results, training, setup.optimizer is not None)
 
 
 def _inputs(batch: Any) -> Result:
     floats = [t for t in batches.leaves(batch) if isinstance(t, torch.Tensor) and t.is_floating_point()]
     bad = sum(int((~t.isfinite()).sum()) for t in floats)
     if bad:
-        return Result(
-            "inputs", "", (fault("input_not_finite", f"the batch has {bad} NaN or infinite values"),)
-        )
+        return faulty("inputs", "input_not_finite", f"the batch has {bad} NaN or infinite values")
     return Result("inputs", f"{batches.describe(batch)}, finite and of usual size")
 
 
@@ -141,14 +140,14 @@ def _targets(targets: Targets, broken: str) -> Result:
     return Result("targets", "; ".join(dict.fromkeys(targets.calls)))
 
 
-def _in_evaluation_mode(model: nn.Module, call: RecordedCall, original: Original) -> list[Result]:
+def _in_evaluation_mode(model: nn.Module, call: RecordedCall, setup: Setup) -> list[Result]:
     checks = {"evaluation": Evaluation.repeats, "dependence": Evaluation.depends, "samples": Evaluation.apart}
     if call.output is None:
         why = "the model failed" if call.called else "the loss does not call the model itself"
         return [left_out(name, why) for name in checks]
     results: list[Result] = []
     try:
-        evaluation = Evaluation(model, call, _samples(original))
+        evaluation = Evaluation(model, call, _samples(setup))
         if evaluation.unusable:
             return [left_out(name, evaluation.unusable) for name in checks]
         for check in checks.values():
@@ -159,12 +158,12 @@ def _in_evaluation_mode(model: nn.Module, call: RecordedCall, original: Original
     return results
 
 
-def _samples(original: Original) -> int | None:
+def _samples(setup: Setup) -> int | None:
     """Return the number of samples by the targets of the batch; ``None`` if the targets are unknown."""
-    if takes_model(original.loss):
+    if takes_model(setup.loss):
         return None
     try:
-        return batches.length(pair(original.batch)[1])
+        return batches.length(pair(setup.batch)[1])
     except InputError:
         return None
 
@@ -196,21 +195,14 @@ def _with_rules(results: list[Result], training: Training, has_optimizer: bool) 
 
 def _validate(model: Any, batch: Any, loss: Any, optimizer: Any, steps: Any, seconds: Any) -> None:
     example = "preflight(model, next(iter(loader)), nn.CrossEntropyLoss(), optimizer)"
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"a model of type {type(model).__name__}",
-            "preflight(model, batch, loss, optimizer), with an nn.Module",
-            "arguments in another order",
-            example,
-        )
+    instance("model", model, nn.Module, "an nn.Module, as the first argument", example)
     function("loss", loss, "a criterion of (output, target), or a function of (model, batch)", example)
-    if not isinstance(optimizer, Optimizer | None):
-        raise InputError(
-            f"an optimizer of type {type(optimizer).__name__}",
+    if optimizer is not None:
+        expected, fix = (
             "a torch.optim.Optimizer, or None",
-            "the class of an optimizer, or a learning-rate scheduler",
-            "pass for instance torch.optim.AdamW(model.parameters(), lr=1e-3)",
+            "pass torch.optim.AdamW(model.parameters(), lr=1e-3)",
         )
+        instance("optimizer", optimizer, Optimizer, expected, fix, "a scheduler was passed")
     whole_number("steps", steps, STEPS, example=100)
     positive_number("seconds", seconds, "time", 30)
     if is_sharded(model):

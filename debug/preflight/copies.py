@@ -19,15 +19,14 @@ from loopwise.errors import InputError
 from loopwise.loss import pair, takes_model
 
 from ..hooks.forward import on_call, on_return
-from ..model import names
 
 SEED = 0
 """Seed of all random numbers, so that a repeated preflight gives the same report."""
 
 
 @dataclass
-class Copy:
-    """A model, its loss and its optimizer, and the batch that they are tried out on."""
+class Setup:
+    """A model without its wrappers, its loss and its optimizer, and the batch that they are tried out on."""
 
     model: nn.Module
     loss: Callable[..., Any]
@@ -55,21 +54,6 @@ class Copy:
             )
         return loss.mean() if loss.ndim else loss
 
-
-@dataclass(frozen=True)
-class Original:
-    """The user's model without its wrappers, and the user's loss, optimizer and batch."""
-
-    model: nn.Module
-    loss: Callable[..., Any]
-    optimizer: Optimizer | None
-    batch: Any
-
-    @classmethod
-    def of(cls, model: nn.Module, loss: Any, optimizer: Optimizer | None, batch: Any) -> Original:
-        """Take the model out of the wrappers of DDP and torch.compile."""
-        return cls(names.root(model), loss, optimizer, batch)
-
     @property
     def trained(self) -> int:
         """Number of elements of the trained parameters."""
@@ -86,20 +70,19 @@ class Original:
         leaves = batches.leaves(pair(self.batch)[1])
         return sum(leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor))
 
-    def copy(self) -> Copy:
-        """Return copies in the state of the originals, with the model in training mode.
+    def copy(self) -> Setup:
+        """Return a copy in the state of the original, with the model in training mode.
 
         Raises:
-            InputError: the originals cannot be copied.
+            InputError: the model or the optimizer cannot be copied.
         """
         criterion = self.loss if isinstance(self.loss, nn.Module) else None
         try:  # one call for all, so that the copied optimizer holds the copied parameters
             memo: dict[int, Any] = {}
             model, optimizer, loss = copy.deepcopy((self.model, self.optimizer, criterion), memo)
             for key, value in vars(self.optimizer).items() if optimizer is not None else ():
-                if key not in vars(optimizer) and not callable(
-                    value
-                ):  # Optimizer's own copy leaves these out
+                # Optimizer's own copy leaves these out
+                if key not in vars(optimizer) and not callable(value):
                     vars(optimizer)[key] = copy.deepcopy(value, memo)
         except Exception as error:
             raise InputError(
@@ -113,7 +96,7 @@ class Original:
         for group in optimizer.param_groups if optimizer is not None else ():
             if "initial_lr" in group:  # a scheduler's warmup begins near zero
                 group["lr"] = copy.deepcopy(group["initial_lr"])
-        return Copy(model, self.loss if loss is None else loss, optimizer, self.batch)
+        return Setup(model, self.loss if loss is None else loss, optimizer, self.batch)
 
     @contextlib.contextmanager
     def untouched(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from ..hooks.forward import on_return
 from ..model import names
 from ..rules.history import some
 from .copies import SEED, RecordedCall
-from .report import Result, fault, left_out
+from .report import Result, faulty, left_out
 
 PLACES = 32
 """Smallest difference that counts, in last places of the largest element: kernels may sum in another order."""
@@ -66,7 +66,7 @@ class Evaluation:
         what = (
             f"in evaluation mode the same input gives different outputs, because of {some(places)}, {cause}"
         )
-        return Result(name, "", (fault("output_not_repeatable", what, places),))
+        return faulty(name, "output_not_repeatable", what, places)
 
     def _first_random(self) -> tuple[str, ...]:
         """Return the innermost module whose output is the first to differ between two seeds."""
@@ -109,7 +109,7 @@ class Evaluation:
             return left_out(name, error_text or "the inputs are constant, or contain no tensors")
         what = f"the output stays the same for any values of input {some(tried)}"
         inputs = tuple(f"input {key}" for key in tried)
-        return Result(name, "", (fault("output_ignores_input", what, inputs),))
+        return faulty(name, "output_ignores_input", what, inputs)
 
     # -- other samples --------------------------------------------------------------------------
 
@@ -138,7 +138,7 @@ class Evaluation:
         if not any(_differ([one], [two]) for one, two in pairs):
             return Result(name, f"replacing sample {at} changes no other sample's output")
         what = f"replacing sample {at} of the batch changes the outputs of other samples in evaluation mode"
-        return Result(name, "", (fault("samples_mixed", what),))
+        return faulty(name, "samples_mixed", what)
 
     def _size(self) -> int | str:
         """Return the number of samples in the batch, or why that is unknown."""

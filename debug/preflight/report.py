@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loopwise.validate import one_of
@@ -14,17 +14,6 @@ from ..rules.finding import Points
 
 WIDTH = 110
 """Characters in a line of the printed report."""
-
-
-def fault(
-    rule: str,
-    what: str,
-    tensors: Sequence[str] = (),
-    evidence: Mapping[str, Points] | None = None,
-    advice: str = "",
-) -> Finding:
-    """Return a finding of the preflight; the arguments are those of `Observation`."""
-    return make_finding(rule, Observation(what, tuple(tensors), evidence or {}, advice), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +38,17 @@ class Result:
         if self.findings:
             return max((finding.severity for finding in self.findings), key=SEVERITIES.index)
         return "passed" if self.ran else "left out"
+
+
+def faulty(
+    name: str,
+    rule: str,
+    what: str,
+    tensors: tuple[str, ...] = (),
+    evidence: Mapping[str, Points] | None = None,
+) -> Result:
+    """Return the result of a check with one finding; the last arguments are those of `Observation`."""
+    return Result(name, "", (make_finding(rule, Observation(what, tensors, evidence or {}), 0),))
 
 
 def left_out(name: str, why: str) -> Result:

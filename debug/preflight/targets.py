@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..rules import Finding
-from .report import fault
+from ..rules import Finding, Observation
+from ..rules.engine import make_finding
 
 F = nn.functional
 
@@ -55,23 +55,24 @@ class Targets(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         inspect_arguments = LOSSES.get(func)
-        if inspect_arguments is not None:
-            arguments = inspect.signature(func).bind(*args, **kwargs)
-            arguments.apply_defaults()
-            options = arguments.arguments
-            outputs, targets = options["input"], options["target"]
-            self.calls.append(f"{func.__name__} of {_described(outputs)} and {_described(targets)}")
-            wrong = inspect_arguments(outputs, targets, options)
-            if wrong is not None:
-                self.findings.append(fault("bad_targets", wrong[0], advice=wrong[1]))
-                if inspect_arguments is not _broadcast:
-                    raise LossRefused(wrong[0])
-            self.bounds = None
-            if wrong is None and len(self.calls) == 1:
-                self.bounds = _bounds(func, outputs, targets, options)
+        if inspect_arguments is None:
+            return func(*args, **kwargs)
+        arguments = inspect.signature(func).bind(*args, **kwargs)
+        arguments.apply_defaults()
+        options = arguments.arguments
+        outputs, targets = options["input"], options["target"]
+        self.calls.append(f"{func.__name__} of {_described(outputs)} and {_described(targets)}")
+        wrong = inspect_arguments(outputs, targets, options)
+        self.bounds = None
+        if wrong is not None:
+            seen = Observation(wrong[0], advice=wrong[1])
+            self.findings.append(make_finding("bad_targets", seen, 0))
+            if inspect_arguments is not _broadcast:
+                raise LossRefused(wrong[0])
+        elif len(self.calls) == 1:
+            self.bounds = _bounds(func, outputs, targets, options)
         result = func(*args, **kwargs)
-        if inspect_arguments is not None:
-            self._value = result.detach().mean()
+        self._value = result.detach().mean()
         return result
 
 
@@ -205,11 +206,8 @@ def _bounds(
         return Bounds(0.0, (known - known.mean(0)).square().mean().item())
     is_binary = func in (F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
     if is_binary and options.get("pos_weight") is None:
-        shares, mean = (
-            torch.stack([known, 1 - known], -1),
-            torch.stack([known.mean(0), 1 - known.mean(0)], -1),
-        )
-        return Bounds(_entropy(shares).mean().item(), _entropy(mean).mean().item())
+        shares = torch.stack([known, 1 - known], -1)
+        return Bounds(_entropy(shares).mean().item(), _entropy(shares.mean(0)).mean().item())
     return None
 
 

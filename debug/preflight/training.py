@@ -17,8 +17,8 @@ from loopwise.schedule import every
 
 from ..rules import RULES, Finding
 from ..watch import Watch
-from .copies import SEED, Copy, Original, needs_closure
-from .report import Result, fault, left_out
+from .copies import SEED, Setup, needs_closure
+from .report import Result, faulty, left_out
 from .targets import Bounds
 
 FALL = 0.2
@@ -65,7 +65,7 @@ class Training:
 
 
 def train(
-    copy: Copy, steps: int, deadline: float, bounds: Bounds | None, watch: Watch | None = None
+    copy: Setup, steps: int, deadline: float, bounds: Bounds | None, watch: Watch | None = None
 ) -> Training:
     """Train a copy on its batch until the loss fell by ``ENOUGH``, or until all steps are done or the time is over.
 
@@ -103,7 +103,7 @@ def train(
     return training
 
 
-def _closure(copy: Copy) -> Callable[[], float]:
+def _closure(copy: Setup) -> Callable[[], float]:
     def compute() -> float:
         assert copy.optimizer is not None
         copy.optimizer.zero_grad()
@@ -114,9 +114,9 @@ def _closure(copy: Copy) -> Callable[[], float]:
     return compute
 
 
-def train_under_watch(original: Original, steps: int, deadline: float, bounds: Bounds | None) -> Training:
+def train_under_watch(setup: Setup, steps: int, deadline: float, bounds: Bounds | None) -> Training:
     """Train a copy with the user's optimizer, or with Adam if there is none, under a ``Watch`` with the rules."""
-    copy = original.copy()
+    copy = setup.copy()
     if copy.optimizer is None:
         copy.optimizer = torch.optim.Adam(copy.model.parameters(), RATES[0])
     rules = [
@@ -144,20 +144,18 @@ def train_under_watch(original: Original, steps: int, deadline: float, bounds: B
     return training
 
 
-def one_batch(
-    original: Original, training: Training, steps: int, deadline: float, bounds: Bounds | None
-) -> Result:
+def one_batch(setup: Setup, training: Training, steps: int, deadline: float, bounds: Bounds | None) -> Result:
     """Check that the loss of one batch falls; if it does not, try Adam to tell whether the optimizer is at fault."""
     name = "one batch"
     if not math.isfinite(training.losses[0]):
         return left_out(name, "the loss of the batch is not finite")
-    with_adam = f" with Adam at a learning rate of {RATES[0]:g}" if original.optimizer is None else ""
+    with_adam = f" with Adam at a learning rate of {RATES[0]:g}" if setup.optimizer is None else ""
     change = (
         f"from {training.losses[0]:.4g} to {training.last:.4g} in {len(training.losses)} steps{with_adam}"
     )
     if training.fall(bounds) > FALL:
         return Result(name, f"the loss fell {change}")
-    other = _with_adam(original, steps, deadline, bounds)
+    other = _with_adam(setup, steps, deadline, bounds)
     evidence = {"loss": list(enumerate(training.losses))}
     guess = f"; the best constant guess has a loss of {bounds.guess:.4g}" if bounds else ""
     if other is not None:
@@ -165,25 +163,25 @@ def one_batch(
         if training.fall(None) > SLOW:
             return Result(name, f"the loss fell slowly, {change}, {adam}")
         what = f"the loss of one batch went {change}, {adam}{guess}"
-        return Result(name, "", (fault("optimizer_does_not_learn", what, evidence=evidence),))
+        return faulty(name, "optimizer_does_not_learn", what, evidence=evidence)
     if time.monotonic() > deadline:
         why = f"no time was left to try Adam as well: the loss went {change}"
         return left_out(name, training.failed or why)
     if training.failed and len(training.losses) < STEPS and math.isfinite(training.losses[-1]):
         return left_out(name, training.failed)
-    if original.trained < TARGETS * original.targets:
-        few = f"{original.trained:,} parameters may be too few to learn {original.targets:,} targets by heart"
+    if setup.trained < TARGETS * setup.targets:
+        few = f"{setup.trained:,} parameters may be too few to learn {setup.targets:,} targets by heart"
         return left_out(name, f"{few}: the loss went {change}")
     what = f"the loss of one batch went {change}{guess}, and does not fall with Adam either"
-    return Result(name, "", (fault("cannot_overfit_one_batch", what, evidence=evidence),))
+    return faulty(name, "cannot_overfit_one_batch", what, evidence=evidence)
 
 
 def _with_adam(
-    original: Original, steps: int, deadline: float, bounds: Bounds | None
+    setup: Setup, steps: int, deadline: float, bounds: Bounds | None
 ) -> tuple[float, Training] | None:
     """Return the first learning rate of Adam with which the loss falls, and that training."""
     for rate in RATES:
-        copy = original.copy()
+        copy = setup.copy()
         copy.optimizer = torch.optim.Adam(copy.model.parameters(), rate)
         training = train(copy, steps, deadline, bounds)
         if training.losses and training.fall(bounds) > FALL:

@@ -8,14 +8,12 @@ False alarms: dropout that is sampled on purpose.
 
 from __future__ import annotations
 
-from .finding import Observation, Observations, Rule
-from .history import History, some
+from .finding import Rule
+from .history import noted
 
-
-def detect(history: History) -> Observations:
-    names = tuple(history.now.facts.get("training", ()))
-    if names:
-        yield Observation(f"{some(names)}: in training mode during an evaluation", names)
-
-
-RULE = Rule(detect, "warning", "call model.eval() before evaluation", mode="eval")
+RULE = Rule(
+    noted("training", "{}: in training mode during an evaluation"),
+    "warning",
+    "call model.eval() before evaluation",
+    mode="eval",
+)

@@ -9,22 +9,17 @@ False alarms: a branch that is switched off for some steps on purpose.
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..store.columns import Columns
 from .finding import Observation, Observations, Rule
-from .history import History, matrices, some
+from .history import Columns, Floats, History, Mask, matrices, some
 
 
-def zero(columns: Columns) -> NDArray[np.bool_]:
-    low, high = columns.values
-    return np.asarray(matrices(columns) & (low == 0) & (high == 0))
+def zero(columns: Columns, low: Floats, high: Floats) -> Mask:
+    return matrices(columns) & (low == 0) & (high == 0)
 
 
 def detect(history: History, steps: float = 3) -> Observations:
     for kind in ("weight", "gradient", "output"):
-        names = history.persistent(int(steps), kind, ("min", "max"), zero)
+        names = history.persistent(steps, kind, ("min", "max"), zero)
         if names:
             yield Observation(
                 f"all elements of the {kind} of {some(names)} are zero",

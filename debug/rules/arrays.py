@@ -78,28 +78,24 @@ def _is_one_hot(array: NDArray[Any]) -> bool:
     return bool(((array == 0) | (array == 1)).all() and (array.sum(1) == 1).all())
 
 
-def labels(history: History) -> list[Indices]:
-    """Return the labels of each of the last saved steps, as class indices."""
+def class_indices(history: History, *names: str) -> list[Indices]:
+    """Return the class indices of these tensors over the last saved steps, joined.
 
-    def keep(array: NDArray[Any]) -> Arrays | None:
-        indices = classes(array)
-        return None if indices is None else (indices,)
+    Samples whose index in the first tensor is below zero are left out, because losses ignore them.
 
-    return [indices for (indices,) in recent(history, "labels", keep=keep)]
+    Args:
+        history: the history of the run.
+        names: names of tensors that have one class for each sample; the labels come first.
 
-
-def labels_and_predictions(history: History) -> tuple[Indices, Indices]:
-    """Return the labels and predictions of the last saved steps, without labels below zero, which losses ignore."""
+    Returns:
+        For each name one array, all of the same length; empty arrays if the present step lacks a tensor.
+    """
 
     def keep(*arrays: NDArray[Any]) -> Arrays | None:
-        expected, predicted = map(classes, arrays)
-        if expected is None or predicted is None or expected.shape != predicted.shape:
-            return None
-        return expected, predicted
+        indices = [array for array in map(classes, arrays) if array is not None]
+        fit = len(indices) == len(arrays) and len({array.shape for array in indices}) == 1
+        return tuple(indices) if fit else None
 
-    steps = recent(history, "labels", "predictions", keep=keep)
-    if not steps:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    expected, predicted = (np.concatenate(arrays) for arrays in zip(*steps, strict=True))
-    counted = expected >= 0
-    return expected[counted], predicted[counted]
+    steps = recent(history, *names, keep=keep) or [(np.empty(0, np.int64),) * len(names)]
+    joined = [np.concatenate(arrays) for arrays in zip(*steps, strict=True)]
+    return [array[joined[0] >= 0] for array in joined]

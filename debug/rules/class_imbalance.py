@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import arrays
+from .arrays import class_indices
 from .finding import Observation, Observations, Rule
 from .history import History, some
 
@@ -23,13 +23,10 @@ from .history import History, some
 def detect(
     history: History, ratio: float = 10.0, samples: float = 500, misprediction: float = 0.7
 ) -> Observations:
-    steps = arrays.labels(history)
-    if not steps:
-        return
-    labels, predictions = arrays.labels_and_predictions(history)
+    (all_labels,) = class_indices(history, "labels")
+    labels, predictions = class_indices(history, "labels", "predictions")
     if not len(labels):
-        labels = np.concatenate(steps)
-        labels = labels[labels >= 0]
+        labels = all_labels
     if len(labels) < samples:
         return
     counts = np.bincount(labels)

@@ -15,7 +15,7 @@ import math
 import numpy as np
 
 from .finding import Observation, Observations, Rule
-from .history import History, Step
+from .history import History, Step, sizes
 
 EQUAL = 1e-3
 """Relative difference below which numbers count as equal."""
@@ -40,9 +40,9 @@ def detect(history: History, norm: float = 2e-3, steps: float = 3) -> Observatio
 
 
 def _norm(step: Step) -> float:
-    _, (mean, std), shapes, _ = step.columns("gradient", "mean", "std")
-    sizes = np.array([math.prod(shape) for shape in shapes])
-    return float(np.sqrt((sizes * (mean**2 + std**2)).sum()))
+    columns = step.columns("gradient", "mean", "std")
+    mean, std = columns.values
+    return float(np.sqrt((sizes(columns) * (mean**2 + std**2)).sum()))
 
 
 def _is_round(value: float) -> bool:

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arrays import labels_and_predictions
+from .arrays import class_indices
 from .finding import Observation, Observations, Rule
 from .history import History
 
 
 def detect(history: History, share: float = 0.5, samples: float = 20) -> Observations:
-    labels, predictions = labels_and_predictions(history)
+    labels, predictions = class_indices(history, "labels", "predictions")
     counts = np.bincount(labels)
     if not len(labels) or predictions.min() < 0:
         return

@@ -8,31 +8,21 @@ False alarms: networks that are meant to be that sparse.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
-from numpy.typing import NDArray
 
-from ..store.columns import Columns
-from .finding import Observation, Observations, Rule
-from .history import History, some
+from .finding import Observations, Rule
+from .history import Columns, Floats, History, Mask, sizes
 
 TYPES = ("ReLU", "ReLU6")
 
 
 def detect(history: History, share: float = 0.98, steps: float = 3) -> Observations:
-    def dead(columns: Columns) -> NDArray[np.bool_]:
-        sizes = np.array([max(1, math.prod(shape)) for shape in columns.shapes])
+    def dead(columns: Columns, zeros: Floats) -> Mask:
         relu = np.array([history.type_of(name) in TYPES for name in columns.names], dtype=bool)
-        return relu & (columns.values[0] > share * sizes)
+        return relu & (zeros > share * sizes(columns))
 
-    names = history.persistent(int(steps), "output", ("zero",), dead)
-    if names:
-        yield Observation(
-            f"more than {share:.0%} of the outputs of {some(names)} are zero",
-            names,
-            history.evidence("output", names, "zero"),
-        )
+    text = f"more than {share:.0%} of the outputs of {{}} are zero"
+    return history.observe(steps, "output", ("zero",), dead, text, "zero")
 
 
 RULE = Rule(

@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from .finding import Observation, Observations, Rule
-from .history import History, some
+from .history import History, sizes, some
 
 
 def detect(history: History, share: float = 0.0) -> Observations:
@@ -26,13 +26,13 @@ def detect(history: History, share: float = 0.0) -> Observations:
     for kind in ("weight", "gradient", "output"):
         if kind == "gradient" and now.marks.get("skipped"):
             continue
-        names, (nan, inf, high), shapes, _ = now.columns(kind, "nan", "inf", "max")
+        columns = now.columns(kind, "nan", "inf", "max")
+        nan, inf, high = columns.values
         if kind == "output":  # masks consist of minus infinity
             inf = np.where(high == math.inf, inf, 0)
-        sizes = np.array([max(1, math.prod(shape)) for shape in shapes])
-        bad = np.flatnonzero((nan + inf) > share * sizes)
+        bad = np.flatnonzero((nan + inf) > share * sizes(columns))
         if len(bad):
-            bad_names = tuple(names[i] for i in bad)
+            bad_names = tuple(columns.names[i] for i in bad)
             yield Observation(
                 f"{kind}s have NaN or infinite values: {some(bad_names)}"
                 if len(bad_names) > 1

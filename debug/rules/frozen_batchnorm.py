@@ -9,18 +9,11 @@ False alarms: none known.
 
 from __future__ import annotations
 
-from .finding import Observation, Observations, Rule
-from .history import History, some
-
-
-def detect(history: History) -> Observations:
-    names = tuple(history.now.facts.get("frozen_norms", ()))
-    if names:
-        yield Observation(f"the running statistics of {some(names)} stay at 0 and 1 during training", names)
-
+from .finding import Rule
+from .history import noted
 
 RULE = Rule(
-    detect,
+    noted("frozen_norms", "the running statistics of {} stay at 0 and 1 during training"),
     "warning",
     "leave BatchNorm in training mode with a momentum above 0, or load statistics before freezing them",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..store.columns import Columns, Floats
+from ..store.columns import Columns as Columns
+from ..store.columns import Floats as Floats
 from ..store.layout import Layout, Read
+from .finding import Observation, Observations, Points
 
+Mask = NDArray[np.bool_]
 WINDOW = 20
 """Number of saved steps of each mode whose statistics are kept; scalars of all steps are kept."""
 SHOWN = 3
@@ -25,9 +29,14 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
-def matrices(columns: Columns) -> NDArray[np.bool_]:
+def matrices(columns: Columns) -> Mask:
     """Return a mask of the tensors of two dimensions or more, which excludes biases and scales."""
     return np.array([len(shape) > 1 for shape in columns.shapes], dtype=bool)
+
+
+def sizes(columns: Columns) -> NDArray[np.int64]:
+    """Return the number of elements of each tensor."""
+    return np.array([math.prod(shape) for shape in columns.shapes], dtype=np.int64)
 
 
 @dataclass
@@ -182,7 +191,7 @@ class History:
         steps = [step for step in self.steps() if step.updated]
         return steps[-count:] if len(steps) >= count and self.now.updated else None
 
-    def evaluations(self, name: str) -> list[tuple[int, float]]:
+    def evaluations(self, name: str) -> Points:
         """Return the last step and the mean of a loss for each evaluation; nothing if not all steps are saved.
 
         A last evaluation that is shorter than the one before may not be finished, and is left out.
@@ -215,21 +224,21 @@ class History:
         """Return the name of a module's class; empty if it is unknown."""
         return self._types.get(module.partition("#")[0], "")
 
-    def points(self, kind: str, name: str, statistic: str, mode: str = "train") -> list[tuple[int, float]]:
+    def points(self, kind: str, name: str, statistic: str) -> Points:
         """Return a statistic of one tensor over the last steps, as evidence."""
         points = []
-        for step in self.steps(mode):
+        for step in self.steps():
             names, (values,), _, _ = step.columns(kind, statistic)
             if name in names:
                 points.append((step.number, float(values[names.index(name)])))
         return points
 
-    def evidence(self, kind: str, names: Sequence[str], statistic: str) -> dict[str, list[tuple[int, float]]]:
+    def evidence(self, kind: str, names: Sequence[str], statistic: str) -> dict[str, Points]:
         """Return a statistic over the last steps for the first few names."""
         return {name: self.points(kind, name, statistic) for name in names[:SHOWN]}
 
     def persistent(
-        self, steps: int, kind: str, statistics: Sequence[str], test: Callable[..., NDArray[np.bool_]]
+        self, steps: float, kind: str, statistics: Sequence[str], test: Callable[..., Mask]
     ) -> tuple[str, ...]:
         """Return the names for which ``test`` holds at each of the last ``steps`` training steps with such tensors.
 
@@ -239,13 +248,43 @@ class History:
             steps: number of steps.
             kind: kind of the tensors.
             statistics: names of the statistics that ``test`` needs.
-            test: function from the ``Columns`` of a step to a mask over their names.
+            test: function from the ``Columns`` of a step and the array of each statistic to a mask over their names.
         """
         having = [columns for step in self.steps() if (columns := step.columns(kind, *statistics)).names]
         if len(having) < steps or not self.now.columns(kind, *statistics).names:
             return ()
         common: dict[str, None] | None = None
-        for columns in having[-steps:]:
-            here = {name: None for name, holds in zip(columns.names, test(columns), strict=True) if holds}
+        for columns in having[-int(steps) :]:
+            mask = test(columns, *columns.values)
+            here = {name: None for name, holds in zip(columns.names, mask, strict=True) if holds}
             common = here if common is None else {name: None for name in common if name in here}
         return tuple(common or ())
+
+    def observe(
+        self,
+        steps: float,
+        kind: str,
+        statistics: Sequence[str],
+        test: Callable[..., Mask],
+        text: str,
+        shown: str,
+    ) -> Observations:
+        """Yield an observation of the names that `persistent` returns, if there are any.
+
+        Args:
+            steps, kind, statistics, test: arguments of `persistent`.
+            text: sentence about the tensors, with ``{}`` for their names.
+            shown: statistic that is given as evidence.
+        """
+        if names := self.persistent(steps, kind, statistics, test):
+            yield Observation(text.format(some(names)), names, self.evidence(kind, names, shown))
+
+
+def noted(fact: str, text: str) -> Callable[[History], Observations]:
+    """Return a ``detect`` that observes the names of a fact of the latest step; ``text`` has ``{}`` for the names."""
+
+    def detect(history: History) -> Observations:
+        if names := tuple(history.now.facts.get(fact, ())):
+            yield Observation(text.format(some(names)), names)
+
+    return detect

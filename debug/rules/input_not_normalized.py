@@ -10,30 +10,26 @@ False alarms: models that normalize their input in another way.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..store.columns import Columns
 from .finding import Observation, Observations, Rule
-from .history import History
+from .history import Columns, Floats, History, Mask
 
 
 def detect(history: History, size: float = 20.0, steps: float = 2) -> Observations:
-    def is_data(columns: Columns) -> NDArray[np.bool_]:
+    def is_data(columns: Columns) -> Mask:
         described = zip(columns.names, columns.shapes, columns.dtypes, strict=True)
         return np.array([n == "" and len(s) > 1 and "float" in d for n, s, d in described], dtype=bool)
 
-    def constant(columns: Columns) -> NDArray[np.bool_]:
-        low, high = columns.values[2:]
+    def constant(columns: Columns, mean: Floats, std: Floats, low: Floats, high: Floats) -> Mask:
         return np.asarray(is_data(columns) & (low == high))
 
-    def large(columns: Columns) -> NDArray[np.bool_]:
-        mean, std = columns.values[:2]
+    def large(columns: Columns, mean: Floats, std: Floats, low: Floats, high: Floats) -> Mask:
         return np.asarray(is_data(columns) & (np.sqrt(mean**2 + std**2) > size))
 
     statistics = ("mean", "std", "min", "max")
     tests = {"constant": constant} | ({} if history.begins_with_norm else {"not normalized": large})
     for what, test in tests.items():
-        if history.persistent(int(steps), "input", statistics, test):
+        if history.persistent(steps, "input", statistics, test):
             mean, std, low, high = (float(v[0]) for v in history.now.columns("input", *statistics).values)
             yield Observation(
                 f"the model's input is {what}: mean {mean:.4g}, standard deviation {std:.4g}, "

@@ -10,19 +10,16 @@ False alarms: a first output that is no prediction, such as a table that all sam
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..store.columns import Columns
 from .finding import Observation, Observations, Rule
-from .history import History
+from .history import Columns, Floats, History, Mask
 
 
 def detect(history: History, places: float = 4.0, steps: float = 4) -> Observations:
-    def alike(columns: Columns) -> NDArray[np.bool_]:
-        spread, varied = columns.values
+    def alike(_: Columns, spread: Floats, varied: Floats) -> Mask:
         return np.asarray((varied == 1) & (spread <= places))
 
-    for name in history.persistent(int(steps), "samples", ("spread", "varied"), alike):
+    for name in history.persistent(steps, "samples", ("spread", "varied"), alike):
         yield Observation(
             f"the output of {'the model' if name == 'model' else name} is the same for every sample of a batch",
             (f"output {name}",) if name != "model" else ("output",),

@@ -10,11 +10,9 @@ False alarms: gates that have learned to be open or shut.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..store.columns import Columns
-from .finding import Observation, Observations, Rule
-from .history import History, some
+from .finding import Observations, Rule
+from .history import Columns, Floats, History, Mask
 
 MIDDLES = {"Tanh": (0.0, 1.0), "Sigmoid": (0.5, 0.5)}
 """Class -> middle of its outputs, and distance from the middle to the limits."""
@@ -24,19 +22,13 @@ def detect(history: History, share: float = 0.97, steps: float = 3) -> Observati
     own = history.now.columns("output", "mean", "std")
     of_model = own.values[0][own.names.index("")] if "" in own.names else np.nan
 
-    def saturated(columns: Columns) -> NDArray[np.bool_]:
-        mean, std = columns.values
+    def saturated(columns: Columns, mean: Floats, std: Floats) -> Mask:
         ranges = [MIDDLES.get(history.type_of(name), (0.0, np.inf)) for name in columns.names]
         middle, reach = np.array(ranges, dtype=np.float64).reshape(-1, 2).T
         return np.asarray((np.sqrt((mean - middle) ** 2 + std**2) > share * reach) & (mean != of_model))
 
-    names = history.persistent(int(steps), "output", ("mean", "std"), saturated)
-    if names:
-        yield Observation(
-            f"the outputs of {some(names)} are at the limits of the activation",
-            names,
-            history.evidence("output", names, "std"),
-        )
+    text = "the outputs of {} are at the limits of the activation"
+    return history.observe(steps, "output", ("mean", "std"), saturated, text, "std")
 
 
 RULE = Rule(

@@ -11,27 +11,19 @@ watched together, if its gradients are that much smaller.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..store.columns import Columns
-from .finding import Observation, Observations, Rule
-from .history import History, matrices, some
+from .finding import Observations, Rule
+from .history import Columns, Floats, History, Mask, matrices
 
 
 def detect(history: History, ratio: float = 1e-4, steps: float = 3) -> Observations:
-    def vanishes(columns: Columns) -> NDArray[np.bool_]:
-        matrix = matrices(columns)
-        size = np.sqrt(columns.values[0] ** 2 + columns.values[1] ** 2)
+    def vanishes(columns: Columns, mean: Floats, std: Floats) -> Mask:
+        matrix, size = matrices(columns), np.sqrt(mean**2 + std**2)
         largest = np.max(size[matrix & np.isfinite(size)], initial=0.0)
         return np.asarray(matrix & (size > 0) & (size < ratio * largest))
 
-    names = history.persistent(int(steps), "gradient", ("mean", "std"), vanishes)
-    if names:
-        yield Observation(
-            f"gradients are smaller than {ratio:g} of the largest one: {some(names)}",
-            names,
-            history.evidence("gradient", names, "std"),
-        )
+    text = f"gradients are smaller than {ratio:g} of the largest one: {{}}"
+    return history.observe(steps, "gradient", ("mean", "std"), vanishes, text, "std")
 
 
 RULE = Rule(

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from ..store.columns import Columns
-from .finding import Observation, Observations, Rule
-from .history import History, matrices, some
+from .finding import Observations, Rule
+from .history import Columns, Floats, History, Mask, matrices
 
 LEAST = 1e-6
 """Root mean square of a weight below which it counts as zero."""
@@ -26,28 +24,21 @@ LEAST = 1e-6
 def detect(history: History, large: float = 0.1, places: float = 0.125, steps: float = 2) -> Observations:
     if not history.now.updated:
         return
-    names, (sizes,), _, _ = history.first.columns("update", "size")
-    from_zero = {name for name, size in zip(names, sizes, strict=True) if size <= LEAST}
+    names, (first_sizes,), _, _ = history.first.columns("update", "size")
+    from_zero = {name for name, size in zip(names, first_sizes, strict=True) if size <= LEAST}
 
-    def beyond(columns: Columns) -> NDArray[np.bool_]:
-        size, ratio = columns.values
+    def beyond(columns: Columns, size: Floats, ratio: Floats) -> Mask:
         fresh = np.array([name in from_zero for name in columns.names], dtype=bool)
         allowed = large + 4 / (1 + history.now.mode_step) * fresh
         return np.asarray(matrices(columns) & (size > LEAST) & (ratio > allowed))
 
-    def below(columns: Columns) -> NDArray[np.bool_]:
-        size, ratio = columns.values
+    def below(columns: Columns, size: Floats, ratio: Floats) -> Mask:
         last = np.array([places * _eps(dtype) for dtype in columns.dtypes])
         return np.asarray(matrices(columns) & (size > LEAST) & (ratio > 0) & (ratio < last))
 
     for test, what in ((beyond, f"more than {large:g} of"), (below, "too small to change")):
-        names = history.persistent(int(steps), "update", ("size", "ratio"), test)
-        if names:
-            yield Observation(
-                f"the updates of {some(names)} are {what} their weights",
-                names,
-                history.evidence("update", names, "ratio"),
-            )
+        text = f"the updates of {{}} are {what} their weights"
+        yield from history.observe(steps, "update", ("size", "ratio"), test, text, "ratio")
 
 
 def _eps(dtype: str) -> float:

@@ -8,17 +8,11 @@ False alarms: fine-tuning with both switched off on purpose.
 
 from __future__ import annotations
 
-from .finding import Observation, Observations, Rule
-from .history import History, some
+from .finding import Rule
+from .history import noted
 
-
-def detect(history: History) -> Observations:
-    names = tuple(history.now.facts.get("evaluating", ()))
-    if names:
-        yield Observation(
-            f"the model trains in evaluation mode: {some(names)} work differently than in training mode",
-            names,
-        )
-
-
-RULE = Rule(detect, "warning", "call model.train() before training, and after each evaluation")
+RULE = Rule(
+    noted("evaluating", "the model trains in evaluation mode: {} work differently than in training mode"),
+    "warning",
+    "call model.train() before training, and after each evaluation",
+)

@@ -3,7 +3,7 @@
 Statistic: the 95th percentiles of a device's utilization, of its memory in use and of the utilization of the machine's
 processors, over the last 500 samples since the first step.
 Default: all are below 70 % (the defaults of SageMaker Debugger).
-Why: then the device has room, and does not wait for the processors.
+Why: a device below these limits has memory and time left, and does not wait for the processors.
 False alarms: a batch size that the optimization requires; short steps with pauses between them.
 """
 

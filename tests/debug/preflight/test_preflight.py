@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.zoo import FAULTS, Job
 from loopwise.debug import FindingError, Watch, every, open_run, preflight
-from loopwise.debug.preflight.copies import Original
+from loopwise.debug.preflight.copies import Setup
 from loopwise.debug.preflight.training import Training, one_batch
 from loopwise.errors import InputError
 
@@ -233,8 +233,8 @@ def test_losses_that_are_more_than_one_of_torchs(loss):
 def test_no_time_for_adam():
     x, y = digits()
     model = mlp()
-    original = Original.of(model, CROSS, torch.optim.SGD(model.parameters(), 1e-9), (x, y))
-    result = one_batch(original, Training(losses=[1.0] * 20), 20, time.monotonic() - 1, None)
+    setup = Setup(model, CROSS, torch.optim.SGD(model.parameters(), 1e-9), (x, y))
+    result = one_batch(setup, Training(losses=[1.0] * 20), 20, time.monotonic() - 1, None)
     assert (result.outcome, result.findings) == ("left out", ())
     assert "no time was left to try Adam" in result.text
 
@@ -348,7 +348,7 @@ def test_the_report():
             lambda: preflight(CROSS(*[torch.zeros(1, 2), torch.zeros(1).long()]), digits(), CROSS),
             "type Tensor",
         ),
-        (lambda: preflight(mlp(), digits(), CROSS, torch.optim.Adam), "an optimizer of type type"),
+        (lambda: preflight(mlp(), digits(), CROSS, torch.optim.Adam), "optimizer=Adam, a class"),
         (lambda: preflight(mlp(), digits(), CROSS, steps=5), "steps=5"),
         (lambda: preflight(mlp(), digits(), CROSS, seconds=0), "seconds=0"),
         (lambda: preflight(mlp(), digits()[0], CROSS), "a batch that is no pair"),

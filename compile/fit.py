@@ -89,13 +89,8 @@ def fit(step: TrainStep, batch: Any, *, memory: float | str | None = None, large
     Raises:
         InputError: no training step, a batch without samples, or not even the smallest size fits.
     """
-    if not isinstance(step, TrainStep):
-        raise InputError(
-            f"a step of type {type(step).__name__}",
-            "a TrainStep",
-            "the model was passed",
-            "pass TrainStep(model, loss)",
-        )
+    cause, fix = "the model was passed", "pass TrainStep(model, loss)"
+    validate.instance("step", step, TrainStep, "a TrainStep", fix, cause)
     if largest is not None:
         validate.whole_number("largest", largest, 1, "samples", example=1024)
     given = batches.length(batch)
@@ -167,9 +162,8 @@ def _measure(
     assert step.plan is not None
     model, device = step.spec.model, step.spec.device
     given = batches.length(batch)
-    rows = torch.arange(samples) % given
     try:
-        larger = batches.index(batch, rows, given)
+        larger = batches.index(batch, torch.arange(samples) % given, given)
         with sandbox(model):
             run = training_pass(variant(step.spec, step.plan, Log()), model, larger)
             run()
@@ -192,9 +186,8 @@ def _advice(step: TrainStep, given: int, best: int) -> list[str]:
         return ["the batch size stays as it is"]
     factor, optimizer = best / given, step.spec.optimizer
     if optimizer is None:
-        return [
-            f"{factor:g} times the batch: the learning rate changes by that factor (SGD) or its square root (Adam)"
-        ]
+        rules = "the learning rate changes by that factor (SGD) or its square root (Adam)"
+        return [f"{factor:g} times the batch: {rules}"]
     name = type(optimizer).__name__
     rule, by = ("square-root", math.sqrt(factor)) if "adam" in name.lower() else ("linear", factor)
     rate = float(optimizer.param_groups[0]["lr"])

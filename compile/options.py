@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from loopwise import validate
-from loopwise.errors import InputError, StateError
+from loopwise.errors import InputError
 from loopwise.torch_internals import original
 from loopwise.wrappers import innermost, is_sharded
 
@@ -22,15 +22,9 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 
 def validate_model(model: Any) -> None:
     """Refuse a model that a training step cannot compile."""
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"a model of type {type(model).__name__}"
-            if not isinstance(model, type)
-            else f"the class {model.__name__}",
-            "an nn.Module, or DDP's wrapper of one",
-            "the model's class, its parameters or another argument was passed in the place of the model",
-            "pass the model itself: TrainStep(model, loss, optimizer)",
-        )
+    cause = "the model's parameters or another argument was passed in the place of the model"
+    fix = "pass the model itself: TrainStep(model, loss, optimizer)"
+    validate.instance("model", model, nn.Module, "an nn.Module, or DDP's wrapper of one", fix, cause)
     if is_sharded(model):
         raise InputError(
             "a model sharded by fully_shard",
@@ -56,34 +50,19 @@ def validate_loss(loss: Any) -> None:
             "the loss was left out, or loss and optimizer changed places",
             "pass the loss second: TrainStep(model, nn.CrossEntropyLoss(), optimizer)",
         )
-    validate.function(
-        "loss",
-        loss,
-        "a criterion of (output, target), or a function of (model, batch) whose first parameter is named model",
-        "loss=nn.CrossEntropyLoss()",
-    )
+    expected = "a criterion of (output, target), or a function of (model, batch) whose first parameter is named model"
+    validate.function("loss", loss, expected, "loss=nn.CrossEntropyLoss()")
 
 
-def validate_optimizer(optimizer: Any) -> None:
-    """Refuse an optimizer that is neither ``None`` nor one of torch's."""
-    if not isinstance(optimizer, Optimizer | None):
-        raise InputError(
-            f"an optimizer of type {type(optimizer).__name__}",
-            "a torch.optim.Optimizer",
-            "an optimizer's class, a loss or a learning-rate scheduler was passed",
-            "pass for instance torch.optim.AdamW(model.parameters(), lr=1e-3)",
-        )
-
-
-def validate_update(scaler: Any, clip: Any, accumulate: Any) -> None:
+def validate_update(optimizer: Any, scaler: Any, clip: Any, accumulate: Any) -> None:
     """Refuse arguments of the update that cannot be used."""
-    if not isinstance(scaler, torch.amp.GradScaler | None):
-        raise InputError(
-            f"a scaler of type {type(scaler).__name__}",
-            "a torch.amp.GradScaler, or None",
-            "True, a dtype or the scaler's class was passed",
-            "pass scaler=torch.amp.GradScaler()",
-        )
+    if optimizer is not None:
+        cause = "a loss or a learning-rate scheduler was passed"
+        fix = "pass for instance torch.optim.AdamW(model.parameters(), lr=1e-3)"
+        validate.instance("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer", fix, cause)
+    if scaler is not None:
+        expected, fix = "a torch.amp.GradScaler, or None", "pass scaler=torch.amp.GradScaler()"
+        validate.instance("scaler", scaler, torch.amp.GradScaler, expected, fix, "True or a dtype was passed")
     if clip is not None:
         validate.positive_number("clip", clip, "largest norm of the gradients", 1.0)
     validate.whole_number("accumulate", accumulate, 1, "batches")
@@ -97,13 +76,9 @@ def validate_choices(precision: Any, autotune: Any) -> None:
 
 def validate_plan(plan: Any) -> None:
     """Refuse a plan that is neither ``None`` nor a ``Plan``."""
-    if not isinstance(plan, Plan | None):
-        raise InputError(
-            f"a plan of type {type(plan).__name__}",
-            "a Plan",
-            "the plan's JSON text, or a dict of its fields, was passed",
-            "pass Plan.from_json(text)",
-        )
+    if plan is not None:
+        cause = "the plan's JSON text, or a dict of its fields, was passed"
+        validate.instance("plan", plan, Plan, "a Plan", "pass Plan.from_json(text)", cause)
 
 
 def without_optimizer() -> InputError:
@@ -113,26 +88,6 @@ def without_optimizer() -> InputError:
         "TrainStep(model, loss, optimizer)",
         "the step was made for a framework that updates the weights itself",
         "pass the optimizer, or call forward(batch) and let the framework do the rest",
-    )
-
-
-def without_graphs(device: torch.device) -> InputError:
-    """Return the error of a plan with a CUDA graph on a device that has none."""
-    return InputError(
-        f"cuda_graph=True in the plan of a model on {device}",
-        "a model on an NVIDIA or AMD GPU",
-        "the plan was made on another machine, or the model was not moved",
-        "model.to('cuda'), or plan.changed(cuda_graph=False)",
-    )
-
-
-def not_prepared() -> StateError:
-    """Return the error of a forward pass before the plan was chosen, under several ranks."""
-    return StateError(
-        "forward() of a training step that has no plan yet, under several ranks",
-        "prepare(batch) before the first forward()",
-        "the search for a plan runs backward passes, which the framework's own wrapper would count as its own",
-        "call step.prepare(batch) where the batch starts, in Lightning in on_train_batch_start",
     )
 
 

@@ -37,9 +37,8 @@ def _in_words(plan: dict[str, Any] | None) -> str:
     """Return the choices of a plan that are on."""
     if plan is None:
         return "no plan"
-    return ", ".join(
-        f"{name.replace('_', ' ')} {_word(value)}" for name, value in plan.items() if value not in (False, [])
-    )
+    on = {name.replace("_", " "): value for name, value in plan.items() if value not in (False, [])}
+    return ", ".join(f"{name} {_word(value)}" for name, value in on.items())
 
 
 def _word(value: Any) -> str:
@@ -58,24 +57,13 @@ def _variants(variants: list[dict[str, Any]]) -> list[Block]:
     timed = [row for row in variants if row["ms"] is not None]
     if len(timed) < 2:
         return [times]
-    bars = {
-        "type": "bar",
-        "orientation": "h",
-        "y": [row["form"] for row in timed],
-        "x": [row["ms"] for row in timed],
-        "error_x": {
-            "type": "data",
-            "symmetric": False,
-            "array": [row["most"] - row["ms"] for row in timed],
-            "arrayminus": [row["ms"] - row["least"] for row in timed],
-        },
-    }
+    above, below = ([abs(row[end] - row["ms"]) for row in timed] for end in ("most", "least"))
+    errors = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
+    bars = {"type": "bar", "orientation": "h", "error_x": errors}
+    bars |= {"y": [row["form"] for row in timed], "x": [row["ms"] for row in timed]}
     best = min(timed, key=lambda row: row["ms"])
-    layout = {
-        "height": 110 + 34 * len(timed),
-        "xaxis": {"title": {"text": "milliseconds, forward and backward"}},
-        "yaxis": {"autorange": "reversed"},
-    }
+    axis = {"title": {"text": "milliseconds, forward and backward"}}
+    layout = {"height": 110 + 34 * len(timed), "xaxis": axis, "yaxis": {"autorange": "reversed"}}
     fastest = f"the fastest is {best['form']} with {best['ms']:.1f} ms"
     describe = f"Median, least and most milliseconds of each variant; {fastest}"
     return [plot("Time of a step", describe, [bars], layout), times]

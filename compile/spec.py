@@ -42,7 +42,7 @@ def eager_computation(model: nn.Module, loss: Callable[..., torch.Tensor], preci
     return compute if dtype is torch.float32 else compute_in_low_precision
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False)
 class StepSpec:
     """Validated arguments of a ``TrainStep``, which the search and the CUDA graph get instead of the step.
 
@@ -65,8 +65,7 @@ class StepSpec:
     def __post_init__(self) -> None:
         options.validate_model(self.model)
         options.validate_loss(self.loss)
-        options.validate_optimizer(self.wrapper)
-        options.validate_update(self.scaler, self.clip, self.accumulate)
+        options.validate_update(self.wrapper, self.scaler, self.clip, self.accumulate)
         options.validate_choices(self.precision, self.autotune)
         if self.memory is not None:
             object.__setattr__(self, "memory", options.bytes_of(self.memory, self.device))

@@ -2,7 +2,8 @@
 
 Nothing else in compile touches private names of torch.  The functions import heavy modules only when they are called:
 importing this file costs nothing.  ``READ_FOR`` names the versions of torch whose source they were compared with;
-``tests/compile/test_torch_internals.py`` fails for a newer one until somebody has read it.
+``tests/compile/test_torch_internals.py`` fails for a newer torch until somebody has compared the functions with its
+source and raised ``READ_FOR``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -68,7 +69,7 @@ def fake_mode_of(tensor: Tensor) -> Any:
 
 
 def tracing_fake_mode(inputs: Sequence[Any]) -> Any:
-    """Return the mode of the fake tensors that a backend is given, which is not that of the values in its graph."""
+    """Return the mode of the fake tensors that a backend gets as inputs; the values in the graph have another mode."""
     from torch._guards import detect_fake_mode
 
     return detect_fake_mode(list(inputs))
@@ -100,7 +101,7 @@ def compile_by_inductor(
 
     # the partitioner reads the budget while the forward graph is compiled; it is none of Inductor's settings
     with functorch.patch(activation_memory_budget=max(budget, SMALLEST_BUDGET)):
-        return compile_fx(gm, list(inputs), config_patches=settings)  # type: ignore[no-any-return]
+        return cast("Callable[..., Any]", compile_fx(gm, list(inputs), config_patches=settings))
 
 
 def known_vector_instructions() -> dict[str, Any]:

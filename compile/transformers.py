@@ -65,13 +65,11 @@ class CompilingTrainerMixin:
         loss: torch.Tensor = model(**batch)["loss"]
         return loss
 
-    def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, **options: Any
-    ) -> Any:
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **rest: Any) -> Any:
         """Return the loss of a training batch by the plan; other losses as the Trainer computes them."""
         trainer: Any = super()
         if self.compile is False or return_outputs or not model.training:
-            return trainer.compute_loss(model, inputs, return_outputs=return_outputs, **options)
+            return trainer.compute_loss(model, inputs, return_outputs=return_outputs, **rest)
         if self.compile_step is None or self.compile_step.spec.model is not model:
             step_options = self.compile if isinstance(self.compile, dict) else {}
             self.compile_step = TrainStep(model, self.compile_loss, **step_options)
@@ -82,7 +80,7 @@ class CompilingTrainerMixin:
             numbers = {k: torch.as_tensor(v, device=device) for k, v in batch.items() if isinstance(v, int)}
             return {"loss": step.forward(batch | numbers)}
 
-        return trainer.compute_loss(planned, inputs, **options)  # it scales the loss as it always does
+        return trainer.compute_loss(planned, inputs, **rest)  # it scales the loss as it always does
 
     def explain(self) -> Explanation | None:
         """Return the explanation of the plan; ``None`` before the first batch."""

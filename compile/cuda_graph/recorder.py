@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,25 +16,7 @@ Replay = Callable[[], None]
 """Function that runs a recording once."""
 
 
-class Recorder(Protocol):
-    """Records the work that a function submits to a device, without running it there."""
-
-    def warm(self, run: Callable[[], Any]) -> None:
-        """Run the function as it will be recorded; raise if it waits for the device, which no recording can do."""
-
-    def record(self, run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
-        """Record the function; return its replay, and the tensor that holds its result after each replay."""
-
-    def settle(self) -> None:
-        """Let the device draw random numbers as before, after a recording that failed."""
-
-
-def recorder_for(device: torch.device) -> Recorder | None:
-    """Return a recorder for ``device``; ``None`` if it has no graphs."""
-    return CudaRecorder(device) if device.type == "cuda" else None
-
-
-class CudaRecorder:
+class Recorder:
     """Recorder of CUDA graphs on one stream.
 
     The graphs share their memory: copy the result of one before the next one runs.
@@ -46,21 +28,30 @@ class CudaRecorder:
         self._pool: Any = None
 
     def warm(self, run: Callable[[], Any]) -> None:
+        """Run the function as it will be recorded; raise if it waits for the device, which no recording can do."""
         self._pool = torch.cuda.graph_pool_handle()  # that of an earlier recording may be freed
-        with self._on_stream():
-            run()  # work that waits only the first time is allowed
-            with _refuse_waiting():
-                run()
+        with torch.cuda.device(self._device):
+            current = torch.cuda.current_stream()
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                run()  # work that waits only the first time is allowed
+                with _refuse_waiting():
+                    run()
+            current.wait_stream(self._stream)
         torch.cuda.synchronize(self._device)
 
     def record(self, run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
+        """Record the function; return its replay, and the tensor that holds its result after each replay."""
         graph = torch.cuda.CUDAGraph()
         with self._capture(graph):
             result = run()
         return graph.replay, result
 
     def settle(self) -> None:
-        """Record an empty graph: a failed recording may leave the random generator registered, a complete one does not."""
+        """Let the device draw random numbers as before, after a recording that failed.
+
+        A failed recording may leave the random generator registered; a complete one, of an empty graph, does not.
+        """
         with contextlib.suppress(RuntimeError):
             self._pool = torch.cuda.graph_pool_handle()
             with self._capture(torch.cuda.CUDAGraph()):
@@ -82,15 +73,10 @@ class CudaRecorder:
             finally:
                 torch.cuda.set_stream(before)
 
-    @contextlib.contextmanager
-    def _on_stream(self) -> Iterator[None]:
-        """Run on the recorder's stream, after the work submitted before and before the work submitted next."""
-        with torch.cuda.device(self._device):
-            current = torch.cuda.current_stream()
-            self._stream.wait_stream(current)
-            with torch.cuda.stream(self._stream):
-                yield
-            current.wait_stream(self._stream)
+
+def recorder_for(device: torch.device) -> Recorder | None:
+    """Return a recorder for ``device``; ``None`` if it has no graphs."""
+    return Recorder(device) if device.type == "cuda" else None
 
 
 @contextlib.contextmanager

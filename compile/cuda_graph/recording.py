@@ -1,4 +1,4 @@
-"""Recording of a training step, and its attempt: recorded, compared with ordinary steps, and timed."""
+"""Record a training step as a CUDA graph, compare it with ordinary steps, and time both."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from .recorder import Recorder, Replay
 from .state import SavedState, buffers_of, modules_of, parameters_of, plain_attributes, signature
 
 TOLERANCE = 1e-4
-"""Largest relative error of the weights after replayed steps; or four times the error between ordinary steps."""
+"""Largest relative error allowed after replayed steps.
+
+If two runs of ordinary steps differ by more than a quarter of it, four times that difference is allowed."""
 REPEATABLE = 0.01
-"""Largest relative error between ordinary steps; less repeatable ones tell nothing about a recording."""
+"""Largest relative error between ordinary steps; if it is larger, they cannot show whether a recording is right."""
 
 
 @dataclass
@@ -44,10 +46,10 @@ class Recording:
     rates: list[Tensor]
     """Tensors that the recorded step reads the learning rates from."""
     replays: dict[bool, tuple[Replay, Tensor]]
-    """Last batch of an update -> the replay, and the tensor that holds its losses."""
+    """Key: true for the last batch of an update.  Value: the replay, and the tensor that holds its losses."""
 
     def gradients_moved(self) -> bool:
-        """Return whether a gradient is another tensor than at the recording, as after a backward pass of the user."""
+        """Return whether a gradient was replaced since the recording, for instance by a backward pass of the user."""
         pairs = zip(self.parameters, self.gradients, strict=True)
         return any(parameter.grad is not grad for parameter, grad in pairs)
 
@@ -82,19 +84,17 @@ def refusal(spec: StepSpec, batch: Any) -> str:
     if optimizer is None:
         return "there is no optimizer"
     groups = optimizer.param_groups
-    updated = {id(p) for group in groups for p in group["params"]}
     modules = modules_of(spec)
     parameters = parameters_of(modules, optimizer)
+    updated = {id(p) for group in groups for p in group["params"]}
+    forgotten = any(p.requires_grad and id(p) not in updated for p in parameters)
+    recordable = all(group.get("fused") or group.get("capturable") for group in groups)
     caching = torch.is_autocast_enabled(kind) and torch.is_autocast_cache_enabled()
     others = [x for x in batches.leaves(batch) if not isinstance(x, Tensor) or x.device != spec.device]
     reasons = {
         f"the batch holds other things than tensors on {spec.device}": bool(others),
-        "the optimizer does not have all parameters that need a gradient": any(
-            p.requires_grad and id(p) not in updated for p in parameters
-        ),
-        "the optimizer is neither fused nor capturable": not all(
-            group.get("fused") or group.get("capturable") for group in groups
-        ),
+        "the optimizer does not have all parameters that need a gradient": forgotten,
+        "the optimizer is neither fused nor capturable": not recordable,
         "a GradScaler waits for the GPU at each step": spec.scaler is not None,
         "a framework's wrapper of the optimizer does more than its step": spec.wrapper is not optimizer,
         "autocast around the step keeps casts of the weights; precision='mixed' does not": caching,
@@ -109,8 +109,8 @@ class Attempt:
     Args:
         spec: the training step.
         compute: the computation of its loss.
-        recorder: of the step's device.
-        recent: the latest batches, to compare on.
+        recorder: recorder of the step's device.
+        recent: latest batches; replays are compared with ordinary steps on them.
     """
 
     def __init__(self, spec: StepSpec, compute: Compute, recorder: Recorder, recent: Sequence[Any]) -> None:
@@ -180,7 +180,7 @@ class Attempt:
     @contextlib.contextmanager
     def _rates_on_device(self, capturable: bool) -> Iterator[list[Tensor]]:
         """Turn the learning rates into float32 tensors on the device; restore the user's on leaving."""
-        groups, rates, device = self._optimizer.param_groups, [], self._spec.device
+        groups, device = self._optimizer.param_groups, self._spec.device
         names = ("lr", "capturable")
         users: list[dict[str, Any]] = [{n: group[n] for n in names if n in group} for group in groups]
         try:
@@ -188,10 +188,9 @@ class Attempt:
                 rate = group["lr"]
                 if not isinstance(rate, Tensor) or rate.device != device:
                     group["lr"] = torch.tensor(float(rate), dtype=torch.float32, device=device)
-                rates.append(group["lr"])
                 if capturable and "capturable" in group:
                     group["capturable"] = True
-            yield rates
+            yield [group["lr"] for group in groups]
         finally:
             for group, values in zip(groups, users, strict=True):
                 group.update(values)
@@ -206,9 +205,8 @@ class Attempt:
             return {"losses": losses} | {name: [t.detach().clone() for t in ts] for name, ts in state.items()}
 
         before = {"weights": saved.copies_of(saved.parameters), "buffers": saved.copies_of(saved.buffers)}
-        with self._rates_on_device(
-            capturable=False
-        ):  # rounded as in the recording: Adam magnifies a last place
+        # float32 rates as in the recording, because Adam enlarges a difference in the last digit
+        with self._rates_on_device(capturable=False):
             expected, again = trained(self._ordinary), trained(self._ordinary)
         replayed = trained(lambda batch: self._replayed(recording, batch))
         # losses are compared with their own size, the rest with the change that the steps made
@@ -216,7 +214,9 @@ class Attempt:
         for name, tensors in expected.items():
             error, noise = (update_error(run[name], tensors, before[name]) for run in (replayed, again))
             if not noise <= REPEATABLE:
-                return f"ordinary steps do not repeat themselves, their {name} are {noise:.2g} apart"
+                return (
+                    f"two runs of the ordinary steps give different {name} (relative difference {noise:.2g})"
+                )
             if not error <= max(TOLERANCE, 4 * noise):
                 return f"wrong: its {name} are off by {error:.2g}"
         return ""

@@ -1,4 +1,4 @@
-"""State of a training step besides its batch: saved, restored, and compared."""
+"""Save, restore and compare the state of a training step, its batch excepted."""
 
 from __future__ import annotations
 
@@ -27,11 +27,9 @@ def modules_of(spec: StepSpec) -> list[nn.Module]:
 
 def parameters_of(modules: Iterable[nn.Module], optimizer: Optimizer) -> list[Tensor]:
     """Return the parameters of the modules and those that only the optimizer has, each once."""
-    parameters: list[Tensor] = [
-        p for module in modules for p in own_parameters(module).values() if p is not None
-    ]
-    parameters += [p for group in optimizer.param_groups for p in group["params"]]
-    return list({id(p): p for p in parameters}.values())
+    own = (p for module in modules for p in own_parameters(module).values() if p is not None)
+    updated = (p for group in optimizer.param_groups for p in group["params"])
+    return list({id(p): p for p in (*own, *updated)}.values())
 
 
 def buffers_of(modules: Iterable[nn.Module]) -> list[Tensor]:
@@ -79,7 +77,7 @@ class SavedState:
         """Write the copies back.
 
         Args:
-            gradients: make the tensors that were gradients the gradients again.
+            gradients: also set each parameter's ``grad`` to the tensor that it had when the state was saved.
         """
         if gradients:
             for parameter, grad in zip(self.parameters, self._gradients, strict=True):
@@ -89,7 +87,9 @@ class SavedState:
             vars(module).update(plain)
         with torch.no_grad():
             for tensor, copy in self._copies:
-                tensor.data.copy_(copy)  # .data: no version bump for a graph that saved it
+                tensor.data.copy_(
+                    copy
+                )  # written through .data, so that autograd's version counter does not change
         random_state.set(self._random)
 
 
@@ -103,17 +103,16 @@ def signature(spec: StepSpec) -> Any:
     assert optimizer is not None
     loose = [v for module in modules for v in vars(module).values() if type(v) is Tensor]
     parameters = parameters_of(modules, optimizer)
-    groups = [
-        (len(group["params"]), {name: value for name, value in group.items() if name not in ("params", "lr")})
-        for group in optimizer.param_groups
-    ]
+    changing = {"params", "lr"}
+    groups = [{k: v for k, v in group.items() if k not in changing} for group in optimizer.param_groups]
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
     rates = [g["lr"] for g in optimizer.param_groups if isinstance(g["lr"], Tensor)]
     autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
     return (
         [(t.data_ptr(), t.requires_grad) for t in (*parameters, *buffers_of(modules), *loose)],
         plain_attributes(modules),
         [tensor.data_ptr() for tensor in (*_optimizer_tensors(optimizer), *rates)],
-        groups,
+        (sizes, groups),
         (autocast, torch.is_autocast_cache_enabled(), torch.is_grad_enabled()),
         torch.are_deterministic_algorithms_enabled(),
         has_hooks(modules, parameters, optimizer),

@@ -46,6 +46,7 @@ class CudaGraphStep:
         """Reason why the step stays ordinary; empty as long as it may be replayed."""
         self._spec, self._compute, self._usual = spec, compute, usual
         self._recorder, self._tell = recorder, tell
+        self._accumulates = spec.accumulate > 1
         self._recording: Recording | None = None
         self._recent: deque[Any] = deque(maxlen=WARM_UP)
         self._updates = self._recordings = 0
@@ -54,10 +55,6 @@ class CudaGraphStep:
     def keeps_gradients(self) -> bool:
         """``True`` if a recording adds to the gradients: an update then fills them with zeros instead of dropping them."""
         return self._recording is not None and self._accumulates
-
-    @property
-    def _accumulates(self) -> bool:
-        return self._spec.accumulate > 1
 
     def __call__(self, batch: Any, first: bool, last: bool) -> Tensor | None:
         """Train on a batch by a replay and return its losses; return ``None`` if the caller must make an ordinary step.

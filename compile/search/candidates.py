@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from loopwise.ranks import anywhere
+from loopwise.ranks import anywhere, from_main
 
 from ..graph.backend import Log, first_line
 from ..graph.diagnostics import collect_graph_breaks
@@ -19,14 +19,14 @@ from ..plan import Plan
 from ..spec import Compute, StepSpec
 from ..verify.numerics import Difference, compare
 from ..verify.reference import Reference
-from ..verify.sandbox import observe, restored_data, sandbox, training_pass
+from ..verify.sandbox import observe, restored, sandbox, training_pass
 from .measure import REPEATS, median, peak_bytes, seconds
 from .variants import variant
 
 TIE = 0.02
-"""A candidate must be faster than a simpler one by this share of its time: less is noise."""
+"""Share of the simpler candidate's time that a candidate must save to win; smaller differences are noise."""
 BUDGET = 10.0
-"""Seconds of timing after which fewer repeats are enough."""
+"""Seconds of timing after which four timed repeats are enough."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Candidate:
 @contextlib.contextmanager
 def in_layout(model: nn.Module, layout: str) -> Iterator[None]:
     """Bring the model's convolution weights into ``layout``; restore their layouts on leaving."""
-    with restored_data(model.parameters()):
+    with restored("data", model.parameters()):
         set_layout(model, layout)
         yield
 
@@ -78,34 +78,23 @@ def has_image_convolutions(model: nn.Module) -> bool:
 def try_plan(spec: StepSpec, plan: Plan, batch: Any, expected: Reference) -> Candidate:
     """Compile by ``plan`` and compare one pass with the eager one; refuse the plan on all ranks if any rank does."""
     candidate = Candidate(plan)
-    compute = variant(spec, plan, candidate.log)
-    _compile_and_compare(candidate, compute, spec.model, batch, expected)
+    log, compute = candidate.log, variant(spec, plan, candidate.log)
+    try:
+        with in_layout(spec.model, plan.layout), collect_graph_breaks(log.breaks):
+            start = time.perf_counter()
+            observed = observe(compute, spec.model, batch)
+            candidate.compile_seconds = time.perf_counter() - start
+        candidate.refused = log.failures[0] if log.failures else ""
+    except Exception as error:
+        candidate.refused = first_line(error)
+    if not candidate.refused:
+        candidate.difference = compare(observed, expected)
+        candidate.refused = f"wrong: {candidate.difference}" if candidate.difference is not None else ""
     if anywhere(bool(candidate.refused)):
         candidate.refused = candidate.refused or "refused on another rank"
     else:
         candidate.compute = compute
     return candidate
-
-
-def _compile_and_compare(
-    candidate: Candidate, compute: Compute, model: nn.Module, batch: Any, expected: Reference
-) -> None:
-    """Run one pass and compare it; write a reason to refuse the candidate into it."""
-    with in_layout(model, candidate.plan.layout):
-        start = time.perf_counter()
-        try:
-            with collect_graph_breaks(candidate.log.breaks):
-                observed = observe(compute, model, batch)
-        except Exception as error:
-            candidate.refused = first_line(error)
-            return
-        candidate.compile_seconds = time.perf_counter() - start
-    if candidate.log.failures:
-        candidate.refused = candidate.log.failures[0]
-        return
-    candidate.difference = compare(observed, expected)
-    if candidate.difference is not None:
-        candidate.refused = f"wrong: {candidate.difference}"
 
 
 def time_candidates(candidates: list[Candidate], spec: StepSpec, batch: Any, repeats: int = REPEATS) -> None:
@@ -133,18 +122,14 @@ def _pass_in_layout(candidate: Candidate, model: nn.Module, batch: Any) -> Calla
     run, layout = training_pass(candidate.compute, model, batch), candidate.plan.layout
     if layout == "as_is":
         return run
-    original = [p.data for p in model.parameters()]
     with in_layout(model, layout):
         converted = [p.data for p in model.parameters()]
 
     def run_converted() -> None:
-        for parameter, data in zip(model.parameters(), converted, strict=True):
-            parameter.data = data
-        try:
-            run()
-        finally:
-            for parameter, data in zip(model.parameters(), original, strict=True):
+        with restored("data", model.parameters()):
+            for parameter, data in zip(model.parameters(), converted, strict=True):
                 parameter.data = data
+            run()
 
     return run_converted
 
@@ -156,3 +141,10 @@ def fastest(candidates: list[Candidate]) -> Candidate:
         if candidate.seconds < best.seconds * (1 - TIE):
             best = candidate
     return best
+
+
+def is_faster(candidate: Candidate, other: Candidate, spec: StepSpec, batch: Any) -> bool:
+    """Return whether ``candidate`` is faster than ``other``, by a few passes of each."""
+    both = [other, candidate]
+    time_candidates(both, spec, batch, repeats=3)
+    return from_main(lambda: fastest(both) is candidate)

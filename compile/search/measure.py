@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from ..torch_internals import allocations
 
 Step = Callable[[], Any]
+Steps = dict[str, Step]
 WARM_UP, REPEATS, LEAST = 2, 7, 4
 """Repeats before the clock counts; repeats that are timed; timed repeats that are enough once the budget is spent."""
 
@@ -29,11 +31,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def seconds(
-    steps: dict[str, Step],
-    device: torch.device,
-    repeats: int = REPEATS,
-    warm: int = WARM_UP,
-    budget: float = float("inf"),
+    steps: Steps, device: torch.device, repeats: int = REPEATS, warm: int = WARM_UP, budget: float = math.inf
 ) -> dict[str, list[float]]:
     """Time several steps in turns (A B C A B C ...), so that a machine that slows down does so for all of them.
 

@@ -57,11 +57,10 @@ def stepped_copies(optimizer: Optimizer, names: list[str]) -> dict[str, Optimize
         try:
             switch(copied, name)
             copied.step()
+            copies[name] = copied
         except (RuntimeError, NotImplementedError, ValueError):
             if name == "as_is":
                 raise
-            continue
-        copies[name] = copied
     return copies
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from loopwise.devices import native_dtype
+
+from ..spec import StepSpec
+from ..verify.sandbox import sandbox, training_pass
 from .measure import seconds
 
 SIDE = {"cpu": 1024, "cuda": 8192}
 """Rows and columns of the large product; it takes about 30 ms on a CPU core."""
 
 
-@dataclass(frozen=True)
-class Roofline:
+class Roofline(NamedTuple):
     """Matrix products, convolutions and attention of a step, and the speed of the device."""
 
     flops: int
@@ -23,25 +24,19 @@ class Roofline:
     rate: float
     """Operations a second that a large product reaches."""
 
-    @property
-    def seconds(self) -> float:
-        """Least seconds of a step."""
-        return self.flops / self.rate
 
-    def compared_with(self, step: float) -> str:
-        """Return a line that compares the roofline with a step of ``step`` seconds."""
-        speed = f"{self.rate / 1e9:,.0f} GFLOP/s"
-        share = f"{self.seconds / step:.0%} of forward and backward"
-        return f"roofline: at the speed of a large matrix product ({speed}) the step's products take {1e3 * self.seconds:.1f} ms, {share}"
-
-
-def measure_roofline(step: Callable[[], Any], device: torch.device, dtype: torch.dtype) -> Roofline:
-    """Count the operations of an eager step, and time a large product."""
+def measure_roofline(spec: StepSpec, batch: Any) -> Roofline | None:
+    """Count the operations of an eager step and time a large product; ``None`` if the operations cannot be counted."""
     from torch.utils.flop_counter import FlopCounterMode  # it imports much
 
-    with FlopCounterMode(display=False) as counter:
-        step()
-    side = SIDE.get(device.type, 1024)
-    left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
-    times = seconds({"": lambda: left @ right}, device, repeats=3, warm=1)[""]
+    device, side = spec.device, SIDE.get(spec.device.type, 1024)
+    dtype = native_dtype(device) if spec.precision == "mixed" else torch.float32
+    try:
+        with sandbox(spec.model):
+            with FlopCounterMode(display=False) as counter:
+                training_pass(spec.eager, spec.model, batch)()
+            left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+            times = seconds({"": lambda: left @ right}, device, repeats=3, warm=1)[""]
+    except Exception:  # a line of explain() is no reason to stop
+        return None
     return Roofline(counter.get_total_flops(), 2 * side**3 / min(times))

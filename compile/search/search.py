@@ -8,6 +8,7 @@ memory budget, if there is one).  The eager step is always among the candidates.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 import torch
 
 from loopwise import batch as batches
-from loopwise.devices import native_dtype
 from loopwise.errors import InputError
 from loopwise.ranks import anywhere, from_main, world_size
 
@@ -24,15 +24,7 @@ from ..linear_cross_entropy.kernels import runs_kernels
 from ..plan import Plan
 from ..spec import StepSpec
 from ..verify.reference import Reference, reference
-from ..verify.sandbox import sandbox, training_pass
-from .candidates import (
-    Candidate,
-    fastest,
-    has_image_convolutions,
-    measure_candidates,
-    time_candidates,
-    try_plan,
-)
+from .candidates import Candidate, fastest, has_image_convolutions, is_faster, measure_candidates, try_plan
 from .roofline import Roofline, measure_roofline
 
 BUDGETS = (0.7, 0.5, 0.3, 0.15, 0.0)
@@ -40,8 +32,9 @@ BUDGETS = (0.7, 0.5, 0.3, 0.15, 0.0)
 CERTAIN = 16 * 2**20
 """Bytes of tensors not materialised from which on the passes are sure to pay.  Inductor is then tried with the
 passes only, unless ``autotune="max"``, which saves one compilation."""
-
-Try = Callable[..., Candidate]
+Errors = dict[str, float]
+"""Relative errors of the eager step by tensor."""
+Attempt = Callable[..., Candidate]
 """Function that tries a plan, given by its differences from the eager one."""
 
 
@@ -54,17 +47,15 @@ class SearchResult:
     known: bool = False
     """``True`` if the plan was the user's or an earlier run's: it was compared, not timed."""
     notes: list[str] = field(default_factory=list)
-    errors: dict[str, float] = field(default_factory=dict)
-    """Relative errors of the eager step by tensor, as far as they were measured."""
+    errors: Errors = field(default_factory=dict)
+    """Errors of the eager step, as far as they were measured."""
     roofline: Roofline | None = None
     """Least time of any variant, if candidates were timed."""
     samples: int | None = None
     """Samples of the batch that was tried, if it was a part of the given one."""
 
 
-def search(
-    spec: StepSpec, batch: Any, known: Plan | None, errors: dict[str, float] | None = None
-) -> SearchResult:
+def search(spec: StepSpec, batch: Any, known: Plan | None, errors: Errors | None = None) -> SearchResult:
     """Choose a plan on ``batch``; on half of it if the eager step, which is the reference, runs out of memory.
 
     Args:
@@ -88,25 +79,22 @@ def search(
     eager, *others = result.candidates
     leaner = [c for c in others if c.compute is not None and (result.known or c.peak < eager.peak)]
     if not leaner:
-        raise torch.OutOfMemoryError(
-            f"there is no memory for the eager step on {size} samples, and no other variant takes less"
-        )
+        text = f"there is no memory for the eager step on {size} samples, and no other variant takes less"
+        raise torch.OutOfMemoryError(text)
     if result.best not in leaner:
         result.best = fastest(leaner)
-    result.notes = [
-        f"tried on {result.samples} samples: there is no memory for the eager step on the whole batch"
-    ]
+    note = f"tried on {result.samples} samples: there is no memory for the eager step on the whole batch"
+    result.notes = [note]
     return result
 
 
-def choose(
-    spec: StepSpec, batch: Any, known: Plan | None, errors: dict[str, float] | None = None
-) -> SearchResult:
+def choose(spec: StepSpec, batch: Any, known: Plan | None, errors: Errors | None = None) -> SearchResult:
     """Try plans on ``batch`` and choose the fastest correct one.  Collective under DDP: rank 0's times decide."""
     eager = Candidate(Plan(precision=spec.precision), compute=spec.eager)
     expected = reference(spec, batch, errors)
     if known is not None or spec.autotune == "off":
-        result = _compared(spec, batch, eager, expected, known or _untimed_plan(spec))
+        plan = known or Plan(graph="inductor", passes=USUAL, precision=spec.precision, regions=True)
+        result = _compared(spec, batch, eager, expected, plan)
         wrong = result.candidates[-1].difference is not None
         return choose(spec, batch, known) if errors and anywhere(wrong) else result
     candidates = [eager, *_tried(spec, batch, expected, eager)]
@@ -114,22 +102,7 @@ def choose(
     best = candidates[from_main(lambda: candidates.index(fastest(candidates)))]
     if spec.memory is not None and best.peak > spec.memory:
         best = _within_memory(spec, batch, expected, candidates)
-    return SearchResult(candidates, best, errors=expected.errors, roofline=_roofline(spec, batch))
-
-
-def _roofline(spec: StepSpec, batch: Any) -> Roofline | None:
-    """Return the roofline of the step; ``None`` if its operations cannot be counted."""
-    dtype = native_dtype(spec.device) if spec.precision == "mixed" else torch.float32
-    try:
-        with sandbox(spec.model):
-            return measure_roofline(training_pass(spec.eager, spec.model, batch), spec.device, dtype)
-    except Exception:  # a line of explain() is no reason to stop
-        return None
-
-
-def _untimed_plan(spec: StepSpec) -> Plan:
-    """Return the plan that is used if nothing is to be timed."""
-    return Plan(graph="inductor", passes=USUAL, precision=spec.precision, regions=True)
+    return SearchResult(candidates, best, errors=expected.errors, roofline=measure_roofline(spec, batch))
 
 
 def _compared(spec: StepSpec, batch: Any, eager: Candidate, expected: Reference, plan: Plan) -> SearchResult:
@@ -138,26 +111,21 @@ def _compared(spec: StepSpec, batch: Any, eager: Candidate, expected: Reference,
         eager.plan = plan
         return SearchResult([eager], eager, known=True, errors=expected.errors)
     candidate = try_plan(spec, plan, batch, expected)
-    if candidate.compute is not None:
-        return SearchResult([eager, candidate], candidate, known=True, errors=expected.errors)
-    notes = [f"{plan}: {candidate.refused}"]
-    return SearchResult([eager, candidate], eager, known=True, notes=notes, errors=expected.errors)
+    best, notes = (eager, [f"{plan}: {candidate.refused}"]) if candidate.refused else (candidate, [])
+    return SearchResult([eager, candidate], best, known=True, notes=notes, errors=expected.errors)
 
 
 def _tried(spec: StepSpec, batch: Any, expected: Reference, eager: Candidate) -> list[Candidate]:
     """Try the plans that make sense for this model, each once."""
     thorough = spec.autotune == "max"
-
-    def attempt(**changes: Any) -> Candidate:
-        return _attempt(spec, batch, expected, **changes)
-
+    attempt = functools.partial(_attempt, spec, batch, expected)
     candidates = _with_kernel(spec, batch, attempt, _with_passes(attempt))
     rewritten = _leading(candidates)
     passes = rewritten.plan.passes if rewritten is not None else ()
     channels_last = False
     if has_image_convolutions(spec.model):
         candidates.append(attempt(layout="channels_last"))
-        channels_last = thorough or _is_faster(spec, batch, eager, candidates[-1])
+        channels_last = thorough or is_faster(candidates[-1], eager, spec, batch)
     if thorough or rewritten is None or rewritten.log.saved_bytes < CERTAIN:
         candidates.append(attempt(graph="inductor", regions=True))
     if passes:
@@ -180,14 +148,7 @@ def _attempt(spec: StepSpec, batch: Any, expected: Reference, **changes: Any) ->
     return candidate
 
 
-def _is_faster(spec: StepSpec, batch: Any, candidate: Candidate, other: Candidate) -> bool:
-    """Return whether ``other`` is faster than ``candidate``, by a few passes of each."""
-    both = [candidate, other]
-    time_candidates(both, spec, batch, repeats=3)
-    return from_main(lambda: fastest(both) is other)
-
-
-def _with_passes(attempt: Try) -> list[Candidate]:
+def _with_passes(attempt: Attempt) -> list[Candidate]:
     """Try the captured graph with all usual passes; if one of them is wrong, with each alone.
 
     Returns:
@@ -206,14 +167,16 @@ def _with_passes(attempt: Try) -> list[Candidate]:
     return [*only, together, *(c for c in alone if c.compute is None)]
 
 
-def _with_kernel(spec: StepSpec, batch: Any, attempt: Try, candidates: list[Candidate]) -> list[Candidate]:
+def _with_kernel(
+    spec: StepSpec, batch: Any, attempt: Attempt, candidates: list[Candidate]
+) -> list[Candidate]:
     """Try the loss head's kernel beside the leading candidate; it leads if it is correct and faster."""
     best = _leading(candidates)
     if best is None or "loss_head" not in best.plan.passes or not runs_kernels(spec.device):
         return candidates
     passes = tuple(name for name in PASSES if name in best.plan.passes or name == "loss_kernel")
     other = attempt(graph="captured", passes=passes)
-    if other.compute is not None and _is_faster(spec, batch, best, other):
+    if other.compute is not None and is_faster(other, best, spec, batch):
         return [other, *candidates]
     return [*candidates, other]
 
@@ -234,9 +197,8 @@ def _within_memory(spec: StepSpec, batch: Any, expected: Reference, candidates: 
     assert spec.memory is not None
     passes = next((c.plan.passes for c in candidates if c.plan.passes and c.compute), ())
     for budget in BUDGETS:
-        candidate = _attempt(
-            spec, batch, expected, graph="inductor", passes=passes, budget=budget, regions=True
-        )
+        plan = {"graph": "inductor", "passes": passes, "budget": budget, "regions": True}
+        candidate = _attempt(spec, batch, expected, **plan)
         measure_candidates([candidate], spec, batch)
         candidates.append(candidate)
         fitting = [c for c in candidates if c.compute is not None and c.peak <= spec.memory]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import torch
@@ -38,15 +37,3 @@ def shape_of(batch: Any) -> Any:
     """Return shapes and dtypes of a batch's tensors."""
     tensors = [leaf for leaf in batches.leaves(batch) if isinstance(leaf, torch.Tensor)]
     return tuple((tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors)
-
-
-class OtherShapes:
-    """Counts the batches of other shapes than the usual one, and tells when they are worth a compilation."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[Any] = Counter()
-
-    def are_compiled(self, shape: Any) -> bool:
-        """Count a batch of this shape and return whether it is to run by the compiled step."""
-        self.counts[shape] += 1
-        return self.counts[shape] > RARE or self.counts.total() > MANY

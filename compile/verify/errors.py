@@ -5,34 +5,32 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 NEGLIGIBLE = 1e-4
 """Gradients smaller than this share of the largest one are rounding noise (a bias before BatchNorm)."""
 
 
-def relative_errors(observed: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> dict[str, float]:
+def relative_errors(observed: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
     """Return the relative error of each floating-point tensor of a step."""
     least = least_sizes(observed)
-    return {
-        name: relative_error(value, exact[name], least.get(name, 0.0))
-        for name, value in observed.items()
-        if value.is_floating_point()
-    }
+    floats = {name: value for name, value in observed.items() if value.is_floating_point()}
+    return {n: relative_error(value, exact[n], least.get(n, 0.0)) for n, value in floats.items()}
 
 
-def least_sizes(observed: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Return by gradient and running mean the least size that its errors are divided by."""
+def least_sizes(observed: dict[str, Tensor]) -> dict[str, float]:
+    """Return, for each gradient and running mean, the smallest size by which its error is divided."""
     gradients = [name for name in observed if name.startswith("gradient/")]
     negligible = NEGLIGIBLE * max((_size(observed[name]) for name in gradients), default=0.0)
     sizes = dict.fromkeys(gradients, negligible)
     for name in observed:
         variance = name.removesuffix("mean") + "var"
-        if name.endswith("running_mean") and variance in observed:  # a mean may be 0 but for rounding
+        if name.endswith("running_mean") and variance in observed:  # a mean may be 0 apart from rounding
             sizes[name] = math.sqrt(_size(observed[variance]))
     return sizes
 
 
-def relative_error(tensor: torch.Tensor, expected: torch.Tensor, least: float) -> float:
+def relative_error(tensor: Tensor, expected: Tensor, least: float) -> float:
     """Return the size of the difference over the size of ``expected``, or over ``least`` if that is larger.
 
     NaNs at the same places agree.
@@ -51,25 +49,24 @@ def relative_error(tensor: torch.Tensor, expected: torch.Tensor, least: float) -
     return difference / size if size > 0 and math.isfinite(difference) else math.inf
 
 
-def _size(tensor: torch.Tensor) -> float:
+def _size(tensor: Tensor) -> float:
     """Return the root mean square; 0 for an empty tensor or one that is not finite."""
     size = _root_mean_square(tensor) if tensor.numel() else 0.0
     return size if math.isfinite(size) else 0.0
 
 
-def _root_mean_square(tensor: torch.Tensor) -> float:
+def _root_mean_square(tensor: Tensor) -> float:
     """Return the root mean square, summed up in float64."""
     norm: float = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
     return norm / math.sqrt(tensor.numel())
 
 
 @torch.no_grad()
-def update_error(
-    updated: list[torch.Tensor], expected: list[torch.Tensor], before: list[torch.Tensor]
-) -> float:
+def update_error(updated: list[Tensor], expected: list[Tensor], before: list[Tensor]) -> float:
     """Return the distance of updated tensors from the expected ones, relative to the size of the expected update.
 
-    The error of all tensors together is infinite if they differ but the expected update changes nothing.
+    All tensors share one error.  It is infinite if the expected update changes nothing and the tensors differ all the
+    same.
     """
     error = change = 0.0
     for tensor, reference, start in zip(updated, expected, before, strict=True):

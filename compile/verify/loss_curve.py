@@ -11,15 +11,14 @@ from loopwise import batch as batches
 from loopwise import random_state
 
 from ..options import scalar_loss
-from ..plan import Plan
 from ..spec import Compute, StepSpec
 from .numerics import MARGIN, SLACK, Difference
 
-Make = Callable[[StepSpec, Plan], Compute]
-"""Function that returns the computation of a step by a plan and brings the step's optimizer into the plan's form."""
+Planned = Callable[[StepSpec], Compute]
+"""Function that switches a step's optimizer as the plan says, and returns the step's computation by the plan."""
 
 
-def compare_loss_curves(spec: StepSpec, make: Make, plan: Plan, batch: Any, steps: int) -> Difference | None:
+def compare_loss_curves(spec: StepSpec, planned: Planned, batch: Any, steps: int) -> Difference | None:
     """Train copies of model and optimizer for some steps on one batch and compare their losses.
 
     The budget is the distance between two eager curves, one of them with the batch's samples in
@@ -32,10 +31,10 @@ def compare_loss_curves(spec: StepSpec, make: Make, plan: Plan, batch: Any, step
     states = random_state.get([])
     size = batches.length(batch)
     reversed_batch = batches.index(batch, torch.arange(size - 1, -1, -1), size)
-    eager = Plan(precision=plan.precision)
-    runs = ((eager, batch), (plan, batch), (eager, reversed_batch))
     try:
-        expected, ours, other = (_curve(spec, make, kind, data, steps) for kind, data in runs)
+        expected = _curve(spec, None, batch, steps)
+        ours = _curve(spec, planned, batch, steps)
+        other = _curve(spec, None, reversed_batch, steps)
     finally:
         random_state.set(states, [])
     errors, spread = (ours - expected).abs(), (other - expected).abs()
@@ -48,12 +47,12 @@ def compare_loss_curves(spec: StepSpec, make: Make, plan: Plan, batch: Any, step
     return Difference(f"the loss of step {worst + 1}", error, budget)
 
 
-def _curve(spec: StepSpec, make: Make, plan: Plan, batch: Any, steps: int) -> torch.Tensor:
-    """Return the losses of ``steps`` steps of copies, float64 of shape (steps,)."""
+def _curve(spec: StepSpec, planned: Planned | None, batch: Any, steps: int) -> torch.Tensor:
+    """Return the losses of ``steps`` steps of copies, by the plan or eagerly, float64 of shape (steps,)."""
     spec = spec.copied()
     assert spec.optimizer is not None
     spec.optimizer.zero_grad(set_to_none=True)
-    compute, losses = make(spec, plan), []
+    compute, losses = spec.eager if planned is None else planned(spec), []
     for step in range(steps):
         torch.manual_seed(step)
         loss = scalar_loss(compute(batch))

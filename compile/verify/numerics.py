@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..spec import Compute, StepSpec
 from .errors import least_sizes, relative_error
@@ -75,9 +76,7 @@ def _worst(observed: Observed, expected: Reference, sharpness: dict[str, float])
     return worst
 
 
-def _error_and_budget(
-    name: str, tensor: torch.Tensor, expected: Reference, least: float
-) -> tuple[float, float]:
+def _error_and_budget(name: str, tensor: Tensor, expected: Reference, least: float) -> tuple[float, float]:
     """Return the relative error of one tensor, and its budget."""
     eager = expected.eager[name]
     if tensor.shape != eager.shape:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,15 +17,7 @@ from ..spec import Compute, StepSpec, eager_computation
 from .errors import relative_errors
 from .sandbox import Observed, float64_copies, observe, observe_draws, perturbed
 
-RANDOM_MODULES = (
-    "Dropout",
-    "AlphaDropout",
-    "FeatureAlphaDropout",
-    "StochasticDepth",
-    "DropPath",
-    "DropBlock",
-    "RReLU",
-)
+RANDOM_MODULES = re.compile("(|Alpha|FeatureAlpha)Dropout|StochasticDepth|DropPath|DropBlock|RReLU")
 """Beginnings of the names of modules that draw random numbers in training."""
 
 
@@ -79,26 +71,15 @@ def _measure(spec: StepSpec, batch: Any, eager: Observed) -> tuple[Observed | No
         exact, drew = observe_draws(compute, model, batch64)
         if not drew or not _depends_on_draws(compute, model, batch64):
             return exact, relative_errors(eager, exact)
-        with _without_random_modules(model), _without_random_modules(spec.model):
+        with preserve(model, spec.model):
+            for module in (*model.modules(), *spec.model.modules()):
+                module.training &= not RANDOM_MODULES.match(type(module).__name__)
             if _depends_on_draws(compute, model, batch64):
                 return None, {}
             calm = observe(spec.eager, spec.model, batch)
             return None, relative_errors(calm, observe(compute, model, batch64))
     except Exception:  # an op without float64, a model that cannot be copied: compare with eager alone
         return None, {}
-
-
-@contextlib.contextmanager
-def _without_random_modules(model: nn.Module) -> Iterator[None]:
-    """Put the modules that draw random numbers, as far as their names tell, into evaluation mode."""
-    drawing = [m for m in model.modules() if m.training and type(m).__name__.startswith(RANDOM_MODULES)]
-    for module in drawing:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in drawing:
-            module.training = True
 
 
 def _depends_on_draws(compute: Compute, model: nn.Module, batch: Any) -> bool:

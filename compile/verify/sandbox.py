@@ -34,15 +34,10 @@ def sandbox(model: nn.Module) -> Iterator[None]:
 
     Inside, the gradients are ``None`` at first and DDP does not communicate.
     """
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    try:
-        with preserve(model), _without_communication(model):
-            for parameter, _ in gradients:
-                parameter.grad = None
-            yield
-    finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
+    with restored("grad", model.parameters()), preserve(model), _without_communication(model):
+        for parameter in model.parameters():
+            parameter.grad = None
+        yield
 
 
 @contextlib.contextmanager
@@ -65,7 +60,7 @@ def perturbed(model: nn.Module, seed: int) -> Iterator[None]:
     """Move each weight of the model a few last places up or down at random; restore the weights on leaving."""
     parameters = [p for p in model.parameters() if p.is_floating_point()]
     draws = {device: torch.Generator(device).manual_seed(seed) for device in {p.device for p in parameters}}
-    with restored_data(parameters):
+    with restored("data", parameters):
         for parameter in parameters:
             data = parameter.data
             unit = torch.finfo(data.dtype).eps
@@ -75,14 +70,14 @@ def perturbed(model: nn.Module, seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def restored_data(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Restore the tensors that hold the parameters' data on leaving."""
-    tensors = [(parameter, parameter.data) for parameter in parameters]
+def restored(attribute: str, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Restore the parameters' ``data`` or ``grad`` on leaving."""
+    tensors = [(parameter, getattr(parameter, attribute)) for parameter in parameters]
     try:
         yield
     finally:
-        for parameter, data in tensors:
-            parameter.data = data
+        for parameter, tensor in tensors:
+            setattr(parameter, attribute, tensor)
 
 
 def observe(compute: Compute, model: nn.Module, batch: Any) -> Observed:
@@ -127,14 +122,8 @@ def training_pass(compute: Compute, model: nn.Module, batch: Any) -> Callable[[]
 def float64_copies(model: nn.Module, loss: Any, batch: Any) -> tuple[nn.Module, Any, Any]:
     """Return copies of all three in float64; the model's copy is without DDP's wrapper and without gradients."""
     model = unwrap(model)
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in gradients:
-            parameter.grad = None  # deepcopy would copy them
+    with sandbox(model):  # without gradients, which deepcopy would copy
         model = copy.deepcopy(model).double()
-    finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
     loss = copy.deepcopy(loss).double() if isinstance(loss, nn.Module) else loss
 
     def to_float64(tensor: torch.Tensor) -> torch.Tensor:

@@ -31,9 +31,10 @@ A_LOSS = (
 )
 A_MODEL = (
     "an nn.Module, or DDP's wrapper of one",
-    "the model's class, its parameters or another argument was passed in the place of the model",
+    "the model's parameters or another argument was passed in the place of the model",
     "pass the model itself: TrainStep(model, loss, optimizer)",
 )
+A_CLASS = "the class was passed, not an instance"
 MESSAGES = {
     "an optimizer as the loss": (lambda: TrainStep(NET, SGD), NO_LOSS),
     "loss and optimizer swapped": (lambda: TrainStep(NET, SGD, CRITERION), NO_LOSS),
@@ -51,37 +52,40 @@ MESSAGES = {
         text(
             "loss=CrossEntropyLoss, a class",
             A_LOSS,
-            "the class was passed, not an instance",
+            A_CLASS,
             "pass loss=nn.CrossEntropyLoss()",
         ),
     ),
     "parameters as the model": (
         lambda: TrainStep(list(NET.parameters()), CRITERION),
-        text("a model of type list", *A_MODEL),
+        text("model of type list", *A_MODEL),
     ),
-    "the model's class": (lambda: TrainStep(nn.Linear, CRITERION), text("the class Linear", *A_MODEL)),
+    "the model's class": (
+        lambda: TrainStep(nn.Linear, CRITERION),
+        text("model=Linear, a class", A_MODEL[0], A_CLASS, A_MODEL[2]),
+    ),
     "the optimizer's class": (
         lambda: TrainStep(NET, CRITERION, torch.optim.SGD),
         text(
-            "an optimizer of type type",
+            "optimizer=SGD, a class",
             "a torch.optim.Optimizer",
-            "an optimizer's class, a loss or a learning-rate scheduler was passed",
+            A_CLASS,
             "pass for instance torch.optim.AdamW(model.parameters(), lr=1e-3)",
         ),
     ),
     "a scaler of another type": (
         lambda: TrainStep(NET, CRITERION, SGD, scaler=True),
         text(
-            "a scaler of type bool",
+            "scaler of type bool",
             "a torch.amp.GradScaler, or None",
-            "True, a dtype or the scaler's class was passed",
+            "True or a dtype was passed",
             "pass scaler=torch.amp.GradScaler()",
         ),
     ),
     "a plan as text": (
         lambda: TrainStep(NET, CRITERION, SGD, plan="eager"),
         text(
-            "a plan of type str",
+            "plan of type str",
             "a Plan",
             "the plan's JSON text, or a dict of its fields, was passed",
             "pass Plan.from_json(text)",
@@ -160,7 +164,7 @@ MESSAGES = {
     ),
     "fit without a step": (
         lambda: fit(NET, BATCH),
-        text("a step of type Linear", "a TrainStep", "the model was passed", "pass TrainStep(model, loss)"),
+        text("step of type Linear", "a TrainStep", "the model was passed", "pass TrainStep(model, loss)"),
     ),
 }
 

@@ -6,7 +6,6 @@ from torch import nn
 
 from loopwise.compile import Plan, TrainStep
 from loopwise.compile.explain import Explanation
-from loopwise.compile.graph.backend import Log
 from loopwise.compile.search.candidates import Candidate
 from loopwise.compile.search.optimizers import implementations
 from loopwise.compile.search.search import SearchResult
@@ -274,7 +273,7 @@ def test_the_explanation_tells_the_gain_of_each_choice():
     whole = Candidate(Plan(graph="inductor"), times=[0.011], peak=3 * 2**20)
     both = Candidate(Plan(graph="inductor", passes=("loss_head",)), times=[0.007], peak=2**20)
     result = SearchResult([eager, passed, whole, both], both)
-    remarks = Explanation.of(both.plan, result, None, Log(), [], {}).remarks
+    remarks = Explanation.of(both.plan, result, None, []).remarks
     assert remarks[:4] == [
         "captured + loss head instead of eager: -2.0 ms, -2.0 MiB",
         "inductor instead of eager: +1.0 ms, +0.0 MiB",

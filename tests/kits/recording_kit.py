@@ -38,7 +38,7 @@ class Tape(TorchDispatchMode):
 
 
 class TapeRecorder:
-    """In the place of ``CudaRecorder``; ``spoil`` changes a tape after it was recorded."""
+    """In the place of ``Recorder``; ``spoil`` changes a tape after it was recorded."""
 
     def __init__(self, spoil=None):
         self.spoil, self.tapes, self.settled = spoil, [], 0

@@ -16,6 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,17 @@ def begun(folder: str, seed: int) -> None:
             watch.step(loss=loss, accuracy=right, spread=outputs.std())
 
 
+@dataclass(frozen=True, eq=False)
+class Copied:
+    """Group of tables that is written as another run has it."""
+
+    group: dict[str, Any]
+
+    def record(self) -> dict[str, Any]:
+        """Return the group as the index has it."""
+        return self.group
+
+
 def make(folder: str, steps: int, seed: int) -> None:
     """Make a run with so many saved steps: the last trained step again and again, with drifting numbers."""
     from loopwise.debug.rules import Finding
@@ -96,6 +108,7 @@ def make(folder: str, steps: int, seed: int) -> None:
     index = Index(old.fs, f"{old.path}/debug", True)
     index.refresh()
     block = index.blocks[BEGUN - 1][0]
+    groups = [Copied(group) for group in block.layout.groups]
     numbers = np.frombuffer(Blocks(old.fs, f"{old.path}/debug", True).read(block, 0, block.length), "<f8")
     random = np.random.default_rng(seed)
     pace, phase = random.uniform(1e-4, 1e-2, numbers.size), random.uniform(0, 6, numbers.size)
@@ -105,7 +118,7 @@ def make(folder: str, steps: int, seed: int) -> None:
             noise = random.normal(0, 0.05, numbers.size)
             now = numbers * np.exp(np.sin(pace * step + phase) + noise)
             record = {"step": step, "mode": "train", "mode_step": step, "time": time.time(), "marks": {}}
-            segments.write(block.layout, [now.tobytes()], record)
+            segments.write(groups, [now.tobytes()], record)
         segments.close()
         for number in range(FOUND):
             points = [(step, random.random()) for step in range(steps - 20, steps)]

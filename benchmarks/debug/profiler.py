@@ -78,7 +78,7 @@ def sampling(beside: bool, seed: int) -> dict[str, float]:
                 training() if beside else time.sleep(left)
             spent, taken = time.clock_gettime(clock) - spent, time.monotonic() - start
             sampler.close()
-        late = 1e3 * reading.sessions(f"{folder}/run")[0].system()["late"]
+        late = 1e3 * reading.sessions(f"{folder}/run")[0].system["late"]
     assert len(late) + sampler.missed >= int(taken / INTERVAL) - 1
     return {
         "share, %": 100 * spent / taken,

@@ -19,8 +19,6 @@ from .rules import RULES, at_least
 
 LISTED = 1000
 """Most tensors that are listed: ten thousand lines take seconds, and nobody reads them."""
-NAMED = 8
-"""Steps or tensors of only one run that are named."""
 WIDE = 250
 """Characters in a line if the output is no terminal, so that names stay whole."""
 
@@ -69,9 +67,8 @@ def list_tensors(run: str, collection: str | None, regex: str | None, step: int 
 def show(run: str, name: str, step: int | None, mode: str | None, rank: int | None) -> None:
     """Show the tensor or scalar NAME of RUN at one step."""
     saved = open_run(run)
-    with fix_of_errors(
-        f"`loopwise debug ls {run}` lists steps and names; --step, --mode and --rank select what is shown"
-    ):
+    fix = f"`loopwise debug ls {run}` lists steps and names; --step, --mode and --rank select what is shown"
+    with fix_of_errors(fix):
         if step is None:
             steps = saved.steps(mode)
             has = (number for number in reversed(steps) if saved.has(name, number, mode=mode, rank=rank))
@@ -82,10 +79,10 @@ def show(run: str, name: str, step: int | None, mode: str | None, rank: int | No
         except InputError:  # only statistics were saved
             value = None
         record = saved.record(step, mode=mode, rank=rank)
-    kind = [] if value is None else [("dtype", str(value.dtype)), ("shape", str(tuple(value.shape)))]
+    kind = [] if value is None else [("dtype", value.dtype), ("shape", tuple(value.shape))]
     head = [("step", f"{record['step']} ({record['mode']} {record['mode_step']})"), *record["marks"].items()]
     rows = [(key, f"{number:.6g}") for key, number in statistics.items()]
-    _table((name, ""), [(key, str(text)) for key, text in [*head, *kind, *rows]])
+    _table((name, ""), [*head, *kind, *rows])
     if value is not None:
         click.echo(str(value))
 
@@ -104,12 +101,8 @@ def diff(run: str, other: str, rtol: float, atol: float, collection: str | None,
         "`loopwise debug verify` lists damaged steps; --collection and --regex leave tensors out"
     ):
         difference = compare(first, second, rtol=rtol, atol=atol, collection=collection, regex=regex)
-    rest = only(first, second, collection=collection, regex=regex)
-    for which, saved in enumerate((first, second)):
-        for what, several in (("steps", rest.steps[which]), ("tensors", rest.names[which])):
-            if several:
-                texts = ", ".join(map(str, several[:NAMED])) + (", ..." if len(several) > NAMED else "")
-                click.echo(f"only in {saved.path}: {len(several)} {what}: {texts}")
+    for which, count, what, names in only(first, second, collection=collection, regex=regex).rows():
+        click.echo(f"only in {(first, second)[which].path}: {count} {what}: {names}")
     if difference is None:
         click.echo("no difference in what both runs have")
         return
@@ -135,7 +128,7 @@ def verify(run: str) -> None:
     """Read all of RUN and compare its checksums.  Exit status 1 if something is damaged."""
     saved = open_run(run)
     faults = saved.verify()
-    _table(("step", "rank", "what"), [(str(fault.step), str(fault.rank), fault.what) for fault in faults])
+    _table(("step", "rank", "what"), faults)
     click.echo(f"{len(saved.steps())} steps, {len(faults)} damaged blocks, {saved.torn} lost records")
     if faults:
         raise SystemExit(1)
@@ -149,14 +142,11 @@ def findings(run: str, rules: tuple[str, ...]) -> None:
     saved = open_run(run)
     listed = saved.judge(rules or True)
     if not rules:
-        recorded = [
-            f for f in saved.findings() if f.rule not in RULES or RULES[f.rule].source != "saved step"
-        ]
-        listed = sorted([*listed, *recorded], key=lambda finding: finding.step)
-    _table(
-        ("step", "severity", "rule", "what", "advice"),
-        [(str(each.step), each.severity, each.rule, each.what, each.advice) for each in listed],
-    )
+        applied = {name for name, rule in RULES.items() if rule.source == "saved step"}
+        listed += [finding for finding in saved.findings() if finding.rule not in applied]
+        listed.sort(key=lambda finding: finding.step)
+    heads = ("step", "severity", "rule", "what", "advice")
+    _table(heads, [[getattr(finding, head) for head in heads] for finding in listed])
     critical = at_least(listed, "critical")
     click.echo(f"{len(listed)} findings, {len(critical)} critical")
     if critical:
@@ -168,11 +158,11 @@ def _console() -> Console:
     return console if console.is_terminal else Console(markup=False, highlight=False, width=WIDE)
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     if rows:
         table = Table(box=None)
         for head in heads:
             table.add_column(head, overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(str, row))
         _console().print(table)

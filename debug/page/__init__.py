@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from loopwise.sections import Block, section, table, text
+from loopwise.sections import finding as finding_block
 
 from ..read.query import span
 from ..read.saved_run import SavedRun, open_run
@@ -75,47 +76,32 @@ def _missing(saved: SavedRun) -> Iterator[str]:
         yield f"Some ranks end before step {end:,}: {', '.join(behind)}."
 
 
-def _finding(finding: Finding, drawn: bool = True) -> Block:
-    keys = ("severity", "rule", "step", "what", "advice", "line")
-    return {
-        "kind": "finding",
-        **{key: getattr(finding, key) for key in keys},
-        "plot": _evidence(finding) if drawn else None,
-    }
+def _finding(of: Finding, drawn: bool = True) -> Block:
+    plot = _evidence(of) if drawn else None
+    return finding_block(of.severity, of.rule, of.step, of.what, of.advice, of.line, plot)
 
 
 def _evidence(finding: Finding) -> Block | None:
     series = {name: points for name, points in finding.evidence.items() if points}
     if not series:
         return None
-    data = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers" if len(points) < 60 else "lines",
-            "marker": {"size": 4},
-            "name": name,
-            "x": [step for step, _ in points],
-            "y": [value for _, value in points],
-        }
-        for name, points in series.items()
-    ]
+    data = []
+    for name, points in series.items():
+        steps, values = map(list, zip(*points, strict=True))
+        style = {"mode": "lines+markers" if len(points) < 60 else "lines", "marker": {"size": 4}}
+        data.append({"type": "scatter", "name": name, "x": steps, "y": values, **style})
     positive = [value for points in series.values() for _, value in points if value > 0]
     wide = len(positive) == sum(map(len, series.values())) and max(positive) > 100 * min(positive)
+    line = {"type": "line", "x0": finding.step, "x1": finding.step, "y0": 0, "y1": 1, "yref": "paper"}
     layout = {
         "height": 220,
         "showlegend": True,
         "xaxis": {"title": {"text": "step"}},
         "yaxis": {"type": "log" if wide else "linear"},
-        "shapes": [_line(finding.step, finding.severity)],
+        "shapes": [{**line, "line": {"color": finding.severity}}],
     }
     describe = f"Saved steps up to {finding.step:,} of {', '.join(series)}"
     return {"title": finding.rule.replace("_", " "), "describe": describe, "data": data, "layout": layout}
-
-
-def _line(step: int, color: str) -> dict[str, Any]:
-    """Return a vertical line at a step."""
-    ends = {"x0": step, "x1": step, "y0": 0, "y1": 1, "yref": "paper"}
-    return {"type": "line", **ends, "line": {"color": color}}
 
 
 def _saved(saved: SavedRun) -> list[Block]:
@@ -124,10 +110,8 @@ def _saved(saved: SavedRun) -> list[Block]:
         return []
     world = int(saved.info.get("world", 1))
     rows = [[f"steps of {mode}", span(saved.steps(mode))] for mode in saved.modes]
-    rows += [
-        [f"tensors and numbers in {name}", f"{len(saved.names(collection=name)):,}"]
-        for name in saved.collections()
-    ]
+    counts = {name: len(saved.names(collection=name)) for name in saved.collections()}
+    rows += [[f"tensors and numbers in {name}", f"{count:,}"] for name, count in counts.items()]
     rows.append(["ranks that saved", f"{', '.join(map(str, saved.ranks)) or 'none'} of {world}"])
     rows.append(["lost records", f"{saved.torn:,}"])
     blocks = [table("Steps and tensors", ["", ""], rows)]

@@ -5,37 +5,36 @@ from __future__ import annotations
 from loopwise.errors import StateError
 from loopwise.sections import Block, table, text
 
-from ..read.compare import Difference, Place, compare, differing_blocks, only
+from ..read.compare import Place, compare, differing_blocks, only
 from ..read.saved_run import SavedRun
 
 COMPARED = 10
 """Blocks with different bytes that are compared tensor by tensor, until a tensor differs; each takes half a second."""
-NAMED = 8
-"""Steps or tensors of only one run that are named."""
 
 
 def blocks(saved: SavedRun, other: SavedRun | None = None) -> list[Block]:
     """Return blocks about the first step and tensor at which two runs differ, and about what only one of them has."""
     if other is None or not (saved.steps() and other.steps()):
         return []
-    rest = only(saved, other)
-    rows = []
-    for which, run in enumerate((saved, other)):
-        for what, several in (("steps", rest.steps[which]), ("tensors", rest.names[which])):
-            if several:
-                named = ", ".join(map(str, several[:NAMED])) + (", ..." if len(several) > NAMED else "")
-                rows.append([run.path, len(several), what, named])
+    rows = [[(saved, other)[run].path, *cells] for run, *cells in only(saved, other).rows()]
     shown = [text(_sentences(saved, other))]
     if rows:
-        shown.append(
-            table("Steps and tensors of only one run", ["only in", "how many", "of what", "names"], rows)
-        )
+        columns = ["only in", "how many", "of what", "names"]
+        shown.append(table("Steps and tensors of only one run", columns, rows))
     return shown
 
 
 def _sentences(saved: SavedRun, other: SavedRun) -> str:
     places, common = differing_blocks(saved, other)
-    difference, place, lost = _first_difference(saved, other, places[:COMPARED])
+    lost: list[Place] = []
+    difference = None
+    for place in places[:COMPARED]:
+        try:
+            difference = compare(saved, other, step=place.step, rank=place.rank)
+        except StateError:
+            lost.append(place)
+        if difference is not None:
+            break
     if difference is not None:
         of = "" if place.rank is None or len(saved.ranks) == 1 else f" of rank {place.rank}"
         sentences = (
@@ -52,19 +51,3 @@ def _sentences(saved: SavedRun, other: SavedRun) -> str:
         steps = ", ".join(f"{each.step:,}" for each in lost)
         sentences += f" Bytes of step {steps} are lost: `loopwise debug verify` lists them."
     return sentences
-
-
-def _first_difference(
-    saved: SavedRun, other: SavedRun, places: list[Place]
-) -> tuple[Difference | None, Place, list[Place]]:
-    """Return the first difference at some places, its place, and the places before it whose bytes are lost."""
-    lost: list[Place] = []
-    for place in places:
-        try:
-            difference = compare(saved, other, step=place.step, rank=place.rank)
-        except StateError:
-            lost.append(place)
-            continue
-        if difference is not None:
-            return difference, place, lost
-    return None, Place(0, None), lost

@@ -30,7 +30,8 @@ class Quantity(NamedTuple):
     kind: str
     title: str
     describe: str
-    value: Callable[[Table], Floats]
+    value: str | Callable[[Table], Floats]
+    """A statistic, or a function of a table."""
     scale: str
     """``log``, ``share`` (0 to 1) or ``sign``."""
 
@@ -71,20 +72,8 @@ NOT_FINITE = "Share of NaN and infinite numbers"
 QUANTITIES = (
     Quantity("gradient", "Gradients", "Root mean square of each parameter's gradient", _rms, "log"),
     Quantity("weight", "Weights", "Root mean square of each parameter", _rms, "log"),
-    Quantity(
-        "update",
-        "Updates",
-        "Change of each parameter by a step, relative to its size",
-        lambda table: table["ratio"],
-        "log",
-    ),
-    Quantity(
-        "output",
-        "Outputs: spread",
-        "Standard deviation of each module's output",
-        lambda table: table["std"],
-        "log",
-    ),
+    Quantity("update", "Updates", "Change of each parameter by a step, relative to its size", "ratio", "log"),
+    Quantity("output", "Outputs: spread", "Standard deviation of each module's output", "std", "log"),
     Quantity(
         "output",
         "Outputs: shift",
@@ -108,7 +97,8 @@ def _heat_map(quantity: Quantity, table: Table) -> Block | None:
     if not table.names or len(table.steps) < 2:
         return None
     with np.errstate(all="ignore"):
-        values = quantity.value(table)
+        value = quantity.value
+        values = table[value] if isinstance(value, str) else value(table)
     values = np.where(np.isfinite(values), values, np.nan)
     known = np.flatnonzero(np.isfinite(values).any(axis=1))
     if not known.size or (quantity.scale == "share" and not np.nansum(values)):

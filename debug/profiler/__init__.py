@@ -1,4 +1,4 @@
 """Profile of the time that training waits: the machine, the phases of each step, operators of chosen steps."""
 
-from .options import Profile as Profile
+from .profiler import Profile as Profile
 from .profiler import Profiler as Profiler

@@ -18,71 +18,65 @@ COLUMNS = ("", "_memory", "_power")
 class Devices:
     """All NVIDIA devices of this machine; none without NVML (the extra ``gpu``), a driver or a device.
 
+    Args:
+        sampled: whether this process samples the machine; if not, there are no devices.
+
     Attributes:
-        names: ``gpu0``, ``gpu1``, ... in NVML's order.
-        totals: bytes of memory of each device.
-        kinds: model of each device.
+        kinds: model of each device by name: ``gpu0``, ``gpu1``, ... in NVML's order.
+        totals: bytes of memory of each device by the name of its column.
     """
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.totals: list[float] = []
-        self.kinds: list[str] = []
-        self._handles: list[Any] = []
-        self._nvml = nvml = _nvml()
-        for index in range(int(self._asked(nvml.nvmlDeviceGetCount, 0)) if nvml is not None else 0):
+    def __init__(self, sampled: bool) -> None:
+        self.kinds: dict[str, str] = {}
+        self.totals: dict[str, float] = {}
+        self._handles: dict[str, Any] = {}
+        self._nvml = _nvml() if sampled else None
+        for index in range(int(self._asked(lambda nvml: nvml.nvmlDeviceGetCount(), 0))):
             self._add(index)
 
     def _add(self, index: int) -> None:
-        nvml: Any = self._nvml
-        handle = self._asked(lambda: nvml.nvmlDeviceGetHandleByIndex(index), None)
+        handle, name = self._asked(lambda nvml: nvml.nvmlDeviceGetHandleByIndex(index), None), f"gpu{index}"
         if handle is None:  # the device is lost, or not accessible
             return
-        self._handles.append(handle)
-        self.names.append(f"gpu{index}")
-        self.totals.append(self._value(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total))
-        self.kinds.append(_text(self._asked(lambda: nvml.nvmlDeviceGetName(handle), "unknown")))
+        self._handles[name] = handle
+        self.totals[f"{name}_memory"] = self._value(lambda nvml: nvml.nvmlDeviceGetMemoryInfo(handle).total)
+        self.kinds[name] = _text(self._asked(lambda nvml: nvml.nvmlDeviceGetName(handle), "unknown"))
 
     def read(self) -> list[float]:
         """Return ``COLUMNS`` of each device; NaN for numbers that a device does not report."""
-        return [value for handle in self._handles for value in self._of(handle)]
+        return [value for handle in self._handles.values() for value in self._of(handle)]
 
     def _of(self, handle: Any) -> list[float]:
-        nvml: Any = self._nvml
         return [
-            self._value(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
-            self._value(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used),
-            self._value(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3),
+            self._value(lambda nvml: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+            self._value(lambda nvml: nvml.nvmlDeviceGetMemoryInfo(handle).used),
+            self._value(lambda nvml: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3),
         ]
 
     def used(self, identities: Iterable[str]) -> list[str]:
         """Return the names of the devices with these UUIDs."""
-        wanted, nvml = set(identities), self._nvml
-        if nvml is None or not wanted:
-            return []
-        uuids = [self._identity(handle) for handle in self._handles]
-        return [name for name, identity in zip(self.names, uuids, strict=True) if identity in wanted]
+        wanted = set(identities)
+        return [name for name, handle in self._handles.items() if self._identity(handle) in wanted]
 
     def _identity(self, handle: Any) -> str:
-        nvml: Any = self._nvml
-        return _text(self._asked(lambda: nvml.nvmlDeviceGetUUID(handle), "")).removeprefix("GPU-")
+        return _text(self._asked(lambda nvml: nvml.nvmlDeviceGetUUID(handle), "")).removeprefix("GPU-")
 
-    def _value(self, ask: Callable[[], float]) -> float:
+    def _value(self, ask: Callable[[Any], float]) -> float:
         return float(self._asked(ask, math.nan))
 
-    def _asked(self, ask: Callable[[], Any], otherwise: Any) -> Any:
-        """Return the result of an NVML call, or ``otherwise`` if it fails."""
-        assert self._nvml is not None
+    def _asked(self, ask: Callable[[Any], Any], otherwise: Any) -> Any:
+        """Return the result of an NVML call, or ``otherwise`` if it fails or there is no NVML."""
+        if self._nvml is None:
+            return otherwise
         try:
-            return ask()
+            return ask(self._nvml)
         except self._nvml.NVMLError:
             return otherwise
 
     def close(self) -> None:
         """Shut NVML down."""
-        if self._nvml is not None:
-            self._asked(self._nvml.nvmlShutdown, None)
-            self._nvml, self._handles = None, []
+        self._asked(lambda nvml: nvml.nvmlShutdown(), None)
+        self._nvml, self._handles = None, {}
 
 
 def _nvml() -> ModuleType | None:

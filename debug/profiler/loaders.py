@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import functools
 import threading
-from typing import Any, Protocol
+from typing import Any
 
 from torch.utils.data import DataLoader
 
 from .. import torch_internals
+from .phases import Phases
 
 GLOBAL_CHANGE = (
     "While a Watch with a profile is open, torch.utils.data.DataLoader.__iter__ and the __next__ of its iterators "
@@ -24,18 +25,8 @@ GLOBAL_CHANGE = (
 """Side effect outside of the Watch's own objects, for the documents."""
 
 
-class Subscriber(Protocol):
-    """Object that is told when training waits for a batch."""
-
-    def loads(self) -> float | None:
-        """Return the time at which the loader was asked, or ``None`` if the call does not belong to a step."""
-
-    def loaded(self, start: float, workers: int, arrived: bool = True) -> None:
-        """Take the end of a call that began at ``start``; ``arrived`` if it returned a batch."""
-
-
 _lock = threading.Lock()
-_subscribers: tuple[Subscriber, ...] = ()
+_subscribers: tuple[Phases, ...] = ()
 _originals: dict[str, Any] = {}
 
 
@@ -43,22 +34,22 @@ def _methods() -> tuple[tuple[type, str], ...]:
     return (DataLoader, "__iter__"), (torch_internals.loader_iterator(), "__next__")
 
 
-def subscribe(subscriber: Subscriber) -> None:
-    """Tell ``subscriber`` of each batch from now on."""
+def subscribe(phases: Phases) -> None:
+    """Tell ``phases`` of each batch from now on."""
     global _subscribers
     with _lock:
-        _subscribers = (*_subscribers, subscriber)
+        _subscribers = (*_subscribers, phases)
         for owner, name in _methods():
             if name not in _originals:
                 _originals[name] = getattr(owner, name)
                 setattr(owner, name, _timed(_originals[name]))
 
 
-def unsubscribe(subscriber: Subscriber) -> None:
-    """Stop telling ``subscriber``; the last one to leave puts torch's methods back."""
+def unsubscribe(phases: Phases) -> None:
+    """Stop telling ``phases``; the last one to leave puts torch's methods back."""
     global _subscribers
     with _lock:
-        _subscribers = tuple(other for other in _subscribers if other is not subscriber)
+        _subscribers = tuple(other for other in _subscribers if other is not phases)
         for owner, name in () if _subscribers else _methods():
             replaced = getattr(getattr(owner, name), "__wrapped__", None)
             if replaced is not None and replaced is _originals.get(name):  # nobody else has replaced it since

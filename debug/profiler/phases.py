@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from threading import get_ident
@@ -46,7 +46,7 @@ from ..hooks.guards import is_extra_pass
 from ..rules.profile.series import FIXED, KINDS
 from .cuda_events import GPU, Events, Spans
 
-DATA, TO_DEVICE, FORWARD, BACKWARD, OPTIMIZER = range(len(KINDS))
+DATA, TO_DEVICE, FORWARD, BACKWARD, OPTIMIZER = KINDS
 _RESERVED = frozenset({*FIXED, *GPU, "mode"} - {*KINDS})
 """Names that a phase of the user's cannot have."""
 ROW = 0.05
@@ -65,18 +65,17 @@ class Row:
     longest: float = 0.0
     workers: int = 0
     loopwise: float = 0.0
-    kinds: list[float] = field(default_factory=lambda: [0.0] * len(KINDS))
-    """Seconds of each of ``KINDS``."""
-    more: dict[str, float] = field(default_factory=dict)
-    """Seconds of the user's phases, and of ``GPU``."""
+    phases: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Seconds of ``KINDS``, of ``GPU`` and of the user's phases."""
     spans: Spans = field(default_factory=list)
     """Spans whose times are to be read from the CUDA device."""
 
     def numbers(self, more: list[str]) -> list[Any]:
         """Return mode, ``FIXED`` and the phases ``more`` as the record has them."""
-        own = sum(self.kinds) + sum(value for name, value in self.more.items() if name not in GPU)
-        seconds = [*self.kinds, self.loopwise, max(0.0, self.seconds - self.loopwise - own)]
-        seconds += [self.more.get(name, 0.0) for name in more]
+        own = sum(value for name, value in self.phases.items() if name not in GPU)
+        rest = max(0.0, self.seconds - self.loopwise - own)
+        kinds, others = ([self.phases[name] for name in names] for names in (KINDS, more))
+        seconds = [*kinds, self.loopwise, rest, *others]
         first = [self.mode, self.step, self.count, round(self.time, 3), round(self.seconds, 6)]
         return [*first, round(self.longest, 6), self.workers, *(round(value, 6) for value in seconds)]
 
@@ -108,8 +107,7 @@ class Phases:
         self._forget()
 
     def _forget(self) -> None:
-        self._seconds = [0.0] * len(KINDS)
-        self._users: dict[str, float] = {}
+        self._seconds: dict[str, float] = defaultdict(float)
         self._spans: Spans = []
         self._total = 0.0
         self._inside = self._named is not None
@@ -123,9 +121,9 @@ class Phases:
         """Return seconds, without those of the ``Watch``."""
         return self._clock() - self._spent()
 
-    def _add(self, kind: int, seconds: float) -> None:
+    def _add(self, phase: str, seconds: float) -> None:
         if seconds > 0:
-            self._seconds[kind] += seconds
+            self._seconds[phase] += seconds
             self._total += seconds
 
     # -- steps ----------------------------------------------------------------------------------
@@ -151,13 +149,10 @@ class Phases:
         row.seconds += seconds
         row.loopwise += own
         row.workers = self._workers
-        if seconds > row.longest:
-            row.longest = seconds
-        if self._spans:
-            row.spans += self._spans
-        row.kinds = [before + now for before, now in zip(row.kinds, self._seconds, strict=True)]
-        for name, value in self._users.items():
-            row.more[name] = row.more.get(name, 0.0) + value
+        row.longest = max(row.longest, seconds)
+        row.spans += self._spans
+        for name, value in self._seconds.items():
+            row.phases[name] += value
         if row.seconds >= ROW:
             self.close_row()
 
@@ -174,7 +169,7 @@ class Phases:
         seconds = {} if self._events is None else self._events.seconds(row.spans)
         if seconds is None:
             return False
-        row.more |= seconds
+        row.phases |= seconds
         row.spans = []
         return True
 
@@ -183,8 +178,8 @@ class Phases:
         try:
             self.close_row()
         finally:
-            while self._waiting:
-                self._ready.append(self._waiting.popleft())
+            self._ready.extend(self._waiting)
+            self._waiting.clear()
 
     def drain(self) -> dict[str, Any] | None:
         """Return the complete rows as a record: ``columns``, and ``rows`` with the mode before the numbers."""
@@ -192,7 +187,7 @@ class Phases:
         if not rows:
             return None
         gpu = GPU if self._events is not None else ()
-        more = [*gpu, *sorted({name for row in rows for name in row.more} - {*GPU})]
+        more = [*gpu, *sorted({name for row in rows for name in row.phases} - {*GPU, *KINDS})]
         return {"columns": [*FIXED, *more], "rows": [row.numbers(more) for row in rows]}
 
     # -- within a step --------------------------------------------------------------------------
@@ -229,12 +224,7 @@ class Phases:
         if self._named is None:
             return
         now = self._now()
-        seconds = now - self._since
-        if self._named in KINDS:
-            self._add(KINDS.index(self._named), seconds)
-        else:
-            self._users[self._named] = self._users.get(self._named, 0.0) + seconds
-            self._total += seconds
+        self._add(self._named, now - self._since)
         self._since = now
 
     def loads(self) -> float | None:

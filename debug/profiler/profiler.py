@@ -1,4 +1,4 @@
-"""Monitor of a ``Watch`` that records what training waits for."""
+"""Monitor of a ``Watch`` that records what training waits for, and its options."""
 
 from __future__ import annotations
 
@@ -6,25 +6,62 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 from torch import nn
 from torch.optim import Optimizer
 
+from loopwise.errors import InputError
 from loopwise.run import Run
+from loopwise.schedule import Schedule
+from loopwise.validate import whole_number
 
 from ..model import names
 from ..monitors.monitor import Scalars
 from ..rules import Finding
 from ..rules.profile.records import ProfileRules
-from ..rules.thresholds import Selection, select
+from ..rules.thresholds import Rules, Selection, select
 from . import loaders
 from .cuda_events import Events
 from .gpu import identities
-from .options import Profile
 from .phases import Phases
 from .probes import Probes
-from .sampler import Sampler
+from .sampler import Sampler, validate_interval
 from .windows import Windows
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Options of the profile of a ``Watch``.
+
+    Args:
+        interval: seconds between samples of the machine, from 0.1 to 60.
+        windows: training steps, by their number over all modes, that ``torch.profiler`` records; consecutive steps
+            form one window.  Recording slows down these steps, and the step at which a window ends.
+        top: number of operators in the record of a window, by time on the CPU, and as many by time on the device.
+        rules: ``"auto"`` for the profile rules that the ``Watch`` selects; or ``True``, ``False``, names of profile
+            rules, or thresholds by name.
+
+    Raises:
+        InputError: an option has an invalid value.
+    """
+
+    interval: float = 0.5
+    windows: Schedule | None = None
+    top: int = 20
+    rules: Rules = "auto"
+
+    def __post_init__(self) -> None:
+        validate_interval(self.interval)
+        if self.windows is not None and not isinstance(self.windows, Schedule):
+            raise InputError(
+                f"windows={self.windows!r}",
+                "a Schedule, such as at([100, 101]), every(1000) or between(100, 105)",
+                "a number of steps, or a list",
+                "windows=at([100, 101, 102])",
+            )
+        whole_number("top", self.top, least=1, unit="operators", example=20)
+        select(self.rules, "profile")
 
 
 class Profiler:
@@ -56,27 +93,27 @@ class Profiler:
         if selected is None or options.rules != "auto":
             selected = select(options.rules, "profile")
         rules = ProfileRules(selected)
-        self._new_findings: deque[Finding] = deque()
-        new_findings, phases = self._new_findings, self._phases
+        self._new_findings = new_findings = deque[Finding]()
         self._sampler = Sampler(
             run,
             options.interval,
             used=identities(models.values()),
-            phases=phases.drain,
+            phases=self._phases.drain,
             look=lambda name, record: new_findings.extend(rules.add(name, record)),  # no reference to self
         )
-        self._windows = Windows(
-            run, options.windows, options.top, lambda record: self._sampler.put("operators", record)
-        )
-        with contextlib.ExitStack() as undone:  # undo what was done if a later step fails
-            undone.callback(self._sampler.close)
+        self._windows = Windows(run, options.windows, options.top, self._sampler.put)
+        with (
+            contextlib.ExitStack() as opened
+        ):  # if a later step fails, all is closed, from the last to the first
+            opened.callback(self._sampler.close)
+            opened.callback(self._phases.close)
+            opened.callback(self._windows.close)
             self._probes = Probes(self._phases, models.values(), optimizers.values())
-            undone.callback(self._probes.remove)
+            opened.callback(self._probes.remove)
             loaders.subscribe(self._phases)
-            undone.callback(loaders.unsubscribe, self._phases)
+            opened.callback(loaders.unsubscribe, self._phases)
             self._sampler.start()
-            undone.pop_all()
-        self._closed = False
+            self._opened = opened.pop_all()
 
     def begin(self, step: int, mode: str) -> None:
         """Begin a step; steps are counted over all modes."""
@@ -105,12 +142,4 @@ class Profiler:
 
     def close(self) -> None:
         """Write the last records, remove all hooks, and put torch's methods back."""
-        if self._closed:
-            return
-        self._closed = True
-        with contextlib.ExitStack() as rest:  # from the last to the first, even if one of them fails
-            rest.callback(self._sampler.close)
-            rest.callback(self._phases.close)
-            rest.callback(self._windows.close)
-            rest.callback(self._probes.remove)
-            rest.callback(loaders.unsubscribe, self._phases)
+        self._opened.close()

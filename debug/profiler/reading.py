@@ -45,24 +45,17 @@ class Session:
     records: list[tuple[str, Record]] = field(default_factory=list)
     operators: list[Record] = field(default_factory=list)
 
-    def system(self) -> Table:
-        """Return the samples; rows of another length than the header's are left out."""
-        return self._system
-
-    def phases(self) -> Table:
-        """Return the phases of steps."""
-        return self._phases
-
     @cached_property
-    def _system(self) -> Table:
+    def system(self) -> Table:
+        """Samples; rows of another length than the header's are left out."""
         columns = tuple(self.header["columns"])
         rows = [record["row"] for name, record in self.records if name == "system"]
         rows = [row for row in rows if len(row) == len(columns)]
-        numbers = np.frombuffer(b"".join(rows)).reshape(len(rows), len(columns))
-        return Table(columns, numbers)
+        return Table(columns, np.frombuffer(b"".join(rows)).reshape(len(rows), len(columns)))
 
     @cached_property
-    def _phases(self) -> Table:
+    def phases(self) -> Table:
+        """Phases of steps."""
         return series.phases(record for name, record in self.records if name == "phases")
 
 
@@ -79,16 +72,13 @@ def sessions(run: str | os.PathLike[str] | Run) -> list[Session]:
     files = {name: _files(existing, name) for name in ("system", "phases", "operators")}
     all_sessions: list[Session] = []
     for rank, records in sorted(files["system"].items()):
-        phases = dict(_parts(files["phases"].get(rank, [])))
+        phases = {header["session"]: rows for header, rows in _parts(files["phases"].get(rank, []))}
         of_rank = [
-            Session(rank, header, _merged(rows, phases[start][0] if start in phases else []))
-            for start, (rows, header) in list(
-                _parts(records)
-            )  # list: the rows are read after the header is yielded
+            Session(rank, header, _merged(rows, phases.get(header["session"], [])))
+            for header, rows in _parts(records)
         ]
-        for window in files["operators"].get(rank, []):
-            if of_rank:
-                of_rank[-1].operators.append(window)
+        if of_rank:
+            of_rank[-1].operators += files["operators"].get(rank, [])
         all_sessions += of_rank
     return all_sessions
 
@@ -144,9 +134,9 @@ def _records(fs: fsspec.AbstractFileSystem, file: str) -> Iterator[Record]:
             continue
 
 
-def _parts(records: list[Record]) -> Iterator[tuple[float, tuple[list[Record], Record]]]:
-    """Yield the start of each session, its lines and its header; the lines are added after it is yielded."""
-    rows: list[Record] | None = None
+def _parts(records: list[Record]) -> list[tuple[Record, list[Record]]]:
+    """Return the header and the lines of each session; lines before the first header are left out."""
+    parts: list[tuple[Record, list[Record]]] = []
     for record in records:
         if "session" in record:
             if record.get("version", 0) > VERSION:
@@ -156,10 +146,10 @@ def _parts(records: list[Record]) -> Iterator[tuple[float, tuple[list[Record], R
                     "a newer Loopwise recorded the run",
                     "pip install -U loopwise",
                 )
-            rows = []
-            yield float(record["session"]), (rows, record)
-        elif rows is not None:
-            rows.append(record)
+            parts.append((record, []))
+        elif parts:
+            parts[-1][1].append(record)
+    return parts
 
 
 def _merged(rows: list[Record], phases: list[Record]) -> list[tuple[str, Record]]:

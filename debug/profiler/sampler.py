@@ -7,7 +7,7 @@ seconds since the epoch.
 ``debug/system.rank<r>.<n>.jsonl``
     Header: ``session``; ``version``; ``host``, name of the machine; ``interval``, seconds between samples;
     ``columns``, names of the numbers of a sample; ``cores`` of the machine; ``usable``, cores that this process may
-    run on; ``totals``, bytes of memory in all by column of memory; ``devices``, name -> model of each NVIDIA
+    run on; ``totals``, total bytes for each column that holds memory; ``devices``, name -> model of each NVIDIA
     device; ``used``, names of the devices that the training uses.
 
     Sample: ``row``, the numbers of ``columns``.  These are ``time``, seconds since the epoch; ``late``, seconds
@@ -49,14 +49,13 @@ from .host import HOST, PROCESS, Source, rates, source
 
 VERSION = 1
 SHORTEST, LONGEST = 0.1, 60.0
-"""Seconds between samples."""
+"""Smallest and largest valid interval, in seconds."""
 REMOTE = 30.0
 """Seconds between flushes on remote storage, where each flush is a file."""
 FLUSHES = 10
-"""Consecutive flushes that may fail."""
+"""Number of failed flushes in a row that ends the sampler."""
 PHASES = 1.0
 """Seconds between records of phases."""
-Look = Callable[[str, dict[str, Any]], None]
 
 
 class Sampler:
@@ -71,7 +70,8 @@ class Sampler:
         interval: seconds, from 0.1 to 60.
         used: UUIDs of the devices that the training uses.
         phases: returns the next record of ``debug/phases``, if any.
-        look: called with each record as it is written, after the part of its name behind ``debug/``.
+        look: function of (name, record), called for each record that is written; the name is ``system``,
+            ``phases`` or ``operators``.
         clock: returns monotonic seconds.
         read: reader of the counters.
 
@@ -85,8 +85,8 @@ class Sampler:
         interval: float = 0.5,
         *,
         used: Iterable[str] = (),
-        phases: Callable[[], dict[str, Any] | None] | None = None,
-        look: Look | None = None,
+        phases: Callable[[], dict[str, Any] | None] = lambda: None,
+        look: Callable[[str, dict[str, Any]], None] = lambda name, record: None,
         clock: Callable[[], float] = time.monotonic,
         read: Source | None = None,
     ) -> None:
@@ -98,17 +98,15 @@ class Sampler:
         self.samples = self.missed = self._failed = 0
         self._host = os.environ.get("LOCAL_RANK", "0") == "0"
         self._source = read or source(self._host)
-        self._devices = Devices() if self._host else None
+        self._devices = Devices(self._host)
         self._more: deque[tuple[str, dict[str, Any]]] = deque()
-        names = ("system", "phases") if phases is not None else ("system",)
         self._run = run
-        self._lines = {name: Lines(run, "debug", name) for name in names}
+        self._lines = {name: Lines(run, "debug", name) for name in ("system", "phases")}
         self._before = self._source.read()
         self._start = self._last = self._flushed = self._handed = clock()
         self._due = 1
         self._write("system", self._header(used))
-        if phases is not None:
-            self._write("phases", {"session": self._session, "version": VERSION})
+        self._write("phases", {"session": self._session, "version": VERSION})
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="loopwise sampler", daemon=True)
 
@@ -127,13 +125,12 @@ class Sampler:
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
         with contextlib.ExitStack() as rest:  # all of it, even if a part fails
-            if self._devices is not None:
-                rest.callback(self._devices.close)
+            rest.callback(self._devices.close)
             rest.callback(self._source.close)
             rest.callback(self._close_lines)
             if self.error is None and self._lines:
                 self._hand_on()
-                self._tell("end", {})
+                self._look("end", {})
 
     def _close_lines(self) -> None:
         lines, self._lines = self._lines, {}
@@ -156,16 +153,15 @@ class Sampler:
         return self._start + self._due * self.interval
 
     def sample(self) -> None:
-        """Take a sample now, and count samples that it is too late for."""
+        """Take a sample now, and count the samples that were missed."""
         now = self._clock()
         late = now - self.due
         left_out = max(0, int(late // self.interval))
         self.missed += left_out
         counters = self._source.read()
         row = [round(time.time(), 3), round(late - left_out * self.interval, 4), float(self.missed)]
-        row += [_short(value) for value in rates(self._before, counters, max(now - self._last, 1e-9))]
-        if self._devices is not None:
-            row += [_short(value) for value in self._devices.read()]
+        values = rates(self._before, counters, max(now - self._last, 1e-9)) + self._devices.read()
+        row += [_short(value) for value in values]
         self._before, self._last = counters, now
         self._due += 1 + left_out
         self._write("system", {"row": row})
@@ -178,23 +174,22 @@ class Sampler:
             self._flush()
 
     def _flush(self) -> None:
-        failure: Exception | None = None
+        failures = []
         for lines in self._lines.values():
             try:
                 lines.flush()
             except Exception as error:  # each kind of storage has its own errors
-                failure = error
-        if failure is None:
-            self._failed = 0
-            return
-        self._failed += 1
+                failures.append(error)
+        self._failed = self._failed + 1 if failures else 0
         if self._failed == FLUSHES:
-            raise failure
+            raise failures[-1]
         if self._failed == 1:
-            logging.getLogger("loopwise.debug").warning("the profile could not be written yet: %r", failure)
+            logging.getLogger("loopwise.debug").warning(
+                "the profile could not be written yet: %r", failures[-1]
+            )
 
     def _hand_on(self) -> None:
-        if self._phases is not None and (record := self._phases()) is not None:
+        if (record := self._phases()) is not None:
             self._write("phases", {"sample": self.samples, **record})
         while self._more:
             self._write(*self._more.popleft())
@@ -207,11 +202,7 @@ class Sampler:
         if cores:
             columns += [*HOST, *(f"cpu{index}" for index in range(cores))]
             totals |= {"memory": totals["process_memory"], "swap": psutil.swap_memory().total}
-        devices = self._devices
-        names = devices.names if devices is not None else []
-        columns += [name + suffix for name in names for suffix in COLUMNS]
-        if devices is not None:
-            totals |= {f"{name}_memory": total for name, total in zip(names, devices.totals, strict=True)}
+        columns += [name + suffix for name in self._devices.kinds for suffix in COLUMNS]
         return {
             "session": self._session,
             "version": VERSION,
@@ -220,20 +211,16 @@ class Sampler:
             "columns": columns,
             "cores": os.cpu_count() or 1,
             "usable": usable(),
-            "totals": totals,
-            "devices": dict(zip(names, devices.kinds, strict=True)) if devices is not None else {},
-            "used": devices.used(used) if devices is not None else [],
+            "totals": totals | self._devices.totals,
+            "devices": self._devices.kinds,
+            "used": self._devices.used(used),
         }
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
         if name not in self._lines:
             self._lines[name] = Lines(self._run, "debug", name)
         self._lines[name].append(record)
-        self._tell(name, record)
-
-    def _tell(self, name: str, record: dict[str, Any]) -> None:
-        if self._look is not None:
-            self._look(name, record)
+        self._look(name, record)
 
 
 def usable() -> int:
@@ -254,5 +241,5 @@ def validate_interval(interval: float) -> None:
 
 
 def _short(value: float) -> float:
-    """Round to a sensible number of digits."""
+    """Round to one decimal, or to a whole number from 10,000 on."""
     return float(round(value)) if abs(value) >= 1e4 else round(value, 1)

@@ -28,18 +28,13 @@ def job(path: str, sessions: list[Session]) -> dict[str, float | None]:
     """
     info = Run.existing(path).info()
     start, end = float(info["start"]), info["end"]
-    times = [table["time"] for session in sessions if len(table := session.phases())]
-    if not times:
-        return {"start": start, "end": end, "initialization": None, "loop": None, "finalization": None}
-    first, last = min(float(each[0]) for each in times), max(float(each[-1]) for each in times)
-    rest = None if end is None else max(0.0, float(end) - last)
-    return {
-        "start": start,
-        "end": end,
-        "initialization": first - start,
-        "loop": last - first,
-        "finalization": rest,
-    }
+    times = [table["time"] for session in sessions if len(table := session.phases)]
+    job = {"start": start, "end": end, "initialization": None, "loop": None, "finalization": None}
+    if times:
+        first, last = min(float(each[0]) for each in times), max(float(each[-1]) for each in times)
+        job |= {"initialization": first - start, "loop": last - first}
+        job["finalization"] = None if end is None else max(0.0, float(end) - last)
+    return job
 
 
 def usage(table: Table, totals: dict[str, float]) -> dict[str, dict[str, float]]:
@@ -82,11 +77,10 @@ def steps(table: Table) -> dict[str, dict[str, float]]:
     result = {}
     for mode in dict.fromkeys(table.modes):
         part = table.of(mode)
-        each, count = part["seconds"] / part["count"], part["count"]
-        p50, p95, p99 = series.percentiles(each, count, [50, 95, 99])
-        mean = float(part["seconds"].sum() / count.sum())
-        result[mode] = {"steps": float(count.sum()), "mean": mean, "p50": p50, "p95": p95, "p99": p99}
-        result[mode]["max"] = float(part["longest"].max())
+        count, means = part["count"], part["seconds"] / part["count"]
+        named = zip(("p50", "p95", "p99"), series.percentiles(means, count, [50, 95, 99]), strict=True)
+        mean, longest = float(part["seconds"].sum() / count.sum()), float(part["longest"].max())
+        result[mode] = {"steps": float(count.sum()), "mean": mean, **dict(named), "max": longest}
     return result
 
 
@@ -103,9 +97,8 @@ def outliers(table: Table, most: int = 10) -> list[dict[str, Any]]:
         kind: series.percentiles(train[kind] / train["count"], train["count"], [50])[0]
         for kind in ("seconds", *SECONDS)
     }
-    order = np.argsort(-train["longest"])[:most]
     result = []
-    for index in order:
+    for index in np.argsort(-train["longest"])[:most]:
         longest = float(train["longest"][index])
         if longest <= FAR * usual["seconds"]:
             break

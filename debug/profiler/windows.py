@@ -32,11 +32,11 @@ class Windows:
         run: run that traces are written into, as ``debug/trace.rank0.step100.json.gz``.
         when: schedule that is called with the number of a training step, over all modes; ``None``: never.
         top: operators in a record, by time on the CPU, and as many by time on the device.
-        put: called with the record of a window, for ``debug/operators``.
+        put: called with ``operators`` and the record of a window.
     """
 
     def __init__(
-        self, run: Run, when: Schedule | None, top: int, put: Callable[[dict[str, Any]], None]
+        self, run: Run, when: Schedule | None, top: int, put: Callable[[str, dict[str, Any]], None]
     ) -> None:
         self._run, self._when, self._top, self._put = run, when, top, put
         self._open: Any = None
@@ -58,10 +58,9 @@ class Windows:
     def _start(self, step: int) -> None:
         if is_torch_profiler_on():
             if not self._warned:
-                self._warned = True
-                logging.getLogger("loopwise.debug").warning(
-                    "step %d is not profiled: another torch.profiler is active", step
-                )
+                text = "step %d is not profiled: another torch.profiler is active"
+                logging.getLogger("loopwise.debug").warning(text, step)
+            self._warned = True
             return
         activities = [torch.profiler.ProfilerActivity.CPU]
         if torch.cuda.is_available():
@@ -85,31 +84,19 @@ class Windows:
             profile.export_chrome_trace(local)
             self._run.fs.makedirs(f"{self._run.path}/debug", exist_ok=True)
             self._run.fs.put_file(local, f"{self._run.path}/debug/{trace}")
-        self._put(
-            {
-                "step": self._first,
-                "steps": self._ended,
-                "seconds": round(seconds, 6),
-                "trace": trace,
-                "columns": COLUMNS,
-                "rows": operators(profile.key_averages(), self._top),
-            }
-        )
+        record = {"step": self._first, "steps": self._ended, "seconds": round(seconds, 6), "trace": trace}
+        rows = operators(profile.key_averages(), self._top)
+        self._put("operators", {**record, "columns": COLUMNS, "rows": rows})
 
 
 def operators(events: Any, top: int) -> list[list[Any]]:
     """Return names and ``COLUMNS`` of the operators that took most time by themselves, on the CPU and on the device."""
-    rows = [
-        [
-            str(event.key),
-            round(event.self_cpu_time_total / 1e6, 6),
-            round(event.self_device_time_total / 1e6, 6),
-            int(event.count),
-            int(event.self_cpu_memory_usage),
-            int(event.self_device_memory_usage),
-        ]
-        for event in events
-    ]
+    rows = []
+    for event in events:
+        times = event.self_cpu_time_total, event.self_device_time_total
+        memory, cuda_memory = int(event.self_cpu_memory_usage), int(event.self_device_memory_usage)
+        seconds = [round(microseconds / 1e6, 6) for microseconds in times]
+        rows.append([str(event.key), *seconds, int(event.count), memory, cuda_memory])
     kept = {id(row) for row in sorted(rows, key=lambda row: -row[1])[:top]}
     kept |= {id(row) for row in sorted(rows, key=lambda row: -row[2])[:top] if row[2] > 0}
     return sorted((row for row in rows if id(row) in kept), key=lambda row: -(row[1] + row[2]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -12,10 +13,11 @@ import torch
 from loopwise.errors import InputError
 
 from ..store.index import Block
-from ..store.layout import Layout
 from .saved_run import SavedRun
 
 T = TypeVar("T")
+NAMED = 8
+"""Steps or tensors of only one run that are named."""
 PIECE = 2**22
 """Elements compared at a time, in float64."""
 
@@ -26,6 +28,14 @@ class Only:
 
     steps: tuple[list[int], list[int]]
     names: tuple[list[str], list[str]]
+
+    def rows(self) -> Iterator[tuple[int, int, str, str]]:
+        """Yield the run (0 or 1), the number of its steps or tensors, the word for them, and the first of them."""
+        for run in range(2):
+            for what, several in (("steps", self.steps[run]), ("tensors", self.names[run])):
+                if several:
+                    first = ", ".join(map(str, several[:NAMED])) + (", ..." if len(several) > NAMED else "")
+                    yield run, len(several), what, first
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +131,7 @@ def _exclusive(first: list[T], second: list[T]) -> tuple[list[T], list[T]]:
 
 def differing_blocks(saved: SavedRun, other: SavedRun) -> tuple[list[Place], int]:
     """Return where the blocks of common steps differ in layout, length or CRC-32, and the number of common steps."""
-    equal_layouts = functools.cache(_equal_layouts)
+    equal_layouts = functools.cache(lambda first, second: first.groups == second.groups)
 
     def equal(first: Block, second: Block) -> bool:
         same_bytes = (first.length, first.crc32) == (second.length, second.crc32)
@@ -135,10 +145,6 @@ def differing_blocks(saved: SavedRun, other: SavedRun) -> tuple[list[Place], int
         else:
             places.append(Place(step, None))
     return places, len(common)
-
-
-def _equal_layouts(first: Layout, second: Layout) -> bool:
-    return first.groups == second.groups
 
 
 def _pair(

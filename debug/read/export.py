@@ -17,8 +17,6 @@ from loopwise.validate import one_of
 from .query import fix_of_errors
 from .saved_run import SavedRun
 
-MODULES = {"tensorboard": "torch.utils.tensorboard", "safetensors": "safetensors.torch"}
-"""Format, which is the name of its package -> the module that writes it."""
 TOP = 1e19
 """Bound of tensor values in TensorBoard's histograms, which fail on larger ones."""
 
@@ -50,9 +48,10 @@ def export(saved: SavedRun, folder: str | os.PathLike[str], to: str) -> int:
     one_of("to", to, WRITERS)
     with required(to, "export", f"exporting to {to}"):
         importlib.import_module(to)
+    module, write = WRITERS[to]
     fix = "`loopwise debug verify` lists the damaged steps; wait if the run is still being written"
     with fix_of_errors(fix):
-        return WRITERS[to](saved, Path(folder), importlib.import_module(MODULES[to]))
+        return write(saved, Path(folder), importlib.import_module(module))
 
 
 def _tensorboard(saved: SavedRun, folder: Path, module: Any) -> int:
@@ -110,8 +109,8 @@ def _safetensors(saved: SavedRun, folder: Path, module: Any) -> int:
     return written
 
 
-WRITERS: dict[str, Callable[[SavedRun, Path, Any], int]] = {
-    "tensorboard": _tensorboard,
-    "safetensors": _safetensors,
+WRITERS: dict[str, tuple[str, Callable[[SavedRun, Path, Any], int]]] = {
+    "tensorboard": ("torch.utils.tensorboard", _tensorboard),
+    "safetensors": ("safetensors.torch", _safetensors),
 }
-"""Format -> function that writes it."""
+"""Format, which is the name of its package -> the module that writes it, and the function that uses the module."""

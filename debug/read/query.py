@@ -5,12 +5,14 @@ from __future__ import annotations
 import bisect
 import contextlib
 import difflib
+import functools
 import heapq
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from loopwise.errors import InputError, LoopwiseError
+from loopwise.validate import one_of
 
 from ..model.vocabulary import MODES
 from ..store.index import Block, Index
@@ -45,18 +47,15 @@ class Query:
         self.index.refresh()
         if mode is None:
             return self.index.blocks
-        if mode not in self.index.modes and mode not in MODES:
-            modes = dict.fromkeys([*MODES, *self.index.modes])
-            raise InputError(f"mode={mode!r}", f"one of: {', '.join(modes)}", "a typo", "name a mode")
+        one_of("mode", mode, dict.fromkeys([*MODES, *self.index.modes]), fix="name a mode")
         return self.index.modes.get(mode, {})
 
     def layouts(self, mode: str | None = None) -> list[Layout]:
         """Return the layouts in use, in order of first appearance."""
-        self.index.refresh()
-        by_step = self.index.blocks
 
         def find() -> list[Layout]:
-            blocks = (by_step[step][rank] for step in sorted(by_step) for rank in sorted(by_step[step]))
+            by_rank = (self.index.blocks[step] for step in self.steps(None))
+            blocks = (ranks[rank] for ranks in by_rank for rank in sorted(ranks))
             return list(dict.fromkeys(block.layout for block in blocks if mode in (None, block.mode)))
 
         return self._cached(("layouts", mode), find)
@@ -94,20 +93,13 @@ class Query:
 
     def having(self, name: str, mode: str | None, rank: int | None) -> Iterator[tuple[int, list[Block]]]:
         """Yield the steps at which a name was saved, each with the blocks that have it, by rank."""
-        known: dict[Layout, bool] = {}
+        has_name = functools.cache(lambda layout: name in layout)
         steps = self.steps(mode)
-        of_mode = self.index.modes.get(mode, {}) if mode else {}
-        wholes = [of_mode[step] for step in steps] if mode else steps
-        for step, whole in zip(steps, wholes, strict=True):
-            by_rank = self.index.blocks[whole]
-            blocks = []
-            for number in sorted(by_rank) if rank is None else [rank] if rank in by_rank else []:
-                layout = by_rank[number].layout
-                if layout not in known:
-                    known[layout] = name in layout
-                if known[layout]:
-                    blocks.append(by_rank[number])
-            if blocks:
+        wholes = dict(self.index.modes.get(mode, {})) if mode else {}
+        for step in steps:
+            by_rank = self.index.blocks[wholes.get(step, step)]
+            ranks = sorted(by_rank) if rank is None else by_rank.keys() & {rank}
+            if blocks := [by_rank[number] for number in ranks if has_name(by_rank[number].layout)]:
                 yield step, blocks
 
     def missing(self, name: str, layouts: Iterable[Layout], wanted: str) -> InputError:
@@ -156,7 +148,8 @@ def fix_of_errors(fix: str) -> Iterator[None]:
     try:
         yield
     except LoopwiseError as error:
-        raise type(error)(*error.args[:3], fix) from None
+        seen, expected, cause, _ = error.args
+        raise type(error)(seen, expected, cause, fix) from None
 
 
 def unique(several: Iterable[Iterable[str]]) -> list[str]:

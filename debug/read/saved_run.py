@@ -74,26 +74,27 @@ class SavedRun(TensorReader):
     @property
     def modes(self) -> list[str]:
         """Modes with saved steps."""
-        self._index.refresh()
-        return [mode for mode, steps in self._index.modes.items() if steps]
+        return [mode for mode, steps in self._read().modes.items() if steps]
 
     @property
     def ranks(self) -> list[int]:
         """Ranks that wrote something."""
-        self._index.refresh()
-        return self._index.ranks
+        return self._read().ranks
 
     @property
     def events(self) -> list[dict[str, Any]]:
         """Messages such as that saves were dropped: dicts with ``event``, ``step`` and ``rank``."""
-        self._index.refresh()
-        return list(self._index.events)
+        return list(self._read().events)
 
     @property
     def torn(self) -> int:
         """Number of lost records: cut off by the end of a process, damaged, or of a damaged layout."""
+        return self._read().torn
+
+    def _read(self) -> Index:
+        """Return the index after reading what was written since."""
         self._index.refresh()
-        return self._index.torn
+        return self._index
 
     def refresh(self) -> None:
         """Read what was written since; on remote storage at once, other methods do so at most once a second."""
@@ -109,9 +110,8 @@ class SavedRun(TensorReader):
 
     def last_steps(self) -> dict[int, int]:
         """Return rank -> the last step that it saved, over all modes."""
-        self._index.refresh()
         last: dict[int, int] = {}
-        for step, ranks in self._index.blocks.items():
+        for step, ranks in self._read().blocks.items():
             last |= {rank: max(step, last.get(rank, -1)) for rank in ranks}
         return dict(sorted(last.items()))
 
@@ -179,9 +179,8 @@ class SavedRun(TensorReader):
             InputError: no step has it.
         """
         steps, values = self.series(name, statistic)
-        of_mode = {
-            mode: np.isin(steps, list(numbers.values())) for mode, numbers in self._index.modes.items()
-        }
+        modes = self._index.modes.items()
+        of_mode = {mode: np.isin(steps, list(numbers.values())) for mode, numbers in modes}
         return {mode: (steps[here], values[here]) for mode, here in of_mode.items() if here.any()}
 
     def tables(
@@ -197,8 +196,7 @@ class SavedRun(TensorReader):
         Returns:
             A table for each kind.
         """
-        self._index.refresh()
-        ranks = self._index.blocks
+        ranks = self._read().blocks
         steps = sorted(self._index.modes.get(mode, {}).values())
         return tables({step: ranks[step][min(ranks[step])] for step in steps}, self._blocks, kinds, most)
 

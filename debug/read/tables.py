@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from loopwise.errors import StateError
 
 from ..store.blocks import Blocks
-from ..store.columns import Floats
+from ..store.columns import Columns, Floats
 from ..store.index import Block
 from ..store.layout import Layout
 
@@ -43,20 +43,15 @@ class Table:
         empty = np.full((len(self.names), len(self.steps)), np.nan)
         return self.values.get(statistic, empty)
 
-    def add(self, place: int, layout: Layout, numbers: Floats, kind: str, statistic: str) -> None:
+    def add(self, step: int, columns: Columns, statistic: str) -> None:
         """Add one statistic of one step.
 
         Args:
-            place: index of the step in ``steps``.
-            layout: layout of the step's block.
-            numbers: the block's numbers.
-            kind: kind of the tensors.
-            statistic: name of the statistic.
+            step: one of ``steps``.
+            columns: the statistic, of the tensors that have it.
+            statistic: its name.
         """
-        cells = layout.cells(kind, (statistic,))
-        if not cells.names:
-            return
-        for name, shape in zip(cells.names, cells.shapes, strict=True):
+        for name, shape in zip(columns.names, columns.shapes, strict=True):
             if name not in self._rows:
                 self._rows[name] = len(self.names)
                 self.names.append(name)
@@ -65,7 +60,8 @@ class Table:
         if len(values) < len(self.names):
             more = np.full((len(self.names) - len(values), len(self.steps)), np.nan)
             values = self.values[statistic] = np.concatenate((values, more))
-        values[[self._rows[name] for name in cells.names], place] = numbers[cells.places[0]]
+        place = np.searchsorted(self.steps, step)
+        values[[self._rows[name] for name in columns.names], place] = columns.values[0]
 
 
 def spread(steps: Sequence[int], most: int = MOST) -> list[int]:
@@ -86,27 +82,25 @@ def tables(
         kinds: kind -> statistics.
         most: number of steps that are read of each kind, at most.
     """
-    having = functools.cache(_having)
+
+    @functools.cache
+    def has(layout: Layout, kind: str) -> bool:
+        return any(layout.cells(kind, (statistic,)).names for statistic in kinds[kind])
+
     chosen = {
-        kind: spread(
-            [step for step, block in by_step.items() if having(block.layout, kind, tuple(names))], most
-        )
-        for kind, names in kinds.items()
+        kind: spread([step for step, block in by_step.items() if has(block.layout, kind)], most)
+        for kind in kinds
     }
     result = {kind: Table(np.array(steps, np.int64)) for kind, steps in chosen.items()}
-    places = {kind: {step: place for place, step in enumerate(steps)} for kind, steps in chosen.items()}
     for step in sorted(set().union(*chosen.values())):
-        block = by_step[step]
+        layout, read = by_step[step].layout, functools.partial(blocks.read, by_step[step])
         try:
-            numbers = block.layout.numbers(functools.partial(blocks.read, block))
+            numbers = layout.numbers(read)
         except StateError:
             continue  # lost bytes leave a gap; `loopwise debug verify` lists them
         for kind, statistics in kinds.items():
-            if step in places[kind]:
-                for statistic in statistics:
-                    result[kind].add(places[kind][step], block.layout, numbers, kind, statistic)
+            for statistic in statistics if step in chosen[kind] else ():
+                columns = layout.columns(numbers, kind, (statistic,))
+                if columns.names:
+                    result[kind].add(step, columns, statistic)
     return result
-
-
-def _having(layout: Layout, kind: str, statistics: tuple[str, ...]) -> bool:
-    return any(layout.cells(kind, (statistic,)).names for statistic in statistics)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -133,15 +135,12 @@ class TensorReader:
             InputError: no step has it.
         """
         wanted = statistic or "value"
+        offset_in = functools.cache(lambda layout: layout.statistic_offsets(name).get(wanted))
         places: list[tuple[int, Block, int | None]] = []
-        offsets: dict[Layout, int | None] = {}
         for step, blocks in self._query.having(name, mode, rank):
-            for block in blocks:
-                if block.layout not in offsets:
-                    offsets[block.layout] = block.layout.statistic_offsets(name).get(wanted)
-            best = next((block for block in blocks if offsets[block.layout] is not None), blocks[0])
-            if offsets[best.layout] is not None or _has_values(name, best.layout):
-                places.append((step, best, offsets[best.layout]))
+            best = next((block for block in blocks if offset_in(block.layout) is not None), blocks[0])
+            if offset_in(best.layout) is not None or _has_values(name, best.layout):
+                places.append((step, best, offset_in(best.layout)))
         if not places:
             raise self._query.missing(name, self._query.layouts(mode), wanted)
         read = iter(self._blocks.numbers([(b, offset) for _, b, offset in places if offset is not None]))

@@ -60,9 +60,8 @@ class AppendFile:
         try:
             while done < whole:
                 done += os.write(self._file, chunk[done:whole])
-        except (
-            OSError
-        ):  # larger sectors, or a write that ended at an odd position; a full disk fails again below
+        except OSError:
+            # larger sectors, or a write that ended at an odd position; a full disk fails again below
             self._direct = False
         finally:
             fcntl.fcntl(self._file, fcntl.F_SETFL, flags)

@@ -64,13 +64,10 @@ class Blocks:
         start, end = self._range(block, offset, length)
         try:
             if self._local:
-                with open(self._file(block), "rb", buffering=0) as file:
+                with open(self._file(block), "rb") as file:
                     file.seek(start)
                     data = bytearray(length)
-                    size = 0
-                    while got := file.readinto(memoryview(data)[size:]):  # at most 2 GiB come at a time
-                        size += got
-                    data = data[:size] if size < length else data
+                    del data[file.readinto(data) :]
             else:
                 data = bytearray(self._fs.cat_file(self._file(block), start=start, end=end))
         except FileNotFoundError:
@@ -113,10 +110,8 @@ class Blocks:
         for piece in pieces:
             if isinstance(piece, Exception) and not isinstance(piece, FileNotFoundError):
                 raise piece  # storage that is down has lost nothing
-        complete = [isinstance(piece, bytes) and len(piece) == 8 for piece in pieces]
-        return [
-            NUMBER.unpack(piece)[0] if whole else None for piece, whole in zip(pieces, complete, strict=True)
-        ]
+        whole = (piece if isinstance(piece, bytes) and len(piece) == 8 else None for piece in pieces)
+        return [None if piece is None else NUMBER.unpack(piece)[0] for piece in whole]
 
     def fault(self, block: Block) -> str | None:
         """Return what is wrong with the bytes of a block; ``None`` if its CRC-32 is right."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -53,7 +54,4 @@ class Checksum:
 
 
 def _crc32(chunks: Sequence[Any]) -> int:
-    crc = 0
-    for chunk in chunks:
-        crc = crc32(chunk, crc)
-    return crc
+    return functools.reduce(lambda crc, chunk: crc32(chunk, crc), chunks, 0)

@@ -64,7 +64,9 @@ class HostBuffer:
             with torch.inference_mode(False):  # views made in inference mode are of no use outside of it
                 self._seen[key] = self._arrange(signature)
         arrangement = self._seen[key]
-        if arrangement.gaps and not self._is_repeated(arrangement):
+        place = len(self._now)
+        if arrangement.gaps and self._before[place : place + 1] != [arrangement]:
+            # another arrangement lay here in the block before; after the same one the gaps are still zero
             torch_internals.zero_all(arrangement.gaps)
         self._now.append(arrangement)
         self._used = arrangement.end
@@ -76,11 +78,6 @@ class HostBuffer:
         """Copy tensors into the buffer and return the copies, which last until ``clear``."""
         self.put(tensors)
         return self._now[-1].views
-
-    def _is_repeated(self, arrangement: Arrangement) -> bool:
-        """Return whether the block before had the same tensors at this place, so that the gaps are still zero."""
-        place = len(self._now)
-        return place < len(self._before) and self._before[place] is arrangement
 
     def _arrange(self, signature: Signature) -> Arrangement:
         lengths = [dtype.itemsize * shape.numel() for dtype, shape in signature]

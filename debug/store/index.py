@@ -163,11 +163,10 @@ class _Rank:
 
 
 def _block(record: dict[str, Any], rank: int, layout: Layout) -> Block:
-    numbers = [record[key] for key in ("step", "mode_step", "segment", "offset", "length", "crc32")]
-    if not all(type(number) is int and number >= 0 for number in numbers) or record["length"] < layout.extent:
+    keys = ("step", "mode_step", "segment", "offset", "length", "crc32")
+    numbers: dict[str, int] = {key: record[key] for key in keys}
+    valid = all(type(number) is int and number >= 0 for number in numbers.values())
+    if not valid or record["length"] < layout.extent:
         raise ValueError
-    step, mode_step, segment, offset, length, crc32 = numbers
-    mode, marks = str(record["mode"]), dict(record.get("marks") or {})
-    return Block(
-        step, mode, mode_step, float(record["time"]), rank, segment, offset, length, crc32, marks, layout
-    )
+    when, marks = float(record["time"]), dict(record.get("marks") or {})
+    return Block(mode=str(record["mode"]), time=when, rank=rank, marks=marks, layout=layout, **numbers)

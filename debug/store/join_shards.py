@@ -39,7 +39,14 @@ def joined(shards: Sequence[tuple[Block, Entry]], read: Read) -> torch.Tensor:
             break  # this shard and older ones are of ranks that were not resumed
         places[box] = block, entry
     if sum(math.prod(size) for _, size in places) < math.prod(whole):
-        raise _uncovered([block for block, _ in shards], shards[0][1])
+        ranks = ", ".join(str(shard[0].rank) for shard in shards)
+        block, entry = shards[0]
+        raise StateError(
+            f"step {block.step}: the shards of {entry.name!r} on rank {ranks} do not cover {entry.whole}",
+            "shards of all ranks",
+            "other ranks have not written this step yet, or their files are lost",
+            f"wait, or read one rank's shard with rank={block.rank}",
+        )
     if len(places) == 1:
         return read(*next(iter(places.values())))
     tensor = torch.empty(whole, dtype=shards[0][1].dtype)
@@ -55,14 +62,4 @@ def _overlap(box: Box, other: Box) -> bool:
     return all(
         start < other_start + other_size and other_start < start + size
         for start, size, other_start, other_size in zip(*box, *other, strict=True)
-    )
-
-
-def _uncovered(blocks: Sequence[Block], entry: Entry) -> StateError:
-    ranks = ", ".join(str(block.rank) for block in blocks)
-    return StateError(
-        f"step {blocks[0].step}: the shards of {entry.name!r} on rank {ranks} do not cover {entry.whole}",
-        "shards of all ranks",
-        "other ranks have not written this step yet, or their files are lost",
-        f"wait, or read one rank's shard with rank={blocks[0].rank}",
     )

@@ -68,6 +68,7 @@ class Layout:
             if not all([type(text) is str for text in texts]) or type(offset) is not int or offset < 0:
                 raise TypeError
         self.groups = groups
+        self._cells: dict[tuple[str, Names], Cells] = {}
 
     # -- by name --------------------------------------------------------------------------------
 
@@ -115,10 +116,8 @@ class Layout:
             if len(entry) == 5:
                 return Entry(name, dtype, shape, entry[3], length)
             whole, start = tuple(entry[5]["shape"]), tuple(entry[5]["start"])
-            if len(whole) != len(shape) or len(start) != len(shape):
-                raise ValueError
-            ends = [first + size for first, size in zip(start, shape, strict=True)]
-            if any(first < 0 or end > size for first, end, size in zip(start, ends, whole, strict=True)):
+            dimensions = zip(start, shape, whole, strict=True)
+            if any(first < 0 or first + size > end for first, size, end in dimensions):
                 raise ValueError
             return Entry(name, dtype, shape, entry[3], length, whole, start)
         except (ValueError, KeyError, TypeError):
@@ -170,10 +169,9 @@ class Layout:
         Args:
             read: reads bytes of the block.
         """
-        tables = [
-            np.frombuffer(read(table["offset"], 8 * _count(table)), "<f8") for table in self.tables.values()
-        ]
-        return np.concatenate([np.empty(0), *tables])
+        tables = self.tables.values()
+        arrays = [np.frombuffer(read(table["offset"], 8 * _count(table)), "<f8") for table in tables]
+        return np.concatenate([np.empty(0), *arrays])
 
     @cached_property
     def _rows_by_kind(self) -> dict[str, dict[str, list[tuple[int, int]]]]:
@@ -187,10 +185,6 @@ class Layout:
                 kinds.setdefault(kind, {}).setdefault(owner, []).extend(statistics)
         return kinds
 
-    @cached_property
-    def _cells(self) -> dict[tuple[str, Names], Cells]:
-        return {}
-
     def cells(self, kind: str, statistics: Names) -> Cells:
         """Return the places of statistics, for the tensors of a kind that have all of them.
 
@@ -200,16 +194,16 @@ class Layout:
         """
         key = (kind, statistics)
         if key not in self._cells:
-            rows, places = {}, []
-            for name, own in self._rows_by_kind.get(kind, {}).items():
-                cells = [self._place(own, statistic) for statistic in statistics]
-                if None not in cells:
-                    rows[name] = own
-                    places.append(cells)
-            described = [self._of(own) for own in rows.values()]
-            by_statistic = np.array(places, np.int64).reshape(len(places), len(statistics)).T
-            shapes, dtypes = tuple(shape for _, shape in described), tuple(dtype for dtype, _ in described)
-            self._cells[key] = Cells(tuple(rows), by_statistic, shapes, dtypes)
+            rows = self._rows_by_kind.get(kind, {})
+            places = {name: [self._place(own, of) for of in statistics] for name, own in rows.items()}
+            names = tuple(name for name in rows if None not in places[name])
+            by_name = np.array([places[name] for name in names], np.int64).reshape(
+                len(names), len(statistics)
+            )
+            dtypes, shapes = (
+                zip(*(self._of(rows[name]) for name in names), strict=True) if names else ((), ())
+            )
+            self._cells[key] = Cells(names, by_name.T, shapes, dtypes)
         return self._cells[key]
 
     def _place(self, rows: Sequence[tuple[int, int]], statistic: str) -> int | None:

@@ -31,7 +31,7 @@ Format, version 1, in the folder ``debug`` of a run (``loopwise.run`` specifies 
         steps).
     ``{"event": "...", "step": 40}``
         Message for the reader: saves that were dropped, thinned out or failed, collections that were switched
-        off.
+        off.  A kind of message is written once, with the first step that it is about.
 
 If the run's storage is not local, segments and their records are first written into a folder of this machine,
 with the same names and form.  They are sent when the segment is full or old: first the segment, then an index

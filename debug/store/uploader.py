@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 WAITING = 8
-"""Uploads that may wait; with more, the caller waits, or the oldest is given up while storage is down."""
+"""Largest number of waiting uploads.  Beyond it ``add`` waits; while storage is down, it deletes the oldest one."""
 RETRY = 5.0
 """Seconds from a failed attempt to the next one."""
 
@@ -25,7 +25,7 @@ class Upload:
     files: list[str]
     """Paths on this machine, in the order of sending."""
     steps: Sequence[int]
-    """Steps that are lost with the files."""
+    """Numbers of the steps in the files, which are lost if the files cannot be sent."""
 
 
 class Uploader:
@@ -34,7 +34,7 @@ class Uploader:
     Args:
         fs: the fsspec file system.
         target: folder on it.
-        tell: called with a text about each problem, and the step that is lost by it, or -1.
+        tell: function of (text, step), called for each problem; step is the lost step, or -1 if none is lost.
     """
 
     def __init__(self, fs: Any, target: str, tell: Callable[[str, int], None]) -> None:
@@ -59,7 +59,7 @@ class Uploader:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Send what waits and remove ``folder``.
+        """Send the waiting files and remove ``folder``.
 
         Raises:
             OSError: storage is down; the files that were not sent stay in ``folder``.
@@ -76,8 +76,8 @@ class Uploader:
             return
         steps = sum(len(upload.steps) for upload in self._waiting)
         raise OSError(
-            f"{steps} steps could not be sent to {self._target!r}; they are in {self.folder!r}: "
-            "copy its files there when it can be reached again"
+            f"{steps} steps could not be sent to {self._target!r}; the files are in {self.folder!r}: "
+            f"copy them to {self._target!r} as soon as it can be reached"
         )
 
     def _work(self) -> None:
@@ -89,7 +89,7 @@ class Uploader:
                 upload, last = self._waiting.popleft(), self._closing
             try:
                 self._send(upload)
-            except BaseException as error:  # asyncio's CancelledError is no Exception
+            except BaseException as error:  # asyncio's CancelledError is not a subclass of Exception
                 if not self._failed(upload, error, last):
                     return
             else:

@@ -14,6 +14,8 @@ from . import system as page_system
 
 OPERATORS = 20
 """Operators that are shown of a window."""
+SCALES = (1e3, 1e3, 1, 2**-20, 2**-20)
+"""Factors of the numbers of an operator: of ``windows.COLUMNS`` to milliseconds, calls and MiB."""
 DURATIONS = {
     "initialization": "until the end of the first step, s",
     "loop": "steps after the first, s",
@@ -48,7 +50,8 @@ def _job(path: str, own: list[Session], other: str | None, others: list[Session]
     ]
     for name, label in DURATIONS.items():
         if any(job[name] is not None for job in jobs):
-            rows.append([label, *(_short(job[name]) for job in jobs)])
+            seconds = [job[name] for job in jobs]
+            rows.append([label, *(None if value is None else round(value, 3) for value in seconds)])
     ranks = [len({session.rank for session in each}) for each in (own, others) if each]
     rows.append(["ranks that were profiled", *ranks])
     width = 1 + len(jobs)
@@ -59,10 +62,6 @@ def _date(seconds: float | None) -> str:
     return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds)) + " UTC"
 
 
-def _short(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 3)
-
-
 def _operators(own: list[Session]) -> list[Block]:
     blocks = []
     for session in own:
@@ -70,19 +69,10 @@ def _operators(own: list[Session]) -> list[Block]:
             last = window["step"] + window["steps"] - 1
             title = f"Steps {window['step']} to {last}, rank {session.rank}, {window['seconds']:.3g} s"
             rows = [
-                [
-                    name,
-                    round(1e3 * cpu, 3),
-                    round(1e3 * cuda, 3),
-                    calls,
-                    round(memory / 2**20, 3),
-                    round(cuda_memory / 2**20, 3),
-                ]
-                for name, cpu, cuda, calls, memory, cuda_memory in window["rows"][:OPERATORS]
+                [name, *(round(scale * number, 3) for scale, number in zip(SCALES, numbers, strict=True))]
+                for name, *numbers in window["rows"][:OPERATORS]
             ]
             columns = ["operator", "CPU, ms", "device, ms", "calls", "memory, MiB", "device memory, MiB"]
-            blocks.append(table(title, columns, rows))
-            blocks.append(
-                text(f"The trace debug/{window['trace']} opens in ui.perfetto.dev or chrome://tracing.")
-            )
+            opens = f"The trace debug/{window['trace']} opens in ui.perfetto.dev or chrome://tracing."
+            blocks += [table(title, columns, rows), text(opens)]
     return blocks

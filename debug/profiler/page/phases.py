@@ -31,10 +31,8 @@ def blocks(sessions: list[Session], others: list[Session]) -> list[Block]:
     ranks = _by_rank(sessions)
     if not ranks:
         return []
-    rank = min(ranks)
-    shown = ranks[rank]
-    other_ranks = _by_rank(others)
-    other = other_ranks.get(min(other_ranks, default=0))
+    rank, shown = min(ranks.items())
+    _, other = min(_by_rank(others).items(), default=(0, None))
     title = "" if len(ranks) == 1 else f", rank {rank}"
     made = [_phases(shown, other, title), _steps(shown, other, title)]
     train = shown.of("train")
@@ -51,33 +49,30 @@ def _by_rank(sessions: list[Session]) -> dict[int, Table]:
     """Return the phases of each rank that ended a step, joined over its sessions."""
     ranks: dict[int, list[Table]] = {}
     for session in sessions:
-        if len(phases := session.phases()):
+        if len(phases := session.phases):
             ranks.setdefault(session.rank, []).append(phases)
     return {rank: joined(tables) for rank, tables in ranks.items()}
 
 
 def _phases(shown: Table, other: Table | None, title: str) -> Block:
-    counts = {mode: float(shown.of(mode)["count"].sum()) for mode in dict.fromkeys(shown.modes)}
-    before = summary.phases(other) if other is not None else {}
-    counted = {mode: float(other.of(mode)["count"].sum()) for mode in before} if other is not None else {}
+    means, means_of_other = _means(shown), {} if other is None else _means(other)
     rows = []
     for mode, kinds in summary.phases(shown).items():
         for kind, (seconds, share) in kinds.items():
-            if not seconds:
-                continue
-            row = [
-                mode,
-                kind,
-                round(seconds, 3),
-                round(100 * share, 1),
-                round(1e3 * seconds / counts[mode], 3),
-            ]
-            if other is not None:
-                then = before.get(mode, {}).get(kind)
-                row.append(None if then is None else round(1e3 * then[0] / counted[mode], 3))
-            rows.append(row)
+            if seconds:
+                row = [mode, kind, round(seconds, 3), round(100 * share, 1), means[mode, kind]]
+                rows.append(row + [means_of_other.get((mode, kind))] * (other is not None))
     columns = ["mode", "phase", "seconds", "%", "ms a step"] + ["ms a step, the other"] * (other is not None)
     return table(f"Time by phase{title}", columns, rows)
+
+
+def _means(shown: Table) -> dict[tuple[str, str], float]:
+    """Return milliseconds a step by mode and phase."""
+    return {
+        (mode, kind): round(1e3 * seconds / float(shown.of(mode)["count"].sum()), 3)
+        for mode, kinds in summary.phases(shown).items()
+        for kind, (seconds, _) in kinds.items()
+    }
 
 
 def _steps(shown: Table, other: Table | None, title: str) -> Block:
@@ -100,15 +95,8 @@ def _over_steps(train: Table, title: str) -> Block:
     for number, kind in enumerate(kind for kind in summary.kinds(train) if kind not in GPU):
         if train[kind].any():
             mean = 1e3 * np.add.reduceat(train[kind], edges[:-1]) / counts
-            trace = {
-                "type": "scatter",
-                "mode": "lines",
-                "stackgroup": "phases",
-                "name": kind,
-                "x": steps,
-                "y": mean,
-            }
-            data.append({**trace, "line": {"width": 0.5}, "meta": {"color": number}})
+            style = {"stackgroup": "phases", "line": {"width": 0.5}, "meta": {"color": number}}
+            data.append({"type": "scatter", "mode": "lines", "name": kind, "x": steps, "y": mean, **style})
     shares = summary.phases(train)["train"]
     most = sorted((k for k in shares if k not in GPU), key=lambda kind: -shares[kind][1])[:3]
     describe = "Of training steps: " + ", ".join(f"{kind} {shares[kind][1]:.0%}" for kind in most)
@@ -119,22 +107,16 @@ def _durations(train: Table, title: str) -> Block:
     longest: Floats = 1e3 * train["longest"]
     index, values = thinned(np.arange(len(train)), longest)
     trace = {"type": "scatter", "mode": "lines", "name": "step", "x": train["step"][index], "y": values}
-    describe = (
-        f"Seconds of training steps: median {np.median(longest) / 1e3:.4g}, longest {longest.max() / 1e3:.4g}"
-    )
+    median, most = np.median(longest) / 1e3, longest.max() / 1e3
+    describe = f"Seconds of training steps: median {median:.4g}, longest {most:.4g}"
     return _plot(f"Training steps{title}", describe, [trace], "step", "ms")
 
 
 def _histogram(train: Table, title: str) -> Block:
     means = 1e3 * train["seconds"] / train["count"]
     counts, edges = np.histogram(means, BINS, weights=train["count"])
-    trace = {
-        "type": "bar",
-        "name": "steps",
-        "x": (edges[1:] + edges[:-1]) / 2,
-        "y": counts,
-        "width": np.diff(edges),
-    }
+    middles = (edges[1:] + edges[:-1]) / 2
+    trace = {"type": "bar", "name": "steps", "x": middles, "y": counts, "width": np.diff(edges)}
     describe = f"Training steps by their duration, from {means.min():.3g} to {means.max():.3g} ms"
     return _plot(f"Durations of training steps{title}", describe, [trace], "ms", "steps")
 

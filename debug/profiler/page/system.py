@@ -32,36 +32,37 @@ PLOTS = {
     "Disks": ("disk_read", "disk_write"),
     "Network": ("net_in", "net_out"),
 }
+DEVICES = {
+    "Device utilization": ("", "%", 1.0),
+    "Device memory": ("_memory", "GiB", 2**-30),
+    "Device power": ("_power", "W", 1.0),
+}
+"""Title of a plot -> ending of the device's column, unit, and factor of its numbers."""
 
 
 def blocks(sessions: list[Session]) -> list[Block]:
     """Return tables and plots of each session with samples of the machine."""
     made: list[Block] = []
-    hosts = [session for session in sessions if "cpu" in session.header["columns"] and len(session.system())]
+    hosts = [session for session in sessions if "cpu" in session.header["columns"] and len(session.system)]
     for session in hosts:
-        samples = session.system()
+        samples = session.system
         title = "" if len(hosts) == 1 else f", {session.header['host']}, from rank {session.rank}"
-        made += _session(session, samples, title, float(samples["time"][0]))
+        made += _session(session, samples, title)
     return made + _processes(sessions)
 
 
-def _session(session: Session, samples: Table, title: str, start: float) -> list[Block]:
+def _session(session: Session, samples: Table, title: str) -> list[Block]:
     made = [_usage(session, samples, title)]
     for name, columns in PLOTS.items():
         if any(samples[column].any() for column in columns):
-            made.append(_lines(f"{name}{title}", samples, {c: UNITS[c] for c in columns}, start))
+            made.append(_lines(f"{name}{title}", samples, {c: UNITS[c] for c in columns}))
     cores = [c for c in samples.columns if c.removeprefix("cpu").isdecimal()]
     if len(cores) > 1 and len(samples) > 1:
-        made.append(_cores(f"Cores{title}", samples, cores, start))
+        made.append(_cores(f"Cores{title}", samples, cores))
     devices = [name for name in session.header["devices"] if name in samples]
-    for what, suffix, unit, scale in (
-        ("Device utilization", "", "%", 1.0),
-        ("Device memory", "_memory", "GiB", 2**-30),
-        ("Device power", "_power", "W", 1.0),
-    ):
-        if devices:
-            of = {f"{name}{suffix}": (name, unit, scale) for name in devices}
-            made.append(_lines(f"{what}{title}", samples, of, start))
+    for what, (suffix, unit, scale) in DEVICES.items() if devices else ():
+        of = {f"{name}{suffix}": (name, unit, scale) for name in devices}
+        made.append(_lines(f"{what}{title}", samples, of))
     return made
 
 
@@ -71,33 +72,28 @@ def _usage(session: Session, samples: Table, title: str) -> Block:
         name, _, percent = column.partition(", ")
         if name.removeprefix("cpu").isdecimal():
             continue
-        label, unit, scale = UNITS.get(name, (name, _unit(name), 2**-30 if name.endswith("_memory") else 1.0))
+        device = next(of for of in reversed(DEVICES.values()) if name.endswith(of[0]))
+        label, unit, scale = UNITS.get(name, (name, *device[1:]))
         if percent:
             unit, scale = "%", 1.0
         rows.append([label, unit, *(_number(scale * value) for value in values.values())])
-    missed = int(samples["missed"][-1])
-    rows.append(["samples", "count", len(samples), None, None, None, None])
-    rows.append(["samples that were missed", "count", missed, None, None, None, None])
+    counts = {"samples": len(samples), "samples that were missed": int(samples["missed"][-1])}
+    rows += [[label, "count", count, None, None, None, None] for label, count in counts.items()]
     columns = ["", "unit", *summary.PERCENTILES]
     return table(f"Use of the machine{title}", columns, rows)
-
-
-def _unit(column: str) -> str:
-    return "GiB" if column.endswith("_memory") else "W" if column.endswith("_power") else "%"
 
 
 def _number(value: float) -> float | None:
     return float(f"{value:.4g}") if np.isfinite(value) else None
 
 
-def _lines(title: str, samples: Table, columns: dict[str, tuple[str, str, float]], start: float) -> Block:
+def _lines(title: str, samples: Table, columns: dict[str, tuple[str, str, float]]) -> Block:
     """Return a plot of columns over the seconds since the first sample.
 
     Args:
         title: title of the plot.
         samples: the samples.
         columns: column -> label, unit, and factor of its numbers.
-        start: time of the first sample.
     """
     data, described = [], []
     unit = next(iter(columns.values()))[1]
@@ -105,7 +101,7 @@ def _lines(title: str, samples: Table, columns: dict[str, tuple[str, str, float]
         values: Floats = scale * samples[column]
         index, shown = thinned(np.arange(len(samples)), values)
         name = label if own == unit else f"{label}, {own}"
-        x = samples["time"][index] - start
+        x = samples["time"][index] - samples["time"][0]
         data.append({"type": "scatter", "mode": "lines", "name": name, "x": x, "y": shown})
         finite = values[np.isfinite(values)]
         if len(finite):
@@ -118,11 +114,11 @@ def _lines(title: str, samples: Table, columns: dict[str, tuple[str, str, float]
     return plot(title, "; ".join(described), data, layout)
 
 
-def _cores(title: str, samples: Table, cores: list[str], start: float) -> Block:
+def _cores(title: str, samples: Table, cores: list[str]) -> Block:
     edges = np.unique(np.linspace(0, len(samples), COLUMNS + 1).astype(int))
     counts = np.diff(edges)
     heat = np.stack([np.add.reduceat(samples[core], edges[:-1]) / counts for core in cores])
-    x = samples["time"][edges[:-1]] - start
+    x = samples["time"][edges[:-1]] - samples["time"][0]
     trace = {"type": "heatmap", "x": x, "y": cores, "z": heat, "zmin": 0, "zmax": 100}
     trace["colorbar"] = {"title": {"text": "%"}}
     means = heat.mean(axis=1)
@@ -137,7 +133,7 @@ def _processes(sessions: list[Session]) -> list[Block]:
         return []
     rows = []
     for session in sessions:
-        samples = session.system()
+        samples = session.system
         if len(samples):
             cpu, memory = samples["process_cpu"], samples["process_memory"]
             numbers = [round(float(cpu.mean()), 1), _number(float(memory.max()) / 2**30)]

@@ -67,7 +67,7 @@ def take(monkeypatch, run, clock):
 def test_devices_have_columns(take, run):
     module = nvml()
     session = take(module, used=["uuid-1"])
-    table = session.system()
+    table = session.system
     assert list(table["gpu0"]) == [10.0] * 3
     assert list(table["gpu1"]) == [20.0] * 3
     assert list(table["gpu1_memory"]) == [2.0**31] * 3
@@ -82,7 +82,7 @@ def test_devices_have_columns(take, run):
 
 
 def test_numbers_that_a_device_does_not_report_are_nan(take):
-    table = take(nvml(power=False)).system()
+    table = take(nvml(power=False)).system
     assert all(math.isnan(value) for value in table["gpu0_power"])
     assert list(table["gpu0"]) == [10.0] * 3
 
@@ -101,7 +101,7 @@ def test_a_device_that_is_lost_is_left_out(take):
     session = take(module, used=["uuid-1", "uuid-2"])
     assert session.header["devices"] == {"gpu1": "unknown", "gpu2": "unknown"}
     assert session.header["used"] == ["gpu2"]
-    assert list(session.system()["gpu2"]) == [30.0] * 3
+    assert list(session.system["gpu2"]) == [30.0] * 3
 
 
 @pytest.mark.parametrize("module", [None, nvml(driver=False), nvml(devices=0)])

@@ -297,7 +297,7 @@ def test_a_real_loop(run, workers):
     profiler = Profiler({"": net}, {"": optimizer}, run, Profile())
     train(net, optimizer, DataLoader(data, batch_size=4, num_workers=workers), profiler)
     profiler.close()
-    table = reading.sessions(run.path)[0].phases()
+    table = reading.sessions(run.path)[0].phases
     assert table["count"].sum() == 6
     assert (table["workers"] == workers).all()
     for name in ("data", "to_device", "forward", "backward", "optimizer"):
@@ -313,7 +313,7 @@ def test_loaders_of_torchdata(run):
     profiler = Profiler({"": net}, {"": optimizer}, run, Profile())
     train(net, optimizer, stateful.StatefulDataLoader(data, batch_size=4), profiler)
     profiler.close()
-    assert reading.sessions(run.path)[0].phases()["data"].sum() > 0
+    assert reading.sessions(run.path)[0].phases["data"].sum() > 0
 
 
 def test_a_loop_without_forward_passes_updates_and_loaders(run):
@@ -323,6 +323,6 @@ def test_a_loop_without_forward_passes_updates_and_loaders(run):
         profiler.begin(step, "train")
         profiler.end(step, "train", {})
     profiler.close()
-    table = reading.sessions(run.path)[0].phases()
+    table = reading.sessions(run.path)[0].phases
     assert table["count"].sum() == 3
     assert table["forward"].sum() == 0

@@ -225,7 +225,7 @@ def test_of_two_ranks(tmp_path, ranks):
     assert "cpu" in first.header["columns"]
     assert "cpu" not in second.header["columns"]
     for session in (first, second):
-        table = session.phases()
+        table = session.phases
         assert table["count"].sum() == 5
         assert (table["forward"] > 0).all()
         assert (table["backward"] > 0).all()

@@ -72,8 +72,8 @@ def test_in_one_process(tmp_path, how, workers):
                 train(model, optimizer, loader, profiler)
                 profiler.close()
             (session,) = reading.sessions(path)
-            assert session.phases()["count"].sum() == 10
-            assert session.phases()["forward"].sum() > 0
+            assert session.phases["count"].sum() == 10
+            assert session.phases["forward"].sum() > 0
             assert len(session.operators) == 1
         state = [value for each in optimizer.state.values() for value in each.values()]
         return [*net.state_dict().values(), *state, torch.get_rng_state()]

@@ -40,7 +40,7 @@ def profiled(path, clock, steps=4, resume=False, window=()):
 def test_tables_of_a_run(tmp_path, clock):
     path = profiled(tmp_path / "run", clock)
     (session,) = reading.sessions(path)
-    table = session.phases()
+    table = session.phases
     assert table.modes == ("train", "train", "eval", "train")
     shares = summary.phases(table)
     assert shares["train"]["data"] == pytest.approx((1.25, 0.625))
@@ -76,7 +76,7 @@ def test_usage_and_its_percentiles(run, clock):
         sampler.sample()
     sampler.close()
     (session,) = reading.sessions(run.path)
-    usage = summary.usage(session.system(), {"memory": 1e9})
+    usage = summary.usage(session.system, {"memory": 1e9})
     assert usage["memory"] == pytest.approx(
         {"max": 101e6, "p99": 100.01e6, "p95": 96.05e6, "p50": 51.5e6, "min": 2e6}
     )
@@ -105,7 +105,7 @@ def test_a_resumed_run_has_two_sessions(tmp_path, clock):
     profiled(tmp_path / "run", clock)
     path = profiled(tmp_path / "run", clock, steps=2, resume=True)
     first, second = reading.sessions(path)
-    assert (first.phases()["count"].sum(), second.phases()["count"].sum()) == (4, 2)
+    assert (first.phases["count"].sum(), second.phases["count"].sum()) == (4, 2)
     assert first.header["session"] < second.header["session"]
     assert [section["id"] for section in page.sections(path)] == ["job", "phases", "system"]
 
@@ -189,8 +189,8 @@ def test_samples_are_kept_as_numbers_of_8_bytes_and_damaged_ones_are_left_out(ru
     for row in ([1.0], "x", ["x"] * width, [1.0, "NaN", None, *[0.0] * (width - 3)]):
         run.append("debug", "system", {"row": row})
     (session,) = reading.sessions(run.path)
-    table = session.system()
-    assert table is session.system()
+    table = session.system
+    assert table is session.system
     assert len(table) == 4
     assert np.isnan(table.rows[3]).sum() == 2
     assert {record["row"].itemsize for _, record in session.records} == {8}

@@ -343,7 +343,7 @@ def test_waiting_for_a_step(saving, tmp_path):
     run.end()
     assert not saved.wait_for(6)
     assert saved.wait_for(5)
-    with pytest.raises(InputError, match="one of: train, eval, predict"):
+    with pytest.raises(InputError, match="one of train, eval, predict"):
         saved.wait_for(5, "valid")
 
 

@@ -268,7 +268,7 @@ def test_errors_about_unknown_arguments_list_valid_ones(saving, tmp_path):
         saved.value("loss", 100)
     with pytest.raises(InputError, match="30 from 0 to 29, nearest 0"):
         saved.value("loss", -1, mode="train")
-    with pytest.raises(InputError, match="one of: train, eval, predict"):
+    with pytest.raises(InputError, match="one of train, eval, predict"):
         saved.steps("valid")
     with pytest.raises(InputError, match="none yet"):
         saved.value("loss", 0, mode="eval")

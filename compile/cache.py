@@ -1,4 +1,9 @@
-"""File of compiled code beside a checkpoint, for the next process."""
+"""File of compiled code beside a checkpoint, for the next process.
+
+Format of the file that ``save_cache`` writes, version 1: the line ``loopwise compile cache 1``; the length of the
+next item as a little-endian unsigned integer of 4 bytes; a JSON object with the keys ``torch`` (its version) and
+``device`` (its name), which ``load_cache`` compares; and the bytes of ``torch.compiler.save_cache_artifacts()``.
+"""
 
 from __future__ import annotations
 

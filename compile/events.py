@@ -3,13 +3,15 @@
 Format of the JSON lines in a run:
 
 ``compile/plans.rank<r>.<n>.jsonl``
-    One line for each plan that the step goes on with: ``batch`` (batches before it), ``plan`` (the fields of
-    ``loopwise.compile.Plan``), ``forms`` (a list with one object for each variant that was tried) and ``remarks`` (the
-    texts of ``explain()``).  An object in ``forms`` has ``form`` (the variant's plan in words), ``ms``, ``least`` and ``most``
-    (median, minimum and maximum of the milliseconds of forward and backward; null if it was not timed), ``MiB`` (peak
-    memory), ``compile s`` (seconds of compilation) and ``verdict`` (``chosen``, or the reason why it was not).
+    One line for each plan that the step goes on with: ``batch`` (number of batches that the step has seen), ``plan``
+    (the fields of ``loopwise.compile.Plan``), ``forms`` (a list with one object for each variant that was tried) and
+    ``remarks`` (the texts of ``explain()``).  An object in ``forms`` has ``form`` (the variant's plan in words),
+    ``ms``, ``least`` and ``most`` (median, minimum and maximum of the milliseconds of forward and backward; null if
+    it was not timed), ``MiB`` (peak memory), ``compile s`` (seconds of compilation) and ``verdict`` (``chosen``, or
+    the reason why it was not).
 ``compile/events.rank<r>.<n>.jsonl``
-    One line for each later event, such as a step back to eager: ``batch`` (batches before it) and ``text``.
+    One line for each later event, such as a step back to eager: ``batch`` (number of batches that the step has seen)
+    and ``text``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,11 @@
-"""Plan of a compiled training step: one frozen value, printable, storable as JSON, and kept for later runs."""
+"""Plan of a compiled training step: one frozen value, printable, storable as JSON, and kept for later runs.
+
+Format: ``Plan.to_json()`` is a JSON object with one key for each argument of ``loopwise.compile.Plan``.  Plans that
+were measured are kept in the folder ``plans`` of ``~/.cache/loopwise``, or of the folder that the environment
+variable ``LOOPWISE_CACHE`` names.  The file ``<key>.json`` holds a JSON object: ``plan``, such an object, and
+``errors``, the relative errors of the eager step by the name of a tensor.  The key is a digest of device, versions,
+names of the passes, model, optimizer, shapes and arguments of the search; files of other keys are ignored.
+"""
 
 from __future__ import annotations
 

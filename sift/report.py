@@ -1,4 +1,13 @@
-"""Counts and times of a sifting loader, the estimate of the time it saves, and their records in a run."""
+"""Counts and times of a sifting loader, the estimate of the time it saves, and their records in a run.
+
+Format of the JSON lines in a run:
+
+``sift/epochs.rank<r>.<n>.jsonl``
+    One line for each pass over the wrapped loader: ``epoch`` (its number, from 0), ``complete`` (false if the pass
+    was ended early), and what the pass added to the counts of ``Report``: in samples ``seen``, ``skipped``,
+    ``scored``, ``kept``, ``dropped``, ``cut``, ``not_finite`` and ``trained``; ``batches``; and ``loading_seconds``,
+    ``scoring_seconds``, ``selecting_seconds`` and ``training_seconds``.
+"""
 
 from __future__ import annotations
 

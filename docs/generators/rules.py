@@ -32,18 +32,12 @@ SOURCES = {
 """Source of a rule -> title of its section and introduction."""
 
 
-def entry(rule: Any) -> str:
+def entry(documentation: Any) -> str:
     """Return the section of one rule, from its ``Documentation``."""
-    texts = {
-        "Statistic": rule.statistic,
-        "Default": rule.default,
-        "Why": rule.why,
-        "False alarms": rule.false_alarms,
-        "Thresholds": ", ".join(f"``{name}={value:g}``" for name, value in rule.thresholds.items()),
-        "Advice": f"{rule.advice}.",
-    }
-    lines = [f"### {rule.name}", "", f"*{rule.severity}*. {code(rule.summary)}", ""]
-    for label, text in texts.items():
+    name, rule, summary, texts = documentation
+    thresholds = ", ".join(f"``{threshold}={value:g}``" for threshold, value in rule.thresholds.items())
+    lines = [f"### {name}", "", f"*{rule.severity}*. {code(summary)}", ""]
+    for label, text in (texts | {"Thresholds": thresholds, "Advice": f"{rule.advice}."}).items():
         if text:
             item = f"- **{label}**: {code(text[:1].upper() + text[1:])}"
             lines += textwrap.wrap(
@@ -58,6 +52,6 @@ def render() -> str:
 
     lines = [HEAD]
     for source, (title, introduction) in SOURCES.items():
-        rules = [rule for rule in documentation() if rule.source == source]
-        lines += [f"## {title}", "", introduction, "", *(entry(rule) for rule in rules)]
+        entries = [entry(text) for text in documentation() if text.rule.source == source]
+        lines += [f"## {title}", "", introduction, "", *entries]
     return "\n".join(lines).rstrip() + "\n"

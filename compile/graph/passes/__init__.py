@@ -14,6 +14,6 @@ PASSES = {
 }
 """Name -> pass, in the order in which the passes run; the names are those of ``Plan.passes``."""
 USUAL = tuple(name for name in PASSES if name != "loss_kernel")
-"""Passes that are on by default, without a measurement."""
+"""Passes of the search's first candidate, and of steps and models that are compiled without a search."""
 
 __all__ = ["PASSES", "USUAL", "Outcome"]

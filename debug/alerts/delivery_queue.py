@@ -9,6 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from loopwise.validate import one_of, positive_number, whole_number
+
 from ..rules import SEVERITIES, Finding
 
 HOUR = 3600.0
@@ -25,6 +27,9 @@ class DeliveryQueue:
         timeout: seconds that ``send`` takes at most, more or less.
         severity: least severity that is sent.
         per_hour: largest number of messages in an hour.
+
+    Raises:
+        InputError: ``timeout``, ``severity`` or ``per_hour`` is not valid.
     """
 
     def __init__(
@@ -35,8 +40,10 @@ class DeliveryQueue:
         severity: str,
         per_hour: int,
     ) -> None:
-        self._destination, self._send, self._timeout = destination, send, timeout
-        self._least, self._per_hour = SEVERITIES.index(severity), per_hour
+        self._destination, self._send = destination, send
+        self._timeout = positive_number("timeout", timeout, "time", 5)
+        self._least = SEVERITIES.index(one_of("severity", severity, SEVERITIES))
+        self._per_hour = whole_number("per_hour", per_hour, 1, "messages", 20)
         self._known: set[tuple[str, tuple[str, ...]]] = set()
         self._new: deque[Finding] = deque()
         self._unsent: list[Finding] = []
@@ -59,9 +66,8 @@ class DeliveryQueue:
                 self._lost += 1
             if self._thread is None:
                 self._closing = False
-                self._thread = threading.Thread(
-                    target=self._work, name="loopwise-debug-delivery", daemon=True
-                )
+                name = "loopwise-debug-delivery"
+                self._thread = threading.Thread(target=self._work, name=name, daemon=True)
                 self._thread.start()
                 atexit.register(self.close)
             self._changed.notify()
@@ -85,9 +91,8 @@ class DeliveryQueue:
         failed = False
         while True:
             with self._changed:
-                seconds = (
-                    None if failed else self._seconds_to_next()
-                )  # a failed message waits for the next finding
+                # a failed message waits for the next finding
+                seconds = None if failed else self._seconds_to_next()
                 self._changed.wait_for(lambda: self._new or self._closing, seconds)
                 fresh = self._new.popleft() if self._new else None
                 closing, ends = self._closing, self._closing and fresh is None

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 
 from loopwise.errors import InputError
 from loopwise.run import encode
-from loopwise.validate import one_of, positive_number, whole_number
 
 from ..rules import SEVERITIES, Finding
 from .delivery_queue import DeliveryQueue
@@ -48,7 +47,6 @@ def webhook(
             "a name without its scheme, or a path",
             "webhook('https://hooks.slack.com/services/...')",
         )
-    _validate(timeout, severity, per_hour)
 
     def post(findings: Sequence[Finding], text: str) -> None:
         data = encode({"text": text, "findings": [finding.record() for finding in findings]})
@@ -103,7 +101,6 @@ def email(
             "a password would be sent unencrypted",
             "tls='starttls' for port 587, tls='ssl' for port 465",
         )
-    _validate(timeout, severity, per_hour)
 
     def send(findings: Sequence[Finding], text: str) -> None:
         message = EmailMessage()
@@ -125,9 +122,3 @@ def email(
             server.send_message(message)
 
     return DeliveryQueue(f"the mail server {host}", send, timeout, severity, per_hour)
-
-
-def _validate(timeout: float, severity: str, per_hour: int) -> None:
-    positive_number("timeout", timeout, "time", 5)
-    one_of("severity", severity, SEVERITIES)
-    whole_number("per_hour", per_hour, 1, "messages", 20)

@@ -36,9 +36,7 @@ class Notices:
         if kind in self._kinds:
             return
         self._kinds.add(kind)
-        self._pending.append(
-            f"loopwise.debug: step {step}: {text}" if step >= 0 else f"loopwise.debug: {text}"
-        )
+        self._pending.append("loopwise.debug: " + (f"step {step}: " if step >= 0 else "") + text)
         if event:
             self._event(text, step)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
@@ -76,7 +77,5 @@ class Monitors:
             monitor.close()
         except Exception as error:
             self._say(f"{type(monitor).__name__} could not be closed: {error!r}")
-        try:
+        with contextlib.suppress(Exception):
             self._last_findings += monitor.findings()
-        except Exception:
-            return

@@ -8,9 +8,8 @@ depend on all ranks, so that they cannot be made again from the stored steps of 
 from __future__ import annotations
 
 import itertools
-import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,8 +45,6 @@ PATIENCE, GIVEN_UP = 64, 2
 _counters = {wrapped: itertools.count() for wrapped in (True, False)}
 """Numbers of the monitors, which all ranks create in the same order.  Those of models without DDP are counted apart,
 because a preflight on rank 0 alone has a model without DDP."""
-_HEAD = struct.Struct("<qq")
-"""Header of the written bytes: the step and the number of rows."""
 
 
 class Sums(NamedTuple):
@@ -59,12 +56,12 @@ class Sums(NamedTuple):
     if there is none."""
 
     def to_bytes(self) -> bytes:
-        return _HEAD.pack(self.step, len(self.rows)) + self.rows.astype("<f8").tobytes()
+        return np.array([self.step, *self.rows.flat], "<f8").tobytes()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Sums:
-        step, count = _HEAD.unpack_from(data)
-        return cls(step, np.frombuffer(data, "<f8", offset=_HEAD.size).reshape(count, 2))
+        numbers = np.frombuffer(data, "<f8")
+        return cls(int(numbers[0]), numbers[1:].reshape(-1, 2))
 
 
 class RankMonitor(calls.CallSubscriber):
@@ -139,7 +136,7 @@ class RankMonitor(calls.CallSubscriber):
             self._error, self._open = error, False
 
     def _parameters(self) -> list[tuple[str, nn.Parameter]]:
-        ignored = {id(parameter) for model in self._models.values() for parameter in _ignored(model)}
+        ignored = {id(p) for model in self._models.values() for p in _ignored(model)}
         compared = [
             (name, p)
             for name, p in names.parameters(self._models)
@@ -170,20 +167,19 @@ class RankMonitor(calls.CallSubscriber):
                 self._pending.clear()
                 return
             keys = {other: f"{number}/{other}" for other in _compared()}
-            if self._store.check(list(keys.values())):
-                del self._pending[number]
-                self._given_up = 0
+            arrived = self._store.check(list(keys.values()))
+            if not arrived and tries < PATIENCE:
+                self._pending[number] = own, tries + 1
+                return  # the sums of later steps have not arrived either
+            del self._pending[number]
+            self._given_up = 0 if arrived else self._given_up + 1
+            if arrived:
                 others = {other: Sums.from_bytes(self._store.get(key)) for other, key in keys.items()}
                 for key in keys.values():
                     self._store.delete_key(key)
                 self._compare(own, others)
-            elif tries < PATIENCE:
-                self._pending[number] = own, tries + 1
-                return  # the sums of later steps have not arrived either
-            else:
-                del self._pending[number]
-                self._given_up += 1
-                self._live = self._given_up < GIVEN_UP
+            elif self._given_up >= GIVEN_UP:
+                self._live = False
 
     def _compare(self, own: Sums, others: Mapping[int, Sums]) -> None:
         if any(o.step != own.step or o.rows.shape != own.rows.shape for o in others.values()):
@@ -243,9 +239,7 @@ def _is_of_some_ranks(model: nn.Module) -> bool:
     return any(wrapper.process_group.size() != world_size() for wrapper in _wrappers(model))
 
 
-def _ignored(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the parameters that DDP is told to ignore."""
-    for wrapper in _wrappers(model):
-        for name, parameter in wrapper.module.named_parameters():
-            if name in wrapper.parameters_to_ignore:
-                yield parameter
+def _ignored(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that DDP is told to ignore."""
+    named = [(w, *entry) for w in _wrappers(model) for entry in w.module.named_parameters()]
+    return [parameter for wrapper, name, parameter in named if name in wrapper.parameters_to_ignore]

@@ -89,7 +89,7 @@ def _call(record: dict[str, Any], to: torch.device) -> Call:
 
 
 def _record(call: Call) -> dict[str, Any]:
-    record = {f.name: getattr(call, f.name) for f in fields(call) if not f.name.startswith("_")}
+    record = {f.name: getattr(call, f.name) for f in fields(call)}
     record |= {key: _plain(record[key]) for key in ("args", "kwargs")}
     return record | {"gradients": {place: gradient.cpu() for place, gradient in call.gradients.items()}}
 

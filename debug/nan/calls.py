@@ -53,27 +53,22 @@ class Call:
     line: str
     gradients: dict[int, torch.Tensor] = field(default_factory=dict)
     left_out: bool = False
-    _tensors: list[torch.Tensor] | None = None
-    _versions: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._versions = self._current_versions()
-
-    def _current_versions(self) -> list[int]:
-        return [version(tensor) for tensor in self.tensors]
+        leaves = batch.leaves((self.args, self.kwargs))
+        self.tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        """All tensors among the arguments."""
+        self._versions = list(map(version, self.tensors))
 
     @property
-    def tensors(self) -> list[torch.Tensor]:
-        """All tensors among the arguments."""
-        if self._tensors is None:
-            leaves = batch.leaves((self.args, self.kwargs))
-            self._tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        return self._tensors
+    def batch_size(self) -> int | None:
+        """Number of rows of the first tensor among the arguments; ``None`` if no tensor has rows."""
+        return next((tensor.size(0) for tensor in self.tensors if tensor.dim()), None)
 
     @property
     def changed(self) -> bool:
         """True if an argument was changed in place after the call."""
-        return self._versions != self._current_versions()
+        return self._versions != list(map(version, self.tensors))
 
 
 class Calls(hook_calls.CallSubscriber):
@@ -89,8 +84,7 @@ class Calls(hook_calls.CallSubscriber):
         self, models: Mapping[str, nn.Module], keep: int, guard: Callable[[], AbstractContextManager[Any]]
     ) -> None:
         self.open, self._guard = False, guard
-        self._steps: deque[list[Call]] = deque(maxlen=keep)
-        self._numbers: deque[int] = deque(maxlen=keep)
+        self._steps: deque[tuple[int, list[Call]]] = deque(maxlen=keep)
         self._running: list[tuple[nn.Module, Call | None]] = []
         self._input_bytes = self._gradient_bytes = 0
         self._models = {id(unwrap(model)): (key, unwrap(model)) for key, model in models.items()}
@@ -102,13 +96,11 @@ class Calls(hook_calls.CallSubscriber):
         self._running.clear()
         if self._input_bytes > LARGE:
             self._steps.clear()
-            self._numbers.clear()
         self._input_bytes = self._gradient_bytes = 0
-        if self._numbers and self._numbers[-1] == step:
-            self._steps[-1].clear()
+        if self._steps and self._steps[-1][0] == step:
+            self._steps[-1][1].clear()
             return
-        self._steps.append([])
-        self._numbers.append(step)
+        self._steps.append((step, []))
         for _, model in self._models.values():
             hook_calls.refresh(model)
 
@@ -117,13 +109,12 @@ class Calls(hook_calls.CallSubscriber):
         return [call for call in self if call.step == step]
 
     def __iter__(self) -> Iterator[Call]:
-        return (call for calls in self._steps for call in calls)
+        return (call for _, calls in self._steps for call in calls)
 
     def close(self) -> None:
         for _, model in self._models.values():
             hook_calls.unsubscribe(model, self)
         self._steps.clear()
-        self._numbers.clear()
 
     def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Record the arguments of a call."""
@@ -131,7 +122,7 @@ class Calls(hook_calls.CallSubscriber):
             return
         self._running.append((module, None))
         with self._guard():
-            if len(self._steps[-1]) < CALLS and self._input_bytes <= LARGE:
+            if len(self._steps[-1][1]) < CALLS and self._input_bytes <= LARGE:
                 self._running[-1] = module, self._add_call(self._models[id(module)][0], args, kwargs)
 
     def _add_call(self, key: str, args: Any, kwargs: Any) -> Call:
@@ -144,12 +135,11 @@ class Calls(hook_calls.CallSubscriber):
         args, kwargs = batch.map_tensors(detach, (args, kwargs))
         device = next((t.device.type for t in tensors if t.device.type != "cpu"), "cpu")
         autocast = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        step, calls = self._steps[-1]
         line = user_line(sys._getframe())
-        states = random_states()
-        call = Call(self._numbers[-1], key, args, kwargs, states, autocast, line, _tensors=tensors)
+        calls.append(Call(step, key, args, kwargs, random_states(), autocast, line))
         self._input_bytes += sum([t.nbytes for t in tensors])
-        self._steps[-1].append(call)
-        return call
+        return calls[-1]
 
     def returned(self, module: nn.Module, output: Any) -> None:
         """Ask for the gradients of the outputs of a call."""

@@ -153,22 +153,18 @@ class Trap(updates.UpdateSubscriber):
                 self._weights.save(self._step)
 
     def _sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        parameters = [p for p in parameters if p.grad is not None]
-        biases = self._products
-        parts = [
-            part
-            for p in parameters
-            if p.grad is not None
-            for part in (edges(local(p.grad), biases[id(p)]) if id(p) in biases else (p.grad,))
-        ]
+        parts: list[torch.Tensor] = []
+        for p in parameters:
+            if p.grad is not None:
+                is_product = id(p) in self._products
+                parts += edges(local(p.grad), self._products[id(p)]) if is_product else [p.grad]
         self._add_sum(total(parts), parameters)
 
     def _add_sum(self, value: torch.Tensor | None, parameters: Sequence[nn.Parameter]) -> None:
-        if value is None:
-            return
-        self._sums.append(_PendingSum(self._step, Flag(value), parameters))
-        if not self._deferred:
-            self._read_sums()
+        if value is not None:
+            self._sums.append(_PendingSum(self._step, Flag(value), parameters))
+            if not self._deferred:
+                self._read_sums()
 
     def _read_sums(self, before: int | None = None) -> None:
         """Read the sums of the steps before ``before``, which the device has computed by now; default: all."""
@@ -226,15 +222,11 @@ class Trap(updates.UpdateSubscriber):
         self._alarms.append(Alarm(step, origin, calls, self._communicates, box, failed))
 
     def _origin(self, calls: Sequence[Call]) -> Origin | None:
-        for call in calls:
-            origin = replay(self._models[call.model], call)
-            if origin is not None:
-                return origin.of(call.model)
-        return None
+        origins = ((call, replay(self._models[call.model], call)) for call in calls)
+        return next((origin.of(call.model) for call, origin in origins if origin is not None), None)
 
     def _make_findings(self, scalars: Scalars) -> None:
-        for alarm in self._alarms:
-            self._findings.append(finding_of(alarm, list(self._losses), scalars))
+        self._findings += [finding_of(alarm, list(self._losses), scalars) for alarm in self._alarms]
         self._alarms.clear()
 
     def _write_box_for_rules(self, step: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..model.source_lines import relative
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OURS = (
-    *tuple(str(Path(folder).resolve()) + os.sep for folder in loopwise.__path__),
+    *(str(Path(folder).resolve()) + os.sep for folder in loopwise.__path__),
     str(Path(__file__).resolve().parent.parent) + os.sep,
 )
 _FRAME = re.compile(r'File "(.+)", line (\d+), in ')
@@ -115,30 +115,18 @@ def describe(tensor: torch.Tensor, batch_size: int | None) -> tuple[str, tuple[i
     return text, tuple(rows[:SAMPLES]) if len(rows) < batch_size else ()
 
 
-def user_line(frame: FrameType | None) -> str:
+def user_line(frame: FrameType) -> str:
     """Return file and line of the innermost frame outside torch and Loopwise; empty if there is none."""
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if _is_users(file):
-            return f"{relative(file)}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""
+    files = ((outer.f_code.co_filename, line) for outer, line in traceback.walk_stack(frame))
+    return next((f"{relative(file)}:{line}" for file, line in files if _is_users(file)), "")
 
 
 def user_line_of(trace: Sequence[str]) -> str:
     """Return file and line of the innermost entry of a formatted traceback outside torch and Loopwise."""
-    for entry in reversed(trace):
-        match = _FRAME.search(entry)
-        if match and _is_users(match[1]):
-            return f"{relative(match[1])}:{match[2]}"
-    return ""
+    matches = filter(None, map(_FRAME.search, reversed(trace)))
+    return next((f"{relative(match[1])}:{match[2]}" for match in matches if _is_users(match[1])), "")
 
 
 def _is_users(file: str) -> bool:
     inside = file.startswith(_TORCH) or file.startswith("<") or file.startswith(_OURS)
     return not inside and not file.startswith(os.path.dirname(os.__file__) + os.sep + "threading")
-
-
-def current_line() -> str:
-    """Return the user's line that runs now."""
-    return user_line(sys._getframe(1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from ..model.names import root
 from ..torch_internals import RUNNING_NORMS, TorchDispatchMode, storage_key
 from .calls import Call
 from .finite_check import not_finite
-from .origin import Origin, current_line, describe, user_line_of
+from .origin import Origin, describe, user_line, user_line_of
 
 FILLS = (
     "masked_fill",
@@ -78,7 +79,7 @@ def replay(model: nn.Module, call: Call) -> Origin | None:
 
 
 def _run(model: nn.Module, call: Call) -> Origin | None:
-    size = _batch_size(call)
+    size = call.batch_size
     forward = _Forward(model, size)
     with forward:
         output = model(*call.args, **call.kwargs)
@@ -89,13 +90,13 @@ def _run(model: nn.Module, call: Call) -> Origin | None:
             return event.origin
     for gradient in call.gradients.values():
         if not_finite(gradient):
-            operation = "its gradient at the model's output"
-            return Origin("loss", "", "", operation, call.line, *describe(gradient, size))
+            name = "its gradient at the model's output"
+            return Origin("loss", "", "", name, call.line, *describe(gradient, size))
     return _backward(model, call, leaves, forward.owners, size)
 
 
 def _of_inputs(call: Call) -> Origin | None:
-    size = _batch_size(call)
+    size = call.batch_size
     for place, tensor in enumerate(call.tensors):
         if not_finite(tensor) and bool(torch.isnan(tensor).any()):  # infinity may be a mask
             return Origin("input", "", "", str(place), call.line, *describe(tensor, size))
@@ -107,10 +108,8 @@ def _of_weights(model: nn.Module) -> Origin | None:
     for path, module in model.named_modules():
         # in training mode the running statistics were updated after the call, and were not used in it
         if not (isinstance(module, RUNNING_NORMS) and module.training):
-            buffers = module.named_buffers(path, recurse=False)
-            named += [
-                (name, b) for name, b in buffers if bool(torch.isnan(b).any())
-            ]  # infinity may be a mask
+            buffers = module.named_buffers(path, recurse=False)  # infinity may be a mask
+            named += [(name, buffer) for name, buffer in buffers if bool(torch.isnan(buffer).any())]
     for name, tensor in named:
         if not_finite(tensor):
             return Origin("weight", "", "", name, "", describe(tensor, None)[0])
@@ -180,7 +179,9 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func.overloadpacket.__name__
         meant = name.strip("_").startswith(FILLS) and not bool(torch.isnan(tensor).any())
         path, kind = self._path[-1] if self._path else ("", "")
-        origin = Origin("forward", path, kind, name, current_line(), *describe(tensor, self._size))
+        origin = Origin(
+            "forward", path, kind, name, user_line(sys._getframe()), *describe(tensor, self._size)
+        )
         return _Event(origin, meant)
 
 
@@ -256,8 +257,3 @@ def _set_random_states(states: dict[str, Any]) -> None:
         getattr(torch, name).set_rng_state_all(device_states)
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
-
-
-def _batch_size(call: Call) -> int | None:
-    """Return the number of rows of the first tensor among the arguments."""
-    return next((t.size(0) for t in call.tensors if t.dim()), None)

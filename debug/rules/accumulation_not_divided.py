@@ -9,8 +9,6 @@ compiled graphs or several processes the factor is unknown, and the rule says no
 False alarms: three or more losses that are meant to be added up, each with a backward pass of its own.
 """
 
-from __future__ import annotations
-
 from .finding import Observation, Observations, Rule
 from .history import History
 
@@ -24,9 +22,8 @@ def detect(history: History, passes: float = 3, steps: float = 2) -> Observation
         return
     count = last[-1].facts["passes"]
     since = [step for step in history.steps() if step.number >= last[0].number]
-    scales = [float(value) for step in since for value in step.columns("samples", "scale").values[0]]
-    if scales and all(abs(value - 1) <= OFF for value in scales):
-        points = [(s.number, float(v)) for s in since for v in s.columns("samples", "scale").values[0]]
+    points = [(s.number, float(v)) for s in since for v in s.columns("samples", "scale").values[0]]
+    if points and all(abs(value - 1) <= OFF for _, value in points):
         yield Observation(
             f"{count} backward passes add up to one update, each with its whole loss: the gradient is {count} times "
             "their mean",

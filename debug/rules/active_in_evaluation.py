@@ -6,8 +6,6 @@ Why: dropout then makes the results random, and BatchNorm takes its statistics f
 False alarms: dropout that is sampled on purpose.
 """
 
-from __future__ import annotations
-
 from .finding import Rule
 from .history import noted
 

@@ -7,14 +7,14 @@ Why: a warmup begins with a rate of zero, so that one step is not enough.
 False alarms: a branch that is switched off for some steps on purpose.
 """
 
-from __future__ import annotations
+import numpy as np
 
 from .finding import Observation, Observations, Rule
 from .history import Columns, Floats, History, Mask, matrices, some
 
 
 def zero(columns: Columns, low: Floats, high: Floats) -> Mask:
-    return matrices(columns) & (low == 0) & (high == 0)
+    return np.asarray(matrices(columns) & (low == 0) & (high == 0))
 
 
 def detect(history: History, steps: float = 3) -> Observations:

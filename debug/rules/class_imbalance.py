@@ -11,8 +11,6 @@ Why: from a tenth on, the loss is mostly about the large classes; a long tail th
 False alarms: without predictions, data whose classes are rare by nature.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from .arrays import class_indices

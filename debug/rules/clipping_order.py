@@ -8,8 +8,6 @@ the scale.
 False alarms: gradients that are clipped to such a small norm on purpose.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

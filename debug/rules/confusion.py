@@ -11,8 +11,6 @@ Why: a model that has learned little confuses all classes, which the loss shows 
 False alarms: classes that cannot be told apart.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from .arrays import class_indices

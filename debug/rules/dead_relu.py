@@ -6,8 +6,6 @@ Why: half of the outputs of a new layer are zero, and sparse healthy layers reac
 False alarms: networks that are meant to be that sparse.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from .finding import Observations, Rule

@@ -6,8 +6,6 @@ Why: an update without gradients changes nothing, except by weight decay and mom
 False alarms: none known.
 """
 
-from __future__ import annotations
-
 from .finding import Observation, Observations, Rule
 from .history import History
 

@@ -7,8 +7,6 @@ Why: NaN spreads to all weights with the next update.
 False alarms: none known.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -8,8 +8,6 @@ Why: three of ten equally important features have 0.3, and one feature that reve
 False alarms: data of which only a few features matter.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from .arrays import recent

@@ -120,9 +120,9 @@ class Finding:
             for name, points in record["evidence"].items()
         }
         texts = {key: str(record[key]) for key in ("rule", "severity", "mode", "what", "advice")}
+        texts["line"] = str(record.get("line", ""))
         tensors = tuple(map(str, record["tensors"]))
-        line = str(record.get("line", ""))
-        return cls(step=int(record["step"]), tensors=tensors, evidence=evidence, line=line, **texts)
+        return cls(step=int(record["step"]), tensors=tensors, evidence=evidence, **texts)
 
 
 def at_least(findings: Iterable[Finding], severity: str) -> list[Finding]:

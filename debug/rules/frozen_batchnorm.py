@@ -7,8 +7,6 @@ Why: statistics that were learned before and are frozen on purpose have other va
 False alarms: none known.
 """
 
-from __future__ import annotations
-
 from .finding import Rule
 from .history import noted
 

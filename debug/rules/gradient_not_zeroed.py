@@ -7,8 +7,6 @@ Why: after ``zero_grad`` the first backward pass begins without gradients.
 False alarms: momentum that is kept in the gradients on purpose.
 """
 
-from __future__ import annotations
-
 from .finding import Observation, Observations, Rule
 from .history import History
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,34 +193,32 @@ class History:
         steps = [step for step in self.steps() if step.updated]
         return steps[-count:] if len(steps) >= count and self.now.updated else None
 
-    def evaluations(self, name: str) -> Points:
-        """Return the last step and the mean of a loss for each evaluation; nothing if not all steps are saved.
+    def evaluations(self) -> Iterator[tuple[str, Points]]:
+        """Yield each loss of the latest step, an evaluation, with the last step and the mean loss of each evaluation.
 
-        A last evaluation that is shorter than the one before may not be finished, and is left out.
+        Nothing is yielded if not all steps are saved.  A last evaluation that is shorter than the one before may not be
+        finished, and is left out.
         """
-        if self.sampled:
-            return []
-        rounds = self._rounds.get(name, [])
-        if len(rounds) > 1 and rounds[-1][2] < rounds[-2][2]:
-            rounds = rounds[:-1]
-        return [(number, total / count) for number, total, count in rounds]
+        for name in self.now.scalars("losses") if not self.sampled else ():
+            rounds = self._rounds[name]
+            if len(rounds) > 1 and rounds[-1][2] < rounds[-2][2]:
+                rounds = rounds[:-1]
+            yield name, [(number, total / count) for number, total, count in rounds]
 
     @property
     def begins_with_norm(self) -> bool:
         """True if the first known module normalizes its input."""
-        first = next(iter(self._types.values()), "")
-        return any(
-            word in first for word in ("BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "RMSNorm")
-        )
+        return bool(re.search("(Batch|Layer|Instance|Group|RMS)Norm", next(iter(self._types.values()), "")))
 
-    def scalar(self, name: str, mode: str = "train") -> tuple[list[int], list[float]]:
-        """Return the steps and values of a loss or metric; the caller must not change the lists."""
-        steps, values, _ = self._scalars.get((mode, name), ([], [], ""))
-        return steps, values
+    def scalar(self, name: str) -> tuple[list[int], list[float]]:
+        """Return the steps and values of a training loss or metric; the caller must not change the lists."""
+        return self._scalars.get(("train", name), ([], [], ""))[:2]
 
-    def losses(self, mode: str = "train") -> list[str]:
-        """Return the names of the losses."""
-        return [name for (of, name), entry in self._scalars.items() if of == mode and entry[2] == "losses"]
+    def losses(self) -> list[str]:
+        """Return the names of the training losses."""
+        return [
+            name for (mode, name), entry in self._scalars.items() if mode == "train" and entry[2] == "losses"
+        ]
 
     def type_of(self, module: str) -> str:
         """Return the name of a module's class; empty if it is unknown."""
@@ -253,12 +253,9 @@ class History:
         having = [columns for step in self.steps() if (columns := step.columns(kind, *statistics)).names]
         if len(having) < steps or not self.now.columns(kind, *statistics).names:
             return ()
-        common: dict[str, None] | None = None
-        for columns in having[-int(steps) :]:
-            mask = test(columns, *columns.values)
-            here = {name: None for name, holds in zip(columns.names, mask, strict=True) if holds}
-            common = here if common is None else {name: None for name in common if name in here}
-        return tuple(common or ())
+        last = having[-int(steps) :]
+        kept = [set(itertools.compress(columns.names, test(columns, *columns.values))) for columns in last]
+        return tuple(name for name in last[0].names if all(name in names for names in kept))
 
     def observe(
         self,

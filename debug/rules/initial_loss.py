@@ -8,8 +8,6 @@ of its initialization alone has more.
 False alarms: a weighted sum of several losses, a sum over samples.
 """
 
-from __future__ import annotations
-
 import math
 
 from .finding import Observation, Observations, Rule

@@ -7,8 +7,6 @@ Why: pixels from 0 to 255 have about 130; normalized data has about 1, and tabul
 False alarms: models that normalize their input in another way.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from .finding import Observation, Observations, Rule

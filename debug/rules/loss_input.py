@@ -7,8 +7,6 @@ Why: applied twice, softmax limits the confidence and the gradients; without it,
 False alarms: a distillation or mixture whose probabilities are used as logits on purpose.
 """
 
-from __future__ import annotations
-
 from .finding import Observation, Observations, Rule
 from .history import History
 

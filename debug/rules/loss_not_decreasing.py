@@ -9,8 +9,6 @@ Why: a loss that can fall falls fast at first, and the standard error accounts f
 False alarms: a fine-tuning that begins at its optimum; rewards, and adversarial losses under one optimizer.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from .finding import Observation, Observations, Rule

@@ -7,8 +7,6 @@ Why: rounding causes less, and any dependence on the input causes more.  Dropout
 False alarms: a first output that is no prediction, such as a table that all samples share.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from .finding import Observation, Observations, Rule

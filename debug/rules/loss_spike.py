@@ -7,8 +7,6 @@ Why: noise rarely exceeds four standard deviations.  In a short last batch, one 
 False alarms: a data set whose difficulty changes.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from .finding import Observation, Observations, Rule

@@ -6,8 +6,6 @@ Why: such a parameter keeps its first value.
 False alarms: experts or branches that are used so seldom.
 """
 
-from __future__ import annotations
-
 from .finding import Observation, Observations, Rule
 from .history import History, some
 

@@ -6,8 +6,6 @@ Why: accumulation over more steps than that is rare.
 False alarms: gradients that are accumulated over more than 16 steps, all of which are saved.
 """
 
-from __future__ import annotations
-
 from .finding import Observation, Observations, Rule
 from .history import History
 

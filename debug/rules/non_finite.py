@@ -8,8 +8,6 @@ False alarms: none known.  With a GradScaler, gradients are inspected only once 
 gradients are how it finds the scale.
 """
 
-from __future__ import annotations
-
 from .finding import Rule
 
 RULE = Rule(None, "critical", "look at the operations of the loss, and at this batch", source="NaN trap")

@@ -8,8 +8,6 @@ Why: three rising evaluations are rarely noise.
 False alarms: validation on few samples.
 """
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np
@@ -20,20 +18,14 @@ from .history import History
 
 def detect(history: History, ratio: float = 0.05, patience: float = 3) -> Observations:
     trained, losses = history.scalar(next(iter(history.losses()), ""))
-    for name in history.losses("eval"):
-        if name not in history.now.scalars("losses"):
-            continue
-        rounds = history.evaluations(name)
+    for name, rounds in history.evaluations():
         if len(rounds) <= patience:
             continue
         values = [value for _, value in rounds]
         least, last = int(np.argmin(values)), values[-int(patience) :]
-        rising = all(a < b for a, b in itertools.pairwise(last))
-        if (
-            least >= len(values) - patience
-            or not rising
-            or last[0] <= values[least] + ratio * abs(values[least])
-        ):
+        is_above = last[0] > values[least] + ratio * abs(values[least])
+        is_rising = all(a < b for a, b in itertools.pairwise(last))
+        if least >= len(values) - patience or not is_rising or not is_above:
             continue
         at, now = rounds[least][0], rounds[-1][0]
         then = [v for s, v in zip(trained, losses, strict=True) if s <= at][-10:]

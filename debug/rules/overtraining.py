@@ -6,17 +6,12 @@ Why: an improvement of less than a thousandth is rarely worth ten evaluations.
 False alarms: learning rates that are about to be lowered.
 """
 
-from __future__ import annotations
-
 from .finding import Observation, Observations, Rule
 from .history import History
 
 
 def detect(history: History, patience: float = 10, delta: float = 1e-3) -> Observations:
-    for name in history.losses("eval"):
-        if name not in history.now.scalars("losses"):
-            continue
-        rounds = history.evaluations(name)
+    for name, rounds in history.evaluations():
         before, since = rounds[: -int(patience)], rounds[-int(patience) :]
         if not before:
             continue

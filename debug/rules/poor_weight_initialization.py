@@ -9,13 +9,12 @@ below 100.
 False alarms: layers whose outputs are meant to differ in size.
 """
 
-from __future__ import annotations
+import itertools
 
 import numpy as np
 
-from ..store.columns import Columns
 from .finding import Observation, Observations, Rule
-from .history import History, some
+from .history import History, matrices, sizes, some
 
 TYPES = ("Linear", "Conv1d", "Conv2d", "Conv3d")
 
@@ -24,35 +23,24 @@ def detect(history: History, ratio: float = 1e3) -> Observations:
     if len(history.steps()) > 1:
         return
     weights = history.now.columns("weight", "std", "max")
-    alike = tuple(
-        name
-        for name, shape, std, high in zip(weights.names, weights.shapes, *weights.values, strict=True)
-        if len(shape) > 1
-        and std == 0
-        and high != 0
-        and np.prod(shape) > 1
-        and history.type_of(name.rpartition(".")[0]) in TYPES
-    )
+    of_layer = [history.type_of(name.rpartition(".")[0]) in TYPES for name in weights.names]
+    equal = (weights.values[0] == 0) & (weights.values[1] != 0) & (sizes(weights) > 1) & matrices(weights)
+    alike = tuple(itertools.compress(weights.names, equal & np.array(of_layer, dtype=bool)))
     if alike:
         yield Observation(f"all elements of {some(alike)} are equal", alike)
     outputs = history.now.columns("output", "std")
-    sizes = _sizes(history, outputs)
-    if len(sizes) > 1 and max(sizes.values()) > ratio * min(sizes.values()):
-        low, high = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
-        yield Observation(
-            f"outputs have a standard deviation of {sizes[high]:.3g} at {high} and {sizes[low]:.3g} at {low}",
-            (low, high),
-            {name: [(history.now.number, sizes[name])] for name in (low, high)},
-        )
-
-
-def _sizes(history: History, outputs: Columns) -> dict[str, float]:
-    """Return the standard deviation of the outputs of layers, if it is not zero."""
-    return {
+    stds = {
         name: float(std)
-        for name, shape, std in zip(outputs.names, outputs.shapes, outputs.values[0], strict=True)
-        if history.type_of(name) in TYPES and np.prod(shape) >= 10 and std > 0 and np.isfinite(std)
+        for name, size, std in zip(outputs.names, sizes(outputs), outputs.values[0], strict=True)
+        if history.type_of(name) in TYPES and size >= 10 and std > 0 and np.isfinite(std)
     }
+    if len(stds) > 1 and max(stds.values()) > ratio * min(stds.values()):
+        low, high = min(stds, key=stds.__getitem__), max(stds, key=stds.__getitem__)
+        yield Observation(
+            f"outputs have a standard deviation of {stds[high]:.3g} at {high} and {stds[low]:.3g} at {low}",
+            (low, high),
+            {name: [(history.now.number, stds[name])] for name in (low, high)},
+        )
 
 
 RULE = Rule(

@@ -51,18 +51,13 @@ _LABEL = re.compile(r"^(Statistic|Default|Why|False alarms): ", re.MULTILINE)
 
 
 class Documentation(NamedTuple):
-    """Documentation of one rule; texts are paragraphs without line breaks, empty if the rule's file lacks them."""
+    """Documentation of one rule."""
 
     name: str
-    source: str
-    severity: str
+    rule: Rule
     summary: str
-    statistic: str
-    default: str
-    why: str
-    false_alarms: str
-    advice: str
-    thresholds: dict[str, float]
+    texts: dict[str, str]
+    """Paragraphs of the rule's file without line breaks, by label: ``Statistic``, ``Default``, ``Why``, ``False alarms``."""
 
 
 def documentation() -> Iterator[Documentation]:
@@ -70,15 +65,4 @@ def documentation() -> Iterator[Documentation]:
     for name, rule in RULES.items():
         summary, *parts = _LABEL.split((_LOADED[name].__doc__ or "").strip())
         texts = {label: " ".join(text.split()) for label, text in zip(parts[::2], parts[1::2], strict=True)}
-        yield Documentation(
-            name=name,
-            source=rule.source,
-            severity=rule.severity,
-            summary=summary.strip().partition("\n")[0],
-            statistic=texts.get("Statistic", ""),
-            default=texts.get("Default", ""),
-            why=texts.get("Why", ""),
-            false_alarms=texts.get("False alarms", ""),
-            advice=rule.advice,
-            thresholds=rule.thresholds,
-        )
+        yield Documentation(name, rule, summary.strip().partition("\n")[0], texts)

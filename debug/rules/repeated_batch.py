@@ -8,8 +8,6 @@ False alarms: training on all of the data or on one batch on purpose; a loader w
 steps is a multiple of the epoch's length.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from .finding import Observation, Observations, Rule

@@ -7,8 +7,6 @@ False alarms: none known.  Parameters that DDP is told to ignore are not compare
 begin with equal weights.
 """
 
-from __future__ import annotations
-
 from .finding import Observation, Observations, Rule
 from .history import some
 from .ranks import RankComparison

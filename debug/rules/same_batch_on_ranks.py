@@ -6,8 +6,6 @@ Why: different batches of real data do not have the same sums.
 False alarms: tensor-parallel ranks inside DistributedDataParallel, which get the same batch on purpose.
 """
 
-from __future__ import annotations
-
 from .finding import Observation, Observations, Rule
 from .ranks import RankComparison
 

@@ -7,8 +7,6 @@ Why: uniformly distributed outputs have 0.58; 0.97 leaves 6 % of the gradient.
 False alarms: gates that have learned to be open or shut.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from .finding import Observations, Rule

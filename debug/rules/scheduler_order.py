@@ -10,12 +10,7 @@ early, and a cosine climbs again after its end.  Restarts leap up at once.
 False alarms: a rate that a plateau scheduler lowered until nothing more can be gained.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
-
-from .finding import Observation, Observations, Points, Rule
+from .finding import Observation, Observations, Rule
 from .history import History
 
 
@@ -38,14 +33,9 @@ def detect(
                 f"the learning rate fell and rose again {rate['cycles']} times in {rate['updates']} updates"
             )
         if what:
-            yield Observation(what, (key,) if key else (), {"learning rate": _points(history, key)})
-
-
-def _points(history: History, key: str) -> Points:
-    rates: list[tuple[int, Mapping[str, Any]]] = [
-        (step.number, step.facts.get("rates", {}).get(key, {})) for step in history.steps()
-    ]
-    return [(number, float(rate["rate"])) for number, rate in rates if rate]
+            noted = [(step.number, step.facts.get("rates", {}).get(key)) for step in history.steps()]
+            points = [(number, float(at["rate"])) for number, at in noted if at]
+            yield Observation(what, (key,) if key else (), {"learning rate": points})
 
 
 RULE = Rule(

@@ -8,8 +8,6 @@ Why: a task that can be learned at all is learned a little in 60 steps, and a ba
 False alarms: tasks that begin with a long plateau; models that are too small for the task.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -7,8 +7,6 @@ Why: evaluations and checkpoints that take longer are rare.
 False alarms: evaluations or checkpoints that take that long and come seldom; a run that was resumed.
 """
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np
@@ -23,22 +21,19 @@ def detect(history: History, seconds: float = 1800) -> Observations:
     steps = history.steps()[-BEFORE - 2 :]
     if len(steps) < 4:
         return
-    seconds_per_step = [
-        (b.time - a.time) / (b.number - a.number) for a, b in itertools.pairwise(steps) if b.number > a.number
-    ]
-    if len(seconds_per_step) < 3:
+    pairs = [(a, b) for a, b in itertools.pairwise(steps) if b.number > a.number]
+    points = [(b.number, (b.time - a.time) / (b.number - a.number)) for a, b in pairs]
+    if len(points) < 3:
         return
     took = steps[-1].time - steps[-2].time
-    usual = float(np.median(seconds_per_step[:-1])) * (steps[-1].number - steps[-2].number)
+    usual = float(np.median([per_step for _, per_step in points[:-1]])) * (
+        steps[-1].number - steps[-2].number
+    )
     if took - usual > seconds:
         yield Observation(
             f"{took:.0f} seconds passed between steps {steps[-2].number} and {steps[-1].number}; usual are {usual:.0f}",
             (),
-            {
-                "seconds for a step": [
-                    (b.number, value) for b, value in zip(steps[1:], seconds_per_step, strict=False)
-                ]
-            },
+            {"seconds for a step": points},
         )
 
 

@@ -9,8 +9,6 @@ Why: a millionth in variance is a thousandth in size; tensors of a training chan
 False alarms: tensors that begin near zero, such as the output of a branch that is initialized with zeros.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 

@@ -9,8 +9,6 @@ Why: sorted or packed batches have less than a tenth, and padding costs as much 
 False alarms: vocabularies in which token 0 is a word; pass another ``value``, or leave the rule out.
 """
 
-from __future__ import annotations
-
 from .arrays import recent
 from .finding import Observation, Observations, Rule
 from .history import History

@@ -8,8 +8,6 @@ Why: libraries of boosted trees use 3 to 6 levels; a tree of 10 levels can tell 
 False alarms: random forests, whose trees are meant to be deep; trees that grow leaf by leaf, with few leaves.
 """
 
-from __future__ import annotations
-
 from .arrays import recent
 from .finding import Observation, Observations, Rule
 from .history import History

@@ -7,8 +7,6 @@ Why: the gradient of a bias before BatchNorm is only rounding error, far below t
 False alarms: a learning rate that is zero for some time on purpose.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from .finding import Observation, Observations, Rule

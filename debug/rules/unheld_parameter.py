@@ -8,8 +8,6 @@ False alarms: parameters of an optimizer that the ``Watch`` does not know; weigh
 copies.
 """
 
-from __future__ import annotations
-
 from .finding import Observation, Observations, Rule
 from .history import History, some
 

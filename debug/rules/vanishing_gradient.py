@@ -8,8 +8,6 @@ False alarms: an embedding of which a batch uses less than one row in a hundred 
 watched together, if its gradients are that much smaller.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from .finding import Observations, Rule

@@ -9,8 +9,6 @@ ratio of 1/n at its n-th update, and of 2/n in a warmup; twice that is allowed.
 False alarms: the first steps of a warmup from zero, whose updates are too small.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -6,8 +6,6 @@ Why: only these modules depend on the mode.
 False alarms: fine-tuning with both switched off on purpose.
 """
 
-from __future__ import annotations
-
 from .finding import Rule
 from .history import noted
 

@@ -7,13 +7,6 @@ Why: on a GPU, a class index out of range ends the process; broadcasting compare
 False alarms: losses that broadcast on purpose.
 """
 
-from __future__ import annotations
+from . import preflight_rule
 
-from ..finding import Rule
-
-RULE = Rule(
-    None,
-    "critical",
-    "bring outputs and targets to the dtype and shape that the loss expects",
-    source="preflight",
-)
+RULE = preflight_rule("critical", "bring outputs and targets to the dtype and shape that the loss expects")

@@ -8,14 +8,10 @@ Why: a model with enough parameters learns one batch by heart if gradients reach
 False alarms: losses that cannot fall, such as those of adversarial training.
 """
 
-from __future__ import annotations
+from . import preflight_rule
 
-from ..finding import Rule
-
-RULE = Rule(
-    None,
+RULE = preflight_rule(
     "critical",
     "look at the other findings, at the sign of the loss and its targets, at layers that pass no gradient, and at the "
     "size of inputs and initial weights",
-    source="preflight",
 )

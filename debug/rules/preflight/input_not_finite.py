@@ -6,13 +6,8 @@ Why: one such value makes the loss and all gradients NaN.
 False alarms: batches with NaN for missing values, which the model replaces.
 """
 
-from __future__ import annotations
+from . import preflight_rule
 
-from ..finding import Rule
-
-RULE = Rule(
-    None,
-    "critical",
-    "look for empty fields in the data and for divisions by zero in its preparation",
-    source="preflight",
+RULE = preflight_rule(
+    "critical", "look for empty fields in the data and for divisions by zero in its preparation"
 )

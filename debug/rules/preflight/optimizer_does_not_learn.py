@@ -6,13 +6,9 @@ Why: a model that learns with Adam can learn; then the optimizer, its learning r
 False alarms: optimizers that need many steps before they move.
 """
 
-from __future__ import annotations
+from . import preflight_rule
 
-from ..finding import Rule
-
-RULE = Rule(
-    None,
+RULE = preflight_rule(
     "warning",
     "choose another learning rate, and look at weight decay, clipping and the parameters that the optimizer holds",
-    source="preflight",
 )

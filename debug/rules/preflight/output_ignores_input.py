@@ -6,14 +6,10 @@ Why: outputs that depend on the input change by more than rounding.
 False alarms: models that ignore the order of values, if all samples consist of the same values.
 """
 
-from __future__ import annotations
+from . import preflight_rule
 
-from ..finding import Rule
-
-RULE = Rule(
-    None,
+RULE = preflight_rule(
     "critical",
     "look for an overwritten variable in forward(), dead activations, a product with zero, or a mask that hides "
     "everything",
-    source="preflight",
 )

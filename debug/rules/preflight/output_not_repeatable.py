@@ -6,13 +6,9 @@ Why: kernels that sum in another order differ by less.
 False alarms: models that sample on purpose.
 """
 
-from __future__ import annotations
+from . import preflight_rule
 
-from ..finding import Rule
-
-RULE = Rule(
-    None,
+RULE = preflight_rule(
     "warning",
     "use nn.Dropout, or F.dropout(x, training=self.training); if train() or eval() is overridden, call the parent's method",
-    source="preflight",
 )

@@ -6,14 +6,10 @@ Why: kernels that sum in another order differ by less.
 False alarms: models whose samples are meant to interact, such as contrastive ones.
 """
 
-from __future__ import annotations
+from . import preflight_rule
 
-from ..finding import Rule
-
-RULE = Rule(
-    None,
+RULE = preflight_rule(
     "warning",
     "pass batch_first=True if the first dimension is the batch, and look for view(), mean(0), softmax(0) or BatchNorm "
     "without running statistics; ignore it if samples are meant to interact",
-    source="preflight",
 )

@@ -6,10 +6,6 @@ Why: the same exception would end the training.
 False alarms: models that cannot run twice on the same batch.
 """
 
-from __future__ import annotations
+from . import preflight_rule
 
-from ..finding import Rule
-
-RULE = Rule(
-    None, "critical", "make one step of forward, backward and update work on this batch", source="preflight"
-)
+RULE = preflight_rule("critical", "make one step of forward, backward and update work on this batch")

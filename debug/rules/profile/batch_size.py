@@ -7,8 +7,6 @@ Why: a device below these limits has memory and time left, and does not wait for
 False alarms: a batch size that the optimization requires; short steps with pauses between them.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from ..finding import Observation, Observations, Rule

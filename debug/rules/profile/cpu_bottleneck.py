@@ -8,8 +8,6 @@ Why: one Python thread can keep only one core busy.
 False alarms: other programs on the machine.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from ..finding import Observation, Observations, Rule

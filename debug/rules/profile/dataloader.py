@@ -9,8 +9,6 @@ workers v / (t - v).
 False alarms: a model so small that no loader is fast enough.
 """
 
-from __future__ import annotations
-
 import math
 
 from ..finding import Observation, Observations, Rule

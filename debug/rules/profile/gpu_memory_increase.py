@@ -7,8 +7,6 @@ Why: a tenth is as long as an epoch of a small data set, so that the peaks of ep
 False alarms: sequences that get longer; an evaluation that begins.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from ..finding import Observation, Observations, Rule

@@ -7,8 +7,6 @@ Why: SageMaker Debugger requires an idle device instead of a waiting loop; this 
 False alarms: another program that keeps the disk busy while the loader waits for something else.
 """
 
-from __future__ import annotations
-
 from ..finding import Observation, Observations, Rule
 from .series import Series
 

@@ -6,8 +6,6 @@ Why: the slowest device sets the time of a step.  The page compares ranks, since
 False alarms: stages of a pipeline that are meant to differ; another program on one of the devices.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from ..finding import Observation, Observations, Rule

@@ -6,8 +6,6 @@ Why: a device that is kept busy is rarely below 10 %.
 False alarms: long evaluations or checkpoints on the processor.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from ..finding import Observation, Observations, Rule

@@ -7,8 +7,6 @@ Why: every start of the training costs this time again.
 False alarms: large models that are compiled, or are read from remote storage.
 """
 
-from __future__ import annotations
-
 from ..finding import Observation, Observations, Rule
 from .series import Series
 

@@ -84,10 +84,7 @@ def joined(tables: Sequence[Table]) -> Table:
     rows = np.zeros((sum(map(len, tables)), len(columns)))
     at = 0
     for table in tables:
-        if table.columns == columns:
-            rows[at : at + len(table)] = table.rows
-        else:
-            rows[at : at + len(table), places[table.columns]] = table.rows
+        rows[at : at + len(table), places[table.columns]] = table.rows
         at += len(table)
     return Table(columns, rows, tuple(chain.from_iterable(table.modes for table in tables)))
 

@@ -8,8 +8,6 @@ steps vary much, as on a machine that other programs keep busy, long steps are n
 False alarms: checkpoints that are written between two calls of ``Watch.step``; accumulated batches.
 """
 
-from __future__ import annotations
-
 from ..finding import Observation, Observations, Rule
 from .series import KINDS, Series, percentiles
 

@@ -16,12 +16,12 @@ def _initialized() -> bool:
 
 
 def rank() -> int:
-    """Return the rank of this process: in the default group, else in torchrun's environment, else 0."""
+    """Return the rank in the default process group; without a group, torchrun's RANK, or 0."""
     return dist.get_rank() if _initialized() else int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """Return the number of processes: in the default group, else in torchrun's environment, else 1."""
+    """Return the size of the default process group; without a group, torchrun's WORLD_SIZE, or 1."""
     return dist.get_world_size() if _initialized() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -30,20 +30,25 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def anywhere(flag: bool) -> bool:
-    """Return whether ``flag`` is true on any rank; a collective if there is a process group."""
+def gather(value: T) -> list[T]:
+    """Return the values of all ranks, in their order.  In a process group, every rank has to call this function."""
     if not _initialized():
-        return flag
-    flags: list[bool] = [False] * world_size()
-    dist.all_gather_object(flags, flag)
-    return any(flags)
+        return [value]
+    values = [value] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def anywhere(flag: bool) -> bool:
+    """Return whether ``flag`` is true on any rank.  In a process group, every rank has to call this function."""
+    return any(gather(flag))
 
 
 def from_main(function: Callable[[], T]) -> T:
     """Call ``function`` on rank 0 only and return its result, which must be picklable, on every rank.
 
-    If there is a process group, this is a collective, which every rank must call.  An exception on rank 0
-    is raised on every rank, so that no rank waits for one that has failed.
+    In a process group, every rank has to call this function.  An exception of ``function`` on rank 0 is raised
+    on every rank, so that no rank waits for a rank that has failed.
     """
     if not _initialized():
         return function()

@@ -27,8 +27,10 @@ class Samples:
         return Samples(batches.index(self.batch, positions, self.size), len(positions), columns)
 
     def with_weights(self) -> Any:
-        """Return the batch with the column ``weight``: as a last element, or as ``"weights"`` of a dict."""
-        batch, weights = self.batch, self.columns["weight"]
+        """Return the batch with the column ``weight``, if any: as a last element, or as ``"weights"`` of a dict."""
+        batch, weights = self.batch, self.columns.get("weight")
+        if weights is None:
+            return batch
         if isinstance(batch, dict):
             return {**batch, "weights": weights}
         if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
@@ -46,14 +48,13 @@ def join(parts: Sequence[Samples], concatenate: Concatenate) -> Samples:
 
 
 class Buffer:
-    """Joins kept samples into batches of ``size``, in order.
+    """Joins kept samples into full batches, in order.
 
-    Besides the samples of the last ``put`` it holds copies of fewer than ``size`` left-over samples, and one batch
-    more while that is in use: never more than two batches.
+    Besides the samples of the last ``put`` it holds copies of fewer left-over samples than a batch, and one batch more
+    while that is in use: never more than two batches.
     """
 
-    def __init__(self, size: int, concatenate: Concatenate) -> None:
-        self.size = size
+    def __init__(self, concatenate: Concatenate) -> None:
         self._concatenate = concatenate
         self._rest: Samples | None = None
         self._source: Samples | None = None
@@ -68,15 +69,15 @@ class Buffer:
         """Add the samples at the positions ``kept``, int64, after ``take`` has returned ``None`` for the last ones."""
         self._source, self._kept = source, kept
 
-    def take(self) -> Samples | None:
-        """Return the next full batch, or ``None`` if there are too few samples for one."""
+    def take(self, size: int) -> Samples | None:
+        """Return the next batch of ``size`` samples, or ``None`` if there are too few."""
         source, kept = self._source, self._kept
         if source is None:
             return None
-        if self._rest is None and source.size == self.size == len(kept):
+        if self._rest is None and source.size == size == len(kept):
             self._clear()
             return source  # the wrapped loader's own batch, unchanged
-        missing = self.size - (self._rest.size if self._rest else 0)
+        missing = size - (self._rest.size if self._rest else 0)
         joined = self._join(kept[:missing])
         if len(kept) < missing:
             self._rest = joined

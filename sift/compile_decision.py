@@ -11,7 +11,7 @@ AFTER = 30.0
 """Seconds of plain scoring before compiling is tried: about the time that compiling takes, so that trying it can at
 most double the cost of scoring, however short the training turns out to be."""
 WARM_UP, TIMED = 2, 5
-"""Numbers of compiled calls that are not timed (they compile), and of those that are."""
+"""Number of compiled calls before timing begins (they compile), and number of timed calls."""
 
 
 class CompileDecision:
@@ -19,7 +19,7 @@ class CompileDecision:
 
     Args:
         plain: the plain function.
-        compile: makes the compiled function of the plain one; called once, before the first compiled call.
+        compile: function that compiles ``plain``; called once, before the first compiled call.
     """
 
     def __init__(self, plain: Callable[..., Any], compile: Callable[[Callable[..., Any]], Any]) -> None:

@@ -1,16 +1,15 @@
 """Equal numbers of batches on all ranks, agreed on through the key-value store of the process group.
 
-Every rank prepares one batch ahead.  Before it yields batch t, it posts whether it has a batch t + 1; the last rank to
-post decides.  A rank asks for the decision on t + 1 only after its training step t.  By then the others have posted, so
-the question is one look-up, and no rank waits for another longer than the training step itself makes it wait.  There is
-no collective that could get out of order with those of the training (gradient accumulation, early stops, collectives of
-the user's own).  Keys of decided batches are deleted.
+Every rank prepares one batch ahead.  Before a rank yields batch t, it posts whether it has a batch t + 1.  The last rank
+that posts writes the decision "go".  A rank reads the decision after its training step t.  By then the other ranks have
+usually posted, so reading takes one look-up.  A rank waits only for ranks whose training step takes longer.  The store
+needs no collective, which could get out of order with those of the training (gradient accumulation, early stops,
+collectives of the user).  Keys of decided batches are deleted.
 """
 
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, default_pg_timeout
@@ -21,10 +20,10 @@ from loopwise.torch_internals import default_store
 
 
 class OtherRankFailed(Exception):
-    """Another rank could not make its batch; it posts the reason, and ``all_have_batch`` raises that here."""
+    """Another rank failed while it made its batch; ``all_have_batch`` raises a ``StateError`` with its reason."""
 
 
-# equal on all ranks, which make their loaders in the same order as their modules
+# the same on all ranks, because all ranks create their loaders in the same order
 _numbers = itertools.count()
 
 
@@ -79,14 +78,6 @@ class Coordination:
                 "see the error on that rank; all ranks stop together",
             )
         return decision == "go"
-
-    def gather(self, value: Any) -> list[Any]:
-        """Return the values of all ranks, in their order.  Collective if ``active``."""
-        if not self.active:
-            return [value]
-        values: list[Any] = [None] * world_size()
-        dist.all_gather_object(values, value)
-        return values
 
     def _key(self, step: int) -> str:
         return f"{self._pass}/{step}"

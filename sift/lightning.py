@@ -12,14 +12,13 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.modules import loss as criteria
 
 from loopwise import validate
 from loopwise.errors import InputError
 from loopwise.extras import required
-from loopwise.ranks import rank, world_size
+from loopwise.ranks import gather, rank
 
 from .loader import DEFAULTS, SiftingDataLoader
 from .options import validate_loss, validate_passed_on
@@ -132,12 +131,7 @@ class SiftingCallback(Callback):
         """Return the states of all ranks.  Collective if there are several, as saving a checkpoint is."""
         if self.loader is None or self._unsized is None:
             return {}
-        own = copy.deepcopy(self.loader.state_dict(self._unsized.untrained))
-        states: list[Any] = [own]
-        if world_size() > 1 and dist.is_initialized():
-            states = [None] * world_size()
-            dist.all_gather_object(states, own)
-        return {"ranks": states}
+        return {"ranks": gather(copy.deepcopy(self.loader.state_dict(self._unsized.untrained)))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict or None

@@ -31,7 +31,7 @@ from .report import EpochLog, Report
 from .scoring import Scorer
 from .selection import PLANNABLE, Selector
 from .sharded import ShardedPipeline
-from .source import Source, batching
+from .source import Source
 from .step_losses import StepLosses
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ FLOOR = 0.25
 
 
 class SiftingDataLoader:
-    """Wraps a loader; yields full batches of the samples that are worth a training step.
+    """Loader that wraps another one and yields full batches of the samples that are worth a training step.
 
     The batches keep the structure and size of the wrapped loader's.  The last one of an epoch may be short, unless
     ``drop_last``.  With ``keep=1.0`` the wrapped loader's own batches are yielded.
@@ -70,9 +70,9 @@ class SiftingDataLoader:
         delay_every_epoch: begin every epoch with that many unscored batches.
         epochs: number of epochs of the whole training, for ``anneal``.
         anneal: last share of ``epochs`` that trains on all data, a fraction in [0, 1).
-        score_every: 1: score every sample in every epoch; k: in every k-th epoch, with remembered losses in between; 0:
-            never, only losses of training steps (pass them to ``record_losses`` if ``loss`` is no criterion);
-            ``"auto"``: 0 if that works, else 1.
+        score_every: 1: score every sample in every epoch.  k: score in every k-th epoch, and use remembered losses in
+            between.  0: score never, and use losses of training steps (pass them to ``record_losses`` if ``loss`` is
+            no criterion).  ``"auto"``: score never if the losses of training steps can be read, else in every epoch.
         weights: add importance weights to the batches, float32 of shape (batch,), 1 on average: expected share of kept
             samples / keep probability.  They are the last element of tuples and lists, and ``"weights"`` of dicts.
             ``(losses * weights).mean()`` has the full data's gradient in expectation.
@@ -80,11 +80,11 @@ class SiftingDataLoader:
             ``(input, target)`` batches.
         scorer: a cheaper module that scores in place of ``model`` and takes the same input.
         auto: score only while it pays: training never takes more than about 2 % longer than by a plain loop.
-        pool: number of batches scored in one forward pass; ``"auto"``: up to 4 within 64 MiB.  A pool is read ahead, as
-            a prefetching worker would do.
+        pool: number of batches scored in one forward pass; ``"auto"``: up to 4 within 64 MiB.  The loader reads the
+            batches of a pool before training asks for them.
         dtype: autocast dtype of the scoring pass; ``"auto"``: the fastest one of the hardware.
-        compile: score through ``torch.compile``, which is faster per sample, after seconds of compiling; ``"auto"``: try
-            it once scoring has taken as long as compiling would, and keep the faster.
+        compile: compile the scoring pass: some seconds once, then less time for each sample.  ``"auto"`` compiles
+            after 30 s of scoring, times both and keeps the faster one.
         batch_size: samples per yielded batch; default: the wrapped loader's.
         drop_last: drop a short last batch; default: as the wrapped loader does.
         concatenate: joins a list of batches (and the list of their sizes) into one; for batches padded to different
@@ -137,10 +137,8 @@ class SiftingDataLoader:
         self.keep = 0.5 if keep is None and policy is None else keep
         self.policy = _default_policy(self.keep) if policy is None else as_policy(policy)
         self.epoch, self.epochs, self.anneal = 0, epochs, anneal
-        own_size, own_drop_last = batching(loader)
-        self.batch_size = batch_size or own_size
-        self.drop_last = own_drop_last if drop_last is None else drop_last
-        source = Source(loader, self.batch_size, self.drop_last)
+        source = Source(loader, batch_size, drop_last)
+        self.batch_size, self.drop_last = source.batch_size, source.drop_last
         criterion = not takes_model(loss)
         plannable = source.plans and criterion and set(self.policy.needs) <= PLANNABLE
         self._auto_score = score_every == "auto"
@@ -149,7 +147,6 @@ class SiftingDataLoader:
         checks.validate_needs(self.policy, self.score_every, criterion)
         scored = model if scorer is None else scorer
         sharded = checks.validate_sharded(scored, self.score_every, auto)
-        self._weights = weights
         self._history, self._report = LossHistory(), Report()
         reads_steps = criterion and self.score_every != 1
         self._step_losses = StepLosses(model, loss, self._history) if reads_steps else None
@@ -214,7 +211,7 @@ class SiftingDataLoader:
             self._history.set(indices, last_trained=self.epoch)
             if self._step_losses is not None:
                 self._step_losses.expect(indices, samples.batch)
-        batch, size = samples.with_weights() if self._weights else samples.batch, samples.size
+        batch, size = samples.with_weights(), samples.size
         del samples  # the training step may free the batch
         start = time.perf_counter()
         yield batch
@@ -254,9 +251,8 @@ class SiftingDataLoader:
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch here and on the wrapped loader, its sampler and its dataset, if they have one."""
         self.epoch = validate.whole_number("epoch", epoch, 0, "epochs")
-        inner = (getattr(self.loader, name, None) for name in ("sampler", "dataset"))
-        parts: list[Any] = [self.loader, *inner]
-        for part in parts:
+        loader: Any = self.loader
+        for part in (loader, getattr(loader, "sampler", None), getattr(loader, "dataset", None)):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 
@@ -284,7 +280,10 @@ class SiftingDataLoader:
         self._history.add_losses(indices, losses)
 
     def close(self, state: str = "finished") -> None:
-        """Release the run, as the end of the loader's life does; ``state`` is ``finished`` or ``failed``."""
+        """Release the run; ``state`` is ``finished`` or ``failed``.
+
+        The garbage collector does the same when it frees the loader.
+        """
         self._log.release(state)
 
     # -- state ----------------------------------------------------------------------------------
@@ -294,13 +293,13 @@ class SiftingDataLoader:
         self._yielded = deque(maxlen=validate.whole_number("count", count, 0, "batches"))
 
     def state_dict(self, untrained: int = 0) -> dict[str, Any]:
-        """Return everything that the next batches depend on; between any two batches or epochs.
+        """Return the state that determines the next batches; call it between two batches or epochs.
 
         The state contains the random states of Python, NumPy and torch, so that a resumed training is bit-identical.
 
         Args:
             untrained: number of the last batches that no training step has seen yet; ``load_state_dict`` makes the
-                loader yield them again.  Needs ``hold_yielded``.
+                loader yield them again.  Call ``hold_yielded`` before, with at least this number.
         """
         validate.whole_number("untrained", untrained, 0, "batches")
         again = list(self._yielded)[len(self._yielded) - untrained :]
@@ -323,8 +322,12 @@ class SiftingDataLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state``: the next iteration yields the batches that came after it.
 
-        The wrapped loader is iterated up to there again, without loading if its dataset is map-style and it has no
-        workers.
+        The loader repeats the iteration of the wrapped loader up to that batch, without loading data if the dataset is
+        map-style and has no workers.
+
+        Raises:
+            InputError: ``state`` is no state of a loader.
+            StateError: the state is that of another rank or world size.
         """
         checks.validate_state(state)
         self.set_epoch(state["epoch"])

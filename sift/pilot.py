@@ -21,7 +21,7 @@ from loopwise.loss import pair, takes_model
 from . import options as checks
 from .policies.policy import check_keep
 from .scoring import Scorer
-from .source import Source, batching
+from .source import Source
 
 Spread = tuple[float, float, float]
 """Median, lowest and highest value of the middle half of the measurements."""
@@ -113,25 +113,24 @@ def pilot(
     check_keep(keep)
     checks.validate_option("dtype", dtype)
     validate.whole_number("steps", steps, 4, "batches", example=50)
-    state = random_state.get()
+    source, state = Source(loader), random_state.get()
     try:
-        spreads = _measure(loader, copy.deepcopy(model).train(), loss, steps, dtype)
+        spreads = _measure(source, copy.deepcopy(model).train(), loss, steps, dtype)
     finally:
         random_state.set(state)
-    plans = Source(loader, batching(loader)[0], False).plans and not takes_model(loss)
-    return Forecast(keep, *spreads, plans)
+    return Forecast(keep, *spreads, source.plans and not takes_model(loss))
 
 
 def _measure(
-    loader: Iterable[Any], model: nn.Module, loss: Callable[..., torch.Tensor], steps: int, dtype: Any
+    source: Source, model: nn.Module, loss: Callable[..., torch.Tensor], steps: int, dtype: Any
 ) -> tuple[Spread, Spread, Spread]:
     """Return seconds per sample of loading, training and scoring."""
     scorer = Scorer(model, loss, dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     loading, training, scoring = [], [], []
     start = time.perf_counter()
-    for batch in itertools.islice(loader, steps):
-        size = batches.length(batch, batching(loader)[0])
+    for batch in itertools.islice(source.loader, steps):
+        size = batches.length(batch, source.batch_size)
         loading.append((time.perf_counter() - start) / size)
         start = _now(scorer, batch)
         scorer(batch, size)

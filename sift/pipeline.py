@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from loopwise import batch as batches
+from loopwise import ranks
 from loopwise.errors import InputError
 
 from .buffer import Buffer, Samples, join
@@ -36,13 +37,12 @@ class Pipeline:
     """
 
     _stream: Iterator[Samples]
-    _buffer: Buffer | None
     _ahead: Samples | None
     _trouble: BaseException | None
 
     def __init__(self, options: SimpleNamespace, source: Source, selector: Selector) -> None:
         self.options, self.source, self.selector = options, source, selector
-        self.history, self.report = selector.history, selector.report
+        self.report = selector.report
         self.coordination = Coordination()
         self.read_in_training = 0
         """Number of batches read from the wrapped loader since the start of training."""
@@ -79,8 +79,7 @@ class Pipeline:
             raise trouble
         if not self.coordination.all_have_batch():
             self._over, self._ahead = True, None
-            waiting = self._buffer.waiting if self._buffer else 0
-            self.report.add_cut(waiting + (ahead.size if ahead else 0))
+            self.report.add_cut(self._buffer.waiting + (ahead.size if ahead else 0))
             return None
         self._look_ahead()
         return ahead
@@ -90,8 +89,8 @@ class Pipeline:
         self.read_in_pass = 0
         """Number of batches read from the wrapped loader in this pass."""
         self._over = self.exhausted = self.counted_skipped = False
-        self._stream = iter(())
-        self._buffer = self._ahead = self._trouble = None
+        self._stream, self._buffer = iter(()), Buffer(self.options.concatenate)
+        self._ahead = self._trouble = None
 
     def _start_coordination(self) -> None:
         self.coordination.start()
@@ -112,7 +111,7 @@ class Pipeline:
         """Return the next full batch, the short last one, or ``None`` at the end of the wrapped loader."""
         while True:
             with self.report.timed("selecting"):
-                batch = self._buffer.take() if self._buffer else None
+                batch = self._buffer.take(self.batch_size or 0)
             if batch is not None:
                 return batch
             pool = self._read_pool()
@@ -124,7 +123,7 @@ class Pipeline:
 
     def _take_rest(self) -> Samples | None:
         self._over = not self.coordination.active
-        rest = self._buffer.drain() if self._buffer else None
+        rest = self._buffer.drain()
         if rest is not None and self.source.drop_last and rest.size < (self.batch_size or 0):
             self.report.add_cut(rest.size)
             return None
@@ -155,8 +154,8 @@ class Pipeline:
     def _read(self) -> Samples | None:
         with self.report.timed("loading"):
             loaded = next(self._stream, None)
-        total, chosen = self.source.total, self.source.chosen
-        if total is not None and chosen is not None and not self.counted_skipped:
+        total, chosen = self.source.planned.total, self.source.planned.chosen
+        if chosen is not None and not self.counted_skipped:
             self.counted_skipped = True
             self.report.add_skipped(total - len(chosen))
         if loaded is None:
@@ -198,9 +197,8 @@ class Pipeline:
             self.report.kept += len(kept)
             self.report.dropped += samples.size - len(kept)
             unchanged = not score and not self._regroup and len(kept) == samples.size
-            if unchanged and self.mode != FRESH and not (self._buffer and self._buffer.waiting):
+            if unchanged and self.mode != FRESH and not self._buffer.waiting:
                 return samples
-            self._buffer = self._buffer or Buffer(self.batch_size or samples.size, self.options.concatenate)
             self._buffer.put(samples, kept)
         return None
 
@@ -234,27 +232,26 @@ class Pipeline:
     def _exchange(self) -> None:
         """Share losses and percentiles of the last epoch with all ranks."""
         none = torch.empty(0, dtype=torch.int64), torch.empty(0)
-        updates = self.history.take_updates() if self.selector.remember else none
-        gathered = self.coordination.gather((*updates, self.selector.policy.losses_to_share()))
-        others = [values for rank, values in enumerate(gathered) if rank != torch.distributed.get_rank()]
+        updates = self.selector.history.take_updates() if self.selector.remember else none
+        gathered = ranks.gather((*updates, self.selector.policy.losses_to_share()))
+        others = [values for rank, values in enumerate(gathered) if rank != ranks.rank()]
         for indices, losses, _ in others:
-            self.history.set(indices, losses=losses, last_trained=self.epoch - 1)
+            self.selector.history.set(indices, losses=losses, last_trained=self.epoch - 1)
         self.selector.policy.receive_losses(torch.cat([past for _, _, past in others]))
 
     # -- state ----------------------------------------------------------------------------------
 
     def state_dict(self, untrained: list[Samples]) -> dict[str, Any]:
         """Return the state between two batches, including the samples read ahead, after those of ``untrained``."""
-        waiting = [*untrained, *([self._ahead] if self._ahead is not None else [])]
-        if self._buffer is not None and (buffered := self._buffer.peek()) is not None:
-            waiting.append(buffered)
+        waiting = list(filter(None, [*untrained, self._ahead, self._buffer.peek()]))
         samples = join(waiting, self.options.concatenate) if waiting else None
+        chosen = self.source.planned.chosen
         return {
             **{name: getattr(self, name) for name in SAVED},
             "mode": self.mode,
             "epoch": self.epoch,
             "over": self._over and not untrained,
-            "chosen": None if self.source.chosen is None else self.source.chosen.clone(),
+            "chosen": None if chosen is None else chosen.clone(),
             "source": None if self.exhausted or self._over else self.source.state_dict(),
             "plan": (self.selector.planned, self.selector.weights),
             "waiting": None if samples is None else (samples.batch, samples.size, samples.columns),
@@ -275,6 +272,5 @@ class Pipeline:
             self._stream = self.source.open(choose, self.read_in_pass, state["source"])
         if state["waiting"] is not None:
             samples = Samples(*state["waiting"])
-            self._buffer = Buffer(self.batch_size or samples.size, self.options.concatenate)
             self._buffer.put(samples, torch.arange(samples.size))
         self._start_coordination()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from loopwise import ranks
+
 from .buffer import Samples
 from .coordination import OtherRankFailed
 from .pipeline import FRESH, Pipeline
@@ -24,8 +26,8 @@ class ShardedPipeline(Pipeline):
             return super()._make_batch()
         batch: Samples | None = None
         while True:
-            batch = batch or (self._buffer.take() if self._buffer else None)
-            if all(self.coordination.gather(batch is not None)):
+            batch = batch or self._buffer.take(self.batch_size or 0)
+            if all(ranks.gather(batch is not None)):
                 return batch
             pool, trouble = None, None
             try:
@@ -34,7 +36,7 @@ class ShardedPipeline(Pipeline):
             except Exception as error:  # the other ranks must hear of it before it is raised
                 trouble = error
             idle = _OVER if batch is None and pool is None else _WAITS
-            states = self.coordination.gather(_FAILED if trouble else _SCORES if pool and pool[1] else idle)
+            states = ranks.gather(_FAILED if trouble else _SCORES if pool and pool[1] else idle)
             if trouble:
                 raise trouble
             if _FAILED in states:

@@ -72,12 +72,14 @@ class Indexed(Dataset[Sample]):
 class _PlannedBatches(Sampler[list[int]]):
     """Batch sampler over the chosen indices of the user's sampler; remembers the batches that it yielded."""
 
-    def __init__(self, sampler: Any, batch_size: int, drop_last: bool) -> None:
+    def __init__(self, sampler: Any, batch_size: Any, drop_last: bool) -> None:
         self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
         self.choose: Choice | None = None
         self.skip = 0
         self.total = 0
+        """Number of samples in the current epoch, including those left out; 0: unknown."""
         self.chosen: torch.Tensor | None = None
+        """Indices of the samples that the current epoch loads; ``None``: all."""
         self.yielded: deque[list[int]] = deque()
         self.order: torch.Tensor | None = None
 
@@ -105,32 +107,23 @@ class Source:
     A plain ``DataLoader`` over a map-style dataset is copied, with a batch sampler of our own around the user's
     sampler.  Then indices are known, and samples can be left out before they are loaded.  Any other iterable is iterated
     as it is.
+
+    Args:
+        loader: the wrapped loader.
+        batch_size: samples per batch; default: the loader's.
+        drop_last: drop a short last batch; default: as the loader does.
     """
 
-    def __init__(self, loader: Any, batch_size: int | None, drop_last: bool) -> None:
-        self.loader = loader
-        self.batch_size, self.drop_last = batch_size, drop_last
-        self._planned: _PlannedBatches | None = None
-        self._copy = loader
-        if _can_plan(loader):
-            size = batch_size or loader.batch_sampler.batch_size
-            self._planned = _PlannedBatches(loader.sampler, size, drop_last)
-            self._copy = _copy(loader, self._planned)
-
-    @property
-    def plans(self) -> bool:
+    def __init__(self, loader: Any, batch_size: int | None = None, drop_last: bool | None = None) -> None:
+        self.loader, owners = loader, (loader, getattr(loader, "batch_sampler", None))
+        own_sizes = (getattr(owner, "batch_size", None) for owner in owners)
+        self.batch_size: int | None = batch_size or next(filter(None, own_sizes), None)
+        own_drop_last = any(getattr(owner, "drop_last", False) for owner in owners)
+        self.drop_last = own_drop_last if drop_last is None else drop_last
+        self.plans = _can_plan(loader)
         """True if samples can be left out before they are loaded."""
-        return self._planned is not None
-
-    @property
-    def chosen(self) -> torch.Tensor | None:
-        """Indices of the samples that the current epoch loads; ``None``: all."""
-        return None if self._planned is None else self._planned.chosen
-
-    @property
-    def total(self) -> int | None:
-        """Number of samples in the current epoch, including those left out, if it is known."""
-        return None if self._planned is None else self._planned.total
+        self.planned = _PlannedBatches(getattr(loader, "sampler", ()), self.batch_size, self.drop_last)
+        self._copy = _copy(loader, self.planned) if self.plans else loader
 
     def generators(self) -> list[torch.Generator]:
         """Return the user's own generators that the loader and its sampler draw from."""
@@ -148,18 +141,15 @@ class Source:
         if state is not None:
             self.loader.load_state_dict(state)
             return self._batches(iter(self.loader))
-        planned, workers = self._planned, getattr(self.loader, "num_workers", 0)
-        if planned is not None:
-            planned.choose, planned.skip = choose, 0 if workers else skip
-            planned.yielded.clear()
-            planned.order = None
-            skip = skip if workers else 0
+        planned, skips_unloaded = self.planned, self.plans and not self.loader.num_workers
+        planned.choose, planned.skip, planned.order = choose, skip if skips_unloaded else 0, None
+        planned.yielded.clear()
         source = iter(self._copy)
-        if planned is not None and planned.skip:
+        if planned.skip:
             planned.plan()  # the sampler draws while the random state is that of the epoch's start
-        for _ in range(skip):
+        for _ in range(skip - planned.skip):
             next(source, None)
-            if planned is not None:
+            if self.plans:
                 planned.yielded.popleft()
         return self._batches(source)
 
@@ -181,18 +171,11 @@ class Source:
             indices = None
             if isinstance(batch, Sample):
                 indices, batch = batch
-            if self._planned is not None:
-                indices = self._planned.yielded.popleft()
+            if self.plans:
+                indices = self.planned.yielded.popleft()
             columns = {} if indices is None else {"index": torch.as_tensor(indices, dtype=torch.int64)}
             yield Samples(batch, batches.length(batch, self.batch_size), columns)
             del batch
-
-
-def batching(loader: Any) -> tuple[int | None, bool]:
-    """Return the loader's own batch size, if it has one, and whether it drops a short last batch."""
-    sampler = getattr(loader, "batch_sampler", None)
-    size = getattr(loader, "batch_size", None) or getattr(sampler, "batch_size", None)
-    return size, bool(getattr(loader, "drop_last", False) or getattr(sampler, "drop_last", False))
 
 
 def _can_plan(loader: Any) -> bool:

@@ -8,6 +8,7 @@ SiftingTrainer(model, args, train_dataset=dataset, sift={"keep": 0.5}).train()
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -38,29 +39,29 @@ class _FixedLengthLoader:
         self.loader = loader
         self.done = 0
         self._length = len(loader)
-        self._batches: Iterator[Any] | None = None
+        self._batches = self._passes()
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Any]:
         self.done %= self._length
-        while self.done < self._length:
-            new_pass = self._batches is None
-            batches = self._batches = self._batches or self._next_pass()
-            batch = next(batches, None)
-            if batch is None:
-                self._batches = None
-                if new_pass:
-                    break
-                continue
+        for batch in itertools.islice(self._batches, self._length - self.done):
             self.done += 1
             yield batch
+        if self.done < self._length:  # a pass without a batch ends the epoch, and the next one tries again
+            self._batches = self._passes()
 
-    def _next_pass(self) -> Iterator[Any]:
-        if not self.loader.running:
-            self.loader.set_epoch(self.loader.epoch)
-        return iter(self.loader)
+    def _passes(self) -> Iterator[Any]:
+        """Yield the batches of one pass after the other, until a pass has none."""
+        empty = False
+        while not empty:
+            if not self.loader.running:
+                self.loader.set_epoch(self.loader.epoch)
+            empty = True
+            for batch in self.loader:
+                empty = False
+                yield batch
 
 
 class SiftingTrainerMixin:

@@ -13,13 +13,15 @@ SAME = 1e-6
 
 
 class Diverse(Policy):
-    """Keep the share ``keep`` of each pool, one sample after the other: hard ones, far from those already chosen.
+    """Choose samples one by one until the share ``keep`` of the pool is reached, by loss and by distance.
+
+    Each choice prefers a high loss and a large distance from the samples chosen before.
 
     The method is greedy farthest-point selection, the 2-approximation of k-center in the core-set selection of Sener
     and Savarese ("Active Learning for Convolutional Neural Networks: A Core-Set Approach", ICLR 2018), on the model's
     outputs scaled to length 1.  Changed here: the first choice is the highest loss, and each further choice has the
-    highest ``spread`` * distance + (1 - ``spread``) * percentile of the loss.  The distance is that to the nearest
-    chosen sample, divided by the largest such distance.  Duplicates of a chosen sample come last, whatever their loss.
+    highest ``spread`` * distance + (1 - ``spread``) * percentile of the loss.  A sample's distance is its distance to
+    the nearest chosen sample, divided by the largest of these distances in the pool.  Duplicates of a chosen sample come last, whatever their loss.
     Fractions of a sample are carried to the next pool.  The cost is ``keep`` * n * n * d multiplications on the CPU for
     n samples with d outputs.
 
@@ -56,5 +58,5 @@ class Diverse(Policy):
             far = nearest / nearest.max().clamp_min(SAME)
             score = self.spread * far + (1 - self.spread) * percentile
             score = score - 2.0 * (nearest < SAME)  # duplicates come after all others
-            score[probabilities > 0] = -torch.inf  # and a chosen sample is not chosen again
+            score[probabilities > 0] = -torch.inf  # a chosen sample must not be chosen again
         return probabilities

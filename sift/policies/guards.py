@@ -28,10 +28,10 @@ class Guard(Nested):
 class ClassFloor(Guard):
     """Raise the keep probabilities of each class until its expected share of kept samples is ``share``.
 
-    Selection by loss starves the classes that are easy.  Floors by group prevent that, as class-wise quotas do in data
-    pruning (Vysogorets et al., "DRoP: Distributionally Robust Data Pruning", ICLR 2025).  Changed here: p becomes
-    p + (1 - p) * t, with one t >= 0 for each class of the pool.  This is exact: a class above its share stays as it
-    is, and the order within a class stays too.  It holds in each pool, also for a class with a single sample in it.
+    Selection by loss keeps few samples of easy classes.  A floor for each class prevents this, as class-wise quotas do in
+    data pruning (Vysogorets et al., "DRoP: Distributionally Robust Data Pruning", ICLR 2025).  Changed here: the keep
+    probability p of each sample becomes p + (1 - p) * t, with one t >= 0 for each class of the pool.  Classes above
+    their share are not changed.  The order of samples within a class stays.  A class may have one sample in a pool.
 
     Args:
         policy: the guarded policy.
@@ -57,11 +57,11 @@ class ClassFloor(Guard):
 class NoiseCap(Guard):
     """Leave out the highest losses, and let the policy choose among the rest.
 
-    Under label noise the highest losses are wrong labels, and selection by loss picks them first.  The guard is the
-    counterpart of small-loss selection in Co-teaching (Han et al., NeurIPS 2018): it leaves out only the losses above
-    the 1 - ``top`` quantile of the last losses.  Without noise ``top`` costs the hardest samples, so keep it small
-    then; under label noise set it to the share of wrong labels.  The quantile is taken over a history that already
-    contains its own pool; of equal losses none is left out.
+    Under label noise the highest losses are wrong labels, and selection by loss picks them first.  Co-teaching (Han et
+    al., NeurIPS 2018) keeps samples with small losses; this guard leaves out only losses above the 1 - ``top`` quantile
+    of the last losses.  If labels are right, these are the hardest samples: choose a small ``top``.  If labels are
+    wrong, set ``top`` to their share.  The quantile is taken over a history that already contains the pool.  Losses
+    equal to the quantile stay.
 
     Args:
         policy: the guarded policy; its ``keep`` is a share of the rest.

@@ -8,9 +8,9 @@ from .policy import Policy, Pool, check_keep, top
 
 
 class TopLoss(Policy):
-    """Keep the share ``keep`` of each pool that has the highest losses, and none of the rest.
+    """Keep the samples with the highest losses, the share ``keep`` of each pool.
 
-    The rule is online batch selection (Loshchilov and Hutter 2015) with a hard cut.  Fractions of a sample are carried
+    The rule is online batch selection (Loshchilov and Hutter 2015) without random draws.  Fractions of a sample are carried
     to the next pool, so that the share holds over time for any batch size.  Under label noise the highest losses are
     wrong labels: prefer ``RelativeLoss`` then.
 

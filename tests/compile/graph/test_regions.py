@@ -248,10 +248,10 @@ def test_ddp_with_a_graph_for_each_bucket_is_not_cut(ranks):
     from test_regions import Backend, Block, Plan, Stack, TrainStep
     Backend._by_inductor = lambda self, gm, inputs: aot_eager(gm, inputs)
     torch.manual_seed(0)
-    net = Stack([Block(1024) for _ in range(24)], 1024)
+    net = Stack([Block(1024) for _ in range(14)], 1024)
     losses = []
     for plan in (Plan(), Plan(graph="inductor", regions=True)):
-        model = DistributedDataParallel(copy.deepcopy(net), bucket_cap_mb=1.5)
+        model = DistributedDataParallel(copy.deepcopy(net), bucket_cap_mb=1.1)
         step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), 0.1), plan=plan)
         losses.append([step((torch.arange(12).view(3, 4) % 11, torch.arange(3))).item() for _ in range(3)])
     assert step.plan == plan, step.explain()

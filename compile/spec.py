@@ -19,6 +19,8 @@ from loopwise.wrappers import innermost, unwrap
 
 from . import options
 
+Tell = Callable[[str], None]
+"""Function that takes a line for ``explain()``."""
 Compute = Callable[[Any], torch.Tensor]
 """Computation from a batch to its loss, of shape () or (batch,)."""
 
@@ -83,8 +85,7 @@ class StepSpec:
     @property
     def optimizer(self) -> Optimizer | None:
         """Optimizer of torch, without a framework's wrapper."""
-        optimizer: Optimizer | None = innermost(self.wrapper)
-        return optimizer
+        return innermost(self.wrapper)  # type: ignore[no-any-return]
 
     def copied(self) -> StepSpec:
         """Return the specification of a step with copies of model and optimizer, for training on the side."""

@@ -78,7 +78,6 @@ class TrainStep:
 
     Attributes:
         spec: the validated arguments.
-        plan: the plan in use; ``None`` before the first batch if none was passed.
         losses: losses of the latest batch's samples, shape (batch,), if the loss returns one a sample.
 
     Raises:
@@ -112,11 +111,10 @@ class TrainStep:
                 "the plan was made on another machine, or the model was not moved",
                 "model.to('cuda'), or plan.changed(cuda_graph=False)",
             )
-        self.plan = plan
+        self._plan = plan or Plan()
         self.losses: torch.Tensor | None = None
         self._verifies = validate.one_of("verify", verify, (True, False))
         self._pinned = plan is not None
-        self._batches = 0
         self._key = ""
         self._usual_shape: Any = None
         self._other_shapes: Counter[Any] = Counter()
@@ -133,6 +131,11 @@ class TrainStep:
             same = "precision='mixed' is as 'exact': this device multiplies no dtype faster than float32"
             self._events.add(same)
 
+    @property
+    def plan(self) -> Plan | None:
+        """Plan in use; ``None`` before the first batch if none was passed."""
+        return self._plan if self._pinned or self._search is not None else None
+
     # -- training -------------------------------------------------------------------------------
 
     def __call__(self, batch: Any) -> torch.Tensor:
@@ -140,8 +143,8 @@ class TrainStep:
         if self.spec.wrapper is None:
             raise options.without_optimizer()
         self.prepare(batch)
-        first = self._batches % self.spec.accumulate == 0
-        last = (self._batches + 1) % self.spec.accumulate == 0
+        first = self._events.batch % self.spec.accumulate == 0
+        last = (self._events.batch + 1) % self.spec.accumulate == 0
         loss = self._replay(batch, first, last)
         return self._train(batch, last) if loss is None else loss
 
@@ -167,7 +170,7 @@ class TrainStep:
 
     def _forward(self, batch: Any) -> tuple[Compute, torch.Tensor]:
         """Return the computation that this batch goes through, and its loss."""
-        self._batches = self._events.batch = self._batches + 1
+        self._events.batch += 1
         compute = self._computation_for(batch)
         losses = compute(batch)
         loss = options.scalar_loss(losses)
@@ -210,12 +213,11 @@ class TrainStep:
             return None
         losses = self._cuda_graph(batch, first, last)
         if self._cuda_graph.off:
-            assert self.plan is not None
-            self._cuda_graph, self.plan = None, self.plan.changed(cuda_graph=False)
+            self._cuda_graph, self._plan = None, self._plan.changed(cuda_graph=False)
             self._remember()
         if losses is None:
             return None
-        self._batches = self._events.batch = self._batches + 1
+        self._events.batch += 1
         self.losses = losses if losses.ndim else None
         loss = losses.mean() if losses.ndim else losses
         self._inspect(loss, batch)
@@ -243,7 +245,7 @@ class TrainStep:
     def _use(self, result: SearchResult) -> None:
         """Put the winner of the search in the place of the eager step."""
         spec, best, eager = self.spec, result.best, result.candidates[0]
-        plan = self.plan = best.plan
+        plan = self._plan = best.plan
         self._log = best.log
         assert best.compute is not None
         self._compiled, compared_graphs = best.compute, best.log.graphs
@@ -262,13 +264,12 @@ class TrainStep:
 
     def _start_cuda_graph(self, try_it: bool) -> None:
         """Let the whole step become one CUDA graph after some updates, if the plan says so or to ``try_it``."""
-        assert self.plan is not None
         recorder = recorder_for(self.spec.device)
-        if recorder is None or not (try_it or self.plan.cuda_graph):
+        if recorder is None or not (try_it or self._plan.cuda_graph):
             return
         spec, tell = self.spec, self._events.add
         alone = world_size() == 1 and not isinstance(spec.model, DistributedDataParallel)
-        self.plan = self.plan.changed(cuda_graph=alone)
+        self._plan = self._plan.changed(cuda_graph=alone)
         if alone:
             self._cuda_graph = CudaGraphStep(spec, self._compiled, self._usual_shape, recorder, tell)
         else:
@@ -277,20 +278,18 @@ class TrainStep:
     def _choose_optimizer(self) -> None:
         """Choose the fastest implementation of the update, as soon as there are gradients."""
         optimizer = self.spec.optimizer
-        assert self.plan is not None
         assert optimizer is not None
         self._optimizer_chosen = True
         choice = from_main(lambda: optimizers.choose_implementation(optimizer, self.spec.device))
-        self._choice, self.plan = choice, self.plan.changed(optimizer=choice.name)
+        self._choice, self._plan = choice, self._plan.changed(optimizer=choice.name)
         optimizers.switch(optimizer, choice.name)
         self._remember()
         self._events.plan(self.explain())
 
     def _remember(self) -> None:
         """Store the plan for later runs, unless it is the user's own."""
-        assert self.plan is not None
         assert self._search is not None
-        plan, errors = self.plan, self._search.errors
+        plan, errors = self._plan, self._search.errors
         if not self._pinned:
             from_main(lambda: plans.remember(self._key, plan, errors))
 
@@ -300,16 +299,15 @@ class TrainStep:
         """Go back to the eager step if the compiled one became slow or wrong."""
         reason = "" if self._slowdown is None else self._slowdown.reason
         if not reason and self._supervisor is not None:
-            reason = self._supervisor.inspect(loss, batch, self._batches)
+            reason = self._supervisor.inspect(loss, batch, self._events.batch)
         if reason:
             self.step_back(reason)
 
     def step_back(self, reason: str) -> None:
         """Go back to the eager step for good, with a warning that says why."""
-        assert self.plan is not None
         self._slowdown = self._supervisor = self._cuda_graph = None
         self._compiled = self.spec.eager
-        self.plan = self.plan.changed(graph="eager", passes=(), cuda_graph=False)
+        self._plan = self._plan.changed(graph="eager", passes=(), cuda_graph=False)
         self._events.add(f"stepped back: {reason}")
         warn(f"loopwise.compile: back to the eager step: {reason}", stacklevel=3)
 
@@ -328,14 +326,13 @@ class TrainStep:
         """
         validate.whole_number("steps", steps, 0, example=50)
         self.prepare(batch)
-        difference, plan = compare_step(self.spec, self._compiled, batch), self.plan
+        difference, plan = compare_step(self.spec, self._compiled, batch), self._plan
         if difference is not None or not steps:
             return difference
         if self.spec.optimizer is None:
             raise options.without_optimizer()
 
         def planned(spec: StepSpec) -> Compute:
-            assert plan is not None
             assert spec.optimizer is not None
             optimizers.switch(spec.optimizer, plan.optimizer)
             return variant(spec, plan, Log())

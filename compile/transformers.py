@@ -62,8 +62,7 @@ class CompilingTrainerMixin:
 
     def compile_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         """Return the loss of a batch; override it if the loss is not the model's own."""
-        loss: torch.Tensor = model(**batch)["loss"]
-        return loss
+        return model(**batch)["loss"]  # type: ignore[no-any-return]
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **rest: Any) -> Any:
         """Return the loss of a training batch by the plan; other losses as the Trainer computes them."""

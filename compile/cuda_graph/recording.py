@@ -123,8 +123,7 @@ class Attempt:
 
     def run(self, batch: Any) -> tuple[Recording | None, str]:
         """Return a recording that makes the same steps faster; or ``None``, and the reason."""
-        saved = SavedState(self._spec)
-        recording = None
+        saved, recording = SavedState(self._spec), None
         try:
             made = self._record(batch, saved)
             reason = self._difference(made, saved) or self._slower(made)

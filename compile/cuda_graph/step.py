@@ -10,14 +10,13 @@ graph trees record forward and backward alone and overwrite gradients that are s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from ..graph.backend import first_line
 from ..search.variants import shape_of
-from ..spec import Compute, StepSpec
+from ..spec import Compute, StepSpec, Tell
 from .recorder import Recorder
 from .recording import Attempt, Recording, refusal, structure_of
 from .state import signature
@@ -39,9 +38,7 @@ class CudaGraphStep:
         tell: takes a line for ``explain()``.
     """
 
-    def __init__(
-        self, spec: StepSpec, compute: Compute, usual: Any, recorder: Recorder, tell: Callable[[str], None]
-    ) -> None:
+    def __init__(self, spec: StepSpec, compute: Compute, usual: Any, recorder: Recorder, tell: Tell) -> None:
         self.off = ""
         """Reason why the step stays ordinary; empty as long as it may be replayed."""
         self._spec, self._compute, self._usual = spec, compute, usual

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ WARM_UP, REPEATS, LEAST = 2, 7, 4
 """Repeats before the clock counts; repeats that are timed; timed repeats that are enough once the budget is spent."""
 
 
-def median(values: Sequence[float]) -> float:
+def median(values: Collection[float]) -> float:
     """Return the median.  Importing ``statistics`` for it would take longer than importing all of compile."""
     ordered, middle = sorted(values), len(values) // 2
     return ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

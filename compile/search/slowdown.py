@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from .measure import median
 
 WINDOW = 20
@@ -27,7 +29,7 @@ class SlowdownMonitor:
         self.eager = eager
         self.reason = ""
         """Reason to go back to the eager step, as soon as a contest shows one."""
-        self._recent: list[float] = []
+        self._recent: deque[float] = deque(maxlen=WINDOW)
         self._contest: dict[bool, list[float]] | None = None
         self._pause = 0
 
@@ -41,19 +43,19 @@ class SlowdownMonitor:
         if self._contest is not None:
             self._contest[eager].append(seconds)
             if len(self._contest[False]) >= CONTEST:
-                self._decide(self._contest)
+                self._decide(*(median(self._contest[kind]) for kind in (True, False)))
             return
         self._pause -= 1
-        self._recent = [*self._recent[-WINDOW + 1 :], seconds]
+        self._recent.append(seconds)
         slow = len(self._recent) == WINDOW and median(self._recent) > self.eager
         if slow and self._pause <= 0:
             self._contest = {True: [], False: []}
 
-    def _decide(self, contest: dict[bool, list[float]]) -> None:
-        """End a contest."""
-        eager, compiled = (median(contest[kind]) for kind in (True, False))
+    def _decide(self, eager: float, compiled: float) -> None:
+        """End a contest, by the median seconds of the steps of each kind."""
         if eager < CLEARLY * compiled:
             times = f"{1e3 * compiled:.1f} ms against {1e3 * eager:.1f} ms"
             self.reason = f"slower than the eager step, measured in turns with it: {times}"
         self.eager = max(self.eager, eager)  # the machine may have got slower for both
-        self._contest, self._recent, self._pause = None, [], PAUSE
+        self._contest, self._pause = None, PAUSE
+        self._recent.clear()

@@ -46,13 +46,9 @@ def _without_communication(model: nn.Module) -> Iterator[None]:
     if not isinstance(model, DistributedDataParallel):
         yield
         return
-    sends_buffers = model.require_forward_param_sync
-    try:
-        with model.no_sync():
-            model.require_forward_param_sync = False
-            yield
-    finally:
-        model.require_forward_param_sync = sends_buffers
+    with model.no_sync(), restored("require_forward_param_sync", [model]):
+        model.require_forward_param_sync = False
+        yield
 
 
 @contextlib.contextmanager
@@ -70,14 +66,14 @@ def perturbed(model: nn.Module, seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def restored(attribute: str, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Restore the parameters' ``data`` or ``grad`` on leaving."""
-    tensors = [(parameter, getattr(parameter, attribute)) for parameter in parameters]
+def restored(attribute: str, owners: Iterable[Any]) -> Iterator[None]:
+    """Restore an attribute of each owner on leaving."""
+    values = [(owner, getattr(owner, attribute)) for owner in owners]
     try:
         yield
     finally:
-        for parameter, tensor in tensors:
-            setattr(parameter, attribute, tensor)
+        for owner, value in values:
+            setattr(owner, attribute, value)
 
 
 def observe(compute: Compute, model: nn.Module, batch: Any) -> Observed:
@@ -125,8 +121,4 @@ def float64_copies(model: nn.Module, loss: Any, batch: Any) -> tuple[nn.Module, 
     with sandbox(model):  # without gradients, which deepcopy would copy
         model = copy.deepcopy(model).double()
     loss = copy.deepcopy(loss).double() if isinstance(loss, nn.Module) else loss
-
-    def to_float64(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.double() if tensor.is_floating_point() else tensor
-
-    return model, loss, batches.map_tensors(to_float64, batch)
+    return model, loss, batches.map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)

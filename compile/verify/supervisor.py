@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..graph.backend import Log
 from ..graph.diagnostics import recompilations
-from ..spec import Compute, StepSpec
+from ..spec import Compute, StepSpec, Tell
 from .numerics import compare_step
 
 GPU_INTERVAL = 100
@@ -27,9 +26,7 @@ class Supervisor:
         tell: takes a line for ``explain()``.
     """
 
-    def __init__(
-        self, spec: StepSpec, compute: Compute, log: Log, graphs: int, tell: Callable[[str], None]
-    ) -> None:
+    def __init__(self, spec: StepSpec, compute: Compute, log: Log, graphs: int, tell: Tell) -> None:
         self._spec, self._compute, self._log, self._tell = spec, compute, log, tell
         self._graphs, self._guards = graphs, len(recompilations())
         self._saw_infinite = False

@@ -94,7 +94,7 @@ def test_the_compiling_trainer_refuses_losses_it_cannot_see(tmp_path):
         ({"clip": 1.0}, "compile={'clip': 1.0}", "pass for instance compile={'autotune': 'default'}"),
         (None, "compile=None", "pass for instance compile={'autotune': 'default'}"),
         ({"autotune": "slow"}, "compile={'autotune': 'slow'}: autotune='slow'", "in compile: pass for"),
-        ({"plan": "eager"}, "compile={'plan': 'eager'}: a plan of type str", "in compile: pass Plan"),
+        ({"plan": "eager"}, "compile={'plan': 'eager'}: plan of type str", "in compile: pass Plan"),
         ({"memory": "6 barrels"}, "compile={'memory': '6 barrels'}: memory=", "in compile: pass for"),
     ],
 )

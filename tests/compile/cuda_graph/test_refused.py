@@ -103,7 +103,7 @@ def test_what_cannot_be_recorded_stays_ordinary_and_says_why(recorder, options, 
 def test_steps_that_do_not_repeat_themselves_tell_nothing(recorder):
     *_, step = trained(True, batches(8), criterion=DrawingItsOwn)
     assert not step.plan.cuda_graph
-    assert said(step)[-1].startswith("CUDA graph: left off, ordinary steps do not repeat themselves")
+    assert said(step)[-1].startswith("CUDA graph: left off, two runs of the ordinary steps give different")
 
 
 def test_a_hook_that_comes_later_ends_it(recorder):

@@ -22,7 +22,7 @@ _Rebuild = Callable[[list[Any]], Any]
 
 
 def _open(node: Any) -> tuple[list[Any], _Rebuild] | None:
-    """Return the children of a container and a function that builds a like one from others; ``None`` for a leaf."""
+    """Return a container's children and a function from new ones to such a container; ``None`` for a leaf."""
     if isinstance(node, dict):
         keys = list(node)
         if type(node) is dict:
@@ -66,7 +66,7 @@ def _is_array(node: Any) -> bool:
 
 
 def _common_lengths(children: list[Any]) -> list[int] | None:
-    """Return the lengths that all children can have, likeliest first; ``None`` if all are constants."""
+    """Return the batch lengths that fit all children, most likely first; ``None`` if all are constants."""
     common: list[int] | None = None
     for child in children:
         lengths = _lengths(child)
@@ -76,7 +76,7 @@ def _common_lengths(children: list[Any]) -> list[int] | None:
 
 
 def _lengths(node: Any) -> list[int] | None:
-    """Return the batch lengths that ``node`` can have, likeliest first; ``None`` for a constant."""
+    """Return the batch lengths that fit ``node``, the most likely first; ``None`` for a constant."""
     if _is_array(node):
         return [node.shape[0]] if node.ndim else None
     opened = _open(node)
@@ -89,7 +89,7 @@ def _lengths(node: Any) -> list[int] | None:
 
 
 def _holds_samples(node: Any) -> bool:
-    """Return whether a list seems to hold samples: every entry is a container with a bare number in it."""
+    """Return whether a list seems to hold samples: every entry is a container that directly contains a number."""
     if not _is_plain_sequence(node) or not node:
         return False
     for child in node:

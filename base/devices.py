@@ -1,4 +1,4 @@
-"""Dtypes and memory layouts that a device computes fastest with."""
+"""Fastest dtype and memory layout of a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Import optional packages, with an error that names the extra that brings them."""
+"""Import optional packages, with an error that names the extra that installs the package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loopwise.errors import MissingExtra
 def required(package: str, extra: str, purpose: str, module: str | None = None) -> Iterator[None]:
     """Raise ``MissingExtra`` if a package that is imported inside the ``with`` block is not installed.
 
-    An installed package that fails to import raises its own error, which tells of a broken installation.
+    An installed package that fails to import raises its own error, which shows that the installation is broken.
 
     Args:
         package: name of the package on PyPI, for instance ``plotly``.

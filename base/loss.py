@@ -1,4 +1,4 @@
-"""Losses in either form: a criterion of (output, target), or a function of (model, batch)."""
+"""Two forms of a loss: a criterion of (output, target), or a function of (model, batch)."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from loopwise.validate import whole_number
 
 
 class Schedule:
-    """Choice of steps, which count from 0."""
+    """Choice of steps, which count from 0; ``a | b``, ``a & b`` and ``~a`` are schedules too."""
 
     __slots__ = ()
 
@@ -79,16 +79,16 @@ class _Not(Schedule):
 
 
 def every(n: int, *, start: int = 0) -> Schedule:
-    """Choose the steps ``start``, ``start + n``, ``start + 2n`` and so on; ``n`` is at least 1."""
+    """Choose ``start``, ``start + n``, ``start + 2n``, ...; ``InputError`` unless ``n >= 1`` and ``start >= 0``."""
     return _Every(whole_number("n", n, 1, "steps"), whole_number("start", start, 0, "steps"))
 
 
 def at(steps: Iterable[int]) -> Schedule:
-    """Choose exactly the steps in ``steps``."""
+    """Choose exactly the steps in ``steps``; raise an ``InputError`` if one is no whole number from 0."""
     return _At(frozenset(whole_number("step", step, 0, "steps") for step in steps))
 
 
 def between(start: int, stop: int | None = None) -> Schedule:
-    """Choose the steps from ``start`` up to and without ``stop``; ``None`` means no end."""
+    """Choose the steps ``start <= step < stop`` (``None``: no end); ``InputError`` unless ``0 <= start <= stop``."""
     start = whole_number("start", start, 0, "steps")
     return _Between(start, None if stop is None else whole_number("stop", stop, start, "steps"))

@@ -9,7 +9,7 @@ Block = dict[str, Any]
 
 
 def section(id: str, title: str, order: float, blocks: Iterable[Block]) -> list[Block]:
-    """Return a list of one section, or an empty list if there is no block to show."""
+    """Return a list of one section, or an empty list without blocks; sections are sorted by ``order``."""
     shown = list(blocks)
     return [{"id": id, "title": title, "order": order, "blocks": shown}] if shown else []
 
@@ -28,16 +28,16 @@ def plot(title: str, describe: str, data: Sequence[Mapping[str, Any]], layout: M
     """Return a plot.
 
     Args:
-        title: the heading above it.
+        title: heading above the plot.
         describe: a description of the curves in words, for readers who cannot see them.
-        data: traces, in Plotly's form.
-        layout: layout, in Plotly's form.
+        data: traces, in the format of Plotly.
+        layout: axes and sizes, in the format of Plotly.
     """
     return {"kind": "plot", "title": title, "describe": describe, "data": list(data), "layout": dict(layout)}
 
 
 def choice(title: str, label: str, plots: Sequence[Block]) -> Block:
-    """Return a choice of plots, one of which is shown at a time."""
+    """Return a menu named ``label``, which shows one of the plots at a time, by its title."""
     return {"kind": "choice", "title": title, "label": label, "plots": list(plots)}
 
 

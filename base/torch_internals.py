@@ -25,7 +25,7 @@ def version(tensor: torch.Tensor) -> int:
 
 
 def is_shard(tensor: torch.Tensor) -> bool:
-    """Return whether the tensor is a DTensor; unlike ``isinstance``, the test needs no import of a second."""
+    """Return whether the tensor is a DTensor; the test does not import DTensor, which would take a second."""
     return hasattr(tensor, "_local_tensor")
 
 
@@ -68,7 +68,7 @@ def default_store() -> Any:
 def call_before_executors_end(function: Callable[[], object]) -> None:
     """Register a function to be called when the program ends, while event loops can still open connections.
 
-    ``atexit`` comes too late: the thread pool in which asyncio looks up addresses accepts nothing by then.
+    Functions of ``atexit`` run too late: asyncio's thread pool for address look-ups is shut down by then.
     Functions are called in the reverse order of their registration.
     """
     import concurrent.futures.thread  # noqa: F401  # registers its own exit function, which then runs after ours

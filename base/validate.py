@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def whole_number(name: str, value: Any, least: int = 0, unit: str = "", example: int | None = None) -> int:
-    """Check that ``value`` is an ``int`` of at least ``least``; ``True`` and ``False`` are refused.
+    """Return ``value`` if it is an ``int`` of at least ``least``; ``True`` and ``False`` are refused.
 
     Args:
         name: the argument, as the caller wrote it.
@@ -32,7 +32,7 @@ def whole_number(name: str, value: Any, least: int = 0, unit: str = "", example:
 
 
 def positive_number(name: str, value: Any, meaning: str = "number", example: float = 1.0) -> float:
-    """Check that ``value`` is a finite number above zero."""
+    """Return ``value`` if it is a finite number above zero."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise InputError(
             f"{name}={value!r}",
@@ -46,7 +46,7 @@ def positive_number(name: str, value: Any, meaning: str = "number", example: flo
 def fraction(
     name: str, value: Any, meaning: str, example: float, zero: bool = False, one: bool = False
 ) -> float:
-    """Check that ``value`` lies between 0 and 1.
+    """Return ``value`` as a float if it lies between 0 and 1.
 
     Args:
         name: the argument, as the caller wrote it.
@@ -68,7 +68,7 @@ def fraction(
 
 
 def one_of(name: str, value: T, choices: Iterable[Any], cause: str = "a typo", fix: str | None = None) -> T:
-    """Check that ``value`` is one of ``choices``."""
+    """Return ``value`` if it is one of ``choices``, of the same type."""
     choices = tuple(choices)
     if not any(value is valid or (type(value) is type(valid) and value == valid) for valid in choices):
         names = ", ".join(valid if isinstance(valid, str) else repr(valid) for valid in choices)
@@ -79,7 +79,7 @@ def one_of(name: str, value: T, choices: Iterable[Any], cause: str = "a typo", f
 
 
 def function(name: str, value: Any, expected: str, example: str) -> Callable[..., Any]:
-    """Check that ``value`` can be called and is no class.
+    """Return ``value`` if it can be called and is no class.
 
     Args:
         name: the argument, as the caller wrote it.
@@ -96,7 +96,7 @@ def function(name: str, value: Any, expected: str, example: str) -> Callable[...
 def instance(
     name: str, value: Any, kind: type, expected: str, fix: str, cause: str = "arguments changed places"
 ) -> Any:
-    """Check that ``value`` is an object of the class ``kind``.
+    """Return ``value`` if it is an object of the class ``kind``.
 
     Args:
         name: the argument, as the caller wrote it.

@@ -33,7 +33,7 @@ class WatchCallback(WatchingCallback, Callback):
     Each training batch is a step, and so is each batch of validation and test (mode ``eval``) and of
     prediction (mode ``predict``).  Its scalars are the numbers that ``training_step`` returns, and those that were
     logged with ``self.log(..., on_step=True)``; the loss is that of the batch, also if batches are accumulated.
-    The values that a whole evaluation logged are one more step of mode ``eval``.
+    At the end of an evaluation, the values that it logged are saved as one further step of mode ``eval``.
 
     Lightning's checkpoints hold the step counters; a fit that goes on from a checkpoint goes on in the same folder.
     A fit that ends by an exception leaves a run whose state is ``failed``.
@@ -41,7 +41,7 @@ class WatchCallback(WatchingCallback, Callback):
     Args:
         run: folder or fsspec URL of the run, or a ``Run``, which the caller closes.
         resume: go on in a folder that already holds a run, even without a checkpoint; only if ``run`` is a path.
-        options: options of ``Watch``; from the severity ``stop_on`` on, findings set ``trainer.should_stop``.
+        options: options of ``Watch``; a finding of severity ``stop_on`` or worse sets ``trainer.should_stop``.
 
     Raises:
         InputError: an argument cannot be used.
@@ -156,7 +156,7 @@ class WatchCallback(WatchingCallback, Callback):
         )
 
     def _note_logged(self, trainer: Trainer) -> None:
-        """Note the values that are logged already, since they stay there although a later step does not log them."""
+        """Remember ``callback_metrics``: Lightning keeps a value there although later steps do not log it."""
         self._before = {}
         watch = self._session.watch
         if watch is not None and (watch.saves or self._session.mode != "train"):
@@ -164,7 +164,7 @@ class WatchCallback(WatchingCallback, Callback):
                 self._before = dict(trainer.callback_metrics)
 
     def _logged(self, trainer: Trainer) -> dict[str, Any]:
-        """Return the values that were logged since; a value with several names once."""
+        """Return the values that were logged since ``_note_logged``; each value only under its first name."""
         name_of: dict[Any, str] = {}
         metrics = trainer.callback_metrics
         for name, value in metrics.items():

@@ -27,9 +27,9 @@ T = TypeVar("T")
 ON_BACKLOG = ("block", "drop", "reduce")
 """Ways to go on if storage is slower than training: wait, drop the step's raw tensors, or save statistics of them."""
 BUFFERS = 2
-"""Steps with raw tensors in host memory at most: one that is filled while another one is written."""
+"""Largest number of steps whose raw tensors are in host memory: one is filled while the other one is written."""
 PENDING = 256
-"""Jobs that may wait for the thread; then training waits."""
+"""Largest number of waiting jobs.  Beyond it the training thread waits, whatever ``on_backlog`` is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Lease:
 
     buffer: HostBuffer
     raw: bool
-    """Whether raw tensors may go into it; false if storage is behind."""
+    """True if raw tensors may go into it, or the step has none."""
     give_back: Callable[[], None]
 
 
@@ -98,11 +98,11 @@ class Writer:
             self._jobs.put(self._guarded(write, "an event could not be written", -1))
 
     def problems(self) -> list[tuple[str, int]]:
-        """Return the errors since the last call, with the step that is lost by each, or -1."""
+        """Return the errors since the last call, each with the number of the lost step, or -1 if none is lost."""
         return _emptied(self._problems)
 
     def close(self) -> None:
-        """Write everything that is queued and end the thread; can be repeated after an interrupt."""
+        """Write all queued steps and end the thread; call it again if an interrupt ended the first call."""
         if not self._closed:
             self._jobs.put(None)
             self._closed = True
@@ -110,7 +110,7 @@ class Writer:
         atexit.unregister(self._exit)
 
     def _end(self) -> None:
-        """Close a writer that nobody closed, and warn of its errors."""
+        """Close the writer when the process ends without ``close``, and warn of its errors."""
         self.close()
         for text, _ in self.problems():
             warn(f"loopwise.debug: {text}", stacklevel=2)
@@ -136,7 +136,7 @@ class Writer:
         record(self._run, findings)
 
     def record(self, findings: Sequence[Finding]) -> None:
-        """Queue findings from elsewhere to be written."""
+        """Queue findings that other threads made, to be written."""
         write = functools.partial(record, self._run, findings)
         if not self._closed:
             self._jobs.put(self._guarded(write, "findings could not be written", -1))
@@ -189,7 +189,7 @@ def _emptied(items: queue.SimpleQueue[T]) -> list[T]:
 
 
 def _read(chunks: Sequence[memoryview], offset: int, length: int) -> memoryview:
-    """Return bytes of a block; they lie in one chunk."""
+    """Return ``length`` bytes of a block; one chunk holds all of them."""
     for chunk in chunks:
         if offset < len(chunk) or not length:
             return chunk[offset : offset + length]

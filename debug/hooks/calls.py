@@ -1,7 +1,7 @@
-"""Subscriptions to the calls of a model, by hooks, or outside the graph of a model that is compiled in place.
+"""Subscriptions to the calls of a model.
 
-Hooks of a module that is compiled in place are compiled with it.  In its graph they must do nothing, and they must
-neither come nor go, because either would compile the module again.
+Eager models get hooks; the compiled call of a model that is compiled in place is wrapped.  Hooks of such a module are
+compiled with it.  Inside the graph these hooks must do nothing.  Adding or removing one would compile the module again.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from loopwise.torch_internals import compiled_call, set_compiled_call
 
 
 class CallSubscriber:
-    """Base class of what is told of calls; no method may raise."""
+    """Base class of subscribers to calls; no method may raise."""
 
     def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """The module is about to run its forward pass."""
 
     def returned(self, module: nn.Module, output: Any) -> None:
-        """The forward pass returned its output; a call that raised is not told."""
+        """The forward pass returned its output; subscribers are not told of a call that raised."""
 
 
 class _Calls:
@@ -77,7 +77,7 @@ class _Calls:
             if torch.compiler.is_compiling():
                 return call(*args, **kwargs)
             self.before(module, args, kwargs)
-            self._in_wrapper = True  # hooks run in there after a graph break
+            self._in_wrapper = True  # hooks run inside the compiled call after a graph break
             try:
                 output = call(*args, **kwargs)
             finally:
@@ -92,7 +92,7 @@ _modules: weakref.WeakKeyDictionary[nn.Module, _Calls] = weakref.WeakKeyDictiona
 
 
 def subscribe(module: nn.Module, subscriber: CallSubscriber) -> None:
-    """Tell a subscriber of all calls of a module from now on, after those that subscribed before it."""
+    """Add a subscriber to the calls of a module; subscribers are called in the order of their subscription."""
     calls = _modules.setdefault(module, _Calls())
     calls.subscribers = (*calls.subscribers, subscriber)
     calls.refresh(module)
@@ -105,7 +105,7 @@ def refresh(module: nn.Module) -> None:
 
 
 def unsubscribe(module: nn.Module, subscriber: CallSubscriber) -> None:
-    """Tell a subscriber no more; the last one leaves the module as it was.  Unknown subscribers are ignored."""
+    """Remove a subscriber; the hooks are removed with the last one.  Unknown subscribers are ignored."""
     calls = _modules.get(module)
     if calls is None:
         return

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 
 class UpdateSubscriber:
-    """Base class of what is told of updates; no method may raise.
+    """Base class of subscribers to updates; no method may raise.
 
     A compiled update has the hooks in its graph: subscribers are not told of it.
     """
@@ -75,7 +75,7 @@ class _Updates:
 
 
 _optimizers: weakref.WeakKeyDictionary[Optimizer, weakref.ref[_Updates]] = weakref.WeakKeyDictionary()
-"""The hooks on an optimizer are what keeps its ``_Updates`` alive: an optimizer can be freed with its subscribers."""
+"""Only the hooks on an optimizer keep its ``_Updates`` alive, so an optimizer can be freed with its subscribers."""
 
 
 def _updates(optimizer: Optimizer) -> _Updates | None:
@@ -84,7 +84,7 @@ def _updates(optimizer: Optimizer) -> _Updates | None:
 
 
 def subscribe(optimizer: Optimizer, subscriber: UpdateSubscriber) -> None:
-    """Tell a subscriber of the optimizer's updates from now on, after those that subscribed before it."""
+    """Add a subscriber to the optimizer's updates; subscribers are called in the order of their subscription."""
     updates = _updates(optimizer)
     if updates is None:
         updates = _Updates()
@@ -94,7 +94,7 @@ def subscribe(optimizer: Optimizer, subscriber: UpdateSubscriber) -> None:
 
 
 def unsubscribe(optimizer: Optimizer, subscriber: UpdateSubscriber) -> None:
-    """Tell a subscriber no more; the last one takes the hooks off.  Unknown subscribers are ignored."""
+    """Remove a subscriber; the hooks are removed with the last one.  Unknown subscribers are ignored."""
     updates = _updates(optimizer)
     if updates is None:
         return

@@ -30,7 +30,7 @@ def by_key(objects: Any, kind: type, argument: str) -> dict[str, Any]:
     if not named or not all(isinstance(value, kind) for value in named.values()):
         raise InputError(
             f"{argument}={objects!r}",
-            f"{kind.__name__}, or a dict from names to such",
+            f"{kind.__name__}, or a dict from names to {kind.__name__} objects",
             "arguments in another order",
             "Watch(model, optimizer, run=...)",
         )
@@ -69,7 +69,7 @@ def devices(models: Mapping[str, nn.Module]) -> list[torch.device]:
 
 
 def identities(models: Mapping[str, nn.Module]) -> tuple[int, ...]:
-    """Return the identities of all modules and parameters: another tuple if one came or went."""
+    """Return the identities of all modules and parameters; the tuple changes if one is added or removed."""
     identities: list[int] = []
     seen = set[int]()
     modules: list[nn.Module | None] = list(models.values())

@@ -69,8 +69,11 @@ def _why(alarm: Alarm) -> str:
     if alarm.failed:
         return f"calling the model again failed: {alarm.failed}"
     if not alarm.calls:
-        return "no call of the model was recorded, so that it could not be called again"
-    return "calling the model again gave finite values, so it began in the loss, in another rank, or in compiled code"
+        return "no call of the model was recorded, so the model could not be called again"
+    return (
+        "the model gave finite values when it was called again, so the first bad value comes from the loss, "
+        "another rank, or compiled code"
+    )
 
 
 def _operations(scalars: Scalars) -> str:

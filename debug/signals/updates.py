@@ -1,4 +1,4 @@
-"""Sizes of updates beside the sizes of the weights."""
+"""Sizes of updates relative to the sizes of the weights."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ Array = np.ndarray[Any, Any]
 def measure(rows: Sequence[torch.Tensor], absolute: bool) -> Array | None:
     """Measure 1-D tensors of `KINDS`, with the interpreter's lock released.
 
-    Sums of 4,096 numbers are computed in float32, those beyond in float64; they are within 1e-6 of the exact ones.
-    If a sum is not finite, its whole row is unreliable; if squares vanish in float32, the spread is.
+    Groups of 4,096 numbers are summed in float32 and the groups in float64.  The relative error is at most 1e-6.
+    If a sum is not finite, its whole row is unreliable; if squares underflow in float32, its `spread` is unreliable.
 
     Args:
         rows: the tensors.

@@ -72,7 +72,7 @@ def rewrite(
             else:
                 outcomes.append(Outcome(True, place, saved_bytes=saved, name=name))
     if any(outcome.rewritten for outcome in outcomes):
-        # a node that was unused before the pass is there for its effect, as BatchNorm's count of batches is
+        # keep nodes that had no user before the pass: they have a side effect, such as BatchNorm's counter
         gm.graph.eliminate_dead_code(lambda node: node in unused or node.is_impure())
         gm.graph.lint()
         gm.recompile()
@@ -104,7 +104,7 @@ def called_name(node: fx.Node) -> str:
 
 
 def require_only_user(node: fx.Node, user: fx.Node, values: str) -> None:
-    """Refuse the place unless ``user`` is the only user of ``node``, whose ``values`` are called so in the reason."""
+    """Refuse the place unless ``user`` is the only user of ``node``; ``values`` names its values in the reason."""
     for other in node.users:
         place = "in what the graph returns" if other.op == "output" else f"at {source_line(other)}"
         require(other is user, f"the {values} are used elsewhere, {place}")
@@ -113,7 +113,7 @@ def require_only_user(node: fx.Node, user: fx.Node, values: str) -> None:
 def require_unchanged(first: fx.Node, last: fx.Node, sources: set[fx.Node], ends: str) -> None:
     """Refuse the place if a node between ``first`` and ``last`` changes one of ``sources`` or the grad mode.
 
-    The rewritten operation reads at ``last`` the sources that the original one read at ``first``.
+    The new operation stands at ``last`` and reads ``sources`` there; the original operation read them at ``first``.
     """
     node = first.next
     while node is not last:
@@ -131,7 +131,10 @@ def factor_of(node: fx.Node) -> float:
     numbers = [a for a in node.args if isinstance(a, (int, float)) and not isinstance(a, bool)]
     fits = len(node.args) == 2 and len(numbers) == 1 and not node.kwargs
     first, times = isinstance(node.args[0], fx.Node), node.target in MUL
-    require(fits and (first or times), f"{called_name(node)} is not by a number, at {source_line(node)}")
+    require(
+        fits and (first or times),
+        f"{called_name(node)} does not have exactly one number as a factor, at {source_line(node)}",
+    )
     require(times or numbers[0] != 0, "a division by 0")
     return float(numbers[0]) if times else 1 / numbers[0]
 

@@ -238,7 +238,7 @@ REFUSED = {
     cut: r"getitem cuts or mixes the classes, at .*:\d+",
     activation: r"relu lies between the linear layer and the loss, at .*:\d+",
     no_linear: r"matmul lies between the linear layer and the loss, at .*:\d+",
-    learned_scale: "mul is not by a number, at .*",
+    learned_scale: "mul does not have exactly one number as a factor, at .*",
     more_precise: "the logits are cast by double to torch.float64",
     mixed_grad_mode: "the grad mode changes between the linear layer and the loss",
     picked: "rows of the logits are picked by a tensor",

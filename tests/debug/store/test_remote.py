@@ -351,7 +351,7 @@ def test_a_watch_that_nobody_closes_names_its_folder_at_exit(s3, proxy, small):
     with pytest.warns(LoopwiseWarning) as said:
         training.train(2)
         training.watch._writer._end()
-    assert re.search("2 steps could not be sent to .*; they are in .*spool", str(said[-1].message))
+    assert re.search("2 steps could not be sent to .*; the files are in .*spool", str(said[-1].message))
     training.watch.close()
 
 

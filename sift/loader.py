@@ -93,6 +93,10 @@ class SiftingDataLoader:
         run: folder, fsspec URL or ``Run`` that receives one record per epoch.
         resume: go on in a folder that already holds a run.
 
+    Attributes:
+        loader, model, keep, policy, batch_size, drop_last, epochs, anneal, score_every: the arguments in use.
+        epoch: number of the present epoch, from 0.
+
     Raises:
         InputError: invalid arguments or batches.
         StateError: the folder of ``run`` already holds a run.
@@ -249,10 +253,17 @@ class SiftingDataLoader:
         return max(1, round(total * share))
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch here and on the wrapped loader, its sampler and its dataset, if they have one."""
+        """Set the epoch here and in the wrapped loader, its sampler and its dataset, if they have ``set_epoch``.
+
+        Raises:
+            InputError: ``epoch`` is no whole number from 0.
+        """
         self.epoch = validate.whole_number("epoch", epoch, 0, "epochs")
-        loader: Any = self.loader
-        for part in (loader, getattr(loader, "sampler", None), getattr(loader, "dataset", None)):
+        parts: list[Any] = [
+            self.loader,
+            *(getattr(self.loader, name, None) for name in ("sampler", "dataset")),
+        ]
+        for part in parts:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 
@@ -270,7 +281,7 @@ class SiftingDataLoader:
         """Remember the losses of the batch yielded last, by sample index, instead of reading them by a hook.
 
         Args:
-            losses: one loss per sample, of shape (batch,), on any device.
+            losses: one loss per sample, shape (batch,), any floating-point dtype and device.
 
         Raises:
             InputError: losses of another shape, or samples without an index.
@@ -289,7 +300,7 @@ class SiftingDataLoader:
     # -- state ----------------------------------------------------------------------------------
 
     def hold_yielded(self, count: int) -> None:
-        """Hold the last ``count`` batches, for ``state_dict(untrained)``, if a framework fetches batches ahead."""
+        """Hold the last ``count`` batches for ``state_dict(untrained)``; frameworks that fetch batches ahead need this."""
         self._yielded = deque(maxlen=validate.whole_number("count", count, 0, "batches"))
 
     def state_dict(self, untrained: int = 0) -> dict[str, Any]:

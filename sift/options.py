@@ -203,7 +203,12 @@ def validate_recorded(losses: Any, indices: torch.Tensor | None) -> torch.Tensor
 
 
 def validate_state(state: Any) -> None:
-    """Raise an error if ``state`` is not that of a loader on this rank of as many ranks."""
+    """Raise an error if ``state`` is no state of a loader on this rank and of this world size.
+
+    Raises:
+        InputError: ``state`` is no state of a loader.
+        StateError: the state is that of another rank or world size.
+    """
     if not isinstance(state, Mapping) or "pipeline" not in state:
         raise InputError(
             f"a state of type {type(state).__name__}",

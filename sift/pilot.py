@@ -24,7 +24,7 @@ from .scoring import Scorer
 from .source import Source
 
 Spread = tuple[float, float, float]
-"""Median, lowest and highest value of the middle half of the measurements."""
+"""Median, lower quartile and upper quartile of the measurements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,11 @@ class Forecast:
     keep: float
     """Share of samples to train on."""
     loading: Spread
-    """Seconds of waiting for the loader."""
+    """Seconds per sample of waiting for the loader."""
     training: Spread
-    """Seconds of forward, backward and an SGD step."""
+    """Seconds per sample of forward, backward and an SGD step."""
     scoring: Spread
-    """Seconds of a scoring pass."""
+    """Seconds per sample of a scoring pass."""
     plans: bool
     """True if samples can be left out before they are loaded, by the losses of the training steps."""
 
@@ -54,7 +54,7 @@ class Forecast:
 
     @property
     def break_even(self) -> float:
-        """Share of kept samples below which scoring every sample saves time; 0: it never does."""
+        """Share of kept samples below which scoring every sample saves time; 0 if scoring never saves time."""
         return max(0.0, 1 - self.scoring[0] / self.training[0])
 
     @property
@@ -105,6 +105,9 @@ def pilot(
         keep: share of samples to train on, a fraction in (0, 1].
         steps: number of batches to measure with, at least 4; the first two warm up.
         dtype: autocast dtype of the scoring pass; ``"auto"``: the fastest one of the hardware.
+
+    Returns:
+        Seconds per sample, and the forecast of an epoch's time; ``print`` shows it as text.
 
     Raises:
         InputError: fewer than four batches, or invalid arguments.

@@ -177,7 +177,7 @@ class Pipeline:
 
     def _in_delay(self) -> bool:
         count = self.read_in_pass if self.options.delay_every_epoch else self.read_in_training
-        return count <= self.options.delay
+        return bool(count <= self.options.delay)
 
     # -- selecting ------------------------------------------------------------------------------
 

@@ -83,7 +83,7 @@ class Report:
 
     @property
     def saved_interval(self) -> tuple[float, float]:
-        """Interval of 95 % around ``saved_seconds``, from the variance of the training steps' times."""
+        """Seconds: interval of 95 % around ``saved_seconds``, from the variance of the training steps' times."""
         count, total, squares = self.steps
         if count < 2:
             return (-math.inf, math.inf)

@@ -31,6 +31,7 @@ class LowResolution(nn.Module):
         self.scale = validate.fraction("scale", scale, "the resolution to score at", 0.5)
 
     def forward(self, images: torch.Tensor) -> Any:
+        """Return the model's output for float images of shape (batch, channels, height, width), scaled down."""
         small = nn.functional.interpolate(
             images, scale_factor=self.scale, mode="bilinear", recompute_scale_factor=False
         )
@@ -42,6 +43,9 @@ class Padded:
 
     Args:
         values: field -> value to pad with, such as ``{"input_ids": 0, "labels": -100}``; other fields are padded with 0.
+
+    Raises:
+        InputError: ``values`` is no mapping; in a call: batches without named fields.
     """
 
     def __init__(self, values: Mapping[str, float] | None = None) -> None:

@@ -140,7 +140,8 @@ class Scorer:
             if self.sharded:
                 self._reshard()
         results = (validate_losses(losses, size), gradients, features)
-        scores = Scores(*(None if values is None else values.float().cpu() for values in results))
+        moved_back = (None if values is None else values.float().cpu() for values in results)
+        scores = Scores(*moved_back)  # type: ignore[arg-type]  # there are always losses
         self._decision.add_time(time.perf_counter() - start, size)  # the copies have waited for the device
         return scores
 

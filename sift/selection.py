@@ -134,7 +134,8 @@ class Selector:
         self.single_batches = True
         parts = zip(batches.split(pool, sizes), sizes, strict=True)
         columns = zip(*(self.scorer(part, size) for part, size in parts), strict=True)
-        return Scores(*(None if values[0] is None else torch.cat(values) for values in columns))
+        joined = (None if values[0] is None else torch.cat(values) for values in columns)
+        return Scores(*joined)  # type: ignore[arg-type]  # there are always losses
 
     def _decide(self, pool: Pool) -> torch.Tensor:
         for name in self.policy.needs:

@@ -33,7 +33,7 @@ class Sample(NamedTuple):
 
 
 class IndexedCollate:
-    """Collate function of the user's for samples that carry their index."""
+    """The user's collate function, wrapped for samples that carry their index."""
 
     def __init__(self, function: Callable[[list[Any]], Any]) -> None:
         expected = "a function from a list of samples to a batch"
@@ -44,10 +44,16 @@ class IndexedCollate:
 
 
 class Indexed(Dataset[Sample]):
-    """Map-style dataset whose samples carry their index, for loaders that do not tell it otherwise.
+    """Map-style dataset whose samples carry their index, for loaders that do not reveal the index otherwise.
 
     The sifting loader removes the index again.  A plain ``DataLoader`` over a map-style dataset needs no ``Indexed``.
     With a collate function of your own pass ``collate_fn=Indexed.collate(function)`` to your loader.
+
+    Args:
+        dataset: dataset with ``__getitem__`` and ``__len__``.
+
+    Raises:
+        InputError: the dataset is a stream.
     """
 
     collate = IndexedCollate

@@ -98,15 +98,18 @@ class RhoTokens:
         reference_logits: torch.Tensor | None = None,
         ignore_index: int = -100,
     ) -> torch.Tensor:
-        """Return the same as a call, from logits and labels, by their cross-entropy in float32.
+        """Return 1 for the kept tokens and 0 for all others: float32 of shape (batch, tokens).
 
-        Logits and labels must be aligned: shift them first, as for the loss.
+        The losses are the cross-entropies of logits and labels, in float32.  Logits and labels must be aligned: shift them first, as for the loss.
 
         Args:
             logits: logits of shape (batch, tokens, vocabulary).
             labels: int64 of shape (batch, tokens).
             reference_logits: logits of the same shape by the reference.
             ignore_index: label of the tokens that are not valid.
+
+        Raises:
+            InputError: tensors of other shapes, or no logits of the reference although there is one.
         """
         _check("labels", labels, "(batch, tokens)", "one-hot labels, or a flattened batch", 2)
         shape, cause = tuple(labels.shape), "logits and labels are not shifted alike, or are flattened"

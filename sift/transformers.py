@@ -123,12 +123,9 @@ class SiftingTrainerMixin:
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)  # type: ignore[misc]
-        if (
-            self.sift_loader is not None
-            and checkpoint is not None
-            and os.path.exists(_state_file(checkpoint))
-        ):
-            state = torch.load(_state_file(checkpoint), weights_only=False)  # batches may be of any class
+        file = None if checkpoint is None else _state_file(checkpoint)
+        if self.sift_loader is not None and file is not None and os.path.exists(file):
+            state = torch.load(file, weights_only=False)  # batches may be of any class
             self.sift_loader.loader.load_state_dict(state["loader"])
             self.sift_loader.done = state["done"]
 

@@ -75,7 +75,11 @@ class Nested(Policy):
 
 
 def as_policy(policy: PolicyLike) -> Policy:
-    """Return ``policy``, or a policy made of it if it is a plain function from losses to keep probabilities."""
+    """Return ``policy``, or a policy that calls it if it is a plain function from losses to keep probabilities.
+
+    Raises:
+        InputError: ``policy`` is neither.
+    """
     if isinstance(policy, Policy):
         return policy
     if callable(policy) and not isinstance(policy, type):

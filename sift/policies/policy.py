@@ -1,4 +1,4 @@
-"""Base class of the policies, the pool of samples that they decide about, and the steps that several of them share."""
+"""Base class of the policies, the pool of samples that they decide about, and functions that several policies share."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Pool:
         return len(self.losses)
 
     def at(self, positions: torch.Tensor) -> Pool:
-        """Return the pool of the samples at ``positions``, int64 or a mask."""
+        """Return the pool of the samples at ``positions``: indices, int64, or a mask, bool, of shape (n,)."""
         columns = {name: values[positions] for name in COLUMNS if (values := getattr(self, name)) is not None}
         losses_of = self.losses_of
         if losses_of is not None:
@@ -94,10 +94,12 @@ class Policy:
         """Take the past losses of all other ranks, at the start of an epoch."""
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the attributes named in ``state``, for a checkpoint."""
         own = {"policy": repr(self), "decided": self.decided}
         return own | {name: getattr(self, name) for name in self.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the attributes; raise an ``InputError`` if the state is that of another policy."""
         if state.get("policy") != repr(self):
             raise InputError(
                 f"the state of policy {state.get('policy')}",
@@ -109,12 +111,11 @@ class Policy:
             setattr(self, name, state[name])
 
     def __repr__(self) -> str:
-        values = {name: getattr(self, name) for name in self.settings}
-        shown = [
-            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-            for name, value in values.items()
-        ]
-        return f"{type(self).__name__}({', '.join(self._shown_parts() + shown)})"
+        shown = self._shown_parts()
+        for name in self.settings:
+            value = getattr(self, name)
+            shown.append(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def _shown_parts(self) -> list[str]:
         return []
@@ -163,7 +164,7 @@ def check_floor(floor: float) -> float:
 
 
 def take(keep: float, samples: int, carried: float) -> tuple[int, float]:
-    """Return how many of ``samples`` to keep, and the fraction of a sample that is carried to the next pool."""
+    """Return the number of samples to keep, and the fraction of a sample that is carried to the next pool."""
     carried += keep * samples
     count = min(int(carried + 1e-6), samples)
     return count, carried - count

@@ -31,7 +31,14 @@ class Explanation:
     def of(
         cls, plan: Plan | None, result: SearchResult | None, choice: Choice | None, events: list[str]
     ) -> Explanation:
-        """Explain the plan in use from the results of the search; ``events`` are later remarks."""
+        """Explain the plan in use.
+
+        Args:
+            plan: plan in use; ``None`` before the first batch.
+            result: results of the search, if it ran.
+            choice: measured implementations of the optimizer, if they were measured.
+            events: later remarks.
+        """
         if result is None:
             return cls(None, [], ["no batch yet: the plan is chosen at the first one"])
         rows = [_row(candidate, result.best) for candidate in result.candidates]

@@ -88,7 +88,7 @@ class Plan:
             validate.one_of("passes", name, PASSES, fix=f"pass for instance passes=({next(iter(PASSES))!r},)")
 
     def changed(self, **changes: Any) -> Plan:
-        """Return a plan with some fields changed."""
+        """Return a plan with some fields changed; raise an ``InputError`` if a value does not exist."""
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:
@@ -97,7 +97,12 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Return the plan that ``to_json`` wrote."""
+        """Return the plan that ``to_json`` wrote.
+
+        Raises:
+            InputError: an unknown field, or a value that does not exist.
+            json.JSONDecodeError: ``text`` is no JSON.
+        """
         values, fields = json.loads(text), {field.name for field in dataclasses.fields(cls)}
         if unknown := set(values) - fields:
             raise InputError(

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class TrainStep:
-    """One call a batch: ``loss = step(batch)`` in place of forward, backward, clipping and update.
+    """Training step: ``loss = step(batch)`` runs forward, backward, clipping and update for each batch.
 
     At the first batch the step chooses a plan.  Variants of the step are compiled, compared with the eager
     step and with float64, and timed in turns.  The fastest correct one stays; it may be the eager one.  The
@@ -60,11 +60,11 @@ class TrainStep:
             ``def loss(model, batch)`` (its first parameter named ``model``) for other batches.
             It returns one number, or one a sample (``reduction="none"``): then the step trains on their mean,
             and ``losses`` holds them for a sifting loader's ``record_losses``.
-        optimizer: of the model's parameters, or a framework's wrapper of it; ``None`` if a framework
+        optimizer: optimizer of the model's parameters, or a framework's wrapper of it; ``None`` if a framework
             does backward and update, and only ``forward`` is used.
         scaler: a ``torch.amp.GradScaler``; its steps are as in the usual loop.
-        clip: largest norm of all gradients together; ``None``: no clipping.
-        accumulate: batches to an update.  Gradients are averaged over them.
+        clip: largest l2 norm of all gradients together; ``None``: no clipping.
+        accumulate: number of batches of an update; their gradients are averaged.
         precision: ``exact``: nothing changes beyond the order of floating-point additions; ``mixed``: autocast.
         memory: bytes that forward and backward may hold beside parameters, as a number, as text
             (``"6GiB"``), or as a fraction of the device's memory; activations are computed again if necessary.
@@ -149,10 +149,14 @@ class TrainStep:
         return self._train(batch, last) if loss is None else loss
 
     def forward(self, batch: Any) -> torch.Tensor:
-        """Return the loss of a batch by the plan, to call ``backward`` on; a framework does the rest.
+        """Return the loss of a batch by the plan; the caller, a framework, calls ``backward`` and updates the weights.
 
-        Under several ranks without DDP's wrapper around ``model``, call ``prepare`` first, outside of
-        any wrapper's forward pass.
+        Returns:
+            The loss, or the mean of one loss a sample: a tensor of shape () with its autograd graph.
+
+        Raises:
+            InputError: the loss has another shape than () and (batch,), or depends on no parameter.
+            StateError: several ranks without DDP's wrapper need ``prepare`` before, outside of any forward pass.
         """
         wrapped = isinstance(self.spec.model, DistributedDataParallel)
         if self._search is None and world_size() > 1 and not wrapped:
@@ -190,7 +194,7 @@ class TrainStep:
         return self._compiled if counts[shape] > RARE or counts.total() > MANY else eager
 
     def _train(self, batch: Any, last: bool) -> torch.Tensor:
-        """Train on one batch by an ordinary step; ``last``: of an update."""
+        """Train on one batch by an ordinary step; ``last`` is true for the last batch of an update."""
         model, eager = self.spec.model, self.spec.eager
         silent = isinstance(model, DistributedDataParallel) and not last
         start = time.perf_counter()
@@ -226,7 +230,15 @@ class TrainStep:
     # -- choosing the plan ----------------------------------------------------------------------
 
     def prepare(self, batch: Any) -> None:
-        """Choose the plan now, for batches of the shape of ``batch``; otherwise the first step does so."""
+        """Choose the plan now instead of at the first step; a second call does nothing.
+
+        Args:
+            batch: a batch of the usual shape, on the device of the model.
+
+        Raises:
+            InputError: no variant stays within the budget ``memory``, or the loss or batch cannot be used.
+            torch.OutOfMemoryError: neither the eager step nor another variant fits into memory.
+        """
         if self._search is not None:
             return
         spec = self.spec
@@ -304,7 +316,7 @@ class TrainStep:
             self.step_back(reason)
 
     def step_back(self, reason: str) -> None:
-        """Go back to the eager step for good, with a warning that says why."""
+        """Go back to the eager step for good; ``reason`` is the text of the warning and of the event."""
         self._slowdown = self._supervisor = self._cuda_graph = None
         self._compiled = self.spec.eager
         self._plan = self._plan.changed(graph="eager", passes=(), cuda_graph=False)
@@ -318,11 +330,14 @@ class TrainStep:
 
         Args:
             batch: a batch.
-            steps: train copies of model and optimizer for so many steps as well, by the plan and
-                eagerly, and compare their losses.
+            steps: number of steps that copies of model and optimizer are trained for, by the plan and eagerly,
+                to compare their losses; 0: none.
 
         Returns:
-            The tensor (or the loss) that is furthest over its error budget, or ``None``.
+            The tensor (or the loss) that is furthest over its error budget, or ``None`` if all are within theirs.
+
+        Raises:
+            InputError: ``steps`` is no whole number from 0, or ``steps`` without an optimizer.
         """
         validate.whole_number("steps", steps, 0, example=50)
         self.prepare(batch)
@@ -347,7 +362,7 @@ class TrainStep:
         self._events.close()
 
     def explain(self) -> Explanation:
-        """Return the plan, the variants that were tried, their times, and the reasons of refusals."""
+        """Return a table of the variants that were tried, with times and reasons of refusals, and remarks."""
         shapes = self._other_shapes
         other = [f"{shapes.total()} batches of {len(shapes)} other shapes"] if shapes else []
         return Explanation.of(self.plan, self._search, self._choice, [*other, *self._events.texts])

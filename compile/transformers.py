@@ -61,11 +61,11 @@ class CompilingTrainerMixin:
             )
 
     def compile_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        """Return the loss of a batch; override it if the loss is not the model's own."""
+        """Return the loss of a batch, shape () or (batch,); override it if the loss is not the model's own."""
         return model(**batch)["loss"]  # type: ignore[no-any-return]
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **rest: Any) -> Any:
-        """Return the loss of a training batch by the plan; other losses as the Trainer computes them."""
+        """Return the loss, shape (), of a training batch by the plan, and any other loss from the Trainer itself."""
         trainer: Any = super()
         if self.compile is False or return_outputs or not model.training:
             return trainer.compute_loss(model, inputs, return_outputs=return_outputs, **rest)

@@ -22,7 +22,7 @@ from .options import WatchOptions
 from .watch import Watch
 
 AGREE = 50
-"""Training steps between two of which several ranks ask each other whether to stop."""
+"""Number of training steps after which several ranks ask each other whether to stop."""
 
 
 class Session:
@@ -35,7 +35,7 @@ class Session:
 
     Attributes:
         watch: the open ``Watch``.
-        counters: step counters of the ``Watch`` before.
+        counters: step counters of the previous ``Watch``.
         mode: mode of the present step.
     """
 
@@ -61,16 +61,16 @@ class Session:
     ) -> None:
         """Begin to watch.
 
-        A session that is still open in the same folder belongs to a training that ended by an exception of which its
-        trainer told nobody; it is closed as failed.
+        If another session is still open in the same folder, its training ended by an exception that no callback saw:
+        the session is closed as failed.
 
         Args:
-            model, optimizer, scaler: as ``Watch`` takes them.
+            model, optimizer, scaler: arguments of ``Watch``.
             counters: step counters to go on from.
             resume: go on in the folder of an earlier run.
 
         Raises:
-            StateError: the folder holds a run, and nothing says to go on in it.
+            StateError: the folder holds a run, and neither ``resume`` is true.
         """
         resume = (resume or self._resume) and not isinstance(self._run, Run)
         arguments = self._options.arguments()
@@ -87,7 +87,7 @@ class Session:
             raise
 
     def close(self, state: str = "finished") -> None:
-        """End the run, if one is open."""
+        """Close the ``Watch``, if one is open; ``state`` is ``finished`` or ``failed``."""
         watch, self.watch = self.watch, None
         self._opened.discard(self)
         with self.guarded():
@@ -123,7 +123,7 @@ class Session:
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Let no error inside end training; warn of the first one."""
+        """Catch all errors inside, so that training goes on, and warn of the first one."""
         try:
             yield
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Recording of a training run: scalars and tensors of some steps, rules over them, and a profile."""
+"""Record a training run: scalars and tensors of some steps, findings of rules over them, and a profile."""
 
 from __future__ import annotations
 
@@ -53,34 +53,34 @@ class Watch:
 
     Args:
         model: the model in training, in any wrapper, or several models by name.
-        optimizer: its optimizer, or several by name; without one, weights and gradients are taken by ``step``.
+        optimizer: optimizer of the model, or several by name; without one, ``step`` saves weights and gradients.
         run: folder or fsspec URL of the run, or a ``Run``, which the caller closes.
         resume: go on in a folder that already holds a run; only if ``run`` is a path.
         save: steps to save; a ``Schedule``, or one for each mode; default: every 500th.
         collections: names of built-in collections, and ``Collection`` objects.
         rules: ``"auto"``: all rules if ``health`` is saved, else those of the trap and the profile; ``True``: all;
             ``False``: none; names of rules; or thresholds by name (see `RULES`).
-        on_finding: function, or several, that ``step`` calls on the training thread with each new `Finding` (that
-            training stalls is told from another thread); ``loopwise.debug.alerts.destinations`` has some; default:
+        on_finding: function, or several, that ``step`` calls on the training thread with each new `Finding` (another
+            thread calls them if training stalls); ``loopwise.debug.alerts.destinations`` has such functions; default:
             findings are logged under ``loopwise.debug``.
-        stop_on: severity of findings (``warning``, ``critical``) from which on ``should_stop`` is true.
+        stop_on: ``warning`` or ``critical``: ``should_stop`` is true after a finding of this severity or worse.
         scaler: the ``torch.amp.GradScaler``, so that steps which it skips are marked.
         on_backlog: the reaction if storage is slower than training: ``block`` waits, ``drop`` leaves raw tensors of
             the step out, ``reduce`` saves statistics of them; ``counts`` has the number of such steps.
         max_overhead: largest share of the training time to spend on the training thread; beyond it fewer steps are
-            saved, which is warned of once and counted; ``None``: no limit.
+            saved, with one warning, and counted as ``thinned``; ``None``: no limit.
         gather: put shards of FSDP2 together and save whole tensors on rank 0 (a collective of all ranks at each
             saved step); otherwise each rank saves its own shards.
-        trap: look at each step's gradients and losses; if they are not finite, replay the step to see where that
-            began, and write its batch into ``debug/blackbox``.
-        profile: sample the machine and time the phases of each step; a `Profile` has the options.
-        strict: raise if a tensor that a collection selects never came by the end of the first saved step; otherwise
-            warn.
+        trap: inspect each step's gradients and losses; if they are not finite, replay the step to find the operation
+            with the first such value, and write the step's batch into ``debug/blackbox``.
+        profile: sample the machine and time the phases of each step; pass a `Profile` for options.
+        strict: raise an error if a collection selects a tensor that is missing at the end of the first saved step;
+            otherwise warn.
 
     Attributes:
         run: the run.
-        counts: number of steps that were ``saved``, ``dropped`` or ``reduced`` by ``on_backlog``, ``thinned`` by
-            ``max_overhead``, and that ``failed``.
+        counts: numbers of steps: ``saved``, ``dropped`` or ``reduced`` by ``on_backlog``, ``thinned`` by
+            ``max_overhead``, and ``failed``.
 
     Raises:
         InputError: an argument cannot be used.
@@ -137,8 +137,8 @@ class Watch:
         """Start the threads and register the hooks.
 
         Args:
-            handle: the run.
-            writes: whether this rank saves steps.
+            handle: handle of the run.
+            writes: true if this rank saves steps.
         """
         self._handle, self.run, self._closed = handle, handle.run, False
         selected, on_backlog = self._options.selected_rules(), self._options.on_backlog
@@ -184,8 +184,11 @@ class Watch:
         """Finish the present step.
 
         Args:
-            scalars: losses and metrics by name: numbers, or tensors, of which the mean is saved.  A name that
-                contains ``loss`` belongs to the collection ``losses``, any other one to ``metrics``.
+            scalars: losses and metrics by name: numbers, or tensors of any shape, whose mean is saved.  A name that
+                contains ``loss`` belongs to the collection ``losses``, any other name to ``metrics``.
+
+        Raises:
+            StateError: with ``strict``, a selected tensor never came.  Errors of ``on_finding`` functions pass as well.
         """
         if self._closed:
             return
@@ -200,7 +203,11 @@ class Watch:
 
     @contextlib.contextmanager
     def mode(self, mode: str) -> Iterator[None]:
-        """Count and schedule the steps inside as ``train``, ``eval`` or ``predict``."""
+        """Count and schedule the steps inside as ``train``, ``eval`` or ``predict``.
+
+        Raises:
+            InputError: there is no such mode.
+        """
         validate.one_of("mode", mode, MODES, fix="write for instance: with watch.mode('eval')")
         before = self._clock.mode
         self._set_mode(mode)
@@ -216,12 +223,12 @@ class Watch:
             self._begin()
 
     def save(self, name: str, value: torch.Tensor | float, collection: str | None = None) -> None:
-        """Save a tensor of your own in the present step.
+        """Save a copy of a tensor of your own in the present step; do nothing if the step is not saved.
 
         Args:
             name: name of the tensor.
-            value: tensor or number.
-            collection: the collection that it belongs to; default: those whose ``include`` or ``where`` selects it.
+            value: tensor of any shape, dtype and device, or a number.
+            collection: collection of the tensor; default: all collections whose ``include`` or ``where`` selects it.
 
         Raises:
             InputError: there is no such collection.
@@ -232,7 +239,7 @@ class Watch:
         self._capture.save(name, value, collection)
 
     def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Count the time inside as the phase ``name`` of the step: a word of your own, or ``data``.
+        """Count the seconds inside as the phase ``name`` of the step: a word of your own, or ``data``.
 
         Raises:
             InputError: the name has another meaning in the profile.
@@ -246,7 +253,7 @@ class Watch:
 
     @property
     def findings(self) -> list[Finding]:
-        """The findings so far, in order."""
+        """Findings so far, in order."""
         return self._reports.findings
 
     @property
@@ -263,19 +270,22 @@ class Watch:
         return self._clock.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set the step counters to those of a checkpoint."""
+        """Set the step counters to the return value of ``state_dict`` in a checkpoint, and discard the open step."""
         self._capture.drop()
         self._clock.load_state_dict(state)
         if not self._closed:
             self._begin()
 
     def close(self, state: str = "finished") -> None:
-        """Write everything that is pending, take every hook off, and release the run.
+        """Write all pending steps and findings, remove all hooks, and release the run.
 
         A run that was opened by its path ends when the last part that uses it is closed or freed.
 
         Args:
-            state: the way the run ended, ``finished`` or ``failed``.
+            state: ``finished`` or ``failed``.
+
+        Raises:
+            InputError: ``state`` is another value.
         """
         validate.one_of("state", state, ("finished", "failed"))
         if self._closed:

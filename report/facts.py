@@ -47,7 +47,7 @@ class Facts:
 
 
 def facts(path: str) -> Facts:
-    """Read the facts of a run.
+    """Read the facts of the run in a folder or at a URL.
 
     Raises:
         InputError: the folder holds no readable run, or one of a newer schema.
@@ -57,7 +57,7 @@ def facts(path: str) -> Facts:
 
 
 def files(run: Run) -> list[tuple[str, int, float]]:
-    """Return name, bytes and time of the last change of every file of a run except its page."""
+    """Return path, bytes and last change (seconds since the epoch) of every file of a run except its page."""
     run.fs.invalidate_cache(run.path)
     rows = []
     for name, details in run.fs.find(run.path, detail=True).items():

@@ -56,13 +56,17 @@ class SearchResult:
 
 
 def search(spec: StepSpec, batch: Any, known: Plan | None, errors: Errors | None = None) -> SearchResult:
-    """Choose a plan on ``batch``; on half of it if the eager step, which is the reference, runs out of memory.
+    """Choose a plan on ``batch``, or on half of it if the eager step, which is the reference, runs out of memory.
 
     Args:
         spec: the training step.
         batch: a batch of usual shape.
         known: a plan that is only compared with the eager step, not timed.
         errors: the eager step's relative errors from the run that measured ``known``.
+
+    Raises:
+        InputError: no variant stays within the memory budget.
+        torch.OutOfMemoryError: no variant fits into memory, even on half of the batch.
     """
     try:
         return choose(spec, batch, known, errors)

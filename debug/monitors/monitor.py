@@ -1,4 +1,4 @@
-"""Monitors of a ``Watch``: they are told of every step on every rank, whether the step is saved or not."""
+"""Monitors of a ``Watch``, which see every step on every rank, whether the step is saved or not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Scalars = Mapping[str, float | torch.Tensor]
 
 
 class Monitor(Protocol):
-    """Observes each step and may make findings."""
+    """Observer of each step, which may make findings.  Implementations inherit these contracts without own docstrings."""
 
     def begin(self, step: int, mode: str) -> None:
         """Begin a step; ``step`` counts the steps of all modes."""
@@ -32,11 +32,11 @@ class Monitor(Protocol):
 
 
 class Monitors:
-    """Calls all monitors; a monitor that raises is closed and removed.
+    """Group of monitors with the methods of one; a monitor that raises is closed and removed.
 
     Args:
         monitors: the monitors, in the order in which they are called.
-        say: called with messages for the user.
+        say: function that is called with messages for the user.
     """
 
     def __init__(self, monitors: Iterable[Monitor], say: Callable[[str], None]) -> None:

@@ -74,7 +74,7 @@ class Origin:
         return texts[self.where]
 
     def of(self, key: str) -> Origin:
-        """Return the origin with names that begin with the key of one of several models."""
+        """Return the origin with ``key``, the name of one of several models, before its names; empty: no change."""
         if not key:
             return self
         if self.where == "weight":

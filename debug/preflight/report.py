@@ -47,12 +47,12 @@ def faulty(
     tensors: tuple[str, ...] = (),
     evidence: Mapping[str, Points] | None = None,
 ) -> Result:
-    """Return the result of a check with one finding; the last arguments are those of `Observation`."""
+    """Return the result of the check ``name`` with one finding of ``rule``; the others are fields of `Observation`."""
     return Result(name, "", (make_finding(rule, Observation(what, tensors, evidence or {}), 0),))
 
 
 def left_out(name: str, why: str) -> Result:
-    """Return the result of a check that was left out."""
+    """Return the result of a check that was left out; ``why`` is a sentence for the user."""
     return Result(name, why, ran=False)
 
 
@@ -90,12 +90,9 @@ class PreflightReport:
             )
 
     def __str__(self) -> str:
-        counts = [
-            f"{sum(result.outcome == outcome for result in self.results)} {outcome}"
-            for outcome in ("passed", "left out")
-        ]
-        number = len(self.findings)
-        lines = [f"{number} finding{'s' * (number != 1)}, {', '.join(counts)}, in {self.seconds:.1f} s"]
+        number, outcomes = len(self.findings), [result.outcome for result in self.results]
+        counts = f"{outcomes.count('passed')} passed, {outcomes.count('left out')} left out"
+        lines = [f"{number} finding{'s' * (number != 1)}, {counts}, in {self.seconds:.1f} s"]
         for result in self.results:
             if not result.findings:
                 lines += _entry(result.outcome, result.name, result.text)
@@ -107,5 +104,4 @@ class PreflightReport:
 
 def _entry(outcome: str, name: str, text: str) -> list[str]:
     head = f"  {outcome:<9} {name:<12} "
-    body = textwrap.wrap(text, WIDTH - len(head)) or [""]
-    return [(head if number == 0 else " " * len(head)) + line for number, line in enumerate(body)]
+    return textwrap.wrap(text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head)) or [head]

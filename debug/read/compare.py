@@ -17,9 +17,9 @@ from .saved_run import SavedRun
 
 T = TypeVar("T")
 NAMED = 8
-"""Steps or tensors of only one run that are named."""
+"""Largest number of steps or tensors of only one run that a text names."""
 PIECE = 2**22
-"""Elements compared at a time, in float64."""
+"""Number of elements that are compared at a time, in float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Place(NamedTuple):
 
     step: int
     rank: int | None
-    """``None``: the step as a whole, as the two runs saved it from different ranks."""
+    """Rank of the bytes; ``None`` for the whole step, if the two runs saved it from different ranks."""
 
 
 def compare(
@@ -73,8 +73,8 @@ def compare(
 ) -> Difference | None:
     """Compare the steps that both runs have until a tensor differs.
 
-    Tensors are compared in order of appearance, which is that of computation for inputs and outputs, and as they
-    were saved; by their statistics if one of the two has only those.  NaN equals NaN.
+    Tensors are compared in order of appearance (for inputs and outputs, the order of computation) and in the dtype
+    in which they were saved.  If one run has only statistics, these are compared.  NaN equals NaN.
 
     Args:
         saved: the first run.

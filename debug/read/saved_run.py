@@ -1,4 +1,4 @@
-"""Reader of a saved run, while its training goes on or after it."""
+"""Reader of a saved run, during training or after it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .tables import MOST, Table, tables
 from .values import Series, TensorReader
 
 WAIT = 0.1
-"""Seconds between two attempts to read a step that is waited for."""
+"""Seconds between two attempts of ``wait_for`` to read a step."""
 LATEST = 10
-"""Events in the text of a run."""
+"""Number of events in the text of a run."""
 
 
 class Fault(NamedTuple):
@@ -40,10 +40,10 @@ class Fault(NamedTuple):
 class SavedRun(TensorReader):
     """Reader of the tensors and findings that a ``Watch`` saved, made by ``open_run``.
 
-    Each method first reads what was written since the last call.  It is not for several threads.
+    Each method first reads the records that were written since the last call.  Use a reader in one thread only.
 
-    Steps are counted over all modes, or within ``mode`` if that is passed.  A tensor that several ranks saved is
-    that of the lowest rank, and shards are joined; ``rank`` selects one rank.
+    Steps are counted over all modes, or within ``mode`` if it is passed.  If several ranks saved a tensor, methods return
+    the lowest rank's tensor, and join shards; ``rank`` selects another rank.
 
     Args:
         run: a run that exists.
@@ -78,12 +78,12 @@ class SavedRun(TensorReader):
 
     @property
     def ranks(self) -> list[int]:
-        """Ranks that wrote something."""
+        """Ranks that wrote records."""
         return self._read().ranks
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """Messages such as that saves were dropped: dicts with ``event``, ``step`` and ``rank``."""
+        """Messages, for instance about dropped tensors: dicts with ``event``, ``step`` and ``rank``."""
         return list(self._read().events)
 
     @property
@@ -92,12 +92,15 @@ class SavedRun(TensorReader):
         return self._read().torn
 
     def _read(self) -> Index:
-        """Return the index after reading what was written since."""
+        """Return the index after reading new records."""
         self._index.refresh()
         return self._index
 
     def refresh(self) -> None:
-        """Read what was written since; on remote storage at once, other methods do so at most once a second."""
+        """Read the records that were written since the last call.
+
+        Other methods do the same; on remote storage they do so at most once a second.
+        """
         self._index.refresh(now=True)
 
     def steps(self, mode: str | None = None) -> list[int]:
@@ -109,7 +112,7 @@ class SavedRun(TensorReader):
         return list(self._query.steps(mode))
 
     def last_steps(self) -> dict[int, int]:
-        """Return rank -> the last step that it saved, over all modes."""
+        """Return the last saved step of each rank, counted over all modes, by rank."""
         last: dict[int, int] = {}
         for step, ranks in self._read().blocks.items():
             last |= {rank: max(step, last.get(rank, -1)) for rank in ranks}
@@ -165,7 +168,7 @@ class SavedRun(TensorReader):
         return {key: getattr(block, key) for key in ("step", "mode", "mode_step", "time", "marks")}
 
     def blocks(self, step: int) -> Mapping[int, Block]:
-        """Return rank -> record of the bytes that it saved of a step, with their layout, length and CRC-32.
+        """Return the record of each rank's block of a step by rank, with layout, length in bytes and CRC-32.
 
         Raises:
             InputError: there is no such step.
@@ -176,7 +179,7 @@ class SavedRun(TensorReader):
         """Return ``series`` for each mode that has values; steps are counted over all modes.
 
         Raises:
-            InputError: no step has it.
+            InputError: no step has the scalar or statistic.
         """
         steps, values = self.series(name, statistic)
         modes = self._index.modes.items()
@@ -191,7 +194,7 @@ class SavedRun(TensorReader):
         Args:
             kinds: kind (``weight``, ``gradient``, ``update``, ``input`` or ``output``) -> statistics.
             mode: mode of the steps.
-            most: number of steps that are read of each kind, evenly spread, at most.
+            most: largest number of steps that are read of each kind, evenly spread.
 
         Returns:
             A table for each kind.
@@ -209,7 +212,7 @@ class SavedRun(TensorReader):
             timeout: seconds; default: wait until the run ends.
 
         Returns:
-            Whether it can be read: false if the run ended, or the timeout passed, without it.
+            True if the step can be read; false if the run ended, or the timeout passed, without it.
 
         Raises:
             InputError: there is no such mode.
@@ -225,7 +228,7 @@ class SavedRun(TensorReader):
             time.sleep(WAIT)
 
     def findings(self) -> list[Finding]:
-        """Return the findings recorded during training, by rank and in order; a repeated one comes once."""
+        """Return the findings recorded during training, by rank and in order, each rule and its tensors once."""
         records, _ = read(self.path, "debug", "findings")
         findings = [Finding.of(record) for record in records]
         first = {(finding.rule, finding.tensors): finding for finding in reversed(findings)}

@@ -24,6 +24,9 @@ Series = tuple[NDArray[np.int64], NDArray[np.float64]]
 class TensorReader:
     """Reader of the tensors, statistics and scalars of a run.
 
+    All methods take ``mode``, within which ``step`` is counted (default: over all modes), and ``rank``, the rank that
+    saved the values (default: the lowest one that has them).
+
     Args:
         query: query of the run's index.
         blocks: reader of the run's blocks.
@@ -35,13 +38,13 @@ class TensorReader:
     def value(
         self, name: str, step: int, *, mode: str | None = None, rank: int | None = None
     ) -> torch.Tensor:
-        """Return a tensor as it was saved, on the CPU; a scalar as a float64 tensor of no dimensions.
+        """Return a tensor as it was saved, on the CPU, or a scalar as a float64 tensor of shape ().
 
         A large tensor of a local run is a private mapping of the file, read from disk when it is accessed.
 
         Raises:
             InputError: the step does not have the tensor.
-            StateError: its bytes, or other ranks' shards of it, are lost or not written yet.
+            StateError: the bytes of the tensor, or of other ranks' shards, are lost or not written yet.
         """
         blocks = self._query.blocks(step, mode, rank)
         places = [(block, entry) for block in blocks if (entry := block.layout.tensor(name)) is not None]
@@ -57,7 +60,7 @@ class TensorReader:
     def statistics(
         self, name: str, step: int, *, mode: str | None = None, rank: int | None = None
     ) -> dict[str, float]:
-        """Return all saved statistics of a tensor; none if only the tensor itself was saved.
+        """Return all saved statistics of a tensor by name; an empty dict if only the tensor itself was saved.
 
         Raises:
             InputError: the step does not have the tensor.
@@ -75,7 +78,7 @@ class TensorReader:
     ) -> float:
         """Return a saved statistic of a tensor, or compute it if the tensor itself was saved.
 
-        A saved statistic of a tensor in shards is that of one rank's shard.
+        The saved statistic of a sharded tensor describes one rank's shard.
 
         Raises:
             InputError: the step does not have the tensor, or there is no such statistic.
@@ -132,7 +135,7 @@ class TensorReader:
             Steps (int64) and values (float64), of equal length.
 
         Raises:
-            InputError: no step has it.
+            InputError: no step has the scalar or statistic.
         """
         wanted = statistic or "value"
         offset_in = functools.cache(lambda layout: layout.statistic_offsets(name).get(wanted))
@@ -177,7 +180,7 @@ class TensorReader:
             Steps (int64) and tensors, of equal length.
 
         Raises:
-            InputError: no step has it.
+            InputError: no step has the scalar or statistic.
         """
         steps, tensors, saved = [], [], False
         for step, blocks in self._query.having(name, mode, rank):

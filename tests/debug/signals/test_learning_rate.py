@@ -67,11 +67,11 @@ def said(*args, **more):
             {"order": "before"},
             "before the optimizer's first",
         ),
-        (lambda o: lr_scheduler.ExponentialLR(o, 0.999), 80, {"every": 4}, "several times for one update"),
-        (lambda o: lr_scheduler.StepLR(o, 10), 100, {}, "there were 60 more"),
-        (lambda o: lr_scheduler.PolynomialLR(o, 50), 100, {}, "there were 50 more"),
+        (lambda o: lr_scheduler.ExponentialLR(o, 0.999), 80, {"every": 4}, "several times before one update"),
+        (lambda o: lr_scheduler.StepLR(o, 10), 100, {}, "60 more updates followed"),
+        (lambda o: lr_scheduler.PolynomialLR(o, 50), 100, {}, "50 more updates followed"),
         (lambda o: lr_scheduler.ExponentialLR(o, 0.9), 140, {}, "fell from 0.1 to"),
-        (lambda o: lr_scheduler.CosineAnnealingLR(o, 10), 80, {}, "climbed up again"),
+        (lambda o: lr_scheduler.CosineAnnealingLR(o, 10), 80, {}, "rose again"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Detected call of")

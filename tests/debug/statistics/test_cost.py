@@ -90,7 +90,7 @@ def test_names_are_checked():
         "seen: the statistics 'median', 'norm'\n"
         "expected: names among min, max, mean, std, variance, sum, prod, abs_min, abs_max, abs_mean, abs_std, "
         "abs_variance, abs_sum, abs_prod, l1, l2, count, nan, inf, zero, subnormal, quantiles, histogram\n"
-        "likely cause: a misspelt name, or one of another library\n"
+        "likely cause: a typo, or a name of another library\n"
         "fix: use the names above"
     )
 

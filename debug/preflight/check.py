@@ -1,4 +1,4 @@
-"""The function ``preflight``: checks of a few seconds before hours of training."""
+"""Checks of a few seconds before hours of training, which ``preflight`` runs."""
 
 from __future__ import annotations
 
@@ -49,39 +49,15 @@ BY_RULES = {
 """Check -> its text if there is no finding, and the rules whose findings belong to it."""
 
 
-def preflight(
+def run_checks(
     model: nn.Module,
     batch: Any,
     loss: Callable[..., Any],
-    optimizer: Optimizer | None = None,
-    *,
-    steps: int = 100,
-    seconds: float = 30.0,
+    optimizer: Optimizer | None,
+    steps: int,
+    seconds: float,
 ) -> PreflightReport:
-    """Try out model, loss and optimizer on one batch.  All of it runs on copies: nothing changes, no random state either.
-
-    Checked are the inputs and the targets; whether outputs in evaluation mode repeat, depend on the input, and keep
-    samples apart; and whether the loss falls if a copy is trained on this one batch.  All rules over saved steps are
-    applied to that training: they find parameters that no optimizer holds or that get no gradient, wrong inputs of the
-    loss, dead layers and updates without effect.  Call it before training and before a ``Watch`` is made; the warmup of
-    a scheduler is left out of the learning rate.
-
-    Args:
-        model: the model, also in the wrappers of DDP or torch.compile; copies need twice its memory and that of the
-            optimizer's state.
-        batch: a batch as the training loop has it, on the model's device.
-        loss: a criterion for ``(input, target)`` batches, such as ``nn.CrossEntropyLoss()``, or
-            ``def loss(model, batch)`` (its first parameter is named ``model``) for batches of any other structure.
-        optimizer: optimizer of the model's parameters; without one, Adam trains, and optimizers are not checked.
-        steps: largest number of training steps, at least 20.
-        seconds: time after which the training ends.
-
-    Returns:
-        The report, with one result for each check.
-
-    Raises:
-        InputError: an argument is not valid, or the model is sharded or cannot be copied.
-    """
+    """Validate the arguments of ``preflight``, run all checks on copies and return the report."""
     _validate(model, batch, loss, optimizer, steps, seconds)
     start = time.monotonic()
     setup = Setup(root(model), loss, optimizer, batch)

@@ -7,7 +7,6 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +15,7 @@ from loopwise.ranks import is_main
 from loopwise.schedule import every
 
 from ..rules import RULES, Finding
+from ..rules.thresholds import select
 from ..watch import Watch
 from .copies import SEED, Setup, needs_closure
 from .report import Result, faulty, left_out
@@ -78,6 +78,13 @@ def train(
     """
     training, optimizer = Training(), copy.optimizer
     assert optimizer is not None
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = copy.compute()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
     torch.manual_seed(SEED)
     for step in range(steps):
         operation = "the forward pass"
@@ -88,7 +95,7 @@ def train(
             loss.backward()  # type: ignore[no-untyped-call]
             operation = "the optimizer's step"
             if needs_closure(optimizer):
-                optimizer.step(_closure(copy))
+                optimizer.step(closure)
             else:
                 optimizer.step()
         except Exception as error:
@@ -103,27 +110,12 @@ def train(
     return training
 
 
-def _closure(copy: Setup) -> Callable[[], float]:
-    def compute() -> float:
-        assert copy.optimizer is not None
-        copy.optimizer.zero_grad()
-        loss = copy.compute()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach())
-
-    return compute
-
-
 def train_under_watch(setup: Setup, steps: int, deadline: float, bounds: Bounds | None) -> Training:
     """Train a copy with the user's optimizer, or with Adam if there is none, under a ``Watch`` with the rules."""
     copy = setup.copy()
     if copy.optimizer is None:
         copy.optimizer = torch.optim.Adam(copy.model.parameters(), RATES[0])
-    rules = [
-        name
-        for name, rule in RULES.items()
-        if rule.source == "saved step" and rule.mode == "train" and name not in OFF
-    ]
+    rules = [name for name in select(True, "saved step") if RULES[name].mode == "train" and name not in OFF]
     with contextlib.ExitStack() as stack:
         watch = None
         if not needs_closure(copy.optimizer):  # such an optimizer may be done in one step
@@ -150,9 +142,8 @@ def one_batch(setup: Setup, training: Training, steps: int, deadline: float, bou
     if not math.isfinite(training.losses[0]):
         return left_out(name, "the loss of the batch is not finite")
     with_adam = f" with Adam at a learning rate of {RATES[0]:g}" if setup.optimizer is None else ""
-    change = (
-        f"from {training.losses[0]:.4g} to {training.last:.4g} in {len(training.losses)} steps{with_adam}"
-    )
+    count = f"{len(training.losses)} steps{with_adam}"
+    change = f"from {training.losses[0]:.4g} to {training.last:.4g} in {count}"
     if training.fall(bounds) > FALL:
         return Result(name, f"the loss fell {change}")
     other = _with_adam(setup, steps, deadline, bounds)

@@ -1,7 +1,7 @@
 """File of compiled code beside a checkpoint, for the next process.
 
-Format of the file that ``save_cache`` writes, version 1: the line ``loopwise compile cache 1``; the length of the
-next item as a little-endian unsigned integer of 4 bytes; a JSON object with the keys ``torch`` (its version) and
+Format of the file that ``save_cache`` writes, version 1: a line with the name and version of the format; the length of
+the next item as a little-endian unsigned integer of 4 bytes; a JSON object with the keys ``torch`` (its version) and
 ``device`` (its name), which ``load_cache`` compares; and the bytes of ``torch.compiler.save_cache_artifacts()``.
 """
 

@@ -75,7 +75,7 @@ def commands(text):
 def public_names():
     """Return the public names of the modules that pages may use, by name."""
     modules = [importlib.import_module(name) for name in PUBLIC]
-    return {name: getattr(module, name) for module in modules for name in vars(module) if name[0] != "_"}
+    return {name: getattr(module, name) for module in modules for name in dir(module) if name[0] != "_"}
 
 
 def adapter_names():
@@ -120,4 +120,4 @@ def exists(dotted):
 
 
 def _has_name(path, name):
-    return bool(re.search(rf"^(class|def|from .* import.*|)\s*\b{name}\b", path.read_text(), re.MULTILINE))
+    return bool(re.search(rf"^\s*(class|def|from .* import.*|)\s*\b{name}\b", path.read_text(), re.MULTILINE))

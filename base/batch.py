@@ -112,7 +112,7 @@ def length(batch: Any, hint: int | None = None) -> int:
             pairs is two fields or two samples).
 
     Raises:
-        InputError: nothing in the batch has a batch dimension, or the fields differ in length.
+        InputError: no field of the batch has a batch dimension, or the fields differ in length.
     """
     opened = None if _is_array(batch) else _open(batch)
     lengths = _lengths(batch) if opened is None else _common_lengths(opened[0])

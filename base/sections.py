@@ -50,7 +50,7 @@ def finding(
         severity: ``info``, ``warning`` or ``critical``.
         rule: name of the rule.
         step: step that the finding is about.
-        what: description of the problem.
+        what: a sentence about the problem.
         advice: the remedy.
         line: place in the user's code, or an empty text.
         plot: a plot that shows the problem.

@@ -61,7 +61,7 @@ class Events:
         self._write("plans", {"batch": self.batch} | record)
 
     def close(self) -> None:
-        """Release the run; later events are only told by ``explain()``."""
+        """Release the run; only ``explain()`` shows later events."""
         if self._handle is not None:
             self._handle.release()
         self._handle = self._run = None

@@ -41,7 +41,7 @@ def optimize(target: Any = None, *, plan: Plan | None = None) -> Any:
         The module or the class itself, or a compiled function; without ``target``, a decorator.
 
     Raises:
-        InputError: ``target`` is something else, or a module that is compiled already; ``plan`` is no plan.
+        InputError: ``target`` is of another type, or a module that is compiled already; ``plan`` is no plan.
     """
     validate_plan(plan)
     if target is None:

@@ -34,7 +34,7 @@ class GraphBreak(NamedTuple):
     stack: Sequence[Any]
     """``traceback.FrameSummary`` of each frame of the user's code, the innermost last."""
     reason: str
-    """Dynamo's text: a line of what happened, then hints."""
+    """Dynamo's text: a line about the cause, then hints."""
 
 
 # -- Dynamo ------------------------------------------------------------------------------------------

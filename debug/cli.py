@@ -18,7 +18,7 @@ from .read.saved_run import open_run
 from .rules import RULES, at_least
 
 LISTED = 1000
-"""Most tensors that are listed: ten thousand lines take seconds, and nobody reads them."""
+"""Largest number of listed tensors: ten thousand lines take seconds, and nobody reads them."""
 WIDE = 250
 """Characters in a line if the output is no terminal, so that names stay whole."""
 

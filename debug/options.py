@@ -1,4 +1,4 @@
-"""Arguments of ``Watch``, validated before anything is opened."""
+"""Arguments of ``Watch``, validated before files or threads are opened."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .rules import SEVERITIES
 from .rules.thresholds import Rules, Selection, select
 
 SAVE = every(500)
-"""Steps that are saved by default."""
+"""Default schedule of saved steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ def scaler(scaler: Any) -> Any:
 
 
 def run(run: Any, resume: Any) -> None:
-    """Validate ``run`` and ``resume`` without opening anything.
+    """Validate ``run`` and ``resume`` without opening the run.
 
     Raises:
         InputError: they cannot be used.

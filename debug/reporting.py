@@ -1,4 +1,4 @@
-"""Messages and findings of a ``Watch``, gathered from the writer and the monitors and told on the training thread."""
+"""Messages and findings of the writer and the monitors, collected and reported on the training thread."""
 
 from __future__ import annotations
 

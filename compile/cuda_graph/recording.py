@@ -195,7 +195,7 @@ class Attempt:
                 group.update(values)
 
     def _difference(self, recording: Recording, saved: SavedState) -> str:
-        """Return how replayed steps on the recent batches differ from ordinary ones, or an empty text."""
+        """Return the difference of replayed from ordinary steps on the recent batches, or an empty text."""
 
         def trained(run: Callable[[Any], list[Tensor]]) -> dict[str, list[Tensor]]:
             saved.restore(gradients=False)

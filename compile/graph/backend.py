@@ -38,7 +38,7 @@ class Log:
     regions: list[str] = field(default_factory=list)
     """A line for each graph whose repeated blocks were compiled once."""
     breaks: list[str] = field(default_factory=list)
-    """Graph breaks: the user's line, what happened and how to avoid it."""
+    """Graph breaks: the line in the user's code, the cause and a way to avoid it."""
 
     @property
     def saved_bytes(self) -> int:

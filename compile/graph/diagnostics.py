@@ -40,7 +40,7 @@ def _place(stack: Sequence[Any]) -> str:
 
 
 def _shortened(reason: str) -> str:
-    """Return what happened, and the first hint how to avoid it."""
+    """Return the cause of a graph break, and the first hint how to avoid it."""
     if reason.startswith("generic_jump"):
         return JUMP
     lines = [line.strip() for line in reason.strip().splitlines() if line.strip()]

@@ -135,7 +135,7 @@ def _pass_in_layout(candidate: Candidate, model: nn.Module, batch: Any) -> Calla
 
 
 def fastest(candidates: list[Candidate]) -> Candidate:
-    """Return the fastest candidate; of two within ``TIE`` the one that stands first, which is the simpler one."""
+    """Return the fastest candidate; of two within ``TIE`` the first one, which is simpler."""
     best = candidates[0]
     for candidate in candidates[1:]:
         if candidate.seconds < best.seconds * (1 - TIE):

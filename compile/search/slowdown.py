@@ -17,7 +17,7 @@ CLEARLY = 0.95
 
 
 class SlowdownMonitor:
-    """Holds a contest of eager and compiled training steps if the compiled ones get slower than the eager ones were.
+    """Monitor that times eager and compiled steps in turns if the compiled ones get slower than the eager ones were.
 
     Both kinds of step train the same, so a contest costs only the time of the slower kind.
 

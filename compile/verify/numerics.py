@@ -19,7 +19,7 @@ MARGIN = 4.0
 SLACK = 16.0
 """Units in the last place of the dtype that a candidate may be off beside that: an eager error may be 0 by luck."""
 UNKNOWN = 1e-3
-"""Relative budget if nothing tells how far the eager step itself is off."""
+"""Relative budget if the error of the eager step is unknown."""
 PERTURBATIONS = (4, 16)
 """Numbers of perturbed eager steps that are run, one after the other, before a candidate is refused.  They tell how
 sharp the edges are: behind a ReLU, weights a few last places off may let the gradient of another element pass."""

@@ -1,4 +1,4 @@
-"""Supervision of a compiled step in training: comparison after recompilations and after losses that are not finite."""
+"""Compare a compiled step with the eager one after recompilations and after losses that are not finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages and findings for the user: each is told once, from a call of the user's, and is noted in the index."""
+"""Messages and findings for the user: a call of the user's reports each of them once, and the index records it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Notices:
         """Add a message, unless one of the same kind was added; its kind is the text before the first colon.
 
         Args:
-            text: what happened.
+            text: the message.
             step: the step in which it happened; -1 if it belongs to no step.
             event: also write the message into the index.
         """
@@ -59,7 +59,7 @@ Tell = Callable[[Finding], None]
 
 
 class Findings:
-    """All findings of a ``Watch``, and the functions that are told of them on the training thread.
+    """All findings of a ``Watch``, and the functions that are called with them on the training thread.
 
     Args:
         tell: called with each finding, one function or several; default: findings are logged.

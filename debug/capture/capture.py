@@ -33,7 +33,7 @@ from .writer import Writer
 
 @dataclass(frozen=True)
 class CaptureOptions:
-    """Validated arguments of a ``Watch`` about what it saves."""
+    """Validated arguments of a ``Watch`` that select the saved tensors."""
 
     models: Mapping[str, nn.Module]
     optimizers: Mapping[str, Optimizer]
@@ -256,7 +256,7 @@ class Capture(updates.UpdateSubscriber):
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Count the time inside, record nothing for backward, and let no error reach the training loop."""
+        """Count the time inside, switch autograd off, and let no error reach the training loop."""
         try:
             with self._budget.counted(), torch.no_grad(), full_precision(self._device):
                 yield
@@ -264,7 +264,7 @@ class Capture(updates.UpdateSubscriber):
             self._fail(None, error)
 
     def _fail(self, collection: Collection | None, error: Exception) -> None:
-        """Say once that something failed and where; switch off the collection, or discard the step."""
+        """Report an error and its place once; switch off the collection, or discard the step."""
         self._counts["failed"] += 1
         if collection is None:
             self.drop()

@@ -1,6 +1,6 @@
 """The collection ``health``: facts of a saved step that rules need beside its tensors.
 
-Updates are saved as a table, all else as marks of the step's record.  Facts are saved only if they may be a problem.
+Updates are saved as a table, all other facts as marks of the step's record, and only if they may be a problem.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .collection import Collection
 from .step import PendingStep
 
 NAMED = 50
-"""Names that are saved for one fact at most."""
+"""Largest number of names that are saved for one fact."""
 
 
 class Health:
@@ -197,7 +197,7 @@ class Health:
             self._facts[fact] = list(dict.fromkeys(self._facts.get(fact, []) + of))[:NAMED]
 
     def _note_still_parameters(self) -> None:
-        """Note if no parameter was written to since the saved step before, by an optimizer or anything else.
+        """Record a mark if no parameter was written to since the previous saved step, by an optimizer or other code.
 
         Optimizers that write past torch's counter of changes update, which is noted as well.
         """

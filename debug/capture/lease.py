@@ -14,7 +14,7 @@ from .writer import Lease, Writer
 
 
 class StagingBuffer:
-    """Buffer that is leased when a step's first tensor comes, and submitted or given back when the step ends.
+    """Buffer that is leased for a step's first tensor, and submitted or given back when the step ends.
 
     Args:
         writer: owner of the buffers; ``None``: this rank writes nothing.

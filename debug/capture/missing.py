@@ -22,7 +22,7 @@ class MissingTensors:
     """
 
     def __init__(self, collections: Iterable[Collection]) -> None:
-        self._left = [c for c in collections if c.name != "health"]  # selects whatever there is
+        self._left = [c for c in collections if c.name != "health"]  # selects all tensors that exist
 
     def inspect(
         self,

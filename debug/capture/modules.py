@@ -44,7 +44,7 @@ class Observers:
         return iter(self._observers.values())
 
     def refresh(self, modules: Iterable[tuple[str, nn.Module]], collections: list[Collection]) -> None:
-        """Have hooks at each module of which a collection may want something, and at no other."""
+        """Keep hooks on exactly the modules whose tensors a collection may select."""
         observers = {}
         for prefix, module in modules:
             if not _is_called(module):

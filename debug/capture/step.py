@@ -16,7 +16,7 @@ from ..store.host_buffer import HostBuffer
 from .collection import Collection
 
 UPDATES = ("weight", "bias", "gradient", "optimizer_state")
-"""Kinds of tensors that are taken at an update."""
+"""Kinds of tensors that are saved at an update."""
 REDUCED = ("min", "max", "mean", "std", "l2")
 """Statistics that ``on_backlog="reduce"`` saves in place of raw tensors."""
 Named = list[tuple[str, torch.Tensor]]
@@ -63,7 +63,7 @@ class PendingStep:
 
     @property
     def all(self) -> Sequence[Collection]:
-        """The collections that are due for anything."""
+        """Collections that are due at this step, for any kind of tensor."""
         return (*self.collections, *self.late)
 
     def put(
@@ -178,7 +178,7 @@ class PendingStep:
                 self.failed(collection, error)
 
     def leave_out(self, collection: Collection) -> None:
-        """Save nothing more in a collection."""
+        """Stop saving in a collection."""
         self.collections = [c for c in self.collections if c is not collection]
         self.late = [c for c in self.late if c is not collection]
 

@@ -10,7 +10,7 @@ from ..torch_internals import in_backward
 
 
 def is_capturing() -> bool:
-    """Return whether a CUDA graph is being captured: nothing may wait for the device then."""
+    """Return whether a CUDA graph is being captured; code must not wait for the device then."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 

@@ -12,14 +12,14 @@ from torch.optim import Optimizer
 class UpdateSubscriber:
     """Base class of subscribers to updates; no method may raise.
 
-    A compiled update has the hooks in its graph: subscribers are not told of it.
+    A compiled update has the hooks in its graph and does not call subscribers.
     """
 
     def step_called(self, optimizer: Optimizer) -> None:
         """``optimizer.step`` was called; a closure has not made gradients yet."""
 
     def before_update(self, optimizer: Optimizer) -> None:
-        """The gradients are there and the parameters are about to change; told after each call of a closure."""
+        """The gradients are complete and the parameters are about to change; called after each call of a closure."""
 
     def after_update(self, optimizer: Optimizer) -> None:
         """``optimizer.step`` is about to return."""

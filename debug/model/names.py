@@ -1,4 +1,4 @@
-"""Qualified names of modules and parameters of one or several models, without what wrappers add to them."""
+"""Qualified names of modules and parameters of one or several models, without the prefixes of wrappers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def by_key(objects: Any, kind: type, argument: str) -> dict[str, Any]:
 
 
 def plain(name: str) -> str:
-    """Return a name without the parts that wrappers added."""
+    """Return a name without the prefixes of wrappers."""
     for wrapper in WRAPPER_NAMES:
         name = name.replace(wrapper, "")
     return name

@@ -41,7 +41,7 @@ def check_save(save: Save | None) -> None:
     """Validate that ``save`` is a schedule, a schedule by mode, or ``None``.
 
     Raises:
-        InputError: it is something else.
+        InputError: it is of another type.
     """
     if save is None or isinstance(save, Schedule):
         return

@@ -39,7 +39,7 @@ from .monitor import Scalars
 PARAMETERS = 512
 """Largest number of compared parameters; they are taken at equal distances from all models."""
 RANKS = 64
-"""Largest number of ranks that are compared with rank 0; they are taken at equal distances."""
+"""Largest number of ranks that are compared with rank 0; their numbers are evenly spaced."""
 PATIENCE, GIVEN_UP = 64, 2
 """Steps after which sums that did not arrive are given up, and successive times after which comparing ends."""
 _counters = {wrapped: itertools.count() for wrapped in (True, False)}

@@ -1,4 +1,4 @@
-"""Black box: a file with the last steps of a run before something went wrong.
+"""Black box: a file with the last steps of a run before a NaN or another critical finding.
 
 Format: ``debug/blackbox/step<n>.rank<r>.pt``, a file of ``torch.save`` that ``weights_only=True`` loads, with ``step``,
 ``calls`` and ``weights``.  ``calls`` are the calls of the models in the last steps, the oldest first, with their

@@ -206,7 +206,7 @@ class Trap(updates.UpdateSubscriber):
     # -- alarms -----------------------------------------------------------------------------------
 
     def _alarm(self, step: int) -> None:
-        """Replay a step and write its black box, except for steps that only follow from the one before."""
+        """Replay a step and write its black box, unless the step before was not finite either."""
         last, self._alarm_step = self._alarm_step, step
         if step <= last + 1 or self._alarm_count >= ALARMS:
             return

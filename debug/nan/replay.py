@@ -38,12 +38,12 @@ FILLS = (
     "clone",
     "copy",
 )
-"""Operations that write infinity because they are told to, as for masks of attention."""
+"""Operations that write infinity on purpose, as for masks of attention."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Event:
-    """An operation whose output is not finite; ``meant`` if it was told to write infinity."""
+    """An operation whose output is not finite; ``meant`` if it wrote infinity on purpose."""
 
     origin: Origin
     meant: bool

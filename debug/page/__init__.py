@@ -1,4 +1,4 @@
-"""Sections of the page of a run about what a ``Watch`` saved; ``loopwise.report.sections`` specifies their form."""
+"""Sections of the page about the records of a ``Watch``; ``loopwise.report.sections`` specifies the format."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..rules import SEVERITIES, Finding
 from . import comparison, distributions, layers, scalars
 
 SHOWN = 100
-"""Findings that are shown with their plots; further ones are text alone."""
+"""Number of findings that are shown with plots; further findings are text alone."""
 LATEST = 50
-"""Events that are shown."""
+"""Largest number of events on the page."""
 
 
 def sections(path: str, other: str | None = None) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from ..read.tables import Steps, Table
 from ..store.columns import Floats
 
 ROWS = 200
-"""Most rows of a heat map; with more tensors, those that are no matrices are left out, then neighbours share a row."""
+"""Largest number of rows of a heat map.  With more tensors, first non-matrices are left out, then neighbours share a row."""
 WIDE = 22
 """Characters of a layer's name at the axis; pointing at a cell shows the whole name."""
 TICKS = 24
@@ -146,7 +146,7 @@ def _trace(names: list[str], steps: Steps, values: Floats, scale: str) -> dict[s
 
 
 def _rows(names: list[str], shapes: list[tuple[int, ...]], values: Floats) -> tuple[list[str], Floats, str]:
-    """Return at most ``ROWS`` names and rows of values, and words about what became of the others."""
+    """Return at most ``ROWS`` names and rows of values, and a text about tensors that were left out or joined."""
     count, words = len(names), ""
     if count > ROWS:
         matrix = np.array([len(shape) > 1 for shape in shapes])

@@ -21,7 +21,7 @@ def preflight(
     steps: int = 100,
     seconds: float = 30.0,
 ) -> PreflightReport:
-    """Try out model, loss and optimizer on one batch.  All of it runs on copies: nothing changes, no random state either.
+    """Try out model, loss and optimizer on one batch.  All checks run on copies; model, optimizer and random states stay as they are.
 
     Checked are the inputs and the targets; whether outputs in evaluation mode repeat, depend on the input, and keep
     samples apart; and whether the loss falls if a copy is trained on this one batch.  All rules over saved steps are

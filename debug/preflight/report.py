@@ -22,7 +22,7 @@ class Result:
 
     Attributes:
         name: the checked property.
-        text: what was measured, or why the check was left out.
+        text: the measurement, or the reason why the check was left out.
         findings: the faults.
         ran: false if the check was left out.
     """

@@ -1,4 +1,4 @@
-"""Checks of the outputs and targets that a loss gets, before torch fails on them or computes something else."""
+"""Checks of the outputs and targets that a loss gets, before torch fails on them or computes another loss."""
 
 from __future__ import annotations
 

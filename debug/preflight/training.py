@@ -36,7 +36,7 @@ STEPS = 20
 RATES = (1e-3, 1e-2, 1e-4)
 """Learning rates of Adam, which tells an unsuitable model from an unsuitable optimizer."""
 OFF = {"repeated_batch", "loss_not_decreasing", "loss_spike", "shuffled_targets", "stalled_training"}
-"""Rules that are not applied: one repeated batch triggers them, or they are about whole runs."""
+"""Rules that preflight leaves out: one repeated batch triggers them, or they concern whole runs."""
 
 
 @dataclass

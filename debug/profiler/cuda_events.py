@@ -1,4 +1,4 @@
-"""Times on a CUDA device, from events that are recorded in passing and read later, without waiting for the device.
+"""Times on a CUDA device, from events that are read later, so that the host never waits for the device.
 
 All of it is for the training thread: querying an event from another thread breaks the capture of a CUDA graph.
 """

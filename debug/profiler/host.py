@@ -14,7 +14,7 @@ import psutil
 SECTOR = 512
 """Bytes of a sector in ``/proc/diskstats``, whatever the disk's own sectors are."""
 VIRTUAL = re.compile(r"(loop|ram|zram|dm-|md|sr|fd)\d")
-"""Block devices that are virtual, or made of others which are counted themselves."""
+"""Virtual block devices, and block devices made of others, which are counted already."""
 
 
 @dataclass(slots=True)
@@ -149,7 +149,7 @@ class Portable:
         return counters
 
     def close(self) -> None:
-        """Do nothing: there are no resources."""
+        """Do nothing: this source has no resources."""
 
 
 Source = Proc | Portable

@@ -194,7 +194,7 @@ class Phases:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time inside of the context as the phase ``name``, whatever happens in it.
+        """Count the time inside the context as the phase ``name``, also after an exception.
 
         Raises:
             InputError: the name is reserved.

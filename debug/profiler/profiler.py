@@ -1,4 +1,4 @@
-"""Monitor of a ``Watch`` that records what training waits for, and its options."""
+"""Monitor of a ``Watch`` that records the phases of steps and the use of the machine, and its options."""
 
 from __future__ import annotations
 

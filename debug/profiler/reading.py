@@ -1,4 +1,4 @@
-"""Reader of profiles: of all ranks, also while a run goes on, and of runs that were killed."""
+"""Reader of the profiles of all ranks, during a run, after it, and of runs that were killed."""
 
 from __future__ import annotations
 

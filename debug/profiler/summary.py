@@ -20,7 +20,7 @@ SECONDS = (*KINDS, "loopwise", "other")
 
 
 def job(path: str, sessions: list[Session]) -> dict[str, float | None]:
-    """Return the times of a run; ``None`` for those that are not known yet.
+    """Return the times of a run; ``None`` for a time that is not known yet.
 
     ``start`` and ``end`` of the run are in seconds since the epoch; the others are durations in seconds:
     ``initialization`` until the end of the first step, ``loop`` from there to the end of the last step, and

@@ -84,10 +84,10 @@ def compare(
         collection: compare only this collection.
         regex: compare only names that it is found in.
         step: compare only this step, which both have.
-        rank: compare only what this rank saved; default: what all ranks saved, shards joined.
+        rank: compare only tensors that this rank saved; default: tensors of all ranks, shards joined.
 
     Returns:
-        The first difference; ``None`` if there is none in what both runs have.  ``only`` lists the rest.
+        The first difference; ``None`` if all steps and tensors that both runs have are equal.
 
     Raises:
         InputError: ``regex`` is no regular expression.
@@ -170,7 +170,7 @@ def _read(saved: SavedRun, name: str, step: int, rank: int | None) -> torch.Tens
 def _difference(
     first: torch.Tensor, second: torch.Tensor, rtol: float, atol: float
 ) -> tuple[float, float] | None:
-    """Return largest and root mean square difference; ``None`` if every element is within what is allowed."""
+    """Return largest and root mean square difference; ``None`` if every element is within the tolerances."""
     if first.shape != second.shape:
         return math.inf, math.inf
     largest, squares, differ = 0.0, 0.0, False

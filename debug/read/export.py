@@ -18,7 +18,7 @@ from .query import fix_of_errors
 from .saved_run import SavedRun
 
 TOP = 1e19
-"""Bound of tensor values in TensorBoard's histograms, which fail on larger ones."""
+"""Largest absolute value in TensorBoard's histograms, which fail on larger values."""
 
 
 def export(saved: SavedRun, folder: str | os.PathLike[str], to: str) -> int:

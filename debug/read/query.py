@@ -1,4 +1,4 @@
-"""Query of a run's index: the blocks that a question is about, and the errors that list what there is instead."""
+"""Query of a run's index: selection of blocks, and errors that list the steps and names that exist."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..store.layout import Layout
 
 T = TypeVar("T")
 COMPARED = 500
-"""Names that are searched for near matches; all of 100,000 would take 10 s."""
+"""Largest number of names that are searched for near matches; 100,000 names would take 10 s."""
 
 
 class Query:
@@ -103,7 +103,7 @@ class Query:
                 yield step, blocks
 
     def missing(self, name: str, layouts: Iterable[Layout], wanted: str) -> InputError:
-        """Return the error for a name of which some layouts lack ``wanted`` (``values``, or a statistic)."""
+        """Return the error for a name if layouts lack ``wanted`` (``values``, or a statistic) of it."""
         here = [layout for layout in layouts if name in layout]
         if here:
             saved = unique(
@@ -168,7 +168,7 @@ def near(name: str, names: Sequence[str]) -> list[str]:
 
 
 def span(steps: Sequence[int], beside: int | None = None) -> str:
-    """Return a short text that describes steps, and those nearest to ``beside``."""
+    """Return a short text that describes steps, with the steps nearest to ``beside``."""
     if not steps:
         return "none yet"
     if len(steps) <= 5:

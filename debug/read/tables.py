@@ -1,4 +1,4 @@
-"""Statistics of many saved steps at once, for plots: few steps, evenly spread, and only those are read."""
+"""Statistics of a run for plots: only a few steps, evenly spread, are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules: each looks for one fault of a training run, says what it saw, and what usually helps."""
+"""Rules: each one detects one fault of a training run, describes it, and names the usual fix."""
 
 from .finding import SEVERITIES as SEVERITIES
 from .finding import Finding as Finding

@@ -1,4 +1,4 @@
-"""Engine that applies rules and makes findings of what they observe."""
+"""Engine that applies rules and makes findings of their observations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .registry import RULES
 
 
 def make_finding(name: str, seen: Observation, step: int, mode: str = "train", line: str = "") -> Finding:
-    """Make a finding of what the rule ``name`` observed at a step; ``line`` is the line of code that it is about."""
+    """Make a finding of an observation of the rule ``name`` at a step; ``line`` is the line of code at fault."""
     rule = RULES[name]
     advice = seen.advice or rule.advice
     return Finding(
@@ -28,7 +28,7 @@ class Engine:
 
     Args:
         rules: thresholds by name; rules of other sources are ignored.
-        source: the source of what ``apply`` is called with.
+        source: the source of the data that ``apply`` gets.
 
     Attributes:
         failures: messages about rules that were switched off; the owner of the engine empties the list.
@@ -46,7 +46,7 @@ class Engine:
         """Return the new findings.
 
         Args:
-            observed: what the rules of the source look at.
+            observed: data of the source, the first argument of ``detect``.
             step: step of the findings, over all modes.
             mode: mode of the step; rules of other modes are not applied.
             lines: lines of the user's code, by module.

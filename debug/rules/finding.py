@@ -1,4 +1,4 @@
-"""Rules, what they observe, and the findings that are made of it."""
+"""Rules, their observations, and the findings that are made of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loopwise.errors import LoopwiseError
 SEVERITIES = ("info", "warning", "critical")
 """``info``: worth knowing; ``warning``: training goes worse than it could; ``critical``: training is broken."""
 SOURCES = ("saved step", "profile", "ranks", "NaN trap", "preflight")
-"""Sources of what rules look at; see ``Rule.source``."""
+"""Sources of the data of rules; see ``Rule.source``."""
 Points = list[tuple[int, float]]
 """Pairs of step and value."""
 

@@ -19,7 +19,7 @@ Selection = dict[str, dict[str, float]]
 COUNTS = {"steps", "patience", "samples", "features", "passes"}
 """Thresholds that are whole numbers."""
 SHARES = {"share", "misprediction"}
-"""Thresholds that are shares, at most 1.  All others are any number above 0."""
+"""Thresholds that are shares, at most 1.  All other thresholds are numbers above 0."""
 
 
 def select(rules: Rules, *sources: str) -> Selection:
@@ -27,7 +27,7 @@ def select(rules: Rules, *sources: str) -> Selection:
 
     Args:
         rules: ``True`` or ``"auto"``: all rules of the sources; ``False``: none; names; or thresholds by name.
-        sources: sources that are available here; rules of other sources are refused.
+        sources: available sources; rules of other sources are refused.
 
     Raises:
         InputError: nothing or an unknown rule is selected, or a threshold is unknown or out of range.

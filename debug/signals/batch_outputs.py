@@ -23,7 +23,7 @@ HEADS = ("spread", "varied", "scale")
 finer dtype's) last place at the largest output.  ``varied``: 1 if the inputs differ, else 0.  ``scale``: the factor
 between a mean cross-entropy and the loss that backward was called on; NaN for other losses, or if it cannot be told."""
 SAMPLES, ELEMENTS = 32, 32
-"""Samples, and elements along any other dimension, that are inspected."""
+"""Largest number of inspected samples, and of elements along any other dimension."""
 POSITIONS = 4
 """Positions of a sequence whose predictions are inspected."""
 MOST = 2**20

@@ -9,7 +9,7 @@ import torch
 from ..torch_internals import result_shape
 
 FAR = 12
-"""Operations before the loss that are inspected."""
+"""Largest number of inspected operations before the loss."""
 LOSSES = {
     "NllLossBackward0": "nll",
     "NllLoss2DBackward0": "nll",

@@ -28,7 +28,7 @@ def types(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, str]:
 def in_mode(models: Mapping[str, nn.Module], training: bool, trained: Set[int]) -> list[str]:
     """Return the Dropout and BatchNorm modules that are in training mode, or that are in evaluation mode.
 
-    In evaluation mode only models count that are in it as a whole and that are trained.
+    In evaluation mode, only models count that are trained and whose modules are all in evaluation mode.
 
     Args:
         models: models by key.

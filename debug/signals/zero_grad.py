@@ -15,7 +15,7 @@ from ..hooks.guards import is_capturing
 from ..hooks.tensors import on_accumulated, on_gradient
 
 PASSES = 16
-"""Backward passes after an update that are inspected: each inspection waits for the device."""
+"""Number of inspected backward passes after an update: each inspection waits for the device."""
 
 
 class Zeroing:
@@ -49,7 +49,7 @@ class Zeroing:
         """End the observation at the next update.
 
         Returns:
-            The parameter's name if all its gradients were added to earlier ones, otherwise an empty text.
+            Name of the parameter if all its gradients were added to earlier ones, otherwise an empty text.
         """
         followed = self._followed.pop(optimizer, None)
         if followed is None:
@@ -83,7 +83,7 @@ class _Followed:
     """Hooks on one parameter.
 
     Attributes:
-        fresh: whether a gradient was added to nothing, or nothing can be told.
+        fresh: true if a gradient was the first one since zero_grad, or this cannot be known.
         passes: backward passes before the first update.
         updated: whether that update came.
     """
@@ -107,7 +107,7 @@ class _Followed:
             self._gradient = gradient.detach().clone()
 
     def _after(self, parameter: torch.Tensor) -> None:
-        """Compare ``parameter.grad`` with the gradient: they are equal if it was added to nothing."""
+        """Compare ``parameter.grad`` with the gradient: they are equal if there was no earlier gradient."""
         gradient, self._gradient = self._gradient, None
         if gradient is None or parameter.grad is None:
             return

@@ -38,7 +38,7 @@ def uploaded(numbers: Sequence[float], dtype: torch.dtype, device: torch.device)
 
 
 def real(values: torch.Tensor) -> torch.Tensor:
-    """Return values as float32 or float64, whichever holds their dtype; of complex values the absolute ones."""
+    """Return values as float32, or float64 if their dtype needs it; the absolute values of complex ones."""
     if values.is_complex():
         values = (values.to(torch.complex64) if values.element_size() < 8 else values).abs()
     if values.dtype in (torch.float32, torch.float64):

@@ -21,7 +21,7 @@ COLUMNS = ("count", "sum", "spread", "squares", "min", "max", "zero")
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 """Dtype -> its number in ``native.c``."""
 FLAGS = (("-O3", "-march=native"), ("-O3",))
-"""Flags of the compiler; the second ones if it does not know this processor."""
+"""Flags of the compiler; the second tuple is tried if it does not know this processor."""
 SECONDS = 30.0
 """Time limit of the compiler, which takes 0.3 s."""
 LONG = 2**16

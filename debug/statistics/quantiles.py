@@ -12,7 +12,7 @@ from .chunk_sums import Partials, real, uploaded
 from .sums import Flat
 
 PERCENTS = (1, 5, 25, 50, 75, 95, 99)
-"""Quantiles that are computed."""
+"""Quantiles of each tensor."""
 BINS = 64
 """Bins of a histogram."""
 

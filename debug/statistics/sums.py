@@ -40,7 +40,7 @@ class Flat(NamedTuple):
     values: torch.Tensor
     """1-D, of the tensor's dtype."""
     zeros: int
-    """Zeros of a sparse tensor that are not among ``values``."""
+    """Number of zeros of a sparse tensor that ``values`` does not contain."""
 
 
 def flat(tensor: torch.Tensor) -> Flat:
@@ -127,7 +127,7 @@ def _by_pieces(flats: Sequence[Flat], names: Set[str], absolute: bool) -> Partia
 def _sorted(
     flats: Sequence[Flat], sizes: Sequence[int], device: torch.device
 ) -> tuple[list[list[int]], list[int]]:
-    """Return the indices of tensors to be joined, by dtype, and of those to be measured one by one."""
+    """Return the indices of tensors to be joined, by dtype, and of tensors to be measured one by one."""
     small: dict[torch.dtype, list[int]] = {}
     large: list[int] = []
     limit = SMALL if device.type == "cpu" else math.inf
@@ -154,7 +154,7 @@ def _batches(rows: Iterable[torch.Tensor], device: torch.device) -> Iterator[lis
 
 
 def _merged(pieces: Partials, lengths: Sequence[int]) -> Partials:
-    """Return the sums of tensors from those of their pieces, of which the first tensor has ``lengths[0]``."""
+    """Return the sums of tensors from the sums of their pieces; the first tensor has ``lengths[0]`` pieces."""
     if all(length == 1 for length in lengths):
         return pieces
     ends = uploaded(lengths, torch.int64, pieces["count"].device)
@@ -173,7 +173,7 @@ def _merged(pieces: Partials, lengths: Sequence[int]) -> Partials:
 
 
 def _implied(zeros: Sequence[int], names: Set[str], device: torch.device) -> Partials:
-    """Return the sums of so many zeros each."""
+    """Return the sums of tensors of zeros, from their numbers of elements."""
     count = uploaded(zeros, torch.float64, device)
     none = torch.zeros_like(count)
     sums = {

@@ -1,4 +1,4 @@
-"""Files that are only appended to; whatever was not committed is removed when they are closed."""
+"""Append-only files; bytes that were not committed are removed when a file is closed."""
 
 from __future__ import annotations
 

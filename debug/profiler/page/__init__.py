@@ -13,7 +13,7 @@ from . import phases as page_phases
 from . import system as page_system
 
 OPERATORS = 20
-"""Operators that are shown of a window."""
+"""Number of operators of a window on the page."""
 SCALES = (1e3, 1e3, 1, 2**-20, 2**-20)
 """Factors of the numbers of an operator: of ``windows.COLUMNS`` to milliseconds, calls and MiB."""
 DURATIONS = {

@@ -1,1 +1,1 @@
-"""Rules over the profile: what training waits for, and how well it uses the machine."""
+"""Rules over the profile: waiting times of training, and its use of the machine."""

@@ -2,8 +2,7 @@
 
 Statistic: the share of the last 500 samples since the first step in which a device of the training is below 10 % of
 utilization and a core of the machine is above 90 %.
-Default: more than half of the samples.  SageMaker Debugger counts each core separately; this rule takes the busiest
-one.
+Default: more than half of the samples.  SageMaker Debugger counts each core separately; this rule the busiest core.
 Why: one Python thread can keep only one core busy.
 False alarms: other programs on the machine.
 """

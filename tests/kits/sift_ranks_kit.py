@@ -1,13 +1,14 @@
 """Cases of sifting on several ranks, and the process that runs them one after the other in one process group.
 
-A test calls ``Ranks(folder, world).run(case)`` with the name of a function of this file and gets the results of all
-ranks.  The processes start once for many cases, because importing torch takes longer than most cases.
+A test calls ``Ranks(folder, world).run(case)`` with the name of a function of this file, or of another one, and gets the
+results of all ranks.  The processes start once for many cases, because importing torch takes longer than most cases.
 """
 
 import copy
 import json
 import os
 import random
+import runpy
 import select
 import subprocess
 import sys
@@ -25,7 +26,7 @@ CRITERION = nn.CrossEntropyLoss(reduction="none")
 
 
 class Ranks:
-    """Processes of one gloo group that run the cases of this file."""
+    """Processes of one gloo group that run cases."""
 
     def __init__(self, folder, world):
         self.errors = [open(folder / f"errors-{world}-{rank}", "w+") for rank in range(world)]
@@ -42,10 +43,10 @@ class Ranks:
             for rank in range(world)
         ]
 
-    def run(self, case):
-        """Return the results of all ranks; a failure on one of them ends them all."""
+    def run(self, case, *arguments, file=__file__):
+        """Return the results of a function of ``file`` on all ranks; a failure on one of them ends them all."""
         for process in self.processes:
-            process.stdin.write(case + "\n")
+            process.stdin.write(json.dumps([file, case, arguments]) + "\n")
             process.stdin.flush()
         waiting, results = {p.stdout: rank for rank, p in enumerate(self.processes)}, {}
         while waiting:
@@ -341,13 +342,17 @@ def main(store):
     torch.set_num_threads(1)
     number, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", init_method=store, rank=number, world_size=world)
+    results = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # trainers print
     for line in sys.stdin:
         torch.manual_seed(0)
         try:
-            result = globals()[line.strip()]()
+            file, case, arguments = json.loads(line)
+            functions = globals() if file == __file__ else runpy.run_path(file)
+            result = functions[case](*arguments)
         except BaseException:
             result = {"error": traceback.format_exc()}
-        print(json.dumps(result), flush=True)
+        print(json.dumps(result), file=results, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,29 +5,10 @@ from sift_ranks_kit import Ranks
 
 
 @pytest.fixture(scope="module")
-def groups(tmp_path_factory):
-    groups = {}
-
-    def run(case, world=2):
-        if world not in groups:
-            groups[world] = Ranks(tmp_path_factory.mktemp("ranks"), world)
-        return groups[world].run(case)
-
-    yield run
-    for group in groups.values():
-        group.close()
-
-
-@pytest.fixture(scope="module")
-def two(groups):
-    groups("share")  # the processes start before the leak police counts
-    return groups
-
-
-@pytest.fixture(scope="module")
-def three(groups):
-    groups("share", 3)
-    return lambda case: groups(case, 3)
+def three(tmp_path_factory):
+    ranks = Ranks(tmp_path_factory.mktemp("ranks"), 3)
+    yield ranks.run
+    ranks.close()
 
 
 def test_equal_counts_over_random_data_and_draws(three):

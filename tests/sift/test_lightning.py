@@ -1,5 +1,7 @@
 """The callback in a real Lightning Trainer: sifting, resume to the bit, the module's loss, options, the run."""
 
+import os
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -7,9 +9,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from loopwise.errors import InputError
+from loopwise.errors import InputError, StateError
 from loopwise.run import Run, read
-from loopwise.sift import TopLoss
+from loopwise.sift import RelativeLoss, TopLoss
 from loopwise.sift.lightning import SiftingCallback
 from loopwise.sift.loader import DEFAULTS
 
@@ -57,7 +59,7 @@ class StopAt(Callback):
             raise KeyboardInterrupt
 
 
-def fit(tmp_path, sifting, *callbacks, checkpoint=None, epochs=3):
+def fit(tmp_path, sifting, *callbacks, checkpoint=None, epochs=3, **options):
     torch.manual_seed(1)
     module = Module()
     trainer = Trainer(
@@ -69,6 +71,7 @@ def fit(tmp_path, sifting, *callbacks, checkpoint=None, epochs=3):
         enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
         default_root_dir=str(tmp_path),
         accelerator="cpu",
+        **options,
     )
     trainer.fit(module, ckpt_path=checkpoint)
     return module
@@ -105,6 +108,18 @@ def test_checkpoints_of_lightning_hold_the_state(tmp_path):
     fit(tmp_path, SiftingCallback(keep=0.5), ModelCheckpoint(str(tmp_path), save_last=True))
     saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
     assert "ranks" in saved["callbacks"]["SiftingCallback"]
+
+
+def test_a_checkpoint_of_another_number_of_ranks(tmp_path):
+    fit(tmp_path, SiftingCallback(keep=0.5), ModelCheckpoint(str(tmp_path), save_last=True), epochs=1)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    states = saved["callbacks"]["SiftingCallback"]["ranks"]
+    saved["callbacks"]["SiftingCallback"]["ranks"] = [state | {"world": 2} for state in states * 2]
+    torch.save(saved, tmp_path / "last.ckpt")
+    with pytest.raises(
+        StateError, match="seen: the state of rank 0 of 2\nexpected: the state of rank 0 of 1"
+    ):
+        fit(tmp_path, SiftingCallback(keep=0.5), checkpoint=str(tmp_path / "last.ckpt"))
 
 
 def test_a_module_without_criterion_says_what_to_pass(tmp_path):
@@ -186,48 +201,26 @@ def test_the_run_is_closed_when_the_fit_ends(tmp_path, stops, state):
     assert [record["epoch"] for record in records][:1] == [0]
 
 
-def test_under_ddp_all_ranks_step_together(ranks, tmp_path):
-    code = f"""
-    import os, warnings
-    warnings.simplefilter("ignore")
-    rank = dist.get_rank()
-    os.environ |= {{"TORCHELASTIC_RUN_ID": "test", "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}}
-    os.environ |= {{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}}  # the group exists already
-    from lightning.pytorch import LightningModule, Trainer
-    from torch.utils.data import DataLoader, TensorDataset
-    from loopwise.sift import RelativeLoss
-    from loopwise.sift.lightning import SiftingCallback
-
-    class Module(LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.net = torch.nn.Linear(6, 3)
-            self.criterion = torch.nn.CrossEntropyLoss()
-            self.steps = 0
-
-        def forward(self, x):
-            return self.net(x)
-
-        def training_step(self, batch, _):
-            self.steps += 1
-            return self.criterion(self(batch[0]), batch[1])
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    torch.manual_seed(0)
-    data = TensorDataset(torch.randn(90, 6), torch.arange(90) % 3)
-    module, sifting = Module(), SiftingCallback(policy=RelativeLoss(0.5), score_every=1, seed=0)
-    trainer = Trainer(
-        max_epochs=2, callbacks=[sifting], logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, accelerator="cpu", devices=2, strategy="ddp", default_root_dir={str(tmp_path)!r},
-    )
-    trainer.fit(module, DataLoader(data, 8, shuffle=True))
+def trained_on_two_ranks(folder):
+    """Return the number of steps and of samples, of states in a checkpoint, and a sum of the weights."""
+    rank = os.environ["RANK"]
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "test",
+        "LOCAL_RANK": rank,
+        "GROUP_RANK": "0",
+        "LOCAL_WORLD_SIZE": "2",
+    }
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # the group exists already
+    sifting = SiftingCallback(policy=RelativeLoss(0.5), score_every=1, seed=0)
+    module = fit(folder, sifting, epochs=2, devices=2, strategy="ddp")
     states = sifting.state_dict()["ranks"]
-    print(json.dumps([module.steps, sifting.loader.report().seen, len(states), float(module.net.weight.sum())]))
-    """
-    first, second = ranks(code)
-    assert first[0] == second[0] > 4
+    weights = float(module.net[0].weight.sum())
+    return [len(module.sizes), sifting.loader.report().seen, len(states), weights]
+
+
+def test_under_ddp_all_ranks_step_together(two, tmp_path):
+    first, second = two("trained_on_two_ranks", str(tmp_path), file=__file__)
+    assert first[0] == second[0] >= 4
     assert first[2] == 2
     assert first[3] == second[3]
-    assert first[1] + second[1] == pytest.approx(180, abs=32)
+    assert first[1] + second[1] == pytest.approx(160, abs=32)

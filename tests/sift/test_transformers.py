@@ -1,5 +1,7 @@
 """The mixin in a real Hugging Face Trainer: dict batches, padding, steps, resume, options."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -200,27 +202,21 @@ def test_accelerate_prepares_first(tmp_path):
     loader.load_state_dict(state)
 
 
-def test_a_trainer_under_ddp(ranks, tmp_path):
-    code = f"""
-    import importlib.util, pathlib, warnings
-    warnings.simplefilter("ignore")
-    os.environ |= {{"LOCAL_RANK": os.environ["RANK"], "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}}
-    spec = importlib.util.spec_from_file_location("t", {__file__!r})
-    t = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(t)
-    folder = pathlib.Path({str(tmp_path)!r})
-    keep = lambda losses: torch.full((len(losses),), 0.3 + 0.4 * dist.get_rank())
-    sift = {{"policy": keep, "seed": 3}}
-    whole = t.trainer(folder, sift=sift, num_train_epochs=2, save_strategy="steps", save_steps=4)
+def trained_on_two_ranks(folder):
+    """Return steps, sizes, samples seen and sums of the weights, of a training and of its resumed copy."""
+    rank = int(os.environ["RANK"])
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    sift = {"policy": lambda losses: torch.full((len(losses),), 0.3 + 0.4 * rank), "seed": 3}
+    whole = trainer(folder, sift=sift, num_train_epochs=2, save_strategy="steps", save_steps=4)
     whole.train()
-    again = t.trainer(folder, sift=sift, num_train_epochs=2)
-    again.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
-    weights = [p.sum().item() for p in whole.model.parameters()]
-    resumed = [p.sum().item() for p in again.model.parameters()]
-    report = whole.sift_loader.loader.report()
-    print(json.dumps([whole.state.global_step, whole.sizes, report.seen, weights, resumed]))
-    """
-    first, second = ranks(code)
+    again = trainer(folder, sift=sift, num_train_epochs=2)
+    again.train(resume_from_checkpoint=f"{folder}/checkpoint-4")
+    weights, resumed = ([p.sum().item() for p in run.model.parameters()] for run in (whole, again))
+    return [whole.state.global_step, whole.sizes, whole.sift_loader.loader.report().seen, weights, resumed]
+
+
+def test_a_trainer_under_ddp(two, tmp_path):
+    first, second = two("trained_on_two_ranks", str(tmp_path), file=__file__)
     assert first[0] == second[0] == len(first[1])
     assert len(first[1]) == len(second[1])
     assert first[3] == second[3]

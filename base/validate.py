@@ -96,16 +96,7 @@ def function(name: str, value: Any, expected: str, example: str) -> Callable[...
 def instance(
     name: str, value: Any, kind: type, expected: str, fix: str, cause: str = "arguments changed places"
 ) -> Any:
-    """Return ``value`` if it is an object of the class ``kind``.
-
-    Args:
-        name: the argument, as the caller wrote it.
-        value: the argument's value.
-        kind: the class.
-        expected: the valid values, for the message.
-        fix: the remedy, for the message.
-        cause: the likely cause of an object of another class.
-    """
+    """Return ``value`` if it is an object of the class ``kind``; the texts are parts of the message."""
     if not isinstance(value, kind):
         raise _wrong_type(name, value, expected, cause, fix)
     return value

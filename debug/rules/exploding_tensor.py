@@ -2,7 +2,7 @@
 
 Statistic: numbers of NaN and infinite values, and the losses themselves.  Gradients of a step that GradScaler skipped do
 not count, because they are how it finds its scale; nor does minus infinity in outputs, because masks consist of it.
-Default: any.
+Default: any.  ``share`` is the largest share of the elements of a tensor that may be such; losses have none.
 Why: NaN spreads to all weights with the next update.
 False alarms: none known.
 """

@@ -65,7 +65,7 @@ def load_cache(path: str | os.PathLike[str]) -> bool:
         Whether the code was loaded; ``False``, with a ``LoopwiseWarning``, if it was compiled for other versions.
 
     Raises:
-        InputError: there is no file, or one of another kind.
+        InputError: there is no file, or it is of another kind.
     """
     try:
         with open(path, "rb") as file:

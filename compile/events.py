@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Events:
-    """Collects lines for ``explain()``, and writes them and the plans into a run.
+    """Collector of lines for ``explain()``, which also writes the lines and the plans into a run.
 
     The run is released by ``close``, when this object is garbage-collected, or when the process exits.
 

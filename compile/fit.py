@@ -22,7 +22,7 @@ from .verify.sandbox import sandbox, training_pass
 
 REPEATS = 5
 HEADROOM = 0.9
-"""Share of the free memory that is used if no budget is given: fragmentation takes the rest."""
+"""Share of the free memory that is the default budget: fragmentation takes the rest."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Size:
     seconds: float
     """Median seconds of forward and backward."""
     peak: int
-    """Most bytes held, beside parameters and batch."""
+    """Largest number of bytes that were held besides parameters and batch."""
     predicted: int | None
     """The same bytes, predicted from the two sizes before."""
     changes: list[int] = field(default_factory=list, repr=False)
@@ -47,14 +47,14 @@ class Size:
 
 @dataclass(frozen=True)
 class Fit:
-    """Measured batch sizes and the best of them; ``str()`` of it is a table."""
+    """Measured batch sizes and the best of them; ``print`` shows them as a table."""
 
     sizes: list[Size]
     best: Size
     limit: int
     """Bytes that forward and backward may hold."""
     given: int
-    """Samples of the batch that was passed."""
+    """Number of samples of the batch that was passed."""
     stopped: str
     """Reason why no larger size was tried."""
     advice: list[str] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Fit:
 
 
 def fit(step: TrainStep, batch: Any, *, memory: float | str | None = None, largest: int | None = None) -> Fit:
-    """Measure batch sizes by the step's plan, from a quarter of the given size on, doubling.
+    """Measure batch sizes by the step's plan, from a quarter of the size of ``batch`` on, doubling.
 
     Larger batches are made by repeating the samples of ``batch``.  Nothing is trained, and model,
     gradients, buffers and random states stay as they are.
@@ -93,15 +93,17 @@ def fit(step: TrainStep, batch: Any, *, memory: float | str | None = None, large
     validate.instance("step", step, TrainStep, "a TrainStep", fix, cause)
     if largest is not None:
         validate.whole_number("largest", largest, 1, "samples", example=1024)
-    given = batches.length(batch)
-    if not given:
+    batch_size = batches.length(batch)
+    if not batch_size:
         raise InputError(
             "a batch without samples", "a batch of usual size", "an empty last batch", "pass the first batch"
         )
     step.prepare(batch)
     limit = _limit(step, memory)
     sizes: list[Size] = []
-    smallest = max(min(2, given), given // 4)  # libraries may compute one sample in another way than many
+    smallest = max(
+        min(2, batch_size), batch_size // 4
+    )  # libraries may compute one sample in another way than many
     samples, stopped = smallest, ""
     while not stopped:
         predicted = _predicted(sizes, samples)
@@ -123,7 +125,7 @@ def fit(step: TrainStep, batch: Any, *, memory: float | str | None = None, large
     for size in sizes[1:]:
         if size.rate > best.rate * (1 + TIE):
             best = size
-    return Fit(sizes, best, limit, given, stopped, _advice(step, given, best.samples))
+    return Fit(sizes, best, limit, batch_size, stopped, _advice(step, batch_size, best.samples))
 
 
 def _limit(step: TrainStep, memory: float | str | None) -> int:
@@ -161,9 +163,9 @@ def _measure(
     """Measure one size and append it to ``sizes``; return the reason to stop, or an empty text."""
     assert step.plan is not None
     model, device = step.spec.model, step.spec.device
-    given = batches.length(batch)
+    batch_size = batches.length(batch)
     try:
-        larger = batches.index(batch, torch.arange(samples) % given, given)
+        larger = batches.index(batch, torch.arange(samples) % batch_size, batch_size)
         with sandbox(model):
             run = training_pass(variant(step.spec, step.plan, Log()), model, larger)
             run()
@@ -180,11 +182,11 @@ def _measure(
     return "two doublings in a row gained nothing" if flat else ""
 
 
-def _advice(step: TrainStep, given: int, best: int) -> list[str]:
-    """Return lines about the learning rate of a batch of ``best`` samples instead of ``given``."""
-    if best == given:
+def _advice(step: TrainStep, batch_size: int, best: int) -> list[str]:
+    """Return lines about the learning rate of a batch of ``best`` samples instead of ``batch_size``."""
+    if best == batch_size:
         return ["the batch size stays as it is"]
-    factor, optimizer = best / given, step.spec.optimizer
+    factor, optimizer = best / batch_size, step.spec.optimizer
     if optimizer is None:
         rules = "the learning rate changes by that factor (SGD) or its square root (Adam)"
         return [f"{factor:g} times the batch: {rules}"]
@@ -193,6 +195,6 @@ def _advice(step: TrainStep, given: int, best: int) -> list[str]:
     rate = float(optimizer.param_groups[0]["lr"])
     warm_up = ", with some hundred steps of warm-up" if factor > 1 else ""
     lines = [f"learning rate {rate:g} -> {rate * by:.3g} by the {rule} rule for {name}{warm_up}"]
-    if factor < 1 and given % best == 0:
-        lines.append(f"or accumulate={given // best} with the learning rate as it is")
+    if factor < 1 and batch_size % best == 0:
+        lines.append(f"or accumulate={batch_size // best} with the learning rate as it is")
     return lines

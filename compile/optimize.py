@@ -24,7 +24,7 @@ def optimize(target: T, *, plan: Plan | None = None) -> T: ...
 @overload
 def optimize(target: None = None, *, plan: Plan | None = None) -> Any: ...
 def optimize(target: Any = None, *, plan: Plan | None = None) -> Any:
-    """Compile ``target`` for training; as a call or as a decorator.
+    """Compile ``target`` for training; usable as a function or as a decorator.
 
     A module is compiled in place (``Module.compile``): it stays the same object, the keys of its
     ``state_dict`` have no prefix, and pickles and deep copies are ordinary modules.  A class compiles

@@ -1,4 +1,4 @@
-"""Section of a run's page about compiled steps, in the form that ``loopwise.report.sections`` specifies."""
+"""Section of a run's page about compiled steps; ``loopwise.report.sections`` specifies the format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COLUMNS = {"ms": "ms", "least": "least ms", "most": "most ms", "MiB": "peak MiB"
 
 
 def sections(path: str, other: str | None = None) -> list[Block]:
-    """Return the plan in use, the variants it was chosen from, and later events.
+    """Return the plan in use, the variants that it was chosen from, and later events.
 
     Args:
         path: the run.

@@ -130,7 +130,7 @@ def models(model: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Module]:
         InputError: an object of another type, or a module of TorchScript.
     """
     by_key: dict[str, nn.Module] = names.by_key(model, nn.Module, "model")
-    modules = [module for each in by_key.values() for module in each.modules()]
+    modules = [module for root in by_key.values() for module in root.modules()]
     if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
         raise InputError(
             "a model of TorchScript",

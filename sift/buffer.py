@@ -27,7 +27,7 @@ class Samples:
         return Samples(batches.index(self.batch, positions, self.size), len(positions), columns)
 
     def with_weights(self) -> Any:
-        """Return the batch with the column ``weight``, if any: as a last element, or as ``"weights"`` of a dict."""
+        """Return the batch with the column ``weight``, if there is one, as a last element, or as ``"weights"`` of a dict."""
         batch, weights = self.batch, self.columns.get("weight")
         if weights is None:
             return batch

@@ -15,7 +15,7 @@ WARM_UP, TIMED = 2, 5
 
 
 class CompileDecision:
-    """Holds the faster of a plain and a compiled function, after ``AFTER`` seconds of the plain one.
+    """Choice of the faster one of a plain and a compiled function, after ``AFTER`` seconds of the plain one.
 
     Args:
         plain: the plain function.

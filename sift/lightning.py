@@ -128,7 +128,7 @@ class SiftingCallback(Callback):
             self.loader.close("finished")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of all ranks.  Collective if there are several, as saving a checkpoint is."""
+        """Return the states of all ranks; every rank has to call this function, as for saving a checkpoint."""
         if self.loader is None or self._unsized is None:
             return {}
         return {"ranks": gather(copy.deepcopy(self.loader.state_dict(self._unsized.untrained)))}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 COLUMNS = {"losses": torch.nan, "classes": -1, "last_trained": -1}
-"""Column -> its value for a sample that is unknown."""
+"""Key: column.  Value: number that marks an unknown sample."""
 
 
 class LossHistory:

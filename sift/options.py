@@ -64,7 +64,7 @@ RULES: dict[str, tuple[Any, ...]] = {
 
 
 def validate_option(name: str, value: Any) -> None:
-    """Raise an error if there is a rule for the option, and its value breaks it."""
+    """Raise an error if the value of an option breaks the rule for it; options without a rule pass."""
     if name in RULES:
         rule, *arguments = RULES[name]
         rule(name, value, *arguments)
@@ -103,7 +103,7 @@ def validate_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) ->
             "pass run= as well, or leave resume out",
         )
     if run is not None and not isinstance(run, (str, os.PathLike)):
-        from loopwise.run import as_run  # it imports fsspec, which takes 20 ms
+        from loopwise.run import as_run  # the import of fsspec takes 20 ms
 
         as_run(run, "sift", resume)  # it validates a Run, and opens nothing
 
@@ -114,7 +114,7 @@ def validate_passed_on(options: Mapping[str, Any], defaults: Mapping[str, Any], 
     Args:
         options: names and values.
         defaults: all options of the loader and their defaults.
-        place: the call or argument that the user wrote them in, such as ``SiftingCallback(...)``.
+        place: call or argument in the user's code, such as ``SiftingCallback(...)``.
 
     Raises:
         InputError: an unknown name or an invalid value; the message names ``place``.
@@ -134,7 +134,7 @@ def validate_passed_on(options: Mapping[str, Any], defaults: Mapping[str, Any], 
 
 
 def validate_arguments(loader: Any, model: Any, loss: Any) -> None:
-    """Raise an error if there is no iterable of batches, no module, or no loss that returns one value per sample."""
+    """Raise an error unless the arguments are an iterable of batches, a module, and a loss with one value per sample."""
     fix = "pass the arguments in the order loader, model, loss, or by name"
     validate.instance("loader", loader, Iterable, "an iterable of batches, such as a DataLoader", fix)
     validate.instance("model", model, nn.Module, "an nn.Module", fix)

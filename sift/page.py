@@ -1,4 +1,4 @@
-"""Section of the page of a run about sifting; ``loopwise.report.sections`` specifies its form."""
+"""Section of the page of a run about sifting; ``loopwise.report.sections`` specifies the format."""
 
 from __future__ import annotations
 

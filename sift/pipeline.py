@@ -19,21 +19,21 @@ from .source import NO_INDEX, Source
 
 POOL_BYTES = 64 * 2**20  # a pool is read ahead, and the activations of its scoring pass are far larger
 POOL_BATCHES = 4  # more batches gain under 2 % per scored sample (ResNet-18 at 64x64, two CPU cores)
-SLACK = 0.02  # with auto: the share of a plain loop's time that scoring may cost before it has paid
+SLACK = 0.02  # with auto: share of the time of a plain loop that scoring may cost before it has saved time
 
 ALL, FRESH, REMEMBERED = "all", "fresh", "remembered"
 """Modes of an epoch: no selection, selection by scoring passes, selection by remembered losses."""
 SAVED = ["read_in_training", "read_in_pass", "counted_skipped", "exhausted", "batch_size", "pool_size"]
-"""Attributes that are part of the state as they are."""
+"""Attributes that ``state_dict`` copies without conversion."""
 
 
 class Pipeline:
-    """Reads batches, selects samples and joins them into full batches, one pass over the data at a time.
+    """Pipeline that reads batches, selects samples and joins them into full batches, in passes over the data.
 
     Args:
         options: all options of the loader, as attributes.
         source: batches of the wrapped loader.
-        selector: selects samples; its history and report are used here too.
+        selector: selector of samples, whose history and report the pipeline uses too.
     """
 
     _stream: Iterator[Samples]
@@ -108,7 +108,7 @@ class Pipeline:
         self.coordination.post(self._ahead is not None, text)
 
     def _make_batch(self) -> Samples | None:
-        """Return the next full batch, the short last one, or ``None`` at the end of the wrapped loader."""
+        """Return the next full batch, the short last batch, or ``None`` at the end of the wrapped loader."""
         while True:
             with self.report.timed("selecting"):
                 batch = self._buffer.take(self.batch_size or 0)
@@ -203,7 +203,7 @@ class Pipeline:
         return None
 
     def _keep_unscored(self, samples: Samples) -> torch.Tensor:
-        """Return the positions to keep of a batch that is not scored: all of them, or by remembered losses."""
+        """Return the kept positions of a batch that is not scored: all of them, or a selection by remembered losses."""
         kept = torch.arange(samples.size)
         if self.mode != REMEMBERED or (not self.source.plans and self._in_delay()):
             return kept
@@ -220,7 +220,7 @@ class Pipeline:
         return kept
 
     def _plan(self, order: torch.Tensor) -> torch.Tensor:
-        """Return those indices of an epoch that are loaded: the first ones of the delay, and the selected ones."""
+        """Return the indices of the samples to load in an epoch: the first samples, of the delay, and the selected ones."""
         kept = self.selector.draw_planned(order)
         read = 0 if self.options.delay_every_epoch else self.read_in_training
         delayed = max(0, self.options.delay - read) * (self.batch_size or 1)

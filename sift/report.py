@@ -35,7 +35,7 @@ class Report:
     epochs: int = 0
     """Complete passes over the wrapped loader."""
     seen: int = 0
-    """Samples considered: those that the wrapped loader yielded and those left out before loading."""
+    """Number of samples that the wrapped loader yielded or that were left out before loading."""
     skipped: int = 0
     """Samples left out before they were loaded, by their remembered losses."""
     scored: int = 0
@@ -43,7 +43,7 @@ class Report:
     kept: int = 0
     """Samples chosen for the training step, including those that were not scored."""
     dropped: int = 0
-    """Samples that no training step sees: those not chosen, and those cut."""
+    """Number of samples that no training step sees, because they were not chosen or were cut."""
     cut: int = 0
     """Chosen samples that were dropped all the same, by ``drop_last`` or because another rank's data ended."""
     not_finite: int = 0
@@ -51,7 +51,7 @@ class Report:
     batches: int = 0
     """Batches yielded to the training step."""
     trained: int = 0
-    """Samples in those batches."""
+    """Number of samples in the yielded batches."""
     loading_seconds: float = 0.0
     """Time spent waiting for the wrapped loader."""
     scoring_seconds: float = 0.0
@@ -59,7 +59,7 @@ class Report:
     selecting_seconds: float = 0.0
     """Time of the loader's own work: validation, policy, selecting and joining samples, coordination of ranks."""
     training_seconds: float = 0.0
-    """Time between a batch being yielded and the next one being requested."""
+    """Seconds from the yield of a batch to the request for the next one."""
     classes: dict[int, list[int]] = field(default_factory=dict)
     """Number of samples seen and kept of each class, counted if samples are scored as batches come."""
     policies: dict[str, tuple[int, float]] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Report:
 
     @property
     def seconds_per_sample(self) -> float:
-        """Mean training seconds of a sample; 0 before they are known."""
+        """Mean training seconds of a sample; 0 before the first training step."""
         return self.steps[1] / self.steps[0] if self.steps[0] else 0.0
 
     def scoring_pays(self, samples: int, slack: float) -> bool:
@@ -174,7 +174,7 @@ class Report:
 
 
 class EpochLog:
-    """Writes one record per epoch into a run.
+    """Log that writes one record per epoch into a run.
 
     If nobody releases the run, it ends with the log.
 

@@ -34,7 +34,7 @@ class Recorder:
             current = torch.cuda.current_stream()
             self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
-                run()  # work that waits only the first time is allowed
+                run()  # waiting in the first call only is allowed
                 with _refuse_waiting():
                     run()
             current.wait_stream(self._stream)
@@ -75,13 +75,13 @@ class Recorder:
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
-    """Return a recorder for ``device``; ``None`` if it has no graphs."""
+    """Return a recorder for ``device``; ``None`` if the device has no graphs."""
     return Recorder(device) if device.type == "cuda" else None
 
 
 @contextlib.contextmanager
 def _refuse_waiting() -> Iterator[None]:
-    """Raise on leaving if an operation waited for the GPU.
+    """Raise an error at the end of the context if an operation inside waited for the GPU.
 
     torch can raise at once, but then it raises in every thread, also in a loader's.  So torch is set to warn, and the
     warnings are collected; the setting is restored on leaving.

@@ -40,7 +40,7 @@ class Recording:
     """Structure of the batch: containers, and values that are no tensors."""
     parameters: list[Tensor]
     gradients: list[Tensor | None]
-    """Gradients of the parameters that each replay adds to; ``None`` if it makes them."""
+    """Gradients that each replay adds to, by parameter; ``None`` if a replay makes the gradient."""
     batch: Any
     """Tensors that the recorded step reads its batch from."""
     rates: list[Tensor]
@@ -79,7 +79,7 @@ def structure_of(batch: Any) -> str:
 
 
 def refusal(spec: StepSpec, batch: Any) -> str:
-    """Return why a step cannot be recorded, or an empty text."""
+    """Return the reason why a step cannot be recorded, or an empty text."""
     optimizer, kind = spec.optimizer, spec.device.type
     if optimizer is None:
         return "there is no optimizer"
@@ -119,7 +119,7 @@ class Attempt:
         self._optimizer: Optimizer = spec.optimizer
         self._accumulates = spec.accumulate > 1
         self.timing = ""
-        """Milliseconds of both kinds of step, once they were timed."""
+        """Text with the milliseconds of both kinds of step; empty before they are timed."""
 
     def run(self, batch: Any) -> tuple[Recording | None, str]:
         """Return a recording that makes the same steps faster; or ``None``, and the reason."""
@@ -136,7 +136,7 @@ class Attempt:
             saved.restore(gradients=not (recording is not None and self._accumulates))
 
     def _record(self, batch: Any, saved: SavedState) -> Recording:
-        """Run the step as it will be recorded, and record it."""
+        """Run the step once outside of a recording, and record it."""
         spec = self._spec
         place = batches.map_tensors(lambda tensor: tensor.detach().clone(), batch)
         other_draws = _other_random_states(spec.device)
@@ -166,7 +166,7 @@ class Attempt:
         return losses.detach()
 
     def _ordinary(self, batch: Any) -> list[Tensor]:
-        """Train on one batch for a whole update, the ordinary way; return the losses."""
+        """Train on one batch for a whole update by ordinary steps; return the losses."""
         losses = [self._backward(batch).clone() for _ in range(self._spec.accumulate)]
         self._spec.update(self._accumulates)
         return losses

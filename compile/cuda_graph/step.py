@@ -22,13 +22,13 @@ from .recording import Attempt, Recording, refusal, structure_of
 from .state import signature
 
 WARM_UP = 3
-"""Ordinary updates before a recording: libraries choose their algorithms, the optimizer makes its state."""
+"""Number of ordinary updates before a recording: libraries choose algorithms, the optimizer makes its state."""
 MOST = 3
-"""Recordings; a step that changes more often stays ordinary."""
+"""Largest number of recordings; a step that changes more often stays ordinary."""
 
 
 class CudaGraphStep:
-    """Replays a training step if that is possible, correct and faster, and says so once if it is not.
+    """Function that replays a training step if this is possible, correct and faster, and reports once if it is not.
 
     Args:
         spec: the training step.

@@ -30,9 +30,9 @@ class Log:
     """Events of the compilation of one candidate's graphs."""
 
     graphs: int = 0
-    """Graphs handed to the backend.  More than one for a model and a shape means graph breaks."""
+    """Number of graphs that the backend compiled; more than one for a model and a shape means graph breaks."""
     outcomes: list[Outcome] = field(default_factory=list)
-    """Places that the passes looked at: rewritten, or left as they are for a reason."""
+    """Places that the passes inspected, each rewritten, or left with a reason."""
     failures: list[str] = field(default_factory=list)
     """Errors of graphs that could not be compiled and run by eager kernels."""
     regions: list[str] = field(default_factory=list)

@@ -42,11 +42,11 @@ class Candidate:
     difference: Difference | None = None
     """The worst difference from the eager step, if it is over its budget."""
     compile_seconds: float = 0.0
-    """Seconds of the first pass, which captures and compiles, beyond those of a later one."""
+    """Seconds of the first pass, which captures and compiles, minus the seconds of a later pass."""
     times: list[float] = field(default_factory=list)
     """Seconds of forward and backward."""
     peak: int = 0
-    """Most bytes that forward and backward hold, beside parameters and batch."""
+    """Largest number of bytes that forward and backward hold besides parameters and batch."""
 
     @property
     def seconds(self) -> float:
@@ -144,7 +144,7 @@ def fastest(candidates: list[Candidate]) -> Candidate:
 
 
 def is_faster(candidate: Candidate, other: Candidate, spec: StepSpec, batch: Any) -> bool:
-    """Return whether ``candidate`` is faster than ``other``, by a few passes of each."""
+    """Return whether ``candidate`` is faster than ``other``; each runs a few passes."""
     both = [other, candidate]
     time_candidates(both, spec, batch, repeats=3)
     return from_main(lambda: fastest(both) is candidate)

@@ -19,7 +19,7 @@ WARM_UP, REPEATS, LEAST = 2, 7, 4
 
 
 def median(values: Collection[float]) -> float:
-    """Return the median.  Importing ``statistics`` for it would take longer than importing all of compile."""
+    """Return the median.  Importing ``statistics`` would take longer than importing all of compile."""
     ordered, middle = sorted(values), len(values) // 2
     return ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
@@ -61,7 +61,7 @@ def seconds(
 
 
 def peak_bytes(step: Step, device: torch.device) -> int:
-    """Return the most bytes that tensors held during ``step``, above those that they held before."""
+    """Return the peak of the bytes that tensors held during ``step``, minus the bytes that they held before."""
     return peak_of(memory_changes(step, device))
 
 

@@ -13,7 +13,7 @@ from ..verify.sandbox import sandbox, training_pass
 from .measure import seconds
 
 SIDE = {"cpu": 1024, "cuda": 8192}
-"""Rows and columns of the large product; it takes about 30 ms on a CPU core."""
+"""Number of rows and of columns of the large product, which takes about 30 ms on a CPU core."""
 
 
 class Roofline(NamedTuple):

@@ -1,4 +1,4 @@
-"""Decision which compiled variant of a training step wins.
+"""Choose the compiled variant of a training step.
 
 ``search`` makes a reference of the eager step, tries plans on one batch (``candidates.try_plan`` compiles each and
 compares it with the reference), times those that compute the right thing, and returns the fastest one (within the
@@ -48,11 +48,11 @@ class SearchResult:
     """``True`` if the plan was the user's or an earlier run's: it was compared, not timed."""
     notes: list[str] = field(default_factory=list)
     errors: Errors = field(default_factory=dict)
-    """Errors of the eager step, as far as they were measured."""
+    """Measured errors of the eager step."""
     roofline: Roofline | None = None
-    """Least time of any variant, if candidates were timed."""
+    """Smallest possible time of a variant, if candidates were timed."""
     samples: int | None = None
-    """Samples of the batch that was tried, if it was a part of the given one."""
+    """Number of samples of the batch that was tried, if it was a part of the passed batch."""
 
 
 def search(spec: StepSpec, batch: Any, known: Plan | None, errors: Errors | None = None) -> SearchResult:
@@ -120,7 +120,7 @@ def _compared(spec: StepSpec, batch: Any, eager: Candidate, expected: Reference,
 
 
 def _tried(spec: StepSpec, batch: Any, expected: Reference, eager: Candidate) -> list[Candidate]:
-    """Try the plans that make sense for this model, each once."""
+    """Try each plan that can be faster for this model once."""
     thorough = spec.autotune == "max"
     attempt = functools.partial(_attempt, spec, batch, expected)
     candidates = _with_kernel(spec, batch, attempt, _with_passes(attempt))
@@ -153,7 +153,7 @@ def _attempt(spec: StepSpec, batch: Any, expected: Reference, **changes: Any) ->
 
 
 def _with_passes(attempt: Attempt) -> list[Candidate]:
-    """Try the captured graph with all usual passes; if one of them is wrong, with each alone.
+    """Try the captured graph with all usual passes; if the result is wrong, with each pass alone.
 
     Returns:
         The candidate with all passes that rewrote something and are correct, first, and the refused ones.
@@ -165,7 +165,7 @@ def _with_passes(attempt: Attempt) -> list[Candidate]:
     if together.compute is not None:
         together.plan = together.plan.changed(passes=effective)
         return [together]
-    alone = [attempt(graph="captured", passes=(name,)) for name in USUAL]  # which one is wrong?
+    alone = [attempt(graph="captured", passes=(name,)) for name in USUAL]  # find the pass that is wrong
     correct = tuple(n for c in alone if c.compute is not None for n in _effective_passes(c))
     only = [c for c in alone if c.compute is not None and c.plan.passes == correct]
     return [*only, together, *(c for c in alone if c.compute is None)]
@@ -174,7 +174,7 @@ def _with_passes(attempt: Attempt) -> list[Candidate]:
 def _with_kernel(
     spec: StepSpec, batch: Any, attempt: Attempt, candidates: list[Candidate]
 ) -> list[Candidate]:
-    """Try the loss head's kernel beside the leading candidate; it leads if it is correct and faster."""
+    """Try the loss head's kernel; return its candidate if it is correct and faster than the leading one."""
     best = _leading(candidates)
     if best is None or "loss_head" not in best.plan.passes or not runs_kernels(spec.device):
         return candidates

@@ -48,6 +48,6 @@ def _sentences(saved: SavedRun, other: SavedRun) -> str:
     else:
         sentences = f"The two runs are equal in the {common:,} saved steps that both have."
     if lost:
-        steps = ", ".join(f"{each.step:,}" for each in lost)
+        steps = ", ".join(f"{place.step:,}" for place in lost)
         sentences += f" Bytes of step {steps} are lost: `loopwise debug verify` lists them."
     return sentences

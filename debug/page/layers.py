@@ -90,7 +90,9 @@ QUANTITIES = (
 def blocks(saved: SavedRun) -> list[Block]:
     """Return a heat map of each quantity that was saved and is not zero everywhere."""
     tables = saved.tables(STATISTICS)
-    return [block for each in QUANTITIES if (block := _heat_map(each, tables[each.kind])) is not None]
+    return [
+        block for quantity in QUANTITIES if (block := _heat_map(quantity, tables[quantity.kind])) is not None
+    ]
 
 
 def _heat_map(quantity: Quantity, table: Table) -> Block | None:

@@ -85,7 +85,8 @@ class Evaluation:
             runs.append(sums)
         first, second = runs
         return next(
-            ((one[0],) for one, two in zip(first, second, strict=False) if one != two), ("the model",)
+            ((before[0],) for before, after in zip(first, second, strict=False) if before != after),
+            ("the model",),
         )
 
     # -- other input ----------------------------------------------------------------------------
@@ -129,13 +130,13 @@ class Evaluation:
         outputs = self._outputs(self.call.changed(changed))
         others = torch.arange(size) != at
         pairs = [
-            (one[others], two[others])
-            for one, two in zip(self.outputs, outputs, strict=True)
-            if one.shape[:1] == two.shape[:1] == (size,) and one.shape != (size, size)
+            (before[others], after[others])
+            for before, after in zip(self.outputs, outputs, strict=True)
+            if before.shape[:1] == after.shape[:1] == (size,) and before.shape != (size, size)
         ]
         if not pairs:
             return left_out(name, f"no output has the {size} samples of the batch in its first dimension")
-        if not any(_differ([one], [two]) for one, two in pairs):
+        if not any(_differ([before], [after]) for before, after in pairs):
             return Result(name, f"replacing sample {at} changes no other sample's output")
         what = f"replacing sample {at} of the batch changes the outputs of other samples in evaluation mode"
         return faulty(name, "samples_mixed", what)
@@ -178,15 +179,17 @@ def _with_copied_sample(tensor: torch.Tensor, at: int, size: int) -> torch.Tenso
     return changed
 
 
-def _differ(before: list[torch.Tensor], after: list[torch.Tensor]) -> bool:
+def _differ(tensors: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
     """Return whether the tensors differ by more than rounding."""
-    if [t.shape for t in before] != [t.shape for t in after]:
+    if [t.shape for t in tensors] != [t.shape for t in others]:
         return True
-    for one, two in zip(before, after, strict=True):
+    for tensor, other in zip(tensors, others, strict=True):
         rounding = 0.0
-        if one.is_floating_point() and one.numel():
-            rounding = PLACES * torch.finfo(one.dtype).eps * float(one.abs().amax())
-        if not torch.equal(one, two) and not (rounding and float((one - two).abs().amax()) <= rounding):
+        if tensor.is_floating_point() and tensor.numel():
+            rounding = PLACES * torch.finfo(tensor.dtype).eps * float(tensor.abs().amax())
+        if not torch.equal(tensor, other) and not (
+            rounding and float((tensor - other).abs().amax()) <= rounding
+        ):
             return True
     return False
 

@@ -124,19 +124,19 @@ class Sampler:
         self._stop.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
-        with contextlib.ExitStack() as rest:  # all of it, even if a part fails
-            rest.callback(self._devices.close)
-            rest.callback(self._source.close)
-            rest.callback(self._close_lines)
+        with contextlib.ExitStack() as closing:  # every call is made, even if another one fails
+            closing.callback(self._devices.close)
+            closing.callback(self._source.close)
+            closing.callback(self._close_lines)
             if self.error is None and self._lines:
                 self._hand_on()
                 self._look("end", {})
 
     def _close_lines(self) -> None:
-        lines, self._lines = self._lines, {}
-        with contextlib.ExitStack() as rest:
-            for each in lines.values():
-                rest.callback(each.close)
+        files, self._lines = self._lines, {}
+        with contextlib.ExitStack() as closing:
+            for lines in files.values():
+                closing.callback(lines.close)
 
     # -- on the thread --------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ def job(path: str, sessions: list[Session]) -> dict[str, float | None]:
     times = [table["time"] for session in sessions if len(table := session.phases)]
     job = {"start": start, "end": end, "initialization": None, "loop": None, "finalization": None}
     if times:
-        first, last = min(float(each[0]) for each in times), max(float(each[-1]) for each in times)
+        first, last = min(float(column[0]) for column in times), max(float(column[-1]) for column in times)
         job |= {"initialization": first - start, "loop": last - first}
         job["finalization"] = None if end is None else max(0.0, float(end) - last)
     return job

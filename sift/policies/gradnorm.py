@@ -20,7 +20,7 @@ class GradNorm(Policy):
     probabilities are cut at 1, and c is solved exactly so that they sum to ``keep`` times the pool's size; and the
     predicted gain is no condition (the loader's ``auto`` measures it).
 
-    Samples without any gradient are kept only if fewer than the share have one, all with the same probability.  A
+    Samples with a gradient of 0 are kept only if the others are fewer than the share, with equal probabilities.  A
     gradient that is not finite counts as the largest.
 
     Args:
@@ -47,7 +47,9 @@ def _fill(norms: torch.Tensor, total: float) -> torch.Tensor:
     if not len(norms):
         return norms
     largest_first = norms.sort(descending=True).values
-    others = largest_first.flip(0).cumsum(0).flip(0)  # for each k the sum without the k largest
+    others = (
+        largest_first.flip(0).cumsum(0).flip(0)
+    )  # sums of the gradients without the k largest ones, for each k
     left = total - torch.arange(len(norms), dtype=torch.float64)
     cut = int((largest_first * left <= others).int().argmax())
     if others[cut] > 0:

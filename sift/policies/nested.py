@@ -15,15 +15,15 @@ PolicyLike = Policy | Callable[[torch.Tensor], torch.Tensor]
 
 
 class Nested(Policy):
-    """Policy made of ``parts``: it needs, saves and receives all that its parts do.
+    """Policy made of ``parts``; it needs, saves and receives the data of all its parts.
 
-    It has a share ``keep`` if one of its parts has one.
+    The policy has a share ``keep`` if one of its parts has one.
     """
 
     weights: tuple[float, ...] = (1.0,)
     """Weight of each part."""
     own: ClassVar[frozenset[str]] = frozenset()
-    """Fields of ``Pool`` that it needs besides those of its parts."""
+    """Fields of ``Pool`` that the policy needs and its parts do not."""
 
     def __init__(self, *parts: PolicyLike) -> None:
         self.parts = tuple(as_policy(part) for part in parts)
@@ -35,7 +35,7 @@ class Nested(Policy):
 
     @property
     def keep(self) -> float:
-        """Weighted mean of the shares of the parts that have one; setting it sets it in each of them."""
+        """Weighted mean of the shares of the parts that have a share; an assignment sets the share of each of them."""
         sharing = self._sharing()
         total = sum(weight for weight, _ in sharing)
         return sum(weight / total * float(part.keep) for weight, part in sharing)

@@ -68,7 +68,7 @@ class Policy:
     settings: ClassVar[tuple[str, ...]] = ()
     """Attributes that the repr shows, by which ``load_state_dict`` recognises the policy."""
     decided: tuple[int, float] = (0, 0.0)
-    """Number of samples decided about, and the expected number of them that were dropped."""
+    """Number of samples that the policy decided about, and the expected number of dropped samples among them."""
 
     def probabilities(self, pool: Pool) -> torch.Tensor:
         """Return keep probabilities in [0, 1], float32 of shape (n,)."""
@@ -137,7 +137,7 @@ class Function(Policy):
 
 
 def _validated(policy: Policy, probabilities: Any, pool: Pool) -> torch.Tensor:
-    """Return the probabilities if there is one in [0, 1] for each sample of the pool."""
+    """Return the probabilities if each sample of the pool has one, in [0, 1]."""
     tensor = isinstance(probabilities, torch.Tensor)
     fits = tensor and probabilities.shape == pool.losses.shape
     if fits and bool(((probabilities >= 0) & (probabilities <= 1)).all()):

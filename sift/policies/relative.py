@@ -64,7 +64,7 @@ class RelativeLoss(Policy):
 
     @property
     def keep(self) -> float:
-        """Expected share of kept samples; setting it sets ``beta``."""
+        """Expected share of kept samples; an assignment changes ``beta``."""
         return self.floor + (1 - self.floor) / (1 + self.beta)
 
     @keep.setter

@@ -14,7 +14,7 @@ from .policy import Policy, Pool, check_floor
 class Threshold(Policy):
     """Keep the samples with a loss of at least ``loss``, and the rest with the probability ``floor``.
 
-    The rule is a hinge, as in perceptrons and SVMs: a sample that is learned well enough is left alone.  The share of
+    The rule is a hinge, as in perceptrons and SVMs: a sample with a small loss is not trained on.  The share of
     kept samples is not fixed; it falls while the model learns, and the time of an epoch falls with it.  A floor brings
     back samples that the model has forgotten, and bounds importance weights.
 

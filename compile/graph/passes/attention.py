@@ -50,7 +50,7 @@ class _Scores:
 
 
 def attention(gm: fx.GraphModule) -> list[Outcome]:
-    """Rewrite each attention that is written out, if that is safe.
+    """Rewrite each written-out attention if this is safe.
 
     Args:
         gm: Dynamo's captured graph, before AOTAutograd, with ``example_value`` in its nodes' meta.
@@ -131,7 +131,7 @@ def _product(softmax: fx.Node) -> fx.Node:
 
 
 def _require_no_dropout(node: fx.Node) -> None:
-    """Refuse a dropout that is on."""
+    """Refuse a dropout in training mode."""
     names = ("input", "p", "training", "inplace")
     arguments = dict(zip(names, node.args, strict=False)) | node.kwargs
     off = bool(arguments.get("p", 0.5) == 0.0) or arguments.get("training", True) is False
@@ -139,7 +139,7 @@ def _require_no_dropout(node: fx.Node) -> None:
 
 
 def _scores(softmax: fx.Node) -> _Scores:
-    """Walk up from the softmax to the product of queries and keys, and note the operations between them."""
+    """Walk up from the softmax to the product of queries and keys, and collect the operations between them."""
     node, below = softmax.args[0] if softmax.args else softmax.kwargs["input"], softmax
     scores = _Scores(softmax)
     while True:
@@ -181,7 +181,7 @@ def _sides(node: fx.Node) -> tuple[fx.Node, fx.Node]:
 
 
 def _require_plain_mask(scores: _Scores, queries: torch.Tensor) -> None:
-    """Refuse a mask that torch's attention would not add as it is: one of another dtype or of more dimensions."""
+    """Refuse a mask that torch's attention cannot add: a mask of another dtype or of more dimensions."""
     if scores.mask is None:
         return
     mask = value_of(scores.mask)

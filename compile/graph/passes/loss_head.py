@@ -2,7 +2,7 @@
 
 The pass walks from each ``F.cross_entropy`` up to the linear layer that made its logits.  It notes the operations on
 the way: the scale, the soft cap, and the views and slices of rows, which it repeats on the input of the linear layer.
-It refuses, with the reason, a loss head with an unknown operation, or whose logits something else uses.
+It refuses, with the reason, a loss head with an unknown operation, or with another user of its logits.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _require_plain_loss(arguments: dict[str, Any]) -> None:
 
 
 def _chain(loss: fx.Node, logits: Any) -> _Chain:
-    """Walk from the loss up to its linear layer and note the operations between them."""
+    """Walk from the loss up to its linear layer and collect the operations between them."""
     classes_last = value_of(logits).dim() <= 2
     chain, below, node = _Chain(logits), loss, logits
     while node.op not in ("call_function", "call_method") or node.target not in LINEARS:

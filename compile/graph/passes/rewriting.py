@@ -27,7 +27,7 @@ class Outcome:
 
     rewritten: bool
     place: str
-    """The call in the user's code, as "file:line"."""
+    """Place of the call in the user's code, as "file:line"."""
     reason: str = ""
     """Reason of a refusal."""
     saved_bytes: int = 0
@@ -37,7 +37,7 @@ class Outcome:
 
 
 class Refused(Exception):
-    """Signal that a place stays as it is; the text is the reason."""
+    """Signal that a pass does not rewrite a place; the text is the reason."""
 
 
 def require(holds: bool, reason: str) -> None:
@@ -86,7 +86,7 @@ def source_line(node: fx.Node) -> str:
 
 
 def value_of(node: Any) -> Tensor:
-    """Return the fake tensor that Dynamo noted for a node; refuse the place if there is none."""
+    """Return the fake tensor that Dynamo stored with a node; refuse the place if there is none."""
     value = node.meta.get("example_value") if isinstance(node, fx.Node) else None
     require(isinstance(value, Tensor), f"the shape of {node} is not known")
     assert isinstance(value, Tensor)
@@ -140,7 +140,7 @@ def factor_of(node: fx.Node) -> float:
 
 
 class Inserter:
-    """Inserter of nodes beside ``place``, with the values that Dynamo would have noted for them."""
+    """Inserter of nodes next to ``place``, with the fake values that Dynamo would have stored with them."""
 
     def __init__(self, place: fx.Node, like: Tensor) -> None:
         self.place, self.like = place, like

@@ -15,9 +15,9 @@ from ...torch_internals import autocast_calls
 from .rewriting import Inserter, Outcome, require, rewrite, value_of
 
 LONGEST = 256
-"""Most queries and keys of a short sequence."""
+"""Largest number of queries and keys of a short sequence."""
 NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-"""Arguments of ``scaled_dot_product_attention`` that may come by position."""
+"""Positional arguments of ``scaled_dot_product_attention``."""
 
 
 def short_attention(gm: fx.GraphModule) -> list[Outcome]:

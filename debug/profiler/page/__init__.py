@@ -52,7 +52,7 @@ def _job(path: str, own: list[Session], other: str | None, others: list[Session]
         if any(job[name] is not None for job in jobs):
             seconds = [job[name] for job in jobs]
             rows.append([label, *(None if value is None else round(value, 3) for value in seconds)])
-    ranks = [len({session.rank for session in each}) for each in (own, others) if each]
+    ranks = [len({session.rank for session in sessions}) for sessions in (own, others) if sessions]
     rows.append(["ranks that were profiled", *ranks])
     width = 1 + len(jobs)
     return [table("Times", ["", "this run", "the other"][:width], [row[:width] for row in rows])]

@@ -34,15 +34,15 @@ def blocks(sessions: list[Session], others: list[Session]) -> list[Block]:
     rank, shown = min(ranks.items())
     _, other = min(_by_rank(others).items(), default=(0, None))
     title = "" if len(ranks) == 1 else f", rank {rank}"
-    made = [_phases(shown, other, title), _steps(shown, other, title)]
+    shown_blocks = [_phases(shown, other, title), _steps(shown, other, title)]
     train = shown.of("train")
     if len(train) > 1:
-        made += [_over_steps(train, title), _durations(train, title), _histogram(train, title)]
+        shown_blocks += [_over_steps(train, title), _durations(train, title), _histogram(train, title)]
     if rows := summary.outliers(shown):
         columns = ["step", "seconds", "times the median", "most in the phase"]
         cells = [[r["step"], round(r["seconds"], 4), round(r["times"], 1), r["phase"]] for r in rows]
-        made.append(table(f"Longest steps of training{title}", columns, cells))
-    return made + _ranks(ranks)
+        shown_blocks.append(table(f"Longest steps of training{title}", columns, cells))
+    return shown_blocks + _ranks(ranks)
 
 
 def _by_rank(sessions: list[Session]) -> dict[int, Table]:

@@ -2,8 +2,8 @@
 
 Statistic: numbers of NaN and infinite values, and the losses themselves.  Gradients of a step that GradScaler skipped do
 not count, because they are how it finds its scale; nor does minus infinity in outputs, because masks consist of it.
-Default: any.  ``share`` is the largest share of the elements of a tensor that may be such; losses have none.
-Why: NaN spreads to all weights with the next update.
+Default: any.  ``share`` is the largest share of a tensor's elements that may be so; any such loss counts.
+Why: the next update spreads NaN to all weights.
 False alarms: none known.
 """
 

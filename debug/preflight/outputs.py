@@ -26,7 +26,7 @@ class Evaluation:
     """Calls of a model in evaluation mode.
 
     Args:
-        model: a copy; it stays in evaluation mode.
+        model: a copy of the model; the checks leave it in evaluation mode.
         call: the call that is repeated.
         samples: number of samples by the targets; ``None`` if that is unknown.
     """
@@ -46,7 +46,7 @@ class Evaluation:
 
     @property
     def unusable(self) -> str:
-        """Reason why the outputs cannot be compared; empty if they can."""
+        """Reason why the outputs cannot be compared; empty if they can be compared."""
         if not self.outputs:
             return "the model returns no floating-point tensors"
         if not all(bool(output.isfinite().all()) for output in self.outputs):

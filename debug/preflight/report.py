@@ -77,7 +77,7 @@ class PreflightReport:
         """Raise an error if there is a finding of this severity or a worse one.
 
         Raises:
-            FindingError: there is such a finding.
+            FindingError: there is a finding of that severity or worse.
             InputError: the severity is unknown.
         """
         one_of("severity", severity, SEVERITIES, fix="raise_if('critical')")

@@ -74,7 +74,7 @@ def train(
         steps: largest number of steps.
         deadline: time of ``time.monotonic`` at which the training ends.
         bounds: bounds of the loss, if known.
-        watch: its ``step`` is called after each step.
+        watch: ``Watch`` whose ``step`` is called after each training step.
     """
     training, optimizer = Training(), copy.optimizer
     assert optimizer is not None

@@ -332,7 +332,7 @@ def test_the_report():
     text = str(report)
     assert text.startswith("1 finding, 11 passed, 0 left out, in ")
     assert "  critical  loss         cross_entropy applies softmax itself" in text
-    assert "fix: give logits to cross_entropy" in text
+    assert "fix: pass logits to cross_entropy" in text
     assert max(map(len, text.splitlines())) <= 110
     with pytest.raises(FindingError) as error:
         report.raise_if("critical")

@@ -107,7 +107,7 @@ def length(batch: Any, hint: int | None = None) -> int:
     """Return the number of samples in a batch.
 
     Args:
-        batch: any batch, as the docstring of this module defines it.
+        batch: a batch; the docstring of this module defines its structure.
         hint: the expected number, used if the structure alone is ambiguous (a list of two
             pairs is two fields or two samples).
 

@@ -15,5 +15,5 @@ def native_dtype(device: torch.device) -> torch.dtype:
 
 
 def channels_last(tensor: torch.Tensor) -> torch.Tensor:
-    """Convert a batch of images to the channels_last layout; return other tensors as they are."""
+    """Convert a batch of images to the channels_last layout; return other tensors unchanged."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor

@@ -339,7 +339,7 @@ def as_run(run: str | os.PathLike[str] | Run | None, part: str, resume: bool = F
     """Open the run that a public ``run=`` argument names, for writing.
 
     Parts of one process that name the same folder share one ``Run``: the first part opens it, with its
-    ``resume``, and the others join.  A ``Run`` that the caller made is used as it is and stays open.
+    ``resume``, and the others join.  A ``Run`` that the caller made stays open: only the caller closes it.
 
     Args:
         run: a folder or fsspec URL, a ``Run``, or ``None``.

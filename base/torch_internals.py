@@ -30,7 +30,7 @@ def is_shard(tensor: torch.Tensor) -> bool:
 
 
 def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Return this rank's part of a DTensor, and any other tensor as it is.
+    """Return this rank's part of a DTensor, and any other tensor unchanged.
 
     ``DTensor.to_local`` would add a node to the graph of autograd.
     """
@@ -38,7 +38,7 @@ def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def original(model: nn.Module) -> nn.Module:
-    """Return the model inside the wrapper that ``torch.compile(model)`` returned, and any other model as it is."""
+    """Return the model inside the wrapper that ``torch.compile(model)`` returned, and any other model unchanged."""
     return getattr(model, "_orig_mod", model)
 
 

@@ -27,7 +27,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def innermost(optimizer: Any) -> Any:
-    """Return the optimizer inside the wrappers of Lightning or Accelerate, and other objects as they are."""
+    """Return the optimizer inside the wrappers of Lightning or Accelerate, and other objects unchanged."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     return optimizer

@@ -26,7 +26,7 @@ AGREE = 50
 
 
 class Session:
-    """A ``Watch`` over one run folder, opened again if training goes on.
+    """A ``Watch`` over one run folder, which is opened again if training goes on.
 
     Args:
         run: folder or fsspec URL, or a ``Run``, which the caller closes.

@@ -170,7 +170,7 @@ def run(run: Any, resume: Any) -> None:
     """Validate ``run`` and ``resume`` without opening the run.
 
     Raises:
-        InputError: they cannot be used.
+        InputError: ``run`` or ``resume`` is of another type, or both do not fit together.
     """
     if not isinstance(run, (str, os.PathLike, Run)):
         raise InputError(

@@ -48,7 +48,7 @@ class Reports:
         self._notices.say(text, self._clock.step)
 
     def at_once(self, finding: Finding) -> None:
-        """Write and tell a finding that cannot wait for the next step; any thread may call this."""
+        """Write a finding and call the user's functions with it at once; any thread may call this function."""
         self._record([finding])
         self.attempt("a finding could not be told", lambda: self._findings.tell_at_once(finding))
 

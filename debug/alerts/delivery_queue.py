@@ -24,8 +24,8 @@ class DeliveryQueue:
     Args:
         destination: name for messages to the user, without secrets.
         send: called with findings and their text, on the queue's thread; may raise.
-        timeout: seconds that ``send`` takes at most, more or less.
-        severity: least severity that is sent.
+        timeout: approximate limit of the seconds that ``send`` takes.
+        severity: lowest severity that is sent.
         per_hour: largest number of messages in an hour.
 
     Raises:
@@ -73,7 +73,7 @@ class DeliveryQueue:
             self._changed.notify()
 
     def close(self) -> None:
-        """Send the queued findings, for twice the timeout of a message at most; then log how many are lost."""
+        """Send the queued findings within twice the timeout of a message; then log the number of lost findings."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
@@ -98,7 +98,7 @@ class DeliveryQueue:
                 closing, ends = self._closing, self._closing and fresh is None
                 if fresh is not None:
                     self._unsent.append(fresh)
-            # closing waits for two attempts at most
+            # closing waits for no more than two attempts
             allowed = self._seconds_to_next() == 0 and not (closing and failed)
             if self._unsent and (ends or allowed):
                 failed = not self._deliver()

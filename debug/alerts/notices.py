@@ -29,7 +29,7 @@ class Notices:
 
         Args:
             text: the message.
-            step: the step in which it happened; -1 if it belongs to no step.
+            step: step of the message; -1 if it belongs to no step.
             event: also write the message into the index.
         """
         kind = text.partition(":")[0]
@@ -85,7 +85,7 @@ class Findings:
         self._tell(finding)
 
     def tell(self) -> None:
-        """Tell the findings that were added since the last call.  Errors of the user's functions are raised."""
+        """Call the user's functions with the findings since the last call.  Their errors are raised here."""
         while self._pending:
             self._tell(self._pending.pop(0))
 

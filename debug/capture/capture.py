@@ -1,4 +1,4 @@
-"""Capture of a step's tensors as they come, up to the writer."""
+"""Capture of a step's tensors during the step, up to the hand-over to the writer."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Capture(updates.UpdateSubscriber):
             raise error
 
     def close(self) -> None:
-        """Discard the step that was begun and take every hook off."""
+        """Discard the open step and remove every hook."""
         self.drop()
         self._observers.remove()
         self._health.close()
@@ -198,7 +198,7 @@ class Capture(updates.UpdateSubscriber):
         self._buffer.submit(step, names.devices(self._options.models))
 
     def _note_late_collections(self, step: PendingStep) -> None:
-        """Let weights and gradients come with the next update if no optimizer updated in this step."""
+        """Save weights and gradients at the next update if no optimizer updated in this step."""
         if self._clock.mode != "train" or not self._options.optimizers:
             return
         self._late = []

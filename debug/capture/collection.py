@@ -49,7 +49,7 @@ class Collection:
             the ``Watch``.
         statistics: names of statistics to compute and save (see ``loopwise.debug.statistics.table``); default: none,
             and for ``health`` the seven in `HEALTH`.
-        raw: save whole tensors; default: if there are no statistics.
+        raw: save whole tensors; default: true if there are no statistics.
 
     Raises:
         InputError: a mode or statistic is unknown, a regular expression is invalid, nothing is selected, or nothing

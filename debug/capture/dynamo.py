@@ -13,7 +13,7 @@ from .modules import Observer
 
 @contextlib.contextmanager
 def hooks_in_graphs(models: Iterable[nn.Module]) -> Iterator[None]:
-    """Let compiled models call the hooks of ``Observer``, and recompile if hooks come or go.
+    """Let compiled models call the hooks of ``Observer``, and recompile if hooks are added or removed.
 
     By default Dynamo uses a graph for every instance of a class, with or without hooks, and does not notice if
     hooks come or go.  Inside the block graphs depend on the hooks.  Code of these models' classes that was

@@ -1,4 +1,4 @@
-"""The collection ``health``: facts of a saved step that rules need beside its tensors.
+"""The collection ``health``: facts of a saved step that rules need besides its tensors.
 
 Updates are saved as a table, all other facts as marks of the step's record, and only if they may be a problem.
 """
@@ -34,7 +34,7 @@ class Health:
     """Inspection of the models and optimizers of one ``Watch`` in the steps that are saved.
 
     Args:
-        models, optimizers: by key, as the ``Watch`` has them.
+        models, optimizers: models and optimizers of the ``Watch``, by key.
         collection: the collection ``health``; ``None``: nothing is inspected.
         failed: function that is called with an error; afterwards nothing is inspected any more.
 

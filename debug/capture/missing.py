@@ -39,7 +39,7 @@ class MissingTensors:
             seen: names of the tensors that came.
             observers: hooks of the modules.
             groups: the parameters.
-            trained: whether weights and gradients should have come in this step.
+            trained: true if this step must have weights and gradients.
         """
         messages = []
         for collection in [c for c in saved if c in self._left]:
@@ -57,7 +57,7 @@ class MissingTensors:
 def never_ran(collection: Collection, observers: Iterable[Observer]) -> list[str]:
     """Return the inputs and outputs of modules that the collection selects and that never came.
 
-    Those of the model itself are left out: frameworks call a method of it that is not its forward pass.
+    The model's own inputs and outputs are left out: frameworks call another method of the model than its forward pass.
     """
     return [
         f"{observer.prefix}{side}"

@@ -95,7 +95,7 @@ class Observer:
         owned = {self.output} if self.owners else set()
         kinds = ("input", self.output)
         self.kinds = owned | {k for k in kinds if any(_may_want(c, k, prefix) for c in collections)}
-        # in a compiled graph, tensors for health alone are not taken: looking at them costs fusion at every step
+        # in a compiled graph, tensors for health alone are not inspected: this would prevent fusion at every step
         asked = [c for c in collections if c.name != "health"]
         self._traced = owned | {k for k in self.kinds if any(_may_want(c, k, prefix) for c in asked)}
         self._handles: list[Any] = []
@@ -194,7 +194,7 @@ observe = torch.ops.loopwise.observe.default
 
 
 def _may_want(collection: Collection, kind: str, prefix: str) -> bool:
-    """Return whether tensors of this kind may belong to the collection; their names are not known before they come."""
+    """Return whether tensors of this kind may belong to the collection; their names are not known in advance."""
     side = "input" if kind == "input" else "output"
     if collection.wants(kind, f"{prefix}{side}.0"):
         return True

@@ -26,7 +26,7 @@ Queue = dict[Collection, Named]
 
 @dataclass
 class PendingStep:
-    """One step on its way to disk.
+    """A step that is being saved.
 
     Args:
         record: the step's record in the index: its numbers, mode and marks.

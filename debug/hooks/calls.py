@@ -24,7 +24,7 @@ class CallSubscriber:
         """The module is about to run its forward pass."""
 
     def returned(self, module: nn.Module, output: Any) -> None:
-        """The forward pass returned its output; subscribers are not told of a call that raised."""
+        """The forward pass returned its output; not called if the forward pass raised an error."""
 
 
 class _Calls:

@@ -46,7 +46,7 @@ class _Updates:
             handle.remove()
 
     def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        """Tell the subscribers, and return the step's arguments with a closure that tells them, if it has one."""
+        """Call the subscribers; return the step's arguments, a closure among them wrapped so that it calls the subscribers."""
         if torch.compiler.is_compiling():
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer

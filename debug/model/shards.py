@@ -62,7 +62,7 @@ def _shard(tensor: Any) -> tuple[torch.Tensor, dict[str, list[int]] | None]:
 
 
 def local(tensor: Any) -> torch.Tensor:
-    """Return this rank's part of a sharded tensor, and any other tensor as it is."""
+    """Return this rank's part of a sharded tensor, and any other tensor unchanged."""
     return tensor.to_local() if is_shard(tensor) else tensor  # type: ignore[no-any-return]
 
 

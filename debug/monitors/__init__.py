@@ -1,1 +1,1 @@
-"""Monitors that run beside a ``Watch`` at every step."""
+"""Monitors that a ``Watch`` calls at every step."""

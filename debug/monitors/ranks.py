@@ -240,6 +240,6 @@ def _is_of_some_ranks(model: nn.Module) -> bool:
 
 
 def _ignored(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that DDP is told to ignore."""
+    """Return the parameters that DDP ignores by the user's choice."""
     named = [(w, *entry) for w in _wrappers(model) for entry in w.module.named_parameters()]
     return [parameter for wrapper, name, parameter in named if name in wrapper.parameters_to_ignore]

@@ -1,4 +1,4 @@
-"""Monitor that reports during a stall that no step has come for a long time."""
+"""Monitor that reports a stall while training makes no step for a long time."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class StallMonitor:
         """Do nothing: the next step begins at once."""
 
     def findings(self) -> list[Finding]:
-        return []  # ``tell`` was called with all of them
+        return []  # ``tell`` was called with all findings
 
     def close(self) -> None:
         self._end.set()

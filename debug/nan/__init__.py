@@ -1,4 +1,4 @@
-"""NaN trap: it names the operation that made the first NaN or infinity of a training."""
+"""NaN trap, which names the operation that made the first NaN or infinity of a training."""
 
 from .blackbox import load as load
 from .monitor import Trap as Trap

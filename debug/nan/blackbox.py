@@ -31,7 +31,7 @@ from .calls import Call
 WEIGHTS = 2 * 2**30
 """Bytes of weights above which they are not written."""
 PLAIN = (int, float, str, bool, type(None))
-"""Types that are written as they are."""
+"""Types that are written without conversion."""
 
 
 def write(run: Run, step: int, calls: Iterable[Call], models: Mapping[str, nn.Module]) -> str:

@@ -66,7 +66,7 @@ def total(tensors: Iterable[torch.Tensor]) -> torch.Tensor | None:
 
 
 def stored_values(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the values of a sparse tensor, and any other tensor as it is."""
+    """Return the values of a sparse tensor, and any other tensor unchanged."""
     return sparse_values(tensor) if tensor.layout is torch.sparse_coo else tensor
 
 

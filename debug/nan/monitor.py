@@ -3,8 +3,8 @@
 Before each update, the trap computes one sum over the gradients; of large matrix products it reads a row and a column,
 which are not finite if a factor of the product is not.  If the sum is not finite, the model is called again with the
 inputs, random states and weights of that step, and each operation is inspected (`replay`).  On the CPU the sum is read
-before the update.  On an accelerator it is read before the next update, so that nothing waits; a copy of the weights
-from the beginning of the step is kept until then, if it is small beside the device's memory.
+before the update.  On an accelerator the sum is read before the next update, so that no step waits; a copy of the weights
+from the beginning of the step is kept until then, if it is small compared with the device's memory.
 """
 
 from __future__ import annotations

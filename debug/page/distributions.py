@@ -16,7 +16,7 @@ from ..store.columns import Floats
 from .layers import WHOLE
 
 CHOICES = 200
-"""Most tensors of a kind whose distributions can be chosen."""
+"""Largest number of tensors of a kind whose distributions can be chosen."""
 FEWER = 100
 """Steps of a distribution."""
 KINDS = {"weight": "Weights", "gradient": "Gradients", "output": "Outputs", "input": "Inputs"}

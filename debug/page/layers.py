@@ -19,7 +19,7 @@ ROWS = 200
 WIDE = 22
 """Characters of a layer's name at the axis; pointing at a cell shows the whole name."""
 TICKS = 24
-"""Most names at the axis."""
+"""Largest number of names at the axis."""
 WHOLE = "(the model)"
 """Label of the root module, which has no name."""
 

@@ -17,9 +17,9 @@ from ..statistics.thin import thinned
 from ..store.columns import Floats
 
 SMOOTHED = 200
-"""Points from which on a smoothed line is drawn over a faint line of the values."""
+"""Number of points from which on a smoothed line is drawn over a faint line of the values."""
 SEPARATE = 6
-"""Most metrics that have a plot each; with more, the reader chooses one."""
+"""Largest number of metrics with a plot each; with more, the page has a menu of metrics."""
 
 
 def smoothed(values: Floats) -> Floats:
@@ -33,7 +33,7 @@ def smoothed(values: Floats) -> Floats:
 
 
 def blocks(saved: SavedRun, other: SavedRun | None = None) -> list[Block]:
-    """Return a plot of the losses and one of each metric, with the lines of a second run beside them."""
+    """Return a plot of the losses and one of each metric, with the lines of a second run in the same plots."""
     shown = [_plot("Losses", saved.names(collection="losses"), saved, other)]
     metrics = [_plot(name, [name], saved, other) for name in saved.names(collection="metrics")]
     plots = [block for block in metrics if block]

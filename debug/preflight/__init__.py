@@ -32,7 +32,7 @@ def preflight(
     Args:
         model: the model, also in the wrappers of DDP or torch.compile; copies need twice its memory and that of the
             optimizer's state.
-        batch: a batch as the training loop has it, on the model's device.
+        batch: a batch of the training loop, on the model's device.
         loss: a criterion for ``(input, target)`` batches, such as ``nn.CrossEntropyLoss()``, or
             ``def loss(model, batch)`` (its first parameter is named ``model``) for batches of any other structure.
         optimizer: optimizer of the model's parameters; without one, Adam trains, and optimizers are not checked.

@@ -1,6 +1,6 @@
 """Times on a CUDA device, from events that are read later, so that the host never waits for the device.
 
-All of it is for the training thread: querying an event from another thread breaks the capture of a CUDA graph.
+Use this module on the training thread only: a query from another thread breaks the capture of a CUDA graph.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def _methods() -> tuple[tuple[type, str], ...]:
 
 
 def subscribe(phases: Phases) -> None:
-    """Tell ``phases`` of each batch from now on."""
+    """Report each batch to ``phases`` from now on."""
     global _subscribers
     with _lock:
         _subscribers = (*_subscribers, phases)
@@ -52,7 +52,9 @@ def unsubscribe(phases: Phases) -> None:
         _subscribers = tuple(other for other in _subscribers if other is not phases)
         for owner, name in () if _subscribers else _methods():
             replaced = getattr(getattr(owner, name), "__wrapped__", None)
-            if replaced is not None and replaced is _originals.get(name):  # nobody else has replaced it since
+            if replaced is not None and replaced is _originals.get(
+                name
+            ):  # no other code has replaced the method since
                 setattr(owner, name, _originals.pop(name))
 
 

@@ -50,7 +50,7 @@ DATA, TO_DEVICE, FORWARD, BACKWARD, OPTIMIZER = KINDS
 _RESERVED = frozenset({*FIXED, *GPU, "mode"} - {*KINDS})
 """Names that a phase of the user's cannot have."""
 ROW = 0.05
-"""Least seconds of training in a row: shorter steps share one, as the rows of a fast loop would fill the disk."""
+"""Smallest time of training in a row, in seconds: shorter steps share a row, so that a fast loop does not fill the disk."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Probes that tell ``Phases`` when a forward pass or an update begins and ends."""
+"""Probes that report begin and end of forward passes and updates to ``Phases``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Probes(calls.CallSubscriber, updates.UpdateSubscriber):
     """Subscription to the calls of models and the updates of optimizers.
 
     Args:
-        phases: object that is told.
+        phases: receiver of the times.
         models: root modules, in their outermost wrappers; a repeated one is subscribed to once.
         optimizers: optimizers; a repeated one is subscribed to once.
     """

@@ -85,7 +85,7 @@ def steps(table: Table) -> dict[str, dict[str, float]]:
 
 
 def outliers(table: Table, most: int = 10) -> list[dict[str, Any]]:
-    """Return the longest training steps above three times the median, at most ``most``.
+    """Return up to ``most`` of the longest training steps above three times the median.
 
     Each has ``step``, the last one of its row; ``seconds``; ``times``, the multiple of the median; and ``phase``, the
     phase that took most of the extra time.

@@ -63,7 +63,7 @@ class SavedRun(TensorReader):
 
     @property
     def info(self) -> dict[str, Any]:
-        """Contents of ``run.json`` as they are now."""
+        """Present contents of ``run.json``."""
         return self._run.info()
 
     @property

@@ -49,7 +49,7 @@ class Table:
         Args:
             step: one of ``steps``.
             columns: the statistic, of the tensors that have it.
-            statistic: its name.
+            statistic: name of the statistic.
         """
         for name, shape in zip(columns.names, columns.shapes, strict=True):
             if name not in self._rows:
@@ -80,7 +80,7 @@ def tables(
         by_step: the blocks to choose from, by step in order.
         blocks: reader of their bytes.
         kinds: kind -> statistics.
-        most: number of steps that are read of each kind, at most.
+        most: largest number of steps that are read of each kind.
     """
 
     @functools.cache

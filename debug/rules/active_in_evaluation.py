@@ -2,7 +2,7 @@
 
 Statistic: ``training`` of these modules at the end of a saved step of mode ``eval``.
 Default: true for any of them.
-Why: dropout then makes the results random, and BatchNorm takes its statistics from the test data.
+Why: active dropout makes the results random, and active BatchNorm takes its statistics from the test data.
 False alarms: dropout that is sampled on purpose.
 """
 

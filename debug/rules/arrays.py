@@ -27,11 +27,11 @@ def recent(
     Args:
         history: the history of the run.
         names: names that ``Watch.save`` was called with; the tensors are saved raw.
-        keep: function from a step's arrays to the arrays that are kept, or ``None`` if they are of no use.
+        keep: function from a step's arrays to the arrays that are kept, or ``None`` to ignore the step.
 
     Returns:
         For each step one array for each name, with floats of two bytes as float32; empty if the present step lacks a
-        tensor or its arrays are of no use.
+        tensor or ``keep`` returns ``None``.
     """
     present = [history.now.tensor(name) for name in names]
     if any(tensor is None for tensor in present):

@@ -4,10 +4,10 @@ Statistic: counts of the classes in the tensors that are saved as ``labels``, ov
 ``predictions`` are saved too, also the share of wrong predictions of each class.  To save them, pass
 ``Collection("arrays", include="^(labels|predictions)$")`` among the collections, and call ``watch.save("labels", y)`` and
 ``watch.save("predictions", logits)`` before ``watch.step``.  Both are class indices, or have one number for each class in
-the second dimension, of which the largest counts.
+the second dimension, whose largest number counts.
 Default: among at least 500 labels, a class has less than a tenth as many as the most frequent class.  With predictions,
 also at least 70 % of the class are predicted wrongly, and at least twice the share of all classes.
-Why: from a tenth on, the loss is mostly about the large classes; a long tail that is learned all the same is no fault.
+Why: from a tenth on, the large classes dominate the loss; rare classes that are learned all the same are no fault.
 False alarms: without predictions, data whose classes are rare by nature.
 """
 

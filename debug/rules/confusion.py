@@ -8,7 +8,7 @@ counts.
 Default: more than half of a class with at least 20 labels is predicted as one other class, and the model makes less than
 half as many mistakes as the constant guess of the most frequent class.
 Why: a model that has learned little confuses all classes, which the loss shows already.
-False alarms: classes that cannot be told apart.
+False alarms: classes that cannot be distinguished.
 """
 
 import numpy as np

@@ -5,7 +5,7 @@ feature.  To save it, pass ``Collection("arrays", include="^feature_importance$"
 ``watch.save("feature_importance", torch.tensor(model.feature_importances_))`` before ``watch.step``.
 Default: more than 0.8 of the sum, with at least ten features.
 Why: three of ten equally important features have 0.3, and one feature that reveals the target has 0.9.
-False alarms: data of which only a few features matter.
+False alarms: data with only a few features that matter.
 """
 
 import numpy as np

@@ -23,7 +23,7 @@ class FindingError(LoopwiseError, RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One fault, as a rule sees it.
+    """Fault that a rule detected.
 
     Args:
         what: sentence that says what is wrong, with the measured numbers, without the full stop.
@@ -55,7 +55,7 @@ class Rule:
         mode: mode of the steps that the rule looks at.
         source: ``saved step`` (``detect`` gets a ``History``), ``profile`` (a ``Series``), ``ranks``
             (a ``RankComparison``), ``NaN trap`` or ``preflight``.
-        most: number of findings in one run, at most.
+        most: largest number of findings in one run.
     """
 
     detect: Callable[..., Observations] | None

@@ -36,7 +36,7 @@ def detect(history: History, deviations: float = 10.0, ratio: float = 2.0) -> Ob
 
 
 def _share_of_samples(history: History) -> float | None:
-    """Return the number of samples in the batch over the largest of the last steps, at most 1.
+    """Return the batch's number of samples over the largest one of the last steps, no more than 1.
 
     The number of samples is known from the model's input, which a compiled step does not show.
 

@@ -1,7 +1,7 @@
 """A parameter that an optimizer holds and that gets no gradient.
 
 Statistic: whether the parameter has a gradient at each update.
-Default: it has none at all of the last saved updates, at least three and at most twenty.
+Default: it has no gradient at any of the last saved updates, which are three to twenty.
 Why: such a parameter keeps its first value.
 False alarms: experts or branches that are used so seldom.
 """

@@ -5,7 +5,7 @@ Default: any NaN or infinity.  The step is then computed again, and each operati
 inspected.
 Why: one sum costs little, and the sum is not finite if one of its terms is not.
 False alarms: none known.  With a GradScaler, gradients are inspected only once its scale is below 1, because overflowing
-gradients are how it finds the scale.
+gradients are the way in which it finds the scale.
 """
 
 from .finding import Rule

@@ -3,7 +3,7 @@
 Statistic: the sum of each parameter (of a sample of 4,096 elements) on each rank, from up to 512 parameters and 64 ranks.
 Default: the sums of two ranks differ by more than a millionth of the sum of absolute values.
 Why: the last place of a float32 is 1e-7, and ranks that apply the same updates have equal weights.
-False alarms: none known.  Parameters that DDP is told to ignore are not compared; models without DDP are compared if they
+False alarms: none known.  Parameters that DDP ignores by the user's choice are not compared; models without DDP are compared if they
 begin with equal weights.
 """
 

@@ -4,7 +4,7 @@ Statistic: a cross-entropy after the first third of the saved steps, over the lo
 relative sizes of updates.
 Default: after 60 saved steps, and again after 120, 240 and so on, between 0.85 and 1.1, with a second half that is not lower
 than the first by twice the standard error, while most weights have updates between 1e-5 and 0.1 of their size.
-Why: a task that can be learned at all is learned a little in 60 steps, and a bad learning rate shows in the updates.
+Why: 60 steps learn a part of any task that can be learned; a bad learning rate is visible in the updates.
 False alarms: tasks that begin with a long plateau; models that are too small for the task.
 """
 

@@ -4,7 +4,7 @@ Statistic: the seconds between two saved steps, minus the usual time of as many 
 During a stall, a `Watch` measures the seconds since the last step began.
 Default: more than 1,800, after three saved steps.
 Why: evaluations and checkpoints that take longer are rare.
-False alarms: evaluations or checkpoints that take that long and come seldom; a run that was resumed.
+False alarms: rare evaluations or checkpoints that take that long; a run that was resumed.
 """
 
 import itertools

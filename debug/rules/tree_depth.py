@@ -4,7 +4,7 @@ Statistic: the largest depth in the tensor that is saved as ``tree_depths``, one
 ``model.trees_to_dataframe()``.  To save it, pass ``Collection("arrays", include="^tree_depths$")`` among the collections,
 and call ``watch.save("tree_depths", depths)`` before ``watch.step``.
 Default: more than 10 levels.
-Why: libraries of boosted trees use 3 to 6 levels; a tree of 10 levels can tell a thousand cases apart.
+Why: libraries of boosted trees use 3 to 6 levels; a tree of 10 levels can distinguish a thousand cases.
 False alarms: random forests, whose trees are meant to be deep; trees that grow leaf by leaf, with few leaves.
 """
 

@@ -1,4 +1,4 @@
-"""Gradients that are tiny beside those of the layer that learns most.
+"""Gradients that are tiny compared with the largest gradients of a layer.
 
 Statistic: the root mean square of each weight's gradient, over the largest one of the step.  Biases and norms (fewer than
 two dimensions) do not count.

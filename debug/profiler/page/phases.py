@@ -16,7 +16,7 @@ from ..cuda_events import GPU
 from ..reading import Session
 
 PIECES = 400
-"""Most points of a plot over steps; each is the mean over some steps."""
+"""Largest number of points of a plot over steps; each point is the mean over some steps."""
 BINS = 60
 """Bars of the histogram of durations."""
 

@@ -12,7 +12,7 @@ from .. import summary
 from ..reading import Session
 
 COLUMNS = 400
-"""Most columns of the heat map of cores; each is the mean over some samples."""
+"""Largest number of columns of the heat map of cores; each column is the mean over some samples."""
 UNITS = {
     "process_cpu": ("processor of the process", "% of a core", 1.0),
     "process_memory": ("memory of the process", "GiB", 2**-30),

@@ -2,7 +2,7 @@
 
 Statistic: the mean utilization of each device of the training, over the last 500 samples since the first step.
 Default: the lowest is below half of the highest (the 0.5 of SageMaker Debugger), and the highest is at least 5 %.
-Why: the slowest device sets the time of a step.  The page compares ranks, since it reads the records of all of them.
+Why: the slowest device sets the time of a step.  Only the page compares ranks, because it reads the records of all ranks.
 False alarms: stages of a pipeline that are meant to differ; another program on one of the devices.
 """
 

@@ -21,15 +21,15 @@ from ..model.tensors import tensors
 HEADS = ("spread", "varied", "scale")
 """Columns of the table of outputs.  ``spread``: distance between the outputs of a batch, in units of float32's (or a
 finer dtype's) last place at the largest output.  ``varied``: 1 if the inputs differ, else 0.  ``scale``: the factor
-between a mean cross-entropy and the loss that backward was called on; NaN for other losses, or if it cannot be told."""
+between a mean cross-entropy and the loss that backward was called on; NaN for other losses, or if the factor is unknown."""
 SAMPLES, ELEMENTS = 32, 32
 """Largest number of inspected samples, and of elements along any other dimension."""
 POSITIONS = 4
 """Positions of a sequence whose predictions are inspected."""
 MOST = 2**20
-"""Elements of all of them: fewer samples are inspected if the vocabulary is large."""
+"""Largest number of inspected elements of all samples: if the vocabulary is large, fewer samples are inspected."""
 FIT = 0.02
-"""Largest distance of a gradient from a cross-entropy's, divided by its largest element: bfloat16 has 0.004."""
+"""Largest relative distance of a gradient from the gradient of a cross-entropy: bfloat16 has 0.004."""
 
 
 class Outputs:
@@ -89,7 +89,7 @@ class Outputs:
         self._subscribers.clear()
 
     def called(self, key: str, args: Any, kwargs: Any) -> None:
-        """Note the number of samples and whether they differ."""
+        """Remember the number of samples and whether they differ."""
         with self._guard():
             self._inputs.pop(key, None)
             inputs = [t for _, t in [*tensors("", args), *tensors("", kwargs)] if _has_samples(t, 1)]
@@ -128,7 +128,7 @@ class Outputs:
 
 
 class _Subscriber(calls.CallSubscriber):
-    """Subscriber to the calls of one model; it does not keep ``Outputs`` alive."""
+    """Subscriber to the calls of one model that holds ``Outputs`` by a weak reference."""
 
     def __init__(self, outputs: Callable[[], Outputs | None], key: str) -> None:
         self._outputs, self._key = outputs, key

@@ -82,7 +82,7 @@ class _Rate:
         self._fell = self._climbed = False
 
     def _now(self) -> float:
-        """Return the rate; tensors on an accelerator are ignored, since reading them would wait for it."""
+        """Return the rate; tensors on an accelerator are ignored, because reading one would wait for the device."""
         rates = [group.get("lr") for group in self._optimizer.param_groups]  # some optimizers have none
         readable = [float(rate) for rate in rates if isinstance(rate, Real) or _is_number(rate)]
         return max(readable, default=0.0)
@@ -108,7 +108,7 @@ class _Rate:
         self._used = self._rate
 
     def _follow(self) -> None:
-        """Note whether the rate has run down, and whether it rose again in more than one step."""
+        """Remember whether the rate has run down, and whether it rose again in more than one step."""
         self._highest = max(self._highest, self._rate)
         if self._rate < LOW * self._highest:
             self._run_down = self._updates if self._run_down < 0 else self._run_down

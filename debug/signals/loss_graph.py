@@ -1,4 +1,4 @@
-"""Operations that a loss was computed by, read from its autograd graph."""
+"""Operations that computed a loss, read from its autograd graph."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ TYPED += (nn.ReLU, nn.ReLU6, nn.Tanh, nn.Sigmoid, nn.Linear, nn.Conv1d, nn.Conv2
 
 
 def types(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, str]:
-    """Return module -> name of its class, for the classes that rules need.
+    """Return a dict from modules to the names of their classes, for the classes that rules need.
 
     Args:
         modules: prefix and module.
@@ -53,7 +53,7 @@ def _depends_on_mode(module: nn.Module) -> bool:
 
 
 def frozen_norms(models: Mapping[str, nn.Module], modules: Iterable[tuple[str, nn.Module]]) -> list[str]:
-    """Return the BatchNorm modules that learn while their running statistics are unused and still the initial ones.
+    """Return the BatchNorm modules in training whose running statistics are unused and still have the initial values.
 
     The function waits for the device.
 

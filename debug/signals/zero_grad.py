@@ -63,7 +63,7 @@ class Zeroing:
         return 0 if followed is None else followed.passes
 
     def step_called(self, optimizer: Optimizer) -> None:
-        """Note an update, whether its step is saved or not."""
+        """Count an update, whether its step is saved or not."""
         if (followed := self._followed.get(optimizer)) is not None:
             followed.updated = True
 
@@ -119,7 +119,7 @@ class _Followed:
 
     @property
     def is_added_to(self) -> bool:
-        """True if gradients came, and each was added to an earlier one."""
+        """True if there were gradients, and each was added to an earlier one."""
         return self._compared > 0 and not self.fresh
 
     def end(self) -> None:

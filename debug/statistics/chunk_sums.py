@@ -22,9 +22,9 @@ COUNTED: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
     "negative": lambda values, _: values < 0,
     "subnormal": lambda values, smallest: (values != 0) & (values.abs() < smallest),
 }
-"""Name of a count -> function of values and the smallest normal number of their dtype, true for those that count."""
+"""Key: name of a count.  Value: function of values and the smallest normal number of their dtype; true where a value counts."""
 EXACT = 2**12
-"""Values whose squares are summed in float32: the error is at most 1e-6 then, and 6e-5 for 2**17 values."""
+"""Number of values whose squares are summed in float32: the error is up to 1e-6 then, and 6e-5 for 2**17 values."""
 CANCELS = 16.0
 """Sum of squares divided by the spread, above which the spread computed in float32 has an error of 1e-5."""
 LOST = 1e-26

@@ -1,4 +1,4 @@
-"""Functions in C, compiled on first use: sums over tensors in one pass over memory, and CRC-32."""
+"""Functions in C that are compiled on first use: sums over tensors in one pass over memory, and CRC-32."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 COLUMNS = ("count", "sum", "spread", "squares", "min", "max", "zero")
 """Sums that `measure` returns; `Partials` explains them."""
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
-"""Dtype -> its number in ``native.c``."""
+"""Key: dtype.  Value: number of the dtype in ``native.c``."""
 FLAGS = (("-O3", "-march=native"), ("-O3",))
 """Flags of the compiler; the second tuple is tried if it does not know this processor."""
 SECONDS = 30.0

@@ -62,7 +62,7 @@ def _ordered(flat: Flat) -> torch.Tensor:
 
 
 def histogram(values: torch.Tensor) -> torch.Tensor:
-    """Count values in equal bins between the least and the greatest finite value.
+    """Count values in equal bins between the smallest and the largest finite value.
 
     Args:
         values: ascending values, NaN last; they are overwritten.

@@ -11,7 +11,7 @@ from loopwise.torch_internals import local_tensor
 from .sums import flat
 
 SAMPLE = 4096
-"""Elements of a weight by which its update is measured."""
+"""Number of elements of a weight in the sample that measures its update."""
 
 
 def sample(parameter: torch.Tensor) -> torch.Tensor:

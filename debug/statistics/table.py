@@ -59,7 +59,7 @@ STATISTICS: dict[str, Statistic] = {
     "prod": Statistic(("logs", "negative"), _product),
 }
 """Name -> statistic.  ``std`` and ``variance`` are divided by the count, ``l1`` is the sum of the absolute values,
-``l2`` the Euclidean norm; statistics of a complex tensor are those of its absolute values."""
+``l2`` the Euclidean norm; statistics of a complex tensor are computed from its absolute values."""
 STATISTICS |= {f"abs_{name}": replace(row, absolute=True) for name, row in STATISTICS.items()}
 STATISTICS |= {
     "l1": STATISTICS["abs_sum"],
@@ -74,7 +74,7 @@ def checked(names: Iterable[str]) -> tuple[str, ...]:
     """Return valid names without repetitions, in order.
 
     Raises:
-        InputError: a name is not one of `STATISTICS`.
+        InputError: a name is not in `STATISTICS`.
     """
     listed = tuple(dict.fromkeys((names,) if isinstance(names, str) else names))
     unknown = [name for name in listed if name not in STATISTICS]
@@ -89,7 +89,7 @@ def checked(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def columns(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of a table's columns: a statistic's name, or its ``columns`` if it is several numbers."""
+    """Return the names of a table's columns: a statistic's name, or its ``columns`` if it consists of several numbers."""
     return tuple(column for name in checked(names) for column in STATISTICS[name].columns or (name,))
 
 
@@ -134,7 +134,7 @@ def single(value: torch.Tensor, statistic: str) -> float:
     """Compute one statistic of one tensor.
 
     Raises:
-        InputError: the statistic is unknown, or it is several numbers.
+        InputError: the statistic is unknown, or consists of several numbers.
     """
     several = (name for name, row in STATISTICS.items() if statistic in row.columns)
     names = [next(several, statistic)]
@@ -150,7 +150,7 @@ def single(value: torch.Tensor, statistic: str) -> float:
 
 
 def _sums(flats: Sequence[Flat], rows: Sequence[Statistic], absolute: bool) -> Partials:
-    """Return the sums that the statistics of the absolute values need, or those that the others need."""
+    """Return the sums that statistics of the absolute values need, or the sums that the other statistics need."""
     needs = {need for row in rows if row.absolute == absolute for need in row.needs}
     sums = partials(flats, needs - {"quantiles", "histogram"}, absolute)
     if needs & {"quantiles", "histogram"}:

@@ -14,7 +14,7 @@ Floats = NDArray[np.float64]
 
 
 def thinned(steps: Steps, values: Floats, points: int = POINTS) -> tuple[Steps, Floats]:
-    """Return at most ``points`` points that show the same line: the least and the greatest of each piece."""
+    """Return up to ``points`` points that show the same line: the smallest and the largest one of each piece."""
     if len(steps) <= points:
         return steps, values
     edges = np.linspace(0, len(steps), points // 2 + 1).astype(int)

@@ -17,7 +17,7 @@ PAGE = 4096
 
 
 class AppendFile:
-    """A new file that is appended to; closing it removes what was not committed.
+    """New append-only file; ``close`` removes bytes that were not committed.
 
     Args:
         path: must not exist.
@@ -82,7 +82,7 @@ class AppendFile:
         self.size = os.fstat(self._file).st_size
 
     def close(self) -> None:
-        """Close the file; without committed bytes it is deleted."""
+        """Close the file, and delete it if it has no committed bytes."""
         with contextlib.suppress(OSError):
             if os.fstat(self._file).st_size > self.size:
                 os.ftruncate(self._file, self.size)

@@ -1,4 +1,4 @@
-"""Bytes of blocks: mapped into memory if files are local, read as ranges of objects if they are not."""
+"""Bytes of blocks, mapped into memory from local files, or read as ranges of remote objects."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Blocks:
         """Return the float64 at an offset from the start of a block.
 
         Raises:
-            StateError: its bytes are lost.
+            StateError: the bytes are lost.
         """
         return float(NUMBER.unpack(self.read(block, offset, 8))[0])
 
@@ -114,7 +114,7 @@ class Blocks:
         return [None if piece is None else NUMBER.unpack(piece)[0] for piece in whole]
 
     def fault(self, block: Block) -> str | None:
-        """Return what is wrong with the bytes of a block; ``None`` if its CRC-32 is right."""
+        """Return a text about the damage of a block; ``None`` if its CRC-32 is right."""
         crc32 = 0
         try:
             for offset in range(0, block.length, PIECE):
@@ -132,7 +132,7 @@ class Blocks:
         return len(sizes), sum(sizes)
 
     def _range(self, block: Block, offset: int, length: int) -> tuple[int, int]:
-        """Return start and end of some bytes of a block in its segment."""
+        """Return start and end of bytes of a block in its segment."""
         if offset < 0 or offset + length > block.length:
             raise _lost(block, f"bytes {offset} to {offset + length} of a block of {block.length}")
         return block.offset + offset, block.offset + offset + length

@@ -1,4 +1,4 @@
-"""Groups of tensors and tables in a block, as the writer places them."""
+"""Groups of tensors and tables that the writer places in a block."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 ALIGNMENT = 64
-"""Bytes; tensors and tables begin at multiples of it: a cache line, and enough for every dtype."""
+"""Alignment of tensors and tables in bytes: a cache line, and enough for every dtype."""
 Names = tuple[str, ...]
 Signature = tuple[tuple[torch.dtype, torch.Size], ...]
 """Dtype and shape of each tensor of a group."""
@@ -16,7 +16,7 @@ Signature = tuple[tuple[torch.dtype, torch.Size], ...]
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Tensors that one collection saved together, or one table of their statistics, as the writer places them."""
+    """Tensors that one collection saved together, or one table of their statistics."""
 
     collection: str
     names: Names
@@ -29,7 +29,7 @@ class Group:
     """Place of each tensor in a larger one, if the tensors are shards."""
 
     def record(self) -> dict[str, Any]:
-        """Return the group as the index has it."""
+        """Return the entry of the group in the index."""
         if self.columns:
             of = [[str(dtype).removeprefix("torch."), list(shape)] for dtype, shape in self.signature]
             table = {"collection": self.collection, "rows": list(self.names), "columns": list(self.columns)}

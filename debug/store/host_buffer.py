@@ -1,4 +1,4 @@
-"""Host memory that a step's tensors are copied into, in the order in which they come."""
+"""Host memory that a step's tensors are copied into, in the order of ``put``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .group import ALIGNMENT, Signature
 LEAST = 2**16
 """Bytes of the smallest piece of memory that is allocated."""
 SEEN = 1024
-"""Arrangements of tensors that a buffer remembers its views for."""
+"""Number of arrangements of tensors whose views a buffer remembers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,12 +61,12 @@ class HostBuffer:
         if key not in self._seen:
             if len(self._seen) >= SEEN:
                 self._seen.clear()
-            with torch.inference_mode(False):  # views made in inference mode are of no use outside of it
+            with torch.inference_mode(False):  # views made in inference mode cannot be used outside of it
                 self._seen[key] = self._arrange(signature)
         arrangement = self._seen[key]
         place = len(self._now)
         if arrangement.gaps and self._before[place : place + 1] != [arrangement]:
-            # another arrangement lay here in the block before; after the same one the gaps are still zero
+            # the previous block had another arrangement here; with the same one the gaps are still zero
             torch_internals.zero_all(arrangement.gaps)
         self._now.append(arrangement)
         self._used = arrangement.end
@@ -118,7 +118,7 @@ class HostBuffer:
         return [piece[:length].numpy().data for piece, length in zip(self._pieces, lengths, strict=False)]
 
     def clear(self) -> None:
-        """Get ready for another block; several pieces of memory become one that holds as much as they did."""
+        """Prepare for another block; several pieces of memory are replaced by one of their total size."""
         self._before, self._now = self._now, []
         total, several = self._base + self._used, len(self._pieces) > 1
         self._lengths.clear()

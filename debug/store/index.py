@@ -1,4 +1,4 @@
-"""Index files of a run's ranks, read again and again while they grow.
+"""Reader of the index files of a run's ranks, which may still grow.
 
 ``loopwise.debug.store.segments`` specifies their format.
 """
@@ -63,7 +63,7 @@ class Index:
         self.torn = 0
         """Lost records: cut off, damaged, or of a lost layout."""
         self.version = 0
-        """Number of blocks read, which tells whether results derived from them are still complete."""
+        """Number of blocks read; results that were derived at another version are incomplete."""
 
     @property
     def ranks(self) -> list[int]:
@@ -71,7 +71,7 @@ class Index:
         return sorted(self._ranks)
 
     def refresh(self, now: bool = False) -> None:
-        """Read new records; on remote storage at most every ``POLL`` seconds, unless ``now``."""
+        """Read new records; on remote storage no more often than every ``POLL`` seconds, unless ``now`` is true."""
         self._list(now)
         for rank, numbers in sorted(self._files.items()):
             state = self._ranks.setdefault(rank, _Rank(numbers[0]))
@@ -104,7 +104,7 @@ class Index:
             numbers.sort()
 
     def _read(self, rank: int, state: _Rank, final: bool) -> None:
-        """Read the new lines of one file; a tail without a newline waits for it, or is lost if ``final``."""
+        """Read the new lines of one file; a tail without a newline is read later, or counted as lost if ``final``."""
         file = f"{self._folder}/index.rank{rank}.{state.number}.jsonl"
         data = self._new_bytes(file, state)
         if not data:

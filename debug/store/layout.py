@@ -55,7 +55,7 @@ class Layout:
     """Content of the blocks that refer to one ``layout`` record; its tables of names are made on first use.
 
     Args:
-        groups: the groups as the index has them.
+        groups: entries of the groups in the index.
 
     Raises:
         KeyError, TypeError, AttributeError: the groups are not of the specified form.
@@ -74,7 +74,7 @@ class Layout:
 
     @cached_property
     def tensors(self) -> dict[str, list[Any]]:
-        """Name -> entry of a tensor that was saved itself, as the index has it."""
+        """Key: name.  Value: entry in the index of a tensor that was saved itself."""
         tensors: dict[str, list[Any]] = {}
         for group in self.groups:
             for entry in group.get("tensors", ()):
@@ -83,7 +83,7 @@ class Layout:
 
     @cached_property
     def rows(self) -> dict[str, list[tuple[int, int]]]:
-        """Name -> (key in ``tables``, row) of each table row that describes it."""
+        """Key: name.  Value: (key in ``tables``, row) of each table row about the tensor."""
         rows: dict[str, list[tuple[int, int]]] = {}
         for start, table in self.tables.items():
             for row, name in enumerate(table["rows"]):
@@ -94,13 +94,13 @@ class Layout:
         return name in self.tensors or name in self.rows
 
     def names(self, collection: str | None = None) -> Iterator[str]:
-        """Yield the names of all collections or of one in their order; a name may come twice."""
+        """Yield the names of all collections, or of one, in order; a name may be yielded twice."""
         for group in self.groups:
             if collection in (None, group["collection"]):
                 yield from _names(group)
 
     def tensor(self, name: str) -> Entry | None:
-        """Return the place of a tensor that was saved itself; ``None`` if it was not.
+        """Return the place of a tensor; ``None`` if only its statistics were saved, or nothing.
 
         Raises:
             StateError: the index contradicts itself about the tensor.
@@ -133,7 +133,7 @@ class Layout:
         return offsets
 
     def described(self, name: str) -> tuple[torch.dtype, tuple[int, ...]] | None:
-        """Return dtype and shape of a tensor that tables describe; ``None`` if they do not have them.
+        """Return dtype and shape of a tensor from the tables; ``None`` if they were not saved.
 
         Raises:
             StateError: the index contradicts itself about the tensor.
@@ -146,7 +146,7 @@ class Layout:
 
     @cached_property
     def extent(self) -> int:
-        """Bytes that a block must have at least."""
+        """Smallest number of bytes of a block."""
         ends = [table["offset"] + 8 * _count(table) for table in self.tables.values()]
         ends += [entry[3] + entry[4] for group in self.groups for entry in group.get("tensors", ())]
         return max(ends, default=0)
@@ -175,7 +175,7 @@ class Layout:
 
     @cached_property
     def _rows_by_kind(self) -> dict[str, dict[str, list[tuple[int, int]]]]:
-        """Kind -> parameter or module -> its table rows; scalars are left out."""
+        """Table rows of each parameter or module, by kind; scalars are left out."""
         kinds: dict[str, dict[str, list[tuple[int, int]]]] = {}
         trained = {name.partition("/")[2] for name in self.rows if name.startswith(("gradient/", "update/"))}
         for name, rows in self.rows.items():

@@ -37,7 +37,7 @@ def validate_model(model: Any) -> None:
             "a model that torch.compile wrapped",
             "the model itself",
             "the model would be compiled twice",
-            "pass the model that was given to torch.compile",
+            "pass the model that was passed to torch.compile",
         )
 
 

@@ -104,7 +104,7 @@ def diff(run: str, other: str, rtol: float, atol: float, collection: str | None,
     for which, count, what, names in only(first, second, collection=collection, regex=regex).rows():
         click.echo(f"only in {(first, second)[which].path}: {count} {what}: {names}")
     if difference is None:
-        click.echo("no difference in what both runs have")
+        click.echo("no difference in steps and tensors that both runs have")
         return
     click.echo(
         f"first difference at step {difference.step} in {difference.name}: "

@@ -191,7 +191,7 @@ def _collections(collections: Iterable[str | Collection]) -> list[Collection]:
         raise InputError(
             f"collections named {', '.join(names)}",
             "different names",
-            "a built-in one was listed beside one of the same name",
+            "a built-in collection was listed together with another one of the same name",
             "keep one of them, or give it another name",
         )
     return listed

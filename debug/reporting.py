@@ -50,7 +50,7 @@ class Reports:
     def at_once(self, finding: Finding) -> None:
         """Write a finding and call the user's functions with it at once; any thread may call this function."""
         self._record([finding])
-        self.attempt("a finding could not be told", lambda: self._findings.tell_at_once(finding))
+        self.attempt("a finding could not be reported", lambda: self._findings.tell_at_once(finding))
 
     def collect(self, monitors: Monitors) -> None:
         """Take over the findings of the monitors and write them."""

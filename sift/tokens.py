@@ -77,7 +77,7 @@ class RhoTokens:
         if self.reference is not None and reference_losses is None:
             raise InputError(
                 "no losses of the reference",
-                "the reference's losses or logits with every batch, as RhoTokens was given a reference",
+                "the reference's losses or logits with every batch, because RhoTokens has a reference",
                 "only the losses of the model in training were passed",
                 "pass rho.weights(logits, labels, rho.reference(inputs)), or make RhoTokens without a reference",
             )

@@ -75,7 +75,7 @@ class Collection:
                 f"a collection {self.name!r} with raw=False and no statistics",
                 "statistics=, raw=True, or neither of them",
                 "statistics were forgotten",
-                "say what to compute, for instance statistics=('mean', 'std')",
+                "name the statistics, for instance statistics=('mean', 'std')",
             )
         in_collection = f"in the collection {self.name!r}"
         values = {
@@ -91,7 +91,7 @@ class Collection:
                     f"a collection {self.name!r} that nothing belongs to",
                     f"include=, modules= or where=, or a built-in name: {', '.join(BUILT_IN)}",
                     "a typo in a built-in name",
-                    "say what belongs to it, for instance include='attention.*output'",
+                    "select its tensors, for instance include='attention.*output'",
                 )
             values["kinds"] = BUILT_IN[self.name]
         for name, value in values.items():

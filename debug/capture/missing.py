@@ -92,7 +92,7 @@ def message(collection: Collection, missing: list[str]) -> str:
     if any(name.startswith("gradient/") for name in missing):
         causes.append("parameters that the loss does not depend on")
     if not all(name.startswith("gradient/") or name.endswith(("input", "output")) for name in missing):
-        causes.append("parameters that no optimizer given to the Watch holds")
+        causes.append("parameters that no optimizer of the Watch holds")
     return (
         f"the collection {collection.name!r} got nothing from {shown} in its first saved step; likely cause: "
         f"{', or '.join(causes)}; fix: inspect them, or leave them out with include="

@@ -116,7 +116,7 @@ class Uploader:
 
     def _give_up(self, upload: Upload) -> None:
         for step in upload.steps:
-            self._tell(f"a step is given up: remote storage fails, and {WAITING} segments wait", step)
+            self._tell(f"a step is lost: remote storage fails, and {WAITING} segments wait", step)
         for file in upload.files:
             with contextlib.suppress(OSError):
                 os.unlink(file)

@@ -41,7 +41,7 @@ class RelativeLoss(Policy):
             raise InputError(
                 f"keep={keep!r} and beta={beta!r}",
                 "one of keep and beta",
-                "both say how much is kept: without a floor keep = 1 / (1 + beta)",
+                "both set the share of kept samples: without a floor keep = 1 / (1 + beta)",
                 "drop one of the two",
             )
         self.floor = check_floor(floor)

@@ -132,7 +132,7 @@ MESSAGES = {
             "a model that torch.compile wrapped",
             "the model itself",
             "the model would be compiled twice",
-            "pass the model that was given to torch.compile",
+            "pass the model that was passed to torch.compile",
         ),
     ),
     "a model on two devices": (

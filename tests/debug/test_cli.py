@@ -77,7 +77,7 @@ def test_show_of_an_unknown_name(call, path):
 
 def test_diff(call, saving, path, tmp_path):
     same = call("diff", path, path)
-    assert (same.exit_code, same.output) == (0, "no difference in what both runs have\n")
+    assert (same.exit_code, same.output) == (0, "no difference in steps and tensors that both runs have\n")
     other = saving(tmp_path / "other")
     for step in range(12):
         other.step(step, {"weights": {"w[0]": torch.ones(2, 2)}})

@@ -163,7 +163,7 @@ def test_a_mask_that_is_not_bool():
 def test_a_reference_that_is_forgotten():
     refused(
         "no losses of the reference",
-        "the reference's losses or logits with every batch, as RhoTokens was given a reference",
+        "the reference's losses or logits with every batch, because RhoTokens has a reference",
         "only the losses of the model in training were passed",
         "pass rho.weights(logits, labels, rho.reference(inputs)), or make RhoTokens without a reference",
         RhoTokens(reference=nn.Linear(2, 2)),

@@ -175,7 +175,7 @@ def _sides(node: fx.Node) -> tuple[fx.Node, fx.Node]:
     scores = [side for side in large if side.target in known]
     require(
         len(scores) == 1,
-        f"the mask and the scores of the sum cannot be told apart, at {source_line(node)}",
+        f"the mask and the scores of the sum cannot be distinguished, at {source_line(node)}",
     )
     return scores[0], right if scores[0] is left else left
 

@@ -106,7 +106,7 @@ def called_name(node: fx.Node) -> str:
 def require_only_user(node: fx.Node, user: fx.Node, values: str) -> None:
     """Refuse the place unless ``user`` is the only user of ``node``; ``values`` names its values in the reason."""
     for other in node.users:
-        place = "in what the graph returns" if other.op == "output" else f"at {source_line(other)}"
+        place = "in the values that the graph returns" if other.op == "output" else f"at {source_line(other)}"
         require(other is user, f"the {values} are used elsewhere, {place}")
 
 

@@ -35,6 +35,6 @@ RULE = Rule(
     detect,
     "warning",
     "give the loader more workers, move transforms to the device or do them once before training, and "
-    "look at the phases of a step for what keeps the processor busy",
+    "look for the phase of a step that keeps the processor busy",
     source="profile",
 )

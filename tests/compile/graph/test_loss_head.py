@@ -260,7 +260,7 @@ def test_logits_that_are_returned_are_refused(inputs):
     torch._dynamo.reset()
     record = Recorder()
     torch.compile(both, backend=record)(*inputs)
-    assert record.outcomes[0].reason == "the logits are used elsewhere, in what the graph returns"
+    assert record.outcomes[0].reason == "the logits are used elsewhere, in the values that the graph returns"
 
 
 def test_another_graph_stays_as_it_is(inputs):

@@ -316,7 +316,7 @@ def test_the_oldest_segments_are_given_up_if_too_many_wait(s3, proxy, small, spo
         training.watch.close()
     texts = sorted(str(one.message) for one in said)
     assert len(texts) == 2
-    assert "a step is given up: remote storage fails, and 3 segments wait" in texts[1]
+    assert "a step is lost: remote storage fails, and 3 segments wait" in texts[1]
     saved = open_run(s3)
     kept = saved.steps()
     assert kept[-3:] == [9, 10, 11]

@@ -69,7 +69,7 @@ def set_layout(model: nn.Module, layout: str) -> None:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
-def has_image_convolutions(model: nn.Module) -> bool:
+def has_convolutions_to_convert(model: nn.Module) -> bool:
     """Return whether the weight of a convolution over images is not in channels_last layout yet."""
     weights = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
     return any(not weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)

@@ -24,7 +24,14 @@ from ..linear_cross_entropy.kernels import runs_kernels
 from ..plan import Plan
 from ..spec import StepSpec
 from ..verify.reference import Reference, reference
-from .candidates import Candidate, fastest, has_image_convolutions, is_faster, measure_candidates, try_plan
+from .candidates import (
+    Candidate,
+    fastest,
+    has_convolutions_to_convert,
+    is_faster,
+    measure_candidates,
+    try_plan,
+)
 from .roofline import Roofline, measure_roofline
 
 BUDGETS = (0.7, 0.5, 0.3, 0.15, 0.0)
@@ -127,7 +134,7 @@ def _tried(spec: StepSpec, batch: Any, expected: Reference, eager: Candidate) ->
     rewritten = _leading(candidates)
     passes = rewritten.plan.passes if rewritten is not None else ()
     channels_last = False
-    if has_image_convolutions(spec.model):
+    if has_convolutions_to_convert(spec.model):
         candidates.append(attempt(layout="channels_last"))
         channels_last = thorough or is_faster(candidates[-1], eager, spec, batch)
     if thorough or rewritten is None or rewritten.log.saved_bytes < CERTAIN:

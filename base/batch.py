@@ -23,16 +23,13 @@ _Rebuild = Callable[[list[Any]], Any]
 
 def _open(node: Any) -> tuple[list[Any], _Rebuild] | None:
     """Return a container's children and a function from new ones to such a container; ``None`` for a leaf."""
-    if isinstance(node, dict):
-        keys = list(node)
-        if type(node) is dict:
-            return list(node.values()), lambda values: dict(zip(keys, values, strict=True))
-        return list(node.values()), lambda values: _refill(node, keys, values)
+    if type(node) is dict:
+        return list(node.values()), lambda values: dict(zip(node, values, strict=True))
     if isinstance(node, (list, tuple)):
         if hasattr(node, "_fields"):
             return list(node), lambda values: type(node)(*values)
         return list(node), type(node)
-    if isinstance(node, Mapping):  # UserDict and its subclasses
+    if isinstance(node, Mapping):  # among them UserDict and subclasses of dict
         keys = list(node)
         return [node[key] for key in keys], lambda values: _refill(node, keys, values)
     if dataclasses.is_dataclass(node) and not isinstance(node, type):

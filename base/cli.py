@@ -7,18 +7,12 @@ import importlib
 import click
 
 COMMANDS = {
-    "debug": (
-        "loopwise.debug.cli:command",
-        "Read a saved run: findings, ls, show, diff, export, verify.",
-    ),
+    "debug": ("loopwise.debug.cli:command", "Read a saved run: findings, ls, show, diff, export, verify."),
     "demo": (
         "loopwise.examples.digits:command",
-        "Train on real handwritten digits, plain and with Loopwise, and compare.",
+        "Compare a plain loop and Loopwise on real handwritten digits.",
     ),
-    "doctor": (
-        "loopwise.doctor:command",
-        "Print versions, devices, and features that are missing or run slower.",
-    ),
+    "doctor": ("loopwise.doctor:command", "Print versions, devices, and features that are missing or slow."),
     "report": (
         "loopwise.report.command:write",
         "Write the page of a run as one HTML file that works offline.",

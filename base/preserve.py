@@ -49,14 +49,10 @@ def preserve(*modules: nn.Module, training: bool | None = None) -> Iterator[None
         for submodule, mode in zip(submodules, modes, strict=True):
             submodule.training = mode
         for own, before in saved:
-            if not _same(own, before):
+            if own.keys() != before.keys() or any(own[name] is not before[name] for name in before):
                 own.clear()
                 own.update(before)
         with torch.no_grad():
             for buffer, copy in copies.values():
                 buffer.data.copy_(copy)  # .data: a graph that saved the buffer must not see a new version
         random_state.set(state)
-
-
-def _same(now: dict[str, torch.Tensor | None], before: dict[str, torch.Tensor | None]) -> bool:
-    return now.keys() == before.keys() and all(now[name] is before[name] for name in before)

@@ -25,7 +25,6 @@ import socket
 import sys
 import time
 import weakref
-from types import TracebackType
 from typing import Any, ClassVar
 
 import fsspec
@@ -254,9 +253,7 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close("finished" if kind is None else "failed")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from loopwise.validate import whole_number
@@ -17,10 +18,10 @@ class Schedule:
         raise TypeError("Schedule is abstract; use every(), at() or between()")
 
     def __or__(self, other: Schedule) -> Schedule:
-        return _Either(self, other)
+        return _Combined(operator.or_, self, other)
 
     def __and__(self, other: Schedule) -> Schedule:
-        return _Both(self, other)
+        return _Combined(operator.and_, self, other)
 
     def __invert__(self) -> Schedule:
         return _Not(self)
@@ -53,21 +54,13 @@ class _Between(Schedule):
 
 
 @dataclass(frozen=True, slots=True)
-class _Either(Schedule):
+class _Combined(Schedule):
+    combine: Callable[[bool, bool], bool]
     left: Schedule
     right: Schedule
 
     def __call__(self, step: int) -> bool:
-        return self.left(step) or self.right(step)
-
-
-@dataclass(frozen=True, slots=True)
-class _Both(Schedule):
-    left: Schedule
-    right: Schedule
-
-    def __call__(self, step: int) -> bool:
-        return self.left(step) and self.right(step)
+        return self.combine(self.left(step), self.right(step))
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,16 +44,11 @@ def choice(title: str, label: str, plots: Sequence[Block]) -> Block:
 def finding(
     severity: str, rule: str, step: int, what: str, advice: str, line: str = "", plot: Block | None = None
 ) -> Block:
-    """Return a finding of a rule.
+    """Return a finding of a rule about one step, with the advice to the user.
 
     Args:
         severity: ``info``, ``warning`` or ``critical``.
-        rule: name of the rule.
-        step: step that the finding is about.
-        what: a sentence about the problem.
-        advice: the remedy.
         line: place in the user's code, or an empty text.
-        plot: a plot that shows the problem.
     """
     block = {"kind": "finding", "severity": severity, "rule": rule, "step": step, "what": what}
     return block | {"advice": advice, "line": line, "plot": plot}

@@ -1,4 +1,4 @@
-"""The command ``loopwise doctor``: versions, devices, and features that are missing or run slower."""
+"""The command ``loopwise doctor``: versions, devices, and features that are missing or slow."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _fallbacks() -> list[str]:
 
 @click.command("doctor")
 def command() -> None:
-    """Print versions, devices, optional packages, and features that are missing or run slower."""
+    """Print versions, devices, optional packages, and features that are missing or slow."""
     console = Console()
     table = Table(show_header=False, box=None)
     for name, value in [*_rows(), *((name, _version(name) or "not installed") for name in OPTIONAL)]:

@@ -29,7 +29,7 @@ class Ranks:
     """Processes of one gloo group that run cases."""
 
     def __init__(self, folder, world):
-        self.errors = [open(folder / f"errors-{world}-{rank}", "w+") for rank in range(world)]
+        self.errors = [open(folder / f"errors-{world}-{rank}", "w+") for rank in range(world)]  # noqa: SIM115
         store = f"file://{folder}/store-{os.urandom(4).hex()}"
         self.processes = [
             subprocess.Popen(

@@ -182,7 +182,7 @@ def stop_allocating_to(pool: Any, device: int) -> None:
 
 
 def optimizer_has_hooks(optimizer: Optimizer) -> bool:
-    """Return whether a hook is on the optimizer's own steps; a deep copy of the optimizer has the hooks, too."""
+    """Return whether a hook is on the steps of this optimizer; a deep copy of it has none (seen in torch 2.15)."""
     names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
     return any(getattr(optimizer, name, None) for name in names)
 

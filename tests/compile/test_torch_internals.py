@@ -1,5 +1,7 @@
 """Private names of torch that compile uses: a test fails if a new release of torch moves or changes one."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -169,6 +171,7 @@ def test_every_kind_of_hook_is_seen(kind):
     try:
         assert internals.has_hooks([model], model.parameters(), optimizer)
         assert internals.optimizer_has_hooks(optimizer) == kind.startswith("step")
+        assert not internals.optimizer_has_hooks(copy.deepcopy(optimizer))
     finally:
         handle.remove()
     assert not internals.has_hooks([model], model.parameters(), optimizer)

@@ -160,7 +160,8 @@ def planted(seed: int) -> dict[str, float]:
     """Count the wrong passes, and the right passes, that the training step goes back to eager for."""
     from loopwise.compile import Plan, TrainStep
     from loopwise.compile.graph import passes
-    from loopwise.compile.search.candidates import fastest, measure_candidates, try_plan
+    from loopwise.compile.search.candidates import measure_candidates, try_plan
+    from loopwise.compile.search.search import fastest
     from loopwise.compile.verify.reference import reference
 
     torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from loopwise.ranks import anywhere, from_main
+from loopwise.ranks import anywhere
 
 from ..graph.backend import Log, first_line
 from ..graph.diagnostics import collect_graph_breaks
@@ -132,19 +132,3 @@ def _pass_in_layout(candidate: Candidate, model: nn.Module, batch: Any) -> Calla
             run()
 
     return run_converted
-
-
-def fastest(candidates: list[Candidate]) -> Candidate:
-    """Return the fastest candidate; of two within ``TIE`` the first one, which is simpler."""
-    best = candidates[0]
-    for candidate in candidates[1:]:
-        if candidate.seconds < best.seconds * (1 - TIE):
-            best = candidate
-    return best
-
-
-def is_faster(candidate: Candidate, other: Candidate, spec: StepSpec, batch: Any) -> bool:
-    """Return whether ``candidate`` is faster than ``other``; each runs a few passes."""
-    both = [other, candidate]
-    time_candidates(both, spec, batch, repeats=3)
-    return from_main(lambda: fastest(both) is candidate)

@@ -25,11 +25,11 @@ from ..plan import Plan
 from ..spec import StepSpec
 from ..verify.reference import Reference, reference
 from .candidates import (
+    TIE,
     Candidate,
-    fastest,
     has_convolutions_to_convert,
-    is_faster,
     measure_candidates,
+    time_candidates,
     try_plan,
 )
 from .roofline import Roofline, measure_roofline
@@ -222,3 +222,19 @@ def _within_memory(spec: StepSpec, batch: Any, expected: Reference, candidates: 
         "that much is held even when all activations are computed again",
         "raise the budget, or take a smaller batch",
     )
+
+
+def fastest(candidates: list[Candidate]) -> Candidate:
+    """Return the fastest candidate; of two within ``TIE`` the first one, which is simpler."""
+    best = candidates[0]
+    for candidate in candidates[1:]:
+        if candidate.seconds < best.seconds * (1 - TIE):
+            best = candidate
+    return best
+
+
+def is_faster(candidate: Candidate, other: Candidate, spec: StepSpec, batch: Any) -> bool:
+    """Return whether ``candidate`` is faster than ``other``; each runs a few passes."""
+    both = [other, candidate]
+    time_candidates(both, spec, batch, repeats=3)
+    return from_main(lambda: fastest(both) is candidate)

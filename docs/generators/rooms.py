@@ -32,7 +32,7 @@ def imported(path: Path, source: str) -> Iterator[str]:
     ``from . import name`` yields the package and the package with the name behind it.
     """
     relative = path.relative_to(ROOT)
-    package = [NAMES[relative.parts[0]], *relative.parts[1:-1]]
+    package = [*NAMES[relative.parts[0]].split("."), *relative.parts[1:-1]]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

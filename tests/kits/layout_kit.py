@@ -5,6 +5,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from docs.generators.rooms import imported
+
 ROOT = Path(__file__).parents[2]
 PARTS = ("sift", "compile", "debug", "tune", "feed", "report")
 LIBRARY = [d for d in ("base", *PARTS) if (ROOT / d).is_dir()]
@@ -80,21 +82,10 @@ def parsed(path):
     return ast.parse(path.read_text())
 
 
-def imports(source):
-    """Return the absolute names that a file imports."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
-
-
-def foreign(part, source):
-    """Return the other parts that a file of ``part`` (or of the base) imports."""
-    imported = {name.split(".")[1] for name in imports(source) if name.startswith("loopwise.")}
-    return (imported & set(PARTS)) - {part}
+def foreign(path, source):
+    """Return the other parts that a file at ``path`` imports, absolutely or relatively."""
+    names = {name.split(".")[1] for name in imported(path, source) if name.startswith("loopwise.")}
+    return (names & set(PARTS)) - {path.relative_to(ROOT).parts[0]}
 
 
 def crowded(paths, most=20):

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of child processes would compile the package anew
 torch.set_num_threads(1)  # tests are small, and OpenMP's threads wait for each other on a busy machine
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of compiler processes that outlives a test
 if not torch.cuda.is_available():  # Triton decides at the import of a kernel whether to interpret it

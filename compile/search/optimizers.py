@@ -20,7 +20,7 @@ def implementations(optimizer: Optimizer) -> list[str]:
     """Return the implementations that may be tried; only ``as_is`` if the user chose one or there are no others."""
     groups = optimizer.param_groups
     free = all("fused" in g and not g["fused"] and g.get("foreach") is None for g in groups)
-    # the timed steps of the copies would call a hook
+    # the copies that are timed have no hooks (a deep copy drops them), so their times would not be those of the user's steps
     if not free or any(g.get("differentiable") for g in groups) or optimizer_has_hooks(optimizer):
         return ["as_is"]
     of_torch = groups[0].get("foreach") is None and type(optimizer).__module__.startswith("torch.optim")

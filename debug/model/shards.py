@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from loopwise.torch_internals import is_shard
+from loopwise.wrappers import is_shard
 
 from ..torch_internals import local_shape_and_offset
 

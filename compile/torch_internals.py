@@ -9,9 +9,10 @@ source and raised ``READ_FOR``.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -52,6 +53,63 @@ def failed_guards() -> list[str]:
     dynamo = sys.modules.get("torch._dynamo.utils")
     failures = dynamo.guard_failures.values() if dynamo else ()
     return [str(reason) for reasons in failures for reason in reasons]
+
+
+def once_functions() -> tuple[Callable[..., Any], ...]:
+    """Return the methods that libraries have added to loggers and that log a message only once in a process.
+
+    Hugging Face's ``warning_once`` and ``info_once`` are such methods.
+    """
+    return tuple(value for name, value in vars(logging.Logger).items() if name.endswith("_once"))
+
+
+@contextlib.contextmanager
+def calls_left_out(functions: Iterable[Callable[..., Any]]) -> Iterator[None]:
+    """Let Dynamo leave out calls of ``functions``, which return None, in the graphs that it captures inside the context."""
+    import torch._dynamo.config as config
+
+    ignored: set[Callable[..., Any]] = getattr(config, "ignore_logging_functions", set())
+    added = [function for function in functions if function not in ignored]
+    ignored.update(added)
+    try:
+        yield
+    finally:
+        ignored.difference_update(added)
+
+
+@contextlib.contextmanager
+def counters_as_variables() -> Iterator[None]:
+    """Let Dynamo capture whole numbers in attributes of modules as variables once they have changed.
+
+    Otherwise a counter in a module's forward pass makes Dynamo compile anew at each call.
+    """
+    import torch._dynamo.config as config
+
+    before = getattr(config, "allow_unspec_int_on_nn_module", None)
+    if before is not False:  # on already, or another version of torch
+        yield
+        return
+    config.allow_unspec_int_on_nn_module = True
+    try:
+        yield
+    finally:
+        config.allow_unspec_int_on_nn_module = before
+
+
+def is_compiled_function(function: Any) -> bool:
+    """Return whether ``torch.compile`` made the function; ``torch.compiler.disable`` marks functions in the same way."""
+    return hasattr(function, "_torchdynamo_orig_callable") and not hasattr(function, "_torchdynamo_disable")
+
+
+def unwrapped_by_dynamo(error: Exception) -> Exception:
+    """Return an error of the same class and text that Dynamo passes on from a backend instead of wrapping it."""
+    from torch._dynamo.exc import ShortenTraceback
+
+    kind = type(error)
+    made: Any = type(kind.__name__, (kind, ShortenTraceback), {"__module__": kind.__module__})
+    same = made.__new__(made, *error.args)
+    same.args, same.first_useful_frame = error.args, None
+    return cast("Exception", same)
 
 
 def compiles_for_buckets() -> bool:
@@ -137,6 +195,11 @@ def argument_position(operator: Any, name: str) -> int:
     return [argument.name for argument in operator._schema.arguments].index(name)
 
 
+def argument_names(operator: Any) -> list[str]:
+    """Return the names of an operator's arguments (``torch.ops.<library>.<name>.default``)."""
+    return [argument.name for argument in operator._schema.arguments]
+
+
 def dispatches_plainly() -> bool:
     """Return whether no dispatch mode is on: nothing traces or intercepts operations on tensors."""
     from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -171,6 +234,32 @@ def has_hooks(modules: Iterable[nn.Module], parameters: Iterable[Tensor], optimi
     return any(vars(module)[name] for module in modules for name in _HOOKS)
 
 
+def hooks_made() -> int:
+    """Return the number of hooks that were registered in this process so far, on any module, tensor or optimizer."""
+    from torch.utils.hooks import RemovableHandle
+
+    return RemovableHandle.next_id
+
+
+def hook_keys(modules: Iterable[nn.Module]) -> tuple[Any, ...]:
+    """Return the identities of the hooks on forward and backward passes of modules, and of all modules."""
+    from torch.nn.modules import module as all_modules
+
+    everywhere = tuple(tuple(vars(all_modules).get(f"_global{name}") or ()) for name in _HOOKS)
+    own = (tuple(vars(module)[name]) for module in modules for name in _HOOKS)
+    return everywhere, tuple((n, keys) for n, keys in enumerate(own) if keys)
+
+
+def tensor_hooks(tensor: Tensor) -> list[Any]:
+    """Return the functions that autograd calls with the gradient of a tensor, or after it was accumulated."""
+    return [*(tensor._backward_hooks or {}).values(), *(tensor._post_accumulate_grad_hooks or {}).values()]
+
+
+def members(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the module's own dicts of parameters, buffers and submodules."""
+    return module._parameters, module._buffers, module._modules
+
+
 def stop_allocating_to(pool: Any, device: int) -> None:
     """End the allocation to a CUDA graph's memory pool, which older versions of torch leave on after a failure."""
     private: Any = torch._C
@@ -185,6 +274,15 @@ def optimizer_has_hooks(optimizer: Optimizer) -> bool:
     """Return whether a hook is on the steps of this optimizer; a deep copy of it has none (seen in torch 2.15)."""
     names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
     return any(getattr(optimizer, name, None) for name in names)
+
+
+def multiply(tensors: Sequence[Tensor], factor: float) -> None:
+    """Multiply tensors in place by a number, in few kernels."""
+    dense = [tensor for tensor in tensors if tensor.layout is torch.strided]
+    torch._foreach_mul_(dense, factor)
+    for tensor in tensors:
+        if tensor.layout is not torch.strided:
+            tensor.mul_(factor)
 
 
 def allocations(run: Callable[[], Any]) -> list[int]:

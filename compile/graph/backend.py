@@ -17,7 +17,7 @@ from loopwise.warnings import warn
 
 from ..linear_cross_entropy.op import save_gradients
 from ..plan import Plan
-from ..torch_internals import compile_by_inductor, known_vector_instructions
+from ..torch_internals import calls_left_out, compile_by_inductor, known_vector_instructions, once_functions
 from . import regions
 from .passes import PASSES, USUAL, Outcome
 
@@ -153,10 +153,23 @@ def loopwise(
 
 
 def compile_function(function: Callable[..., Any], plan: Plan, log: Log) -> Callable[..., Any]:
-    """Compile ``function`` by ``plan``, independently of all other compiled versions of the function."""
+    """Compile ``function`` by ``plan``, independently of all other compiled versions of the function.
+
+    Calls of ``logger.warning_once`` and its like are not captured, since they would break the graph: the eager pass that
+    a compiled one is compared with has logged the message.
+    """
     if plan.graph == "eager":
         return function
-    return torch.compile(_isolated(function), backend=Backend(plan, log))
+    compiled = torch.compile(_isolated(function), backend=Backend(plan, log))
+    once = once_functions()
+    if not once:
+        return compiled
+
+    def compute(*inputs: Any, **options: Any) -> Any:
+        with calls_left_out(once):
+            return compiled(*inputs, **options)
+
+    return compute
 
 
 def _isolated(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..torch_internals import failed_guards, graph_breaks
 
 JUMP = "a branch on a tensor's value: use torch.where, or decide outside of the step"
+ITEM = "a tensor's value is read: keep the tensor, detached, and read it after the step"
+OUT = "take this line out of the step"
+SETTINGS = "torch._dynamo.config"
+REST = "step_unsupported"
+"""Dynamo's reason for a call whose inner frames hold the break; that break is reported by itself."""
+TORCH = str(Path(torch.__file__).parent)
 
 
 @contextlib.contextmanager
@@ -19,7 +28,9 @@ def collect_graph_breaks(texts: list[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        for stack, reason in graph_breaks()[earlier:]:
+        breaks = graph_breaks()[earlier:]
+        causes = [(stack, reason) for stack, reason in breaks if reason != REST]
+        for stack, reason in causes or breaks:
             text = f"{_place(stack)}: {_shortened(reason)}"
             if text not in texts:
                 texts.append(text)
@@ -31,18 +42,30 @@ def recompilations() -> list[str]:
 
 
 def _place(stack: Sequence[Any]) -> str:
-    """Return file, line number and source of the innermost frame of a stack."""
+    """Return file, line number and source of the innermost frame outside of torch."""
     if not stack:
         return "an unknown place"
-    frame = stack[-1]
+    own = [frame for frame in stack if not frame.filename.startswith(TORCH)]
+    frame = (own or stack)[-1]
     line = f" ({frame.line.strip()})" if frame.line else ""
     return f"{frame.filename}:{frame.lineno}{line}"
 
 
 def _shortened(reason: str) -> str:
-    """Return the cause of a graph break, and the first hint how to avoid it."""
-    if reason.startswith("generic_jump"):
-        return JUMP
+    """Return the cause of a graph break and a way to avoid it."""
     lines = [line.strip() for line in reason.strip().splitlines() if line.strip()]
-    hints = [re.sub(r"^Hint: ", "", line) for line in lines if line.startswith("Hint: ")]
-    return f"{lines[0]}. {hints[0]}" if hints else lines[0] if lines else "no reason given"
+    if not lines or reason == REST:
+        return f"no reason given: {OUT}"
+    if lines[0].startswith("generic_jump"):
+        return JUMP
+    if "Tensor.item()" in lines[0]:
+        return ITEM
+    if method := re.search(r"method: .*\.(\w+), args", reason) if "logging.Logger" in lines[0] else None:
+        name = method[1]
+        return f"a message by a logger: {OUT}, or have it left out: {SETTINGS}.ignore_logging_functions.add(logger.{name})"
+    if printed := re.search(r"`(?:_?warnings\.)?(print|warn)`", reason):
+        name = {"warn": "warnings.warn"}.get(printed[1], printed[1])
+        return f"a message by {name}: {OUT}, or have it come after the graph: {SETTINGS}.reorderable_logging_functions.add({name})"
+    hints = [line.removeprefix("Hint: ") for line in lines if line.startswith("Hint: ")]
+    useful = [hint for hint in hints if "report an issue" not in hint and "file an issue" not in hint]
+    return f"{lines[0]}. {useful[0]}" if useful else f"{lines[0]}: {OUT}"

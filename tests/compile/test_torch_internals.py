@@ -1,6 +1,7 @@
 """Private names of torch that compile uses: a test fails if a new release of torch moves or changes one."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -47,6 +48,25 @@ def test_graph_breaks_and_failed_guards():
     assert any(frame.name == "broken" for frame in seen[0].stack)
     assert isinstance(seen[0].reason, str)
     assert len(internals.failed_guards()) > guards
+
+
+def test_calls_that_log_once_are_left_out_of_a_graph(monkeypatch):
+    said = []
+    monkeypatch.setattr(logging.Logger, "info_once", lambda self, text: said.append(text), raising=False)
+    logger = logging.getLogger(__name__)
+
+    def told(x):
+        logger.info_once("told")
+        return x + 1
+
+    assert logging.Logger.info_once in internals.once_functions()
+    assert logging.Logger.info not in internals.once_functions()
+    torch._dynamo.reset()
+    with internals.calls_left_out(internals.once_functions()):
+        assert logging.Logger.info_once in torch._dynamo.config.ignore_logging_functions
+        torch.compile(told, backend="eager", fullgraph=True)(torch.ones(2))
+    assert said == []
+    assert logging.Logger.info_once not in torch._dynamo.config.ignore_logging_functions
 
 
 def test_fake_tensors_inside_a_backend():

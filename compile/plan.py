@@ -2,9 +2,11 @@
 
 Format: ``Plan.to_json()`` is a JSON object with one key for each argument of ``loopwise.compile.Plan``.  Plans that
 were measured are kept in the folder ``plans`` of ``~/.cache/loopwise``, or of the folder that the environment
-variable ``LOOPWISE_CACHE`` names.  The file ``<key>.json`` holds a JSON object: ``plan``, such an object, and
-``errors``, the relative errors of the eager step by the name of a tensor.  The key is a digest of device, versions,
-names of the passes, model, optimizer, shapes and arguments of the search; files of other keys are ignored.
+variable ``LOOPWISE_CACHE`` names.  The file ``<key>.json`` holds a JSON object: ``plan``, such an object;
+``measured_at``, the time of the measurement in ISO format; ``refused``, a list of objects with a ``plan`` in words and
+the ``reason`` why it was refused; and ``checksum``, the SHA-256 of the key and of the other three as JSON.  The key is a
+digest of device, versions, names of the passes, model, optimizer, shapes and arguments of the search.  A file that is
+damaged or belongs to another key counts as absent.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ import torch
 
 from loopwise import __version__, validate
 from loopwise.errors import InputError
+
+from .files import replace_file
 
 GRAPHS = ("eager", "captured", "inductor")
 PASSES = {
@@ -34,7 +38,7 @@ PASSES = {
 LAYOUTS = ("as_is", "channels_last")
 OPTIMIZERS = ("as_is", "foreach", "fused")
 PRECISIONS = ("exact", "mixed")
-FORMAT = 2
+FORMAT = 3
 """Version of the files that keep measured plans; files of another version are ignored."""
 
 
@@ -76,12 +80,16 @@ class Plan:
         validate.one_of("optimizer", self.optimizer, OPTIMIZERS)
         validate.one_of("precision", self.precision, PRECISIONS)
         validate.fraction("budget", self.budget, "the share of activations to save", 0.5, zero=True, one=True)
-        if isinstance(self.passes, str):
+        for switch in ("max_autotune", "regions", "cuda_graph"):
+            validate.one_of(switch, getattr(self, switch), (False, True))
+        if not isinstance(self.passes, (tuple, list)):
             raise InputError(
                 f"passes={self.passes!r}",
                 f"a tuple of names out of {', '.join(PASSES)}",
                 "one name without a tuple around it",
-                f"pass passes=({self.passes!r},)",
+                f"pass passes=({self.passes!r},)"
+                if isinstance(self.passes, str)
+                else "pass passes=() for none",
             )
         object.__setattr__(self, "passes", tuple(self.passes))  # JSON has lists
         for name in self.passes:
@@ -100,17 +108,20 @@ class Plan:
         """Return the plan that ``to_json`` wrote.
 
         Raises:
-            InputError: an unknown field, or a value that does not exist.
-            json.JSONDecodeError: ``text`` is no JSON.
+            InputError: ``text`` is no JSON object, or has an unknown field, or a value that does not exist.
         """
-        values, fields = json.loads(text), {field.name for field in dataclasses.fields(cls)}
+        fields = {field.name for field in dataclasses.fields(cls)}
+        try:
+            values = json.loads(text)
+            if not isinstance(values, dict):
+                raise TypeError("it is no object")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise _no_plan(
+                f"{str(text)[:40]!r} for a plan", "a JSON object", f"another text, or a cut one: {error}"
+            ) from error
         if unknown := set(values) - fields:
-            raise InputError(
-                f"a plan with {', '.join(sorted(unknown))}",
-                f"the fields {', '.join(sorted(fields))}",
-                "a plan of another version, or one edited by hand",
-                "let the step choose a plan, and print step.plan.to_json()",
-            )
+            names, cause = ", ".join(sorted(unknown)), "a plan of another version, or one edited by hand"
+            raise _no_plan(f"a plan with {names}", f"the fields {', '.join(sorted(fields))}", cause)
         return cls(**values)
 
     def __str__(self) -> str:
@@ -122,6 +133,11 @@ class Plan:
         parts += [f"{self.optimizer} optimizer"] * (self.optimizer != "as_is")
         parts += ["CUDA graph"] * self.cuda_graph
         return " + ".join(parts)
+
+
+def _no_plan(seen: str, expected: str, cause: str) -> InputError:
+    """Make the error for a text that ``to_json`` did not write."""
+    return InputError(seen, expected, cause, "let the step choose a plan, and print step.plan.to_json()")
 
 
 def cache_key(model: torch.nn.Module, optimizer: Any, shapes: Any, requested: Any) -> str:
@@ -142,24 +158,51 @@ def _path(key: str) -> Path:
     return (Path(folder) if folder else Path.home() / ".cache" / "loopwise") / "plans" / f"{key}.json"
 
 
-def recall(key: str) -> tuple[Plan, dict[str, float]] | None:
-    """Return the plan that an earlier run measured and the eager step's relative errors; ``None`` if there is none."""
+@dataclass(frozen=True)
+class StoredPlan:
+    """Plan that an earlier run measured."""
+
+    plan: Plan
+    path: str
+    """File that holds it."""
+    measured_at: str
+    """Time of the measurement, in ISO format."""
+    refused: list[dict[str, str]]
+    """Other plans, each with the ``reason`` why it was refused."""
+
+
+def recall(key: str) -> StoredPlan | None:
+    """Return the plan that an earlier run measured; ``None`` if there is none, or if its file is damaged."""
+    path = _path(key)
     try:
-        stored = json.loads(_path(key).read_text())
-        errors = {str(name): float(error) for name, error in stored["errors"].items()}
-        return Plan.from_json(json.dumps(stored["plan"])), errors
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        stored = json.loads(path.read_text())
+        if stored.pop("checksum") != _checksum(key, stored):
+            return None
+        plan = Plan.from_json(json.dumps(stored["plan"]))
+        return StoredPlan(plan, str(path), stored["measured_at"], stored["refused"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
-def remember(key: str, plan: Plan, errors: dict[str, float]) -> None:
-    """Store a measured plan and the eager step's relative errors; do nothing if the folder cannot be written."""
+def remember(key: str, plan: Plan, refused: list[dict[str, str]], measured_at: str = "") -> None:
+    """Store a measured plan for later runs; do nothing if the folder cannot be written.
+
+    Args:
+        key: the result of ``cache_key``.
+        plan: the plan.
+        refused: a ``plan``, in words, and the ``reason`` of each other plan that was refused.
+        measured_at: time of the measurement, in ISO format, if it was not now.
+    """
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    stored = {"plan": dataclasses.asdict(plan), "measured_at": measured_at or now, "refused": refused}
     path = _path(key)
-    finite = {name: error for name, error in errors.items() if math.isfinite(error)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        own = path.with_suffix(f".{os.getpid()}")
-        own.write_text(json.dumps({"plan": dataclasses.asdict(plan), "errors": finite}))
-        os.replace(own, path)
+        replace_file(path, json.dumps(stored | {"checksum": _checksum(key, stored)}).encode())
     except OSError:
         return
+
+
+def _checksum(key: str, stored: dict[str, Any]) -> str:
+    """Return the checksum of what is stored under a key."""
+    return hashlib.sha256(f"{key} {json.dumps(stored, sort_keys=True)}".encode()).hexdigest()

@@ -119,6 +119,7 @@ class TrainStep:
         self._usual_shape: Any = None
         self._other_shapes: Counter[Any] = Counter()
         self._search: SearchResult | None = None
+        self._stored: plans.StoredPlan | None = None
         self._compiled: Compute = spec.eager
         self._log = Log()
         self._choice: optimizers.Choice | None = None
@@ -246,8 +247,8 @@ class TrainStep:
         requested = (spec.precision, spec.memory, spec.autotune)
         self._key = plans.cache_key(spec.model, spec.optimizer, self._usual_shape, requested)
         stored = None if self._pinned else from_main(lambda: plans.recall(self._key))
-        known, errors = stored or (self.plan, None)
-        self._search = search(spec, batch, known, errors)
+        known, self._stored = self.plan if stored is None else stored.plan, stored
+        self._search = search(spec, batch, known, errors=None)
         self._use(self._search)
         self._start_cuda_graph(try_it=spec.autotune == "max" and known is None)
         if known is None:
@@ -301,9 +302,12 @@ class TrainStep:
     def _remember(self) -> None:
         """Store the plan for later runs, unless it is the user's own."""
         assert self._search is not None
-        plan, errors = self._plan, self._search.errors
+        plan, stored, tried = self._plan, self._stored, self._search.candidates
+        refused = [{"plan": str(one.plan), "reason": one.refused} for one in tried if one.refused]
+        if stored is not None:  # the search of that run saw the other plans
+            refused = stored.refused
         if not self._pinned:
-            from_main(lambda: plans.remember(self._key, plan, errors))
+            from_main(lambda: plans.remember(self._key, plan, refused, stored.measured_at if stored else ""))
 
     # -- trust ----------------------------------------------------------------------------------
 

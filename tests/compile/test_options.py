@@ -1,7 +1,6 @@
 """Errors of wrong arguments: each names the mistake, the valid values and the fix."""
 
 import copy
-import json
 
 import pytest
 import torch
@@ -207,13 +206,6 @@ def test_a_frozen_model_is_refused():
     frozen = copy.deepcopy(NET).requires_grad_(False)
     with pytest.raises(InputError, match="seen: a loss that needs no gradient"):
         TrainStep(frozen, CRITERION, SGD, plan=Plan(), verify=False)(BATCH)
-
-
-def test_a_plan_is_json():
-    plan = Plan(graph="inductor", budget=0.5, optimizer="fused")
-    assert Plan.from_json(plan.to_json()) == plan
-    assert json.loads(plan.to_json())["graph"] == "inductor"
-    assert str(plan) == "inductor + budget 0.5 + fused optimizer"
 
 
 def test_every_pass_has_a_name_and_a_function():

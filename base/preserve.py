@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,3 +57,14 @@ def preserve(*modules: nn.Module, training: bool | None = None) -> Iterator[None
             for buffer, copy in copies.values():
                 buffer.data.copy_(copy)  # .data: a graph that saved the buffer must not see a new version
         random_state.set(state)
+
+
+@contextmanager
+def restored(attribute: str, owners: Iterable[Any]) -> Iterator[None]:
+    """Restore an attribute of each owner on leaving."""
+    values = [(owner, getattr(owner, attribute)) for owner in owners]
+    try:
+        yield
+    finally:
+        for owner, value in values:
+            setattr(owner, attribute, value)

@@ -18,7 +18,7 @@ from .search.candidates import TIE
 from .search.measure import median, memory_changes, peak_of, seconds
 from .search.variants import variant
 from .step import TrainStep
-from .verify.sandbox import sandbox, training_pass
+from .verify.sandbox import Sandbox
 
 REPEATS = 5
 HEADROOM = 0.9
@@ -166,8 +166,8 @@ def _measure(
     batch_size = batches.length(batch)
     try:
         larger = batches.index(batch, torch.arange(samples) % batch_size, batch_size)
-        with sandbox(model):
-            run = training_pass(variant(step.spec, step.plan, Log()), model, larger)
+        with Sandbox(step.spec, larger, changing=step.changing) as sandbox:
+            run = sandbox.training_pass(variant(step.spec, step.plan, Log()))
             run()
             times = seconds({"": run}, device, REPEATS, warm=1)[""]
             model.zero_grad(set_to_none=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -29,17 +28,16 @@ from .cuda_graph.recorder import recorder_for
 from .cuda_graph.step import CudaGraphStep
 from .events import Events
 from .explain import Explanation
-from .graph.backend import Log
+from .forward import Forward, Pass
+from .layout import align_state, set_layout
 from .plan import Plan
 from .search import optimizers
-from .search.candidates import set_layout
 from .search.search import SearchResult, search
 from .search.slowdown import SlowdownMonitor
-from .search.variants import MANY, RARE, shape_of, variant
-from .spec import Compute, StepSpec
+from .search.variants import shape_of, variant
+from .spec import StepSpec
 from .verify.loss_curve import compare_loss_curves
-from .verify.numerics import Difference, compare_step
-from .verify.supervisor import Supervisor
+from .verify.numerics import Comparison, Difference
 
 if TYPE_CHECKING:
     from loopwise.run import Run
@@ -111,26 +109,27 @@ class TrainStep:
                 "the plan was made on another machine, or the model was not moved",
                 "model.to('cuda'), or plan.changed(cuda_graph=False)",
             )
-        self._plan = plan or Plan()
-        self.losses: torch.Tensor | None = None
         self._verifies = validate.one_of("verify", verify, (True, False))
         self._pinned = plan is not None
-        self._key = ""
-        self._usual_shape: Any = None
-        self._other_shapes: Counter[Any] = Counter()
-        self._search: SearchResult | None = None
-        self._stored: plans.StoredPlan | None = None
-        self._compiled: Compute = spec.eager
-        self._log = Log()
-        self._choice: optimizers.Choice | None = None
-        self._optimizer_chosen = False
-        self._slowdown: SlowdownMonitor | None = None
-        self._supervisor: Supervisor | None = None
-        self._cuda_graph: CudaGraphStep | None = None
+        self._begin(plan or Plan(), recall=True)
         self._events = Events(run, resume)
         if spec.precision == "mixed" and native_dtype(spec.device) is torch.float32:
             same = "precision='mixed' is as 'exact': this device multiplies no dtype faster than float32"
             self._events.add(same)
+
+    def _begin(self, plan: Plan, recall: bool) -> None:
+        """Set everything that the first batch decides."""
+        self._plan, self._recall = plan, recall
+        self.losses: torch.Tensor | None = None
+        self._key = ""
+        self._search: SearchResult | None = None
+        self._stored: plans.StoredPlan | None = None
+        self._forward_pass: Forward | None = None
+        self._choice: optimizers.Choice | None = None
+        self._optimizer_chosen = False
+        self._cuda_graph: CudaGraphStep | None = None
+        self.changing: frozenset[str] | None = None
+        """Paths of the state that a pass changes; ``None`` before the first batch."""
 
     @property
     def plan(self) -> Plan | None:
@@ -147,7 +146,7 @@ class TrainStep:
         first = self._events.batch % self.spec.accumulate == 0
         last = (self._events.batch + 1) % self.spec.accumulate == 0
         loss = self._replay(batch, first, last)
-        return self._train(batch, last) if loss is None else loss
+        return self._train(batch, first, last) if loss is None else loss
 
     def forward(self, batch: Any) -> torch.Tensor:
         """Return the loss of a batch by the plan; the caller, a framework, calls ``backward`` and updates the weights.
@@ -168,49 +167,36 @@ class TrainStep:
                 "call step.prepare(batch) where the batch starts, in Lightning in on_train_batch_start",
             )
         self.prepare(batch)
-        compute, loss = self._forward(batch)
-        if compute is not self.spec.eager:
-            self._inspect(loss, batch)
-        return loss
+        return self._forward(batch).loss
 
-    def _forward(self, batch: Any) -> tuple[Compute, torch.Tensor]:
-        """Return the computation that this batch goes through, and its loss."""
+    def _forward(self, batch: Any) -> Pass:
+        """Run the forward pass of a batch."""
         self._events.batch += 1
-        compute = self._computation_for(batch)
-        losses = compute(batch)
-        loss = options.scalar_loss(losses)
-        self.losses = losses.detach() if losses.ndim else None
-        return compute, loss
+        assert self._forward_pass is not None
+        result = self._forward_pass(batch, self._events.batch)
+        self.losses = result.losses.detach() if result.losses.ndim else None
+        return result
 
-    def _computation_for(self, batch: Any) -> Compute:
-        """Return the compiled computation for the usual shape, and for others as soon as they are no longer rare."""
-        eager = self.spec.eager
-        if self._compiled is eager:
-            return eager
-        shape = shape_of(batch)
-        if shape == self._usual_shape:
-            return eager if self._slowdown is not None and self._slowdown.wants_eager else self._compiled
-        counts = self._other_shapes
-        counts[shape] += 1
-        return self._compiled if counts[shape] > RARE or counts.total() > MANY else eager
-
-    def _train(self, batch: Any, last: bool) -> torch.Tensor:
-        """Train on one batch by an ordinary step; ``last`` is true for the last batch of an update."""
-        model, eager = self.spec.model, self.spec.eager
+    def _train(self, batch: Any, first: bool, last: bool) -> torch.Tensor:
+        """Train on one batch by an ordinary step; ``first`` and ``last`` are true at the ends of an update's batches."""
+        model, forward = self.spec.model, self._forward_pass
+        keeps_gradients = self._cuda_graph is not None and self._cuda_graph.keeps_gradients
+        if first:  # somebody else may have left gradients, such as another step on the same parameters
+            self.spec.wrapper.zero_grad(set_to_none=not keeps_gradients)
         silent = isinstance(model, DistributedDataParallel) and not last
         start = time.perf_counter()
         with model.no_sync() if silent else contextlib.nullcontext():  # type: ignore[operator]
-            compute, loss = self._forward(batch)
-            self.spec.backward(loss)
-        if self._slowdown is not None and shape_of(batch) == self._usual_shape:
-            self._slowdown.add(time.perf_counter() - start, compute is eager)
-        if compute is not eager:
-            self._inspect(loss, batch)
+            result = self._forward(batch)
+            self.spec.backward(result.loss)
+        assert forward is not None
+        forward.time(batch, time.perf_counter() - start, result.compiled)
         if last:
-            if not self._optimizer_chosen and self.spec.scaler is None:
+            if not self._optimizer_chosen:
                 self._choose_optimizer()
-            self.spec.update(self._cuda_graph is not None and self._cuda_graph.keeps_gradients)
-        return loss.detach()
+            if self._plan.layout != "as_is" and self.spec.optimizer is not None:
+                align_state(self.spec.optimizer)
+            self.spec.update(keeps_gradients)
+        return result.loss.detach()
 
     def _replay(self, batch: Any, first: bool, last: bool) -> torch.Tensor | None:
         """Train on one batch by a replay of the CUDA graph; return ``None`` if an ordinary step is needed."""
@@ -225,7 +211,9 @@ class TrainStep:
         self._events.batch += 1
         self.losses = losses if losses.ndim else None
         loss = losses.mean() if losses.ndim else losses
-        self._inspect(loss, batch)
+        supervisor = self._forward_pass.supervisor if self._forward_pass is not None else None
+        if supervisor is not None and (reason := supervisor.after_loss(loss, batch, self._events.batch)):
+            self.step_back(reason)
         return loss
 
     # -- choosing the plan ----------------------------------------------------------------------
@@ -242,61 +230,93 @@ class TrainStep:
         """
         if self._search is not None:
             return
-        spec = self.spec
-        self._usual_shape = shape_of(batch)
+        spec, usual = self.spec, shape_of(batch)
         requested = (spec.precision, spec.memory, spec.autotune)
-        self._key = plans.cache_key(spec.model, spec.optimizer, self._usual_shape, requested)
-        stored = None if self._pinned else from_main(lambda: plans.recall(self._key))
+        self._key = plans.cache_key(spec.model, spec.optimizer, usual, requested)
+        stored = from_main(lambda: plans.recall(self._key)) if self._recall and not self._pinned else None
         known, self._stored = self.plan if stored is None else stored.plan, stored
-        self._search = search(spec, batch, known, errors=None)
-        self._use(self._search)
-        self._start_cuda_graph(try_it=spec.autotune == "max" and known is None)
+        self._search = search(spec, batch, known)
+        self._use(self._search, usual)
+        self._start_cuda_graph(usual, try_it=spec.autotune == "max" and known is None)
         if known is None:
             self._remember()
         self._events.plan(self.explain())
 
-    def _use(self, result: SearchResult) -> None:
+    def replan(self, batch: Any) -> None:
+        """Measure anew on ``batch`` and replace the plan, also the remembered one.
+
+        Args:
+            batch: a batch of the usual shape, on the device of the model.
+
+        Raises:
+            StateError: the plan was given as ``plan=``.
+        """
+        if self._pinned:
+            raise StateError(
+                "replan() of a step with plan=",
+                "a step that chooses its plan",
+                "a given plan is used as it is, without measuring others",
+                "leave plan= out",
+            )
+        self._begin(Plan(), recall=False)
+        self.prepare(batch)
+
+    def _use(self, result: SearchResult, usual: Any) -> None:
         """Put the winner of the search in the place of the eager step."""
         spec, best, eager = self.spec, result.best, result.candidates[0]
         plan = self._plan = best.plan
-        self._log = best.log
         assert best.compute is not None
-        self._compiled, compared_graphs = best.compute, best.log.graphs
+        compute, compared_graphs = best.compute, best.log.graphs
         if result.samples is not None:
             # the winner is compiled for a part of the batch, and was not compared with the whole batch
-            self._compiled, compared_graphs = variant(spec, plan, best.log), 2 * best.log.graphs
-        elif best is not eager and best.times and spec.memory is None and spec.device.type == "cpu":
-            # on a GPU a clock would have to wait for each step
-            self._slowdown = SlowdownMonitor(eager.seconds)
-        if self._verifies:
-            self._supervisor = Supervisor(spec, self._compiled, self._log, compared_graphs, self._events.add)
-        self._optimizer_chosen = plan.optimizer != "as_is" or self._pinned or spec.autotune == "off"
-        if self._optimizer_chosen and spec.optimizer is not None:
-            optimizers.switch(spec.optimizer, plan.optimizer)
-        set_layout(spec.model, plan.layout)
+            compute, compared_graphs = variant(spec, plan, best.log), 2 * best.log.graphs
+        forward = Forward(spec, plan, compute, best.log, usual, self.step_back, self._events.add)
+        self._forward_pass = forward
+        timed = result.samples is None and best is not eager and bool(best.times)
+        if timed and spec.memory is None and spec.device.type == "cpu":
+            forward.slowdown = SlowdownMonitor(eager.seconds)  # on a GPU a clock would have to wait for each step
+        if result.sandbox is not None:
+            self.changing = result.sandbox.changing
+            if self._verifies and best is not eager:
+                forward.supervise(result.sandbox, compared_graphs)
+            result.sandbox = None  # it holds copies of the weights
+        self._optimizer_chosen = spec.optimizer is None or (
+            plan.optimizer == "as_is" and not self._free_to_choose()
+        )
+        set_layout(spec.model, spec.optimizer, plan.layout)
 
-    def _start_cuda_graph(self, try_it: bool) -> None:
+    def _free_to_choose(self) -> bool:
+        """Return whether the implementation of the optimizer is measured, instead of taken from the plan."""
+        known = self._pinned or self._stored is not None or self.spec.autotune == "off"
+        return not known and self.spec.scaler is None
+
+    def _start_cuda_graph(self, usual: Any, try_it: bool) -> None:
         """Let the whole step become one CUDA graph after some updates, if the plan says so or to ``try_it``."""
         recorder = recorder_for(self.spec.device)
         if recorder is None or not (try_it or self._plan.cuda_graph):
             return
         spec, tell = self.spec, self._events.add
+        assert self._forward_pass is not None
         alone = world_size() == 1 and not isinstance(spec.model, DistributedDataParallel)
         self._plan = self._plan.changed(cuda_graph=alone)
         if alone:
-            self._cuda_graph = CudaGraphStep(spec, self._compiled, self._usual_shape, recorder, tell)
+            self._cuda_graph = CudaGraphStep(spec, self._forward_pass.compute, usual, recorder, tell)
         else:
             tell("CUDA graph: left off, there are several ranks")
 
     def _choose_optimizer(self) -> None:
-        """Choose the fastest implementation of the update, as soon as there are gradients."""
-        optimizer = self.spec.optimizer
+        """Choose the fastest implementation of the update, or compare the plan's, as soon as there are gradients."""
+        optimizer, device = self.spec.optimizer, self.spec.device
         assert optimizer is not None
-        self._optimizer_chosen = True
-        choice = from_main(lambda: optimizers.choose_implementation(optimizer, self.spec.device))
-        self._choice, self._plan = choice, self._plan.changed(optimizer=choice.name)
-        optimizers.switch(optimizer, choice.name)
-        self._remember()
+        self._optimizer_chosen, planned = True, self._plan.optimizer
+        if planned == "as_is":
+            self._choice = from_main(lambda: optimizers.choose_implementation(optimizer, device))
+        else:
+            self._choice = optimizers.compared_implementation(optimizer, planned)
+        self._plan = self._plan.changed(optimizer=self._choice.name)
+        optimizers.switch(optimizer, self._choice.name)
+        if planned == "as_is":
+            self._remember()
         self._events.plan(self.explain())
 
     def _remember(self) -> None:
@@ -311,19 +331,12 @@ class TrainStep:
 
     # -- trust ----------------------------------------------------------------------------------
 
-    def _inspect(self, loss: torch.Tensor, batch: Any) -> None:
-        """Go back to the eager step if the compiled one became slow or wrong."""
-        reason = "" if self._slowdown is None else self._slowdown.reason
-        if not reason and self._supervisor is not None:
-            reason = self._supervisor.inspect(loss, batch, self._events.batch)
-        if reason:
-            self.step_back(reason)
-
     def step_back(self, reason: str) -> None:
         """Go back to the eager step for good; ``reason`` is the text of the warning and of the event."""
-        self._slowdown = self._supervisor = self._cuda_graph = None
-        self._compiled = self.spec.eager
-        self._plan = self._plan.changed(graph="eager", passes=(), cuda_graph=False)
+        self._cuda_graph = None
+        if self._forward_pass is not None:
+            self._forward_pass.go_eager()
+        self._plan = self._plan.changed(graph="eager", passes=(), cuda_graph=False, regions=False, budget=1.0)
         self._events.add(f"stepped back: {reason}")
         warn(f"loopwise.compile: back to the eager step: {reason}", stacklevel=3)
 
@@ -345,18 +358,15 @@ class TrainStep:
         """
         validate.whole_number("steps", steps, 0, example=50)
         self.prepare(batch)
-        difference, plan = compare_step(self.spec, self._compiled, batch), self._plan
+        assert self._forward_pass is not None
+        compute = self._forward_pass.compute
+        wrapped = isinstance(self.spec.model, DistributedDataParallel)
+        difference = Comparison(self.spec, batch, communicate=wrapped).difference(compute)
         if difference is not None or not steps:
             return difference
         if self.spec.optimizer is None:
             raise options.without_optimizer()
-
-        def planned(spec: StepSpec) -> Compute:
-            assert spec.optimizer is not None
-            optimizers.switch(spec.optimizer, plan.optimizer)
-            return variant(spec, plan, Log())
-
-        return compare_loss_curves(self.spec, planned, batch, steps)
+        return compare_loss_curves(self.spec, compute, batch, steps)
 
     def close(self) -> None:
         """Release the run; training may go on, without records.  A second call does nothing.
@@ -367,6 +377,6 @@ class TrainStep:
 
     def explain(self) -> Explanation:
         """Return a table of the variants that were tried, with times and reasons of refusals, and remarks."""
-        shapes = self._other_shapes
+        shapes = self._forward_pass.other_shapes if self._forward_pass is not None else None
         other = [f"{shapes.total()} batches of {len(shapes)} other shapes"] if shapes else []
         return Explanation.of(self.plan, self._search, self._choice, [*other, *self._events.texts])

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.optim import Optimizer
 
+from .cpu_libraries.torch_internals import libraries_before_headers
+
 READ_FOR = ((2, 11), (2, 15))
 """Oldest and newest version of torch whose source these functions were written for."""
 
@@ -112,6 +114,15 @@ def unwrapped_by_dynamo(error: Exception) -> Exception:
     return cast("Exception", same)
 
 
+def limits_reached() -> int:
+    """Return how often Dynamo gave a function up for good after too many recompilations, which it does without an error."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    causes = dynamo.counters["unimplemented"] if dynamo else {}
+    return sum(
+        count for cause, count in causes.items() if cause.startswith("Dynamo recompile limit exceeded")
+    )
+
+
 def compiles_for_buckets() -> bool:
     """Return whether DDP's optimizer is compiling, which makes a graph for each bucket of gradients."""
     from torch._guards import TracingContext
@@ -155,11 +166,15 @@ def compile_by_inductor(
         budget: share of the activations that may be saved for the backward pass, in [0, 1].
     """
     import torch._functorch.config as functorch
-    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+    def inner(*arguments: Any, **options: Any) -> Any:  # also called later, for the backward graph
+        with libraries_before_headers():
+            return compile_fx_inner(*arguments, **options)
 
     # the partitioner reads the budget while the forward graph is compiled; it is none of Inductor's settings
-    with functorch.patch(activation_memory_budget=max(budget, SMALLEST_BUDGET)):
-        return cast("Callable[..., Any]", compile_fx(gm, list(inputs), config_patches=settings))
+    with functorch.patch(activation_memory_budget=max(budget, SMALLEST_BUDGET)), libraries_before_headers():
+        return cast("Callable[..., Any]", compile_fx(gm, list(inputs), inner, config_patches=settings))
 
 
 def known_vector_instructions() -> dict[str, Any]:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
-from torch import nn
-
+from loopwise.preserve import restored
 from loopwise.ranks import anywhere
 
 from ..graph.backend import Log, first_line
 from ..graph.diagnostics import collect_graph_breaks
+from ..layout import in_layout
 from ..plan import Plan
 from ..spec import Compute, StepSpec
-from ..verify.numerics import Difference, compare
-from ..verify.reference import Reference
-from ..verify.sandbox import observe, restored, sandbox, training_pass
+from ..verify.numerics import Comparison, Difference
+from ..verify.sandbox import Sandbox
 from .measure import REPEATS, median, peak_bytes, seconds
 from .variants import variant
 
@@ -54,42 +50,23 @@ class Candidate:
         return median(self.times) if self.times else float("inf")
 
 
-@contextlib.contextmanager
-def in_layout(model: nn.Module, layout: str) -> Iterator[None]:
-    """Bring the model's convolution weights into ``layout``; restore their layouts on leaving."""
-    with restored("data", model.parameters()):
-        set_layout(model, layout)
-        yield
-
-
-def set_layout(model: nn.Module, layout: str) -> None:
-    """Bring the model's convolution weights into ``layout``, in place."""
-    for parameter in model.parameters():
-        if layout == "channels_last" and parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-
-
-def has_convolutions_to_convert(model: nn.Module) -> bool:
-    """Return whether the weight of a convolution over images is not in channels_last layout yet."""
-    weights = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
-    return any(not weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
-
-
-def try_plan(spec: StepSpec, plan: Plan, batch: Any, expected: Reference) -> Candidate:
-    """Compile by ``plan`` and compare one pass with the eager one; refuse the plan on all ranks if any rank does."""
+def try_plan(spec: StepSpec, plan: Plan, comparison: Comparison) -> Candidate:
+    """Compile by ``plan`` and compare its passes with the eager ones; refuse the plan on all ranks if any rank does."""
     candidate = Candidate(plan)
     log, compute = candidate.log, variant(spec, plan, candidate.log)
+    comparison.reference()  # the eager pass shows what a pass changes, so it comes first
     try:
         with in_layout(spec.model, plan.layout), collect_graph_breaks(log.breaks):
             start = time.perf_counter()
-            observed = observe(compute, spec.model, batch)
+            observed = comparison.sandbox.observe(compute)
             candidate.compile_seconds = time.perf_counter() - start
-        candidate.refused = log.failures[0] if log.failures else ""
+            candidate.refused = log.failures[0] if log.failures else ""
+            if not candidate.refused:
+                candidate.difference = comparison.difference(compute, observed)
     except Exception as error:
         candidate.refused = first_line(error)
-    if not candidate.refused:
-        candidate.difference = compare(observed, expected)
-        candidate.refused = f"wrong: {candidate.difference}" if candidate.difference is not None else ""
+    if candidate.difference is not None:
+        candidate.refused = f"wrong: {candidate.difference}"
     if anywhere(bool(candidate.refused)):
         candidate.refused = candidate.refused or "refused on another rank"
     else:
@@ -97,29 +74,29 @@ def try_plan(spec: StepSpec, plan: Plan, batch: Any, expected: Reference) -> Can
     return candidate
 
 
-def time_candidates(candidates: list[Candidate], spec: StepSpec, batch: Any, repeats: int = REPEATS) -> None:
+def time_candidates(candidates: list[Candidate], sandbox: Sandbox, repeats: int = REPEATS) -> None:
     """Time the candidates that were not refused, one pass of each in turns."""
     running = [candidate for candidate in candidates if candidate.compute is not None]
-    with sandbox(spec.model):
-        steps = {str(n): _pass_in_layout(c, spec.model, batch) for n, c in enumerate(running)}
-        times = seconds(steps, spec.device, repeats, warm=1, budget=BUDGET)
+    with sandbox:
+        steps = {str(n): _pass_in_layout(c, sandbox) for n, c in enumerate(running)}
+        times = seconds(steps, sandbox.spec.device, repeats, warm=1, budget=BUDGET)
     for candidate, own in zip(running, times.values(), strict=True):
         candidate.times = own
 
 
-def measure_candidates(candidates: list[Candidate], spec: StepSpec, batch: Any) -> None:
+def measure_candidates(candidates: list[Candidate], sandbox: Sandbox) -> None:
     """Measure time and memory of the candidates that were not refused."""
-    time_candidates(candidates, spec, batch)
+    time_candidates(candidates, sandbox)
     for candidate in (candidate for candidate in candidates if candidate.compute is not None):
-        with sandbox(spec.model):
-            candidate.peak = peak_bytes(_pass_in_layout(candidate, spec.model, batch), spec.device)
+        with sandbox:
+            candidate.peak = peak_bytes(_pass_in_layout(candidate, sandbox), sandbox.spec.device)
             candidate.compile_seconds = max(0.0, candidate.compile_seconds - candidate.seconds)
 
 
-def _pass_in_layout(candidate: Candidate, model: nn.Module, batch: Any) -> Callable[[], None]:
+def _pass_in_layout(candidate: Candidate, sandbox: Sandbox) -> Callable[[], None]:
     """Return a function that runs a pass with the weights in the candidate's layout and restores their layout."""
     assert candidate.compute is not None
-    run, layout = training_pass(candidate.compute, model, batch), candidate.plan.layout
+    run, layout, model = sandbox.training_pass(candidate.compute), candidate.plan.layout, sandbox.spec.model
     if layout == "as_is":
         return run
     with in_layout(model, layout):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.optim import Optimizer
 
+from loopwise.ranks import anywhere
+
 from ..torch_internals import optimizer_has_hooks
 from ..verify.errors import update_error
 from .measure import median, seconds
@@ -44,9 +46,9 @@ def switch(optimizer: Optimizer, implementation: str) -> None:
 
 
 def stepped_copies(optimizer: Optimizer, names: list[str]) -> dict[str, Optimizer]:
-    """Copy ``optimizer`` once for each implementation, with parameters, gradients and state, and make one step.
+    """Copy ``optimizer`` once for each implementation, with parameters, gradients and state, and make two steps.
 
-    An implementation that does not run here (complex or sparse parameters, a device without it) is left out.
+    The second step works on the state that the first one made.  An implementation that does not run here (complex or sparse parameters, a device without it) is left out.
     """
     copies: dict[str, Optimizer] = {}
     for name in names:
@@ -56,12 +58,16 @@ def stepped_copies(optimizer: Optimizer, names: list[str]) -> dict[str, Optimize
                 twin.grad = None if parameter.grad is None else parameter.grad.detach().clone()
         try:
             switch(copied, name)
-            copied.step()
+            for _ in range(2):
+                copied.step()
             copies[name] = copied
         except (RuntimeError, NotImplementedError, ValueError):
             if name == "as_is":
                 raise
     return copies
+
+
+NO_MEMORY = "no memory for copies to compare"
 
 
 @dataclass(frozen=True)
@@ -86,9 +92,35 @@ def choose_implementation(optimizer: Optimizer, device: torch.device) -> Choice:
     if names == ["as_is"]:
         return Choice("as_is", {}, {})
     try:
-        copies = stepped_copies(optimizer, names)
+        copies, refused = _compared(optimizer, names)
     except torch.OutOfMemoryError:
-        return Choice("as_is", {}, {"others": "no memory for copies to compare"})
+        return Choice("as_is", {}, {"others": NO_MEMORY})
+    times = seconds({name: copied.step for name, copied in copies.items()}, device)
+    best = min(times, key=lambda name: median(times[name]))
+    return Choice(best, times, refused)
+
+
+def compared_implementation(optimizer: Optimizer, name: str) -> Choice:
+    """Compare a plan's implementation with the user's on copies; choose the user's if the updates differ on any rank.
+
+    The gradients must exist.  In a process group, every rank has to call this function.
+    """
+    refused = {}
+    if name in implementations(optimizer):
+        try:
+            refused = _compared(optimizer, ["as_is", name])[1]
+        except torch.OutOfMemoryError:
+            refused = {name: NO_MEMORY}
+    else:
+        refused = {name: "the user chose an implementation, or there are no others"}
+    if anywhere(bool(refused)):
+        return Choice("as_is", {}, refused or {name: "refused on another rank"})
+    return Choice(name, {}, {})
+
+
+def _compared(optimizer: Optimizer, names: list[str]) -> tuple[dict[str, Optimizer], dict[str, str]]:
+    """Return the stepped copies whose updates are right, and the reasons why the others were refused."""
+    copies = stepped_copies(optimizer, names)
     refused = {name: "does not run here" for name in names if name not in copies}
     before = _parameters(optimizer)
     for name in list(copies)[1:]:
@@ -96,9 +128,7 @@ def choose_implementation(optimizer: Optimizer, device: torch.device) -> Choice:
         if not error <= TOLERANCE:
             refused[name] = f"its update is off by {error:.2g}"
             del copies[name]
-    times = seconds({name: copied.step for name, copied in copies.items()}, device)
-    best = min(times, key=lambda name: median(times[name]))
-    return Choice(best, times, refused)
+    return copies, refused
 
 
 def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from loopwise.devices import native_dtype
 
 from ..spec import StepSpec
-from ..verify.sandbox import sandbox, training_pass
+from ..verify.sandbox import Sandbox
 from .measure import seconds
 
 SIDE = {"cpu": 1024, "cuda": 8192}
@@ -25,16 +25,16 @@ class Roofline(NamedTuple):
     """Operations a second that a large product reaches."""
 
 
-def measure_roofline(spec: StepSpec, batch: Any) -> Roofline | None:
+def measure_roofline(spec: StepSpec, sandbox: Sandbox) -> Roofline | None:
     """Count the operations of an eager step and time a large product; ``None`` if the operations cannot be counted."""
     from torch.utils.flop_counter import FlopCounterMode  # it imports much
 
     device, side = spec.device, SIDE.get(spec.device.type, 1024)
     dtype = native_dtype(device) if spec.precision == "mixed" else torch.float32
     try:
-        with sandbox(spec.model):
+        with sandbox:
             with FlopCounterMode(display=False) as counter:
-                training_pass(spec.eager, spec.model, batch)()
+                sandbox.training_pass(spec.eager)()
             left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
             times = seconds({"": lambda: left @ right}, device, repeats=3, warm=1)[""]
     except Exception:  # a line of explain() is no reason to stop

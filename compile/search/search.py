@@ -18,20 +18,16 @@ import torch
 from loopwise import batch as batches
 from loopwise.errors import InputError
 from loopwise.ranks import anywhere, from_main, world_size
+from loopwise.wrappers import unwrap
 
+from .. import layout
 from ..graph.passes import PASSES, USUAL
 from ..linear_cross_entropy.kernels import runs_kernels
 from ..plan import Plan
 from ..spec import StepSpec
-from ..verify.reference import Reference, reference
-from .candidates import (
-    TIE,
-    Candidate,
-    has_convolutions_to_convert,
-    measure_candidates,
-    time_candidates,
-    try_plan,
-)
+from ..verify.numerics import Comparison
+from ..verify.sandbox import Sandbox
+from .candidates import TIE, Candidate, measure_candidates, time_candidates, try_plan
 from .roofline import Roofline, measure_roofline
 
 BUDGETS = (0.7, 0.5, 0.3, 0.15, 0.0)
@@ -39,8 +35,6 @@ BUDGETS = (0.7, 0.5, 0.3, 0.15, 0.0)
 CERTAIN = 16 * 2**20
 """Bytes of tensors not materialised from which on the passes are sure to pay.  Inductor is then tried with the
 passes only, unless ``autotune="max"``, which saves one compilation."""
-Errors = dict[str, float]
-"""Relative errors of the eager step by tensor."""
 Attempt = Callable[..., Candidate]
 """Function that tries a plan, given by its differences from the eager one."""
 
@@ -54,29 +48,28 @@ class SearchResult:
     known: bool = False
     """``True`` if the plan was the user's or an earlier run's: it was compared, not timed."""
     notes: list[str] = field(default_factory=list)
-    errors: Errors = field(default_factory=dict)
-    """Measured errors of the eager step."""
+    sandbox: Sandbox | None = None
+    """The sandbox of the passes, which knows what a pass changes; ``None`` if no pass was run."""
     roofline: Roofline | None = None
     """Smallest possible time of a variant, if candidates were timed."""
     samples: int | None = None
     """Number of samples of the batch that was tried, if it was a part of the passed batch."""
 
 
-def search(spec: StepSpec, batch: Any, known: Plan | None, errors: Errors | None = None) -> SearchResult:
+def search(spec: StepSpec, batch: Any, known: Plan | None) -> SearchResult:
     """Choose a plan on ``batch``, or on half of it if the eager step, which is the reference, runs out of memory.
 
     Args:
         spec: the training step.
         batch: a batch of usual shape.
         known: a plan that is only compared with the eager step, not timed.
-        errors: the eager step's relative errors from the run that measured ``known``.
 
     Raises:
         InputError: no variant stays within the memory budget.
         torch.OutOfMemoryError: no variant fits into memory, even on half of the batch.
     """
     try:
-        return choose(spec, batch, known, errors)
+        return choose(spec, batch, known)
     except torch.OutOfMemoryError:
         size = batches.length(batch) or 0
         if world_size() > 1 or size < 2:
@@ -84,7 +77,7 @@ def search(spec: StepSpec, batch: Any, known: Plan | None, errors: Errors | None
     torch.cuda.empty_cache()
     half = batches.index(batch, torch.arange(size // 2), size)
     memory = None if spec.memory is None else max(2, spec.memory // 2)  # at most 1 would be a fraction
-    result = search(dataclasses.replace(spec, memory=memory), half, known, errors)
+    result = search(dataclasses.replace(spec, memory=memory), half, known)
     if result.samples is None:
         result.samples = size // 2
     eager, *others = result.candidates
@@ -99,44 +92,75 @@ def search(spec: StepSpec, batch: Any, known: Plan | None, errors: Errors | None
     return result
 
 
-def choose(spec: StepSpec, batch: Any, known: Plan | None, errors: Errors | None = None) -> SearchResult:
+def choose(spec: StepSpec, batch: Any, known: Plan | None) -> SearchResult:
     """Try plans on ``batch`` and choose the fastest correct one.  Collective under DDP: rank 0's times decide."""
     eager = Candidate(Plan(precision=spec.precision), compute=spec.eager)
-    expected = reference(spec, batch, errors)
+    comparison = Comparison(spec, batch)
+    if found := _prevents_trials(comparison):
+        return SearchResult([eager], eager, known=True, notes=[f"the step stays eager: {found}"])
     if known is not None or spec.autotune == "off":
         plan = known or Plan(graph="inductor", passes=USUAL, precision=spec.precision, regions=True)
-        result = _compared(spec, batch, eager, expected, plan)
-        wrong = result.candidates[-1].difference is not None
-        return choose(spec, batch, known) if errors and anywhere(wrong) else result
-    candidates = [eager, *_tried(spec, batch, expected, eager)]
-    measure_candidates(candidates, spec, batch)
+        return _compared(spec, batch, eager, comparison, plan)
+    candidates = [eager, *_tried(spec, comparison, eager)]
+    measure_candidates(candidates, comparison.sandbox)
     best = candidates[from_main(lambda: candidates.index(fastest(candidates)))]
     if spec.memory is not None and best.peak > spec.memory:
-        best = _within_memory(spec, batch, expected, candidates)
-    return SearchResult(candidates, best, errors=expected.errors, roofline=measure_roofline(spec, batch))
+        best = _within_memory(spec, comparison, candidates)
+    best = _communicating(spec, batch, eager, best)
+    roofline = measure_roofline(spec, comparison.sandbox)
+    return SearchResult(candidates, best, roofline=roofline, sandbox=comparison.sandbox)
 
 
-def _compared(spec: StepSpec, batch: Any, eager: Candidate, expected: Reference, plan: Plan) -> SearchResult:
+def _prevents_trials(comparison: Comparison) -> str:
+    """Return the reason why the step cannot be tried without a trace; run the eager reference otherwise."""
+    found = comparison.sandbox.obstacle
+    if not found:
+        comparison.reference()
+        found = comparison.sandbox.obstacle
+    return (found or "it does on another rank") if anywhere(bool(found)) else ""
+
+
+def _communicating(spec: StepSpec, batch: Any, eager: Candidate, best: Candidate) -> Candidate:
+    """Return the best candidate, or the eager one if the best one's gradients differ once DDP has averaged them."""
+    if unwrap(spec.model) is spec.model or world_size() == 1 or best is eager:
+        return best
+    assert best.compute is not None
+    best.difference = Comparison(spec, batch, communicate=True).difference(best.compute)
+    wrong = best.difference is not None
+    if not anywhere(wrong):
+        return best
+    best.compute, best.refused = None, f"wrong under DDP: {best.difference or 'on another rank'}"
+    return eager
+
+
+def _compared(
+    spec: StepSpec, batch: Any, eager: Candidate, comparison: Comparison, plan: Plan
+) -> SearchResult:
     """Compare one plan with the eager step; the eager step wins if the plan is refused."""
+    notes, sandbox = [], comparison.sandbox
+    if plan.layout != "as_is" and (found := layout.obstacle(spec)):
+        notes.append(f"{plan.layout} is left off: {found}")
+        plan = plan.changed(layout="as_is")
     if plan.graph == "eager" and plan.layout == "as_is":
         eager.plan = plan
-        return SearchResult([eager], eager, known=True, errors=expected.errors)
-    candidate = try_plan(spec, plan, batch, expected)
-    best, notes = (eager, [f"{plan}: {candidate.refused}"]) if candidate.refused else (candidate, [])
-    return SearchResult([eager, candidate], best, known=True, notes=notes, errors=expected.errors)
+        return SearchResult([eager], eager, known=True, notes=notes, sandbox=sandbox)
+    candidate = try_plan(spec, plan, comparison)
+    best = eager if candidate.refused else _communicating(spec, batch, eager, candidate)
+    notes += [f"{plan}: {candidate.refused}"] if candidate.refused else []
+    return SearchResult([eager, candidate], best, known=True, notes=notes, sandbox=sandbox)
 
 
-def _tried(spec: StepSpec, batch: Any, expected: Reference, eager: Candidate) -> list[Candidate]:
+def _tried(spec: StepSpec, comparison: Comparison, eager: Candidate) -> list[Candidate]:
     """Try each plan that can be faster for this model once."""
     thorough = spec.autotune == "max"
-    attempt = functools.partial(_attempt, spec, batch, expected)
-    candidates = _with_kernel(spec, batch, attempt, _with_passes(attempt))
+    attempt = functools.partial(_attempt, spec, comparison)
+    candidates = _with_kernel(spec, comparison.sandbox, attempt, _with_passes(attempt))
     rewritten = _leading(candidates)
     passes = rewritten.plan.passes if rewritten is not None else ()
     channels_last = False
-    if has_convolutions_to_convert(spec.model):
+    if layout.has_convolutions_to_convert(spec.model) and not layout.obstacle(spec):
         candidates.append(attempt(layout="channels_last"))
-        channels_last = thorough or is_faster(candidates[-1], eager, spec, batch)
+        channels_last = thorough or is_faster(candidates[-1], eager, comparison.sandbox)
     if thorough or rewritten is None or rewritten.log.saved_bytes < CERTAIN:
         candidates.append(attempt(graph="inductor", regions=True))
     if passes:
@@ -150,10 +174,10 @@ def _tried(spec: StepSpec, batch: Any, expected: Reference, eager: Candidate) ->
     return candidates
 
 
-def _attempt(spec: StepSpec, batch: Any, expected: Reference, **changes: Any) -> Candidate:
+def _attempt(spec: StepSpec, comparison: Comparison, **changes: Any) -> Candidate:
     """Try one plan; the candidate's plan says ``regions`` only if the graph has repeated blocks."""
     plan = Plan(precision=spec.precision).changed(**changes)
-    candidate = try_plan(spec, plan, batch, expected)
+    candidate = try_plan(spec, plan, comparison)
     if not candidate.log.regions:
         candidate.plan = plan.changed(regions=False)
     return candidate
@@ -179,7 +203,7 @@ def _with_passes(attempt: Attempt) -> list[Candidate]:
 
 
 def _with_kernel(
-    spec: StepSpec, batch: Any, attempt: Attempt, candidates: list[Candidate]
+    spec: StepSpec, sandbox: Sandbox, attempt: Attempt, candidates: list[Candidate]
 ) -> list[Candidate]:
     """Try the loss head's kernel; return its candidate if it is correct and faster than the leading one."""
     best = _leading(candidates)
@@ -187,7 +211,7 @@ def _with_kernel(
         return candidates
     passes = tuple(name for name in PASSES if name in best.plan.passes or name == "loss_kernel")
     other = attempt(graph="captured", passes=passes)
-    if other.compute is not None and is_faster(other, best, spec, batch):
+    if other.compute is not None and is_faster(other, best, sandbox):
         return [other, *candidates]
     return [*candidates, other]
 
@@ -203,14 +227,14 @@ def _effective_passes(candidate: Candidate) -> tuple[str, ...]:
     return tuple(name for name in candidate.plan.passes if name in names)
 
 
-def _within_memory(spec: StepSpec, batch: Any, expected: Reference, candidates: list[Candidate]) -> Candidate:
+def _within_memory(spec: StepSpec, comparison: Comparison, candidates: list[Candidate]) -> Candidate:
     """Return the fastest candidate within the memory budget; try new ones that compute activations again."""
     assert spec.memory is not None
     passes = next((c.plan.passes for c in candidates if c.plan.passes and c.compute), ())
     for budget in BUDGETS:
         plan = {"graph": "inductor", "passes": passes, "budget": budget, "regions": True}
-        candidate = _attempt(spec, batch, expected, **plan)
-        measure_candidates([candidate], spec, batch)
+        candidate = _attempt(spec, comparison, **plan)
+        measure_candidates([candidate], comparison.sandbox)
         candidates.append(candidate)
         fitting = [c for c in candidates if c.compute is not None and c.peak <= spec.memory]
         if from_main(lambda: bool(fitting)):  # noqa: B023  # called at once
@@ -233,8 +257,8 @@ def fastest(candidates: list[Candidate]) -> Candidate:
     return best
 
 
-def is_faster(candidate: Candidate, other: Candidate, spec: StepSpec, batch: Any) -> bool:
+def is_faster(candidate: Candidate, other: Candidate, sandbox: Sandbox) -> bool:
     """Return whether ``candidate`` is faster than ``other``; each runs a few passes."""
     both = [other, candidate]
-    time_candidates(both, spec, batch, repeats=3)
+    time_candidates(both, sandbox, repeats=3)
     return from_main(lambda: fastest(both) is candidate)

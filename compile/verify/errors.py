@@ -14,7 +14,7 @@ NEGLIGIBLE = 1e-4
 def relative_errors(observed: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
     """Return the relative error of each floating-point tensor of a step."""
     least = least_sizes(observed)
-    floats = {name: value for name, value in observed.items() if value.is_floating_point()}
+    floats = {n: value for n, value in observed.items() if value.is_floating_point() or value.is_complex()}
     return {n: relative_error(value, exact[n], least.get(n, 0.0)) for n, value in floats.items()}
 
 
@@ -38,7 +38,7 @@ def relative_error(tensor: Tensor, expected: Tensor, least: float) -> float:
     if not tensor.numel():
         return 0.0
     dtype = torch.promote_types(torch.promote_types(tensor.dtype, expected.dtype), torch.float32)
-    tensor, expected = tensor.to(dtype), expected.to(dtype)
+    tensor, expected = _dense(tensor).to(dtype), _dense(expected).to(dtype)
     difference = _root_mean_square(tensor - expected)
     if not math.isfinite(difference):
         same = (tensor == expected) | (tensor.isnan() & expected.isnan())
@@ -55,9 +55,14 @@ def _size(tensor: Tensor) -> float:
     return size if math.isfinite(size) else 0.0
 
 
+def _dense(tensor: Tensor) -> Tensor:
+    """Return a sparse tensor as a dense one, and a dense one unchanged."""
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
+
+
 def _root_mean_square(tensor: Tensor) -> float:
     """Return the root mean square, summed up in float64."""
-    norm: float = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
+    norm: float = torch.linalg.vector_norm(_dense(tensor).abs(), dtype=torch.float64).item()
     return norm / math.sqrt(tensor.numel())
 
 

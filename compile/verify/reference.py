@@ -1,24 +1,35 @@
-"""Reference that compiled steps are compared with: the eager step, and the same step in float64."""
+"""Reference that compiled steps are compared with: the eager step, and the same step in float64.
+
+A comparison has two points: the weights as they are, and weights that are moved away from zero.  Behind weights that begin at zero
+(LoRA, ReZero, zero-initialised residual branches) nothing that is wrong can be seen at the first point.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import re
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from loopwise.preserve import preserve
+from loopwise.preserve import restored
 
-from ..spec import Compute, StepSpec, eager_computation
 from .errors import relative_errors
-from .sandbox import Observed, float64_copies, observe, observe_draws, perturbed
+from .float64 import observe_in_float64
+from .sandbox import Observed, Sandbox
 
-RANDOM_MODULES = re.compile("(|Alpha|FeatureAlpha)Dropout|StochasticDepth|DropPath|DropBlock|RReLU")
-"""Beginnings of the names of modules that draw random numbers in training."""
+LAST_PLACES = 4
+"""Units in the last place by which a perturbation moves float32 weights, about as much as another order of
+additions does; weights of lower precision are moved by one."""
+FLOAT32 = 1e-6
+"""Dtypes whose unit in the last place is below this are float32 and float64."""
+NUDGE = 0.05
+"""Standard deviation by which the second point's weights are off, as a share of their root mean square."""
+FROM_ZERO = 0.02
+"""The same for weights that are all zero, in absolute terms: about the size of freshly initialised ones."""
 
 
 @dataclass
@@ -27,10 +38,9 @@ class Reference:
 
     eager: Observed
     float64: Observed | None = None
-    """``None``: not run yet, or the model draws random numbers, or its copy in float64 does not run."""
+    """``None``: not run yet, or the step does not run in float64."""
     errors: dict[str, float] = field(default_factory=dict)
-    """Relative errors of the eager step by tensor, as far as they are known.  If ``float64`` is missing they
-    were measured without the random draws, or in an earlier run."""
+    """Relative errors of the eager step by tensor, as far as they are known."""
     perturb: Callable[[int], dict[str, float]] = lambda seed: {}
     """Function from a seed to the relative changes of the eager step when its weights move by a few last places."""
     measure: Callable[[], tuple[Observed | None, dict[str, float]]] | None = None
@@ -43,50 +53,62 @@ class Reference:
             self.measure = None
 
 
-def reference(spec: StepSpec, batch: Any, errors: dict[str, float] | None = None) -> Reference:
-    """Observe the eager step on a batch.  The step in float64 runs later, if a candidate is not close to the eager one.
-
-    Args:
-        spec: the training step.
-        batch: the batch to compare on.
-        errors: the eager step's errors from an earlier run in the same situation; then nothing runs in float64.
-    """
-    eager = observe(spec.eager, spec.model, batch)
-    perturb = functools.cache(lambda seed: _perturbation(spec, batch, eager, seed))
-    measure = functools.partial(_measure, spec, batch, eager)
-    return Reference(eager, None, errors or {}, perturb, None if errors else measure)
+def reference(sandbox: Sandbox) -> Reference:
+    """Observe the eager step at the present weights.  The step in float64 runs later, if a candidate is not close."""
+    eager = sandbox.observe(sandbox.spec.eager)
+    perturb = functools.cache(lambda seed: _perturbation(sandbox, eager, seed))
+    return Reference(eager, None, {}, perturb, functools.partial(_measure, sandbox, eager))
 
 
-def _perturbation(spec: StepSpec, batch: Any, eager: Observed, seed: int) -> dict[str, float]:
+def _perturbation(sandbox: Sandbox, eager: Observed, seed: int) -> dict[str, float]:
     """Return the relative changes of the eager step with perturbed weights."""
-    with perturbed(spec.model, seed):
-        return relative_errors(observe(spec.eager, spec.model, batch), eager)
+    with perturbed(sandbox.weights(), seed):
+        return relative_errors(sandbox.observe(sandbox.spec.eager), eager)
 
 
-def _measure(spec: StepSpec, batch: Any, eager: Observed) -> tuple[Observed | None, dict[str, float]]:
-    """Return the step's tensors in float64, if they can be compared, and the eager step's relative errors."""
+def _measure(sandbox: Sandbox, eager: Observed) -> tuple[Observed | None, dict[str, float]]:
+    """Return the step's tensors in float64 and the eager step's relative errors; nothing if it does not run in float64."""
     try:
-        model, loss, batch64 = float64_copies(spec.model, spec.loss, batch)
-        compute = eager_computation(model, loss, "exact")
-        exact, drew = observe_draws(compute, model, batch64)
-        if not drew or not _depends_on_draws(compute, model, batch64):
-            return exact, relative_errors(eager, exact)
-        with preserve(model, spec.model):
-            for module in (*model.modules(), *spec.model.modules()):
-                module.training &= not RANDOM_MODULES.match(type(module).__name__)
-            if _depends_on_draws(compute, model, batch64):
-                return None, {}
-            calm = observe(spec.eager, spec.model, batch)
-            return None, relative_errors(calm, observe(compute, model, batch64))
-    except Exception:  # an op without float64, a model that cannot be copied: compare with eager alone
+        exact = observe_in_float64(sandbox)
+        exact = {name: exact[name] for name in eager}  # it also names the tensors that were converted
+        return exact, relative_errors(eager, exact)
+    except Exception:  # an operation without float64, or one that mixes dtypes: compare with eager alone
         return None, {}
 
 
-def _depends_on_draws(compute: Compute, model: nn.Module, batch: Any) -> bool:
-    """Return whether the loss depends on the random state."""
-    losses = []
-    for seed in (0, 1):
-        with preserve(model), torch.no_grad():
-            torch.manual_seed(seed)
-            losses.append(compute(batch))
-    return not torch.equal(*losses)
+def present(weights: list[Tensor]) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which the weights are as they are."""
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def nudged(weights: list[Tensor]) -> Iterator[None]:
+    """Move all weights at random, those that are zero away from zero; restore the weights on leaving."""
+    draws = _generators(weights, 0)
+    with restored("data", weights):
+        for weight in weights:
+            data = weight.data
+            size = float(torch.linalg.vector_norm(data.abs().double())) / math.sqrt(max(1, data.numel()))
+            noise = torch.empty_like(data).normal_(generator=draws[data.device])
+            step = NUDGE * size if size > 0 and math.isfinite(size) else FROM_ZERO
+            weight.data = data + step * noise
+        yield
+
+
+@contextlib.contextmanager
+def perturbed(weights: list[Tensor], seed: int) -> Iterator[None]:
+    """Move each weight a few last places up or down at random; restore the weights on leaving."""
+    weights = [weight for weight in weights if weight.is_floating_point()]
+    draws = _generators(weights, seed)
+    with restored("data", weights):
+        for weight in weights:
+            data = weight.data
+            unit = torch.finfo(data.dtype).eps
+            signs = torch.empty_like(data).bernoulli_(generator=draws[data.device]) * 2 - 1
+            weight.data = data * (1 + (LAST_PLACES if unit < FLOAT32 else 1) * unit * signs)
+        yield
+
+
+def _generators(weights: list[Tensor], seed: int) -> dict[torch.device, torch.Generator]:
+    """Return a random generator for each device of the weights."""
+    return {device: torch.Generator(device).manual_seed(seed) for device in {w.device for w in weights}}

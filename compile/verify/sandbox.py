@@ -1,43 +1,204 @@
-"""Forward and backward passes that leave no trace in the model, its gradients and the random states."""
+"""Forward and backward passes that leave no trace.
+
+A sandbox restores everything that a pass changes and that ``reachable`` finds: gradients, buffers, modes, random
+states, attributes, counters, the batch itself, and weights that a hook updates.  The first pass in a sandbox shows
+which places change; later passes copy only those.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from loopwise import batch as batches
 from loopwise import random_state
-from loopwise.preserve import preserve
+from loopwise.preserve import preserve, restored
 from loopwise.wrappers import unwrap
 
 from ..options import scalar_loss
-from ..spec import Compute
+from ..spec import Compute, StepSpec
+from .places import Place, TensorPlace, as_tensors
+from .reachable import Reachable
 
 Observed = dict[str, torch.Tensor]
-"""Tensors of one pass by name: ``loss``, ``gradient/<parameter>``, ``buffer/<buffer>``."""
-LAST_PLACES = 4
-"""Units in the last place by which a perturbation moves float32 weights, about as much as another order of
-additions does; weights of lower precision are moved by one."""
-FLOAT32 = 1e-6
-"""Dtypes whose unit in the last place is below this are float32 and float64."""
+"""Tensors of one pass by name: ``loss``, ``gradient/<parameter>``, ``buffer/<buffer>``, and ``state/<path>`` for
+anything else that the pass changed."""
 
 
-@contextlib.contextmanager
-def sandbox(model: nn.Module) -> Iterator[None]:
-    """Restore everything that a forward and backward pass changes: gradients, buffers, modes and random states.
+class Sandbox:
+    """Context in which passes of a step run without a trace; it can be entered again and again, but not inside itself.
 
-    Inside, the gradients are ``None`` at first and DDP does not communicate.
+    Args:
+        spec: the training step.
+        batch: the batch of the passes.
+        changing: paths that a pass is known to change; ``None``: the first pass finds out, by copies of everything.
+        updates: whether weights and the optimizer's state change inside as well, so that they are copied each time.
+        communicate: whether DDP communicates inside; all ranks must then run the same passes.
+        awaited: whether a forward pass of the model still awaits its backward pass.  Gradients are then computed
+            without accumulating them, because DDP's reducer would take them for the awaited ones.
     """
-    with restored("grad", model.parameters()), preserve(model), _without_communication(model):
-        for parameter in model.parameters():
-            parameter.grad = None
-        yield
+
+    def __init__(
+        self,
+        spec: StepSpec,
+        batch: Any,
+        changing: frozenset[str] | None = None,
+        updates: bool = False,
+        communicate: bool = False,
+        awaited: bool = False,
+    ) -> None:
+        self.spec, self.batch = spec, batch
+        self.reachable = Reachable(spec, batch)
+        self.changing = changing
+        """Paths of the places that a pass changes; ``None`` before the first pass."""
+        self.drew = False
+        """Whether the first pass drew random numbers."""
+        self._updates, self._communicate, self._awaited = updates, communicate, awaited
+        self._buffers = {id(buffer) for buffer in unwrap(spec.model).buffers()}
+        self._saved: list[tuple[Place, Any]] = []
+        self._stack = contextlib.ExitStack()
+        if changing is None and not updates:
+            for place in self._tensors():
+                place.keep_base()
+
+    def _tensors(self) -> Iterator[TensorPlace]:
+        return (place for place in self.reachable.places if isinstance(place, TensorPlace))
+
+    @property
+    def obstacle(self) -> str:
+        """Reason why no pass can be tried without a trace; empty if there is none."""
+        if self.reachable.iterators:
+            names = ", ".join(self.reachable.iterators)
+            return f"a trial pass would advance {names}: draw its items outside of the loss"
+        lost = [p.name for p in self._tensors() if not p.copied and p.name in (self.changing or ())]
+        return f"a pass changes {', '.join(lost)}, too large to be copied and restored" if lost else ""
+
+    def __enter__(self) -> Sandbox:
+        model = self.spec.model
+        leaves = self.reachable.parameters.values()
+        loss = [self.spec.loss] if isinstance(self.spec.loss, nn.Module) else []
+        self._saved = [(place, self._save(place)) for place in self.reachable.places]
+        self._stack.enter_context(restored("grad", leaves))
+        self._stack.callback(self._restore)
+        self._stack.enter_context(preserve(unwrap(model), *loss))
+        if not self._communicate:
+            self._stack.enter_context(_without_communication(model))
+        for leaf in leaves:
+            leaf.grad = None
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def _save(self, place: Place) -> Any:
+        if not isinstance(place, TensorPlace):
+            return place.save()
+        return place.save(values=self._updates or place.name in (self.changing or ()))
+
+    def _restore(self) -> None:
+        for leaf in self.reachable.parameters.values():
+            leaf.grad = None  # a gradient must have the dtype of its tensor
+        for place, saved in self._saved:
+            place.restore(saved)
+        self._saved = []
+
+    def observe(self, compute: Compute) -> Observed:
+        """Run one forward and backward pass and return its tensors; the sandbox must not be entered already."""
+        with self:
+            before = _random_states()
+            loss = scalar_loss(compute(self.batch))
+            self._backward(loss)
+            self.drew = self.drew or before != _random_states()
+            observed = {"loss": loss.detach().clone()}
+            for name, leaf in self.reachable.parameters.items():
+                if leaf.grad is not None:
+                    observed[f"gradient/{name}"] = leaf.grad.detach().clone()
+            buffers = unwrap(self.spec.model).named_buffers()
+            observed |= {f"buffer/{name}": buffer.detach().clone() for name, buffer in buffers}
+            for name, value in self._changes().items():
+                if id(value) not in self._buffers:
+                    observed |= as_tensors(f"state/{name}", value)
+        return observed
+
+    def _backward(self, loss: Tensor) -> None:
+        if not self._awaited:
+            loss.backward()  # type: ignore[no-untyped-call]
+            return
+        leaves = list(self.reachable.parameters.values())
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            leaf.grad = gradient
+
+    def _changes(self) -> dict[str, Any]:
+        """Return what the pass changed, by path; find out which places change if that is not known."""
+        changes: dict[str, Any] = {}
+        changing = set()
+        for place, saved in self._saved:
+            own = place.changes(saved)
+            if self.changing is None and isinstance(place, TensorPlace) and place.changed_beside_base():
+                own = {place.name: place.tensor}  # by operations that do not count as changes
+            changes |= own
+            changing |= {place.name} if own else set()
+        if self.changing is None:
+            self.changing = frozenset(changing)
+        return changes
+
+    def training_pass(self, compute: Compute) -> Callable[[], None]:
+        """Return a function that runs a forward and backward pass, to be timed inside the sandbox."""
+        leaves = list(self.reachable.parameters.values())
+
+        def run() -> None:
+            for leaf in leaves:
+                leaf.grad = None
+            scalar_loss(compute(self.batch)).backward()  # type: ignore[no-untyped-call]
+
+        return run
+
+    def weights(self) -> list[Tensor]:
+        """Return all parameters of floating-point or complex numbers that a pass calculates with."""
+        return [
+            t for t in self.reachable.floating if isinstance(t, nn.Parameter) and t.layout == torch.strided
+        ]
+
+
+class Undo:
+    """Saved state of the places that a pass changes, taken before a batch, to do the batch again by another form.
+
+    Args:
+        sandbox: the sandbox whose first pass showed which places change.
+    """
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        changing = sandbox.changing or frozenset()
+        self._places = [p for p in sandbox.reachable.places if p.name in changing and not _of_batch(p)]
+        self._spec, self._drew = sandbox.spec, sandbox.drew
+        self._batch_changes = any(name.startswith("batch") for name in changing)
+        self._saved: list[tuple[Place, Any]] = []
+        self._random: dict[str, Any] | None = None
+
+    def take(self, batch: Any) -> None:
+        """Save the state before a pass on ``batch``."""
+        places = self._places
+        if self._batch_changes:
+            places = places + [place for place in Reachable(self._spec, batch).places if _of_batch(place)]
+        self._saved = [(place, place.save()) for place in places]
+        self._random = random_state.get() if self._drew else None
+
+    def restore(self) -> None:
+        """Restore the state that was saved."""
+        for place, saved in self._saved:
+            place.restore(saved)
+        if self._random is not None:
+            random_state.set(self._random)
+
+
+def _of_batch(place: Place) -> bool:
+    return place.name.startswith("batch")
 
 
 @contextlib.contextmanager
@@ -51,74 +212,7 @@ def _without_communication(model: nn.Module) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def perturbed(model: nn.Module, seed: int) -> Iterator[None]:
-    """Move each weight of the model a few last places up or down at random; restore the weights on leaving."""
-    parameters = [p for p in model.parameters() if p.is_floating_point()]
-    draws = {device: torch.Generator(device).manual_seed(seed) for device in {p.device for p in parameters}}
-    with restored("data", parameters):
-        for parameter in parameters:
-            data = parameter.data
-            unit = torch.finfo(data.dtype).eps
-            signs = torch.empty_like(data).bernoulli_(generator=draws[data.device]) * 2 - 1
-            parameter.data = data * (1 + (LAST_PLACES if unit < FLOAT32 else 1) * unit * signs)
-        yield
-
-
-@contextlib.contextmanager
-def restored(attribute: str, owners: Iterable[Any]) -> Iterator[None]:
-    """Restore an attribute of each owner on leaving."""
-    values = [(owner, getattr(owner, attribute)) for owner in owners]
-    try:
-        yield
-    finally:
-        for owner, value in values:
-            setattr(owner, attribute, value)
-
-
-def observe(compute: Compute, model: nn.Module, batch: Any) -> Observed:
-    """Run one forward and backward pass in a sandbox and return its loss, gradients and buffers."""
-    return observe_draws(compute, model, batch)[0]
-
-
-def observe_draws(compute: Compute, model: nn.Module, batch: Any) -> tuple[Observed, bool]:
-    """Return the result of ``observe``, and whether the pass drew random numbers."""
-    with sandbox(model):
-        before = _random_states()
-        loss = scalar_loss(compute(batch))
-        loss.backward()  # type: ignore[no-untyped-call]
-        drew = before != _random_states()
-        observed = {"loss": loss.detach().clone()}
-        inner = unwrap(model)
-        for name, parameter in inner.named_parameters():
-            if parameter.grad is not None:
-                observed[f"gradient/{name}"] = parameter.grad.detach().clone()
-        observed |= {f"buffer/{name}": buffer.detach().clone() for name, buffer in inner.named_buffers()}
-    return observed, drew
-
-
 def _random_states() -> list[Any]:
     """Return the random states of Python, NumPy, torch and its devices as values that can be compared."""
     leaves = batches.leaves(random_state.get())
     return [leaf.tolist() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-
-
-def training_pass(compute: Compute, model: nn.Module, batch: Any) -> Callable[[], None]:
-    """Return a function that runs a forward and backward pass, to be timed inside a sandbox."""
-    parameters = list(model.parameters())
-
-    def run() -> None:
-        for parameter in parameters:
-            parameter.grad = None
-        scalar_loss(compute(batch)).backward()  # type: ignore[no-untyped-call]
-
-    return run
-
-
-def float64_copies(model: nn.Module, loss: Any, batch: Any) -> tuple[nn.Module, Any, Any]:
-    """Return copies of all three in float64; the model's copy is without DDP's wrapper and without gradients."""
-    model = unwrap(model)
-    with sandbox(model):  # without gradients, which deepcopy would copy
-        model = copy.deepcopy(model).double()
-    loss = copy.deepcopy(loss).double() if isinstance(loss, nn.Module) else loss
-    return model, loss, batches.map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)

@@ -1,0 +1,147 @@
+"""Forward pass of a training step that has a plan: compiled for the usual shape, eager for rare ones.
+
+A compiled pass that turns out to be wrong is undone before its backward pass, and the batch is done again eagerly.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from . import options
+from .graph.backend import Log
+from .plan import Plan
+from .search.slowdown import SlowdownMonitor
+from .search.variants import MANY, RARE, shape_of, variant
+from .spec import Compute, StepSpec, Tell
+from .torch_internals import hook_keys, hooks_made
+from .verify.sandbox import Sandbox, Undo
+from .verify.supervisor import Supervisor
+
+MOST_CAPTURES = 4
+"""Captures, because hooks came or went, after which the step stays eager."""
+
+
+class Pass(NamedTuple):
+    """Result of a forward pass."""
+
+    loss: torch.Tensor
+    """Loss, or mean of the losses, of shape (), with its autograd graph."""
+    losses: torch.Tensor
+    """Loss as the loss function returned it."""
+    compiled: bool
+    """Whether the compiled computation made it."""
+
+
+class Forward:
+    """Forward passes of a training step by the computation that the search chose.
+
+    Args:
+        spec: the training step.
+        plan: plan of the computation.
+        compute: compiled computation, or the eager one.
+        log: events of its compilation.
+        usual: shapes of the usual batch, as ``shape_of`` returns them.
+        leave: takes a reason, and makes the step eager for good.
+        tell: takes a line for ``explain()``.
+    """
+
+    def __init__(
+        self,
+        spec: StepSpec,
+        plan: Plan,
+        compute: Compute,
+        log: Log,
+        usual: Any,
+        leave: Callable[[str], None],
+        tell: Tell,
+    ) -> None:
+        self._spec, self._plan, self.compute, self._log, self._usual = spec, plan, compute, log, usual
+        self._leave, self._tell = leave, tell
+        self.other_shapes: Counter[Any] = Counter()
+        """Number of batches by shape, the usual one excepted."""
+        self.slowdown: SlowdownMonitor | None = None
+        self.supervisor: Supervisor | None = None
+        self._undo: Undo | None = None
+        self._changing: frozenset[str] | None = None
+        self._hooks, self._keys, self._captures = hooks_made(), self._hook_keys(), 0
+
+    def supervise(self, sandbox: Sandbox, graphs: int) -> None:
+        """Compare the step again when there is reason to; ``graphs`` is the number of graphs that were compared."""
+        self._changing, self._undo = sandbox.changing, Undo(sandbox)
+        arguments = (self._spec, self.compute, self._log, graphs, self._changing, self._tell)
+        self.supervisor = Supervisor(*arguments)
+
+    def go_eager(self) -> None:
+        """Run eagerly from now on."""
+        self.compute = self._spec.eager
+        self.slowdown = self.supervisor = self._undo = None
+
+    def __call__(self, batch: Any, number: int) -> Pass:
+        """Return the loss of a batch; ``number`` counts the step's batches."""
+        compute = self._computation_for(batch)
+        if compute is self._spec.eager:
+            return self._run(compute, batch)
+        supervisor, undo = self.supervisor, self._undo
+        if supervisor is not None and (reason := supervisor.before(batch)):
+            self._leave(reason)
+            return self._run(self._spec.eager, batch)
+        if undo is not None:
+            undo.take(batch)
+        result = self._run(compute, batch)
+        reason = "" if self.slowdown is None else self.slowdown.reason
+        if reason:  # the result is right all the same
+            self._leave(reason)
+        elif supervisor is not None and (reason := supervisor.after_forward(result.loss, batch, number)):
+            assert undo is not None
+            undo.restore()
+            self._leave(reason)
+            return self._run(self._spec.eager, batch)
+        return result
+
+    def _run(self, compute: Compute, batch: Any) -> Pass:
+        losses = compute(batch)
+        return Pass(options.scalar_loss(losses), losses, compute is not self._spec.eager)
+
+    def _computation_for(self, batch: Any) -> Compute:
+        """Return the compiled computation for the usual shape, and for others as soon as they are no longer rare."""
+        eager = self._spec.eager
+        if self.compute is eager:
+            return eager
+        self._follow_hooks()
+        shape = shape_of(batch)
+        if shape == self._usual:
+            return eager if self.slowdown is not None and self.slowdown.wants_eager else self.compute
+        counts = self.other_shapes
+        counts[shape] += 1
+        return self.compute if counts[shape] > RARE or counts.total() > MANY else eager
+
+    def time(self, batch: Any, seconds: float, compiled: bool) -> None:
+        """Take into account how long forward and backward of a batch took."""
+        if self.slowdown is not None and shape_of(batch) == self._usual:
+            self.slowdown.add(seconds, not compiled)
+
+    def _hook_keys(self) -> Any:
+        return hook_keys(self._spec.model.modules())
+
+    def _follow_hooks(self) -> None:
+        """Capture the step anew if hooks of its modules came or went: a captured graph holds those of its capture."""
+        made = hooks_made()
+        if made == self._hooks and not self._keys[1]:
+            return
+        self._hooks, keys = made, self._hook_keys()
+        if keys == self._keys:
+            return
+        self._keys, self._captures = keys, self._captures + 1
+        if self._captures > MOST_CAPTURES:
+            self._leave(f"hooks of the model changed {self._captures} times")
+            return
+        self._tell("captured anew: hooks of the model came or went")
+        self.compute = variant(self._spec, self._plan, self._log)
+        if self.supervisor is not None:
+            self.supervisor = Supervisor(
+                self._spec, self.compute, self._log, self._log.graphs, self._changing, self._tell
+            )

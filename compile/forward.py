@@ -59,7 +59,7 @@ class Forward:
         leave: Callable[[str], None],
         tell: Tell,
     ) -> None:
-        self._spec, self._plan, self.compute, self._log, self._usual = spec, plan, compute, log, usual
+        self._spec, self._plan, self.compute, self.log, self._usual = spec, plan, compute, log, usual
         self._leave, self._tell = leave, tell
         self.other_shapes: Counter[Any] = Counter()
         """Number of batches by shape, the usual one excepted."""
@@ -72,7 +72,7 @@ class Forward:
     def supervise(self, sandbox: Sandbox, graphs: int) -> None:
         """Compare the step again when there is reason to; ``graphs`` is the number of graphs that were compared."""
         self._changing, self._undo = sandbox.changing, Undo(sandbox)
-        arguments = (self._spec, self.compute, self._log, graphs, self._changing, self._tell)
+        arguments = (self._spec, self.compute, self.log, graphs, self._changing, self._tell)
         self.supervisor = Supervisor(*arguments)
 
     def go_eager(self) -> None:
@@ -140,8 +140,8 @@ class Forward:
             self._leave(f"hooks of the model changed {self._captures} times")
             return
         self._tell("captured anew: hooks of the model came or went")
-        self.compute = variant(self._spec, self._plan, self._log)
+        self.compute = variant(self._spec, self._plan, self.log)
         if self.supervisor is not None:
             self.supervisor = Supervisor(
-                self._spec, self.compute, self._log, self._log.graphs, self._changing, self._tell
+                self._spec, self.compute, self.log, self.log.graphs, self._changing, self._tell
             )

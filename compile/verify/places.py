@@ -75,10 +75,10 @@ class TensorPlace:
         """Return whether the values differ from those that ``keep_base`` kept."""
         return self.base is not None and not _equal(self.tensor.data.cpu(), self.base)
 
-    def restore(self, saved: Any) -> None:
+    def restore(self, saved: Any, from_base: bool = False) -> None:
         """Restore storage, values and the need of a gradient; the version that autograd compares stays."""
         data, before, needs, values = saved
-        unseen = values is None and version(self.tensor) != before
+        unseen = values is None and (from_base or version(self.tensor) != before)
         if self.tensor.dtype != data.dtype or _address(self.tensor) != _address(data):
             self.tensor.data = data
         values = self.base if unseen else values

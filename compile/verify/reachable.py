@@ -46,6 +46,8 @@ _OPAQUE += (
     "io",
     "weakref",
 )
+_TRAINERS = ("lightning.pytorch.trainer", "pytorch_lightning.trainer")
+"""Modules of trainers, which the walk does not enter: their loaders and signal handlers lead to everything in the process."""
 _LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 _Roots = Iterable[tuple[str, Any]]
 
@@ -166,7 +168,7 @@ class Reachable:
         module = kind.__module__ or ""
         if isinstance(value, type) or (module.startswith(_OPAQUE) and not isinstance(value, nn.Module)):
             return
-        if module.startswith("loopwise."):
+        if module.startswith("loopwise.") or any(base.__module__.startswith(_TRAINERS) for base in kind.__mro__):
             return
         attributes = getattr(value, "__dict__", None)
         if isinstance(attributes, dict):

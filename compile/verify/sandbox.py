@@ -104,7 +104,11 @@ class Sandbox:
         for leaf in self.reachable.parameters.values():
             leaf.grad = None  # a gradient must have the dtype of its tensor
         for place, saved in self._saved:
-            place.restore(saved)
+            if isinstance(place, TensorPlace):
+                # the first pass has no other copy of what changes
+                place.restore(saved, from_base=place.name in (self.changing or ()))
+            else:
+                place.restore(saved)
         self._saved = []
 
     def observe(self, compute: Compute) -> Observed:

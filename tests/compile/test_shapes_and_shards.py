@@ -36,7 +36,7 @@ def trained(plan, data):
 def test_a_short_last_batch_costs_no_compilation():
     data = texts([9, 9, 9]) + [(x[:2], y[:2]) for x, y in texts([9])]
     step, _ = trained(CAPTURED, data * (RARE // 2))
-    assert step._log.graphs == 1
+    assert step._forward_pass.log.graphs == 1
 
 
 def test_lengths_that_change_all_the_time_are_compiled_for_any_length():
@@ -44,7 +44,7 @@ def test_lengths_that_change_all_the_time_are_compiled_for_any_length():
     assert max(lengths.count(n) for n in lengths) < RARE
     step, losses = trained(CAPTURED, texts(lengths))
     assert losses == pytest.approx(trained(Plan(), texts(lengths))[1], rel=1e-4)
-    assert step._log.graphs == 2  # the first length, and any
+    assert step._forward_pass.log.graphs == 2  # the first length, and any
     assert step.plan == CAPTURED
     assert "recompiled: " in str(step.explain())
 

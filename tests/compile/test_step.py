@@ -104,7 +104,7 @@ def test_a_short_batch_runs_eagerly():
     step = TrainStep(model(), CRITERION, torch.optim.SGD(model().parameters(), lr=0.1), plan=CAPTURED)
     for batch in [*batches(3), *batches(2, size=5)]:
         step(batch)
-    assert step._log.graphs == 1
+    assert step._forward_pass.log.graphs == 1
     assert "2 batches of 1 other shapes" in str(step.explain())
 
 
@@ -114,7 +114,7 @@ def test_a_frequent_shape_is_compiled_too():
     step(batches()[0])
     for batch in batches(12, size=5):
         step(batch)
-    assert step._log.graphs == 2
+    assert step._forward_pass.log.graphs == 2
     assert step.plan.graph == "captured"
     assert "recompiled: " in str(step.explain())
 
@@ -153,7 +153,7 @@ def test_one_loss_a_sample_for_a_sifting_loader():
     assert trained[0] == 64
     assert max(trained[1:]) < 50
     assert loader.report().scored == 0
-    assert step._log.graphs == 1
+    assert step._forward_pass.log.graphs == 1
 
 
 def test_a_gradient_scaler_and_a_scheduler():
@@ -172,7 +172,7 @@ def test_a_gradient_scaler_and_a_scheduler():
         plain(other, optimizer, [batch])
         schedule.step()
     same(net.state_dict(), other.state_dict())
-    assert step._log.graphs == 1
+    assert step._forward_pass.log.graphs == 1
 
 
 def test_the_optimizer_is_measured_and_agrees():

@@ -255,7 +255,7 @@ def test_ddp_with_a_graph_for_each_bucket_is_not_cut(ranks):
         step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), 0.1), plan=plan)
         losses.append([step((torch.arange(12).view(3, 4) % 11, torch.arange(3))).item() for _ in range(3)])
     assert step.plan == plan, step.explain()
-    print(json.dumps([losses, step._log.regions]))
+    print(json.dumps([losses, step._forward_pass.log.regions]))
     """
     for losses, lines in ranks(code):
         assert losses[1] == pytest.approx(losses[0], rel=1e-5)

@@ -103,6 +103,6 @@ def test_a_later_comparison_may_run_out_of_memory_too(memory):
     step = made(PLAN)
     step(BATCH)
     memory.most = 0
-    step._supervisor.compare("after a recompilation", BATCH)
+    step._forward_pass.supervisor.compare("after a recompilation", BATCH)
     assert "after a recompilation: not compared, there is no memory for the eager step" in str(step.explain())
     assert step.plan == PLAN

@@ -1,0 +1,1 @@
+"""Libraries of compiled CPU code in Inductor's cache."""

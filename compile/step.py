@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -51,6 +52,7 @@ class TrainStep:
     search changes neither the model, nor its gradients and buffers, nor any random state.  The plan that wins may
     bring convolution weights into another memory format and set the optimizer's ``fused`` or ``foreach``.
     A batch of a rare shape (the last of an epoch) runs eagerly instead of being compiled.
+    Deep copies and pickles of a step train their own copies of model and optimizer.
 
     Args:
         model: the model in training, or DDP's wrapper of it.
@@ -111,15 +113,20 @@ class TrainStep:
             )
         self._verifies = validate.one_of("verify", verify, (True, False))
         self._pinned = plan is not None
-        self._begin(plan or Plan(), recall=True)
+        self._begin(plan)
         self._events = Events(run, resume)
         if spec.precision == "mixed" and native_dtype(spec.device) is torch.float32:
             same = "precision='mixed' is as 'exact': this device multiplies no dtype faster than float32"
             self._events.add(same)
 
-    def _begin(self, plan: Plan, recall: bool) -> None:
-        """Set everything that the first batch decides."""
-        self._plan, self._recall = plan, recall
+    def _begin(self, known: Plan | None, recall: bool = True) -> None:
+        """Set everything that the first batch decides.
+
+        Args:
+            known: plan that is compared instead of measured.
+            recall: whether a plan of an earlier run may be used.
+        """
+        self._plan, self._known, self._recall = known or Plan(), known, recall
         self.losses: torch.Tensor | None = None
         self._key = ""
         self._search: SearchResult | None = None
@@ -135,6 +142,26 @@ class TrainStep:
     def plan(self) -> Plan | None:
         """Plan in use; ``None`` before the first batch if none was passed."""
         return self._plan if self._pinned or self._search is not None else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles hold: the arguments and the plan, without compiled code and without the run."""
+        fields = {field.name: getattr(self.spec, field.name) for field in dataclasses.fields(self.spec)}
+        own = {"plan": self.plan, "pinned": self._pinned, "verifies": self._verifies}
+        held = self.spec.optimizer.param_groups if self.spec.optimizer is not None else []
+        gradients = [(p, p.grad) for group in held for p in group["params"] if p.grad is not None]
+        return own | {"spec": fields, "batch": self._events.batch, "gradients": gradients}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become a step on the copied model, which compares the plan again at its first batch."""
+        self.spec = object.__new__(StepSpec)  # the model may be in the making: it is validated already
+        for name, value in state["spec"].items():
+            object.__setattr__(self.spec, name, value)
+        self._pinned, self._verifies = state["pinned"], state["verifies"]
+        self._events = Events(None, resume=False)
+        self._events.batch = state["batch"]
+        for parameter, gradient in state["gradients"]:  # copies of parameters have none
+            parameter.grad = gradient
+        self._begin(state["plan"])
 
     # -- training -------------------------------------------------------------------------------
 
@@ -233,8 +260,8 @@ class TrainStep:
         spec, usual = self.spec, shape_of(batch)
         requested = (spec.precision, spec.memory, spec.autotune)
         self._key = plans.cache_key(spec.model, spec.optimizer, usual, requested)
-        stored = from_main(lambda: plans.recall(self._key)) if self._recall and not self._pinned else None
-        known, self._stored = self.plan if stored is None else stored.plan, stored
+        stored = from_main(lambda: plans.recall(self._key)) if self._recall and self._known is None else None
+        known, self._stored = self._known if stored is None else stored.plan, stored
         self._search = search(spec, batch, known)
         self._use(self._search, usual)
         self._start_cuda_graph(usual, try_it=spec.autotune == "max" and known is None)
@@ -258,7 +285,7 @@ class TrainStep:
                 "a given plan is used as it is, without measuring others",
                 "leave plan= out",
             )
-        self._begin(Plan(), recall=False)
+        self._begin(None, recall=False)
         self.prepare(batch)
 
     def _use(self, result: SearchResult, usual: Any) -> None:
@@ -287,7 +314,7 @@ class TrainStep:
 
     def _free_to_choose(self) -> bool:
         """Return whether the implementation of the optimizer is measured, instead of taken from the plan."""
-        known = self._pinned or self._stored is not None or self.spec.autotune == "off"
+        known = self._known is not None or self._stored is not None or self.spec.autotune == "off"
         return not known and self.spec.scaler is None
 
     def _start_cuda_graph(self, usual: Any, try_it: bool) -> None:

@@ -28,6 +28,9 @@ SMALLEST_BUDGET = 1e-6
 """Activation budget that saves only what must be saved.  A budget of exactly 0 takes another way through torch's
 partitioner, which would run the loss head twice."""
 
+DYNAMO_MARK = "_dynamo_static_input_type"
+"""Attribute by which Dynamo marks the buffers and parameters of the modules that it captures."""
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

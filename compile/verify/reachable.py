@@ -12,7 +12,7 @@ import random
 import sys
 import sysconfig
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -25,7 +25,7 @@ from loopwise import batch as batches
 from loopwise.wrappers import unwrap
 
 from ..spec import StepSpec
-from ..torch_internals import members, tensor_hooks
+from ..torch_internals import DYNAMO_MARK, members, tensor_hooks
 from .places import MappingPlace, Place, SequencePlace, TensorPlace, ValuePlace
 
 MOST_OBJECTS = 100_000
@@ -168,7 +168,9 @@ class Reachable:
         module = kind.__module__ or ""
         if isinstance(value, type) or (module.startswith(_OPAQUE) and not isinstance(value, nn.Module)):
             return
-        if module.startswith("loopwise.") or any(base.__module__.startswith(_TRAINERS) for base in kind.__mro__):
+        if module.startswith("loopwise.") or any(
+            base.__module__.startswith(_TRAINERS) for base in kind.__mro__
+        ):
             return
         attributes = getattr(value, "__dict__", None)
         if isinstance(attributes, dict):
@@ -299,13 +301,22 @@ def _label(key: Any) -> str:
 
 
 def _of_mapping(name: str, mapping: dict[Any, Any], label: Callable[[Any], str] = _label) -> MappingPlace:
-    """Return the place of a dict."""
+    """Return the place of a dict, without Dynamo's mark among the attributes of a tensor."""
+    # an OrderedDict would keep its old order after dict.clear
+    kind: type[dict[Any, Any]] = OrderedDict if isinstance(mapping, OrderedDict) else dict
 
-    def put(entries: dict[Any, Any]) -> None:
-        dict.clear(mapping)
-        dict.update(mapping, entries)
+    def entries() -> dict[Any, Any]:
+        copied = dict(mapping)
+        copied.pop(DYNAMO_MARK, None)
+        return copied
 
-    return MappingPlace(name, lambda: dict(mapping), put, label)
+    def put(saved: dict[Any, Any]) -> None:
+        marked = {key: mapping[key] for key in (DYNAMO_MARK,) if key in mapping}
+        kind.clear(mapping)
+        for key, value in (marked | saved).items():
+            kind.__setitem__(mapping, key, value)
+
+    return MappingPlace(name, entries, put, label)
 
 
 def _of_cell(name: str, cell: types.CellType) -> MappingPlace:

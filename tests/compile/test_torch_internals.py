@@ -69,6 +69,13 @@ def test_calls_that_log_once_are_left_out_of_a_graph(monkeypatch):
     assert logging.Logger.info_once not in torch._dynamo.config.ignore_logging_functions
 
 
+def test_dynamos_mark_on_a_buffer():
+    layer = nn.BatchNorm1d(2)
+    torch._dynamo.reset()
+    torch.compile(layer, backend="eager")(torch.randn(3, 2))
+    assert internals.DYNAMO_MARK in vars(layer.running_mean)
+
+
 def test_fake_tensors_inside_a_backend():
     seen = {}
 

@@ -1,13 +1,23 @@
 """Models that the compile benchmarks train, each with a batch made from a seed."""
 
-from .language import language_models, written_out
-from .vision import swin, vision_models
+from collections.abc import Callable
+from typing import Any
 
-MODELS = {**language_models(), **vision_models()}
+from . import images, plain, speech, unet
+from .language import language_models, written_out
+from .vision import vision_models
+
+MODELS: dict[str, Callable[[], tuple[Any, Any, Any]]] = {
+    **language_models(),
+    **vision_models(),
+    **images.MODELS,
+    **speech.MODELS,
+    **unet.MODELS,
+    **plain.MODELS,
+}
 """Name -> function that makes (model, loss, batch)."""
 
 OTHERS = {
-    "swin_t": swin,
     "gpt2 (eager attention)": written_out("gpt2"),
     "llama (eager attention)": written_out("llama"),
     "bert (eager attention)": written_out("bert"),

@@ -1,4 +1,4 @@
-"""Language models: a small GPT in plain PyTorch, and models of Hugging Face with random weights."""
+"""Language models: a small GPT in plain PyTorch, and Hugging Face's decoders and encoders with random weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention
 
 BATCH, TOKENS = 8, 128
+VOCABULARY = 4096
+"""Of the models of Hugging Face."""
 
 
 class Block(nn.Module):
@@ -59,6 +61,7 @@ def own_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def hugging_face(kind: str, **settings: Any) -> tuple[nn.Module, Any, Any]:
+    """Return a language model by its class, with the configuration ``settings``."""
     import transformers
 
     config = getattr(transformers, f"{kind.split('For')[0].removesuffix('LMHeadModel')}Config")(**settings)
@@ -77,20 +80,30 @@ def written_out(name: str) -> Callable[[], tuple[nn.Module, Any, Any]]:
 
 
 def language_models() -> dict[str, functools.partial[tuple[nn.Module, Any, Any]]]:
-    small: dict[str, Any] = {"vocab_size": 4096, "hidden_size": 128, "num_hidden_layers": 2}
+    small: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 128, "num_hidden_layers": 2}
     small |= {"num_attention_heads": 4, "intermediate_size": 512}
-    gpt2 = {"vocab_size": 4096, "n_embd": 128, "n_layer": 2, "n_head": 4}
-    gpt2 |= {"bos_token_id": 0, "eos_token_id": 0, "loss_type": "ForCausalLM"}
-    t5 = {"vocab_size": 4096, "d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 2, "num_heads": 4}
+    grouped = small | {"num_key_value_heads": 2, "head_dim": 32}
+    experts = grouped | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
+    gpt2 = {"vocab_size": VOCABULARY, "n_embd": 128, "n_layer": 2, "n_head": 4}
+    gpt2 |= {"bos_token_id": 0, "eos_token_id": 0}
+    t5 = {"vocab_size": VOCABULARY, "d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 2, "num_heads": 4}
     t5 |= {"decoder_start_token_id": 0}
+    ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    disentangled = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "pad_token_id": 0}
+    xlstm = {"vocab_size": VOCABULARY, "hidden_size": 128, "num_hidden_layers": 2, "num_heads": 4}
+    xlstm |= {"mode": "train", "chunk_size": 32, "use_cache": False}
     return {
         "gpt-8k": functools.partial(gpt, 8192),
         "gpt-32k": functools.partial(gpt, 32768),
         "gpt2": functools.partial(hugging_face, "GPT2LMHeadModel", **gpt2),
         "llama": functools.partial(hugging_face, "LlamaForCausalLM", num_key_value_heads=4, **small),
         "qwen2": functools.partial(hugging_face, "Qwen2ForCausalLM", num_key_value_heads=4, **small),
+        "qwen3-moe": functools.partial(hugging_face, "Qwen3MoeForCausalLM", **experts),
+        "xlstm": functools.partial(hugging_face, "xLSTMForCausalLM", **xlstm),
         "bert": functools.partial(hugging_face, "BertForSequenceClassification", **small),
         "bert-lm": functools.partial(hugging_face, "BertForMaskedLM", **small),
         "roberta": functools.partial(hugging_face, "RobertaForSequenceClassification", **small),
+        "modernbert": functools.partial(hugging_face, "ModernBertForMaskedLM", **small, **ends),
+        "deberta-v2": functools.partial(hugging_face, "DebertaV2ForMaskedLM", **small, **disentangled),
         "t5": functools.partial(hugging_face, "T5ForConditionalGeneration", **t5),
     }

@@ -1,8 +1,7 @@
-"""The backend by name, ``optimize``, the compile cache and the search for a batch size."""
+"""The backend by name, ``optimize`` and the search for a batch size."""
 
 import copy
 import io
-import os
 import re
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from loopwise.compile import Plan, TrainStep, fit, load_cache, optimize
+from loopwise.compile import Plan, TrainStep, fit, optimize
 from loopwise.errors import InputError
 from loopwise.warnings import LoopwiseWarning
 
@@ -147,59 +146,6 @@ def test_batch_sizes_are_measured_and_advice_is_given():
     assert small.advice[1] == "or accumulate=4 with the learning rate as it is"
     with pytest.raises(InputError, match="seen: a memory budget of"):
         fit(step, batch, memory=10)
-
-
-def test_a_cache_travels_to_another_process(tmp_path):
-    code = (
-        "import sys, torch\n"
-        "from torch._dynamo.utils import counters\n"
-        "from loopwise.compile import Plan, TrainStep, load_cache, save_cache\n"
-        "torch.set_num_threads(1)\n"
-        "torch.manual_seed(0)\n"
-        "path, loads = sys.argv[1], sys.argv[2] == 'load'\n"
-        "if loads: assert load_cache(path)\n"
-        "net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.GELU(), torch.nn.Linear(8, 3))\n"
-        "plan = Plan(graph='inductor', passes=['loss_head'])\n"
-        "step = TrainStep(net, torch.nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), lr=0.1), plan=plan)\n"
-        "step((torch.ones(4, 6), torch.arange(4) % 3))\n"
-        "if not loads: save_cache(path)\n"
-        "print(step.plan.graph, counters['inductor']['fxgraph_cache_miss'])\n"
-    )
-    path = str(tmp_path / "step.cache")
-    outputs = []
-    for number, what in enumerate(("save", "load")):
-        environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / f"inductor{number}")}
-
-        done = subprocess.run(
-            [sys.executable, "-c", code, path, what],
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-        )
-        outputs.append(done.stdout.split() or done.stderr)
-    assert outputs == [["inductor", "2"], ["inductor", "0"]]
-
-
-def test_a_file_that_is_no_cache_is_refused(tmp_path):
-    path = tmp_path / "cache"
-    with pytest.raises(InputError, match="without a compile cache in it"):
-        load_cache(str(path))
-    path.write_bytes(b"something else")
-    with pytest.raises(InputError, match="without a compile cache in it"):
-        load_cache(str(path))
-    head = b'{"torch": "1.0", "device": "cpu"}'
-    path.write_bytes(b"loopwise compile cache 1\n" + len(head).to_bytes(4, "little") + head)
-    with pytest.warns(LoopwiseWarning, match="everything is compiled anew"):
-        assert load_cache(str(path)) is False
-
-
-def test_saving_before_anything_was_compiled(tmp_path):
-    code = (
-        "from loopwise.compile import save_cache\n"
-        "try:\n    save_cache('x')\nexcept RuntimeError as error:\n    print(str(error).splitlines()[0])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert done.stdout.strip() == "seen: nothing compiled in this process"
 
 
 @pytest.mark.parametrize(

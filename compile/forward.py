@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import options
-from .graph.backend import Log
+from .graph.backend import Log, first_line
+from .losses import scalar_loss, split_loss
 from .plan import Plan
 from .search.slowdown import SlowdownMonitor
 from .search.variants import MANY, RARE, shape_of, variant
@@ -34,6 +34,8 @@ class Pass(NamedTuple):
     """Loss as the loss function returned it."""
     compiled: bool
     """Whether the compiled computation made it."""
+    count: Any = None
+    """Count of the batch, if the loss function returned one."""
 
 
 class Forward:
@@ -82,6 +84,7 @@ class Forward:
 
     def __call__(self, batch: Any, number: int) -> Pass:
         """Return the loss of a batch; ``number`` counts the step's batches."""
+        self._follow_hooks(batch)
         compute = self._computation_for(batch)
         if compute is self._spec.eager:
             return self._run(compute, batch)
@@ -91,27 +94,40 @@ class Forward:
             return self._run(self._spec.eager, batch)
         if undo is not None:
             undo.take(batch)
-        result = self._run(compute, batch)
-        reason = "" if self.slowdown is None else self.slowdown.reason
-        if reason:  # the result is right all the same
-            self._leave(reason)
-        elif supervisor is not None and (reason := supervisor.after_forward(result.loss, batch, number)):
-            assert undo is not None
-            undo.restore()
-            self._leave(reason)
-            return self._run(self._spec.eager, batch)
+        try:
+            result = self._run(compute, batch)
+        except Exception as error:
+            return self._run_after_failure(batch, error)
+        if self.slowdown is not None and self.slowdown.reason:  # the result is right all the same
+            self._leave(self.slowdown.reason)
+        elif supervisor is not None and undo is not None:
+            reason = ""
+            if supervisor.recompiled:
+                with undo.undone():
+                    reason = supervisor.compare_recompiled(batch)
+            if reason := reason or supervisor.after_forward(result.loss, batch, number):
+                undo.restore()
+                self._leave(reason)
+                return self._run(self._spec.eager, batch)
+        return result
+
+    def _run_after_failure(self, batch: Any, error: Exception) -> Pass:
+        """Do a batch again eagerly after its compiled pass failed; an error that eager code raises as well is the user's."""
+        if self._undo is not None:
+            self._undo.restore()
+        result = self._run(self._spec.eager, batch)
+        self._leave(f"the compiled pass failed: {first_line(error)}")
         return result
 
     def _run(self, compute: Compute, batch: Any) -> Pass:
-        losses = compute(batch)
-        return Pass(options.scalar_loss(losses), losses, compute is not self._spec.eager)
+        losses, count = split_loss(compute(batch))
+        return Pass(scalar_loss(losses), losses, compute is not self._spec.eager, count)
 
     def _computation_for(self, batch: Any) -> Compute:
         """Return the compiled computation for the usual shape, and for others as soon as they are no longer rare."""
         eager = self._spec.eager
         if self.compute is eager:
             return eager
-        self._follow_hooks()
         shape = shape_of(batch)
         if shape == self._usual:
             return eager if self.slowdown is not None and self.slowdown.wants_eager else self.compute
@@ -127,10 +143,10 @@ class Forward:
     def _hook_keys(self) -> Any:
         return hook_keys(self._spec.model.modules())
 
-    def _follow_hooks(self) -> None:
+    def _follow_hooks(self, batch: Any) -> None:
         """Capture the step anew if hooks of its modules came or went: a captured graph holds those of its capture."""
         made = hooks_made()
-        if made == self._hooks and not self._keys[1]:
+        if self.compute is self._spec.eager or (made == self._hooks and not self._keys[1]):
             return
         self._hooks, keys = made, self._hook_keys()
         if keys == self._keys:
@@ -141,7 +157,9 @@ class Forward:
             return
         self._tell("captured anew: hooks of the model came or went")
         self.compute = variant(self._spec, self._plan, self.log)
-        if self.supervisor is not None:
-            self.supervisor = Supervisor(
-                self._spec, self.compute, self.log, self.log.graphs, self._changing, self._tell
-            )
+        if self.supervisor is not None:  # a hook may change state that no pass changed before
+            reason, sandbox = self.supervisor.compare_anew(self.compute, batch)
+            if reason:
+                self._leave(reason)
+            else:
+                self.supervise(sandbox, self.log.graphs)

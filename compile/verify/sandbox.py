@@ -170,6 +170,9 @@ class Sandbox:
         ]
 
 
+_State = tuple[list[Any], dict[str, Any] | None]
+
+
 class Undo:
     """Saved state of the places that a pass changes, taken before a batch, to do the batch again by another form.
 
@@ -182,23 +185,39 @@ class Undo:
         self._places = [p for p in sandbox.reachable.places if p.name in changing and not _of_batch(p)]
         self._spec, self._drew = sandbox.spec, sandbox.drew
         self._batch_changes = any(name.startswith("batch") for name in changing)
-        self._saved: list[tuple[Place, Any]] = []
-        self._random: dict[str, Any] | None = None
+        self._now = self._places
+        self._before: _State = ([], None)
 
     def take(self, batch: Any) -> None:
         """Save the state before a pass on ``batch``."""
-        places = self._places
+        self._now = self._places
         if self._batch_changes:
-            places = places + [place for place in Reachable(self._spec, batch).places if _of_batch(place)]
-        self._saved = [(place, place.save()) for place in places]
-        self._random = random_state.get() if self._drew else None
+            places = Reachable(self._spec, batch).places
+            self._now = self._places + [place for place in places if _of_batch(place)]
+        self._before = self._save()
 
     def restore(self) -> None:
         """Restore the state that was saved."""
-        for place, saved in self._saved:
+        self._put(self._before)
+
+    @contextlib.contextmanager
+    def undone(self) -> Iterator[None]:
+        """Restore the state before the pass inside the context, and the state after the pass on leaving."""
+        after = self._save()
+        self.restore()
+        try:
+            yield
+        finally:
+            self._put(after)
+
+    def _save(self) -> _State:
+        return [place.save() for place in self._now], random_state.get() if self._drew else None
+
+    def _put(self, state: _State) -> None:
+        for place, saved in zip(self._now, state[0], strict=True):
             place.restore(saved)
-        if self._random is not None:
-            random_state.set(self._random)
+        if state[1] is not None:
+            random_state.set(state[1])
 
 
 def _of_batch(place: Place) -> bool:

@@ -6,6 +6,7 @@ each recompilation; and when a loss is not finite.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..graph.diagnostics import recompilations
 from ..spec import Compute, StepSpec, Tell
 from ..torch_internals import limits_reached
 from .numerics import Comparison
+from .sandbox import Sandbox
 
 GPU_INTERVAL = 100
 """Batches between two tests of whether a loss on a GPU is finite: each test waits for the GPU."""
@@ -53,12 +55,24 @@ class Supervisor:
 
     def before(self, batch: Any) -> str:
         """Return a reason to go back to the eager step before it sees ``batch``, or an empty text."""
+        self._limits, self._guards = limits_reached(), len(recompilations())
         self._batches += 1
-        reason = ""
         if self._batches - 1 in AGAIN_AFTER:
-            reason = self.compare(f"after {self._batches - 1} batches", batch)
-        self._guards, self._limits = len(recompilations()), limits_reached()
-        return reason
+            return self.compare(f"after {self._batches - 1} batches", batch)
+        return ""
+
+    @property
+    def recompiled(self) -> bool:
+        """Whether graphs were compiled that were not compared yet."""
+        return self._log.graphs > self._graphs
+
+    def compare_recompiled(self, batch: Any) -> str:
+        """Return a reason not to use new graphs, or an empty text; the state must be that of before the batch."""
+        for reason in recompilations()[self._guards :]:
+            self._tell(f"recompiled: {reason}")
+        difference = self.compare("after a recompilation", batch)
+        self._graphs = self._log.graphs
+        return difference
 
     def after_forward(self, loss: torch.Tensor, batch: Any, number: int) -> str:
         """Return a reason to do the batch again by the eager step, or an empty text.
@@ -68,15 +82,10 @@ class Supervisor:
             batch: the batch.
             number: count of the step's batches.
         """
-        reasons = recompilations()[self._guards :]
-        if self._log.graphs > self._graphs:
-            self._graphs = self._log.graphs
-            for reason in reasons:
-                self._tell(f"recompiled: {reason}")
-            if difference := self.compare("after a recompilation", batch):
-                return difference
-        elif limits_reached() > self._limits:
-            return f"Dynamo's limit of recompilations is reached: {(recompilations() or ['unknown guard'])[-1]}"
+        if limits_reached() > self._limits:
+            return (
+                f"Dynamo's limit of recompilations is reached: {(recompilations() or ['unknown guard'])[-1]}"
+            )
         return self.after_loss(loss, batch, number)
 
     def after_loss(self, loss: torch.Tensor, batch: Any, number: int) -> str:
@@ -89,11 +98,24 @@ class Supervisor:
 
     def compare(self, occasion: str, batch: Any) -> str:
         """Return the worst difference from the eager step on ``batch`` in words, or an empty text."""
-        # DDP waits for the backward pass of the batch: the hooks of its reducer must not see another one
+        # DDP may wait for the backward pass of the batch: the hooks of its reducer must not see another one
         awaited = isinstance(self._spec.model, DistributedDataParallel) or world_size() > 1
+        return self._difference(
+            occasion, lambda: self._comparison(batch, self._changing, awaited), self._compute
+        )
+
+    def compare_anew(self, compute: Compute, batch: Any) -> tuple[str, Sandbox]:
+        """Compare another computation, and find out anew what a pass changes; return a difference, and the sandbox."""
+        comparison = self._comparison(batch, None, False)
+        return self._difference("after a change of hooks", lambda: comparison, compute), comparison.sandbox
+
+    def _comparison(self, batch: Any, changing: frozenset[str] | None, awaited: bool) -> Comparison:
+        return Comparison(self._spec, batch, changing, awaited=awaited)
+
+    def _difference(self, occasion: str, comparison: Callable[[], Comparison], compute: Compute) -> str:
+        """Return the worst difference in words, a reason why there is none, or an empty text."""
         try:
-            comparison = Comparison(self._spec, batch, self._changing, awaited=awaited)
-            difference = comparison.difference(self._compute)
+            difference = comparison().difference(compute)
         except torch.OutOfMemoryError:
             self._tell(f"{occasion}: not compared, there is no memory for the eager step")
             return ""

@@ -68,7 +68,13 @@ class Stateful(nn.Module):
 
 
 def snapshot(net, head, batch):
-    own = {"total": Stateful.total, "counted": COUNTED, "calls": head.calls, "seen": net.seen, "h": net.hidden}
+    own = {
+        "total": Stateful.total,
+        "counted": COUNTED,
+        "calls": head.calls,
+        "seen": net.seen,
+        "h": net.hidden,
+    }
     own |= {"history": list(net.history), "recent": list(net.recent), "kinds": set(net.kinds)}
     own |= {"named": dict(net.named), "array": net.array.tolist(), "own": net.own.get_state().tolist()}
     own |= {"python": net.python.getstate(), "numpy": str(net.numpy.bit_generator.state)}

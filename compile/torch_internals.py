@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
@@ -80,6 +81,56 @@ def calls_left_out(functions: Iterable[Callable[..., Any]]) -> Iterator[None]:
         yield
     finally:
         ignored.difference_update(added)
+
+
+@contextlib.contextmanager
+def numpy_draws_by_numpy() -> Iterator[None]:
+    """Let Dynamo leave random draws of NumPy to NumPy; otherwise it captures them as draws of torch, which are others."""
+    import torch._dynamo.config as config
+
+    before = getattr(config, "use_numpy_random_stream", None)
+    if before is not False:  # on already, or another version of torch
+        yield
+        return
+    config.use_numpy_random_stream = True
+    try:
+        yield
+    finally:
+        config.use_numpy_random_stream = before
+
+
+@contextlib.contextmanager
+def captured_as_eager(left_out: Iterable[Callable[..., Any]]) -> Iterator[None]:
+    """Let Dynamo capture functions that are called inside the context so that they do what they do in eager mode.
+
+    Dynamo's settings differ only while it captures in this thread: changing them takes as long as a small layer, and
+    code of the user's that is compiled meanwhile keeps its own.
+
+    Args:
+        left_out: functions whose calls are left out of the graphs.
+    """
+    from torch._dynamo.callback import callback_handler as handler
+
+    thread, settings = threading.get_ident(), contextlib.ExitStack()
+
+    def begin(*_: Any) -> None:
+        if threading.get_ident() == thread:
+            for context in (calls_left_out(left_out), counters_as_variables(), numpy_draws_by_numpy()):
+                settings.enter_context(context)
+
+    def end(*_: Any) -> None:
+        if threading.get_ident() == thread:
+            settings.close()
+
+    handler.register_start_callback(begin)
+    handler.register_end_callback(end)
+    try:
+        yield
+    finally:
+        settings.close()
+        with contextlib.suppress(ValueError):  # torch._dynamo.reset() inside of the context removes both
+            handler.remove_start_callback(begin)
+            handler.remove_end_callback(end)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,12 @@ from loopwise.warnings import warn
 
 from ..linear_cross_entropy.op import save_gradients
 from ..plan import Plan
-from ..torch_internals import calls_left_out, compile_by_inductor, known_vector_instructions, once_functions
+from ..torch_internals import (
+    captured_as_eager,
+    compile_by_inductor,
+    known_vector_instructions,
+    once_functions,
+)
 from . import regions
 from .passes import PASSES, USUAL, Outcome
 
@@ -92,7 +97,8 @@ class Backend:
         return self._by_inductor(gm, example_inputs)
 
     def _by_inductor(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
-        settings = {"fallback_random": self.plan.precision == "exact"} | known_vector_instructions()
+        # draws as in eager code: other draws could not be told from wrong results
+        settings = {"fallback_random": True} | known_vector_instructions()
         if self.plan.max_autotune:
             settings["max_autotune_gemm"] = True
         return compile_by_inductor(gm, example_inputs, settings, self.plan.budget)
@@ -162,11 +168,9 @@ def compile_function(function: Callable[..., Any], plan: Plan, log: Log) -> Call
         return function
     compiled = torch.compile(_isolated(function), backend=Backend(plan, log))
     once = once_functions()
-    if not once:
-        return compiled
 
     def compute(*inputs: Any, **options: Any) -> Any:
-        with calls_left_out(once):
+        with captured_as_eager(once):
             return compiled(*inputs, **options)
 
     return compute

@@ -108,15 +108,15 @@ def test_a_hook_that_is_removed_is_called_no_more():
 
 
 class Counting(nn.Module):
-    """Model whose arithmetic depends on a counter, as schedules of a loss do."""
+    """Model whose arithmetic depends on a text that grows, which Dynamo takes for a constant."""
 
     def __init__(self):
         super().__init__()
-        self.net, self.count = nn.Linear(8, 3), 0
+        self.net, self.count = nn.Linear(8, 3), "1"
 
     def forward(self, x):
-        self.count += 1
-        return self.net(x) * min(1.0, self.count / 100)
+        self.count += "1"
+        return self.net(x) * len(self.count)
 
 
 @torch._dynamo.config.patch(recompile_limit=3)
@@ -160,3 +160,24 @@ def test_an_error_of_the_users_is_raised_and_the_plan_stays():
         step((torch.randn(16, 7), torch.arange(16) % 3))
     step(batches(1)[0])
     assert step.plan == CAPTURED
+
+
+def test_a_counter_in_the_model_is_captured_as_a_variable():
+    """Dynamo compiled anew for each number, eight times, and gave up without a word."""
+
+    class Warm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.count = nn.Linear(8, 3), 0
+
+        def forward(self, x):
+            self.count += 1
+            return self.net(x) * min(1.0, self.count / 100)
+
+    net = Warm()
+    step = TrainStep(net, CE, torch.optim.SGD(net.parameters(), 0.1), plan=CAPTURED)
+    for batch in batches(12):
+        step(batch)
+    assert step.plan == CAPTURED
+    assert net.count == 12
+    assert step._forward_pass.log.graphs <= 3

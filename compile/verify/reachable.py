@@ -8,6 +8,7 @@ libraries made.  State that no walk can see (files, other processes, objects of 
 from __future__ import annotations
 
 import functools
+import io
 import random
 import sys
 import sysconfig
@@ -48,6 +49,8 @@ _OPAQUE += (
 )
 _TRAINERS = ("lightning.pytorch.trainer", "pytorch_lightning.trainer")
 """Modules of trainers, which the walk does not enter: their loaders and signal handlers lead to everything in the process."""
+_WRITERS = ("torch.utils.tensorboard", "tensorboard", "wandb", "mlflow", "comet_ml", "neptune", "aim.")
+"""Modules whose objects write records, which no restoring takes back."""
 _LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 _Roots = Iterable[tuple[str, Any]]
 
@@ -68,6 +71,8 @@ class Reachable:
         """Tensors of floating-point or complex numbers that a pass may calculate with."""
         self.iterators: list[str] = []
         """Iterators that cannot be copied, such as generators: a pass that advances one cannot be undone."""
+        self.writers: list[str] = []
+        """Files and experiment loggers: a pass that writes to one cannot be undone."""
         self._seen: dict[int, Any] = {id(p): p for p in self.parameters.values()}
         self._free = (
             MOST_BYTES + batches.nbytes(batch) + 4 * sum(p.nbytes for p in unwrap(spec.model).parameters())
@@ -253,6 +258,13 @@ def _named_parameters(spec: StepSpec) -> dict[str, Tensor]:
         pairs = spec.loss.named_parameters()
         named |= {f"loss.{n}": p for n, p in pairs if p.requires_grad and id(p) not in own}
     return named
+
+
+def _writes(value: Any) -> bool:
+    """Return whether a value is a file that is open for writing, the terminal excepted, or an experiment logger."""
+    if isinstance(value, io.IOBase):
+        return value not in (sys.stdout, sys.stderr) and not value.closed and value.writable()
+    return (type(value).__module__ or "").startswith(_WRITERS)
 
 
 def _is_constant(value: Any) -> bool:

@@ -75,6 +75,9 @@ class Sandbox:
         if self.reachable.iterators:
             names = ", ".join(self.reachable.iterators)
             return f"a trial pass would advance {names}: draw its items outside of the loss"
+        if self.reachable.writers:
+            names = ", ".join(self.reachable.writers)
+            return f"trial passes would write to {names}: return what is to be written, and write it after the step"
         lost = [p.name for p in self._tensors() if not p.copied and p.name in (self.changing or ())]
         return f"a pass changes {', '.join(lost)}, too large to be copied and restored" if lost else ""
 

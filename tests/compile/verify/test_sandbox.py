@@ -189,3 +189,19 @@ def test_sparse_and_complex_tensors_are_compared(sparse):
     step = TrainStep(net, loss, torch.optim.SGD(net.parameters(), lr=0.1), plan=CAPTURED)
     step(batch)
     assert step.plan.graph == "captured"
+
+
+def test_a_loss_that_writes_a_file_keeps_the_step_eager(tmp_path):
+    net = nn.Linear(8, 5)
+    with open(tmp_path / "losses.txt", "w") as file:
+
+        def loss(model, batch):
+            value = CE(model(batch[0]), batch[1])
+            file.write(f"{value.item()}\n")
+            return value
+
+        step = TrainStep(net, loss, torch.optim.SGD(net.parameters(), lr=0.1), plan=CAPTURED)
+        step(data())
+        step(data())
+    assert "losses.txt" in str(step.explain()) or "file in" in str(step.explain())
+    assert len((tmp_path / "losses.txt").read_text().splitlines()) == 2

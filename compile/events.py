@@ -52,6 +52,10 @@ class Events:
     def add(self, text: str) -> None:
         """Add a line for ``explain()``."""
         self.texts.append(text)
+        self.write(text)
+
+    def write(self, text: str) -> None:
+        """Write a line into the run only."""
         self._write("events", {"batch": self.batch, "text": text})
 
     def plan(self, explanation: Explanation) -> None:

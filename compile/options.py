@@ -1,7 +1,8 @@
-"""Validation of a training step's arguments and of the losses that it computes."""
+"""Validation of a training step's arguments, its loss excepted."""
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch.optim import Optimizer
 
 from loopwise import validate
 from loopwise.errors import InputError
-from loopwise.torch_internals import original
+from loopwise.torch_internals import compiled_call, original
 from loopwise.wrappers import innermost, is_sharded
 
+from .losses import scalar_loss as scalar_loss
 from .plan import PRECISIONS, Plan
 
 AUTOTUNE = ("off", "default", "max")
@@ -39,19 +41,14 @@ def validate_model(model: Any) -> None:
             "the model would be compiled twice",
             "pass the model that was passed to torch.compile",
         )
-
-
-def validate_loss(loss: Any) -> None:
-    """Refuse a loss that cannot be called, and an optimizer in the place of the loss."""
-    if not callable(loss) and isinstance(innermost(loss), Optimizer):
-        raise InputError(
-            f"an optimizer ({type(loss).__name__}) in the place of the loss",
-            "TrainStep(model, loss, optimizer)",
-            "the loss was left out, or loss and optimizer changed places",
-            "pass the loss second: TrainStep(model, nn.CrossEntropyLoss(), optimizer)",
-        )
-    expected = "a criterion of (output, target), or a function of (model, batch) whose first parameter is named model"
-    validate.function("loss", loss, expected, "loss=nn.CrossEntropyLoss()")
+    for name, module in model.named_modules():
+        if original(module) is not module or compiled_call(module) is not None:
+            raise InputError(
+                f"a model that is compiled already, in {f'its module {name}' if name else 'place'}",
+                "a model as it was built",
+                "torch.compile, Module.compile or optimize was called before, and the parts would be compiled twice",
+                "build the model anew and let the training step compile it, or keep the usual loop",
+            )
 
 
 def validate_update(optimizer: Any, scaler: Any, clip: Any, accumulate: Any) -> None:
@@ -66,6 +63,74 @@ def validate_update(optimizer: Any, scaler: Any, clip: Any, accumulate: Any) -> 
     if clip is not None:
         validate.positive_number("clip", clip, "largest norm of the gradients", 1.0)
     validate.whole_number("accumulate", accumulate, 1, "batches")
+    if needs_closure(optimizer):
+        others = {"accumulate": accumulate > 1, "scaler": scaler is not None, "clip": clip is not None}
+        if refused := [name for name, is_on in others.items() if is_on]:
+            name = type(innermost(optimizer)).__name__
+            raise InputError(
+                f"{', '.join(refused)} with {name}, whose step takes a closure",
+                f"{name} alone",
+                f"{name} computes losses and gradients several times in an update, by calls of the closure",
+                f"drop {', '.join(refused)}, or take an optimizer without a closure",
+            )
+
+
+def needs_closure(optimizer: Any) -> bool:
+    """Return whether the optimizer's ``step`` cannot be called without a closure, as that of ``LBFGS``."""
+    try:
+        parameters = inspect.signature(type(innermost(optimizer)).step).parameters
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return "closure" in parameters and parameters["closure"].default is inspect.Parameter.empty
+
+
+def holds_parameters(optimizer: Any, *modules: Any) -> bool:
+    """Return whether the optimizer has at least one parameter of the modules; other objects are left out."""
+    own = {id(p) for module in modules if isinstance(module, nn.Module) for p in module.parameters()}
+    return any(id(p) in own for group in innermost(optimizer).param_groups for p in group["params"])
+
+
+def validate_parameters(model: nn.Module, loss: Any, optimizer: Any) -> None:
+    """Refuse an optimizer that has no parameter of the model or of the loss.
+
+    A function may hold parameters in ways that are seen only when gradients come: the first update refuses those.
+    """
+    if optimizer is not None and isinstance(loss, nn.Module) and not holds_parameters(optimizer, model, loss):
+        raise foreign_optimizer()
+
+
+def foreign_optimizer() -> InputError:
+    """Return the error of an optimizer that would train nothing."""
+    return InputError(
+        "an optimizer that has none of the model's parameters",
+        "an optimizer of parameters that the loss depends on",
+        "the optimizer was made for another model, or before the model was copied or its layers were replaced",
+        "make the optimizer of this model's parameters, after the model is complete",
+    )
+
+
+def validate_plan_of_closure(plan: Plan | None, optimizer: Any) -> None:
+    """Refuse a plan other than the eager one for an optimizer that needs a closure."""
+    if plan is not None and needs_closure(optimizer) and (plan.graph != "eager" or plan.cuda_graph):
+        name = type(innermost(optimizer)).__name__
+        raise InputError(
+            f"the plan {plan} with {name}, whose step takes a closure",
+            "the eager plan",
+            f"{name} computes the loss several times in an update; a compiled step is compared once a batch",
+            "drop plan=",
+        )
+
+
+def refuse_count(count: Any, optimizer: Any) -> None:
+    """Refuse a count beside an optimizer that needs a closure: each batch is an update of its own."""
+    if count is not None:
+        name = type(innermost(optimizer)).__name__
+        raise InputError(
+            f"count={count!r} with {name}, whose step takes a closure",
+            "no count",
+            "counts weight the batches of an update, and this optimizer makes an update of each batch",
+            "drop count=",
+        )
 
 
 def validate_choices(precision: Any, autotune: Any) -> None:
@@ -104,21 +169,16 @@ def device_of(model: nn.Module) -> torch.device:
     return devices.pop() if devices else torch.device("cpu")
 
 
-def scalar_loss(loss: Any) -> torch.Tensor:
-    """Return the number that the backward pass starts from: the loss, or the mean of one loss a sample.
-
-    Raises:
-        InputError: ``loss`` is no tensor of shape () or (batch,), or depends on no parameter.
-    """
-    expected = "a tensor of one number, or of one a sample, that depends on the model's parameters"
-    if isinstance(loss, torch.Tensor) and loss.ndim <= 1 and loss.numel():
-        if loss.requires_grad:
-            return loss.mean() if loss.ndim else loss
-        cause = "parameters are frozen, or the model ran under no_grad"
-        raise InputError("a loss that needs no gradient", expected, cause, "train some parameters")
-    what = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"type {type(loss).__name__}"
-    fix = "average over all dimensions but the first"
-    raise InputError(f"a loss of {what}", expected, "losses per token or pixel", fix)
+def validate_gradients() -> None:
+    """Refuse a training step while autograd is off."""
+    if torch.is_grad_enabled():
+        return
+    raise InputError(
+        f"a training step under torch.{'inference_mode' if torch.is_inference_mode_enabled() else 'no_grad'}()",
+        "a step with gradients on",
+        "the step is called in an evaluation, or in a function with that decorator",
+        "call the step outside of it; for an evaluation call the model itself",
+    )
 
 
 def bytes_of(memory: float | str, device: torch.device) -> int:

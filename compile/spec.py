@@ -17,12 +17,12 @@ from loopwise.devices import native_dtype
 from loopwise.loss import pair, takes_model
 from loopwise.wrappers import innermost, unwrap
 
-from . import options
+from . import losses, options
 
 Tell = Callable[[str], None]
 """Function that takes a line for ``explain()``."""
 Compute = Callable[[Any], torch.Tensor]
-"""Computation from a batch to its loss, of shape () or (batch,)."""
+"""Computation from a batch to its loss, of shape () or (batch,), or to a pair of it and the batch's count."""
 
 
 def eager_computation(model: nn.Module, loss: Callable[..., torch.Tensor], precision: str) -> Compute:
@@ -66,7 +66,7 @@ class StepSpec:
 
     def __post_init__(self) -> None:
         options.validate_model(self.model)
-        options.validate_loss(self.loss)
+        losses.validate_loss(self.loss)
         options.validate_update(self.wrapper, self.scaler, self.clip, self.accumulate)
         options.validate_choices(self.precision, self.autotune)
         if self.memory is not None:
@@ -93,10 +93,23 @@ class StepSpec:
         model, optimizer = copy.deepcopy((unwrap(self.model), self.optimizer))
         return dataclasses.replace(self, model=model, wrapper=optimizer)
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Run the backward pass of one batch's share of an update."""
-        share = loss if self.accumulate == 1 else loss / self.accumulate
-        (share if self.scaler is None else self.scaler.scale(share)).backward()
+    @functools.cached_property
+    def needs_closure(self) -> bool:
+        """``True`` if the optimizer calls a closure for losses and gradients, as ``LBFGS`` does."""
+        return options.needs_closure(self.wrapper)
+
+    def backward(self, loss: torch.Tensor, weight: float | None = None) -> None:
+        """Run the backward pass of one batch.
+
+        Args:
+            loss: the batch's loss, shape ().
+            weight: factor of the loss in an update; ``None``: an equal share.
+        """
+        if weight is not None:
+            loss = loss * weight
+        elif self.accumulate > 1:
+            loss = loss / self.accumulate
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def update(self, keep_gradients: bool = False) -> None:
         """Clip the gradients, update the parameters and zero the gradients.

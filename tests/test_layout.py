@@ -27,8 +27,9 @@ ORDER = {
     "report": "facts sections page server command",
     "sift": "torch_internals report loss_history buffer source coordination compile_decision policies scorers scoring "
     "tokens selection step_losses options pipeline sharded pilot loader page lightning transformers",
-    "compile": "cpu_libraries torch_internals files linear_cross_entropy plan options spec graph verify search explain "
-    "events cuda_graph step optimize fit cache page transformers",
+    "compile": "cpu_libraries torch_internals files linear_cross_entropy plan losses options spec accumulation "
+    "layout graph verify search explain events cuda_graph forward planning step optimize fit cache page "
+    "transformers",
     "debug": "torch_internals model hooks statistics store signals rules alerts monitors read profiler nan capture "
     "options reporting watch preflight page callback lightning transformers cli",
 }

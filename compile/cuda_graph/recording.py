@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from loopwise import batch as batches
 from loopwise import random_state
 
-from ..options import scalar_loss
+from ..losses import scalar_loss, split_loss
 from ..search.candidates import TIE
 from ..search.measure import median, seconds
 from ..spec import Compute, StepSpec
@@ -161,7 +161,9 @@ class Attempt:
 
     def _backward(self, batch: Any) -> Tensor:
         """Run forward and backward of a batch; return its losses."""
-        losses = self._compute(batch)
+        losses, count = split_loss(self._compute(batch))
+        if count is not None:
+            raise RuntimeError("the loss returns a count, and a recording gives each batch the same weight")
         self._spec.backward(scalar_loss(losses))
         return losses.detach()
 

@@ -80,6 +80,8 @@ class CudaGraphStep:
         if recording is None or structure_of(batch) != recording.structure:
             return None
         assert self._spec.optimizer is not None
+        if first and self._accumulates:  # a replay adds to gradients that somebody else may have left
+            self._spec.wrapper.zero_grad(set_to_none=False)
         return recording.replay(batch, last, self._spec.optimizer)
 
     def _forget(self, recording: Recording, first: bool) -> None:

@@ -14,11 +14,11 @@ def recorder(monkeypatch):
     """Return a recorder whose replays count as fast; a test that needs another recorder or clock replaces them."""
     from recording_kit import TapeRecorder
 
-    from loopwise.compile import step
+    from loopwise.compile import planning
     from loopwise.compile.cuda_graph.recorder import recorder_for
     from loopwise.compile.cuda_graph.recording import Attempt
 
     made = TapeRecorder() if not torch.cuda.is_available() else recorder_for(torch.device("cuda"))
-    monkeypatch.setattr(step, "recorder_for", lambda device: made)
+    monkeypatch.setattr(planning, "recorder_for", lambda device: made)
     monkeypatch.setattr(Attempt, "_slower", lambda self, recording: "")
     return made

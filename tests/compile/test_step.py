@@ -101,7 +101,8 @@ def test_a_compiled_step_trains_as_the_eager_one():
 
 
 def test_a_short_batch_runs_eagerly():
-    step = TrainStep(model(), CRITERION, torch.optim.SGD(model().parameters(), lr=0.1), plan=CAPTURED)
+    net = model()
+    step = TrainStep(net, CRITERION, torch.optim.SGD(net.parameters(), lr=0.1), plan=CAPTURED)
     for batch in [*batches(3), *batches(2, size=5)]:
         step(batch)
     assert step._forward_pass.log.graphs == 1

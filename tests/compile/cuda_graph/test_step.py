@@ -13,8 +13,7 @@ from cuda_graph_kit import DEVICE, OPTIMIZERS, PLAN, batches, net, said, same, t
 from recording_kit import TapeRecorder
 from torch import nn
 
-from loopwise.compile import TrainStep
-from loopwise.compile import step as steps
+from loopwise.compile import TrainStep, planning
 from loopwise.compile.cuda_graph import recording
 from loopwise.errors import InputError
 from loopwise.warnings import LoopwiseWarning
@@ -102,12 +101,13 @@ def test_what_a_recording_cannot_follow_is_recorded_again(recorder, name, accumu
     data = batches(20)
     whole = trained(True, data, change=change, accumulate=accumulate)
     same(whole, trained(False, data, change=change, accumulate=accumulate))
-    assert whole[3]._cuda_graph._recordings == 2
-    assert said(whole[3])[-1].startswith("CUDA graph: recorded again")
+    unequal = name == "class weights" and accumulate > 1  # batches of unequal weights make ordinary steps
+    assert whole[3]._cuda_graph._recordings == (1 if unequal else 2)
+    assert unequal or said(whole[3])[-1].startswith("CUDA graph: recorded again")
 
 
 @pytest.mark.parametrize(("accumulate", "when"), [(1, 9), (2, 9), (2, 8)])
-def test_gradients_of_the_users_own_are_in_the_next_update(recorder, accumulate, when):
+def test_gradients_of_the_users_own_count_as_in_ordinary_steps(recorder, accumulate, when):
     def change(number, step, optimizer):
         if number in (when, when + 2):
             step.spec.model[4].weight.square().sum().backward()
@@ -194,7 +194,7 @@ def test_batches_of_another_structure_go_the_ordinary_way(recorder):
 
 
 def test_several_ranks_make_ordinary_steps(recorder, monkeypatch):
-    monkeypatch.setattr(steps, "world_size", lambda: 2)
+    monkeypatch.setattr(planning, "world_size", lambda: 2)
     *_, step = trained(True, batches(1))
     assert not step.plan.cuda_graph
     assert said(step) == ["CUDA graph: left off, there are several ranks"]
@@ -246,7 +246,7 @@ def test_a_recording_that_computes_something_else_is_found_out(monkeypatch, reco
 @pytest.mark.parametrize("seconds", [(1.0, 0.5), (1.0, 0.99), (1.0, 2.0)], ids=str)
 def test_it_is_left_off_if_it_is_not_faster(monkeypatch, seconds):
     recorder = TapeRecorder()
-    monkeypatch.setattr(steps, "recorder_for", lambda device: recorder)
+    monkeypatch.setattr(planning, "recorder_for", lambda device: recorder)
     monkeypatch.setattr(
         recording, "seconds", lambda forms, device: {n: [s] for n, s in zip(forms, seconds, strict=True)}
     )

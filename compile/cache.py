@@ -64,7 +64,7 @@ def save_cache(path: str | os.PathLike[str]) -> int:
         replace_file(path, data)
     except (OSError, TypeError, ValueError) as error:
         raise InputError(
-            f"{_shown(path)}, which cannot be written: {error}",
+            f"{_shown(path)}, which cannot be written: {getattr(error, 'strerror', None) or error}",
             "a file in a folder that exists",
             "a folder that is missing or read-only, or that has the name of the file",
             "make the folder, or correct the path",
@@ -128,7 +128,7 @@ def _body(path: str | os.PathLike[str]) -> bytes:
             checksum = file.read(hashlib.sha256().digest_size) if known else b""
             body = file.read() if known else b""
     except (OSError, TypeError, ValueError) as error:
-        raise _no_cache(path, f"a wrong path: {error}") from error
+        raise _no_cache(path, f"a wrong path: {getattr(error, 'strerror', None) or error}") from error
     if not known:
         raise _no_cache(path, "a wrong path, or another file")
     if hashlib.sha256(body).digest() != checksum:

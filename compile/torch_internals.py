@@ -99,9 +99,8 @@ def numpy_draws_by_numpy() -> Iterator[None]:
         config.use_numpy_random_stream = before
 
 
-@contextlib.contextmanager
-def captured_as_eager(left_out: Iterable[Callable[..., Any]]) -> Iterator[None]:
-    """Let Dynamo capture functions that are called inside the context so that they do what they do in eager mode.
+class CapturedAsEager:
+    """Context in which Dynamo captures functions so that they do what they do in eager mode.
 
     Dynamo's settings differ only while it captures in this thread: changing them takes as long as a small layer, and
     code of the user's that is compiled meanwhile keeps its own.
@@ -109,28 +108,30 @@ def captured_as_eager(left_out: Iterable[Callable[..., Any]]) -> Iterator[None]:
     Args:
         left_out: functions whose calls are left out of the graphs.
     """
-    from torch._dynamo.callback import callback_handler as handler
 
-    thread, settings = threading.get_ident(), contextlib.ExitStack()
+    def __init__(self, left_out: Iterable[Callable[..., Any]]) -> None:
+        self._left_out, self._settings = left_out, contextlib.ExitStack()
+        self._thread = threading.get_ident()
+        self._handler = sys.modules["torch._dynamo.callback"].callback_handler
 
-    def begin(*_: Any) -> None:
-        if threading.get_ident() == thread:
-            for context in (calls_left_out(left_out), counters_as_variables(), numpy_draws_by_numpy()):
-                settings.enter_context(context)
+    def __enter__(self) -> None:
+        self._handler.register_start_callback(self._begin)
+        self._handler.register_end_callback(self._end)
 
-    def end(*_: Any) -> None:
-        if threading.get_ident() == thread:
-            settings.close()
-
-    handler.register_start_callback(begin)
-    handler.register_end_callback(end)
-    try:
-        yield
-    finally:
-        settings.close()
+    def __exit__(self, *error: object) -> None:
+        self._settings.close()
         with contextlib.suppress(ValueError):  # torch._dynamo.reset() inside of the context removes both
-            handler.remove_start_callback(begin)
-            handler.remove_end_callback(end)
+            self._handler.remove_start_callback(self._begin)
+            self._handler.remove_end_callback(self._end)
+
+    def _begin(self, *arguments: Any) -> None:
+        if threading.get_ident() == self._thread:
+            for context in (calls_left_out(self._left_out), counters_as_variables(), numpy_draws_by_numpy()):
+                self._settings.enter_context(context)
+
+    def _end(self, *arguments: Any) -> None:
+        if threading.get_ident() == self._thread:
+            self._settings.close()
 
 
 @contextlib.contextmanager
@@ -157,15 +158,15 @@ def is_compiled_function(function: Any) -> bool:
     return hasattr(function, "_torchdynamo_orig_callable") and not hasattr(function, "_torchdynamo_disable")
 
 
-def unwrapped_by_dynamo(error: Exception) -> Exception:
+def passed_by_dynamo(error: Exception) -> Exception:
     """Return an error of the same class and text that Dynamo passes on from a backend instead of wrapping it."""
     from torch._dynamo.exc import ShortenTraceback
 
     kind = type(error)
-    made: Any = type(kind.__name__, (kind, ShortenTraceback), {"__module__": kind.__module__})
-    same = made.__new__(made, *error.args)
-    same.args, same.first_useful_frame = error.args, None
-    return cast("Exception", same)
+    # Dynamo appends advice about itself to the first argument
+    own = {"args": property(lambda self: error.args, lambda self, _: None), "first_useful_frame": None}
+    made: Any = type(kind.__name__, (kind, ShortenTraceback), {"__module__": kind.__module__} | own)
+    return cast("Exception", made.__new__(made))
 
 
 def limits_reached() -> int:

@@ -1,4 +1,4 @@
-"""Speech models of Hugging Face with random weights: Wav2Vec2 with CTC, and Whisper with SpecAugment."""
+"""Speech models of Hugging Face with random weights: Wav2Vec2 with CTC and masked frames, and Whisper."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def wav2vec2() -> tuple[nn.Module, Any, Any]:
         conv_dim=(64,) * 7,
         num_conv_pos_embeddings=16,
         num_conv_pos_embedding_groups=4,
+        layerdrop=0.0,
         **sizes,
     )
     batch = {"input_values": torch.randn(BATCH, 8000), "labels": torch.randint(1, 32, (BATCH, 6))}
@@ -39,8 +40,7 @@ def whisper() -> tuple[nn.Module, Any, Any]:
     sizes = {"d_model": 128, "encoder_ffn_dim": 512, "decoder_ffn_dim": 512, "num_mel_bins": 40}
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
     config = WhisperConfig(
-        vocab_size=2048, max_source_positions=100, max_target_positions=32, apply_spec_augment=True,
-        mask_time_prob=0.05, mask_time_length=5, **layers, **sizes, **special,
+        vocab_size=2048, max_source_positions=100, max_target_positions=32, **layers, **sizes, **special,
     )  # fmt: skip
     batch = {"input_features": torch.randn(BATCH, 40, 200), "labels": torch.randint(3, 2048, (BATCH, 24))}
     return WhisperForConditionalGeneration(config), own_loss, batch

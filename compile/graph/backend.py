@@ -18,10 +18,11 @@ from loopwise.warnings import warn
 from ..linear_cross_entropy.op import save_gradients
 from ..plan import Plan
 from ..torch_internals import (
-    captured_as_eager,
+    CapturedAsEager,
     compile_by_inductor,
     known_vector_instructions,
     once_functions,
+    passed_by_dynamo,
 )
 from . import regions
 from .passes import PASSES, USUAL, Outcome
@@ -125,6 +126,7 @@ def loopwise(
     *,
     options: dict[str, Any] | None = None,
     mode: str | None = None,
+    name: str | None = None,
 ) -> Compiled:
     """Compile a captured graph for ``torch.compile(backend="loopwise")``.
 
@@ -135,10 +137,20 @@ def loopwise(
         example_inputs: its inputs.
         options: some of the keys of ``OPTIONS``.
         mode: must be None; modes are presets of Inductor.
+        name: the caller's name for what is compiled; nothing depends on it.
 
     Raises:
-        InputError: a mode, or an option that is not in ``OPTIONS``.
+        InputError: a mode, an option that is not in ``OPTIONS``, or a value that does not exist.
     """
+    try:
+        plan = _plan_of(options, mode)
+    except InputError as error:  # Dynamo would wrap it, and name the backend as the cause
+        raise passed_by_dynamo(error) from None
+    return Backend(plan, Log())(gm, example_inputs)
+
+
+def _plan_of(options: dict[str, Any] | None, mode: str | None) -> Plan:
+    """Return the plan that the arguments of ``torch.compile(backend="loopwise")`` stand for."""
     if mode not in (None, "default"):
         raise InputError(
             f"mode={mode!r} with backend='loopwise'",
@@ -154,8 +166,11 @@ def loopwise(
             "options of Inductor, or of another version",
             "drop them, or use backend='inductor' for Inductor's own",
         )
-    plan = Plan(graph="inductor", **(OPTIONS | options))
-    return Backend(plan, Log())(gm, example_inputs)
+    try:
+        return Plan(graph="inductor", **(OPTIONS | options))
+    except InputError as error:
+        seen, expected, cause, fix = error.args
+        raise InputError(f"options={options!r}: {seen}", expected, cause, f"in options: {fix}") from None
 
 
 def compile_function(function: Callable[..., Any], plan: Plan, log: Log) -> Callable[..., Any]:
@@ -170,7 +185,7 @@ def compile_function(function: Callable[..., Any], plan: Plan, log: Log) -> Call
     once = once_functions()
 
     def compute(*inputs: Any, **options: Any) -> Any:
-        with captured_as_eager(once):
+        with CapturedAsEager(once):
             return compiled(*inputs, **options)
 
     return compute

@@ -69,6 +69,29 @@ def test_calls_that_log_once_are_left_out_of_a_graph(monkeypatch):
     assert logging.Logger.info_once not in torch._dynamo.config.ignore_logging_functions
 
 
+def test_settings_differ_while_dynamo_captures():
+    config, seen = torch._dynamo.config, []
+
+    def now():
+        return (
+            config.use_numpy_random_stream,
+            config.allow_unspec_int_on_nn_module,
+            len(config.ignore_logging_functions),
+        )
+
+    def backend(gm, inputs):
+        seen.append(now())
+        return gm.forward
+
+    torch._dynamo.reset()
+    with internals.CapturedAsEager([print]):
+        assert now() == (False, False, 0)
+        torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
+        assert now() == (False, False, 0)
+    torch.compile(lambda x: x + 2, backend=backend)(torch.ones(2))
+    assert seen == [(True, True, 1), (False, False, 0)]
+
+
 def test_dynamos_mark_on_a_buffer():
     layer = nn.BatchNorm1d(2)
     torch._dynamo.reset()

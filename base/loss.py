@@ -34,5 +34,5 @@ def pair(batch: Any) -> tuple[Any, Any]:
         f"a batch that is no pair (input, target): {batches.describe(batch)}",
         "a pair of input and target, because the loss is a criterion",
         "the model takes several inputs, or the batch is a dict",
-        "pass loss=function, with def function(model, batch) returning the loss",
+        "pass loss=function, with def function(model, batch), its first parameter named model, returning the loss",
     )

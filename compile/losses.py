@@ -154,16 +154,12 @@ def name_of(function: Any) -> str:
 
 
 @contextlib.contextmanager
-def explained(loss: Any) -> Iterator[None]:
+def explained(model: nn.Module, loss: Any) -> Iterator[None]:
     """Turn errors of a function of (model, batch) that is called as a criterion into an ``InputError`` with the cure."""
     try:
         yield
     except (TypeError, AttributeError) as error:
-        codes, trace = [], error.__traceback__
-        while trace is not None:
-            codes.append(trace.tb_frame.f_code)
-            trace = trace.tb_next
-        if isinstance(loss, nn.Module) or takes_model(loss) or codes[-1] is not _code_of(loss):
+        if isinstance(loss, nn.Module) or takes_model(loss) or not _uses_output_as_model(model, loss, error):
             raise
         first = next(iter(inspect.signature(loss).parameters))
         raise InputError(
@@ -172,6 +168,18 @@ def explained(loss: Any) -> Iterator[None]:
             f"its first parameter is named {first}, and is meant to be the model",
             f"name it model: lambda model, batch: ..., or def loss(model, batch); {first} stands for the model's output",
         ) from error
+
+
+def _uses_output_as_model(model: nn.Module, loss: Any, error: Exception) -> bool:
+    """Return whether the code of the loss itself called an object as if it were the model, or asked it for what a model has."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or trace.tb_frame.f_code is not _code_of(loss):
+        return False
+    if isinstance(error, AttributeError):
+        return isinstance(error.name, str) and hasattr(model, error.name)
+    return "is not callable" in str(error)
 
 
 def _code_of(function: Any) -> types.CodeType | None:

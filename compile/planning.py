@@ -92,7 +92,7 @@ class PlannedStep:
         self._key = plans.cache_key(spec.model, spec.optimizer, usual, requested)
         stored = from_main(lambda: plans.recall(self._key)) if self._recall and self._known is None else None
         known, self._stored = self._known if stored is None else stored.plan, stored
-        with losses.explained(spec.loss):
+        with losses.explained(spec.model, spec.loss):
             self._search = search(spec, batch, known)
         self._use(self._search, usual)
         self._start_cuda_graph(usual, try_it=spec.autotune == "max" and known is None)

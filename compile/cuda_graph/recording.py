@@ -165,7 +165,7 @@ class Attempt:
         if count is not None:
             raise RuntimeError("the loss returns a count, and a recording gives each batch the same weight")
         self._spec.backward(scalar_loss(losses))
-        return losses.detach()
+        return losses.detach()  # type: ignore[no-any-return]
 
     def _ordinary(self, batch: Any) -> list[Tensor]:
         """Train on one batch for a whole update by ordinary steps; return the losses."""

@@ -1,6 +1,7 @@
 """Errors of wrong arguments: each names the mistake, the valid values and the fix."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from loopwise.compile import Plan, TrainStep, fit
 from loopwise.errors import InputError
 
 CRITERION = nn.CrossEntropyLoss()
+F = nn.functional
 NET = nn.Linear(6, 3)
 SGD = torch.optim.SGD(NET.parameters(), lr=0.1)
 BATCH = torch.randn(4, 6), torch.arange(4) % 3
@@ -33,6 +35,38 @@ A_MODEL = (
     "the model's parameters or another argument was passed in the place of the model",
     "pass the model itself: TrainStep(model, loss, optimizer)",
 )
+COMPILED = (
+    "a model as it was built",
+    "torch.compile, Module.compile or optimize was called before, and the parts would be compiled twice",
+    "build the model anew and let the training step compile it, or keep the usual loop",
+)
+COMPILED_LOSS = (
+    "the loss itself",
+    "the step compiles model and loss together, and compares with both as they run without a compiler",
+    "pass the loss that was passed to torch.compile",
+)
+FOREIGN = (
+    "an optimizer of parameters that the loss depends on",
+    "the optimizer was made for another model, or before the model was copied or its layers were replaced",
+    "make the optimizer of this model's parameters, after the model is complete",
+)
+
+
+def in_place(net):
+    net = copy.deepcopy(net)
+    net.compile(backend="eager")
+    return net
+
+
+def unpacked(model, x, y):
+    return F.cross_entropy(model(x), y)
+
+
+class OfTheModel(nn.Module):
+    def forward(self, model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+
 A_CLASS = "the class was passed, not an instance"
 MESSAGES = {
     "an optimizer as the loss": (lambda: TrainStep(NET, SGD), NO_LOSS),
@@ -134,6 +168,63 @@ MESSAGES = {
             "pass the model that was passed to torch.compile",
         ),
     ),
+    "a model compiled in place": (
+        lambda: TrainStep(in_place(NET), CRITERION, SGD),
+        text("a model that is compiled already, in place", *COMPILED),
+    ),
+    "a compiled module": (
+        lambda: TrainStep(nn.Sequential(in_place(NET)), CRITERION, SGD),
+        text("a model that is compiled already, in its module 0", *COMPILED),
+    ),
+    "a wrapped module": (
+        lambda: TrainStep(nn.Sequential(torch.compile(NET)), CRITERION, SGD),
+        text("a model that is compiled already, in its module 0", *COMPILED),
+    ),
+    "a compiled loss": (
+        lambda: TrainStep(NET, torch.compile(CRITERION), SGD),
+        text("a loss that torch.compile wrapped", *COMPILED_LOSS),
+    ),
+    "a compiled function": (
+        lambda: TrainStep(NET, torch.compile(lambda model, batch: 0.0), SGD),
+        text("a loss that torch.compile wrapped", *COMPILED_LOSS),
+    ),
+    "an unpacked batch": (
+        lambda: TrainStep(NET, unpacked, SGD),
+        text(
+            "loss=unpacked with the parameters (model, x, y)",
+            A_LOSS,
+            "the batch was unpacked into several parameters, or one is missing",
+            "take the batch apart inside, as in def loss(model, batch): x, y = batch",
+        ),
+    ),
+    "no model": (
+        lambda: TrainStep(NET, functools.partial(unpacked, NET, y=1), SGD),
+        text(
+            "loss=unpacked with the parameters (x, *, y=1)",
+            A_LOSS,
+            "the batch was unpacked into several parameters, or one is missing",
+            "take the model, too: def loss(model, batch)",
+        ),
+    ),
+    "a loss module of the model": (
+        lambda: TrainStep(NET, OfTheModel(), SGD),
+        text(
+            "a loss module whose forward takes (model, batch)",
+            A_LOSS,
+            "modules are called with (output, target)",
+            "pass loss=lambda model, batch: module(model, batch)",
+        ),
+    ),
+    "another model's optimizer": (
+        lambda: TrainStep(copy.deepcopy(NET), CRITERION, SGD),
+        text("an optimizer that has none of the model's parameters", *FOREIGN),
+    ),
+    "another model's optimizer, and a function": (
+        lambda: TrainStep(
+            copy.deepcopy(NET), lambda model, b: F.cross_entropy(model(b[0]), b[1]), SGD, plan=Plan()
+        )(BATCH),
+        text("an optimizer that has none of the model's parameters", *FOREIGN),
+    ),
     "a model on two devices": (
         lambda: TrainStep(nn.Sequential(NET, nn.Linear(3, 3, device="meta")), CRITERION, SGD),
         text(
@@ -202,10 +293,39 @@ def test_the_mistake_is_named(call, seen):
     assert str(error.value).startswith(f"seen: {seen}")
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("call", [TrainStep.__call__, TrainStep.forward])
+def test_a_step_without_gradients_is_refused(mode, call):
+    step = TrainStep(NET, CRITERION, SGD, plan=Plan())
+    with mode(), pytest.raises(InputError) as error:
+        call(step, BATCH)
+    assert error.value.args[0] == f"a training step under torch.{mode.__name__}()"
+    assert step.forward(BATCH).isfinite()
+
+
+COMPILE_ERRORS = {
+    "a mode": ({"mode": "max-autotune"}, "mode='max-autotune' with backend='loopwise'"),
+    "an option": ({"options": {"budgett": 1}}, "the options budgett"),
+    "a value": ({"options": {"precision": "exakt"}}, "options={'precision': 'exakt'}: precision='exakt'"),
+    "a percentage": ({"options": {"budget": 50}}, "options={'budget': 50}: budget=50"),
+}
+
+
+@pytest.mark.parametrize("kind", COMPILE_ERRORS)
+def test_errors_of_torch_compile_come_unwrapped(kind):
+    arguments, seen = COMPILE_ERRORS[kind]
+    compiled = torch.compile(copy.deepcopy(NET), backend="loopwise", **arguments)
+    with pytest.raises(InputError) as error:
+        compiled(BATCH[0])
+    assert str(error.value).startswith(f"seen: {seen}\nexpected: ")
+    assert "TORCHDYNAMO_VERBOSE" not in str(error.value)
+
+
 def test_a_frozen_model_is_refused():
     frozen = copy.deepcopy(NET).requires_grad_(False)
     with pytest.raises(InputError, match="seen: a loss that needs no gradient"):
-        TrainStep(frozen, CRITERION, SGD, plan=Plan(), verify=False)(BATCH)
+        optimizer = torch.optim.SGD(frozen.parameters(), lr=0.1)
+        TrainStep(frozen, CRITERION, optimizer, plan=Plan(), verify=False)(BATCH)
 
 
 def test_every_pass_has_a_name_and_a_function():

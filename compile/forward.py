@@ -68,14 +68,12 @@ class Forward:
         self.slowdown: SlowdownMonitor | None = None
         self.supervisor: Supervisor | None = None
         self._undo: Undo | None = None
-        self._changing: frozenset[str] | None = None
         self._hooks, self._keys, self._captures = hooks_made(), self._hook_keys(), 0
 
     def supervise(self, sandbox: Sandbox, graphs: int) -> None:
         """Compare the step again when there is reason to; ``graphs`` is the number of graphs that were compared."""
-        self._changing, self._undo = sandbox.changing, Undo(sandbox)
-        arguments = (self._spec, self.compute, self.log, graphs, self._changing, self._tell)
-        self.supervisor = Supervisor(*arguments)
+        self._undo = Undo(sandbox)
+        self.supervisor = Supervisor(self._spec, self.compute, self.log, graphs, self._tell)
 
     def go_eager(self) -> None:
         """Run eagerly from now on."""
@@ -146,7 +144,7 @@ class Forward:
     def _follow_hooks(self, batch: Any) -> None:
         """Capture the step anew if hooks of its modules came or went: a captured graph holds those of its capture."""
         made = hooks_made()
-        if self.compute is self._spec.eager or (made == self._hooks and not self._keys[1]):
+        if self.compute is self._spec.eager or (made == self._hooks and not self._keys):
             return
         self._hooks, keys = made, self._hook_keys()
         if keys == self._keys:

@@ -315,14 +315,28 @@ def hook_keys(modules: Iterable[nn.Module]) -> tuple[Any, ...]:
     """Return the identities of the hooks on forward and backward passes of modules, and of all modules."""
     from torch.nn.modules import module as all_modules
 
-    everywhere = tuple(tuple(vars(all_modules).get(f"_global{name}") or ()) for name in _HOOKS)
-    own = (tuple(vars(module)[name]) for module in modules for name in _HOOKS)
-    return everywhere, tuple((n, keys) for n, keys in enumerate(own) if keys)
+    hooks = [vars(all_modules).get(f"_global{name}") or () for name in _HOOKS]
+    hooks += [vars(module)[name] for module in modules for name in _HOOKS]
+    return tuple((n, keys) for n, keys in enumerate(map(tuple, hooks)) if keys)
+
+
+def hooks_of_all_modules() -> list[Any]:
+    """Return the functions that torch calls in the forward and backward passes of all modules."""
+    from torch.nn.modules import module as all_modules
+
+    return [hook for name in _HOOKS for hook in (vars(all_modules).get(f"_global{name}") or {}).values()]
 
 
 def tensor_hooks(tensor: Tensor) -> list[Any]:
     """Return the functions that autograd calls with the gradient of a tensor, or after it was accumulated."""
     return [*(tensor._backward_hooks or {}).values(), *(tensor._post_accumulate_grad_hooks or {}).values()]
+
+
+def with_hooks_of(tensor: Tensor, twin: Tensor) -> Tensor:
+    """Let autograd call the hooks of ``tensor`` for its twin as well; return the twin."""
+    twin._backward_hooks = tensor._backward_hooks
+    twin._post_accumulate_grad_hooks = tensor._post_accumulate_grad_hooks
+    return twin
 
 
 def members(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -349,7 +363,8 @@ def optimizer_has_hooks(optimizer: Optimizer) -> bool:
 def multiply(tensors: Sequence[Tensor], factor: float) -> None:
     """Multiply tensors in place by a number, in few kernels."""
     dense = [tensor for tensor in tensors if tensor.layout is torch.strided]
-    torch._foreach_mul_(dense, factor)
+    if dense:
+        torch._foreach_mul_(dense, factor)
     for tensor in tensors:
         if tensor.layout is not torch.strided:
             tensor.mul_(factor)

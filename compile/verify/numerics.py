@@ -43,7 +43,6 @@ class Comparison:
     Args:
         spec: the training step.
         batch: the batch of the passes.
-        changing: paths that a pass is known to change, beside gradients and buffers; ``None``: find them out.
         communicate: whether DDP communicates in the passes; all ranks must then make the same comparison.
         awaited: whether a forward pass of the model still awaits its backward pass.
     """
@@ -52,11 +51,10 @@ class Comparison:
         self,
         spec: StepSpec,
         batch: Any,
-        changing: frozenset[str] | None = None,
         communicate: bool = False,
         awaited: bool = False,
     ) -> None:
-        self.sandbox = Sandbox(spec, batch, changing, communicate=communicate, awaited=awaited)
+        self.sandbox = Sandbox(spec, batch, communicate=communicate, awaited=awaited)
         self._references: dict[Any, Reference] = {}
 
     def reference(self, point: Any = present) -> Reference:

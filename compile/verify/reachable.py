@@ -26,7 +26,7 @@ from loopwise import batch as batches
 from loopwise.wrappers import unwrap
 
 from ..spec import StepSpec
-from ..torch_internals import DYNAMO_MARK, members, tensor_hooks
+from ..torch_internals import DYNAMO_MARK, hooks_of_all_modules, members, tensor_hooks
 from .places import MappingPlace, Place, SequencePlace, TensorPlace, ValuePlace
 
 MOST_OBJECTS = 100_000
@@ -81,6 +81,7 @@ class Reachable:
         for name, parameter in self.parameters.items():
             self._add_tensor(name, parameter)
         roots = [("model", unwrap(spec.model)), ("loss", spec.loss), ("batch", batch)]
+        roots += [("a hook of all modules", hook) for hook in hooks_of_all_modules()]
         self._walk(roots)
         calculated = len(self.floating)
         self._walk([("optimizer", spec.optimizer)])

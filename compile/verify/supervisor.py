@@ -35,7 +35,6 @@ class Supervisor:
         compute: the compiled computation.
         log: events of its compilation.
         graphs: graphs that were compiled when the step was last compared.
-        changing: paths that a pass changes.
         tell: takes a line for ``explain()``.
     """
 
@@ -45,11 +44,10 @@ class Supervisor:
         compute: Compute,
         log: Log,
         graphs: int,
-        changing: frozenset[str] | None,
         tell: Tell,
     ) -> None:
         self._spec, self._compute, self._log, self._tell = spec, compute, log, tell
-        self._graphs, self._changing = graphs, changing
+        self._graphs = graphs
         self._batches = self._guards = self._limits = 0
         self._saw_infinite = False
 
@@ -100,17 +98,16 @@ class Supervisor:
         """Return the worst difference from the eager step on ``batch`` in words, or an empty text."""
         # DDP may wait for the backward pass of the batch: the hooks of its reducer must not see another one
         awaited = isinstance(self._spec.model, DistributedDataParallel) or world_size() > 1
-        return self._difference(
-            occasion, lambda: self._comparison(batch, self._changing, awaited), self._compute
-        )
+        return self._difference(occasion, lambda: self._comparison(batch, awaited), self._compute)
 
     def compare_anew(self, compute: Compute, batch: Any) -> tuple[str, Sandbox]:
         """Compare another computation, and find out anew what a pass changes; return a difference, and the sandbox."""
-        comparison = self._comparison(batch, None, False)
+        comparison = self._comparison(batch, False)
         return self._difference("after a change of hooks", lambda: comparison, compute), comparison.sandbox
 
-    def _comparison(self, batch: Any, changing: frozenset[str] | None, awaited: bool) -> Comparison:
-        return Comparison(self._spec, batch, changing, awaited=awaited)
+    def _comparison(self, batch: Any, awaited: bool) -> Comparison:
+        """Return a comparison that finds out anew what a pass changes: state may be younger than the first pass."""
+        return Comparison(self._spec, batch, awaited=awaited)
 
     def _difference(self, occasion: str, comparison: Callable[[], Comparison], compute: Compute) -> str:
         """Return the worst difference in words, a reason why there is none, or an empty text."""

@@ -107,6 +107,22 @@ def test_a_hook_that_is_removed_is_called_no_more():
     assert "hooks of the model came or went" in str(step.explain())
 
 
+def test_a_hook_of_all_modules_is_called_while_it_is_there():
+    net, calls = network(), []
+    step, data = TrainStep(net, CE, torch.optim.SGD(net.parameters(), 0.5), plan=CAPTURED), batches(4)
+    step(data[0])
+    add = nn.modules.module.register_module_forward_hook
+    handle = add(lambda module, *_: calls.append("all") if module is net[1] else None)
+    try:
+        step(data[1])
+        step(data[2])
+    finally:
+        handle.remove()
+    step(data[3])
+    assert calls == ["all", "all"]
+    assert step.plan == CAPTURED, step.explain()
+
+
 class Counting(nn.Module):
     """Model whose arithmetic depends on a text that grows, which Dynamo takes for a constant."""
 

@@ -13,6 +13,7 @@ from loopwise.compile import linear_cross_entropy, plan
 from loopwise.compile import torch_internals as internals
 from loopwise.compile.graph import passes
 from loopwise.compile.linear_cross_entropy.op import OPERATOR
+from loopwise.errors import InputError
 
 
 def too_new(version, newest):
@@ -227,6 +228,23 @@ def test_every_kind_of_hook_is_seen(kind):
     assert not internals.has_hooks([model], model.parameters(), optimizer)
 
 
+def test_hooks_of_all_modules_are_found():
+    def hook(*_):
+        return None
+
+    handles = [nn.modules.module.register_module_forward_hook(hook)]
+    handles.append(nn.modules.module.register_module_full_backward_hook(hook))
+    keys = internals.hook_keys([nn.Linear(1, 1)])
+    try:
+        assert internals.hooks_of_all_modules() == [hook, hook]
+        assert len(keys) == 2
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert internals.hooks_of_all_modules() == []
+    assert internals.hook_keys([nn.Linear(1, 1)]) == ()
+
+
 def test_allocations_of_a_function():
     changes = internals.allocations(lambda: torch.ones(1024))
     assert max(changes) >= 4096
@@ -250,3 +268,34 @@ def test_the_passes_are_those_of_the_plan():
 def test_the_loss_head_is_registered_by_the_import():
     assert torch.ops.loopwise.linear_cross_entropy.default is OPERATOR
     assert callable(linear_cross_entropy)
+
+
+def test_compiled_functions_are_told_from_others():
+    def function(x):
+        return x
+
+    assert internals.is_compiled_function(torch.compile(function))
+    assert not internals.is_compiled_function(function)
+    assert not internals.is_compiled_function(torch.compiler.disable(function))
+
+
+def test_dynamo_passes_an_error_of_a_backend_on():
+    error = InputError("one", "two", "three", "four")
+
+    def backend(gm, inputs):
+        raise internals.passed_by_dynamo(error)
+
+    with pytest.raises(InputError) as raised:
+        torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
+    assert raised.value.args == error.args
+    assert str(raised.value) == str(error)
+
+
+@pytest.mark.parametrize("dtypes", [[torch.float32], [torch.float32, torch.float16, torch.complex64]])
+def test_tensors_are_multiplied_in_place(dtypes):
+    dense = [torch.full((3,), 2.0, dtype=dtype) for dtype in dtypes]
+    sparse = torch.eye(3).to_sparse()
+    internals.multiply([*dense, sparse], 1.5)
+    assert all(torch.equal(tensor, torch.full((3,), 3.0, dtype=tensor.dtype)) for tensor in dense)
+    assert torch.equal(sparse.to_dense(), 1.5 * torch.eye(3))
+    internals.multiply([sparse], 2.0)

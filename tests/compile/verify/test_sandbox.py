@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from loopwise.compile import Plan, TrainStep
+from loopwise.compile.verify.reference import reference
 from loopwise.compile.verify.sandbox import Sandbox
 
 CE = nn.CrossEntropyLoss()
@@ -205,3 +206,41 @@ def test_a_loss_that_writes_a_file_keeps_the_step_eager(tmp_path):
         step(data())
     assert "losses.txt" in str(step.explain()) or "file in" in str(step.explain())
     assert len((tmp_path / "losses.txt").read_text().splitlines()) == 2
+
+
+def test_state_that_is_younger_than_the_first_pass_is_restored_by_later_comparisons():
+    """The momentum of an optimizer in the backward pass comes into being with the first update."""
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        net = nn.Linear(8, 5)
+        own = {p: torch.optim.SGD([p], lr=0.1, momentum=0.9) for p in net.parameters()}
+
+        def update(parameter, own=own):
+            own[parameter].step()
+            own[parameter].zero_grad()
+
+        for parameter in net.parameters():
+            parameter.register_post_accumulate_grad_hook(update)
+        step = TrainStep(net, CE, plan=CAPTURED)
+        for _ in range(11):
+            x, y = data()
+            (step.forward((x, y)) if compiled else CE(net(x), y)).backward()
+        results.append([p.detach() for p in net.parameters()])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one)
+
+
+def test_the_step_in_float64_keeps_the_nodes_that_accumulate_gradients():
+    """DDP's hooks are on these nodes: after a comparison in float64, no gradient was averaged any more."""
+    net, calls = nn.Linear(8, 5), []
+    nodes = [p.expand_as(p).grad_fn.next_functions[0][0] for p in net.parameters()]
+    for node in nodes:
+        node.register_hook(lambda *gradients: calls.append(1))
+    spec = TrainStep(net, CE, plan=CAPTURED).spec
+    expected = reference(Sandbox(spec, data()))
+    expected.run_float64()
+    assert expected.float64 is not None
+    calls.clear()
+    CE(net(data()[0]), data()[1]).backward()
+    assert calls == [1, 1]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -36,7 +37,7 @@ print(step.plan.graph, counters["inductor"]["fxgraph_cache_miss"], losses)
 """
 COMPILER = """#!/bin/sh
 case "$*" in *--version|*-dumpversion|-v) ;; *) echo "$*" >> "$LOG" ;; esac
-exec g++ "$@"
+exec "$REAL" "$@"
 """
 
 
@@ -80,20 +81,23 @@ def with_checksum(path, body):
 
 def test_a_second_process_compiles_nothing(tmp_path):
     """Neither with the file and an empty folder of Inductor's cache, nor without the file in the same folder."""
-    compiler = tmp_path / "c++"
-    compiler.write_text(COMPILER)
-    compiler.chmod(0o755)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "g++").write_text(COMPILER)
+    (tmp_path / "bin" / "g++").chmod(0o755)
     outputs, compiled = [], []
     for number, (mode, folder) in enumerate([("save", "first"), ("plain", "first"), ("load", "second")]):
         log = tmp_path / f"log{number}"
         log.touch()
-        (tmp_path / f"temporary{number}").mkdir()  # compiled headers are there
         environment = {
             "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / folder),
-            "TMPDIR": str(tmp_path / f"temporary{number}"),
-            "CXX": str(compiler),
+            "CXX": "g++",
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "REAL": shutil.which("g++"),
             "LOG": str(log),
         }
+        if mode != "save":  # compiled headers are in the folder for temporary files
+            (tmp_path / f"temporary{number}").mkdir()
+            environment["TMPDIR"] = str(tmp_path / f"temporary{number}")
         done = subprocess.run(
             [sys.executable, "-c", STEP, str(tmp_path / "step.cache"), mode],
             env=os.environ | environment,
@@ -104,7 +108,7 @@ def test_a_second_process_compiles_nothing(tmp_path):
         compiled.append(len(log.read_text().splitlines()))
     assert outputs[0][:2] == ["inductor", "2"], outputs
     assert outputs[1:] == [["inductor", "0", outputs[0][2]]] * 2
-    assert compiled[0] > 2
+    assert compiled[0] >= 2
     assert compiled[1:] == [0, 0]
 
 

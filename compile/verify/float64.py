@@ -8,15 +8,17 @@ ordinary pass, since a float64 draw would take other numbers from the generator.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from loopwise import batch as batches
+
 from ..spec import eager_computation
-from ..torch_internals import argument_names
+from ..torch_internals import argument_names, with_hooks_of
 from .sandbox import Observed, Sandbox
 
 DOUBLE = {torch.complex64: torch.complex128, torch.complex32: torch.complex128}
@@ -32,10 +34,10 @@ def observe_in_float64(sandbox: Sandbox) -> Observed:
     exact = eager_computation(spec.model, spec.loss, "exact")
 
     def compute(batch: Any) -> Tensor:
-        # inside the sandbox, which restores the data of all tensors
-        _convert(sandbox.reachable.floating)
+        # inside the sandbox, which restores the data of all tensors, and the tensors in all containers
+        twins = _convert(sandbox)
         with _default_dtype(torch.float64), DrawsIn(low):
-            return exact(batch)
+            return exact(batches.map_tensors(lambda tensor: twins.get(id(tensor), tensor), batch))
 
     return sandbox.observe(compute)
 
@@ -46,13 +48,23 @@ def _drawn_dtype(weights: list[Tensor]) -> torch.dtype:
     return kinds.pop() if len(kinds) == 1 else torch.float32
 
 
-def _convert(tensors: Iterable[Tensor]) -> None:
-    """Give each strided tensor float64 data."""
-    for tensor in tensors:
-        if tensor.layout == torch.strided:
-            tensor.data = tensor.data.to(
-                DOUBLE.get(tensor.dtype, torch.float64 if tensor.is_floating_point() else tensor.dtype)
-            )
+def _convert(sandbox: Sandbox) -> dict[int, Tensor]:
+    """Give each strided tensor float64 data, or a twin if it needs a gradient; return the twins by identity.
+
+    Data of another dtype would make autograd drop the node that accumulates a tensor's gradient, and with it the hooks
+    by which DDP averages gradients.
+    """
+    twins = {}
+    for tensor in sandbox.reachable.floating:
+        if tensor.layout != torch.strided:
+            continue
+        data = tensor.data.to(DOUBLE.get(tensor.dtype, torch.float64))
+        if tensor.is_leaf and tensor.requires_grad:
+            twins[id(tensor)] = with_hooks_of(tensor, data.requires_grad_())
+        else:
+            tensor.data = data
+    sandbox.substitute(twins)
+    return twins
 
 
 @contextlib.contextmanager

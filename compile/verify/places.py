@@ -140,6 +140,12 @@ class MappingPlace:
         if list(now) != list(saved) or any(now[key] is not value for key, value in saved.items()):
             self._put(saved)
 
+    def substitute(self, twins: dict[int, Tensor]) -> None:
+        """Replace tensors by their twins, which are given by the tensors' identities."""
+        now = self.save()
+        if any(id(value) in twins for value in now.values()):
+            self._put({key: twins.get(id(value), value) for key, value in now.items()})
+
 
 class SequencePlace:
     """A list, a set or a deque.
@@ -177,6 +183,11 @@ class SequencePlace:
         if changed:
             self._owner.clear()
             (self._owner.update if isinstance(self._owner, set) else self._owner.extend)(saved)
+
+    def substitute(self, twins: dict[int, Tensor]) -> None:
+        """Replace tensors in a list by their twins, which are given by the tensors' identities."""
+        if isinstance(self._owner, list) and any(id(value) in twins for value in self._owner):
+            self._owner[:] = [twins.get(id(value), value) for value in self._owner]
 
 
 def _entries(name: str, values: Any, start: int) -> Iterator[tuple[str, Any]]:

@@ -22,7 +22,7 @@ from loopwise.wrappers import unwrap
 
 from ..options import scalar_loss
 from ..spec import Compute, StepSpec
-from .places import Place, TensorPlace, as_tensors
+from .places import MappingPlace, Place, SequencePlace, TensorPlace, as_tensors
 from .reachable import Reachable
 
 Observed = dict[str, torch.Tensor]
@@ -61,6 +61,7 @@ class Sandbox:
         self._updates, self._communicate, self._awaited = updates, communicate, awaited
         self._buffers = {id(buffer) for buffer in unwrap(spec.model).buffers()}
         self._saved: list[tuple[Place, Any]] = []
+        self._twins: dict[int, Tensor] = {}
         self._stack = contextlib.ExitStack()
         if changing is None and not updates:
             for place in self._tensors():
@@ -104,8 +105,7 @@ class Sandbox:
         return place.save(values=self._updates or place.name in (self.changing or ()))
 
     def _restore(self) -> None:
-        for leaf in self.reachable.parameters.values():
-            leaf.grad = None  # a gradient must have the dtype of its tensor
+        self._twins = {}
         for place, saved in self._saved:
             if isinstance(place, TensorPlace):
                 # the first pass has no other copy of what changes
@@ -123,8 +123,9 @@ class Sandbox:
             self.drew = self.drew or before != _random_states()
             observed = {"loss": loss.detach().clone()}
             for name, leaf in self.reachable.parameters.items():
-                if leaf.grad is not None:
-                    observed[f"gradient/{name}"] = leaf.grad.detach().clone()
+                gradient = self._twins.get(id(leaf), leaf).grad
+                if gradient is not None:
+                    observed[f"gradient/{name}"] = gradient.detach().clone()
             buffers = unwrap(self.spec.model).named_buffers()
             observed |= {f"buffer/{name}": buffer.detach().clone() for name, buffer in buffers}
             for name, value in self._changes().items():
@@ -136,7 +137,7 @@ class Sandbox:
         if not self._awaited:
             loss.backward()  # type: ignore[no-untyped-call]
             return
-        leaves = list(self.reachable.parameters.values())
+        leaves = [self._twins.get(id(leaf), leaf) for leaf in self.reachable.parameters.values()]
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
@@ -154,6 +155,13 @@ class Sandbox:
         if self.changing is None:
             self.changing = frozenset(changing)
         return changes
+
+    def substitute(self, twins: dict[int, Tensor]) -> None:
+        """Put twins of tensors, by the tensors' identities, into all containers until the sandbox is left."""
+        self._twins = twins
+        for place in self.reachable.places:
+            if isinstance(place, (MappingPlace, SequencePlace)):
+                place.substitute(twins)
 
     def training_pass(self, compute: Compute) -> Callable[[], None]:
         """Return a function that runs a forward and backward pass, to be timed inside the sandbox."""

@@ -88,7 +88,8 @@ class PlannedStep:
         if self._search is not None:
             return
         spec, usual = self.spec, shape_of(batch)
-        requested = (spec.precision, spec.memory, spec.autotune)
+        loss = getattr(spec.loss, "__qualname__", type(spec.loss).__qualname__)
+        requested = (spec.precision, spec.memory, spec.autotune, loss)
         self._key = plans.cache_key(spec.model, spec.optimizer, usual, requested)
         stored = from_main(lambda: plans.recall(self._key)) if self._recall and self._known is None else None
         known, self._stored = self._known if stored is None else stored.plan, stored

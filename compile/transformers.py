@@ -8,6 +8,7 @@ CompilingTrainer(model, args, train_dataset=dataset, compile={"autotune": "defau
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,15 +17,13 @@ from torch import nn
 from loopwise.errors import InputError
 from loopwise.extras import required
 
-from . import options as checks
 from .explain import Explanation
 from .step import TrainStep
+from .trainer_options import validate_passed_on
 
 with required("transformers", "transformers", "CompilingTrainerMixin"):
     from transformers import Trainer
 
-OPTIONS = ("precision", "autotune", "memory", "plan", "verify", "run", "resume")
-"""Arguments of ``TrainStep`` that the Trainer does not decide itself."""
 INCOMPATIBLE = ("label_smoother", "compute_loss_func")
 """Attributes of a Trainer that compute the loss from the model's outputs, which a compiled loss does not give."""
 
@@ -71,7 +70,7 @@ class CompilingTrainerMixin:
             return trainer.compute_loss(model, inputs, return_outputs=return_outputs, **rest)
         if self.compile_step is None or self.compile_step.spec.model is not model:
             step_options = self.compile if isinstance(self.compile, dict) else {}
-            self.compile_step = TrainStep(model, self.compile_loss, **step_options)
+            self.compile_step = TrainStep(model, self._loss_to_compile(), **step_options)
         step = self.compile_step
 
         def planned(**batch: Any) -> dict[str, torch.Tensor]:
@@ -81,6 +80,15 @@ class CompilingTrainerMixin:
 
         return trainer.compute_loss(planned, inputs, **rest)  # it scales the loss as it always does
 
+    def _loss_to_compile(self) -> Callable[..., torch.Tensor]:
+        """Return ``compile_loss``, as a function apart from the Trainer if the user has not replaced it.
+
+        The step keeps and restores all state that its loss can reach; the Trainer's would include the datasets.
+        """
+        if type(self).compile_loss is not CompilingTrainerMixin.compile_loss:
+            return self.compile_loss
+        return lambda model, batch: model(**batch)["loss"]
+
     def explain(self) -> Explanation | None:
         """Return the explanation of the plan; ``None`` before the first batch."""
         return None if self.compile_step is None else self.compile_step.explain()
@@ -88,23 +96,8 @@ class CompilingTrainerMixin:
 
 def validate_options(compile: Any) -> None:
     """Refuse a wrong ``compile`` argument, in the words of the Trainer's argument."""
-    if isinstance(compile, bool):
-        return
-    if not isinstance(compile, dict) or set(compile) - set(OPTIONS):
-        raise InputError(
-            f"compile={compile!r}",
-            f"False, True, or a dict with some of {', '.join(OPTIONS)}",
-            "an unknown option; clipping, accumulation and the optimizer are the Trainer's own",
-            "pass for instance compile={'autotune': 'default'}, and the rest in TrainingArguments",
-        )
-    try:
-        checks.validate_choices(compile.get("precision", "exact"), compile.get("autotune", "default"))
-        checks.validate_plan(compile.get("plan"))
-        if compile.get("memory") is not None:
-            checks.bytes_of(compile["memory"], torch.device("cpu"))
-    except InputError as error:
-        seen, expected, cause, fix = error.args
-        raise InputError(f"compile={compile!r}: {seen}", expected, cause, f"in compile: {fix}") from None
+    if not isinstance(compile, bool):
+        validate_passed_on(compile, f"compile={compile!r}", "compile={'autotune': 'default'}")
 
 
 __all__ = ["CompilingTrainerMixin", "Trainer"]

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from loopwise.errors import InputError
+from loopwise.preserve import inside
 
 from .loss_history import LossHistory
 from .scoring import validate_losses
@@ -60,7 +61,8 @@ class StepLosses:
         if torch.compiler.is_compiling():
             self._active = False
             return
-        if not self._pending or not module.training or not torch.is_grad_enabled():
+        # a trial pass of another part, perhaps at other weights, is not the step's
+        if inside() or not self._pending or not module.training or not torch.is_grad_enabled():
             return
         match = self._match(args)
         if match is None:

@@ -1,0 +1,379 @@
+"""``CompilingCallback``: the training of plain Lightning, and nothing of it left in the module."""
+
+import copy
+import io
+from pathlib import Path
+
+import lightning.pytorch as lightning
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from loopwise.compile import Plan
+from loopwise.compile.graph.passes import PASSES, Outcome
+from loopwise.compile.lightning import CompilingCallback
+from loopwise.errors import InputError
+from loopwise.warnings import LoopwiseWarning
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:(lightning|torch)", "ignore::FutureWarning")
+CAPTURED = Plan(graph="captured")
+QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+
+
+class Module(lightning.LightningModule):
+    """Module as users write it: loss, log and a counter in one step; BatchNorm and dropout; a schedule."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        layers = [nn.Linear(6, 16), nn.BatchNorm1d(16), nn.GELU(), nn.Dropout(0.2), nn.Linear(16, 3)]
+        self.net = nn.Sequential(*layers)
+        self.seen = 0
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, index):
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        self.seen += len(batch[0])
+        self.log("loss", loss, on_step=True, on_epoch=True)
+        self.log_dict({"index": float(index)})
+        return loss
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+
+class Validated(Module):
+    def validation_step(self, batch, index):
+        self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    return DataLoader(TensorDataset(torch.randn(48, 6, generator=generator), torch.arange(48) % 3), 16)
+
+
+def fit(*callbacks, module=None, checkpoints=False, **options):
+    """Train for two epochs; return the trainer and the module."""
+    module = Module() if module is None else module
+    settings = {"max_epochs": 2, "enable_checkpointing": checkpoints, "callbacks": list(callbacks)}
+    trainer = lightning.Trainer(**QUIET | settings | options)
+    torch.manual_seed(1)
+    trainer.fit(module, data(), data() if isinstance(module, Validated) else None)
+    return trainer, module
+
+
+def metrics(trainer):
+    return {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+
+def assert_same(make=Module, plan=CAPTURED, **options):
+    """Compare a compiled training with the plain one, metrics included; return both modules and the callback."""
+    plain, expected = fit(module=make(), **options)
+    callback = CompilingCallback(plan=plan)
+    trainer, module = fit(callback, module=make(), **options)
+    assert callback.step.plan == plan, callback.explain()
+    torch.testing.assert_close(module.state_dict(), expected.state_dict())
+    assert module.state_dict().keys() == expected.state_dict().keys()
+    assert metrics(trainer) == pytest.approx(metrics(plain), rel=1e-5)
+    assert module.seen == expected.seen
+    assert trainer.global_step == plain.global_step
+    return expected, module, callback
+
+
+def test_the_training_is_that_of_plain_lightning():
+    _, module, callback = assert_same(Validated)
+    assert module.seen == 96
+    assert "recompiled" in str(callback.explain())  # for the index and the counter, not at each batch
+    assert len([line for line in str(callback.explain()).splitlines() if "recompiled" in line]) <= 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1},
+        {"precision": "bf16-mixed"},
+        {"precision": "64-true"},
+    ],
+    ids=str,
+)
+def test_accumulation_clipping_and_precision_stay_lightnings(options):
+    assert_same(**options)
+
+
+def test_autocast_does_not_reach_backward_passes_of_trials():
+    states = []
+
+    class Seen(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            states.append(torch.is_autocast_enabled("cpu"))
+            return x.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            states.append(torch.is_autocast_enabled("cpu"))
+            return gradient
+
+    class Watched(Module):
+        def training_step(self, batch, index):
+            return Seen.apply(super().training_step(batch, index))
+
+    fit(CompilingCallback(plan=Plan()), module=Watched(), precision="bf16-mixed", max_steps=1)
+    assert states == [True, False] * (len(states) // 2)
+
+
+class Outputs(Module):
+    """Module that returns more than the loss, which its next hook reads."""
+
+    def training_step(self, batch, index):
+        output = self(batch[0])
+        loss = nn.functional.cross_entropy(output, batch[1])
+        return {"loss": loss, "output": output, "nested": {"twice": [output * 2, 7]}}
+
+    def on_train_batch_end(self, outputs, batch, index):
+        self.log("size", outputs["output"].square().mean() + outputs["nested"]["twice"][0].sum())
+        self.log("seven", float(outputs["nested"]["twice"][1]))
+        self.log("its_loss", outputs["loss"])
+
+
+class Skipping(Module):
+    """Module that leaves batches out, the first one among them."""
+
+    def training_step(self, batch, index):
+        return None if index % 3 == 0 else nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
+class OneArgument(Module):
+    def training_step(self, batch):
+        return super().training_step(batch, 0)
+
+
+class ReadsTheTrainer(Module):
+    def training_step(self, batch, index):
+        self.log("rate", self.optimizers().param_groups[0]["lr"])
+        self.log("step", float(self.global_step))
+        return super().training_step(batch, index) * (1.0 if self.current_epoch else 0.5)
+
+
+@pytest.mark.parametrize("make", [Outputs, Skipping, OneArgument, ReadsTheTrainer])
+def test_what_a_training_step_returns_and_reads(make):
+    assert_same(make)
+
+
+def test_a_metric_counts_each_batch_once():
+    torchmetrics = pytest.importorskip("torchmetrics")
+
+    class Measured(Module):
+        def __init__(self):
+            super().__init__()
+            self.accuracy = torchmetrics.MeanMetric()
+
+        def training_step(self, batch, index):
+            loss = super().training_step(batch, index)
+            self.accuracy.update(loss.detach())
+            self.log("mean", self.accuracy, on_step=False, on_epoch=True)
+            return loss
+
+    assert_same(Measured)
+
+
+class Looking(Callback):
+    """Callback that copies and pickles the module wherever other callbacks do."""
+
+    def __init__(self):
+        self.attributes = []
+
+    def look(self, trainer, module, *_):
+        copied = copy.deepcopy(module)
+        assert copied.training_step.__self__ is copied
+        torch.save(module, io.BytesIO())
+        self.attributes.append((sorted(vars(module)), list(module.state_dict())))
+
+    on_train_batch_end = on_train_epoch_end = on_before_optimizer_step = on_before_zero_grad = look
+
+
+def test_the_module_holds_nothing_of_it():
+    plain, compiled = Looking(), Looking()
+    fit(plain)
+    fit(CompilingCallback(plan=CAPTURED), compiled)
+    assert plain.attributes == compiled.attributes
+
+
+def test_an_average_of_the_weights_and_checkpoints(tmp_path):
+    files = []
+    for number, callbacks in enumerate(([], [CompilingCallback(plan=CAPTURED)])):
+        fit(EMAWeightAveraging(), *callbacks, checkpoints=True, default_root_dir=tmp_path / str(number))
+        (file,) = (tmp_path / str(number)).rglob("*.ckpt")
+        files.append(torch.load(file, weights_only=False))
+    torch.testing.assert_close(files[0]["state_dict"], files[1]["state_dict"])
+    assert files[0].keys() == files[1].keys()
+
+
+def test_two_fits_with_one_callback():
+    def twice(*callbacks):
+        _, module = fit(*callbacks)
+        step = callbacks[0].step if callbacks else None
+        trainer, _ = fit(*callbacks, module=module)
+        assert not callbacks or callbacks[0].step is step
+        assert "training_step" not in vars(trainer.strategy)
+        return module
+
+    module, expected = twice(CompilingCallback(plan=CAPTURED)), twice()
+    torch.testing.assert_close(module.state_dict(), expected.state_dict())
+    assert module.seen == expected.seen
+
+
+def test_an_exception_leaves_nothing_behind():
+    class Failing(Module):
+        def training_step(self, batch, index):
+            if index == 1:
+                raise ZeroDivisionError
+            return super().training_step(batch, index)
+
+    module, expected = Failing(), Failing()
+    trainers = []
+    for one, callbacks in ((module, [CompilingCallback(plan=CAPTURED)]), (expected, [])):
+        trainers.append(
+            lightning.Trainer(**QUIET, max_epochs=1, enable_checkpointing=False, callbacks=callbacks)
+        )
+        with pytest.raises(ZeroDivisionError):
+            trainers[-1].fit(one, data())
+    assert vars(module).keys() == vars(expected).keys()
+    assert vars(trainers[0].strategy).keys() == vars(trainers[1].strategy).keys()
+    assert module.seen == expected.seen == 16
+
+
+def test_loggers_get_nothing_from_trials(tmp_path):
+    class Logger(lightning.loggers.CSVLogger):
+        def log_metrics(self, metrics, step=None):
+            self.calls = [*getattr(self, "calls", []), metrics]
+
+    class Writing(Module):
+        def training_step(self, batch, index):
+            self.logger.log_metrics({"mine": index})
+            return super().training_step(batch, index)
+
+    logger = Logger(tmp_path)
+    fit(CompilingCallback(plan=Plan()), module=Writing(), logger=logger)
+    assert [call["mine"] for call in logger.calls if "mine" in call] == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_wrong_form_never_trains(monkeypatch):
+    def wrong(gm):
+        for node in gm.graph.nodes:
+            if node.target is torch.nn.functional.gelu:
+                node.target = torch.nn.functional.silu
+        gm.recompile()
+        return [Outcome(True, "gelu", "")]
+
+    monkeypatch.setitem(PASSES, "attention", wrong)
+    _, expected = fit()
+    callback = CompilingCallback(plan=Plan(graph="captured", passes=("attention",)))
+    _, module = fit(callback)
+    assert callback.step.plan.graph == "eager"
+    torch.testing.assert_close(module.state_dict(), expected.state_dict(), rtol=0, atol=0)
+
+
+def test_watching_goes_on_beside_it(tmp_path):
+    from lightning_kit import contents
+
+    from loopwise.debug import every
+    from loopwise.debug.lightning import WatchCallback
+
+    saved = []
+    for number, callbacks in enumerate(([], [CompilingCallback(plan=CAPTURED)])):
+        folder = tmp_path / str(number)
+        watching = WatchCallback(
+            run=folder / "run", save=every(2), collections=["losses", "gradients", "outputs"]
+        )
+        fit(*callbacks, watching)
+        saved.append(contents(folder))
+    assert saved[0].keys() == saved[1].keys()
+    for step, values in saved[0].items():
+        assert values.keys() == saved[1][step].keys()
+        for name, value in values.items():
+            torch.testing.assert_close(torch.tensor(saved[1][step][name]), torch.tensor(value), msg=name)
+
+
+def test_sifting_goes_on_beside_it():
+    from loopwise.sift.lightning import SiftingCallback
+
+    def sifting(**options):
+        loss = nn.CrossEntropyLoss(reduction="none")
+        return SiftingCallback(loss, model=lambda module: module.net, keep=0.5, **options)
+
+    _, expected = fit(sifting(score_every=1))
+    _, module = fit(sifting(score_every=1), CompilingCallback(plan=CAPTURED))
+    torch.testing.assert_close(module.state_dict(), expected.state_dict())
+    assert module.seen == expected.seen
+    with pytest.warns(LoopwiseWarning, match="samples are scored by forward passes instead"):
+        fit(sifting(), CompilingCallback(plan=CAPTURED))
+
+
+def test_a_run_folder_gets_the_plans_of_each_fit(tmp_path):
+    callback = CompilingCallback(plan=CAPTURED, run=tmp_path / "run")
+    _, module = fit(callback)
+    fit(callback, module=module)
+    assert len(list((tmp_path / "run" / "compile").glob("plans.*.jsonl"))) == 2
+
+
+def test_what_cannot_be_compiled_is_refused():
+    class Manual(Module):
+        automatic_optimization = False
+
+    class Iterating(Module):
+        def training_step(self, dataloader_iter):
+            pass
+
+    class Compiled(Module):
+        def __init__(self):
+            super().__init__()
+            self.net.compile()
+
+    cases = {Manual: "manual optimization", Iterating: "dataloader_iter", Compiled: "compiled already"}
+    for make, text in cases.items():
+        with pytest.raises(InputError, match=text):
+            fit(CompilingCallback(plan=CAPTURED), module=make())
+    with pytest.raises(InputError, match="compiled already"):
+        fit(CompilingCallback(plan=CAPTURED), module=torch.compile(Module()))
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        ({"clip": 1.0}, "CompilingCallback(clip=1.0)"),
+        ({"autotune": "slow"}, "CompilingCallback(autotune='slow'): autotune='slow'"),
+        ({"plan": "eager"}, "CompilingCallback(plan='eager'): plan of type str"),
+        ({"verify": 3}, "CompilingCallback(verify=3): verify=3"),
+    ],
+)
+def test_options_are_validated_when_the_callback_is_made(options, seen):
+    with pytest.raises(InputError) as error:
+        CompilingCallback(**options)
+    assert str(error.value).startswith(f"seen: {seen}")
+
+
+def test_two_ranks(ranks, tmp_path):
+    """Preparing runs backward passes, which Lightning's own DDP wrapper must not count."""
+    code = f"""
+    import sys, warnings
+    warnings.simplefilter("ignore")
+    sys.path.insert(0, {str(Path(__file__).parent)!r})
+    os.environ |= {{"TORCHELASTIC_RUN_ID": "test", "LOCAL_RANK": os.environ["RANK"], "GROUP_RANK": "0"}}
+    os.environ |= {{"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}}  # the group exists
+    from test_lightning import CAPTURED, CompilingCallback, fit, metrics
+    results = []
+    for callbacks in ([], [CompilingCallback(plan=CAPTURED)]):
+        trainer, module = fit(*callbacks, strategy="ddp", devices=2, accumulate_grad_batches=2)
+        results.append((module.state_dict(), metrics(trainer), module.seen))
+    assert callbacks[0].step.plan == CAPTURED, callbacks[0].explain()
+    torch.testing.assert_close(results[0], results[1])
+    print(json.dumps([results[1][2], *(v.double().sum().item() for k, v in results[1][0].items() if "running" not in k)]))
+    """
+    first, second = ranks(code)
+    assert first == second

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
+import tempfile
 import traceback
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +57,7 @@ def judge(name: str) -> Verdict:
     nudged = [_trained(name, Run(NUDGED, seed=seed)) for seed in range(NUDGES)]
     run = Run(OURS, plans()[case.plan])
     torch._dynamo.reset()
-    with warnings.catch_warnings(record=True) as caught:
+    with own_cache(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             ours = _trained(name, run)
@@ -74,6 +77,20 @@ def judge(name: str) -> Verdict:
     if eager and asked:
         return Verdict(name, "eager" if said else "SILENT", distance, budget, plan, said)
     return Verdict(name, "equal", distance, budget, plan, said)
+
+
+@contextlib.contextmanager
+def own_cache() -> Iterator[None]:
+    """Keep plans in an empty folder, so that no situation recalls the plan of another."""
+    before = os.environ.get("LOOPWISE_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LOOPWISE_CACHE"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("LOOPWISE_CACHE")
+            if before is not None:
+                os.environ["LOOPWISE_CACHE"] = before
 
 
 def _trained(name: str, run: Run) -> Run:

@@ -139,3 +139,30 @@ def numpy_state(run: Run) -> None:
 
     model = train(run, Normalised())
     run.keep(mean=torch.from_numpy(model.statistics.mean), count=model.statistics.count)
+
+
+@situation()
+def state_made_later(run: Run) -> None:
+    """Make a running mean in the second pass and move it in place from then on; freeze a layer after twelve batches."""
+
+    class Lazy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.means = mlp(), {}
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mean = self.means.get("inputs")
+            if mean is None and "first" in self.means:
+                mean = self.means["inputs"] = torch.zeros(8)
+            self.means["first"] = True
+            if mean is None:
+                return self.net(x)
+            mean.lerp_(x.mean(0), 0.2)
+            return self.net(x - mean.clone())
+
+    model = run.model(Lazy())
+    step = run.step(model, cross_entropy(), sgd(model))
+    for number, batch in enumerate(rows()):
+        model.net[0].requires_grad_(number < 12)
+        step(batch)
+    run.keep(mean=model.means["inputs"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -148,23 +146,15 @@ def recalled_dense(run: Run) -> None:
 
 def remembered(run: Run, net: Callable[[], nn.Module], data: list[Any]) -> None:
     """Train two models one after the other with one cache of plans; the second resumes ten usual batches."""
-    before = os.environ.get("LOOPWISE_CACHE")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["LOOPWISE_CACHE"] = folder
-        try:
-            train(run, net(), data[:5])
-            model = run.model(net())
-            optimizer = adamw(model)
-            usual = run.usual(model, cross_entropy(), optimizer)
-            for batch in data[:10]:
-                usual(batch)
-            step = run.step(model, nn.CrossEntropyLoss(label_smoothing=0.1), optimizer)
-            for batch in data[10:]:
-                step(batch)
-        finally:
-            os.environ.pop("LOOPWISE_CACHE")
-            if before is not None:
-                os.environ["LOOPWISE_CACHE"] = before
+    train(run, net(), data[:5], make=adamw)
+    model = run.model(net())
+    optimizer = adamw(model)
+    usual = run.usual(model, cross_entropy(), optimizer)
+    for batch in data[:10]:
+        usual(batch)
+    step = run.step(model, nn.CrossEntropyLoss(label_smoothing=0.1), optimizer)
+    for batch in data[10:]:
+        step(batch)
 
 
 @situation("inductor", slow=True)

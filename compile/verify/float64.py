@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from loopwise import batch as batches
 
 from ..spec import eager_computation
-from ..torch_internals import argument_names, with_hooks_of
+from ..torch_internals import TorchDispatchMode, argument_names, with_hooks_of
 from .sandbox import Observed, Sandbox
 
 DOUBLE = {torch.complex64: torch.complex128, torch.complex32: torch.complex128}

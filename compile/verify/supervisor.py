@@ -61,7 +61,7 @@ class Supervisor:
 
     @property
     def recompiled(self) -> bool:
-        """Whether graphs were compiled that were not compared yet."""
+        """Return whether graphs were compiled that were not compared yet."""
         return self._log.graphs > self._graphs
 
     def compare_recompiled(self, batch: Any) -> str:

@@ -18,7 +18,7 @@ from ..harness import Runs
 from ..models.large import SHAPES, TINY, by_liger, check_liger, large, loss_of
 from ..models.vision import classifier
 from ..record import Row
-from .speed import optimizer_of, updating
+from .forms import optimizer_of, updating
 
 CLAIM = "compile_gpu"
 QUICK = False

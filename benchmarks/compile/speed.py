@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import statistics
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,111 +16,50 @@ from .. import harness
 from ..harness import Runs
 from ..models import MODELS
 from ..record import Row
+from . import interleaved
+from .forms import FORMS, LOW, OFF, loop, optimizer_of
 
 CLAIM = "compile"
 QUICK = False
-THREADS = 1
-"""Of torch, as in ``benchmarks/sift.py``."""
-STEPS, WARM = 15, 3
-FORMS = ("eager", "torch.compile", "ours")
-LOW = "torch.compile, autocast"
 LANGUAGE = ("gpt-8k", "gpt-32k")
-LEARNING_RATE = 1e-4
 BUDGET = 0.2
 """Share of the compiled graph's activations that the group ``saved`` keeps."""
-
-
-def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-
-
-def loop(
-    model: Any, loss: Any, optimizer: torch.optim.Optimizer, dtype: torch.dtype | None = None
-) -> Callable[[Any], torch.Tensor]:
-    """Return the usual training step, under autocast if there is a ``dtype``."""
-
-    def compute(batch: Any) -> torch.Tensor:
-        return loss(model, batch) if isinstance(batch, dict) else loss(model(batch[0]), batch[1])
-
-    return updating(compute, optimizer, "cpu", dtype)
-
-
-def updating(
-    compute: Callable[[Any], torch.Tensor],
-    optimizer: torch.optim.Optimizer,
-    device: str,
-    dtype: torch.dtype | None,
-) -> Callable[[Any], torch.Tensor]:
-    """Return a training step around ``compute``, which returns a batch's loss."""
-
-    def step(batch: Any) -> torch.Tensor:
-        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
-            value = compute(batch)
-        value.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return value.detach()
-
-    return step
-
-
-def made(form: str, model: nn.Module, loss: Any) -> Callable[[Any], torch.Tensor]:
-    """Return the training step in one of the ``FORMS``."""
-    if form in ("ours", "fast"):
-        from loopwise.compile import TrainStep
-
-        return TrainStep(model, loss, optimizer_of(model), precision="mixed" if form == "fast" else "exact")
-    if form != "eager":
-        model.compile(mode="max-autotune" if form == "max-autotune" else None)
-    return loop(model, loss, optimizer_of(model), torch.bfloat16 if form == LOW else None)
+COSTS = {"ours": ("first step", "ratio <= 1.5"), OFF: ('first step, autotune="off"', "ratio <= 0.4")}
+"""Form -> name and bar of its first step, which includes the search for a plan."""
 
 
 def forms_of(name: str) -> tuple[str, ...]:
     """Return the forms of a model's step to time; bfloat16 only if the processor multiplies it."""
     if name not in LANGUAGE:
-        return FORMS
+        return ("eager", OFF, *FORMS[1:])
     from loopwise.devices import native_dtype
 
     low = native_dtype(torch.device("cpu")) == torch.bfloat16
-    return (*FORMS, "max-autotune", *(("fast", LOW) if low else ()))
+    return ("eager", OFF, *FORMS[1:], "max-autotune", *(("fast", LOW) if low else ()))
+
+
+def turns() -> int:
+    return 4 if QUICK else interleaved.TURNS
 
 
 def timed(name: str, seed: int) -> dict[str, float]:
-    """Measure the median milliseconds of a step in each form, in turns, and the seconds to the first step.
+    """Measure a step in each form, in turns, and the first step, in processor time."""
+    measured = interleaved.measure(functools.partial(single, name), seed, forms_of(name), turns())
+    return measured.quantities()
 
-    The milliseconds are processor time, which equals wall-clock time for one thread on a quiet machine.
-    """
-    torch.set_num_threads(THREADS)
-    torch._dynamo.config.recompile_limit = 64
-    steps, quantities = {}, {}
-    forms = forms_of(name)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["LOOPWISE_CACHE"] = folder  # measured anew in each run
-        for form in forms:
-            torch.manual_seed(seed)
-            model, loss, batch = MODELS[name]()
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/{form.replace(' ', '')}"  # each starts cold
-            start = time.perf_counter()
-            step = made(form, model, loss)
-            step(batch)
-            quantities[f"{form}: first step, s"] = time.perf_counter() - start
-            steps[form] = functools.partial(step, batch)
-        times: dict[str, list[float]] = {form: [] for form in forms}
-        for number in range(WARM + (4 if QUICK else STEPS)):
-            for form, run in steps.items():
-                start = time.process_time()
-                run()
-                if number >= WARM:
-                    times[form].append(1e3 * (time.process_time() - start))
-    return quantities | {f"{form}: step, ms": statistics.median(values) for form, values in times.items()}
+
+def single(name: str) -> tuple[Any, Any, list[Any]]:
+    """Return one of the ``MODELS`` with its loss and a list of its only batch."""
+    model, loss, batch = MODELS[name]()
+    return model, loss, [batch]
 
 
 def head(vocabulary: int, seed: int) -> dict[str, float]:
     """Measure milliseconds and peak bytes of forward and backward of the loss head alone: 1,024 tokens, width 256."""
     from loopwise.compile import linear_cross_entropy
-    from loopwise.compile.search.measure import peak_bytes, seconds
+    from loopwise.compile.search.measure import peak_bytes
 
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(interleaved.THREADS)
     torch.manual_seed(seed)
     x, weight = torch.randn(1024, 256, requires_grad=True), torch.randn(vocabulary, 256, requires_grad=True)
     target = torch.randint(0, vocabulary, (1024,))
@@ -140,7 +76,7 @@ def head(vocabulary: int, seed: int) -> dict[str, float]:
 
     steps = {name: functools.partial(both, form) for name, form in forms.items()}
     quantities = {}
-    for name, times in seconds(steps, device, repeats=4 if QUICK else STEPS).items():
+    for name, times in interleaved.in_turns(steps, turns()).items():
         quantities[f"{name}: head, ms"] = 1e3 * statistics.median(times)
         x.grad = weight.grad = None
         quantities[f"{name}: head, MiB"] = peak_bytes(steps[name], device) / 2**20
@@ -151,10 +87,9 @@ def saved(seed: int) -> dict[str, float]:
     """Measure MiB of activations saved for backward, and milliseconds of forward and backward, for each budget."""
     from loopwise.compile import Plan, TrainStep
     from loopwise.compile.graph.backend import Log
-    from loopwise.compile.search.measure import seconds
     from loopwise.compile.search.variants import variant
 
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(interleaved.THREADS)
     torch.manual_seed(seed)
     model, loss, batch = MODELS["gpt-8k"]()
     step = TrainStep(model, loss, optimizer_of(model))
@@ -177,7 +112,7 @@ def saved(seed: int) -> dict[str, float]:
         quantities[f"{name}: saved, MiB"] = sum(kept.values()) / 2**20
         result.backward()
     runs = {name: lambda compute=compute: compute(batch).backward() for name, compute in computes.items()}
-    times = seconds(runs, torch.device("cpu"), repeats=4 if QUICK else STEPS)
+    times = interleaved.in_turns(runs, turns())
     return quantities | {
         f"{name}: forward and backward, ms": 1e3 * statistics.median(t) for name, t in times.items()
     }
@@ -189,7 +124,7 @@ def equal(seed: int) -> dict[str, float]:
 
     from loopwise.compile import Plan, TrainStep
 
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(interleaved.THREADS)
     images, labels = (torch.tensor(values) for values in load_digits(return_X_y=True))
     images = images.float() / 16
 
@@ -239,15 +174,15 @@ def step_rows(name: str, values: dict[str, list[float]]) -> list[Row]:
             continue
         text = bar if name in LANGUAGE else None
         table.append(Row(f"{name}: step", ours, values[f"{peer}: step, ms"], peer, "ms", text))
-    first = values["ours: first step, s"]
     if "fast: step, ms" in values:
         for peer, text in (("eager", "ratio <= 0.45"), (LOW, None)):
             label = f'{name}: step, precision="mixed"'
             table.append(Row(label, values["fast: step, ms"], values[f"{peer}: step, ms"], peer, "ms", text))
-    return [
-        *table,
-        Row(f"{name}: first step", first, values["torch.compile: first step, s"], "torch.compile", "s", None),
-    ]
+    for form, (label, bar) in COSTS.items():
+        first, peer = values[f"{form}: first step, s"], "torch.compile"
+        text = bar if name in LANGUAGE else None
+        table.append(Row(f"{name}: {label}", first, values[f"{peer}: first step, s"], peer, "s", text))
+    return table
 
 
 def _head(name: str, values: dict[str, list[float]]) -> list[Row]:

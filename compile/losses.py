@@ -155,7 +155,7 @@ def name_of(function: Any) -> str:
 
 @contextlib.contextmanager
 def explained(model: nn.Module, loss: Any) -> Iterator[None]:
-    """Turn errors of a function of (model, batch) that is called as a criterion into an ``InputError`` with the cure."""
+    """Turn errors of a loss that gets other arguments than it was made for into an ``InputError`` with the cure."""
     try:
         yield
     except (TypeError, AttributeError) as error:
@@ -167,6 +167,15 @@ def explained(model: nn.Module, loss: Any) -> Iterator[None]:
             LOSS,
             f"its first parameter is named {first}, and is meant to be the model",
             f"name it model: lambda model, batch: ..., or def loss(model, batch); {first} stands for the model's output",
+        ) from error
+    except RuntimeError as error:
+        if not str(error).startswith("Expected target size"):  # of torch's cross-entropy
+            raise
+        raise InputError(
+            f"targets that do not fit the model's output. {error}",
+            "an output of shape (batch, classes, tokens) for targets of shape (batch, tokens)",
+            "the classes are the output's last dimension",
+            "def loss(model, batch): return nn.functional.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten())",
         ) from error
 
 

@@ -15,7 +15,6 @@ from loopwise.errors import InputError
 from loopwise.torch_internals import compiled_call, original
 from loopwise.wrappers import innermost, is_sharded
 
-from .losses import scalar_loss as scalar_loss
 from .plan import PRECISIONS, Plan
 
 AUTOTUNE = ("off", "default", "max")
@@ -107,18 +106,6 @@ def foreign_optimizer() -> InputError:
         "the optimizer was made for another model, or before the model was copied or its layers were replaced",
         "make the optimizer of this model's parameters, after the model is complete",
     )
-
-
-def validate_plan_of_closure(plan: Plan | None, optimizer: Any) -> None:
-    """Refuse a plan other than the eager one for an optimizer that needs a closure."""
-    if plan is not None and needs_closure(optimizer) and (plan.graph != "eager" or plan.cuda_graph):
-        name = type(innermost(optimizer)).__name__
-        raise InputError(
-            f"the plan {plan} with {name}, whose step takes a closure",
-            "the eager plan",
-            f"{name} computes the loss several times in an update; a compiled step is compared once a batch",
-            "drop plan=",
-        )
 
 
 def refuse_count(count: Any, optimizer: Any) -> None:

@@ -100,7 +100,6 @@ class TrainStep(PlannedStep):
         self.spec = spec
         options.validate_plan(plan)
         options.validate_parameters(model, loss, optimizer)
-        options.validate_plan_of_closure(plan, optimizer)
         validate_cuda_graph(plan, spec.device)
         self._verifies = validate.one_of("verify", verify, (True, False))
         self._pinned = plan is not None
@@ -108,8 +107,9 @@ class TrainStep(PlannedStep):
         self._window = Accumulation(spec, self._events.add)
         self._begin(plan)
         if spec.needs_closure:
-            several = "computes losses and gradients several times in an update"
-            self._events.add(f"eager: {type(spec.optimizer).__name__} {several}, by calls of a closure")
+            several = "computes losses and gradients several times in an update, by calls of a closure"
+            unused = f"; the plan {plan} is not used" if plan not in (None, self._plan) else ""
+            self._events.add(f"eager: {type(spec.optimizer).__name__} {several}{unused}")
         if spec.precision == "mixed" and native_dtype(spec.device) is torch.float32:
             same = "precision='mixed' is as 'exact': this device multiplies no dtype faster than float32"
             self._events.add(same)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from loopwise import batch as batches
 
 from ..layout import in_plain_layout
-from ..options import scalar_loss
+from ..losses import scalar_loss
 from ..spec import Compute, StepSpec
 from .numerics import MARGIN, SLACK, Difference
 from .sandbox import Sandbox

@@ -21,7 +21,7 @@ from loopwise import random_state
 from loopwise.preserve import preserve, restored
 from loopwise.wrappers import unwrap
 
-from ..options import scalar_loss
+from ..losses import scalar_loss
 from ..spec import Compute, StepSpec
 from .places import MappingPlace, Place, SequencePlace, TensorPlace, as_tensors
 from .reachable import Reachable

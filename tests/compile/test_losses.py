@@ -78,6 +78,17 @@ def test_an_error_of_the_users_own_stays_as_it_is():
             TrainStep(NET, loss, SGD, plan=Plan())(BATCH)
 
 
+def test_classes_in_the_last_dimension():
+    step = TrainStep(NET, nn.CrossEntropyLoss(reduction="none"), SGD, plan=Plan())
+    with pytest.raises(InputError) as error:
+        step((torch.randn(4, 5, 6), torch.zeros(4, 5, dtype=torch.long)))
+    seen, expected, cause, fix = error.value.args
+    assert seen == "targets that do not fit the model's output. Expected target size [4, 3], got [4, 5]"
+    assert expected == "an output of shape (batch, classes, tokens) for targets of shape (batch, tokens)"
+    assert cause == "the classes are the output's last dimension"
+    assert "model(batch[0]).flatten(0, 1)" in fix
+
+
 OUTPUTS = {
     "tokens": (
         lambda model, b: F.cross_entropy(model(b[0]), b[1], reduction="none").expand(2, 4),

@@ -9,8 +9,9 @@ RANKS = """
 import functools, sys
 from torch import nn
 from torch.nn import functional
-sys.path.insert(0, {tests!r})
-from test_accumulation import *
+sys.path.insert(0, {kits!r})
+from accumulation_kit import *
+from loopwise.errors import InputError
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 rank = dist.get_rank()
@@ -40,7 +41,7 @@ def difference(ours, theirs):
 
 
 def of_ranks(code):
-    return RANKS.format(tests=str(Path(__file__).parent)) + textwrap.dedent(code)
+    return RANKS.format(kits=str(Path(__file__).parents[2] / "kits")) + textwrap.dedent(code)
 
 
 def test_all_ranks_train_as_one_batch(ranks):
@@ -67,21 +68,15 @@ def test_all_ranks_train_as_one_batch(ranks):
     found["flush of sparse gradients"] = difference(of_rank(cross, sparse, flush=True, sparse=True), joint(sparse))
     equal = [(8, 8, 8), (8, 8, 8)]
     found["flush without counts"] = difference(of_rank(mean, equal, flush=True), joint(equal))
-    print(json.dumps(found))
-    """
-    first, second = ranks(of_ranks(code))
-    assert first == pytest.approx(second, abs=1e-7)
-    assert len(first) == 15
-    assert max(first.values()) < 1e-5, first
-
-
-def test_ranks_that_disagree_about_counts_are_told(ranks):
-    code = """
     wrapped = DDP(Net())
     step = TrainStep(wrapped, mean, torch.optim.SGD(wrapped.parameters(), lr=1.0), accumulate=2, plan=Plan())
     try:
         step(DATA[0], count=4 if rank else None)
     except InputError as error:
-        print(json.dumps(str(error)))
+        print(json.dumps([str(error), found]))
     """
-    assert all("a count for each batch on every rank, or for none" in text for text in ranks(of_ranks(code)))
+    (refused, first), (refused_too, second) = ranks(of_ranks(code))
+    assert all("a count for each batch on every rank, or for none" in text for text in (refused, refused_too))
+    assert first == pytest.approx(second, abs=1e-7)
+    assert len(first) == 15
+    assert max(first.values()) < 1e-5, first

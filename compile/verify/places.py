@@ -71,9 +71,10 @@ class TensorPlace:
             same = _equal(self.tensor.data, values)
         return {} if same and self.tensor.requires_grad == needs else {self.name: self.tensor}
 
-    def changed_beside_base(self) -> bool:
-        """Return whether the values differ from those that ``keep_base`` kept."""
-        return self.base is not None and not _equal(self.tensor.data.cpu(), self.base)
+    def changes_from_base(self, saved: Any) -> dict[str, Any]:
+        """Return the tensor if it has other values than those that ``keep_base`` kept."""
+        same = _equal(self.tensor.data.cpu(), self.base) and self.tensor.requires_grad == saved[2]
+        return {} if same else {self.name: self.tensor}
 
     def restore(self, saved: Any, from_base: bool = False) -> None:
         """Restore storage, values and the need of a gradient; the version that autograd compares stays."""

@@ -151,10 +151,11 @@ class Sandbox:
         changing = set()
         for place, saved in self._saved:
             own = place.changes(saved)
-            if self.changing is None and isinstance(place, TensorPlace) and place.changed_beside_base():
-                own = {place.name: place.tensor}  # by operations that do not count as changes
-            changes |= own
             changing |= {place.name} if own else set()
+            if self.changing is None and isinstance(place, TensorPlace) and place.base is not None:
+                own = place.changes_from_base(saved)  # values that are written but equal are no change
+                changing |= set(own)  # by operations that do not count as changes
+            changes |= own
         if self.changing is None:
             self.changing = frozenset(changing)
         return changes

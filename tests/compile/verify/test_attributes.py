@@ -1,6 +1,7 @@
 """Attributes of tensors and ordered dicts come through trial passes as they were."""
 
 import collections
+import copy
 
 import torch
 from torch import nn
@@ -53,3 +54,24 @@ def test_ordered_dicts_are_whole_after_a_trial():
     hooks = model.layer._forward_hooks
     assert list(hooks) == list(dict(hooks.items())) == list(dict.keys(hooks))
     assert list(model.calls.items()) == [("a", 0), ("last", 2)]
+
+
+class Teacher(nn.Module):
+    """Model with a slow copy of its layer, which each pass moves towards the layer; at first both are equal."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 5)
+        self.slow = copy.deepcopy(self.layer).requires_grad_(False)
+
+    def forward(self, x):
+        with torch.no_grad():
+            for slow, fast in zip(self.slow.parameters(), self.layer.parameters(), strict=True):
+                slow.lerp_(fast, 0.1)
+        return self.layer(x) + self.slow(x)
+
+
+def test_values_that_are_written_but_equal_are_no_change():
+    torch._dynamo.reset()
+    step = trained(Teacher(), 12)
+    assert step.plan == CAPTURED, step.explain()

@@ -28,6 +28,10 @@ Runs = dict[str, dict[str, list[float]]]
 _MARK = "result: "
 
 
+class CaseError(RuntimeError):
+    """Error of a run, with the output of its process."""
+
+
 def cache_file(claim: str, case: str, seed: int, quick: bool) -> Path:
     """Return the file for the quantities of one run of the present code."""
     name = f"{case}-{seed}{'-quick' * quick}.json"
@@ -50,7 +54,7 @@ def measure(module: ModuleType, case: str, seed: int, quick: bool, fresh: bool) 
     done = subprocess.run(command + ["--quick"] * quick, capture_output=True, text=True, cwd=record.ROOT)
     results = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
     if done.returncode or not results:
-        raise RuntimeError(
+        raise CaseError(
             f"{claim}, case {case}, seed {seed} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
         )
     cached.parent.mkdir(parents=True, exist_ok=True)
@@ -79,8 +83,12 @@ def run(
 
     Returns:
         False if the time ran out before all cases had run; no record is written then.
+
+    Raises:
+        CaseError: some runs failed.  The others have run and are in the cache; no record is written.
     """
     console = terminal()
+    failures: list[str] = []
     runs: Runs = defaultdict(lambda: defaultdict(list))
     cases = [case for case in module.cases(record.device()) if _wanted(module, case, seeds, quick, only)]
     for seed in range(seeds):
@@ -92,11 +100,19 @@ def run(
                 return False
             start = time.monotonic()
             anew = fresh and (not only or case.partition(".")[0] in only)
-            for quantity, value in measure(module, case, seed, quick, anew).items():
+            try:
+                quantities = measure(module, case, seed, quick, anew)
+            except CaseError as error:
+                failures.append(str(error))
+                console.print(f"{module.CLAIM}: seed {seed}, {case}: failed", highlight=False)
+                continue
+            for quantity, value in quantities.items():
                 runs[case][quantity].append(value)
             console.print(
                 f"{module.CLAIM}: seed {seed}, {case}: {time.monotonic() - start:.1f} s", highlight=False
             )
+    if failures:
+        raise CaseError("\n".join(failures))
     path = record.write(module.CLAIM, module.rows(runs), quick)
     show(json.loads(path.read_text()), console)
     return True

@@ -95,6 +95,26 @@ def test_a_failing_case_says_which(benchmarks):
         harness.measure(overhead, "missing", 0, quick=True, fresh=False)
 
 
+def test_a_failing_case_does_not_stop_the_others(benchmarks, monkeypatch):
+    harness, record = benchmarks
+    order, broken = [], {"a"}
+
+    def child(command, **_):
+        order.append(command[-2])
+        return SimpleNamespace(
+            returncode=int(command[-2] in broken), stdout='result: {"time": 1}\n', stderr=""
+        )
+
+    monkeypatch.setattr(harness, "subprocess", SimpleNamespace(run=child))
+    with pytest.raises(harness.CaseError, match="fake, case a, seed 0 failed"):
+        harness.run(fake(), 1, False)
+    assert (order, record.newest()) == (["a", "b"], [])
+    broken.clear()
+    assert harness.run(fake(), 1, False)
+    assert order == ["a", "b", "a"]  # the finished case was kept
+    assert len(record.newest()) == 1
+
+
 def test_benchmarks_import_loopwise_from_a_bare_checkout():
     code = "import sys; sys.path[:0] = [sys.argv[1]]; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\nimport benchmarks, loopwise.sift; print(loopwise.sift.__file__)"
     done = subprocess.run([sys.executable, "-c", code, str(ROOT)], capture_output=True, text=True)

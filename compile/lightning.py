@@ -14,6 +14,7 @@ from torch import nn
 
 from loopwise.errors import InputError
 from loopwise.extras import required
+from loopwise.preserve import inside, restored
 from loopwise.torch_internals import is_compiled
 
 from .explain import Explanation
@@ -119,13 +120,14 @@ class _CompiledTrainingStep:
         """Let the trainer's strategy call the compiled step."""
         self.uninstall()
         self._trainer, strategy = trainer, trainer.strategy
+        self._loggers: list[Any] = [_Logger(logger) for logger in trainer.loggers]
         original = strategy.training_step
         if strategy.model is not self._module:  # as Lightning leaves it after the first step under a wrapper
             self._module.forward = self._module.forward  # type: ignore[method-assign]
 
         def training_step(*args: Any, **kwargs: Any) -> Any:
             self._clear()
-            with _replaced(self._module, self._replacements):
+            with self._in_place():
                 output = original(*args, **kwargs)
             for name, values, settings in self._record["logged"]:
                 getattr(self._module, name)(*values, **settings)
@@ -149,31 +151,27 @@ class _CompiledTrainingStep:
             _function(self._module), "batch_idx", min_args=2
         )
         self._record["rest"] = (batch_idx,) if takes_index else ()
-        with _replaced(self._module, self._replacements), self._trainer.precision_plugin.train_step_context():
-            self._prepare(batch)
-
-    def _prepare(self, batch: Any) -> None:
-        """Choose the plan while nothing reaches the loggers."""
-        loggers = self._trainer.loggers
-        self._trainer.loggers = [pl.loggers.logger.DummyLogger() for _ in loggers]
-        try:
-            with self._context():
-                self.step.prepare(batch)
-        finally:
-            self._trainer.loggers = loggers
+        with self._in_place(), self._trainer.precision_plugin.train_step_context(), self._context():
+            self.step.prepare(batch)
         self._prepared = True
 
     def _run(self, batch: Any, *rest: Any) -> Any:
         """Return the output of ``training_step``, computed by the plan."""
         self._record["rest"] = rest
-        if not self._prepared:
-            self._prepare(batch)
         with self._context():
             loss = self.step.forward(batch)
+        self._prepared = True
         if self._record["skipped"]:
             return None
         extra = self._record["extra"]
         return loss if extra is None else {"loss": loss, **extra}
+
+    @contextlib.contextmanager
+    def _in_place(self) -> Iterator[None]:
+        """Put the compiled step into the module and silent loggers into the trainer; restore both on leaving."""
+        with _replaced(self._module, self._replacements), restored("loggers", [self._trainer]):
+            self._trainer.loggers = self._loggers
+            yield
 
     def _context(self) -> contextlib.AbstractContextManager[Any]:
         """Leave autocast to the loss, since backward passes of trials must be outside of it, as Lightning's are."""
@@ -229,6 +227,25 @@ def _detached(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)([_detached(entry) for entry in value])
     return value
+
+
+class _Logger:
+    """Logger of the trainer that writes nothing in trial passes, for a ``training_step`` that uses ``self.logger``."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(self._logger)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._logger, name)
+        if not inside():
+            return value
+        if name == "experiment":
+            return pl.loggers.logger.DummyExperiment()
+        return (lambda *_, **__: None) if callable(value) else value
 
 
 def _function(module: pl.LightningModule) -> Callable[..., Any]:

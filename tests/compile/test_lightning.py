@@ -255,12 +255,16 @@ def test_loggers_get_nothing_from_trials(tmp_path):
 
     class Writing(Module):
         def training_step(self, batch, index):
-            self.logger.log_metrics({"mine": index})
+            if self.global_step % 2:
+                self.logger.log_metrics({"mine": self.global_step})
+            assert isinstance(self.logger, Logger)
+            assert self.logger.root_dir
             return super().training_step(batch, index)
 
     logger = Logger(tmp_path)
-    fit(CompilingCallback(plan=Plan()), module=Writing(), logger=logger)
-    assert [call["mine"] for call in logger.calls if "mine" in call] == [0, 1, 2, 0, 1, 2]
+    trainer, _ = fit(CompilingCallback(plan=CAPTURED), module=Writing(), logger=logger)
+    assert [call["mine"] for call in logger.calls if "mine" in call] == [1, 3, 5]
+    assert trainer.logger is logger
 
 
 def test_a_wrong_form_never_trains(monkeypatch):

@@ -26,6 +26,7 @@ from ..torch_internals import (
 )
 from . import regions
 from .passes import PASSES, USUAL, Outcome
+from .segments import checkpointed
 
 Compiled = Callable[..., Any]
 _copies = itertools.count()
@@ -90,7 +91,8 @@ class Backend:
 
     def _compile(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
         if self.plan.graph != "inductor":
-            return gm.forward
+            lean = checkpointed(gm, self.plan.budget) if self.plan.budget < 1 else None
+            return lean or gm.forward
         save_gradients(gm)
         if self.plan.regions and (cut := regions.split(gm)):
             self.log.regions.append(regions.summary(cut))

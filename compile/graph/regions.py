@@ -182,8 +182,9 @@ def compile_regions(
         if region.key not in functions and not region.small:
             with fresh_tracing(mode):
                 inputs = [_fake(node) for node in region.inputs]
-                functions[region.key] = compiler(_extracted(gm, region), inputs)
-    return _assembled(gm, regions, functions).forward
+                functions[region.key] = compiler(extract(gm, region), inputs)
+    parts = [(region, None if region.small else functions[region.key]) for region in regions]
+    return assemble(gm, parts).forward
 
 
 def _fake(node: fx.Node) -> torch.Tensor:
@@ -195,7 +196,7 @@ def _fake(node: fx.Node) -> torch.Tensor:
     return leaf.requires_grad_(value.requires_grad)
 
 
-def _extracted(gm: fx.GraphModule, region: Region) -> fx.GraphModule:
+def extract(gm: fx.GraphModule, region: Region) -> fx.GraphModule:
     """Return the region as a graph of its own."""
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     for number, node in enumerate(region.inputs):
@@ -215,24 +216,31 @@ class _Compiled(torch.nn.Module):
         self.forward = run
 
 
-def _assembled(
-    gm: fx.GraphModule, regions: list[Region], functions: dict[Hashable, Compiled]
-) -> fx.GraphModule:
-    """Return a graph that calls the compiled function of each region, one after another."""
+def assemble(gm: fx.GraphModule, parts: Sequence[tuple[Region, Compiled | None]]) -> fx.GraphModule:
+    """Return the graph with calls of functions in the place of some of its parts.
+
+    Args:
+        gm: Dynamo's captured graph.
+        parts: all operations of the graph in their order, each with the function that computes them; ``None``: they
+            stay in the graph.
+    """
     graph, values = fx.Graph(), dict[fx.Node, fx.Node]()
-    outer = fx.GraphModule(gm, graph)
+    root = fx.GraphModule(gm, gm.graph)
     for node in gm.graph.nodes:
         if node.op in ("placeholder", "get_attr"):
             values[node] = graph.node_copy(node)
-    for number, region in enumerate(regions):
-        if region.small:
+    for number, (region, function) in enumerate(parts):
+        if function is None:
             for node in region.nodes:
                 values[node] = graph.node_copy(node, values.__getitem__)
             continue
-        outer.add_submodule(f"region_{number}", _Compiled(functions[region.key]))
-        call = graph.call_module(f"region_{number}", tuple(values[node] for node in region.inputs))
+        name = f"part_{number}"
+        while hasattr(root, name):  # a part of a graph that was assembled before
+            name += "_"
+        root.add_submodule(name, _Compiled(function))
+        call = graph.call_module(name, tuple(values[node] for node in region.inputs))
         for place, node in enumerate(region.outputs):
             values[node] = graph.call_function(operator.getitem, (call, place))
+            values[node].meta = dict(node.meta)
     graph.output(fx.node.map_arg(gm.graph.output_node().args[0], values.__getitem__))
-    outer.graph = graph
-    return outer
+    return fx.GraphModule(root, graph)

@@ -25,6 +25,7 @@ from ..torch_internals import (
     passed_by_dynamo,
 )
 from . import regions
+from .checkpoints import keep_random_states
 from .passes import PASSES, USUAL, Outcome
 from .segments import checkpointed
 
@@ -75,6 +76,7 @@ class Backend:
             text = first_line(error)
             self.log.failures.append(text)
             warn(f"loopwise.compile: a graph could not be compiled and runs eagerly. {text}", stacklevel=2)
+            keep_random_states(gm)
             return gm.forward
 
     def _apply(self, name: str, gm: fx.GraphModule) -> None:
@@ -91,6 +93,7 @@ class Backend:
 
     def _compile(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
         if self.plan.graph != "inductor":
+            keep_random_states(gm)
             lean = checkpointed(gm, self.plan.budget) if self.plan.budget < 1 else None
             return lean or gm.forward
         save_gradients(gm)

@@ -124,6 +124,7 @@ def _chain(loss: fx.Node, logits: Any) -> _Chain:
     chain, below, node = _Chain(logits), loss, logits
     while node.op not in ("call_function", "call_method") or node.target not in LINEARS:
         require_only_user(node, below, "logits")
+        require(node.op != "placeholder", "the logits come from outside of the graph, as after a graph break")
         require(
             node.op in ("call_function", "call_method"), f"the logits come from {node}, not a linear layer"
         )

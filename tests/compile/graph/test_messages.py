@@ -169,6 +169,19 @@ def test_the_cure_works(function):
         setting.intersection_update(before)
 
 
+def test_a_loss_behind_a_break_is_left_as_it_is_with_the_reason():
+    model, log = nn.Linear(3, 5).requires_grad_(False), Log()
+
+    def loss(x, y):
+        logits = model(x)
+        LOGGER.info("here")
+        return nn.functional.cross_entropy(logits, y)
+
+    compile_function(loss, CAPTURED, log)(torch.randn(4, 3), torch.arange(4))
+    (outcome,) = log.outcomes
+    assert outcome.reason == "the logits come from outside of the graph, as after a graph break"
+
+
 def test_warnings_name_a_cure_if_they_break_the_graph():
     assert all("reorderable_logging_functions.add(warnings.warn)" in text for text in breaks_of(warning))
 

@@ -73,3 +73,15 @@ def test_a_run_tells_of_an_incomplete_update(tmp_path):
     ]
     step(DATA[6])
     assert step.flush()
+
+
+@pytest.mark.parametrize("loss", [with_count, CRITERION], ids=["returned", "found"])
+def test_a_captured_graph_counts_as_well(loss):
+    steps = [made(loss=loss, plan=Plan(graph=graph)) for graph in ("captured", "eager")]
+    for step in steps:
+        for batch in DATA:
+            step(batch)
+    same(steps[0].spec.model, steps[1].spec.model)
+    assert steps[0].plan.graph == "captured"
+    assert steps[0]._forward_pass.log.graphs == 1
+    assert steps[0].verify(DATA[1], steps=2) is None

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from loopwise.errors import InputError, StateError
+from loopwise.files import replace_file
 from loopwise.warnings import warn
 
 from .cpu_libraries.torch_internals import compiled_libraries, cpp_compiler, inductor_folder
-from .files import replace_file
 
 _MAGIC = b"loopwise compile cache 2\n"
 _LIBRARY = re.compile(r"[a-z0-9]{8,128}(\.main)?\.so(\.load_ok)?")

@@ -24,8 +24,7 @@ import torch
 
 from loopwise import __version__, validate
 from loopwise.errors import InputError
-
-from .files import replace_file
+from loopwise.files import replace_file
 
 GRAPHS = ("eager", "captured", "inductor")
 PASSES = {

@@ -22,12 +22,12 @@ from layout_kit import (
 from docs.generators import rooms
 
 ORDER = {
-    "base": "errors warnings lazy random_state ranks sections torch_internals devices extras validate wrappers preserve run "
+    "base": "errors warnings lazy files random_state ranks sections torch_internals devices extras validate wrappers preserve run "
     "schedule batch loss doctor cli __main__",
     "report": "facts sections page server command",
     "sift": "torch_internals report loss_history buffer source coordination compile_decision policies scorers scoring "
     "tokens selection step_losses options pipeline sharded pilot loader page lightning transformers",
-    "compile": "cpu_libraries torch_internals files linear_cross_entropy plan losses options spec accumulation "
+    "compile": "cpu_libraries torch_internals linear_cross_entropy plan losses options spec accumulation "
     "layout graph verify search explain events cuda_graph forward planning step trainer_options lightning optimize "
     "fit cache page transformers",
     "debug": "torch_internals model hooks statistics store signals rules alerts monitors read profiler nan capture "

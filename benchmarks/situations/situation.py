@@ -35,7 +35,7 @@ class Situation:
     ranks: int
     """Processes that train together."""
     slow: bool
-    """``True``: Inductor compiles or a framework is imported, which takes 10 to 60 seconds."""
+    """``True``: Inductor compiles, a framework is imported, or Dynamo captures much; the tests leave such a one out."""
 
     @property
     def description(self) -> str:

@@ -99,7 +99,7 @@ def queue_of_keys(run: Run) -> None:
     run.keep(pointer=model.pointer)
 
 
-@situation()
+@situation(slow=True)
 def recent_outputs(run: Run) -> None:
     """Keep the latest outputs in a ``deque`` of the model, which the loss reads."""
 
@@ -119,7 +119,7 @@ def recent_outputs(run: Run) -> None:
     run.keep(passes=model.counts["passes"], recent=torch.stack([*model.recent]))
 
 
-@situation()
+@situation(slow=True)
 def numpy_state(run: Run) -> None:
     """Keep a running mean of the inputs in a NumPy array and in an object of the user's own class."""
 
@@ -141,7 +141,7 @@ def numpy_state(run: Run) -> None:
     run.keep(mean=torch.from_numpy(model.statistics.mean), count=model.statistics.count)
 
 
-@situation()
+@situation(slow=True)
 def state_made_later(run: Run) -> None:
     """Make a running mean in the second pass and move it in place from then on; freeze a layer after twelve batches."""
 

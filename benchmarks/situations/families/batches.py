@@ -72,7 +72,7 @@ def batch_is_a_dict_that_changes(run: Run) -> None:
     run.keep(keys=[sorted(batch) for batch in data], logits=data[0]["logits"].detach())
 
 
-@situation()
+@situation(slow=True)
 def label_written_in_place(run: Run) -> None:
     """Write the ignored index into the targets inside the loss."""
     model, data = run.model(Transformer()), tokens()
@@ -127,7 +127,7 @@ def changing_sizes(run: Run) -> None:
         step(rows(1, size=6 + number % 7, seed=number)[0])
 
 
-@situation()
+@situation(slow=True)
 def changing_lengths(run: Run) -> None:
     """Change the length of the sequences of a transformer."""
     model = run.model(Transformer())
@@ -136,7 +136,7 @@ def changing_lengths(run: Run) -> None:
         step(tokens(1, length=5 + number % 6, seed=number)[0])
 
 
-@situation()
+@situation(slow=True)
 def single_samples(run: Run) -> None:
     """Train on one sample a batch, and on two from the eleventh batch."""
     model = run.model(mlp())
@@ -158,7 +158,7 @@ def images_of_several_sizes(run: Run) -> None:
         step(images(1, side=(8, 12, 10)[number % 3], seed=number)[0])
 
 
-@situation()
+@situation(slow=True)
 def transposed_batches(run: Run) -> None:
     """Train on batches with other strides: transposed, strided and expanded."""
     model = run.model(mlp())

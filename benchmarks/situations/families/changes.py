@@ -50,7 +50,7 @@ def frozen_later(run: Run) -> None:
     changed(run, lambda model, optimizer: model[:2].requires_grad_(False))
 
 
-@situation()
+@situation(slow=True)
 def unfrozen_later(run: Run) -> None:
     """Unfreeze layers in the middle, as in gradual fine-tuning."""
 
@@ -62,7 +62,7 @@ def unfrozen_later(run: Run) -> None:
     changed(run, lambda model, optimizer: model.requires_grad_(True), net=net)
 
 
-@situation()
+@situation(slow=True)
 def group_added_later(run: Run) -> None:
     """Unfreeze layers and pass them to the optimizer as another group in the middle."""
 
@@ -95,7 +95,7 @@ def activation_replaced(run: Run) -> None:
     changed(run, lambda model, optimizer: model.__setitem__(2, nn.Tanh()))
 
 
-@situation()
+@situation(slow=True)
 def layer_added(run: Run) -> None:
     """Append a layer to a ``ModuleList`` in the middle, as progressive growing does."""
 
@@ -116,7 +116,7 @@ def layer_added(run: Run) -> None:
     changed(run, grow, net=lambda: Classifier(Growing()))
 
 
-@situation()
+@situation(slow=True)
 def forward_replaced(run: Run) -> None:
     """Replace the method ``forward`` of one module in the middle."""
 
@@ -137,13 +137,13 @@ def dropout_changed(run: Run) -> None:
     changed(run, lambda model, optimizer: setattr(model.body, "p", 0.5), net=net)
 
 
-@situation()
+@situation(slow=True)
 def eval_mode_later(run: Run) -> None:
     """Bring BatchNorm to eval mode in the middle and train on."""
     changed(run, lambda model, optimizer: model[1].eval(), net=batchnorm, data=images)
 
 
-@situation()
+@situation(slow=True)
 def evaluations_between(run: Run) -> None:
     """Evaluate in eval mode without gradients after every third batch."""
     model = run.model(batchnorm())
@@ -200,7 +200,7 @@ def data_assigned(run: Run) -> None:
     changed(run, assign)
 
 
-@situation()
+@situation(slow=True)
 def optimizer_replaced(run: Run) -> None:
     """Make a new optimizer and a new step in the middle, as training in two phases does."""
     model = run.model(mlp())

@@ -47,7 +47,7 @@ def dropout_function(run: Run) -> None:
     trained(run, Classifier(Dropped()))
 
 
-@situation()
+@situation(slow=True)
 def attention_dropout(run: Run) -> None:
     """Train ``nn.TransformerEncoderLayer`` with its dropout."""
 
@@ -105,7 +105,7 @@ def gumbel_softmax(run: Run) -> None:
     trained(run, Classifier(Codes()))
 
 
-@situation()
+@situation(slow=True)
 def masked_autoencoder(run: Run) -> None:
     """Train on a random half of the positions, drawn by ``torch.rand`` and ``argsort``."""
 
@@ -135,7 +135,7 @@ def diffusion(run: Run) -> None:
     trained(run, mlp(classes=8), loss=denoise)
 
 
-@situation()
+@situation(slow=True)
 def recurrent_dropout(run: Run) -> None:
     """Train a GRU of two layers with dropout between them."""
 
@@ -150,7 +150,7 @@ def recurrent_dropout(run: Run) -> None:
     train(run, Recurrent(), sequences())
 
 
-@situation()
+@situation(slow=True)
 def token_dropout(run: Run) -> None:
     """Train a transformer that replaces random tokens, with the loss head's rewrite."""
 

@@ -95,13 +95,13 @@ def float64_convolutions(run: Run) -> None:
     cast(run, conv(), images(), torch.float64)
 
 
-@situation()
+@situation(slow=True)
 def bfloat16_model(run: Run) -> None:
     """Train a model whose weights are bfloat16."""
     cast(run, mlp(), rows(), torch.bfloat16)
 
 
-@situation()
+@situation(slow=True)
 def bfloat16_transformer(run: Run) -> None:
     """Train a transformer in bfloat16, with the rewrites of loss head and attention."""
     cast(run, Transformer(), tokens(), torch.bfloat16)
@@ -128,7 +128,7 @@ def mixed_weights(run: Run) -> None:
     train(run, Mixed(), multiplies=torch.bfloat16)
 
 
-@situation()
+@situation(slow=True)
 def autocast_inside(run: Run) -> None:
     """Train a model that casts its own forward pass to bfloat16 by autocast."""
 
@@ -144,7 +144,7 @@ def autocast_inside(run: Run) -> None:
     train(run, Automatic(), make=adamw, multiplies=torch.bfloat16)
 
 
-@situation()
+@situation(slow=True)
 def cast_in_the_middle(run: Run) -> None:
     """Bring the model to float64 after eight batches, with a new optimizer and a new step."""
     model = run.model(mlp())
@@ -156,7 +156,7 @@ def cast_in_the_middle(run: Run) -> None:
         step((x.to(model[0].weight.dtype), y))
 
 
-@situation()
+@situation(slow=True)
 def integer_buffers(run: Run) -> None:
     """Train a model with buffers of integers and booleans that forward updates."""
 

@@ -14,7 +14,7 @@ from ..parts import Classifier, F, cross_entropy, mlp, rows, sgd, train
 from ..situation import Run, situation
 
 
-@situation()
+@situation(slow=True)
 def printed(run: Run) -> None:
     """Print in the middle of the model, which breaks the graph."""
 
@@ -26,7 +26,7 @@ def printed(run: Run) -> None:
     train(run, Classifier(Printing()))
 
 
-@situation()
+@situation(slow=True)
 def read_by_item(run: Run) -> None:
     """Branch on a number that ``item()`` reads from a tensor."""
 
@@ -44,7 +44,7 @@ def read_by_item(run: Run) -> None:
     run.keep(taken=model.body.taken)
 
 
-@situation()
+@situation(slow=True)
 def logged_losses(run: Run) -> None:
     """Append ``loss.item()`` to a list of the model inside the loss."""
 
@@ -148,7 +148,7 @@ def loss_is_not_finite(run: Run) -> None:
         step((x * float("nan") if number in (5, 11) else x, y))
 
 
-@situation()
+@situation(slow=True)
 def step_copied(run: Run) -> None:
     """Copy a step with model and optimizer after five batches, and train both on."""
     model = run.model(mlp())
@@ -198,7 +198,7 @@ def step_pickled(run: Run) -> None:
         again(batch)
 
 
-@situation()
+@situation(slow=True)
 def model_saved_whole(run: Run) -> None:
     """Save the whole model by ``torch.save`` in the middle, and go on with the one that was read."""
     model = train(run, mlp(), rows(10))

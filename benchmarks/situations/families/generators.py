@@ -14,7 +14,7 @@ from ..situation import Run, situation
 from .draws import trained
 
 
-@situation()
+@situation(slow=True)
 def numpy_draws(run: Run) -> None:
     """Train with mixup, whose share NumPy draws inside the loss."""
 
@@ -27,7 +27,7 @@ def numpy_draws(run: Run) -> None:
     trained(run, mlp(), loss=mixup)
 
 
-@situation()
+@situation(slow=True)
 def python_draws(run: Run) -> None:
     """Train with stochastic depth, whose layers Python's ``random`` drops."""
 
@@ -61,7 +61,7 @@ def own_generator(run: Run) -> None:
     run.keep(own_draw=torch.rand(2, generator=model.body.generator))
 
 
-@situation()
+@situation(slow=True)
 def generator_of_closure(run: Run) -> None:
     """Train with noise from a ``torch.Generator`` and one of NumPy that the loss's closure holds."""
     noise, numpy_noise = torch.Generator().manual_seed(6), np.random.default_rng(7)

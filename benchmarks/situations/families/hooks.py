@@ -69,13 +69,13 @@ def half_of_the_rows(model: Any, calls: list[str]) -> Any:
     return model[0].weight.register_hook(drop)
 
 
-@situation()
+@situation(slow=True)
 def forward_hook(run: Run) -> None:
     """Note the calls of a module by a forward hook from the start."""
     hooked(run, noted_output)
 
 
-@situation()
+@situation(slow=True)
 def forward_hook_later(run: Run) -> None:
     """Add a forward hook after three batches and remove it after eight."""
     hooked(run, noted_output, 3, 8)
@@ -87,13 +87,13 @@ def output_replaced_later(run: Run) -> None:
     hooked(run, doubled_output, 3)
 
 
-@situation()
+@situation(slow=True)
 def forward_pre_hook(run: Run) -> None:
     """Replace the input of a module by a forward-pre hook, which is removed after eight batches."""
     hooked(run, shifted_input, 0, 8)
 
 
-@situation()
+@situation(slow=True)
 def forward_pre_hook_later(run: Run) -> None:
     """Add a forward-pre hook after three batches."""
     hooked(run, shifted_input, 3)
@@ -105,7 +105,7 @@ def backward_hook(run: Run) -> None:
     hooked(run, weaker_gradient)
 
 
-@situation()
+@situation(slow=True)
 def backward_hook_later(run: Run) -> None:
     """Add a full backward hook after three batches and remove it after eight."""
     hooked(run, weaker_gradient, 3, 8)
@@ -137,7 +137,7 @@ def activation_hook(run: Run) -> None:
     hooked(run, lambda model, calls: None, net=lambda: Classifier(Weaker()))
 
 
-@situation()
+@situation(slow=True)
 def taps_in_a_dictionary(run: Run) -> None:
     """Keep activations by forward hooks in a dictionary, from which the loss takes a penalty."""
     model, taps = run.model(mlp()), {}
@@ -205,7 +205,7 @@ def optimizer_hooks(run: Run) -> None:
     run.keep(updates=len(updates))
 
 
-@situation()
+@situation(slow=True)
 def hooks_on_all_modules(run: Run) -> None:
     """Add a global forward hook after three batches and remove it after six."""
     model, calls = run.model(mlp()), []

@@ -32,7 +32,7 @@ def lora(run: Run) -> None:
         step(batch)
 
 
-@situation()
+@situation(slow=True)
 def rezero(run: Run) -> None:
     """Train residual branches behind a factor that begins at zero."""
 
@@ -47,7 +47,7 @@ def rezero(run: Run) -> None:
     train(run, Classifier(nn.Sequential(ReZero(), ReZero())), lr=0.2)
 
 
-@situation()
+@situation(slow=True)
 def adaptive_norm_zero(run: Run) -> None:
     """Train a transformer block whose modulation begins at zero, as in DiT."""
 
@@ -69,7 +69,7 @@ def adaptive_norm_zero(run: Run) -> None:
     train(run, Modulated(), lr=0.2)
 
 
-@situation()
+@situation(slow=True)
 def zero_init_residual(run: Run) -> None:
     """Train residual blocks whose last BatchNorm begins at zero."""
 
@@ -106,7 +106,7 @@ def zero_convolution(run: Run) -> None:
     train(run, Controlled(), images(), lr=0.2)
 
 
-@situation()
+@situation(slow=True)
 def zero_head(run: Run) -> None:
     """Train a model whose output layer begins at zero, by AdamW."""
     net = mlp()
@@ -115,7 +115,7 @@ def zero_head(run: Run) -> None:
     train(run, net, make=adamw)
 
 
-@situation()
+@situation(slow=True)
 def layer_scale(run: Run) -> None:
     """Train branches behind a factor of 1e-6, as in ConvNeXt."""
 

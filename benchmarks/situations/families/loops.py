@@ -13,7 +13,7 @@ from ..parts import F, Transformer, adamw, batchnorm, cross_entropy, images, mlp
 from ..situation import Run, situation
 
 
-@situation()
+@situation(slow=True)
 def averaged_weights(run: Run) -> None:
     """Keep an exponential average of the weights by ``AveragedModel``, and evaluate it."""
     model = run.model(batchnorm())
@@ -65,7 +65,7 @@ def plateau(run: Run) -> None:
         schedule.step(step(batch))
 
 
-@situation()
+@situation(slow=True)
 def clipped(run: Run) -> None:
     """Clip the norm of all gradients."""
     train(run, Transformer(), tokens(), lr=0.3, clip=0.5)
@@ -127,7 +127,7 @@ def losses_of_samples(run: Run) -> None:
     run.keep(worst=torch.stack(worst))
 
 
-@situation()
+@situation(slow=True)
 def losses_weighted_outside(run: Run) -> None:
     """Reweight rows of the batch by an importance that changes with each batch."""
     model = run.model(mlp())
@@ -141,3 +141,53 @@ def losses_weighted_outside(run: Run) -> None:
         step((x, y, weights))
         with torch.no_grad():
             weights = F.cross_entropy(model(x), y, reduction="none").softmax(0)
+
+
+def ragged(count: int = 20) -> list[Any]:
+    """Return batches of tokens with very different numbers of labels that count."""
+    data = tokens(count)
+    for number, (_, labels) in enumerate(data):
+        labels[(1, 32, 5, 17)[number % 4] :] = -100
+    return data
+
+
+def update_by(run: Run, group: list[Any], model: nn.Module, optimizer: Any) -> None:
+    """Make one update by all batches of a group at once, as the usual loop would without accumulation."""
+    inputs, labels = (torch.cat(parts) for parts in zip(*group, strict=True))
+    optimizer.zero_grad()
+    cross_entropy()(model(inputs), labels).backward()
+    optimizer.step()
+
+
+@situation()
+def accumulated_tokens(run: Run) -> None:
+    """Accumulate batches with unequal numbers of labels as one batch; the criterion tells how many count."""
+    model, data = run.model(Transformer()), ragged()
+    optimizer = sgd(model)
+    step = run.step(model, cross_entropy(), optimizer, accumulate=4)
+    for number in range(0, 20, 4):
+        if run.ours:
+            for batch in data[number : number + 4]:
+                step.inner(batch)
+        else:
+            update_by(run, data[number : number + 4], model, optimizer)
+
+
+@situation(slow=True)
+def accumulated_tokens_by_count(run: Run) -> None:
+    """Accumulate batches with unequal numbers of labels, which the loss returns; the last update is flushed."""
+    model, data = run.model(Transformer()), ragged(18)
+    optimizer = sgd(model)
+
+    def counted(model: nn.Module, batch: Any) -> Any:
+        return cross_entropy()(model(batch[0]), batch[1]), (batch[1] >= 0).sum()
+
+    step = run.step(model, counted, optimizer, accumulate=4)
+    for number in range(0, 18, 4):
+        if run.ours:
+            for batch in data[number : number + 4]:
+                step.inner(batch)
+        else:
+            update_by(run, data[number : number + 4], model, optimizer)
+    if run.ours:
+        step.flush()

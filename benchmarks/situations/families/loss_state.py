@@ -55,7 +55,7 @@ def clip_temperature(run: Run) -> None:
     with_loss(run, Contrastive())
 
 
-@situation()
+@situation(slow=True)
 def center_loss(run: Run) -> None:
     """Train with a loss that moves centres in a buffer and counts its calls."""
 
@@ -92,7 +92,7 @@ def counter_in_closure(run: Run) -> None:
     run.keep(count=count)
 
 
-@situation()
+@situation(slow=True)
 def lists_in_closure(run: Run) -> None:
     """Weight the classes by a running count in a tensor and log losses into a list, both of the closure."""
     model, seen, log = run.model(mlp()), torch.ones(CLASSES), []

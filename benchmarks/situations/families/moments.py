@@ -53,7 +53,7 @@ def adamw_resumed(run: Run) -> None:
     resumed(run, optimizer("AdamW"), loaded=True)
 
 
-@situation("channels_last fused")
+@situation("channels_last fused", slow=True)
 def adamw_resumed_fused_plan(run: Run) -> None:
     """Resume AdamW's moments under a plan with channels_last and the fused update."""
     resumed(run, optimizer("AdamW"), loaded=True)

@@ -26,7 +26,7 @@ def weight_norm_new(run: Run) -> None:
     train(run, Classifier(nn.Sequential(parametrizations.weight_norm(nn.Linear(16, 16)), nn.GELU())))
 
 
-@situation()
+@situation(slow=True)
 def spectral_norm_old(run: Run) -> None:
     """Train a layer under the hook of ``torch.nn.utils.spectral_norm``, whose buffers move in each forward pass."""
     train(run, Classifier(nn.Sequential(spectral_norm(nn.Linear(16, 16)), nn.GELU())))
@@ -44,7 +44,7 @@ def orthogonal(run: Run) -> None:
     train(run, Classifier(parametrizations.orthogonal(nn.Linear(16, 16))))
 
 
-@situation()
+@situation(slow=True)
 def parametrization_later(run: Run) -> None:
     """Register a parametrization after five batches; the optimizer gets its weight."""
 

@@ -50,7 +50,7 @@ def lbfgs_passed(run: Run) -> None:
         run.losses.append(float(optimizer.step(closure)))
 
 
-@situation()
+@situation(slow=True)
 def two_passes(run: Run) -> None:
     """Move the weights uphill and back between two passes of ``forward``, as SAM does."""
     model = run.model(mlp())
@@ -70,7 +70,7 @@ def two_passes(run: Run) -> None:
         optimizer.zero_grad()
 
 
-@situation()
+@situation(slow=True)
 def input_gradient(run: Run) -> None:
     """Train on adversarial inputs, whose gradient the loss computes by ``torch.autograd.grad``."""
 
@@ -82,7 +82,7 @@ def input_gradient(run: Run) -> None:
     train(run, mlp(), loss=adversarial)
 
 
-@situation()
+@situation(slow=True)
 def gradient_penalty(run: Run) -> None:
     """Train with the norm of the input's gradient in the loss, which needs a second derivative."""
 
@@ -95,7 +95,7 @@ def gradient_penalty(run: Run) -> None:
     train(run, mlp(), loss=penalised)
 
 
-@situation()
+@situation(slow=True)
 def functional_copy(run: Run) -> None:
     """Train through one inner update of ``functional_call``, as MAML does."""
 
@@ -110,7 +110,7 @@ def functional_copy(run: Run) -> None:
     train(run, mlp(), loss=outer)
 
 
-@situation()
+@situation(slow=True)
 def step_verified_in_the_middle(run: Run) -> None:
     """Call ``prepare``, ``verify`` and ``explain`` in the middle, which train nothing."""
     model = run.model(mlp())

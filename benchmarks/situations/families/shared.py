@@ -62,7 +62,7 @@ def wasserstein(run: Run) -> None:
             second((x, z))
 
 
-@situation()
+@situation(slow=True)
 def actor_critic(run: Run) -> None:
     """Train an actor through the critic, and the critic towards a slowly moved target, as DDPG does."""
     actor, critic = run.model(mlp(classes=2)), run.model(mlp(inputs=10, classes=1))
@@ -86,7 +86,7 @@ def actor_critic(run: Run) -> None:
                 slow.lerp_(fast, 0.05)
 
 
-@situation()
+@situation(slow=True)
 def shared_trunk(run: Run) -> None:
     """Train two heads on one trunk by two steps with one optimizer each."""
     trunk, heads = run.model(mlp(classes=12)), [run.model(nn.Linear(12, 5)) for _ in range(2)]
@@ -98,7 +98,7 @@ def shared_trunk(run: Run) -> None:
         steps[number % 2](batch)
 
 
-@situation()
+@situation(slow=True)
 def one_model_two_optimizers(run: Run) -> None:
     """Train the halves of one model in turns by two optimizers."""
     model = run.model(mlp())
@@ -107,7 +107,7 @@ def one_model_two_optimizers(run: Run) -> None:
         steps[number % 3 == 2](batch)
 
 
-@situation()
+@situation(slow=True)
 def distillation(run: Run) -> None:
     """Train a student towards a teacher that is trained at the same time by the usual loop."""
     teacher, student = run.model(mlp()), run.model(mlp(width=12))

@@ -19,6 +19,7 @@ from ..parts import (
     classes,
     images,
     mlp,
+    rows,
     sequences,
     tokens,
     train,
@@ -26,13 +27,13 @@ from ..parts import (
 from ..situation import Run, situation
 
 
-@situation()
+@situation(slow=True)
 def tied_weights(run: Run) -> None:
     """Train a transformer whose output layer is its embedding."""
     train(run, Transformer(tied=True), tokens())
 
 
-@situation()
+@situation(slow=True)
 def one_layer_three_times(run: Run) -> None:
     """Train a model that calls one block three times."""
 
@@ -63,7 +64,7 @@ class Checkpointed(nn.Module):
         return x
 
 
-@situation()
+@situation(slow=True)
 def checkpointed(run: Run) -> None:
     """Train a model with activation checkpoints and dropout."""
     train(run, Classifier(Checkpointed(False)))
@@ -75,13 +76,13 @@ def checkpointed_reentrant(run: Run) -> None:
     train(run, Classifier(Checkpointed(True)))
 
 
-@situation()
+@situation(slow=True)
 def gru(run: Run) -> None:
     """Train a bidirectional GRU."""
     train(run, Recurrent(nn.GRU(8, 6, batch_first=True, bidirectional=True)), sequences())
 
 
-@situation()
+@situation(slow=True)
 def lstm(run: Run) -> None:
     """Train an LSTM of two layers."""
     train(run, Recurrent(nn.LSTM(8, 12, 2, batch_first=True)), sequences())
@@ -98,7 +99,7 @@ class Recurrent(nn.Module):
         return self.head(self.rnn(x)[0][:, -1])
 
 
-@situation()
+@situation(slow=True)
 def batch_norm(run: Run) -> None:
     """Train convolutions with BatchNorm."""
     train(run, batchnorm(), images())
@@ -117,7 +118,7 @@ def already_channels_last(run: Run) -> None:
     train(run, batchnorm().to(memory_format=torch.channels_last), data)
 
 
-@situation()
+@situation(slow=True)
 def experts(run: Run) -> None:
     """Train a mixture of experts, whose forward pass branches on the data."""
 
@@ -178,3 +179,32 @@ def graph_of_nodes(run: Run) -> None:
         return (torch.randn(12, 8, generator=g), edges), classes(12, g)
 
     train(run, Graph(), batches(make), make=adamw)
+
+
+@situation()
+def wide_layers(run: Run) -> None:
+    """Train layers of 512 features on batches of 128 samples."""
+    train(run, mlp(512), rows(size=128))
+
+
+@situation(slow=True)
+def many_layers(run: Run) -> None:
+    """Train 30 residual layers."""
+
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16)) for _ in range(30))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = x + F.gelu(layer(x))
+            return x
+
+    train(run, Classifier(Deep()))
+
+
+@situation(slow=True)
+def large_vocabulary(run: Run) -> None:
+    """Train a transformer over 3,000 words, whose loss head takes several chunks."""
+    train(run, Transformer(3000, layers=1), tokens(vocabulary=3000, size=8, length=64))

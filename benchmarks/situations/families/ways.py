@@ -49,13 +49,13 @@ def optimize_batch_norm(run: Run) -> None:
     optimized(run, batchnorm(), images())
 
 
-@situation()
+@situation(slow=True)
 def optimize_attention(run: Run) -> None:
     """Compile a transformer, whose attention a pass rewrites, by ``optimize``."""
     optimized(run, Transformer(), tokens())
 
 
-@situation()
+@situation(slow=True)
 def optimize_checkpointed(run: Run) -> None:
     """Compile a model with activation checkpoints and dropout by ``optimize``."""
     optimized(run, Classifier(Checkpointed(False)))
@@ -85,7 +85,7 @@ def optimize_function(run: Run) -> None:
         step(batch)
 
 
-@situation()
+@situation(slow=True)
 def optimize_evaluated(run: Run) -> None:
     """Compile a model by ``optimize`` and evaluate it without gradients between the batches."""
     model = run.optimize(run.model(batchnorm()))
@@ -169,20 +169,20 @@ def loader(batches: list[Any]) -> DataLoader:
     return DataLoader(TensorDataset(x, y), batch_size=len(batches[0][0]) + 1)
 
 
-@situation()
+@situation(slow=True)
 def lightning_callback(run: Run) -> None:
     """Train by Lightning's ``Trainer``, with ``self.log``, dropout, a counter and a schedule."""
     fitted(run, run.model(Classifier(nn.Dropout(0.2))), loader(rows(10)))
 
 
-@situation()
+@situation(slow=True)
 def lightning_accumulated(run: Run) -> None:
     """Train by Lightning's ``Trainer`` with accumulation and clipping."""
     net = run.model(Classifier(nn.Tanh()))
     fitted(run, net, loader(rows(10)), accumulate_grad_batches=2, gradient_clip_val=0.1)
 
 
-@situation()
+@situation(slow=True)
 def hugging_face_trainer(run: Run) -> None:
     """Train a small GPT-2 by Hugging Face's ``Trainer``, with accumulation."""
     from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments

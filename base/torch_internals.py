@@ -52,6 +52,16 @@ def set_compiled_call(module: nn.Module, call: Any) -> None:
     module._compiled_call_impl = call
 
 
+def uncompiled_call(module: nn.Module) -> Callable[..., Any]:
+    """Return the module's call with its hooks, without the function that ``module.compile()`` put in its place."""
+    return module._call_impl
+
+
+def saved_tensor_hooks_are_on() -> bool:
+    """Return whether hooks pack the tensors that autograd saves, as those of activation checkpointing do."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
 def is_compiled(model: nn.Module) -> bool:
     """Return whether the model was compiled, by ``torch.compile(model)`` or by ``compile()`` of a submodule."""
     compiled = any(compiled_call(module) is not None for module in model.modules())

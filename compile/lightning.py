@@ -244,7 +244,7 @@ class _Logger:
         if not inside():
             return value
         if name == "experiment":
-            return pl.loggers.logger.DummyExperiment()
+            return pl.loggers.logger.DummyLogger().experiment
         return (lambda *_, **__: None) if callable(value) else value
 
 
@@ -285,7 +285,7 @@ def _validate(trainer: pl.Trainer, module: pl.LightningModule) -> None:
             f"CompilingCallback with manual optimization in {type(module).__name__}",
             "automatic optimization: a training_step that returns the loss",
             "a manual training_step runs backward passes and updates itself, which cannot be compiled as one loss",
-            "drop the callback, and call TrainStep(network, loss, self.optimizers()) inside of training_step",
+            "drop the callback or optimize(), and call TrainStep(network, loss, self.optimizers()) inside of training_step",
         )
     if is_compiled(module) or is_compiled_function(vars(module).get("training_step")):
         raise InputError(

@@ -155,8 +155,9 @@ def counters_as_variables() -> Iterator[None]:
 
 
 def is_compiled_function(function: Any) -> bool:
-    """Return whether ``torch.compile`` made the function; ``torch.compiler.disable`` marks functions in the same way."""
-    return hasattr(function, "_torchdynamo_orig_callable") and not hasattr(function, "_torchdynamo_disable")
+    """Return whether ``torch.compile`` or ``optimize`` made the function; ``torch.compiler.disable`` marks it as well."""
+    made = hasattr(function, "_torchdynamo_orig_callable") and not hasattr(function, "_torchdynamo_disable")
+    return made or hasattr(function, "loopwise_plan")
 
 
 def passed_by_dynamo(error: Exception) -> Exception:

@@ -28,8 +28,8 @@ ORDER = {
     "sift": "torch_internals report loss_history buffer source coordination compile_decision policies scorers scoring "
     "tokens selection step_losses options pipeline sharded pilot loader page lightning transformers",
     "compile": "cpu_libraries torch_internals linear_cross_entropy plan losses options spec accumulation "
-    "layout graph verify search explain events cuda_graph forward planning step trainer_options lightning optimize "
-    "fit cache page transformers",
+    "layout graph verify search explain events cuda_graph forward planning step trainer_options lightning compared "
+    "optimize fit cache page transformers",
     "debug": "torch_internals model hooks statistics store signals rules alerts monitors read profiler nan capture "
     "options reporting watch preflight page callback lightning transformers cli",
 }

@@ -36,6 +36,20 @@ def test_compiled_models_are_known():
     assert not torch_internals.is_compiled(model)
 
 
+def test_the_call_of_a_compiled_module_without_the_compiler_has_its_hooks():
+    model, seen = nn.Linear(2, 2), []
+    model.register_forward_hook(lambda *_: seen.append(1))
+    model.compile(backend=None)  # calling it raises
+    torch_internals.uncompiled_call(model)(torch.zeros(1, 2))
+    assert seen == [1]
+
+
+def test_hooks_of_saved_tensors_are_noticed():
+    assert not torch_internals.saved_tensor_hooks_are_on()
+    with torch.autograd.graph.save_on_cpu():
+        assert torch_internals.saved_tensor_hooks_are_on()
+
+
 def test_plain_tensors_and_models_are_returned_as_they_are():
     tensor, model = torch.zeros(2), nn.Linear(2, 2)
     assert torch_internals.local_tensor(tensor) is tensor

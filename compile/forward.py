@@ -18,6 +18,7 @@ from .search.slowdown import SlowdownMonitor
 from .search.variants import MANY, RARE, shape_of, variant
 from .spec import Compute, StepSpec, Tell
 from .torch_internals import hook_keys, hooks_made
+from .verify.communication import without_broadcast
 from .verify.sandbox import Sandbox, Undo
 from .verify.supervisor import Supervisor
 
@@ -106,14 +107,16 @@ class Forward:
             if reason := reason or supervisor.after_forward(result.loss, batch, number):
                 undo.restore()
                 self._leave(reason)
-                return self._run(self._spec.eager, batch)
+                with without_broadcast(self._spec.model):  # the other ranks take part in one a pass
+                    return self._run(self._spec.eager, batch)
         return result
 
     def _run_after_failure(self, batch: Any, error: Exception) -> Pass:
         """Do a batch again eagerly after its compiled pass failed; an error that eager code raises as well is the user's."""
         if self._undo is not None:
             self._undo.restore()
-        result = self._run(self._spec.eager, batch)
+        with without_broadcast(self._spec.model):
+            result = self._run(self._spec.eager, batch)
         self._leave(f"the compiled pass failed: {first_line(error)}")
         return result
 

@@ -35,4 +35,9 @@ def variant(spec: StepSpec, plan: Plan, log: Log) -> Compute:
 def shape_of(batch: Any) -> Any:
     """Return shapes and dtypes of a batch's tensors."""
     tensors = [leaf for leaf in batches.leaves(batch) if isinstance(leaf, torch.Tensor)]
-    return tuple((tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors)
+    return tuple((_shape(tensor), str(tensor.dtype)) for tensor in tensors)
+
+
+def _shape(tensor: torch.Tensor) -> Any:
+    """Return the shape of a tensor; of a nested tensor, the number of its dimensions."""
+    return tensor.ndim if tensor.is_nested else tuple(tensor.shape)

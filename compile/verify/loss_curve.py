@@ -55,7 +55,9 @@ def _curve(
     optimizer, losses = spec.optimizer, []
     assert optimizer is not None
     wrapped = isinstance(spec.model, DistributedDataParallel)
-    with Sandbox(spec, batch, updates=True, communicate=wrapped), contextlib.ExitStack() as stack:
+    sandbox = Sandbox(spec, batch, updates=True, communicate=wrapped)
+    sandbox.refuse_traces()
+    with sandbox, contextlib.ExitStack() as stack:
         if independent:
             stack.enter_context(_plain(optimizer))
             if not wrapped:  # a plan leaves the layout under DDP as it is

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from loopwise.ranks import anywhere, gather
 
 from ..spec import Compute, StepSpec
 from .errors import least_sizes, relative_error
@@ -37,6 +40,10 @@ class Difference:
         return f"{self.tensor} is off by {self.error:.2g} of its size, the budget is {self.budget:.2g}"
 
 
+UNSURE = Difference("no tensor yet", math.inf, 0.0)
+"""Stands for a difference that the step in float64 decides about."""
+
+
 class Comparison:
     """Comparison of compiled passes of a step with its eager pass, at two points: the weights as they are, and nudged.
 
@@ -55,6 +62,8 @@ class Comparison:
         awaited: bool = False,
     ) -> None:
         self.sandbox = Sandbox(spec, batch, communicate=communicate, awaited=awaited)
+        self._agree = anywhere if communicate else bool
+        self._communicate = communicate
         self._references: dict[Any, Reference] = {}
 
     def reference(self, point: Any = present) -> Reference:
@@ -69,17 +78,29 @@ class Comparison:
         Args:
             compute: the computation.
             first: its tensors at the weights as they are, if it has run there already.
+
+        Raises:
+            StateError: a pass cannot be tried without a trace.
         """
+        if compute is self.sandbox.spec.eager and self.sandbox.obstacle:
+            return None
+        self.sandbox.refuse_traces()
         weights = self.sandbox.weights()
         for point in (present, nudged):
             with point(weights):
                 expected = self.reference(point)
+                self.sandbox.refuse_traces()  # of what the first pass showed
                 observed = first if first is not None and point is present else self.sandbox.observe(compute)
-                difference = compare(observed, expected)
+                difference = self._of_all_ranks(compare(observed, expected, self._agree))
             if difference is not None:
                 name = difference.tensor + (" at nudged weights" if point is nudged else "")
                 return Difference(name, difference.error, difference.budget)
         return None
+
+    def _of_all_ranks(self, difference: Difference | None) -> Difference | None:
+        """Return a difference, or that of another rank: all ranks must go the same way if they communicate."""
+        found = gather(difference) if self._communicate else [difference]
+        return difference or next((one for one in found if one is not None), None)
 
 
 def compare_step(spec: StepSpec, compute: Compute, batch: Any) -> Difference | None:
@@ -87,20 +108,30 @@ def compare_step(spec: StepSpec, compute: Compute, batch: Any) -> Difference | N
     return Comparison(spec, batch).difference(compute)
 
 
-def compare(observed: Observed, expected: Reference) -> Difference | None:
-    """Return the tensor that is furthest over its error budget; ``None`` if all tensors are within theirs."""
+def compare(
+    observed: Observed, expected: Reference, agree: Callable[[bool], bool] = bool
+) -> Difference | None:
+    """Return the tensor that is furthest over its error budget; ``None`` if all tensors are within theirs.
+
+    Args:
+        observed: the tensors.
+        expected: the tensors of the eager step.
+        agree: returns whether any rank says yes, if the ranks must run the same passes.
+    """
     if missing := set(expected.eager) ^ set(observed):
-        return Difference(f"{min(missing)} (only one of both steps has it)", math.inf, 0.0)
-    if _is_near(observed, expected.eager):
-        return None
+        worst = Difference(f"{min(missing)} (only one of both steps has it)", math.inf, 0.0)
+    else:
+        worst = None if _is_near(observed, expected.eager) else UNSURE
+    if not agree(worst is UNSURE):
+        return worst
     expected.run_float64()
-    worst = _worst(observed, expected, {})
+    worst = worst if missing else _worst(observed, expected, {})
     for count in PERTURBATIONS:
-        if worst is None or worst.error == math.inf:
+        if not agree(worst is not None and worst.error != math.inf):
             return worst
         changes = [expected.perturb(seed) for seed in range(count)]
         sharpness = {name: max(change[name] for change in changes) for name in changes[0]}
-        worst = _worst(observed, expected, sharpness)
+        worst = worst if missing else _worst(observed, expected, sharpness)
     return worst
 
 

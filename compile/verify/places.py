@@ -56,7 +56,7 @@ class TensorPlace:
         """Return the tensor's storage, version, need of a gradient, and a copy of its ``values``, or ``None``."""
         data = self.tensor.data
         copied = data.detach().clone() if values and self.copied else None
-        return data, version(self.tensor), self.tensor.requires_grad, copied
+        return data, _version(self.tensor), self.tensor.requires_grad, copied
 
     def keep_base(self) -> None:
         """Keep a copy of the present values."""
@@ -66,7 +66,7 @@ class TensorPlace:
         """Return the tensor if it has other values."""
         data, before, needs, values = saved
         if values is None:
-            same = version(self.tensor) == before and _address(self.tensor) == _address(data)
+            same = _version(self.tensor) == before and _address(self.tensor) == _address(data)
         else:
             same = _equal(self.tensor.data, values)
         return {} if same and self.tensor.requires_grad == needs else {self.name: self.tensor}
@@ -79,7 +79,7 @@ class TensorPlace:
     def restore(self, saved: Any, from_base: bool = False) -> None:
         """Restore storage, values and the need of a gradient; the version that autograd compares stays."""
         data, before, needs, values = saved
-        unseen = values is None and (from_base or version(self.tensor) != before)
+        unseen = values is None and (from_base or _version(self.tensor) != before)
         if self.tensor.dtype != data.dtype or _address(self.tensor) != _address(data):
             self.tensor.data = data
         values = self.base if unseen else values
@@ -107,47 +107,6 @@ class ValuePlace:
         return {} if _equal(now, saved) else {self.name: now}
 
 
-class MappingPlace:
-    """Some or all entries of a mapping: attributes of an object, a dict, or variables.
-
-    Args:
-        name: path to the mapping.
-        entries: returns the entries.
-        put: replaces the entries.
-        label: turns a key into the end of a path.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        entries: Callable[[], dict[Any, Any]],
-        put: Callable[[dict[Any, Any]], None],
-        label: Callable[[Any], str] = lambda key: f".{key}",
-    ) -> None:
-        self.name, self.save, self._put, self._label = name, entries, put, label
-
-    def changes(self, saved: dict[Any, Any]) -> dict[str, Any]:
-        """Return the entries that are new, gone, or have another value."""
-        now, found = self.save(), {}
-        for key in [*saved, *(key for key in now if key not in saved)]:
-            value = now.get(key, GONE)
-            if key not in saved or not _same(value, saved[key]):
-                found[f"{self.name}{self._label(key)}"] = value
-        return found
-
-    def restore(self, saved: dict[Any, Any]) -> None:
-        """Restore the entries and their order."""
-        now = self.save()
-        if list(now) != list(saved) or any(now[key] is not value for key, value in saved.items()):
-            self._put(saved)
-
-    def substitute(self, twins: dict[int, Tensor]) -> None:
-        """Replace tensors by their twins, which are given by the tensors' identities."""
-        now = self.save()
-        if any(id(value) in twins for value in now.values()):
-            self._put({key: twins.get(id(value), value) for key, value in now.items()})
-
-
 class SequencePlace:
     """A list, a set or a deque.
 
@@ -171,7 +130,7 @@ class SequencePlace:
         if isinstance(saved, set):
             return {} if now == saved else {self.name: len(now - saved)}
         pairs = enumerate(zip(now, saved, strict=True))
-        return {f"{self.name}[{n}]": value for n, (value, before) in pairs if not _same(value, before)}
+        return {f"{self.name}[{n}]": value for n, (value, before) in pairs if not same(value, before)}
 
     def restore(self, saved: Any) -> None:
         """Restore the elements."""
@@ -216,7 +175,7 @@ def as_tensors(name: str, value: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def _same(value: Any, before: Any) -> bool:
+def same(value: Any, before: Any) -> bool:
     """Return whether a value is the same object, or an equal number or text."""
     if value is before:
         return True
@@ -227,7 +186,7 @@ def _same(value: Any, before: Any) -> bool:
             isinstance(value, float) and math.isnan(value) and math.isnan(before)
         )
     if isinstance(value, tuple):
-        return len(value) == len(before) and all(map(_same, value, before))
+        return len(value) == len(before) and all(map(same, value, before))
     # bound methods are made anew at each access; they belong to the same object
     return hasattr(value, "__func__") and bool(value == before)
 
@@ -249,6 +208,13 @@ def _equal(value: Any, saved: Any) -> bool:
     return bool(value == saved)
 
 
+def _version(tensor: Tensor) -> int:
+    """Return a counter of the changes in place; 0 for an inference tensor, which has none."""
+    return 0 if tensor.is_inference() else version(tensor)
+
+
 def _address(tensor: Tensor) -> Any:
     """Return the address of a tensor's data; the identity of its storage is not enough for views."""
+    if tensor.is_nested:
+        return None  # its version tells whether it changed
     return tensor.data_ptr() if tensor.layout == torch.strided else id(tensor)

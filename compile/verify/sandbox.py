@@ -14,17 +14,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from loopwise import batch as batches
 from loopwise import random_state
+from loopwise.errors import StateError
 from loopwise.preserve import preserve, restored
+from loopwise.ranks import world_size
 from loopwise.wrappers import unwrap
 
 from ..losses import scalar_loss
 from ..spec import Compute, StepSpec
-from .places import MappingPlace, Place, SequencePlace, TensorPlace, as_tensors
-from .reachable import Reachable
+from .communication import CollectivesSeen, obstacle, without_communication
+from .mappings import MappingPlace
+from .places import Place, SequencePlace, TensorPlace, as_tensors
+from .reachable import Reachable, is_of_batch, of_batch
+from .walk import Walk
 
 Observed = dict[str, torch.Tensor]
 """Tensors of one pass by name: ``loss``, ``gradient/<parameter>``, ``buffer/<buffer>``, and ``state/<path>`` for
@@ -59,6 +63,8 @@ class Sandbox:
         """Paths of the places that a pass changes; ``None`` before the first pass."""
         self.drew = False
         """Whether the first pass drew random numbers."""
+        self.has_collectives = False
+        """Whether the first pass communicated with other ranks, DDP's own communication excepted."""
         self._updates, self._communicate, self._awaited = updates, communicate, awaited
         self._buffers = {id(buffer) for buffer in unwrap(spec.model).buffers()}
         self._saved: list[tuple[Place, Any]] = []
@@ -74,6 +80,10 @@ class Sandbox:
     @property
     def obstacle(self) -> str:
         """Reason why no pass can be tried without a trace; empty if there is none."""
+        if found := obstacle(self.spec.model):
+            return found
+        if self.has_collectives:
+            return "its passes communicate with other ranks, which may not try the same number of passes"
         if self.reachable.iterators:
             names = ", ".join(self.reachable.iterators)
             return f"a trial pass would advance {names}: draw its items outside of the loss"
@@ -82,6 +92,16 @@ class Sandbox:
             return f"trial passes would write to {names}: return what is to be written, and write it after the step"
         lost = [p.name for p in self._tensors() if not p.copied and p.name in (self.changing or ())]
         return f"a pass changes {', '.join(lost)}, too large to be copied and restored" if lost else ""
+
+    def refuse_traces(self) -> None:
+        """Raise a ``StateError`` if a pass cannot be tried without a trace: state may be younger than the search."""
+        if found := self.obstacle:
+            raise StateError(
+                "a comparison by passes that would leave a trace",
+                "a step whose passes can be undone",
+                found,
+                "leave that out of model, loss and batch, or compare a step without it",
+            )
 
     def __enter__(self) -> Sandbox:
         model = self.spec.model
@@ -92,7 +112,7 @@ class Sandbox:
         self._stack.callback(self._restore)
         self._stack.enter_context(preserve(unwrap(model), *loss))
         if not self._communicate:
-            self._stack.enter_context(_without_communication(model))
+            self._stack.enter_context(without_communication(model))
         for leaf in leaves:
             leaf.grad = None
         return self
@@ -119,8 +139,9 @@ class Sandbox:
         """Run one forward and backward pass and return its tensors; the sandbox must not be entered already."""
         with self:
             before = _random_states()
-            loss = scalar_loss(compute(self.batch))
-            self._backward(loss)
+            with self._watched():
+                loss = scalar_loss(compute(self.batch))
+                self._backward(loss)
             after = _random_states()
             self.drew = self.drew or before != after
             observed = {"loss": loss.detach().clone()}
@@ -135,6 +156,16 @@ class Sandbox:
                 if id(value) not in self._buffers:
                     observed |= as_tensors(f"state/{name}", value)
         return observed
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Note in the first pass whether it communicates."""
+        if self.changing is not None or self._communicate or world_size() == 1:
+            yield
+            return
+        with CollectivesSeen() as seen:
+            yield
+        self.has_collectives = seen.any
 
     def _backward(self, loss: Tensor) -> None:
         if not self._awaited:
@@ -158,7 +189,15 @@ class Sandbox:
             changes |= own
         if self.changing is None:
             self.changing = frozenset(changing)
+            self._find_what_was_made(changes)
         return changes
+
+    def _find_what_was_made(self, changes: dict[str, Any]) -> None:
+        """Note iterators and files that the first pass made: the first step makes them again, and others advance them."""
+        made, reachable = Walk(0), self.reachable
+        made.walk(changes.items())
+        reachable.iterators += [name for name in made.iterators if name not in reachable.iterators]
+        reachable.writers += [name for name in made.writers if name not in reachable.writers]
 
     def substitute(self, twins: dict[int, Tensor]) -> None:
         """Put twins of tensors, by the tensors' identities, into all containers until the sandbox is left."""
@@ -197,9 +236,11 @@ class Undo:
 
     def __init__(self, sandbox: Sandbox) -> None:
         changing = sandbox.changing or frozenset()
-        self._places = [p for p in sandbox.reachable.places if p.name in changing and not _of_batch(p)]
-        self._spec, self._drew = sandbox.spec, sandbox.drew
-        self._batch_changes = any(name.startswith("batch") for name in changing)
+        self._places = [p for p in sandbox.reachable.places if p.name in changing and not is_of_batch(p)]
+        self._drew = sandbox.drew
+        self._batch_changes = any(
+            is_of_batch(place) for place in sandbox.reachable.places if place.name in changing
+        )
         self._now = self._places
         self._before: _State = ([], None)
 
@@ -207,8 +248,7 @@ class Undo:
         """Save the state before a pass on ``batch``."""
         self._now = self._places
         if self._batch_changes:
-            places = Reachable(self._spec, batch).places
-            self._now = self._places + [place for place in places if _of_batch(place)]
+            self._now = self._places + of_batch(batch)
         self._before = self._save()
 
     def restore(self) -> None:
@@ -233,21 +273,6 @@ class Undo:
             place.restore(saved)
         if state[1] is not None:
             random_state.set(state[1])
-
-
-def _of_batch(place: Place) -> bool:
-    return place.name.startswith("batch")
-
-
-@contextlib.contextmanager
-def _without_communication(model: nn.Module) -> Iterator[None]:
-    """Keep DDP from communicating: one rank may compare its step while the other ranks do not."""
-    if not isinstance(model, DistributedDataParallel):
-        yield
-        return
-    with model.no_sync(), restored("require_forward_param_sync", [model]):
-        model.require_forward_param_sync = False
-        yield
 
 
 def _random_states() -> list[Any]:

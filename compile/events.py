@@ -4,11 +4,12 @@ Format of the JSON lines in a run:
 
 ``compile/plans.rank<r>.<n>.jsonl``
     One line for each plan that the step goes on with: ``batch`` (number of batches that the step has seen), ``plan``
-    (the fields of ``loopwise.compile.Plan``), ``forms`` (a list with one object for each variant that was tried) and
-    ``remarks`` (the texts of ``explain()``).  An object in ``forms`` has ``form`` (the variant's plan in words),
-    ``ms``, ``least`` and ``most`` (median, minimum and maximum of the milliseconds of forward and backward; null if
-    it was not timed), ``MiB`` (peak memory), ``compile s`` (seconds of compilation) and ``verdict`` (``chosen``, or
-    the reason why it was not).
+    (the fields of ``loopwise.compile.Plan``), ``source`` (where the plan comes from, in words), ``forms`` (a list with
+    one object for each variant that was tried or left out) and ``remarks`` (the other texts of ``explain()``).  An
+    object in ``forms`` has ``form`` (the variant's plan in words), ``ms``, ``least`` and ``most`` (median, minimum and
+    maximum of the milliseconds of forward and backward; null if it was not timed), ``MiB`` (peak memory; null if it was
+    not measured), ``compile s`` (seconds of compilation) and ``verdict`` (``chosen``, ``in use`` after a step back to
+    eager, or the reason why it is not used).
 ``compile/events.rank<r>.<n>.jsonl``
     One line for each later event, such as a step back to eager: ``batch`` (number of batches that the step has seen)
     and ``text``.
@@ -61,7 +62,8 @@ class Events:
     def plan(self, explanation: Explanation) -> None:
         """Write the plan that is in use from now on."""
         plan = None if explanation.plan is None else dataclasses.asdict(explanation.plan)
-        record = {"plan": plan, "forms": explanation.rows, "remarks": explanation.remarks}
+        record: dict[str, Any] = {"plan": plan, "source": explanation.source}
+        record |= {"forms": explanation.rows, "remarks": explanation.remarks}
         self._write("plans", {"batch": self.batch} | record)
 
     def close(self) -> None:

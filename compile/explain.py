@@ -1,4 +1,4 @@
-"""Explanation of a training step's plan: a table of the variants that were tried, and remarks."""
+"""Explanation of a training step's plan: where it comes from, a table of the variants that were tried, and remarks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .graph.backend import Log
-from .plan import Plan
-from .search.candidates import TIE, Candidate
+from .plan import Plan, StoredPlan
+from .search.candidates import Candidate
 from .search.measure import median
 from .search.optimizers import Choice
 from .search.search import SearchResult
@@ -18,18 +18,54 @@ TENSORS = {"loss_head": "logits", "attention": "scores", "short_attention": "sco
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Facts about where the plan in use comes from."""
+
+    pinned: bool = False
+    """Whether the plan was given as ``plan=``."""
+    stored: StoredPlan | None = None
+    """Plan of an earlier run that was taken."""
+    left: str = ""
+    """Reason why the step went back to eager; empty if it did not."""
+
+    def in_words(self, result: SearchResult) -> str:
+        """Return a line about the origin of the plan that a search returned."""
+        if self.left:
+            return f"stepped back to eager: {self.left}"
+        if not self.pinned and self.stored is None:
+            if len(result.candidates) > 1 and result.known:
+                return "compiled without timing"
+            return "not measured" if result.known else "measured now"
+        text = "given as plan="
+        if self.stored is not None:
+            text = f"remembered from {self.stored.path}, measured {self.stored.measured_at}"
+        refused = [one.refused for one in result.candidates if one.refused]
+        if refused:
+            text = f"eager, because the plan {text} was refused"
+        return text if self.pinned else f"{text}; replan(batch) measures anew"
+
+
+@dataclass(frozen=True)
 class Explanation:
     """Explanation of a plan: a table of variants, and remarks; ``str(explanation)`` is text for a terminal."""
 
     plan: Plan | None
     rows: list[dict[str, Any]]
-    """A row for each variant that was tried.  Keys: ``form`` (its plan), ``ms``, ``least`` and ``most`` (milliseconds of
-    forward and backward: median, minimum, maximum), ``MiB`` (peak memory), ``compile s``, and ``verdict``."""
+    """A row for each variant that was tried or left out.  Keys: ``form`` (its plan), ``ms``, ``least`` and ``most``
+    (milliseconds of forward and backward: median, minimum, maximum), ``MiB`` (peak memory), ``compile s``, and
+    ``verdict``."""
     remarks: list[str]
+    source: str = ""
+    """Line about where the plan comes from."""
 
     @classmethod
     def of(
-        cls, plan: Plan | None, result: SearchResult | None, choice: Choice | None, events: list[str]
+        cls,
+        plan: Plan | None,
+        result: SearchResult | None,
+        choice: Choice | None,
+        events: list[str],
+        origin: Origin | None = None,
     ) -> Explanation:
         """Explain the plan in use.
 
@@ -38,53 +74,96 @@ class Explanation:
             result: results of the search, if it ran.
             choice: measured implementations of the optimizer, if they were measured.
             events: later remarks.
+            origin: where the plan comes from.
         """
+        origin = origin or Origin()
         if result is None:
             return cls(None, [], ["no batch yet: the plan is chosen at the first one"])
-        rows = [_row(candidate, result.best) for candidate in result.candidates]
+        rows = [_row(candidate, result, origin.left) for candidate in result.candidates]
         log = result.best.log
-        remarks = [*result.notes, *_gains(result), *_break_even(result), *_roofline(result)]
+        remarks = [*_time(result), *result.notes, *_refused_before(origin.stored)]
+        remarks += [*_noise(result), *_gains(result), *_break_even(result), *_roofline(result)]
         remarks += [*_optimizer(choice), *_passes(log)]
         remarks += [f"could not be compiled: {failure}" for failure in log.failures]
         remarks += [f"graph break at {place}" for place in log.breaks]
         remarks += log.regions
         if log.graphs > 1:
             remarks.append(f"{log.graphs} graphs were compiled: graph breaks, or other shapes")
-        return cls(plan, rows, remarks + events)
+        return cls(plan, rows, remarks + events, origin.in_words(result))
 
     def __str__(self) -> str:
         lines = [f"plan: {self.plan}"] if self.plan else []
+        lines += [f"source: {self.source}"] if self.source else []
         if self.rows:
             lines.append(f"{'variant':<44}{'ms':>9}{'min-max':>18}{'peak MiB':>10}{'compile s':>11}  result")
         for row in self.rows:
             timed = row["ms"] is not None
             times = f"{row['ms']:>9.1f}{row['least']:>9.1f}-{row['most']:<8.1f}" if timed else " " * 27
-            memory = f"{row['MiB']:>10.1f}" if timed else " " * 10
+            memory = f"{row['MiB']:>10.1f}" if row["MiB"] is not None else " " * 10
             lines.append(f"{row['form']:<44}{times}{memory}{row['compile s']:>11.1f}  {row['verdict']}")
         return "\n".join([*lines, *self.remarks])
 
 
-def _row(candidate: Candidate, best: Candidate) -> dict[str, Any]:
-    """Return a candidate's row of the table."""
+def _row(candidate: Candidate, result: SearchResult, left: str) -> dict[str, Any]:
+    """Return a candidate's row of the table; ``left`` is the reason of a step back to eager."""
     times = [1e3 * value for value in candidate.times]
     return {
         "form": str(candidate.plan),
         "ms": median(times) if times else None,
         "least": min(times, default=None),
         "most": max(times, default=None),
-        "MiB": candidate.peak / 2**20,
+        "MiB": candidate.peak / 2**20 if candidate.peak else None,
         "compile s": candidate.compile_seconds,
-        "verdict": _verdict(candidate, best),
+        "verdict": _verdict(candidate, result, left),
     }
 
 
-def _verdict(candidate: Candidate, best: Candidate) -> str:
-    """Return "chosen", or the reason why the candidate was not chosen."""
+def _verdict(candidate: Candidate, result: SearchResult, left: str) -> str:
+    """Return "chosen", or the reason why the candidate is not in use."""
+    best, budget = result.best, result.memory
+    if left and best is not result.candidates[0]:
+        if candidate is best:
+            return f"was chosen, left later: {left}"
+        if candidate is result.candidates[0]:
+            return "in use"
     if candidate is best:
         return "chosen"
-    if candidate.refused or not candidate.times:
-        return candidate.refused or "not timed"
-    return "not faster" if candidate.seconds >= best.seconds * (1 - TIE) else "too much memory"
+    if candidate.refused:
+        return candidate.refused
+    if budget is not None and candidate.peak > budget:
+        return "too much memory"
+    if not candidate.times:
+        return "not timed"
+    return f"not faster{'; times overlap' if _overlap(candidate, best) else ''}"
+
+
+def _overlap(one: Candidate, other: Candidate) -> bool:
+    """Return whether the ranges of the times of two candidates overlap."""
+    if not one.times or not other.times:
+        return False
+    return min(one.times) <= max(other.times) and min(other.times) <= max(one.times)
+
+
+def _time(result: SearchResult) -> list[str]:
+    """Return a line about what the search took."""
+    if not result.seconds:
+        return []
+    limit = "" if result.limit is None else f"; max_seconds was {result.limit:.0f}"
+    return [f"finding it took {result.seconds:.1f} s, {result.processor:.1f} s of processor time{limit}"]
+
+
+def _refused_before(stored: StoredPlan | None) -> list[str]:
+    """Return a line for each plan that was refused when a remembered plan was measured."""
+    refused = [] if stored is None else stored.refused
+    return [f"when it was measured, {one['plan']} was left out: {one['reason']}" for one in refused]
+
+
+def _noise(result: SearchResult) -> list[str]:
+    """Return a line if the chosen variant may be no faster than the eager step."""
+    eager, best = result.candidates[0], result.best
+    if best is eager or not _overlap(eager, best):
+        return []
+    return [f"the times of {best.plan} and of {eager.plan} overlap: the difference may be noise"]
 
 
 def _gains(result: SearchResult) -> list[str]:
@@ -98,7 +177,10 @@ def _gains(result: SearchResult) -> list[str]:
             if sum(value != others[name] for name, value in choices.items()) == 1:
                 change = 1e3 * (candidate.seconds - other.seconds)
                 memory = (candidate.peak - other.peak) / 2**20
-                lines.append(f"{candidate.plan} instead of {other.plan}: {change:+.1f} ms, {memory:+.1f} MiB")
+                noise = " (times overlap)" if _overlap(candidate, other) else ""
+                lines.append(
+                    f"{candidate.plan} instead of {other.plan}: {change:+.1f} ms{noise}, {memory:+.1f} MiB"
+                )
     return lines
 
 
@@ -114,10 +196,9 @@ def _break_even(result: SearchResult) -> list[str]:
     if best is eager or not best.times or not eager.times:
         return []
     gain = eager.seconds - best.seconds
-    spent = sum(candidate.compile_seconds for candidate in result.candidates)
     if gain <= 0:
         return [f"slower than the eager step by {-1e3 * gain:.1f} ms, to hold less memory"]
-    return [f"compiling all variants took {spent:.1f} s; {spent / gain:,.0f} batches save as much time"]
+    return [f"{result.seconds / gain:,.0f} batches save as much time"]
 
 
 def _roofline(result: SearchResult) -> list[str]:
@@ -132,10 +213,12 @@ def _roofline(result: SearchResult) -> list[str]:
 
 def _optimizer(choice: Choice | None) -> list[str]:
     """Return lines about the implementations of the optimizer."""
-    if choice is None or not choice.seconds:
+    if choice is None:
         return []
-    times = ", ".join(f"{name} {1e3 * median(t):.1f} ms" for name, t in choice.seconds.items())
     refused = [f"{name} optimizer refused: {reason}" for name, reason in choice.refused.items()]
+    if not choice.seconds:  # the plan's implementation was compared, not timed
+        return refused
+    times = ", ".join(f"{name} {1e3 * median(t):.1f} ms" for name, t in choice.seconds.items())
     return [f"optimizer: {times}; chosen: {choice.name}", *refused]
 
 

@@ -23,7 +23,8 @@ def sections(path: str, other: str | None = None) -> list[Block]:
     blocks: list[Block] = []
     if plans:
         latest = plans[-1]
-        blocks.append(text(f"Since batch {latest['batch']:,}: {_in_words(latest['plan'])}."))
+        source = f" ({latest['source']})" if latest.get("source") else ""
+        blocks.append(text(f"Since batch {latest['batch']:,}: {_in_words(latest['plan'])}{source}."))
         blocks += _variants(latest["forms"])
         if latest["remarks"]:
             blocks.append(table("Remarks", ["remark"], [[remark] for remark in latest["remarks"]]))

@@ -17,7 +17,7 @@ from .accumulation.window import Accumulation
 from .cuda_graph.recorder import recorder_for
 from .cuda_graph.step import CudaGraphStep
 from .events import Events
-from .explain import Explanation
+from .explain import Explanation, Origin
 from .forward import Forward
 from .layout import align_state, set_layout
 from .plan import Plan
@@ -63,6 +63,7 @@ class PlannedStep:
         self._key = ""
         self._search: SearchResult | None = None
         self._stored: plans.StoredPlan | None = None
+        self._left = ""
         self._forward_pass: Forward | None = None
         self._choice: optimizers.Choice | None = None
         self._optimizer_chosen = False
@@ -89,7 +90,7 @@ class PlannedStep:
             return
         spec, usual = self.spec, shape_of(batch)
         loss = getattr(spec.loss, "__qualname__", type(spec.loss).__qualname__)
-        requested = (spec.precision, spec.memory, spec.autotune, loss)
+        requested = (spec.precision, spec.memory, spec.autotune, spec.max_seconds, loss)
         self._key = plans.cache_key(spec.model, spec.optimizer, usual, requested)
         stored = from_main(lambda: plans.recall(self._key)) if self._recall and self._known is None else None
         known, self._stored = self._known if stored is None else stored.plan, stored
@@ -209,13 +210,16 @@ class PlannedStep:
         if self._forward_pass is not None:
             self._forward_pass.go_eager()
         self._plan = self._plan.changed(graph="eager", passes=(), cuda_graph=False, regions=False, budget=1.0)
+        self._left = reason
         self._events.add(f"stepped back: {reason}")
+        if self._search is not None:
+            self._events.plan(self.explain())
         warn(f"loopwise.compile: back to the eager step: {reason}", stacklevel=3)
 
     def explain(self) -> Explanation:
         """Return a table of the variants that were tried, with times and reasons of refusals, and remarks."""
         shapes = self._forward_pass.other_shapes if self._forward_pass is not None else None
         other = [f"{shapes.total()} batches of {len(shapes)} other shapes"] if shapes else []
-        return Explanation.of(
-            self.plan, self._search, self._choice, [*other, *self._events.texts, *self._window.remarks]
-        )
+        events = [*other, *self._events.texts, *self._window.remarks]
+        origin = Origin(self._pinned, self._stored, self._left)
+        return Explanation.of(self.plan, self._search, self._choice, events, origin)

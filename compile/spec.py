@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from loopwise import validate
 from loopwise.devices import native_dtype
 from loopwise.loss import pair, takes_model
 from loopwise.wrappers import innermost, unwrap
@@ -63,12 +64,16 @@ class StepSpec:
     autotune: str
     memory: Any
     """Bytes that forward and backward may hold beside the parameters; ``None``: no limit."""
+    max_seconds: float | None = None
+    """Seconds that the search for a plan may take; ``None``: what a run can repay."""
 
     def __post_init__(self) -> None:
         options.validate_model(self.model)
         losses.validate_loss(self.loss)
         options.validate_update(self.wrapper, self.scaler, self.clip, self.accumulate)
         options.validate_choices(self.precision, self.autotune)
+        if self.max_seconds is not None:
+            validate.positive_number("max_seconds", self.max_seconds, "number of seconds", 60)
         if self.memory is not None:
             object.__setattr__(self, "memory", options.bytes_of(self.memory, self.device))
 

@@ -65,6 +65,8 @@ class TrainStep(PlannedStep):
             (``"6GiB"``), or as a fraction of the device's memory; activations are computed again if necessary.
         autotune: ``off``: compile without timing; ``default``: time the usual variants; ``max``: more of them,
             and on a GPU the whole step as one CUDA graph.
+        max_seconds: seconds by the clock that the choice may take; what no longer fits is not tried.  Default: a
+            thousand times the eager forward and backward pass, between 10 and 60 seconds, and one compilation in any case.
         plan: use this plan instead of choosing one; it is still compared with the eager step.
         verify: compare again after each recompilation and when a loss is not finite.  At the first batch
             the step is compared in any case.
@@ -91,13 +93,14 @@ class TrainStep(PlannedStep):
         precision: str = "exact",
         memory: float | str | None = None,
         autotune: str = "default",
+        max_seconds: float | None = None,
         plan: Plan | None = None,
         verify: bool = True,
         run: str | os.PathLike[str] | Run | None = None,
         resume: bool = False,
     ) -> None:
-        spec = StepSpec(model, loss, optimizer, scaler, clip, accumulate, precision, autotune, memory)
-        self.spec = spec
+        arguments = (scaler, clip, accumulate, precision, autotune, memory, max_seconds)
+        self.spec = spec = StepSpec(model, loss, optimizer, *arguments)
         options.validate_plan(plan)
         options.validate_parameters(model, loss, optimizer)
         validate_cuda_graph(plan, spec.device)

@@ -23,6 +23,10 @@ TIE = 0.02
 """Share of the simpler candidate's time that a candidate must save to win; smaller differences are noise."""
 BUDGET = 10.0
 """Seconds of timing after which four timed repeats are enough."""
+DROP = 1.25
+"""Factor by which all repeats of a candidate must be slower than all of another for it to be timed no more."""
+DRAWS = "state/random numbers"
+"""Name of the random states among the tensors of a pass."""
 
 
 @dataclass
@@ -66,7 +70,7 @@ def try_plan(spec: StepSpec, plan: Plan, comparison: Comparison) -> Candidate:
     except Exception as error:
         candidate.refused = first_line(error)
     if candidate.difference is not None:
-        candidate.refused = f"wrong: {candidate.difference}"
+        candidate.refused = _in_words(candidate.difference)
     if anywhere(bool(candidate.refused)):
         candidate.refused = candidate.refused or "refused on another rank"
     else:
@@ -74,23 +78,29 @@ def try_plan(spec: StepSpec, plan: Plan, comparison: Comparison) -> Candidate:
     return candidate
 
 
+def _in_words(difference: Difference) -> str:
+    """Return the reason of a refusal."""
+    if difference.tensor.startswith(DRAWS):  # what hangs on the draws says nothing about the rest
+        return "cannot be compared: its random draws are not those of the eager step"
+    return f"wrong: {difference}"
+
+
 def time_candidates(candidates: list[Candidate], sandbox: Sandbox, repeats: int = REPEATS) -> None:
-    """Time the candidates that were not refused, one pass of each in turns."""
+    """Time the candidates that were not refused, one pass of each in turns; those that are clearly slower fewer times."""
     running = [candidate for candidate in candidates if candidate.compute is not None]
     with sandbox:
         steps = {str(n): _pass_in_layout(c, sandbox) for n, c in enumerate(running)}
-        times = seconds(steps, sandbox.spec.device, repeats, warm=1, budget=BUDGET)
+        times = seconds(steps, sandbox.spec.device, repeats, warm=1, budget=BUDGET, drop=DROP)
     for candidate, own in zip(running, times.values(), strict=True):
         candidate.times = own
 
 
-def measure_candidates(candidates: list[Candidate], sandbox: Sandbox) -> None:
-    """Measure time and memory of the candidates that were not refused."""
-    time_candidates(candidates, sandbox)
-    for candidate in (candidate for candidate in candidates if candidate.compute is not None):
-        with sandbox:
-            candidate.peak = peak_bytes(_pass_in_layout(candidate, sandbox), sandbox.spec.device)
-            candidate.compile_seconds = max(0.0, candidate.compile_seconds - candidate.seconds)
+def measure_peaks(candidates: list[Candidate], sandbox: Sandbox) -> None:
+    """Measure the memory of the candidates that were not refused, unless it is known."""
+    for candidate in candidates:
+        if candidate.compute is not None and not candidate.peak:
+            with sandbox:
+                candidate.peak = peak_bytes(_pass_in_layout(candidate, sandbox), sandbox.spec.device)
 
 
 def _pass_in_layout(candidate: Candidate, sandbox: Sandbox) -> Callable[[], None]:

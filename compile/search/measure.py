@@ -14,8 +14,9 @@ from ..torch_internals import allocations
 
 Step = Callable[[], Any]
 Steps = dict[str, Step]
-WARM_UP, REPEATS, LEAST = 2, 7, 4
-"""Repeats before the clock counts; repeats that are timed; timed repeats that are enough once the budget is spent."""
+WARM_UP, REPEATS, LEAST, FEWEST = 2, 7, 4, 2
+"""Repeats before the clock counts; repeats that are timed; timed repeats that are enough once the budget is spent, and
+once it is spent twice or a step is clearly slower than another."""
 
 
 def median(values: Collection[float]) -> float:
@@ -31,7 +32,12 @@ def wait_for(device: torch.device) -> None:
 
 
 def seconds(
-    steps: Steps, device: torch.device, repeats: int = REPEATS, warm: int = WARM_UP, budget: float = math.inf
+    steps: Steps,
+    device: torch.device,
+    repeats: int = REPEATS,
+    warm: int = WARM_UP,
+    budget: float = math.inf,
+    drop: float = math.inf,
 ) -> dict[str, list[float]]:
     """Time several steps in turns (A B C A B C ...), so that a machine that slows down does so for all of them.
 
@@ -40,17 +46,22 @@ def seconds(
         device: the device that the steps run on.
         repeats: timed repeats.
         warm: repeats before these.
-        budget: seconds after which ``LEAST`` timed repeats are enough.
+        budget: seconds after which ``LEAST`` timed repeats are enough, and ``FEWEST`` after twice as many.
+        drop: a step whose ``FEWEST`` repeats all take more than this many times all those of another is timed no more.
 
     Returns:
         Name -> seconds of each timed repeat.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
-    begin = time.perf_counter()
+    begin, running = time.perf_counter(), dict(steps)
     for number in range(warm + repeats):
-        if number >= warm + LEAST and time.perf_counter() - begin > budget:
+        spent = time.perf_counter() - begin
+        if (number >= warm + LEAST and spent > budget) or (number >= warm + FEWEST and spent > 2 * budget):
             break
-        for name, step in steps.items():
+        if number == warm + FEWEST:
+            limit = drop * min(max(times[name]) for name in steps)
+            running = {name: step for name, step in steps.items() if min(times[name]) <= limit}
+        for name, step in running.items():
             wait_for(device)
             start = time.perf_counter()
             step()

@@ -30,9 +30,15 @@ def test_the_plan_and_later_events_are_recorded(tmp_path):
         step(BATCH)
         with pytest.warns(LoopwiseWarning, match="back to the eager step: a reason"):
             step.step_back("a reason")
-    (record,), torn = read(run.path, "compile", "plans")
+    (record, later), torn = read(run.path, "compile", "plans")
     assert record["plan"]["graph"] == "captured"
+    assert record["source"] == "given as plan="
     assert [variant["verdict"] for variant in record["forms"]] == ["not timed", "chosen"]
+    assert [variant["MiB"] for variant in record["forms"]] == [None, None]  # not measured
+    assert later["plan"]["graph"] == "eager"
+    assert later["source"] == "stepped back to eager: a reason"
+    verdicts = [variant["verdict"] for variant in later["forms"]]
+    assert verdicts == ["in use", "was chosen, left later: a reason"]
     assert any("not materialised" in remark for remark in record["remarks"])
     assert read(run.path, "compile", "events") == ([{"batch": 1, "text": "stepped back: a reason"}], 0)
     assert torn == 0

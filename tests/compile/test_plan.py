@@ -11,6 +11,7 @@ from torch import nn
 from loopwise.compile import Plan, TrainStep
 from loopwise.compile import plan as plans
 from loopwise.compile.graph.passes import PASSES, Outcome
+from loopwise.compile.search.trials import Trials
 from loopwise.errors import InputError
 from loopwise.files import replace_file
 
@@ -133,8 +134,10 @@ def test_the_step_stores_why_other_plans_were_refused(monkeypatch, tmp_path):
         gm.recompile()
         return [Outcome(True, "here")]
 
-    def planned(graph="eager", **_):
-        return Plan() if graph == "eager" else Plan(graph="captured", passes=("loss_head",))
+    attempt = Trials.attempt
+
+    def without_compiler(self, **_):
+        return attempt(self, graph="captured", passes=("loss_head",))
 
     def prepared():
         net = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
@@ -144,7 +147,7 @@ def test_the_step_stores_why_other_plans_were_refused(monkeypatch, tmp_path):
         return plans.recall(file.stem)
 
     monkeypatch.setitem(PASSES, "loss_head", doubled)
-    monkeypatch.setattr("loopwise.compile.search.search.Plan", planned)
+    monkeypatch.setattr(Trials, "attempt", without_compiler)
     stored = prepared()
     assert stored.plan == Plan()
     assert [entry["plan"] for entry in stored.refused] == ["captured + loss head"]

@@ -5,7 +5,15 @@ import statistics
 import pytest
 import torch
 
-from loopwise.compile.search.measure import LEAST, median, memory_changes, peak_bytes, peak_of, seconds
+from loopwise.compile.search.measure import (
+    FEWEST,
+    LEAST,
+    median,
+    memory_changes,
+    peak_bytes,
+    peak_of,
+    seconds,
+)
 
 CPU = torch.device("cpu")
 
@@ -38,5 +46,24 @@ def test_steps_are_timed_in_turns_and_fewer_times_once_the_budget_is_spent():
     assert [len(times) for times in seconds(steps, CPU, repeats=6, warm=1).values()] == [6, 6]
     assert "".join(calls) == "ab" * 7
     assert [len(times) for times in seconds(steps, CPU, repeats=6, warm=1, budget=0.0).values()] == [
-        LEAST
+        FEWEST
     ] * 2
+
+
+def test_four_repeats_are_enough_once_the_budget_is_spent(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("loopwise.compile.search.measure.time.perf_counter", lambda: float(next(clock)))
+    times = seconds({"a": lambda: None}, CPU, repeats=9, warm=0, budget=8.0)
+    assert times == {"a": [1.0] * LEAST}  # three ticks of the clock for each repeat
+
+
+def test_a_step_that_is_clearly_slower_is_timed_no_more(monkeypatch):
+    now = [0.0]
+
+    def step(seconds_):
+        now[0] += seconds_
+
+    monkeypatch.setattr("loopwise.compile.search.measure.time.perf_counter", lambda: now[0])
+    steps = {"fast": lambda: step(1.0), "near": lambda: step(1.2), "slow": lambda: step(1.3)}
+    counts = {name: len(times) for name, times in seconds(steps, CPU, 5, 0, drop=1.25).items()}
+    assert counts == {"fast": 5, "near": 5, "slow": FEWEST}

@@ -36,4 +36,4 @@ def test_a_form_that_draws_another_number_of_random_numbers_is_wrong(monkeypatch
     step = TrainStep(net, nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), 0.1), plan=plan)
     step.prepare((torch.randn(16, 6), torch.arange(16) % 3))
     assert step.plan.graph == "eager"
-    assert "wrong: state/random numbers is off" in str(step.explain())
+    assert "its random draws are not those of the eager step" in str(step.explain())

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from loopwise.compile import Plan
+from loopwise.compile import Plan, optimize
 from loopwise.compile.graph.passes import PASSES, Outcome
 from loopwise.compile.lightning import CompilingCallback
 from loopwise.errors import InputError
@@ -345,6 +345,45 @@ def test_what_cannot_be_compiled_is_refused():
             fit(CompilingCallback(plan=CAPTURED), module=make())
     with pytest.raises(InputError, match="compiled already"):
         fit(CompilingCallback(plan=CAPTURED), module=torch.compile(Module()))
+
+
+class Averaged(Module):
+    """Module with a callback of its own."""
+
+    def configure_callbacks(self):
+        return EMAWeightAveraging()
+
+
+@pytest.mark.parametrize("way", ["a class", "an instance"])
+def test_optimize_of_a_lightning_module(way):
+    class Own(Averaged):
+        pass
+
+    module = optimize(Own, plan=CAPTURED)() if way == "a class" else optimize(Averaged(), plan=CAPTURED)
+    trainer, _ = fit(module=module)
+    _, expected = fit(module=Averaged())
+    (callback,) = [one for one in trainer.callbacks if isinstance(one, CompilingCallback)]
+    assert callback.step.plan == CAPTURED
+    assert any(isinstance(one, EMAWeightAveraging) for one in trainer.callbacks)
+    torch.testing.assert_close(module.state_dict(), expected.state_dict())
+    assert module.seen == expected.seen
+
+
+def test_copies_of_an_optimized_lightning_module_are_ordinary():
+    module = optimize(Averaged(), plan=CAPTURED)
+    assert isinstance(copy.deepcopy(module).configure_callbacks(), EMAWeightAveraging)
+    torch.save(module, io.BytesIO())
+
+
+def test_optimize_beside_a_callback_of_the_user_s():
+    module, callback = optimize(Module(), plan=CAPTURED), CompilingCallback(plan=Plan())
+    trainer, module = fit(callback, module=module)
+    assert [one for one in trainer.callbacks if isinstance(one, CompilingCallback)] == [callback]
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(module, data())  # the same trainer again
+    assert module.seen == 144
+    with pytest.raises(InputError, match="a model that is compiled already"):
+        optimize(module)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from loopwise.compile import Plan, optimize
+from loopwise.compile import Plan, TrainStep, optimize
 from loopwise.compile.graph.passes import PASSES, Outcome
 from loopwise.compile.lightning import CompilingCallback
 from loopwise.errors import InputError
@@ -345,6 +345,26 @@ def test_what_cannot_be_compiled_is_refused():
             fit(CompilingCallback(plan=CAPTURED), module=make())
     with pytest.raises(InputError, match="compiled already"):
         fit(CompilingCallback(plan=CAPTURED), module=torch.compile(Module()))
+
+
+def test_a_step_of_the_user_s_own_whose_loss_logs():
+    class Own(Module):
+        def setup(self, stage):
+            self.step = TrainStep(
+                self, lambda model, batch: Module.training_step(model, batch, 0), plan=CAPTURED
+            )
+
+        def training_step(self, batch, index):
+            return self.step.forward(batch)
+
+    class Plain(Module):
+        def training_step(self, batch, index):
+            return super().training_step(batch, 0)
+
+    (trainer, module), (plain, expected) = fit(module=Own()), fit(module=Plain())
+    assert module.step.plan == CAPTURED
+    assert metrics(trainer) == pytest.approx(metrics(plain), rel=1e-5)
+    assert module.seen == expected.seen
 
 
 class Averaged(Module):

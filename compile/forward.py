@@ -19,8 +19,9 @@ from .search.variants import MANY, RARE, shape_of, variant
 from .spec import Compute, StepSpec, Tell
 from .torch_internals import hook_keys, hooks_made
 from .verify.communication import without_broadcast
-from .verify.sandbox import Sandbox, Undo
+from .verify.sandbox import Sandbox
 from .verify.supervisor import Supervisor
+from .verify.undo import Undo
 
 MOST_CAPTURES = 4
 """Captures, because hooks came or went, after which the step stays eager."""

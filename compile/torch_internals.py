@@ -14,11 +14,13 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 from .cpu_libraries.torch_internals import libraries_before_headers
@@ -308,8 +310,6 @@ def has_hooks(modules: Iterable[nn.Module], parameters: Iterable[Tensor], optimi
 
 def hooks_made() -> int:
     """Return the number of hooks that were registered in this process so far, on any module, tensor or optimizer."""
-    from torch.utils.hooks import RemovableHandle
-
     return RemovableHandle.next_id
 
 
@@ -372,15 +372,22 @@ def multiply(tensors: Sequence[Tensor], factor: float) -> None:
             tensor.mul_(factor)
 
 
+def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy tensors into others, in few kernels."""
+    torch._foreach_copy_(targets, sources)
+
+
 def allocations(run: Callable[[], Any]) -> list[int]:
     """Return the changes of the CPU memory that tensors hold while ``run`` runs, in bytes, in their order.
 
-    There is no public timeline of a CPU's allocations.  The older profiler is the only one that writes nothing to the
-    terminal.
+    The older profiler is the only timeline of a CPU's allocations that writes nothing to the terminal.
     """
     import torch.autograd.profiler_legacy
 
     private: Any = torch.autograd
+    if private._profiler_enabled():  # the user's own: a thread has one profiler
+        with ThreadPoolExecutor(1) as other:
+            return other.submit(allocations, run).result()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the older profiler is deprecated
         config = private.profiler_legacy.profile(profile_memory=True).config()

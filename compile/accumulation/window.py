@@ -207,6 +207,8 @@ class Accumulation:
 
     def _average(self, total: float, batches: float) -> None:
         """Divide the gradients by the sum of counts ``total`` of ``batches``, as far as that was not done."""
+        if self._updated and self._is_single:
+            return
         optimizer = self._spec.optimizer
         assert optimizer is not None
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

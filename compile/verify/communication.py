@@ -20,13 +20,13 @@ LIBRARIES = ("c10d::", "_c10d_functional::", "_c10d_functional_autograd::")
 """Beginnings of the names of collective operations."""
 
 
-class CollectivesSeen(TorchDispatchMode):
+class CollectivesSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Mode that notes whether a pass calls a collective operation, as ``SyncBatchNorm`` and ``all_gather`` do."""
 
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.any = False
         """Whether there was one."""
 

@@ -77,7 +77,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-class DrawsIn(TorchDispatchMode):
+class DrawsIn(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Mode in which random operations on float64 draw in another dtype; their results are converted to float64.
 
     Args:
@@ -85,7 +85,7 @@ class DrawsIn(TorchDispatchMode):
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._dtype = dtype
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

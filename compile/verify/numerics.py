@@ -119,7 +119,9 @@ def compare(
         agree: returns whether any rank says yes, if the ranks must run the same passes.
     """
     if missing := set(expected.eager) ^ set(observed):
-        worst = Difference(f"{min(missing)} (only one of both steps has it)", math.inf, 0.0)
+        worst: Difference | None = Difference(
+            f"{min(missing)} (only one of both steps has it)", math.inf, 0.0
+        )
     else:
         worst = None if _is_near(observed, expected.eager) else UNSURE
     if not agree(worst is UNSURE):

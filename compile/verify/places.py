@@ -58,6 +58,14 @@ class TensorPlace:
         copied = data.detach().clone() if values and self.copied else None
         return data, _version(self.tensor), self.tensor.requires_grad, copied
 
+    def holds(self, saved: Any) -> bool:
+        """Return whether the tensor still has the data and the need of a gradient that were saved with its values."""
+        data, _, needs, values = saved
+        tensor = self.tensor
+        if values is None or values.layout != torch.strided or tensor.requires_grad != needs:
+            return False
+        return bool(tensor.data_ptr() == data.data_ptr() and tensor.shape == values.shape)
+
     def keep_base(self) -> None:
         """Keep a copy of the present values."""
         self.base = self.tensor.data.to("cpu", copy=True) if self.copied else None

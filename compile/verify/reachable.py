@@ -12,7 +12,7 @@ from loopwise.wrappers import unwrap
 from ..spec import StepSpec
 from ..torch_internals import hooks_of_all_modules
 from .places import Place
-from .walk import Walk
+from .traversal import Walk
 
 MOST_BYTES = 256 * 2**20
 """Bytes of tensors and arrays that are copied beside those of the model, its loss, the optimizer and the batch."""

@@ -27,8 +27,8 @@ from ..spec import Compute, StepSpec
 from .communication import CollectivesSeen, obstacle, without_communication
 from .mappings import MappingPlace
 from .places import Place, SequencePlace, TensorPlace, as_tensors
-from .reachable import Reachable, is_of_batch, of_batch
-from .walk import Walk
+from .reachable import Reachable
+from .traversal import Walk
 
 Observed = dict[str, torch.Tensor]
 """Tensors of one pass by name: ``loss``, ``gradient/<parameter>``, ``buffer/<buffer>``, and ``state/<path>`` for
@@ -222,57 +222,6 @@ class Sandbox:
         return [
             t for t in self.reachable.floating if isinstance(t, nn.Parameter) and t.layout == torch.strided
         ]
-
-
-_State = tuple[list[Any], dict[str, Any] | None]
-
-
-class Undo:
-    """Saved state of the places that a pass changes, taken before a batch, to do the batch again by another form.
-
-    Args:
-        sandbox: the sandbox whose first pass showed which places change.
-    """
-
-    def __init__(self, sandbox: Sandbox) -> None:
-        changing = sandbox.changing or frozenset()
-        self._places = [p for p in sandbox.reachable.places if p.name in changing and not is_of_batch(p)]
-        self._drew = sandbox.drew
-        self._batch_changes = any(
-            is_of_batch(place) for place in sandbox.reachable.places if place.name in changing
-        )
-        self._now = self._places
-        self._before: _State = ([], None)
-
-    def take(self, batch: Any) -> None:
-        """Save the state before a pass on ``batch``."""
-        self._now = self._places
-        if self._batch_changes:
-            self._now = self._places + of_batch(batch)
-        self._before = self._save()
-
-    def restore(self) -> None:
-        """Restore the state that was saved."""
-        self._put(self._before)
-
-    @contextlib.contextmanager
-    def undone(self) -> Iterator[None]:
-        """Restore the state before the pass inside the context, and the state after the pass on leaving."""
-        after = self._save()
-        self.restore()
-        try:
-            yield
-        finally:
-            self._put(after)
-
-    def _save(self) -> _State:
-        return [place.save() for place in self._now], random_state.get() if self._drew else None
-
-    def _put(self, state: _State) -> None:
-        for place, saved in zip(self._now, state[0], strict=True):
-            place.restore(saved)
-        if state[1] is not None:
-            random_state.set(state[1])
 
 
 def _random_states() -> list[Any]:

@@ -17,7 +17,7 @@ from loopwise.ranks import world_size
 from ..graph.backend import Log, first_line
 from ..graph.diagnostics import recompilations
 from ..spec import Compute, StepSpec, Tell
-from ..torch_internals import limits_reached
+from ..torch_internals import failed_guards, limits_reached
 from .numerics import Comparison
 from .sandbox import Sandbox
 
@@ -53,7 +53,7 @@ class Supervisor:
 
     def before(self, batch: Any) -> str:
         """Return a reason to go back to the eager step before it sees ``batch``, or an empty text."""
-        self._limits, self._guards = limits_reached(), len(recompilations())
+        self._limits, self._guards = limits_reached(), len(failed_guards())
         self._batches += 1
         if self._batches - 1 in AGAIN_AFTER:
             return self.compare(f"after {self._batches - 1} batches", batch)

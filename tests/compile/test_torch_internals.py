@@ -245,6 +245,22 @@ def test_hooks_of_all_modules_are_found():
     assert internals.hook_keys([nn.Linear(1, 1)]) == ()
 
 
+def test_tensors_are_copied_into_others():
+    targets = [torch.zeros(2), torch.zeros(3, dtype=torch.int64)]
+    internals.copy_all(targets, [torch.ones(2), torch.arange(3)])
+    assert [target.tolist() for target in targets] == [[1, 1], [0, 1, 2]]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("profile", [torch.profiler.profile, torch.autograd.profiler.profile])
+def test_allocations_inside_of_the_users_profile(profile):
+    """torch raised an error: a thread has one profiler."""
+    with profile() as own:
+        assert internals.allocations(lambda: torch.ones(1024)) == [4096, -4096]
+        torch.ones(1)
+    assert {event.key: event.count for event in own.key_averages()}["aten::ones"] == 1
+
+
 def test_allocations_of_a_function():
     changes = internals.allocations(lambda: torch.ones(1024))
     assert max(changes) >= 4096

@@ -30,7 +30,14 @@ MOST_OBJECTS = 100_000
 """Objects after which the walk ends; the nearest ones come first."""
 MOST_ELEMENTS = 10_000
 """Elements from which on a container's elements are not looked at."""
-_OPAQUE = ("torch._C", "torch._dynamo", "torch._inductor", "torch.fx", "torch.distributed", "loopwise.")
+_OPAQUE: tuple[str, ...] = (
+    "torch._C",
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.fx",
+    "torch.distributed",
+    "loopwise.",
+)
 _OPAQUE += (
     "logging",
     "threading",
@@ -43,7 +50,7 @@ _OPAQUE += (
     "weakref",
 )
 _TRAINERS = ("lightning.pytorch.trainer", "pytorch_lightning.trainer")
-"""Modules of trainers, which the walk does not enter: their loaders and signal handlers lead to everything in the process."""
+"""Modules of trainers.  The walk enters only what was logged: loaders and signal handlers lead to everything in the process."""
 _WRITERS = ("torch.utils.tensorboard", "tensorboard", "wandb", "mlflow", "comet_ml", "neptune", "aim.")
 """Modules whose objects write records, which no restoring takes back."""
 _LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
@@ -131,14 +138,16 @@ class Walk:
     def _generator(self, name: str, value: Any) -> bool:
         """Add a random generator; return whether ``value`` is one."""
         if isinstance(value, torch.Generator):
-            self.places.append(ValuePlace(name, value.get_state, value.set_state))
+            put_back: Any = value.set_state
+            self.places.append(ValuePlace(name, value.get_state, put_back))
         elif isinstance(value, random.Random):
             self.places.append(ValuePlace(name, value.getstate, value.setstate))
-        elif isinstance(value, (np.random.Generator, np.random.RandomState)):
-            bits = value.bit_generator if isinstance(value, np.random.Generator) else value
-            get = bits.get_state if bits is value else lambda: bits.state
-            put = bits.set_state if bits is value else lambda state: setattr(bits, "state", state)
-            self.places.append(ValuePlace(name, get, put))
+        elif isinstance(value, np.random.RandomState):
+            self.places.append(ValuePlace(name, value.get_state, value.set_state))
+        elif isinstance(value, np.random.Generator):
+            bits = value.bit_generator
+            put = functools.partial(setattr, bits, "state")
+            self.places.append(ValuePlace(name, lambda: bits.state, put))
         else:
             return False
         return True
@@ -157,9 +166,11 @@ class Walk:
         module = kind.__module__ or ""
         if isinstance(value, type) or (module.startswith(_OPAQUE) and not isinstance(value, nn.Module)):
             return
-        if module.startswith("loopwise.") or any(
-            base.__module__.startswith(_TRAINERS) for base in kind.__mro__
-        ):
+        if module.startswith("loopwise."):
+            return
+        trainer = any(base.__module__.startswith(_TRAINERS) for base in kind.__mro__)
+        if trainer and not isinstance(value, (nn.Module, dict)):
+            self._queue.append((f"{name}: values logged", getattr(value, "_results", None)))
             return
         try:
             attributes = getattr(value, "__dict__", None)

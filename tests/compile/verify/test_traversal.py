@@ -137,7 +137,7 @@ def test_a_step_that_stays_eager_has_no_difference_and_leaves_no_trace():
 
 def test_the_optimizer_is_found_behind_many_objects(monkeypatch):
     """Its state was left out once the model, the loss and the batch led to more objects than the walk takes."""
-    monkeypatch.setattr("loopwise.compile.verify.walk.MOST_OBJECTS", 200)
+    monkeypatch.setattr("loopwise.compile.verify.traversal.MOST_OBJECTS", 200)
 
     def loss(model, batch):
         return CE(model(batch[0]), batch[1]) * len(LISTS) / 9
@@ -193,3 +193,23 @@ def test_proxies_of_objects_that_are_not_there_are_passed_over():
     model = network()
     model.proxy = Proxy()
     assert train(CE, model=model, steps=2).plan.graph == "captured"
+
+
+def test_state_that_is_saved_again_is_that_of_the_latest_batch():
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 4))
+    step = TrainStep(model, CE, torch.optim.SGD(model.parameters(), 0.1), plan=CAPTURED)
+    for _ in range(3):
+        step(data())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    undo = step._forward_pass._undo
+    undo.take(data())
+    model(data()[0])
+    undo.restore()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model[1].running_mean = torch.ones(16)  # another tensor
+    model[1].running_var.data = torch.full((16,), 2.0)  # other data of the same tensor
+    undo.take(data())
+    model(data()[0])
+    undo.restore()
+    assert model[1].running_var.tolist() == [2.0] * 16
+    assert model[1].running_mean.tolist() == [1.0] * 16

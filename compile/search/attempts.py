@@ -11,7 +11,7 @@ from ..graph.passes import PASSES, USUAL
 from ..linear_cross_entropy.kernels import runs_kernels
 from . import memory
 from .candidates import Candidate
-from .trials import Trials, fastest
+from .trials import Trials, is_faster
 
 CERTAIN = 16 * 2**20
 """Bytes of tensors not materialised from which on the passes are sure to pay."""
@@ -22,27 +22,25 @@ WORTHWHILE = 2**20
 def tried(trials: Trials, eager: Candidate) -> list[Candidate]:
     """Try each plan that can be faster for this model once; with a memory budget, also those that hold less."""
     cheap = _with_kernel(trials, _with_passes(trials))
-    rewritten = _leading(cheap)
-    changes: dict[str, Any] = {}
-    if rewritten is not None and _passes_pay(trials, eager, rewritten):
-        changes["passes"] = rewritten.plan.passes
+    rewritten, converted = _leading(cheap), None
     if layout.has_convolutions_to_convert(trials.spec.model) and not layout.obstacle(trials.spec):
-        cheap.append(trials.attempt(layout="channels_last"))
-        if cheap[-1].compute is not None and trials.is_faster(cheap[-1], eager):
-            changes["layout"] = "channels_last"
+        converted = trials.attempt(layout="channels_last")
+        cheap.append(converted)
     candidates, budget = [eager, *cheap], trials.spec.memory
+    changes = _changes_that_pay(trials, candidates, rewritten, converted)
     if budget is None:
         return candidates + _by_inductor(trials, rewritten, changes)
     trials.measure_peaks(candidates)
-    fits = bool(memory.fitting(candidates, budget))
     passes = rewritten.plan.passes if rewritten is not None else ()
-    if not fits:
+    if not memory.fitting(candidates, budget):
         candidates += memory.try_segments(trials, passes, budget)
     else:
         candidates += _by_inductor(trials, rewritten, changes)
         trials.measure_peaks(candidates)
-    if not any(one.plan.graph == "inductor" for one in memory.fitting(candidates, budget)):
-        candidates += memory.try_compiled(trials, passes, budget)
+    fit = memory.fitting(candidates, budget)
+    if not any(one.plan.graph == "inductor" for one in fit):
+        held_less = rewritten is not None and from_main(lambda: rewritten.peak < eager.peak)
+        candidates += memory.try_compiled(trials, passes if held_less else (), budget, insist=not fit)
     return candidates
 
 
@@ -70,13 +68,29 @@ def _by_inductor(trials: Trials, rewritten: Candidate | None, changes: dict[str,
     return candidates
 
 
-def _passes_pay(trials: Trials, eager: Candidate, rewritten: Candidate) -> bool:
-    """Return whether passes are worth being compiled: they save much memory or time, or some memory without time."""
-    saved = rewritten.log.saved_bytes
-    if saved >= CERTAIN:
-        return True
-    faster = trials.is_faster(rewritten, eager)
-    return faster or (saved >= WORTHWHILE and from_main(lambda: fastest([rewritten, eager]) is rewritten))
+def _changes_that_pay(
+    trials: Trials, candidates: list[Candidate], rewritten: Candidate | None, converted: Candidate | None
+) -> dict[str, Any]:
+    """Return the fields of a plan that are worth being compiled, because they are faster or save memory.
+
+    Args:
+        trials: the trials.
+        candidates: the eager step, and what was tried beside it without a compiler.
+        rewritten: the one with passes, if they rewrote something.
+        converted: the one with another memory layout, if there are convolutions.
+    """
+    eager, changes = candidates[0], dict[str, Any]()
+    saved = 0 if rewritten is None else rewritten.log.saved_bytes
+    if converted is not None or (rewritten is not None and saved < CERTAIN):
+        trials.time_shortly(candidates)
+    if rewritten is not None:
+        # memory is worth as much as the noise of times
+        kept = saved >= WORTHWHILE and not is_faster(eager, rewritten)
+        if saved >= CERTAIN or kept or is_faster(rewritten, eager):
+            changes["passes"] = rewritten.plan.passes
+    if converted is not None and is_faster(converted, eager):
+        changes["layout"] = converted.plan.layout
+    return changes
 
 
 def _with_passes(trials: Trials) -> list[Candidate]:
@@ -109,8 +123,10 @@ def _with_kernel(trials: Trials, candidates: list[Candidate]) -> list[Candidate]
         return candidates
     passes = tuple(name for name in PASSES if name in best.plan.passes or name == "loss_kernel")
     other = trials.attempt(graph="captured", passes=passes)
-    if other.compute is not None and trials.is_faster(other, best):
-        return [other, *candidates]
+    if other.compute is not None:
+        trials.time_shortly([best, other])
+        if is_faster(other, best):
+            return [other, *candidates]
     return [*candidates, other]
 
 

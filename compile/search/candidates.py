@@ -21,8 +21,8 @@ from .variants import variant
 
 TIE = 0.02
 """Share of the simpler candidate's time that a candidate must save to win; smaller differences are noise."""
-BUDGET = 10.0
-"""Seconds of timing after which four timed repeats are enough."""
+BUDGET = 5.0
+"""Seconds of timing after which four timed repeats are enough; after twice as many, two are."""
 DROP = 1.25
 """Factor by which all repeats of a candidate must be slower than all of another for it to be timed no more."""
 DRAWS = "state/random numbers"
@@ -85,12 +85,14 @@ def _in_words(difference: Difference) -> str:
     return f"wrong: {difference}"
 
 
-def time_candidates(candidates: list[Candidate], sandbox: Sandbox, repeats: int = REPEATS) -> None:
+def time_candidates(
+    candidates: list[Candidate], sandbox: Sandbox, repeats: int = REPEATS, warm: int = 1
+) -> None:
     """Time the candidates that were not refused, one pass of each in turns; those that are clearly slower fewer times."""
     running = [candidate for candidate in candidates if candidate.compute is not None]
     with sandbox:
         steps = {str(n): _pass_in_layout(c, sandbox) for n, c in enumerate(running)}
-        times = seconds(steps, sandbox.spec.device, repeats, warm=1, budget=BUDGET, drop=DROP)
+        times = seconds(steps, sandbox.spec.device, repeats, warm, BUDGET, DROP)
     for candidate, own in zip(running, times.values(), strict=True):
         candidate.times = own
 

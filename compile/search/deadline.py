@@ -78,10 +78,16 @@ class Deadline:
         seconds, before = self._compiled
         return seconds * operations / before if operations and before else seconds
 
-    def refusal(self, plan: Plan, operations: int) -> str:
-        """Return the reason why a candidate is not begun; empty if it may begin."""
+    def refusal(self, plan: Plan, operations: int, insist: bool = True) -> str:
+        """Return the reason why a candidate is not begun; empty if it may begin.
+
+        Args:
+            plan: the candidate's plan.
+            operations: operations of the graph that Inductor would work on; 0 if they are unknown.
+            insist: whether the first compilation by Inductor is begun by default whatever it takes.
+        """
         left, estimated = self.limit - self.elapsed, self.estimate(plan, operations)
-        if plan.graph == "inductor" and self._compiled is None and not self._given and left > 0:
+        if insist and plan.graph == "inductor" and self._compiled is None and not self._given and left > 0:
             return ""
         if estimated <= left:
             return ""

@@ -61,11 +61,11 @@ def try_segments(trials: Trials, passes: tuple[str, ...], budget: int) -> list[C
     return tried
 
 
-def try_compiled(trials: Trials, passes: tuple[str, ...], budget: int) -> list[Candidate]:
-    """Try Inductor's graphs that compute values again, until one fits."""
+def try_compiled(trials: Trials, passes: tuple[str, ...], budget: int, insist: bool) -> list[Candidate]:
+    """Try Inductor's graphs that compute values again, until one fits; ``insist`` as for ``Trials.attempt``."""
     tried: list[Candidate] = []
     for share in COMPILED:
-        tried.append(trials.attempt(graph="inductor", passes=passes, budget=share, regions=True))
+        tried.append(trials.attempt(insist, graph="inductor", passes=passes, budget=share, regions=True))
         trials.measure_peaks(tried)
         if fitting(tried, budget) or not tried[-1].plan.regions:
             break

@@ -112,7 +112,7 @@ def choose(spec: StepSpec, batch: Any, known: Plan | None, deadline: Deadline) -
         return _compared(trials, batch, eager, known)
     if spec.memory is not None:
         memory.refuse_impossible(spec.memory, comparison.reference().eager)
-    trials.measure([eager])
+    trials.time_shortly([eager], repeats=1)
     deadline.adapt(from_main(lambda: eager.seconds))
     candidates = tried(trials, eager)
     allowed = candidates if spec.memory is None else memory.fitting(candidates, spec.memory)

@@ -12,6 +12,9 @@ from .candidates import TIE, Candidate, measure_peaks, time_candidates, try_plan
 from .deadline import Deadline
 from .progress import Progress
 
+FEW = 3
+"""Passes of a candidate that tell whether something is worth being compiled."""
+
 
 class Trials:
     """Trials of plans on one batch.
@@ -28,15 +31,19 @@ class Trials:
         self._operations = self._distinct = 0
         """Operations of the captured graphs: all, and with repeated blocks counted once."""
 
-    def attempt(self, **changes: Any) -> Candidate:
+    def attempt(self, insist: bool = True, **changes: Any) -> Candidate:
         """Try the plan that differs from the eager one by ``changes``, unless it takes too long.
+
+        Args:
+            insist: whether the first compilation by Inductor is begun by default whatever it takes.
+            changes: fields of the plan.
 
         Returns:
             The candidate; its plan has ``regions`` only if the graph has repeated blocks.
         """
         plan, deadline = Plan(precision=self.spec.precision).changed(**changes), self.deadline
         operations = self._distinct if plan.regions else self._operations
-        if refusal := from_main(lambda: deadline.refusal(plan, operations)):
+        if refusal := from_main(lambda: deadline.refusal(plan, operations, insist)):
             return Candidate(plan, refused=refusal)
         self.progress.begin(plan, deadline.estimate(plan, operations))
         candidate = try_plan(self.spec, plan, self.comparison)
@@ -57,11 +64,14 @@ class Trials:
         """Measure the memory of the candidates that were not refused, unless it is known."""
         measure_peaks(candidates, self.sandbox)
 
-    def is_faster(self, candidate: Candidate, other: Candidate) -> bool:
-        """Return whether ``candidate`` is faster than ``other``; each runs a few passes."""
-        both = [other, candidate]
-        time_candidates(both, self.sandbox, repeats=3)
-        return from_main(lambda: fastest(both) is candidate)
+    def time_shortly(self, candidates: list[Candidate], repeats: int = FEW) -> None:
+        """Time candidates, in turns, by a few passes: for decisions what else to try."""
+        time_candidates(candidates, self.sandbox, repeats, warm=0)
+
+
+def is_faster(candidate: Candidate, other: Candidate) -> bool:
+    """Return whether a timed candidate is faster than a simpler one.  Collective under DDP: rank 0's times decide."""
+    return from_main(lambda: fastest([other, candidate]) is candidate)
 
 
 def fastest(candidates: list[Candidate]) -> Candidate:

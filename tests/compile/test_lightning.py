@@ -361,7 +361,7 @@ def test_a_step_of_the_user_s_own_whose_loss_logs():
         def training_step(self, batch, index):
             return super().training_step(batch, 0)
 
-    (trainer, module), (plain, expected) = fit(module=Own()), fit(module=Plain())
+    (trainer, module), (plain, expected) = (fit(module=make(), max_steps=2) for make in (Own, Plain))
     assert module.step.plan == CAPTURED
     assert metrics(trainer) == pytest.approx(metrics(plain), rel=1e-5)
     assert module.seen == expected.seen

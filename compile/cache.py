@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from loopwise.errors import InputError, StateError
-from loopwise.files import replace_file
 from loopwise.warnings import warn
 
+from .cpu_libraries.files import replace_file
 from .cpu_libraries.torch_internals import compiled_libraries, cpp_compiler, inductor_folder
 
 _MAGIC = b"loopwise compile cache 2\n"

@@ -24,7 +24,8 @@ import torch
 
 from loopwise import __version__, validate
 from loopwise.errors import InputError
-from loopwise.files import replace_file
+
+from .cpu_libraries.files import replace_file
 
 GRAPHS = ("eager", "captured", "inductor")
 PASSES = {

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils.hooks import RemovableHandle
 
 from .cpu_libraries.torch_internals import libraries_before_headers
 

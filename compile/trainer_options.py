@@ -11,7 +11,7 @@ from loopwise.errors import InputError
 
 from . import options as checks
 
-PASSED_ON = ("precision", "autotune", "memory", "plan", "verify", "run", "resume")
+PASSED_ON = ("precision", "autotune", "memory", "max_seconds", "plan", "verify", "run", "resume")
 """Arguments of ``TrainStep`` that a trainer does not decide itself."""
 
 
@@ -34,6 +34,8 @@ def validate_passed_on(options: Any, shown: str, example: str) -> None:
         checks.validate_choices(options.get("precision", "exact"), options.get("autotune", "default"))
         checks.validate_plan(options.get("plan"))
         validate.one_of("verify", options.get("verify", True), (True, False))
+        if options.get("max_seconds") is not None:
+            validate.positive_number("max_seconds", options["max_seconds"], "number of seconds", 60)
         if options.get("memory") is not None:
             checks.bytes_of(options["memory"], torch.device("cpu"))
     except InputError as error:

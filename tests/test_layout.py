@@ -22,7 +22,7 @@ from layout_kit import (
 from docs.generators import rooms
 
 ORDER = {
-    "base": "errors warnings lazy files random_state ranks sections torch_internals devices extras validate wrappers preserve run "
+    "base": "errors warnings lazy random_state ranks sections torch_internals devices extras validate wrappers preserve run "
     "schedule batch loss doctor cli __main__",
     "report": "facts sections page server command",
     "sift": "torch_internals report loss_history buffer source coordination compile_decision policies scorers scoring "

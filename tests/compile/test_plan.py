@@ -10,10 +10,10 @@ from torch import nn
 
 from loopwise.compile import Plan, TrainStep
 from loopwise.compile import plan as plans
+from loopwise.compile.cpu_libraries.files import replace_file
 from loopwise.compile.graph.passes import PASSES, Outcome
 from loopwise.compile.search.trials import Trials
 from loopwise.errors import InputError
-from loopwise.files import replace_file
 
 CRITERION = nn.CrossEntropyLoss()
 PLAN = Plan(graph="inductor", passes=("loss_head",), budget=0.5, optimizer="fused")

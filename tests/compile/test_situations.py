@@ -4,6 +4,10 @@ import pytest
 
 from benchmarks.situations import SITUATIONS, judge, judge_on_ranks
 
+pytestmark = [  # what the usual loop of a situation warns of, too
+    pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar"),
+]
 QUICK = [name for name, case in SITUATIONS.items() if not case.slow and case.ranks == 1]
 ON_RANKS = [name for name, case in SITUATIONS.items() if not case.slow and case.ranks > 1]
 

@@ -74,6 +74,7 @@ class Walk:
         self.writers: list[str] = []
         """Files and experiment loggers: a pass that writes to one cannot be undone."""
         self._seen: dict[int, Any] = {}
+        self._kinds: set[type] = set()
         self._free = free
         self._queue: deque[tuple[str, Any]] = deque()
 
@@ -95,6 +96,8 @@ class Walk:
             self._add_array(name, value)
         elif _writes(value):
             self.writers.append(name)
+        elif isinstance(value, type):
+            self._classes(value)
         elif isinstance(value, types.FunctionType):
             self._queue.extend(self._function(name, value))
         elif isinstance(value, types.MethodType):
@@ -164,7 +167,7 @@ class Walk:
         """Add the attributes of an object, and the class's own if the user wrote it."""
         kind = type(value)
         module = kind.__module__ or ""
-        if isinstance(value, type) or (module.startswith(_OPAQUE) and not isinstance(value, nn.Module)):
+        if module.startswith(_OPAQUE) and not isinstance(value, nn.Module):
             return
         if module.startswith("loopwise."):
             return
@@ -183,9 +186,13 @@ class Walk:
         if _is_users(kind) and (declared := of_slots(name, value)):
             self.places.append(declared)
             self._queue.extend((f"{name}.{key}", entry) for key, entry in declared.save().items())
+        self._classes(kind)
+
+    def _classes(self, kind: type) -> None:
+        """Add the variables of a class and of its bases, as far as the user wrote them."""
         for base in kind.__mro__:
-            if _is_users(base) and id(base) not in self._seen:
-                self._seen[id(base)] = base
+            if _is_users(base) and base not in self._kinds:
+                self._kinds.add(base)
                 self._class(base)
 
     def _class(self, kind: type) -> None:
@@ -287,7 +294,8 @@ def _is_users(kind: type) -> bool:
 
 def _is_library(file: str) -> bool:
     """Return whether a source file belongs to Python or to an installed package."""
-    return file.startswith(_LIBRARIES) or file.startswith("<frozen")
+    packages = "site-packages" in file or "dist-packages" in file  # another environment's are on the path, too
+    return packages or file.startswith((*_LIBRARIES, "<frozen"))
 
 
 def _names(code: types.CodeType) -> set[str]:

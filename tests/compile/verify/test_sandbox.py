@@ -244,3 +244,24 @@ def test_the_step_in_float64_keeps_the_nodes_that_accumulate_gradients():
     calls.clear()
     CE(net(data()[0]), data()[1]).backward()
     assert calls == [1, 1]
+
+
+class Calls:
+    """Counter in a class that only the loss function names."""
+
+    count = 0
+
+
+def counted_by_class(model, batch):
+    Calls.count += 1
+    return CE(model(batch[0]), batch[1])
+
+
+def test_a_counter_in_a_class_that_a_function_names_is_restored():
+    Calls.count = 0
+    net = nn.Linear(8, 5)
+    step = TrainStep(net, counted_by_class, torch.optim.SGD(net.parameters(), lr=0.1), plan=CAPTURED)
+    step.prepare(data())
+    assert Calls.count == 0
+    step(data())
+    assert Calls.count == 1

@@ -294,7 +294,9 @@ def _is_users(kind: type) -> bool:
 
 def _is_library(file: str) -> bool:
     """Return whether a source file belongs to Python or to an installed package."""
-    packages = "site-packages" in file or "dist-packages" in file  # another environment's are on the path, too
+    packages = (
+        "site-packages" in file or "dist-packages" in file
+    )  # another environment's are on the path, too
     return packages or file.startswith((*_LIBRARIES, "<frozen"))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from loopwise import validate
@@ -32,6 +33,13 @@ def validate_model(model: Any) -> None:
             "a model that each rank holds whole, with DDP around it or without",
             "the step compares with copies of the model, and a shard cannot be copied",
             "optimize() its blocks before fully_shard, and keep the usual loop",
+        )
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise InputError(
+            "a model with lazy layers whose weights have no shape yet",
+            "a model whose weights have their shapes",
+            "the model has not seen an input",
+            "call model(inputs) once, before the optimizer and the training step are made",
         )
     if original(model) is not model:
         raise InputError(

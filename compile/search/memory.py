@@ -19,7 +19,7 @@ again at once, so that a graph with a smaller share holds more."""
 
 
 def refuse_impossible(budget: int, observed: Observed) -> None:
-    """Refuse a budget that the gradients alone exceed.
+    """Refuse a budget that the gradients alone exceed.  Collective under DDP.
 
     Args:
         budget: bytes that forward and backward may hold.
@@ -28,7 +28,8 @@ def refuse_impossible(budget: int, observed: Observed) -> None:
     Raises:
         InputError: the gradients, which are all held at the end of each backward pass, take more bytes.
     """
-    gradients = sum(_bytes(value) for name, value in observed.items() if name.startswith("gradient/"))
+    held = sum(_bytes(value) for name, value in observed.items() if name.startswith("gradient/"))
+    gradients = from_main(lambda: held)  # sparse ones differ from rank to rank
     if gradients > budget:
         raise InputError(
             f"a memory budget of {_mib(budget)}",

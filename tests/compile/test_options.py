@@ -159,6 +159,15 @@ MESSAGES = {
             "pass for instance memory='6GiB'",
         ),
     ),
+    "lazy layers": (
+        lambda: TrainStep(nn.Sequential(nn.LazyLinear(3)), CRITERION),
+        text(
+            "a model with lazy layers whose weights have no shape yet",
+            "a model whose weights have their shapes",
+            "the model has not seen an input",
+            "call model(inputs) once, before the optimizer and the training step are made",
+        ),
+    ),
     "a compiled model": (
         lambda: TrainStep(torch.compile(NET), CRITERION, SGD),
         text(

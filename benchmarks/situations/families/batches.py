@@ -184,3 +184,21 @@ def dtype_of_batches_changes(run: Run) -> None:
     step = run.step(model, cross_entropy(), sgd(model))
     for number, (x, y) in enumerate(rows()):
         step((x.double() if number % 3 == 2 else x, y))
+
+
+@situation(slow=True)
+def nested_batches(run: Run) -> None:
+    """Train on dictionaries of lists, texts, numbers and ``None``; the text chooses the task."""
+    model = run.model(mlp())
+
+    def by_task(model: nn.Module, batch: Any) -> torch.Tensor:
+        x, weight = torch.cat(batch["parts"], 1), batch["more"]["weight"]
+        out = model(x) if batch["task"] == "plain" else model(-x)
+        assert batch["nothing"] is None
+        return weight * F.cross_entropy(out, batch["more"]["labels"])
+
+    step = run.step(model, by_task, sgd(model))
+    for number, (x, y) in enumerate(rows()):
+        more = {"labels": y, "weight": 1.0 + 0.5 * (number % 2)}
+        task = "plain" if number % 3 else "flipped"
+        step({"parts": [x[:, :3], x[:, 3:]], "task": task, "more": more, "nothing": None})

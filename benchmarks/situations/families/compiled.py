@@ -34,7 +34,7 @@ from .structures import Checkpointed, Recurrent
 
 @situation("inductor", slow=True)
 def inductor_dense(run: Run) -> None:
-    """Train a dense net with dropout by Inductor, and raise a hook in the middle."""
+    """Train a dense net with dropout by Inductor."""
     train(run, Classifier(nn.Sequential(nn.Dropout(0.3), nn.LayerNorm(16))), rows())
 
 

@@ -174,3 +174,13 @@ def integer_buffers(run: Run) -> None:
             return out
 
     train(run, Counting())
+
+
+@situation()
+def autocast_around(run: Run) -> None:
+    """Call the step inside the user's own autocast."""
+    model = run.model(mlp(), torch.bfloat16)
+    step = run.step(model, cross_entropy(), adamw(model))
+    for batch in rows():
+        with torch.autocast("cpu", torch.bfloat16):
+            step(batch)

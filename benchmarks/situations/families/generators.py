@@ -72,3 +72,28 @@ def generator_of_closure(run: Run) -> None:
 
     trained(run, mlp(), loss=noisy)
     run.keep(own_draw=torch.rand(2, generator=noise), numpy_own=numpy_noise.random())
+
+
+@situation(slow=True)
+def reseeded_inside(run: Run) -> None:
+    """Seed the global generators inside the loss, so that each pass draws the same noise."""
+
+    def fixed(model: nn.Module, batch: Any) -> torch.Tensor:
+        torch.manual_seed(11)
+        random.seed(11)
+        return F.cross_entropy(model(batch[0] + 0.1 * torch.randn_like(batch[0])), batch[1])
+
+    trained(run, mlp(), loss=fixed)
+
+
+@situation()
+def forked_draws(run: Run) -> None:
+    """Draw noise under ``fork_rng``, which puts the global state back."""
+
+    def forked(model: nn.Module, batch: Any) -> torch.Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            noise = torch.randn(8)
+        return F.cross_entropy(model(batch[0] + 0.1 * noise) + 0.01 * torch.randn(5), batch[1])
+
+    trained(run, mlp(), loss=forked)

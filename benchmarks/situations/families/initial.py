@@ -128,3 +128,13 @@ def layer_scale(run: Run) -> None:
             return x + self.scale * self.branch(x)
 
     train(run, Classifier(nn.Sequential(Scaled(), Scaled())), lr=0.2)
+
+
+@situation()
+def lazy_layers(run: Run) -> None:
+    """Train layers whose weights have no shape before the first pass."""
+    net = nn.Sequential(nn.LazyLinear(16), nn.GELU(), nn.LazyLinear(CLASSES))
+    run.modules.append(net)
+    step = run.step(net, cross_entropy(), torch.optim.SGD(net.parameters(), 0.1))
+    for batch in rows():
+        step(batch)

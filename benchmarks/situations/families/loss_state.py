@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..parts import CLASSES, F, mlp, rows, sgd
+from ..parts import CLASSES, F, mlp, rows, sgd, train
 from ..situation import Run, situation
 
 TEMPERATURE = [1.0]
@@ -124,3 +124,75 @@ def global_schedule(run: Run) -> None:
         step(batch)
         TEMPERATURE[0] *= 0.97
     run.keep(temperature=TEMPERATURE[0])
+
+
+class Logged:
+    """Counts of the class, which all instances share."""
+
+    calls = 0
+    recent: list[float] = []  # noqa: RUF012  # shared by all instances
+
+
+def scaled(model: nn.Module, batch: Any) -> torch.Tensor:
+    """Return a loss that the class's counter and the function's own attribute scale."""
+    Logged.calls += 1
+    scaled.calls += 1  # type: ignore[attr-defined]
+    share = min(1.0, (Logged.calls + scaled.calls) / 30)  # type: ignore[attr-defined]
+    return share * F.cross_entropy(model(batch[0]), batch[1])
+
+
+@situation()
+def attributes_of_class_and_function(run: Run) -> None:
+    """Warm up by counters in an attribute of a class and in one of the loss function."""
+    Logged.calls = scaled.calls = 0  # type: ignore[attr-defined]
+    train(run, mlp(), loss=scaled)
+    run.keep(calls=(Logged.calls, scaled.calls))  # type: ignore[attr-defined]
+
+
+@situation(slow=True)
+def default_argument(run: Run) -> None:
+    """Keep the latest losses in a default argument of the loss."""
+
+    def remembering(model: nn.Module, batch: Any, recent: list[Any] = []) -> torch.Tensor:  # noqa: B006
+        loss = F.cross_entropy(model(batch[0]), batch[1])
+        recent.append(loss.detach())
+        return loss / torch.stack(recent[-3:]).mean()
+
+    train(run, mlp(), loss=remembering)
+    run.keep(count=len(remembering.__defaults__[0]))  # type: ignore[index]
+
+
+@situation()
+def slots(run: Run) -> None:
+    """Keep a running mean and a counter in an object with ``__slots__``."""
+
+    class Running:
+        __slots__ = ("count", "mean")
+
+        def __init__(self) -> None:
+            self.count, self.mean = 0, torch.zeros(8)
+
+    running = Running()
+
+    def centred(model: nn.Module, batch: Any) -> torch.Tensor:
+        running.count += 1
+        running.mean.lerp_(batch[0].mean(0), 1 / running.count)
+        return F.cross_entropy(model(batch[0] - running.mean.clone()), batch[1])
+
+    train(run, mlp(), loss=centred)
+    run.keep(count=running.count, mean=running.mean)
+
+
+@situation()
+def unlabelled_batches(run: Run) -> None:
+    """Take a batch without labels from a generator inside the loss, as semi-supervised training does."""
+    unlabelled = (x for x, _ in rows(60, seed=9))
+
+    def consistent(model: nn.Module, batch: Any) -> torch.Tensor:
+        x = next(unlabelled)
+        return F.cross_entropy(model(batch[0]), batch[1]) + 0.1 * F.mse_loss(
+            model(x), model(1.1 * x).detach()
+        )
+
+    train(run, mlp(), loss=consistent)
+    run.keep(left=sum(1 for _ in unlabelled))

@@ -124,3 +124,50 @@ def dense_fused_plan(run: Run) -> None:
         return torch.optim.Adam(groups, 2e-3, weight_decay=0.01)
 
     resumed(run, grouped, mlp, rows, loaded=True)
+
+
+@situation()
+def rate_in_a_tensor(run: Run) -> None:
+    """Train by Adam with its rate in a tensor, which the loop changes in place."""
+    model, rate = run.model(mlp()), torch.tensor(2e-3)
+    step = run.step(model, cross_entropy(), torch.optim.Adam(model.parameters(), rate, foreach=False))
+    for batch in rows():
+        step(batch)
+        rate.mul_(0.95)
+
+
+@situation("fused")
+def rate_in_a_tensor_fused(run: Run) -> None:
+    """Train by AdamW with its rate in a tensor under a fused plan."""
+    model, rate = run.model(mlp()), torch.tensor(2e-3)
+    step = run.step(model, cross_entropy(), torch.optim.AdamW(model.parameters(), rate))
+    for batch in rows():
+        step(batch)
+        rate.mul_(0.95)
+
+
+@situation()
+def optimizer_of_the_user(run: Run) -> None:
+    """Train by an optimizer of the user's own, which counts in an attribute and keeps slow weights."""
+
+    class Lookahead(torch.optim.SGD):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.updates = 0
+            self.slow = [p.detach().clone() for group in self.param_groups for p in group["params"]]
+
+        def step(self, closure: Any = None) -> Any:
+            result = super().step(closure)
+            self.updates += 1
+            if self.updates % 5 == 0:
+                parameters = [p for group in self.param_groups for p in group["params"]]
+                for parameter, slow in zip(parameters, self.slow, strict=True):
+                    parameter.data.copy_(slow.lerp_(parameter.data, 0.5))
+            return result
+
+    model = run.model(mlp())
+    optimizer = Lookahead(model.parameters(), 0.05, 0.9)
+    step = run.step(model, cross_entropy(), optimizer)
+    for batch in rows():
+        step(batch)
+    run.keep(updates=optimizer.updates)

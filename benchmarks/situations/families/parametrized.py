@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
@@ -13,10 +15,9 @@ from ..situation import Run, situation
 @situation()
 def weight_norm_old(run: Run) -> None:
     """Train a layer under the hook of ``torch.nn.utils.weight_norm``."""
-    with torch.no_grad():
-        body = nn.Sequential(
-            weight_norm(nn.Linear(16, 16)), nn.GELU()
-        )  # torch warns that another one is newer
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # there is a newer one
+        body = nn.Sequential(weight_norm(nn.Linear(16, 16)), nn.GELU())
     train(run, Classifier(body))
 
 
@@ -58,3 +59,16 @@ def parametrization_later(run: Run) -> None:
         if number == 5:
             parametrize.register_parametrization(model[3], "weight", Softened())
         step(batch)
+
+
+@situation()
+def projected_in_forward(run: Run) -> None:
+    """Project the weights in place inside ``forward``, as layers with a largest norm do."""
+
+    class Bounded(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                self.weight.div_(self.weight.norm(dim=1, keepdim=True).clamp(min=0.9))
+            return super().forward(x)
+
+    train(run, Classifier(nn.Sequential(Bounded(16, 16), nn.GELU())))

@@ -47,7 +47,7 @@ def lbfgs_passed(run: Run) -> None:
             loss.backward()
             return loss
 
-        run.losses.append(float(optimizer.step(closure)))
+        run.losses.append(float(optimizer.step(closure).detach()))
 
 
 @situation(slow=True)
@@ -124,3 +124,19 @@ def step_verified_in_the_middle(run: Run) -> None:
             str(step.explain())
             assert all(torch.equal(kept[key], value) for key, value in model.state_dict().items())
         step(batch)
+
+
+@situation()
+def vmapped(run: Run) -> None:
+    """Train an ensemble by ``vmap`` over stacked weights."""
+
+    class Ensemble(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(3, 5, 8) / 3), nn.Parameter(torch.zeros(3, 5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = torch.func.vmap(F.linear, in_dims=(None, 0, 0))(x, self.weight, self.bias)
+            return out.tanh().mean(0)
+
+    train(run, Ensemble())

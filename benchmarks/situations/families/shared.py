@@ -152,3 +152,27 @@ def gradients_left_by_others(run: Run) -> None:
     for batch in rows():
         model(batch[0]).square().mean().backward()
         step(batch)
+
+
+@situation(slow=True)
+def frozen_in_turns(run: Run) -> None:
+    """Freeze the critic during the generator's step and the generator during the critic's, in each batch."""
+    generator, critic = adversaries(run)
+
+    def critic_loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        real, fake = model(batch[0]), model(generator(batch[1]))
+        return judged(real, torch.ones_like(real)) + judged(fake, torch.zeros_like(fake))
+
+    def generator_loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        fake = critic(model(batch[1]))
+        return judged(fake, torch.ones_like(fake))
+
+    first = run.step(critic, critic_loss, adamw(critic))
+    second = run.step(generator, generator_loss, adamw(generator))
+    for (x, _), (z, _) in zip(rows(), rows(seed=2), strict=True):
+        generator.requires_grad_(False)
+        first((x, z))
+        generator.requires_grad_(True)
+        critic.requires_grad_(False)
+        second((x, z))
+        critic.requires_grad_(True)

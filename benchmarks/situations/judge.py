@@ -112,7 +112,8 @@ def _plan(run: Run, messages: list[str]) -> tuple[str, bool, str]:
             refused = [
                 row["verdict"] for row in explanation.rows if row["verdict"] not in ("chosen", "not timed")
             ]
-            messages = [*messages, *refused, *explanation.remarks]
+            reasons = [remark for remark in explanation.remarks if not remark.startswith("finding it took")]
+            messages = [*messages, *refused, *reasons]
     return ", ".join(dict.fromkeys([*plans_, *run.ways])), eager, messages[0] if messages else ""
 
 

@@ -50,7 +50,7 @@ def counter_in_attribute(run: Run) -> None:
     run.keep(passes=model.passes)
 
 
-@situation()
+@situation(slow=True)
 def attribute_set_by_loop(run: Run) -> None:
     """Set a temperature of the model before each batch."""
 

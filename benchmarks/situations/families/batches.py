@@ -108,7 +108,7 @@ def one_batch_repeated(run: Run) -> None:
     run.keep(batch=batch[0])
 
 
-@situation()
+@situation(slow=True)
 def last_smaller_batch(run: Run) -> None:
     """Train two epochs whose last batch is smaller."""
     model = run.model(mlp())
@@ -145,7 +145,7 @@ def single_samples(run: Run) -> None:
         step(rows(1, size=1 + (number >= 10), seed=number)[0])
 
 
-@situation()
+@situation(slow=True)
 def images_of_several_sizes(run: Run) -> None:
     """Change the side of the images of a convolution net."""
     model = run.model(

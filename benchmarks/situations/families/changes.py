@@ -89,7 +89,7 @@ def head_replaced(run: Run) -> None:
     changed(run, replace)
 
 
-@situation()
+@situation(slow=True)
 def activation_replaced(run: Run) -> None:
     """Replace an activation in the middle."""
     changed(run, lambda model, optimizer: model.__setitem__(2, nn.Tanh()))
@@ -211,7 +211,7 @@ def optimizer_replaced(run: Run) -> None:
         step(batch)
 
 
-@situation()
+@situation(slow=True)
 def loss_replaced(run: Run) -> None:
     """Change an attribute of the criterion in the middle."""
     model, criterion = run.model(mlp()), nn.CrossEntropyLoss()

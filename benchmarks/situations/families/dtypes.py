@@ -89,7 +89,7 @@ def float64_model(run: Run) -> None:
     cast(run, mlp(), rows(), torch.float64)
 
 
-@situation("channels_last captured")
+@situation("channels_last captured", slow=True)
 def float64_convolutions(run: Run) -> None:
     """Train convolutions in float64 under a channels_last plan."""
     cast(run, conv(), images(), torch.float64)
@@ -107,13 +107,13 @@ def bfloat16_transformer(run: Run) -> None:
     cast(run, Transformer(), tokens(), torch.bfloat16)
 
 
-@situation()
+@situation(slow=True)
 def half_model(run: Run) -> None:
     """Train a model whose weights are float16."""
     cast(run, mlp(), rows(), torch.float16)
 
 
-@situation()
+@situation(slow=True)
 def mixed_weights(run: Run) -> None:
     """Train a body in bfloat16 below a head in float32."""
 

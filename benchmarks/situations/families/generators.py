@@ -86,7 +86,7 @@ def reseeded_inside(run: Run) -> None:
     trained(run, mlp(), loss=fixed)
 
 
-@situation()
+@situation(slow=True)
 def forked_draws(run: Run) -> None:
     """Draw noise under ``fork_rng``, which puts the global state back."""
 

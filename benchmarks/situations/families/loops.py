@@ -41,7 +41,7 @@ def one_cycle(run: Run) -> None:
     run.keep(lr=optimizer.param_groups[0]["lr"], momentum=optimizer.param_groups[0]["momentum"])
 
 
-@situation("fused")
+@situation("fused", slow=True)
 def schedule_fused(run: Run) -> None:
     """Change the rate by warm-up and cosine under a fused plan."""
     model = run.model(mlp())
@@ -54,7 +54,7 @@ def schedule_fused(run: Run) -> None:
         schedule.step()
 
 
-@situation()
+@situation(slow=True)
 def plateau(run: Run) -> None:
     """Lower the rate by the loss that the step returns."""
     model = run.model(mlp())

@@ -39,7 +39,7 @@ def arcface(run: Run) -> None:
     with_loss(run, ArcFace())
 
 
-@situation()
+@situation(slow=True)
 def clip_temperature(run: Run) -> None:
     """Train a contrastive loss with its temperature, a scalar."""
 
@@ -141,7 +141,7 @@ def scaled(model: nn.Module, batch: Any) -> torch.Tensor:
     return share * F.cross_entropy(model(batch[0]), batch[1])
 
 
-@situation()
+@situation(slow=True)
 def attributes_of_class_and_function(run: Run) -> None:
     """Warm up by counters in an attribute of a class and in one of the loss function."""
     Logged.calls = scaled.calls = 0  # type: ignore[attr-defined]

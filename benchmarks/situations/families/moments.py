@@ -65,7 +65,7 @@ def adamw_fused_by_user(run: Run) -> None:
     resumed(run, optimizer("AdamW", fused=True), loaded=True)
 
 
-@situation("channels_last captured")
+@situation("channels_last captured", slow=True)
 def adamw_foreach_by_user(run: Run) -> None:
     """Resume the moments of ``AdamW(foreach=True)`` under a captured channels_last plan."""
     resumed(run, optimizer("AdamW", foreach=True))
@@ -83,13 +83,13 @@ def sgd_fused_by_user(run: Run) -> None:
     resumed(run, optimizer("SGD", lr=0.05, momentum=0.9, nesterov=True, fused=True))
 
 
-@situation("channels_last fused")
+@situation("channels_last fused", slow=True)
 def adagrad_resumed(run: Run) -> None:
     """Resume Adagrad's sums, which exist before the first update, under a channels_last plan."""
     resumed(run, optimizer("Adagrad", lr=0.01))
 
 
-@situation("channels_last fused")
+@situation("channels_last fused", slow=True)
 def amsgrad_maximised(run: Run) -> None:
     """Train by ``AdamW(amsgrad=True, maximize=False)`` from scratch under channels_last and fused."""
     model = run.model(conv())
@@ -98,7 +98,7 @@ def amsgrad_maximised(run: Run) -> None:
         step(batch)
 
 
-@situation("channels_last fused")
+@situation("channels_last fused", slow=True)
 def odd_shapes(run: Run) -> None:
     """Resume moments of convolutions with one input channel and with kernels of 1 x 1."""
 
@@ -109,13 +109,13 @@ def odd_shapes(run: Run) -> None:
     resumed(run, optimizer("AdamW"), net)
 
 
-@situation("foreach")
+@situation("foreach", slow=True)
 def rmsprop_foreach_plan(run: Run) -> None:
     """Resume RMSprop with momentum and centring under a foreach plan."""
     resumed(run, optimizer("RMSprop", momentum=0.9, centered=True), mlp, rows)
 
 
-@situation("fused")
+@situation("fused", slow=True)
 def dense_fused_plan(run: Run) -> None:
     """Resume Adam under a fused plan, with two parameter groups of other rates."""
 
@@ -136,7 +136,7 @@ def rate_in_a_tensor(run: Run) -> None:
         rate.mul_(0.95)
 
 
-@situation("fused")
+@situation("fused", slow=True)
 def rate_in_a_tensor_fused(run: Run) -> None:
     """Train by AdamW with its rate in a tensor under a fused plan."""
     model, rate = run.model(mlp()), torch.tensor(2e-3)

@@ -33,7 +33,7 @@ def spectral_norm_old(run: Run) -> None:
     train(run, Classifier(nn.Sequential(spectral_norm(nn.Linear(16, 16)), nn.GELU())))
 
 
-@situation()
+@situation(slow=True)
 def spectral_norm_new(run: Run) -> None:
     """Train a layer under the parametrization ``spectral_norm``."""
     train(run, Classifier(nn.Sequential(parametrizations.spectral_norm(nn.Linear(16, 16)), nn.GELU())))

@@ -35,7 +35,7 @@ def trained(
         step(batch)
 
 
-@situation(ranks=WORLD)
+@situation(ranks=WORLD, slow=True)
 def ddp_dense(run: Run) -> None:
     """Train a dense net under DDP."""
     trained(run, mlp)
@@ -59,13 +59,13 @@ def ddp_accumulated(run: Run) -> None:
     trained(run, mlp, accumulate=4, clip=1.0)
 
 
-@situation("channels_last", WORLD)
+@situation("channels_last", WORLD, slow=True)
 def ddp_accumulated_convolutions(run: Run) -> None:
     """Accumulate two batches of convolutions under DDP with a channels_last plan and buckets as views."""
     trained(run, conv, images, {"gradient_as_bucket_view": True}, accumulate=2)
 
 
-@situation(ranks=WORLD)
+@situation(ranks=WORLD, slow=True)
 def ddp_unused_parameters(run: Run) -> None:
     """Train under ``find_unused_parameters`` a model that leaves a layer out in some passes of a rank."""
 

@@ -40,7 +40,7 @@ def gan(run: Run) -> None:
         second((x, z))
 
 
-@situation()
+@situation(slow=True)
 def wasserstein(run: Run) -> None:
     """Train a critic three times a generator update, its weights clamped after each of its updates."""
     generator, critic = adversaries(run)

@@ -139,7 +139,7 @@ def experts(run: Run) -> None:
     train(run, Classifier(Experts()))
 
 
-@situation()
+@situation(slow=True)
 def own_function(run: Run) -> None:
     """Train a model with an ``autograd.Function`` of the user, a straight-through estimator."""
 
@@ -181,7 +181,7 @@ def graph_of_nodes(run: Run) -> None:
     train(run, Graph(), batches(make), make=adamw)
 
 
-@situation()
+@situation(slow=True)
 def wide_layers(run: Run) -> None:
     """Train layers of 512 features on batches of 128 samples."""
     train(run, mlp(512), rows(size=128))

@@ -43,7 +43,7 @@ def optimize_dropout(run: Run) -> None:
     optimized(run, Classifier(nn.Dropout(0.3)))
 
 
-@situation()
+@situation(slow=True)
 def optimize_batch_norm(run: Run) -> None:
     """Compile a model with BatchNorm by ``optimize``."""
     optimized(run, batchnorm(), images())
@@ -61,7 +61,7 @@ def optimize_checkpointed(run: Run) -> None:
     optimized(run, Classifier(Checkpointed(False)))
 
 
-@situation()
+@situation(slow=True)
 def optimize_checkpointed_reentrant(run: Run) -> None:
     """Compile a model with reentrant checkpoints and dropout by ``optimize``."""
     optimized(run, Classifier(Checkpointed(True)))

@@ -23,6 +23,7 @@ from loopwise.warnings import warn
 
 from . import options as checks
 from .buffer import Concatenate, Samples
+from .frameworks.gradient_state import GradientState
 from .loss_history import LossHistory
 from .pipeline import ALL, FRESH, REMEMBERED, Pipeline
 from .policies import Policy, RelativeLoss, as_policy
@@ -105,6 +106,8 @@ class SiftingDataLoader:
     _last_indices: torch.Tensor | None = None
     _resume_state: dict[str, Any] | None = None
     _iterating = False
+    batches_per_epoch: int | None = None
+    """Number of batches that a framework counts as an epoch; ``None``: a pass over the data is one."""
 
     def __init__(
         self,
@@ -170,12 +173,18 @@ class SiftingDataLoader:
     def __iter__(self) -> Iterator[Any]:
         complete = False
         self._log.begin(self.epoch)
+        entry = GradientState.of(self.loader)
+        self._pipeline.look_ahead = entry is not None and entry.accumulates
         try:
             self._begin_pass()
             while (samples := self._pipeline.take()) is not None:
+                if entry is not None:
+                    entry.show(last=self._pipeline.look_ahead and self._pipeline.last())
                 yield from self._train_on(samples)
             complete = True
         finally:
+            if entry is not None:
+                entry.hide()
             if self._step_losses is not None and not complete:
                 self._step_losses.cancel()
             self._iterating = False
@@ -198,7 +207,7 @@ class SiftingDataLoader:
             random_state.set(state["now"], generators)
 
     def _mode(self) -> str:
-        if self.keep == 1.0 or (self.epochs and self.epoch >= self.epochs * (1 - self.anneal) - 1e-9):
+        if self.keep == 1.0 or (self.epochs and self._progress() >= self.epochs * (1 - self.anneal) - 1e-9):
             return ALL
         if self.score_every == 1 or (self.score_every and self.epoch % self.score_every == 0):
             return FRESH
@@ -342,10 +351,10 @@ class SiftingDataLoader:
         """
         checks.validate_state(state)
         self.set_epoch(state["epoch"])
+        self._report.load_state_dict(state["report"])
         self._set_scheduled_keep()
         self.policy.load_state_dict(state["policy"])
         self._history.load_state_dict(state["history"])
-        self._report.load_state_dict(state["report"])
         self._draws.set_state(state["draws"])
         self.score_every = state["score_every"]
         self._pipeline.read_in_training = state["pipeline"]["read_in_training"]
@@ -353,7 +362,13 @@ class SiftingDataLoader:
 
     def _set_scheduled_keep(self) -> None:
         if callable(self.keep) and hasattr(self.policy, "keep"):
-            self.policy.keep = check_keep(self.keep(self.epoch))
+            self.policy.keep = check_keep(self.keep(int(self._progress())))
+
+    def _progress(self) -> float:
+        """Return the number of epochs since the start of training, as the training counts them."""
+        if self.batches_per_epoch is None:
+            return self.epoch
+        return self._report.batches / self.batches_per_epoch
 
 
 def _default_policy(keep: Any) -> RelativeLoss:

@@ -39,6 +39,9 @@ class Pipeline:
     _stream: Iterator[Samples]
     _ahead: Samples | None
     _trouble: BaseException | None
+    _follows: bool | None
+    look_ahead = False
+    """Whether to make each batch one step early, so that ``last`` can tell that none follows."""
 
     def __init__(self, options: SimpleNamespace, source: Source, selector: Selector) -> None:
         self.options, self.source, self.selector = options, source, selector
@@ -72,17 +75,32 @@ class Pipeline:
         """Return the next batch for the training step, or ``None`` if the pass is over, on all ranks."""
         if self._over:
             return None
-        if not self.coordination.active:
+        if not self._reads_ahead:
             return self._make_batch()
         ahead, trouble = self._ahead, self._trouble
         if trouble is not None:
             raise trouble
-        if not self.coordination.all_have_batch():
+        if self.last():
             self._over, self._ahead = True, None
             self.report.add_cut(self._buffer.waiting + (ahead.size if ahead else 0))
             return None
         self._look_ahead()
         return ahead
+
+    def last(self) -> bool:
+        """Return whether no batch follows on some rank, after waiting for the slowest one; it needs ``look_ahead``."""
+        if self._follows is None:
+            self._follows = (
+                self.coordination.all_have_batch() if self.coordination.active else self._has_next()
+            )
+        return not self._follows
+
+    def _has_next(self) -> bool:
+        return self._ahead is not None or self._trouble is not None
+
+    @property
+    def _reads_ahead(self) -> bool:
+        return self.look_ahead or self.coordination.active
 
     def _reset(self, mode: str, epoch: int) -> None:
         self.mode, self.epoch = mode, epoch
@@ -90,22 +108,23 @@ class Pipeline:
         """Number of batches read from the wrapped loader in this pass."""
         self._over = self.exhausted = self.counted_skipped = False
         self._stream, self._buffer = iter(()), Buffer(self.options.concatenate)
-        self._ahead = self._trouble = None
+        self._ahead = self._trouble = self._follows = None
 
     def _start_coordination(self) -> None:
         self.coordination.start()
-        if self.coordination.active:
+        if self._reads_ahead:
             self._look_ahead()
 
     def _look_ahead(self) -> None:
-        self._ahead, text = None, ""
+        self._ahead, self._follows, text = None, None, ""
         try:
             self._ahead = self._make_batch()
         except OtherRankFailed:
             return
         except Exception as error:  # raised when the turn of this batch comes, on every rank
             self._trouble, text = error, f"{type(error).__name__}: {error}"
-        self.coordination.post(self._ahead is not None, text)
+        if self.coordination.active:
+            self.coordination.post(self._ahead is not None, text)
 
     def _make_batch(self) -> Samples | None:
         """Return the next full batch, the short last batch, or ``None`` at the end of the wrapped loader."""
@@ -122,7 +141,7 @@ class Pipeline:
                 return batch
 
     def _take_rest(self) -> Samples | None:
-        self._over = not self.coordination.active
+        self._over = not self._reads_ahead
         rest = self._buffer.drain()
         if rest is not None and self.source.drop_last and rest.size < (self.batch_size or 0):
             self.report.add_cut(rest.size)

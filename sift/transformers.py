@@ -8,9 +8,8 @@ SiftingTrainer(model, args, train_dataset=dataset, sift={"keep": 0.5}).train()
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,6 +19,9 @@ from loopwise.errors import InputError
 from loopwise.extras import required
 from loopwise.ranks import rank
 
+from .frameworks.epochs import EpochLoader
+from .frameworks.own_losses import OwnLosses
+from .frameworks.plain import from_plain, to_plain
 from .loader import DEFAULTS, SiftingDataLoader
 from .options import validate_loss, validate_passed_on
 from .scorers import Padded
@@ -28,78 +30,78 @@ with required("transformers", "transformers", "SiftingTrainerMixin"):
     from transformers import Trainer
 
 
-class _FixedLengthLoader:
-    """Loader that yields the same number of batches in every epoch of the Trainer.
+class _SmoothedLabels:
+    """Label smoothing of the Trainer, by torch's cross-entropy."""
 
-    The Trainer plans its steps and learning rates before it starts.  So one of its epochs is that many batches, about
-    one pass over the data, and the next epoch goes on where it stopped.
-    """
+    def __init__(self, smoother: Any) -> None:
+        self.smoother = smoother
 
-    def __init__(self, loader: SiftingDataLoader) -> None:
-        self.loader = loader
-        self.done = 0
-        self._length = len(loader)
-        self._batches = self._passes()
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[Any]:
-        self.done %= self._length
-        for batch in itertools.islice(self._batches, self._length - self.done):
-            self.done += 1
-            yield batch
-        if self.done < self._length:  # a pass without a batch ends the epoch, and the next one tries again
-            self._batches = self._passes()
-
-    def _passes(self) -> Iterator[Any]:
-        """Yield the batches of one pass after the other, until a pass has none."""
-        empty = False
-        while not empty:
-            if not self.loader.running:
-                self.loader.set_epoch(self.loader.epoch)
-            empty = True
-            for batch in self.loader:
-                empty = False
-                yield batch
+    def __call__(
+        self, outputs: Any, labels: torch.Tensor, shift_labels: bool = False, **_: Any
+    ) -> torch.Tensor:
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        if shift_labels:
+            logits, labels = logits[..., :-1, :], labels[..., 1:]
+        return nn.functional.cross_entropy(
+            logits.flatten(0, -2),
+            labels.flatten(),
+            ignore_index=self.smoother.ignore_index,
+            label_smoothing=self.smoother.epsilon,
+        )
 
 
 class SiftingTrainerMixin:
     """Mixin that stands before ``Trainer`` in the bases of a class.
 
-    Every sample is scored (``score_every=1``), and batches padded to different lengths are joined with the tokenizer's
-    padding.  A checkpoint contains the loader's state, in a file of each rank.
+    Every sample is scored (``score_every=1``) by the loss that the Trainer computes.  Batches padded to different lengths
+    are joined with the tokenizer's padding.  An epoch of the Trainer is a fixed number of batches: the train loader's,
+    times the share that is kept if the options give one; the next epoch goes on in the pass over the data where the last
+    one stopped.  A checkpoint contains the loader's state, in a file of each rank, which is read without running code.
 
     Args:
         sift: options of ``SiftingDataLoader``, and ``loss``, a function of (model, batch) that replaces ``sift_loss``;
-            ``True``: their defaults; ``False``: train without sifting.
+            ``True``: their defaults; ``False`` or ``None``: train without sifting.
+
+    Attributes:
+        sift_loader: loader of the present training, whose ``loader`` is the ``SiftingDataLoader``; ``None``: no sifting.
 
     Raises:
-        InputError: invalid options.
+        InputError: invalid options; when training begins: a loss that is no average over samples; when a checkpoint is
+            saved: batches of a class of your own.
     """
 
-    def __init__(self, *args: Any, sift: bool | Mapping[str, Any] = False, **options: Any) -> None:
+    def __init__(self, *args: Any, sift: bool | Mapping[str, Any] | None = False, **options: Any) -> None:
         self._sift_options = _validated(sift)
         super().__init__(*args, **options)
-        self.sift_loader: _FixedLengthLoader | None = None
+        self.sift_loader: EpochLoader | None = None
+        self._sift_losses = OwnLosses(self._sift_whole_loss, self._sift_recorded_loss)
 
     def sift_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
-        """Return the losses of a batch, shape (batch,); override it if the model's loss is another one.
+        """Return the losses of the samples of a batch, float32 of shape (batch,); override it for another loss.
 
-        The loss is cross-entropy for classes, and squared error for one-dimensional outputs.  For tokens it is
-        cross-entropy averaged over each sample's labels other than -100 (shifted by one for causal language models).
+        They are the shares of the samples in the loss of ``compute_loss``: the model's own loss, whatever its head, your
+        ``compute_loss_func``, label smoothing, or your override of ``compute_loss``.  With tokens as labels a sample's
+        loss is the mean over its labels other than -100.  A loss that one forward pass cannot tell by sample is computed
+        for each sample alone, with a warning.
+
+        Raises:
+            InputError: the loss of a batch is no average over its samples.
         """
-        logits, labels = model(**batch)["logits"], batch["labels"]
-        if labels.is_floating_point():
-            errors: torch.Tensor = logits.view(len(labels), -1).float() - labels.view(len(labels), -1)
-            return errors.square().mean(1)
-        if labels.ndim == 1:
-            return nn.functional.cross_entropy(logits, labels, reduction="none")
-        if "CausalLM" in type(model).__name__ or "LMHeadModel" in type(model).__name__:
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        tokens = nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-        counted: torch.Tensor = (labels != -100).sum(1)
-        return tokens.sum(1) / counted.clamp_min(1)
+        return self._sift_losses(model, batch)
+
+    def _sift_whole_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        loss: torch.Tensor = self.compute_loss(model, dict(batch))  # type: ignore[attr-defined]
+        return loss
+
+    def _sift_recorded_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        smoother = getattr(self, "label_smoother", None)
+        if smoother is None:
+            return self._sift_whole_loss(model, batch)
+        self.label_smoother = _SmoothedLabels(smoother)
+        try:
+            return self._sift_whole_loss(model, batch)
+        finally:
+            self.label_smoother = smoother
 
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()  # type: ignore[misc]
@@ -111,7 +113,7 @@ class SiftingTrainerMixin:
         options: dict[str, Any] = {"loss": self.sift_loss, "score_every": 1, "concatenate": Padded(padding)}
         sifting = SiftingDataLoader(loader, trainer.model, **(options | self._sift_options))
         trainer.args.ignore_data_skip = True  # the loader's state goes on by itself
-        self.sift_loader = _FixedLengthLoader(sifting)
+        self.sift_loader = EpochLoader(sifting)
         return self.sift_loader
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -119,27 +121,27 @@ class SiftingTrainerMixin:
         if self.sift_loader is not None:
             os.makedirs(output_dir, exist_ok=True)
             state = {"loader": self.sift_loader.loader.state_dict(), "done": self.sift_loader.done}
-            torch.save(state, _state_file(output_dir))
+            torch.save(to_plain(state, "the state of the sifting loader"), _state_file(output_dir))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)  # type: ignore[misc]
         file = None if checkpoint is None else _state_file(checkpoint)
         if self.sift_loader is not None and file is not None and os.path.exists(file):
-            state = torch.load(file, weights_only=False)  # batches may be of any class
+            state = from_plain(torch.load(file, weights_only=True))
             self.sift_loader.loader.load_state_dict(state["loader"])
-            self.sift_loader.done = state["done"]
+            self.sift_loader.resume(state["done"])
 
 
 def _validated(sift: Any) -> dict[str, Any] | None:
     """Return the options of the loader, or ``None`` for no sifting."""
-    if not isinstance(sift, (bool, Mapping)):
+    if not isinstance(sift, (bool, Mapping, type(None))):
         raise InputError(
             f"sift={sift!r}",
             "False, True, or a dict of options of SiftingDataLoader",
             "a share instead of an option with a name, or None for False",
             "pass for instance sift={'keep': 0.5}",
         )
-    options = {} if isinstance(sift, bool) else dict(sift)
+    options = dict(sift) if isinstance(sift, Mapping) else {}
     if "loss" in options:
         validate_loss(options["loss"])
     validate_passed_on(
@@ -152,7 +154,7 @@ def _validated(sift: Any) -> dict[str, Any] | None:
             "its loader hides the samples' indices",
             "drop it, or train by a plain loop",
         )
-    return None if sift is False else options
+    return options if isinstance(sift, Mapping) or sift else None
 
 
 def _state_file(folder: str) -> str:

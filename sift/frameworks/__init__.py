@@ -1,0 +1,1 @@
+"""Parts that the adapters for Lightning, Hugging Face and Accelerate share."""

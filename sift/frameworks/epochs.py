@@ -1,0 +1,94 @@
+"""Epochs of a trainer that plans its steps before it starts, over a loader whose passes differ in length."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Iterator
+from typing import Any
+
+
+class EpochLoader:
+    """Loader with epochs of a fixed number of batches over the passes of a ``SiftingDataLoader``.
+
+    Trainers read the length once, and plan steps, learning rates and validation by it.  So one of their epochs is
+    ``len(self)`` batches: the wrapped loader's number times the share that is kept, and the wrapped loader's number if
+    the policy decides the share as it goes.  The next epoch goes on in the pass where the last one stopped.  A loader
+    without a length has none here either, and one pass is an epoch.
+
+    Args:
+        loader: the ``SiftingDataLoader``.
+
+    Attributes:
+        length: number of batches of an epoch, or ``None``.
+        done: number of batches of the present epoch that were yielded.
+        untrained: number of yielded batches that the trainer has not reported as trained; trainers that fetch batches
+            ahead count it down.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+        self.length = _length(loader)
+        self.done = self.untrained = 0
+        self._start = 0
+        self._batches: Generator[Any] = self._passes()
+        loader.batches_per_epoch = self.length
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__len__" or name not in (
+            "dataset",
+            "batch_size",
+            "num_workers",
+            "collate_fn",
+            "pin_memory",
+        ):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.loader.loader, name)
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError(f"the wrapped {type(self.loader.loader).__name__} has no length")
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        self.untrained, self.done, self._start = 0, self._start, 0
+        if self.length is None:
+            self._batches.close()
+            self._batches = self._pass()
+        for batch in itertools.islice(self._batches, self.length and self.length - self.done):
+            self.done += 1
+            self.untrained += 1
+            yield batch
+        if self.length is not None and self.done < self.length:  # a pass without a batch ends the epoch
+            self._batches = self._passes()
+
+    def resume(self, done: int) -> None:
+        """Let the next epoch begin after its first ``done`` batches, which the resumed training has seen."""
+        self._start = done % self.length if self.length else 0
+
+    def close(self) -> None:
+        """End an open pass."""
+        self._batches.close()
+
+    def _passes(self) -> Generator[Any]:
+        """Yield the batches of one pass after the other, until a pass has none."""
+        empty = False
+        while not empty:
+            empty = True
+            for batch in self._pass():
+                empty = False
+                yield batch
+
+    def _pass(self) -> Generator[Any]:
+        if not self.loader.running:
+            self.loader.set_epoch(self.loader.epoch)
+        yield from self.loader
+
+
+def _length(loader: Any) -> int | None:
+    try:
+        total = len(loader.loader)
+    except (TypeError, NotImplementedError):
+        return None
+    keep = loader.keep if isinstance(loader.keep, (int, float)) else getattr(loader.policy, "keep", None)
+    share = keep if isinstance(keep, (int, float)) else 1.0
+    return max(1, round(total * share)) if total else 0

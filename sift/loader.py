@@ -33,7 +33,7 @@ from .scoring import Scorer
 from .selection import PLANNABLE, Selector
 from .sharded import ShardedPipeline
 from .source import Source
-from .step_losses import StepLosses
+from .step_losses import TrainingLosses
 
 if TYPE_CHECKING:
     from loopwise.run import Run
@@ -62,7 +62,7 @@ class SiftingDataLoader:
             state.
         loss: a per-sample criterion for ``(input, target)`` batches, such as
             ``nn.CrossEntropyLoss(reduction="none")``; or ``def loss(model, batch) -> Tensor[B]`` (its first parameter is
-            named ``model``) for batches of any other form.
+            named ``model``) for batches of any other form; or ``None`` with ``criterion()`` or ``record_losses()``.
         keep: share of samples to train on, a fraction in (0, 1], or a function from the epoch to it; default 0.5.
         policy: rule that selects samples (see ``loopwise.sift.policies``), or any function from losses to keep
             probabilities; default ``RelativeLoss(keep, floor=keep / 4)``.
@@ -113,7 +113,7 @@ class SiftingDataLoader:
         self,
         loader: Iterable[Any],
         model: nn.Module,
-        loss: Callable[..., torch.Tensor],
+        loss: Callable[..., torch.Tensor] | None = None,
         *,
         keep: float | Callable[[int], float] | None = None,
         policy: Policy | Callable[[torch.Tensor], torch.Tensor] | None = None,
@@ -137,26 +137,25 @@ class SiftingDataLoader:
         resume: bool = False,
     ) -> None:
         arguments = locals()
-        checks.validate_arguments(loader, model, loss)
+        checks.validate_arguments(loader, model, loss, score_every)
         options = SimpleNamespace(**{name: arguments[name] for name in DEFAULTS})
         checks.validate_options(vars(options), DEFAULTS)
-        self.loader, self.model = loader, model
+        self.loader, self.model, self._loss = loader, model, loss
         self.keep = 0.5 if keep is None and policy is None else keep
         self.policy = _default_policy(self.keep) if policy is None else as_policy(policy)
         self.epoch, self.epochs, self.anneal = 0, epochs, anneal
         source = Source(loader, batch_size, drop_last)
         self.batch_size, self.drop_last = source.batch_size, source.drop_last
-        criterion = not takes_model(loss)
+        criterion = loss is not None and not takes_model(loss)
         plannable = source.plans and criterion and set(self.policy.needs) <= PLANNABLE
         self._auto_score = score_every == "auto"
-        automatic = 0 if plannable and self.keep != 1.0 else 1
+        automatic = 0 if loss is None or (plannable and self.keep != 1.0) else 1
         self.score_every = automatic if self._auto_score else int(score_every)
         checks.validate_needs(self.policy, self.score_every, criterion)
         scored = model if scorer is None else scorer
         sharded = checks.validate_sharded(scored, self.score_every, auto)
         self._history, self._report = LossHistory(), Report()
-        reads_steps = criterion and self.score_every != 1
-        self._step_losses = StepLosses(model, loss, self._history) if reads_steps else None
+        self._losses = TrainingLosses(model, loss, self._history, self.score_every != 1)
         seed = torch.initial_seed() if seed is None else seed
         self._draws = torch.Generator().manual_seed((seed + rank()) % 2**63)
         scores = Scorer(scored, loss, dtype, compile, self.policy.needs)
@@ -185,8 +184,6 @@ class SiftingDataLoader:
         finally:
             if entry is not None:
                 entry.hide()
-            if self._step_losses is not None and not complete:
-                self._step_losses.cancel()
             self._iterating = False
             self._report.epochs += complete
             self._log.end(complete)
@@ -207,7 +204,9 @@ class SiftingDataLoader:
             random_state.set(state["now"], generators)
 
     def _mode(self) -> str:
-        if self.keep == 1.0 or (self.epochs and self._progress() >= self.epochs * (1 - self.anneal) - 1e-9):
+        if self.keep == 1.0 or self._losses.stale:
+            return ALL
+        if self.epochs and self._progress() >= self.epochs * (1 - self.anneal) - 1e-9:
             return ALL
         if self.score_every == 1 or (self.score_every and self.epoch % self.score_every == 0):
             return FRESH
@@ -222,33 +221,41 @@ class SiftingDataLoader:
         self._last_indices = indices
         if indices is not None and self._pipeline.selector.remember:
             self._history.set(indices, last_trained=self.epoch)
-            if self._step_losses is not None:
-                self._step_losses.expect(indices, samples.batch)
+        if self._reads_losses:
+            self._losses.expect(samples)
         batch, size = samples.with_weights(), samples.size
         del samples  # the training step may free the batch
         start = time.perf_counter()
         yield batch
         report.add_step(time.perf_counter() - start, size)
-        if self._step_losses is not None and self._step_losses.error is not None:
-            raise self._step_losses.error
+        if self._reads_losses:
+            self._settle()
+
+    @property
+    def _reads_losses(self) -> bool:
+        return self.keep != 1.0
+
+    def _settle(self, last: bool = False) -> None:
+        """Turn to scoring passes if the losses of the training steps cannot be read."""
+        scorer = self._pipeline.selector.scorer
+        probe = (lambda samples: scorer(samples.batch, samples.size)) if self._auto_score else None
+        if reason := self._losses.after_step(probe, last):
+            self.score_every = 1
+            warn(f"loopwise.sift: no losses from the training step: {reason}; samples are scored instead")
 
     def _end_pass(self, complete: bool) -> None:
-        """Fetch the losses of the training steps; turn to scoring passes if they gave none."""
-        losses = self._step_losses
+        """Fetch the losses of the training steps."""
+        if complete and self._reads_losses:
+            self._settle(last=True)
+        warning = self._losses.end_pass(complete)
+        if warning:
+            warn(f"loopwise.sift: {warning} in epoch {self.epoch}; the next one trains on all samples")
         if not self._pipeline.selector.remember:
             return
         self._history.flush()
         if self._pipeline.mode != FRESH:
             self._pipeline.selector.count_not_finite(self._history.not_finite, len(self._history))
         self._history.not_finite = 0
-        if losses is None or not complete or 2 * losses.observed >= losses.expected:
-            return
-        self._step_losses = None
-        unseen = "its forward pass was not seen (if the model is compiled, pass the compiled one)"
-        fix = "loader.record_losses(losses) can pass them"
-        if self._auto_score:
-            self.score_every, fix = 1, "samples are scored by forward passes instead"
-        warn(f"loopwise.sift: no losses from the training step: {losses.problem or unseen}; {fix}")
 
     # -- public methods -------------------------------------------------------------------------
 
@@ -286,18 +293,46 @@ class SiftingDataLoader:
         self._report.policies = self.policy.tally()
         return copy.deepcopy(self._report)
 
+    def criterion(
+        self, criterion: Callable[..., Any], per_sample: Callable[..., torch.Tensor] | None = None
+    ) -> Callable[..., Any]:
+        """Return the loop's own criterion in a form that records each sample's loss; its results stay the same.
+
+        The target of a call must be a tensor of the batch that the loader yielded, with all rows in order; flattened
+        and shifted tokens are recognised.  Batches that the loop reorders, mixes or splits are refused.
+
+        Args:
+            criterion: one of torch's criteria, or a function with a parameter ``reduction``.
+            per_sample: for any other criterion: called with the same arguments, it returns the loss of each sample,
+                shape (batch,), or of each token or pixel.
+
+        Raises:
+            InputError: no way to a loss for each sample, ``score_every`` other than 0, or a policy that needs scores.
+        """
+        checks.validate_recording(self.policy, self.score_every, self._auto_score)
+        self.score_every, self._pipeline.selector.remember = 0, True
+        return self._losses.record_by(criterion, per_sample)
+
     def record_losses(self, losses: torch.Tensor) -> None:
         """Remember the losses of the batch yielded last, by sample index, instead of reading them by a hook.
 
+        With ``loss=None`` the batch's one loss will do, for losses that cannot be split by sample: each sample's score
+        is then a moving average of the losses of its batches (Batch Loss Score, CVPR 2026), which a policy that ranks
+        samples can use, such as ``PrunedHistory()``.
+
         Args:
-            losses: one loss per sample, shape (batch,), any floating-point dtype and device.
+            losses: one loss per sample, shape (batch,), or the batch's loss, 0-dimensional; any floating-point dtype
+                and device.
 
         Raises:
             InputError: losses of another shape, or samples without an index.
         """
-        indices = checks.validate_recorded(losses, self._last_indices)
-        self._step_losses = None
-        self._history.add_losses(indices, losses)
+        if self._loss is None and isinstance(losses, torch.Tensor) and not losses.ndim:
+            checks.validate_batch_score(self._last_indices, self.policy)
+            self._history.add_batch_score(self._last_indices, losses)  # type: ignore[arg-type]
+        else:
+            self._history.add_losses(checks.validate_recorded(losses, self._last_indices), losses)
+        self._losses.leave()
 
     def close(self, state: str = "finished") -> None:
         """Release the run; ``state`` is ``finished`` or ``failed``.
@@ -322,6 +357,7 @@ class SiftingDataLoader:
                 loader yield them again.  Call ``hold_yielded`` before, with at least this number.
         """
         validate.whole_number("untrained", untrained, 0, "batches")
+        self._losses.fetch()
         again = list(self._yielded)[len(self._yielded) - untrained :]
         generators = self._pipeline.source.generators()
         return {

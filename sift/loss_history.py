@@ -9,6 +9,9 @@ import torch
 COLUMNS = {"losses": torch.nan, "classes": -1, "last_trained": -1}
 """Key: column.  Value: number that marks an unknown sample."""
 
+SMOOTHING = 0.7
+"""Share of the past in a sample's score by batch losses."""
+
 
 class LossHistory:
     """Last loss, class and epoch of the last training step of each sample.
@@ -27,6 +30,7 @@ class LossHistory:
         self.not_finite = 0
         """Number of added losses that were NaN or infinite."""
         self._unfetched: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._smoothing = 0.0
         self._updated: list[torch.Tensor] = []
 
     def __len__(self) -> int:
@@ -45,6 +49,15 @@ class LossHistory:
         """Store losses, on any device, at the next ``flush``."""
         self._unfetched.append((indices, losses.detach()))
 
+    def add_batch_score(self, indices: torch.Tensor, loss: torch.Tensor) -> None:
+        """Smooth the losses of a batch's samples towards the batch's one loss, 0-dimensional, at the next ``flush``.
+
+        The rule is the Batch Loss Score (CVPR 2026): s <- 0.7 s + 0.3 L for each sample of the batch, so that the noise
+        of the other samples is filtered over the epochs.
+        """
+        self._smoothing = SMOOTHING
+        self._unfetched.append((indices, loss.detach().expand(len(indices))))
+
     def set(self, indices: torch.Tensor, **columns: torch.Tensor | int) -> None:
         """Store values of the samples ``indices``: their ``losses``, ``classes`` or ``last_trained``."""
         if len(indices):
@@ -62,8 +75,20 @@ class LossHistory:
         not_finite = ~losses.isfinite()
         self.not_finite += int(not_finite.sum())
         losses[not_finite] = torch.nan
-        self.set(indices, losses=losses)  # of an index added twice the last loss stays (in order on the CPU)
+        if self._smoothing:
+            for (part, _), values in zip(parts, losses.split([len(part) for part, _ in parts]), strict=True):
+                self._smooth(part, values)
+        else:
+            self.set(
+                indices, losses=losses
+            )  # of an index added twice the last loss stays (in order on the CPU)
         self._updated.append(indices)
+
+    def _smooth(self, indices: torch.Tensor, losses: torch.Tensor) -> None:
+        self.grow(int(indices.max()) + 1)
+        past = self.losses[indices]
+        smooth = self._smoothing * past + (1 - self._smoothing) * losses
+        self.set(indices, losses=torch.where(past.isnan(), losses, smooth))
 
     def take_updates(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return indices and losses that changed since the last call, for the other ranks."""

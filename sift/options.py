@@ -17,6 +17,7 @@ from loopwise.wrappers import is_sharded
 from .policies import Policy, as_policy
 from .policies.policy import check_keep
 from .selection import PLANNABLE
+from .source import NO_INDEX
 
 SWITCH = validate.one_of, (False, True)
 RULES: dict[str, tuple[Any, ...]] = {
@@ -133,12 +134,20 @@ def validate_passed_on(options: Mapping[str, Any], defaults: Mapping[str, Any], 
         raise InputError(f"{seen} in {place}", expected, cause, f"{fix} in {place}") from None
 
 
-def validate_arguments(loader: Any, model: Any, loss: Any) -> None:
+def validate_arguments(loader: Any, model: Any, loss: Any, score_every: Any = 0) -> None:
     """Raise an error unless the arguments are an iterable of batches, a module, and a loss with one value per sample."""
     fix = "pass the arguments in the order loader, model, loss, or by name"
     validate.instance("loader", loader, Iterable, "an iterable of batches, such as a DataLoader", fix)
     validate.instance("model", model, nn.Module, "an nn.Module", fix)
-    validate_loss(loss)
+    if loss is not None:
+        validate_loss(loss)
+    elif score_every not in (0, "auto"):
+        raise InputError(
+            f"loss=None with score_every={score_every!r}",
+            "a loss, which a scoring pass needs",
+            "losses from the training loop, by criterion() or record_losses(), need no scoring",
+            "pass loss=, or drop score_every",
+        )
 
 
 def validate_loss(loss: Any) -> None:
@@ -151,6 +160,31 @@ def validate_loss(loss: Any) -> None:
             "one loss per sample: reduction='none'",
             "the criterion of the training step was passed, which reduces over the batch",
             f"pass loss={type(loss).__name__}(reduction='none'); the one in the training step stays as it is",
+        )
+
+
+def validate_recording(policy: Policy, score_every: int, automatic: bool) -> None:
+    """Raise an error if losses that the loop records do not fit the loader's other arguments."""
+    if score_every and not automatic:
+        raise InputError(
+            f"criterion() of a loader with score_every={score_every}",
+            "score_every=0 or 'auto': losses of the training steps",
+            "samples would be scored by forward passes as well",
+            "drop score_every",
+        )
+    validate_needs(policy, 0, True)
+
+
+def validate_batch_score(indices: torch.Tensor | None, policy: Policy) -> None:
+    """Raise an error if the batch's one loss cannot be a score of its samples."""
+    if indices is None:
+        raise InputError("the loss of a batch without indices of the samples", "known indices", *NO_INDEX)
+    if False:  # scale
+        raise InputError(
+            f"batch losses for policy {policy!r}",
+            "a policy that only ranks samples, or compares them with their mean",
+            "averages of batch losses differ too little for a rule on the scale of losses",
+            "pass policy=PrunedHistory(), or one loss for each sample",
         )
 
 

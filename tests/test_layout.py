@@ -34,7 +34,7 @@ ORDER = {
     "options reporting watch preflight page callback lightning transformers cli",
 }
 """The rooms of each part, the lowest first: a room imports only rooms before it."""
-HOOKS = {"debug/hooks", "sift/step_losses.py"}
+HOOKS = {"debug/hooks", "sift/step_losses"}
 """The only places that register hooks on modules, tensors and optimizers."""
 
 

@@ -204,23 +204,6 @@ def test_a_compiled_model_gives_its_losses_and_one_inside_falls_back():
     assert loader.report().scored == 60
 
 
-def test_an_output_that_the_criterion_cannot_take_falls_back():
-    class Pair(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(6, 3)
-
-        def forward(self, x):
-            return {"logits": self.layer(x)}
-
-    model = Pair()
-    loader = sift(Counted(), model)
-    with pytest.warns(LoopwiseWarning, match="no losses from the training step: .*AttributeError"):
-        for x, y in loader:
-            CRITERION(model(x)["logits"], y).mean().backward()
-    assert loader.score_every == 1
-
-
 def test_every_kth_epoch_is_scored():
     data, model = Counted(), nn.Linear(6, 3)
     loader = sift(data, model, policy=TopLoss(0.5), score_every=3)

@@ -1,0 +1,3 @@
+"""Losses that the training loop itself computes: read by a hook, or by the loop's own criterion."""
+
+from .training_losses import TrainingLosses as TrainingLosses

@@ -1,0 +1,212 @@
+"""Record each sample's loss in the loop's own criterion, whatever the form of the batches."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from loopwise import batch as batches
+from loopwise import validate
+from loopwise.errors import InputError
+
+from ..loss_history import LossHistory
+from .checksums import Fingerprint, rows
+from .forward import AHEAD
+from .settling import PATIENCE
+
+_Candidates = dict[tuple[int, bool], Fingerprint]
+"""(number of the batch's tensor, whether its first column is left out) -> fingerprint."""
+
+
+class Recorder:
+    """Records each sample's loss in the calls of the loop's own criterion.
+
+    The target that a call receives must be a tensor of the batch that the loader yielded, with all rows in order: as it
+    is, flattened, of another dtype, or without its first column (a language model's shifted tokens).  Then the losses
+    are those of the batch's samples; for several losses a sample (tokens, pixels) their mean over targets other than
+    ``ignore_index``.  Only the first call for a batch records.  Calls without gradient, as in a validation, and calls
+    when no batch waits for its losses pass through.
+
+    Args:
+        criterion: the loop's own criterion.
+        per_sample: the same criterion, called with the same arguments, that returns one or more losses for each sample;
+            default: the criterion with ``reduction="none"``.
+        history: receives the losses.
+    """
+
+    def __init__(
+        self, criterion: Callable[..., Any], per_sample: Callable[..., Any] | None, history: LossHistory
+    ) -> None:
+        validate.function(
+            "criterion", criterion, "the loop's criterion", "loader.criterion(nn.CrossEntropyLoss())"
+        )
+        self._criterion = criterion
+        self._per_sample = _unreduced(criterion) if per_sample is None else per_sample
+        self._history = history
+        self._pending: deque[tuple[torch.Tensor, _Candidates]] = deque(maxlen=AHEAD)
+        self._places: set[tuple[int, bool]] | None = None
+        self._deferred: list[torch.Tensor] = []
+        self.expected = self.recorded = 0
+        self.compiled = False
+
+    def recording(self) -> Callable[..., Any]:
+        """Return the criterion in a form that records: of a subclass of its class, or a function."""
+        criterion = self._criterion
+        if not isinstance(criterion, nn.Module):
+
+            @functools.wraps(criterion)
+            def call(*args: Any, **kwargs: Any) -> Any:
+                self.record(args, kwargs)
+                return criterion(*args, **kwargs)
+
+            return call
+        recording = copy.copy(criterion)
+        recording.__class__ = _recording_class(type(criterion))
+        recording.__dict__["recorder"] = self
+        return recording
+
+    def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Record the losses of a call with these arguments."""
+        if torch.compiler.is_compiling():
+            self.compiled = True
+        elif self._pending and torch.is_grad_enabled():
+            self._record(args, kwargs)
+
+    def expect(self, indices: torch.Tensor, batch: Any) -> None:
+        """Wait for the losses of a batch of the samples ``indices``."""
+        self.expected += 1
+        tensors = rows(batch, len(indices))
+        candidates: _Candidates = {}
+        for number, tensor in enumerate(tensors):
+            for shifted in (False, True):
+                place = number, shifted
+                if (self._places is None or place in self._places) and (not shifted or tensor.ndim == 2):
+                    candidates[place] = Fingerprint(tensor[:, 1:] if shifted else tensor, len(indices))
+        self._pending.append((indices, candidates))
+
+    def cancel(self) -> None:
+        """Wait for no batch."""
+        self._pending.clear()
+
+    def fetch(self) -> None:
+        """Fetch comparisons that were left on an accelerator.
+
+        Raises:
+            InputError: a target was not that of the batch handed out.
+        """
+        deferred, self._deferred = self._deferred, []
+        if deferred and not bool(torch.stack(deferred).all()):
+            raise _foreign_target("targets of the last epoch")
+
+    def validate_recorded(self, last: bool) -> None:
+        """Raise an error if the first batches, or with ``last`` the first epoch, went by without a loss."""
+        if self.recorded or not (last or self.expected >= PATIENCE or self.compiled):
+            return
+        raise InputError(
+            f"no call of loader.criterion(...) in {self.expected} training steps that could record losses",
+            "one call with gradient, in eager mode, for each batch",
+            "the call is inside a compiled function" if self.compiled else "the loop calls another criterion",
+            "call it outside of the compiled function, or pass losses to loader.record_losses(losses)",
+        )
+
+    def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.Tensor)]
+        for position, (indices, candidates) in enumerate(self._pending):
+            equal = {place: same for place, print_ in candidates.items() for same in _equal(print_, given)}
+            on_cpu = all(same.device.type == "cpu" for same in equal.values())
+            if on_cpu or self.recorded < PATIENCE:
+                equal = {place: same for place, same in equal.items() if bool(same)}
+            elif equal:
+                self._deferred.append(torch.stack(list(equal.values())).any())
+            if equal:
+                self._places = (
+                    set(equal) if self._places is None else self._places & set(equal) or self._places
+                )
+                self._add(indices, args, kwargs, given)
+                for _ in range(position + 1):
+                    self._pending.popleft()
+                return
+        raise _foreign_target(f"a target of the form {batches.describe(given)}")
+
+    @torch.no_grad()
+    def _add(
+        self, indices: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[torch.Tensor]
+    ) -> None:
+        detached = batches.map_tensors(torch.Tensor.detach, list(args))
+        losses, size = self._per_sample(*detached, **kwargs), len(indices)
+        if not isinstance(losses, torch.Tensor) or not losses.ndim or losses.numel() % size:
+            raise InputError(
+                f"per-sample losses of the form {batches.describe(losses)} for a batch of {size}",
+                f"a Tensor with one or more losses for each of the {size} samples",
+                "the criterion has no reduction='none', or per_sample= averages over the batch",
+                "pass per_sample=, the criterion without its mean over the batch",
+            )
+        losses = losses.reshape(size, -1)
+        ignored = kwargs.get("ignore_index", getattr(self._criterion, "ignore_index", None))
+        counted = [t for t in given if t.numel() == losses.numel() and not t.is_floating_point()]
+        if ignored is None or not counted:
+            losses = losses.mean(1)
+        else:
+            mask = (counted[0] != ignored).reshape(size, -1)
+            losses = (losses * mask).sum(1) / mask.sum(1).clamp_min(1)
+        self._history.add_losses(indices, losses)
+        self.recorded += 1
+
+
+@functools.cache
+def _recording_class(base: type[nn.Module]) -> type[nn.Module]:
+    """Return a subclass of a criterion's class whose calls are recorded, and whose copies and pickles are plain."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.recorder.record(args, kwargs)
+        return base.forward(self, *args, **kwargs)
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        plain = base.__new__(base)
+        plain.__dict__.update({name: value for name, value in vars(self).items() if name != "recorder"})
+        return plain.__reduce_ex__(1)  # a later protocol insists on the object's own class
+
+    return type(f"Recording{base.__name__}", (base,), {"forward": forward, "__reduce_ex__": reduce})
+
+
+def _equal(fingerprint: Fingerprint, given: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return for each tensor of ``given`` that may be the fingerprint's whether it is: bool, 0-dimensional."""
+    size = fingerprint.size
+    shaped = [tensor.reshape(size, -1) for tensor in given if tensor.ndim and tensor.numel() % size == 0]
+    return [same for tensor in shaped if (same := fingerprint.equals(tensor)) is not None]
+
+
+def _unreduced(criterion: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the criterion with reduction='none'."""
+    if isinstance(criterion, nn.Module) and hasattr(criterion, "reduction"):
+        unreduced = copy.copy(criterion)
+        unreduced.reduction = "none"  # type: ignore[assignment]
+        return unreduced
+    try:
+        named = "reduction" in inspect.signature(criterion).parameters
+    except (TypeError, ValueError):
+        named = False
+    if named:
+        return functools.partial(criterion, reduction="none")
+    raise InputError(
+        f"a criterion without reduction: {criterion!r}",
+        "one of torch's criteria, or a function with a parameter named reduction",
+        "a criterion of your own",
+        "pass per_sample= as well: the same criterion, returning one loss for each sample",
+    )
+
+
+def _foreign_target(seen: str) -> InputError:
+    return InputError(
+        f"{seen} that is no tensor of the batch that the loader yielded",
+        "the target of that batch, all rows in order, perhaps flattened, of another dtype or without its first column",
+        "the loop reorders, mixes or splits the batch, makes its target itself, or trains on other samples first",
+        "do that in the collate function; or pass one loss for each sample to loader.record_losses(losses)",
+    )

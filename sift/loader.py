@@ -18,7 +18,7 @@ from torch import nn
 from loopwise import batch as batches
 from loopwise import random_state, validate
 from loopwise.loss import takes_model
-from loopwise.ranks import rank, world_size
+from loopwise.ranks import rank
 from loopwise.warnings import warn
 
 from . import options as checks
@@ -33,6 +33,7 @@ from .scoring import Scorer
 from .selection import PLANNABLE, Selector
 from .sharded import ShardedPipeline
 from .source import Source
+from .state import Resumable
 from .step_losses import TrainingLosses
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ FLOOR = 0.25
 """Least keep probability by the default policy, as a fraction of ``keep``."""
 
 
-class SiftingDataLoader:
+class SiftingDataLoader(Resumable):
     """Loader that wraps another one and yields full batches of the samples that are worth a training step.
 
     The batches keep the structure and size of the wrapped loader's.  The last one of an epoch may be short, unless
@@ -158,7 +159,7 @@ class SiftingDataLoader:
         self._losses = TrainingLosses(model, loss, self._history, self.score_every != 1)
         seed = torch.initial_seed() if seed is None else seed
         self._draws = torch.Generator().manual_seed((seed + rank()) % 2**63)
-        scores = Scorer(scored, loss, dtype, compile, self.policy.needs)
+        scores = Scorer(scored, loss, dtype, compile, self.policy.needs)  # type: ignore[arg-type]  # loss=None: no scoring
         remember = self.score_every != 1 or "last_trained" in self.policy.needs
         selector = Selector(self.policy, scores, self._history, self._draws, self._report, remember, classes)
         self._pipeline = (ShardedPipeline if sharded else Pipeline)(options, source, selector)
@@ -328,7 +329,7 @@ class SiftingDataLoader:
             InputError: losses of another shape, or samples without an index.
         """
         if self._loss is None and isinstance(losses, torch.Tensor) and not losses.ndim:
-            checks.validate_batch_score(self._last_indices, self.policy)
+            checks.validate_batch_score(self._last_indices)
             self._history.add_batch_score(self._last_indices, losses)  # type: ignore[arg-type]
         else:
             self._history.add_losses(checks.validate_recorded(losses, self._last_indices), losses)
@@ -340,61 +341,6 @@ class SiftingDataLoader:
         The garbage collector does the same when it frees the loader.
         """
         self._log.release(state)
-
-    # -- state ----------------------------------------------------------------------------------
-
-    def hold_yielded(self, count: int) -> None:
-        """Hold the last ``count`` batches for ``state_dict(untrained)``; frameworks that fetch batches ahead need this."""
-        self._yielded = deque(maxlen=validate.whole_number("count", count, 0, "batches"))
-
-    def state_dict(self, untrained: int = 0) -> dict[str, Any]:
-        """Return the state that determines the next batches; call it between two batches or epochs.
-
-        The state contains the random states of Python, NumPy and torch, so that a resumed training is bit-identical.
-
-        Args:
-            untrained: number of the last batches that no training step has seen yet; ``load_state_dict`` makes the
-                loader yield them again.  Call ``hold_yielded`` before, with at least this number.
-        """
-        validate.whole_number("untrained", untrained, 0, "batches")
-        self._losses.fetch()
-        again = list(self._yielded)[len(self._yielded) - untrained :]
-        generators = self._pipeline.source.generators()
-        return {
-            "epoch": self._pipeline.epoch if again else self.epoch,
-            "open": self._iterating or bool(again),
-            "world": world_size(),
-            "rank": rank(),
-            "pipeline": self._pipeline.state_dict(again),
-            "policy": self.policy.state_dict(),
-            "history": self._history.state_dict(),
-            "report": self._report.state_dict(),
-            "draws": self._draws.get_state(),
-            "score_every": self.score_every,
-            "start": self._start,
-            "now": random_state.get(generators),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``: the next iteration yields the batches that came after it.
-
-        The loader repeats the iteration of the wrapped loader up to that batch, without loading data if the dataset is
-        map-style and has no workers.
-
-        Raises:
-            InputError: ``state`` is no state of a loader.
-            StateError: the state is that of another rank or world size.
-        """
-        checks.validate_state(state)
-        self.set_epoch(state["epoch"])
-        self._report.load_state_dict(state["report"])
-        self._set_scheduled_keep()
-        self.policy.load_state_dict(state["policy"])
-        self._history.load_state_dict(state["history"])
-        self._draws.set_state(state["draws"])
-        self.score_every = state["score_every"]
-        self._pipeline.read_in_training = state["pipeline"]["read_in_training"]
-        self._resume_state = state if state["open"] else None
 
     def _set_scheduled_keep(self) -> None:
         if callable(self.keep) and hasattr(self.policy, "keep"):

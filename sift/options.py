@@ -175,17 +175,10 @@ def validate_recording(policy: Policy, score_every: int, automatic: bool) -> Non
     validate_needs(policy, 0, True)
 
 
-def validate_batch_score(indices: torch.Tensor | None, policy: Policy) -> None:
+def validate_batch_score(indices: torch.Tensor | None) -> None:
     """Raise an error if the batch's one loss cannot be a score of its samples."""
     if indices is None:
         raise InputError("the loss of a batch without indices of the samples", "known indices", *NO_INDEX)
-    if False:  # scale
-        raise InputError(
-            f"batch losses for policy {policy!r}",
-            "a policy that only ranks samples, or compares them with their mean",
-            "averages of batch losses differ too little for a rule on the scale of losses",
-            "pass policy=PrunedHistory(), or one loss for each sample",
-        )
 
 
 def validate_needs(policy: Policy, score_every: int, criterion: bool) -> None:

@@ -160,7 +160,6 @@ class Recorder:
         self.recorded += 1
 
 
-@functools.cache
 def _recording_class(base: type[nn.Module]) -> type[nn.Module]:
     """Return a subclass of a criterion's class whose calls are recorded, and whose copies and pickles are plain."""
 

@@ -1,0 +1,95 @@
+"""State of the sifting loader, from which a training resumes to the bit."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import torch
+
+from loopwise import random_state, validate
+from loopwise.ranks import rank, world_size
+
+from . import options as checks
+from .buffer import Samples
+from .loss_history import LossHistory
+from .pipeline import Pipeline
+from .policies import Policy
+from .report import Report
+from .step_losses import TrainingLosses
+
+
+class Resumable:
+    """Loader that saves and loads its state at any batch."""
+
+    epoch: int
+    policy: Policy
+    score_every: int
+    _draws: torch.Generator
+    _history: LossHistory
+    _iterating: bool
+    _losses: TrainingLosses
+    _pipeline: Pipeline
+    _report: Report
+    _resume_state: dict[str, Any] | None
+    _start: dict[str, Any]
+    _yielded: deque[Samples]
+
+    def set_epoch(self, epoch: int) -> None:
+        raise NotImplementedError
+
+    def _set_scheduled_keep(self) -> None:
+        raise NotImplementedError
+
+    def hold_yielded(self, count: int) -> None:
+        """Hold the last ``count`` batches for ``state_dict(untrained)``; frameworks that fetch batches ahead need this."""
+        self._yielded = deque(maxlen=validate.whole_number("count", count, 0, "batches"))
+
+    def state_dict(self, untrained: int = 0) -> dict[str, Any]:
+        """Return the state that determines the next batches; call it between two batches or epochs.
+
+        The state contains the random states of Python, NumPy and torch, so that a resumed training is bit-identical.
+
+        Args:
+            untrained: number of the last batches that no training step has seen yet; ``load_state_dict`` makes the
+                loader yield them again.  Call ``hold_yielded`` before, with at least this number.
+        """
+        validate.whole_number("untrained", untrained, 0, "batches")
+        self._losses.fetch()
+        again = list(self._yielded)[len(self._yielded) - untrained :]
+        generators = self._pipeline.source.generators()
+        return {
+            "epoch": self._pipeline.epoch if again else self.epoch,
+            "open": self._iterating or bool(again),
+            "world": world_size(),
+            "rank": rank(),
+            "pipeline": self._pipeline.state_dict(again),
+            "policy": self.policy.state_dict(),
+            "history": self._history.state_dict(),
+            "report": self._report.state_dict(),
+            "draws": self._draws.get_state(),
+            "score_every": self.score_every,
+            "start": self._start,
+            "now": random_state.get(generators),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``: the next iteration yields the batches that came after it.
+
+        The loader repeats the iteration of the wrapped loader up to that batch, without loading data if the dataset is
+        map-style and has no workers.
+
+        Raises:
+            InputError: ``state`` is no state of a loader.
+            StateError: the state is that of another rank or world size.
+        """
+        checks.validate_state(state)
+        self.set_epoch(state["epoch"])
+        self._report.load_state_dict(state["report"])
+        self._set_scheduled_keep()
+        self.policy.load_state_dict(state["policy"])
+        self._history.load_state_dict(state["history"])
+        self._draws.set_state(state["draws"])
+        self.score_every = state["score_every"]
+        self._pipeline.read_in_training = state["pipeline"]["read_in_training"]
+        self._resume_state = state if state["open"] else None

@@ -76,7 +76,9 @@ class LossHistory:
         self.not_finite += int(not_finite.sum())
         losses[not_finite] = torch.nan
         if self._smoothing:
-            for (part, _), values in zip(parts, torch.split(losses, [len(part) for part, _ in parts]), strict=True):
+            for (part, _), values in zip(
+                parts, torch.split(losses, [len(part) for part, _ in parts]), strict=True
+            ):
                 self._smooth(part, values)
         else:
             self.set(

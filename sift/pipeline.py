@@ -63,8 +63,10 @@ class Pipeline:
     def begin(self, mode: str, epoch: int) -> None:
         """Open a pass over the wrapped loader."""
         self._reset(mode, epoch)
-        if self.coordination.active and mode != ALL:
-            self._exchange()
+        if not self.coordination.active:  # the loader was perhaps made before the process group
+            self.coordination = Coordination()
+        if self.coordination.active and self.options.keep != 1.0:
+            self.mode = mode = self._exchange()
         if mode == REMEMBERED:
             self.selector.plan_epoch(epoch)
         plans = mode == REMEMBERED and self.source.plans
@@ -248,15 +250,22 @@ class Pipeline:
             self.selector.weights[order[:delayed]] = 1.0
         return order[kept]
 
-    def _exchange(self) -> None:
-        """Share losses and percentiles of the last epoch with all ranks."""
+    def _exchange(self) -> str:
+        """Share losses and percentiles of the last epoch with all ranks; return the mode in which all begin the next.
+
+        Losses are shared by index only where an index means the same sample on all ranks.  A rank that could not read
+        its losses, or has to score, makes all ranks train on everything, or score.
+        """
         none = torch.empty(0, dtype=torch.int64), torch.empty(0)
         updates = self.selector.history.take_updates() if self.selector.remember else none
-        gathered = ranks.gather((*updates, self.selector.policy.losses_to_share()))
+        own = self.mode, self.source.shared_samples(), *updates, self.selector.policy.losses_to_share()
+        gathered = ranks.gather(own)
         others = [values for rank, values in enumerate(gathered) if rank != ranks.rank()]
-        for indices, losses, _ in others:
-            self.selector.history.set(indices, losses=losses, last_trained=self.epoch - 1)
-        self.selector.policy.receive_losses(torch.cat([past for _, _, past in others]))
+        if own[1] and all(count == own[1] for _, count, *_ in others):
+            for _, _, indices, losses, _ in others:
+                self.selector.history.set(indices, losses=losses, last_trained=self.epoch - 1)
+        self.selector.policy.receive_losses(torch.cat([past for *_, past in others]))
+        return min((mode for mode, *_ in gathered), key=(ALL, FRESH, REMEMBERED).index)
 
     # -- state ----------------------------------------------------------------------------------
 

@@ -137,6 +137,17 @@ class Source:
         generators = [getattr(owner, "generator", None) for owner in owners]
         return list({id(g): g for g in generators if isinstance(g, torch.Generator)}.values())
 
+    def shared_samples(self) -> int:
+        """Return the number of samples in the dataset that all ranks share by their index; 0: each rank has its own.
+
+        The ranks share a dataset if a sampler divides it among them, such as a ``DistributedSampler``.
+        """
+        owners = [self.loader, getattr(self.loader, "batch_sampler", None)]
+        samplers = [*owners[1:], *(getattr(owner, "sampler", None) for owner in owners)]
+        parts = (getattr(s, name, 1) for s in samplers for name in ("num_replicas", "num_processes"))
+        divided = any(isinstance(count, int) and count > 1 for count in parts)
+        return len(self.loader.dataset) if divided and hasattr(self.loader, "dataset") else 0
+
     def state_dict(self) -> Any:
         """Return the state of a loader that has one (torchdata's ``StatefulDataLoader``), else ``None``."""
         bases = [base.__name__ for base in type(self.loader).__mro__]

@@ -202,6 +202,42 @@ def global_losses():
     return [first, set(kept) <= worst, len(kept), scored.policy._other_ranks.numel()]
 
 
+def own_shards():
+    """Return the number of remembered losses that are not the sample's own, with a shard of the data on each rank."""
+    torch.manual_seed(0)
+    data = samples(80)
+    shard = TensorDataset(*(values[40 * rank() :][:40] for values in data.tensors))
+    model = replica()
+    loader = sift(DataLoader(shard, 8, shuffle=True), model, CRITERION, policy=top(0.5))
+    kept = []
+    for epoch in range(2):  # the weights stay, so that remembered losses can be compared
+        for x, y in loader:
+            losses = CRITERION(model(x), y)
+            kept += losses.tolist() if epoch else []
+    expected = CRITERION(model.module(shard.tensors[0]), shard.tensors[1]).detach()
+    remembered = loader._history.losses[:40]
+    median = expected.topk(20).values.min().item()
+    return [int((remembered - expected).abs().gt(1e-5).sum()), min(kept) > median - 1e-5]
+
+
+def one_rank_cannot_read():
+    """Return counts of epochs in which rank 1 trains on mixed inputs once, so that its losses cannot be read."""
+    import warnings
+
+    model = replica()
+    loader = sift(DataLoader(samples(64, rank()), 8, shuffle=True), model, CRITERION, policy=top(0.5))
+    counts = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for epoch in range(5):
+            counts.append(0)
+            for x, y in loader:
+                inputs = 0.5 * x + 0.5 * x.roll(1, 0) if epoch == 1 and rank() else x
+                CRITERION(model(inputs), y).mean().backward()
+                counts[-1] += 1
+    return counts
+
+
 def share():
     """Return the numbers of kept and seen samples."""
     data = samples(4000)

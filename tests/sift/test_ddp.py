@@ -1,7 +1,14 @@
 """Sifting in real gloo processes: equal counts, no hang, errors on all ranks, global decisions."""
 
+from pathlib import Path
+
 import pytest
+import torch
 from sift_ranks_kit import Ranks
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from loopwise.sift import SiftingDataLoader, TopLoss
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +42,44 @@ def test_remembered_losses_and_percentiles_are_global(two):
         assert only_worst
         assert 8 <= kept <= 32
         assert from_others == 32
+
+
+def test_ranks_with_data_of_their_own_exchange_no_losses(two):
+    assert two("own_shards") == [[0, True], [0, True]]
+
+
+def test_a_rank_that_cannot_read_its_losses_lets_all_train_on_everything(two):
+    assert two("one_rank_cannot_read") == [[8, 4, 8, 4, 4]] * 2
+
+
+def test_a_loader_that_is_older_than_the_process_group(tmp_path):
+    context = torch.multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=train_in_a_later_group, args=(rank, str(tmp_path))) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+        assert process.exitcode == 0
+    counts = [(tmp_path / str(rank)).read_text() for rank in range(2)]
+    assert counts[0] == counts[1] == "[6, 3]"
+
+
+def train_in_a_later_group(rank, folder):
+    data = TensorDataset(torch.randn(64 - 16 * rank, 6), torch.zeros(64 - 16 * rank, dtype=torch.int64))
+    model = nn.Linear(6, 3)
+    loader = SiftingDataLoader(
+        DataLoader(data, 8), model, nn.CrossEntropyLoss(reduction="none"), policy=TopLoss(0.5)
+    )
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    model = nn.parallel.DistributedDataParallel(model)
+    counts = []
+    for _ in range(2):
+        counts.append(0)
+        for x, y in loader:
+            counts[-1] += 1
+            nn.functional.cross_entropy(model(x), y).backward()
+    Path(folder, str(rank)).write_text(str(counts))
+    torch.distributed.destroy_process_group()
 
 
 def test_the_share_is_that_of_one_process(two):

@@ -6,8 +6,8 @@ Trainer(callbacks=[SiftingCallback(keep=0.5)]).fit(module, datamodule)
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,7 +19,10 @@ from loopwise import validate
 from loopwise.errors import InputError
 from loopwise.extras import required
 from loopwise.ranks import gather, rank
+from loopwise.warnings import warn
 
+from .frameworks.epochs import EpochLoader, same_data
+from .frameworks.plain import from_plain, to_plain
 from .loader import DEFAULTS, SiftingDataLoader
 from .options import validate_loss, validate_passed_on
 
@@ -34,35 +37,31 @@ with required("lightning", "lightning", "SiftingCallback"):
 CRITERIA = tuple(getattr(criteria, name) for name in criteria.__all__)
 
 
-class _UnsizedLoader:
-    """Loader without a length, so that Lightning ends an epoch when the batches end, and a count of untrained batches."""
-
-    def __init__(self, loader: SiftingDataLoader) -> None:
-        self.loader = loader
-        self.untrained = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        self.untrained = 0
-        for batch in self.loader:
-            self.untrained += 1
-            yield batch
-
-
 class SiftingCallback(Callback):
     """Callback that wraps the train loader of ``Trainer.fit`` in a ``SiftingDataLoader``.
 
-    Lightning's checkpoints contain the state of the loader on each rank.
+    An epoch of the Trainer is a fixed number of batches: the train loader's, times the share that is kept if the options
+    give one; the next epoch goes on in the pass over the data where the last one stopped.  Lightning applies its limits
+    and intervals to these batches.  With ``overfit_batches`` nothing is sifted.
+
+    Lightning's checkpoints contain the state of the loader on each rank.  If the Trainer reloads its loaders, the losses
+    stay as long as the dataset is the same object, or one of the same class with the same attributes.  Otherwise they are
+    forgotten, and from then on samples are scored by forward passes.
 
     Args:
         loss: per-sample criterion or ``loss(model, batch)``; default: the module's own criterion (an attribute that is
             one of torch's losses), changed to return one loss per sample.
         model: function from the LightningModule to the network that ``training_step`` calls with the input; default:
             the LightningModule itself.
-        options: options of ``SiftingDataLoader``.
+        options: options of ``SiftingDataLoader``.  Its ``epochs``, for ``anneal`` and a function ``keep``, are epochs of
+            the Trainer.
+
+    Attributes:
+        loader: the ``SiftingDataLoader`` of the present or last fit; ``None``: no sifting.
 
     Raises:
-        InputError: invalid options; when training begins: no or several criteria in the module, or several train
-            loaders.
+        InputError: invalid options; when the fit begins: no or several criteria in the module, several train loaders, or
+            a train loader that sifts already.
     """
 
     def __init__(
@@ -79,62 +78,120 @@ class SiftingCallback(Callback):
         validate_passed_on(options, DEFAULTS, "SiftingCallback(...)")
         self.loss, self.model, self.options = loss, model, options
         self.loader: SiftingDataLoader | None = None
-        self._unsized: _UnsizedLoader | None = None
+        self._epochs: EpochLoader | None = None
+        self._source: Any = None
         self._state: dict[str, Any] | None = None
+        self._initial: dict[str, Any] | None = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loop: Any = trainer.fit_loop
-        combined = loop._combined_loader
-        if combined is None or len(combined.flattened) != 1:
+    # -- the train loader -----------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        self._release()
+        self.loader = self._epochs = self._initial = None
+        source: Any = trainer.fit_loop._data_source
+        request = source.dataloader
+        source.dataloader = lambda: self._wrapped(request(), trainer, pl_module)
+        self._source = source
+
+    def _wrapped(self, train_loader: Any, trainer: Trainer, module: LightningModule) -> Any:
+        """Return the train loader as Lightning is to have it: sifted, with a length."""
+        lightning: Any = sys.modules[type(self._source).__module__]
+        combined = train_loader
+        if not isinstance(train_loader, lightning.CombinedLoader):
+            combined = lightning.CombinedLoader(train_loader, "max_size_cycle")
+        if len(combined.flattened) != 1:
             raise InputError(
-                f"{0 if combined is None else len(combined.flattened)} train loaders",
+                f"{len(combined.flattened)} train loaders",
                 "one train loader",
                 "train_dataloader() returns several",
                 "wrap the one to be sifted in SiftingDataLoader, in train_dataloader()",
             )
-        loss = self.loss if self.loss is not None else _criterion(pl_module)
-        model = self.model(pl_module)
-        self.loader = SiftingDataLoader(combined.flattened[0], model, loss, **self.options)
-        self.loader.epoch = trainer.current_epoch
-        self.loader.hold_yielded(2)
-        self._unsized = _UnsizedLoader(self.loader)
-        if self._state is not None:  # the loader refuses the state of another number of ranks
-            states = self._state["ranks"]
-            self.loader.load_state_dict(states[rank() % len(states)])
-            self._state = None
-        combined.flattened = [self._unsized]
-        limit = trainer.limit_train_batches
-        combined.limits = [limit if isinstance(limit, int) else math.inf]
-        loop._data_fetcher.setup(combined)
-        iter(loop._data_fetcher)
-        loop.max_batches = combined.limits[0]
-        if trainer.val_check_interval == 1.0:
-            trainer.val_check_batch = math.inf
+        if trainer.overfit_batches:
+            warn(
+                "loopwise.sift: overfit_batches trains on the same few batches, and SiftingCallback leaves them as they are"
+            )
+            return train_loader
+        fit, training = lightning.TrainerFn.FITTING, lightning.RunningStage.TRAINING
+        plain = lightning._process_dataloader(trainer, fit, training, combined.flattened[0])
+        combined.flattened = [self._sifted(plain, module)]
+        return combined
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.loader is not None and not self.loader.running:
-            self.loader.set_epoch(trainer.current_epoch)
+    def _sifted(self, plain: Any, module: LightningModule) -> EpochLoader:
+        if isinstance(plain, SiftingDataLoader):
+            raise InputError(
+                "a train loader that is a SiftingDataLoader, and a SiftingCallback",
+                "one of them",
+                "both ways to sift in Lightning were combined",
+                "return the plain loader from train_dataloader()",
+            )
+        before, options = self.loader, dict(self.options)
+        loss = self.loss if self.loss is not None else _criterion(module)
+        same = before is not None and same_data(before.loader, plain)
+        if before is not None and self._epochs is not None:
+            self._epochs.close()
+            before.close()
+            options["resume"] = options.get("run") is not None
+            if not same and options.get("score_every", "auto") == "auto":
+                options["score_every"] = 1
+                warn(
+                    "loopwise.sift: the reloaded train loader has other data, so samples are scored by forward passes"
+                )
+        loader = SiftingDataLoader(plain, self.model(module), loss, **options)
+        loader.hold_yielded(2)  # Lightning fetches one batch ahead if there is no length
+        self.loader, self._epochs = loader, EpochLoader(loader)
+        if before is not None:
+            kept = before.state_dict()
+            own = {} if same else {name: loader.state_dict()[name] for name in ("history", "score_every")}
+            loader.load_state_dict(kept | own | {"open": False, "epoch": kept["epoch"] + 1})
+        else:
+            self._initial = copy.deepcopy(loader.state_dict())
+        self._resume()
+        return self._epochs
+
+    def _resume(self) -> None:
+        """Give the loader the state of a checkpoint, if there are both; it refuses that of another number of ranks."""
+        if self._state is None or self._epochs is None:
+            return
+        states, self._state = self._state["ranks"], None
+        state = self._initial if states is None else states[rank() % len(states)]
+        self._epochs.load_state_dict(from_plain(state))
+
+    # -- hooks of the fit -----------------------------------------------------------------------
 
     def on_train_batch_end(self, *_: Any) -> None:
-        if self._unsized is not None:
-            self._unsized.untrained = max(0, self._unsized.untrained - 1)
+        if self._epochs is not None:
+            self._epochs.untrained = max(0, self._epochs.untrained - 1)
+            self._epochs.loader.end_step()  # validation may follow
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self.loader is not None:
-            self.loader.close("failed")
+        self._release("failed")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.loader is not None:
-            self.loader.close("finished")
+        self._release()
+
+    def _release(self, state: str = "finished") -> None:
+        """End the pass, the run and the hold on Lightning's source of loaders."""
+        if self._source is not None:
+            del self._source.dataloader  # the method of its class is behind it
+        self._source = None
+        if self._epochs is not None and self.loader is not None:
+            self._epochs.close()
+            self.loader.close(state)
+
+    # -- state ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of all ranks; every rank has to call this function, as for saving a checkpoint."""
-        if self.loader is None or self._unsized is None:
-            return {}
-        return {"ranks": gather(copy.deepcopy(self.loader.state_dict(self._unsized.untrained)))}
+        if self.loader is None or self._epochs is None:
+            return {"ranks": None}
+        state = copy.deepcopy(self.loader.state_dict(self._epochs.untrained))
+        return {"ranks": gather(to_plain(state, "the state of the sifting loader"))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict or None
+        self._resume()
 
 
 def _criterion(module: nn.Module) -> nn.Module:

@@ -107,6 +107,7 @@ class SiftingDataLoader(Resumable):
     _last_indices: torch.Tensor | None = None
     _resume_state: dict[str, Any] | None = None
     _iterating = False
+    _step_end: float | None = None
     batches_per_epoch: int | None = None
     """Number of batches that a framework counts as an epoch; ``None``: a pass over the data is one."""
 
@@ -226,9 +227,9 @@ class SiftingDataLoader(Resumable):
             self._losses.expect(samples)
         batch, size = samples.with_weights(), samples.size
         del samples  # the training step may free the batch
-        start = time.perf_counter()
+        start, self._step_end = time.perf_counter(), None
         yield batch
-        report.add_step(time.perf_counter() - start, size)
+        report.add_step((self._step_end or time.perf_counter()) - start, size)
         if self._reads_losses:
             self._settle()
 
@@ -334,6 +335,10 @@ class SiftingDataLoader(Resumable):
         else:
             self._history.add_losses(checks.validate_recorded(losses, self._last_indices), losses)
         self._losses.leave()
+
+    def end_step(self) -> None:
+        """Note that the training step of the last batch is over, if other work follows before the next batch is asked for."""
+        self._step_end = time.perf_counter()
 
     def close(self, state: str = "finished") -> None:
         """Release the run; ``state`` is ``finished`` or ``failed``.

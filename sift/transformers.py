@@ -116,6 +116,12 @@ class SiftingTrainerMixin:
         self.sift_loader = EpochLoader(sifting)
         return self.sift_loader
 
+    def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(*args, **options)  # type: ignore[misc]
+        if self.sift_loader is not None:
+            self.sift_loader.loader.end_step()  # an evaluation may follow
+        return loss
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)  # type: ignore[misc]
         if self.sift_loader is not None:
@@ -128,8 +134,7 @@ class SiftingTrainerMixin:
         file = None if checkpoint is None else _state_file(checkpoint)
         if self.sift_loader is not None and file is not None and os.path.exists(file):
             state = from_plain(torch.load(file, weights_only=True))
-            self.sift_loader.loader.load_state_dict(state["loader"])
-            self.sift_loader.resume(state["done"])
+            self.sift_loader.load_state_dict(state["loader"], state["done"])
 
 
 def _validated(sift: Any) -> dict[str, Any] | None:

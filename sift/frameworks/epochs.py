@@ -61,8 +61,11 @@ class EpochLoader:
         if self.length is not None and self.done < self.length:  # a pass without a batch ends the epoch
             self._batches = self._passes()
 
-    def resume(self, done: int) -> None:
-        """Let the next epoch begin after its first ``done`` batches, which the resumed training has seen."""
+    def load_state_dict(self, state: dict[str, Any], done: int = 0) -> None:
+        """Go on from a state of the ``SiftingDataLoader``, in an epoch whose first ``done`` batches were yielded before."""
+        self._batches.close()
+        self.loader.load_state_dict(state)
+        self._batches = self._passes()
         self._start = done % self.length if self.length else 0
 
     def close(self) -> None:
@@ -82,6 +85,25 @@ class EpochLoader:
         if not self.loader.running:
             self.loader.set_epoch(self.loader.epoch)
         yield from self.loader
+
+
+def same_data(first: Any, second: Any) -> bool:
+    """Return whether two loaders have one dataset, or datasets of one class with the same attributes."""
+    first, second = getattr(first, "dataset", first), getattr(second, "dataset", second)
+    if first is second or type(first) is not type(second):
+        return first is second
+    ours, theirs = getattr(first, "__dict__", {}), getattr(second, "__dict__", {})
+    return bool(ours) and ours.keys() == theirs.keys() and all(_same(ours[key], theirs[key]) for key in ours)
+
+
+def _same(first: Any, second: Any) -> bool:
+    if first is second:
+        return True
+    if type(first) is tuple and type(second) is tuple and len(first) == len(second):
+        return all(map(_same, first, second))
+    return (
+        type(first) is type(second) and isinstance(first, (bool, int, float, str, bytes)) and first == second
+    )
 
 
 def _length(loader: Any) -> int | None:

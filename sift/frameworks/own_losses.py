@@ -84,10 +84,11 @@ def _weights(func: Any, given: dict[str, Any], elements: torch.Tensor) -> torch.
     target = given.get("target")
     if func not in CLASSES or not isinstance(target, torch.Tensor) or target.is_floating_point():
         return torch.ones_like(elements)
-    counted = target != given["ignore_index"]
+    counted = target.ne(given["ignore_index"])
     if given["weight"] is None:
         return counted.to(elements.dtype)
-    return given["weight"][target.where(counted, 0)] * counted
+    of_classes: torch.Tensor = given["weight"]
+    return of_classes[target.where(counted, 0)] * counted
 
 
 class OwnLosses:
@@ -160,7 +161,8 @@ class OwnLosses:
         return self._one_by_one
 
     def _record(self, model: nn.Module, batch: Any) -> list[_Part]:
-        with _Recorder() as recorder:
+        recorder = _Recorder()
+        with recorder:
             self.recorded(model, batch)
         return recorder.parts
 

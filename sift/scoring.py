@@ -188,6 +188,14 @@ def validate_losses(losses: Any, size: int) -> torch.Tensor:
             "the criterion averages over the batch (reduction='mean' is the default)",
             "make the criterion with reduction='none'; the one in the training step stays as it is",
         )
+    if losses.shape == (size, size) and size > 1:
+        raise InputError(
+            f"losses of shape {tuple(losses.shape)} for a batch of {size}",
+            expected,
+            f"an output of shape ({size}, 1) and a target of shape ({size},), which the criterion broadcasts: the "
+            "training step does so too, and then averages over all pairs",
+            "make both of one shape, in the training step as well: output.squeeze(1), or target.unsqueeze(1)",
+        )
     if losses.shape != (size,):
         raise InputError(
             f"losses of shape {tuple(losses.shape)} for a batch of {size}",

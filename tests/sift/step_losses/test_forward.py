@@ -201,6 +201,17 @@ def test_another_loss_than_the_loops_is_refused(model):
         next(batches)
 
 
+def test_an_output_that_broadcasts_against_its_target_is_named(model):
+    x, y = data()
+    regression = torch.nn.Linear(6, 1)
+    loader = sift(x, y.float(), model=regression, loss=torch.nn.MSELoss(reduction="none"), keep=0.5)
+    batches = iter(loader)
+    inputs, targets = next(batches)
+    F.mse_loss(regression(inputs).squeeze(1), targets).backward()
+    with pytest.raises(InputError, match=r"which the criterion broadcasts.*\nfix: make both of one shape"):
+        next(batches)
+
+
 @pytest.mark.parametrize("options", [{"label_smoothing": 0.2}, {"weight": torch.tensor([1.0, 4.0, 0.5])}])
 def test_a_smoothed_or_weighted_loss_is_near_enough(model, options):
     loader = sift(*data(), model=model, keep=0.5)

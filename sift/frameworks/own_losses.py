@@ -31,6 +31,9 @@ ELEMENTS = (
 )
 LOSSES = (*CLASSES, *ELEMENTS, functional.ctc_loss)
 """Functions whose elements can be recorded."""
+CHECKED = 4
+"""Number of samples whose recorded losses are compared with the loss of the sample alone, and the last one."""
+
 WholeLoss = Callable[[nn.Module, Any], torch.Tensor]
 """Function from a model and a batch to the loss of the batch, a Tensor of one element."""
 _Way = Callable[[nn.Module, Any, int], torch.Tensor]
@@ -107,7 +110,7 @@ class OwnLosses:
     def __init__(self, whole: WholeLoss, recorded: WholeLoss | None = None) -> None:
         self.whole, self.recorded = whole, recorded or whole
         self._way: _Way | None = None
-        self._divide = False
+        self._factors: torch.Tensor | None = None
 
     def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
         size = batches.length(batch)
@@ -126,25 +129,19 @@ class OwnLosses:
         device = next(
             (leaf.device.type for leaf in batches.leaves(batch) if isinstance(leaf, torch.Tensor)), "cpu"
         )
-        checked = sorted({0, size // 2, size - 1})
-        coarse = any(parameter.dtype.itemsize < 4 for parameter in model.parameters())
-        close = functools.partial(_close, tolerance=5e-2 if coarse else 1e-2)
         with torch.autocast(device, enabled=False):
             whole = _number(self.whole(model, batch))
-            alone = [_number(self.whole(model, _sample(batch, i, size))) for i in checked]
-            if not all(map(math.isfinite, [whole, *alone])):
+            checked = {size * i // CHECKED for i in range(CHECKED)} | {size - 1}
+            alone = {i: _number(self.whole(model, _sample(batch, i, size))) for i in sorted(checked)}
+            alone = {i: loss for i, loss in alone.items() if math.isfinite(loss)}  # without labels it is not
+            if not alone or not math.isfinite(whole):
                 return None
             parts = self._record(model, batch)
-            for divide in (False, True):
-                total = sum(float(part.value) for part in parts) / (len(parts) if divide else 1)
-                rows = _by_sample(parts, size, divide, mean=True)
-                if (
-                    rows is not None
-                    and close(total, whole)
-                    and all(map(close, rows[checked].tolist(), alone))
-                ):
-                    self._divide = divide
-                    return self._one_pass
+            coarse = any(parameter.dtype.itemsize < 4 for parameter in model.parameters())
+            factors = _factors(parts, size, whole, alone, 2e-2 if coarse else 1e-3)
+            if factors is not None:
+                self._factors = factors
+                return self._one_pass
             losses = self._one_by_one(model, batch, size)
         if not abs(float(losses.mean()) - whole) <= 0.5 * abs(whole):
             raise InputError(
@@ -167,31 +164,57 @@ class OwnLosses:
         return recorder.parts
 
     def _one_pass(self, model: nn.Module, batch: Any, size: int) -> torch.Tensor:
-        losses = _by_sample(self._record(model, batch), size, self._divide)
-        return self._one_by_one(model, batch, size) if losses is None else losses
+        losses = _by_sample(self._record(model, batch), size)
+        if losses is None or self._factors is None or losses.shape[1] != len(self._factors):
+            return self._one_by_one(model, batch, size)
+        return losses @ self._factors.to(losses)
 
     def _one_by_one(self, model: nn.Module, batch: Any, size: int) -> torch.Tensor:
         losses = [self.whole(model, _sample(batch, i, size)).detach().float() for i in range(size)]
         return torch.stack([loss.reshape(()) for loss in losses])
 
 
-def _by_sample(parts: list[_Part], size: int, divide: bool, mean: bool = False) -> torch.Tensor | None:
-    """Return the losses of the samples, or ``None`` if the elements of a part do not belong to samples in order.
+def _by_sample(parts: list[_Part], size: int, mean: bool = False) -> torch.Tensor | None:
+    """Return the losses of the samples in each part, shape (size, parts).
+
+    It is ``None`` if the elements of a part do not belong to samples in order.
 
     Args:
         parts: calls of loss functions.
         size: number of samples.
-        divide: the parts are averaged, not added.
         mean: divide by the weights of the classes too, as the mean of a sample alone does.
     """
     if not parts or any((part.elements.shape or (1,))[0] % size for part in parts):
         return None
-    total = torch.zeros(size, device=parts[0].elements.device)
+    columns = []
     for elements, weights, _ in parts:
         rows, weights = elements.float().reshape(size, -1), weights.float().reshape(size, -1)
         counted = weights if mean else (weights != 0).float()
-        total += rows.sum(1) / counted.sum(1).clamp_min(torch.finfo(torch.float32).tiny)
-    return total / len(parts) if divide else total
+        columns.append(rows.sum(1) / counted.sum(1).clamp_min(torch.finfo(torch.float32).tiny))
+    return torch.stack(columns, 1)
+
+
+def _factors(
+    parts: list[_Part], size: int, whole: float, alone: dict[int, float], tolerance: float
+) -> torch.Tensor | None:
+    """Return factors of the parts, with which they add up to the loss of the batch and of some samples alone.
+
+    They are 1 for a sum, 1 / n for a mean, or whatever solves the equations, of which there are more than parts.
+    """
+    rows = _by_sample(parts, size, mean=True)
+    if rows is None:
+        return None
+    values = torch.stack([part.value.float() for part in parts])
+    left = torch.cat([values[None], rows[list(alone)]]).double().cpu()
+    right = torch.tensor([whole, *alone.values()], dtype=torch.float64)
+    ones = torch.ones(len(parts), dtype=torch.float64)
+    candidates = [ones, ones / len(parts)]
+    if len(right) > len(parts):
+        candidates.append(torch.linalg.lstsq(left, right, driver="gelsd").solution)
+    for factors in candidates:
+        if bool(((left @ factors - right).abs() <= tolerance * right.abs() + 1e-4).all()):
+            return factors
+    return None
 
 
 def _sample(batch: Any, position: int, size: int) -> Any:
@@ -200,7 +223,3 @@ def _sample(batch: Any, position: int, size: int) -> Any:
 
 def _number(loss: torch.Tensor) -> float:
     return float(loss.detach().float().mean())
-
-
-def _close(value: float, expected: float, tolerance: float) -> bool:
-    return abs(value - expected) <= tolerance * abs(expected) + 1e-4

@@ -1,11 +1,16 @@
 """The mixin in a real Hugging Face Trainer: dict batches, padding, steps, resume, options."""
 
+import itertools
 import os
+import pickle
+import warnings
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import (
+    BatchEncoding,
     BertConfig,
     BertForSequenceClassification,
     GPT2Config,
@@ -62,7 +67,9 @@ def bert():
     )
 
 
-def trainer(tmp_path, model=None, data=None, sift=None, **options):
+def trainer(
+    tmp_path, model=None, data=None, sift=None, kind=None, collator=None, compute_loss_func=None, **options
+):
     defaults = {
         "per_device_train_batch_size": 4,
         "num_train_epochs": 3,
@@ -75,9 +82,13 @@ def trainer(tmp_path, model=None, data=None, sift=None, **options):
     }
     args = TrainingArguments(str(tmp_path), **(defaults | options))
     sift = {"policy": TopLoss(0.5), "seed": 3} if sift is None else sift
-    collator = collate if data is None else None
-    return SiftingTrainer(
-        model or bert(), args, train_dataset=data or samples(), data_collator=collator, sift=sift
+    return (kind or SiftingTrainer)(
+        model or bert(),
+        args,
+        train_dataset=data or samples(),
+        data_collator=collator or (collate if data is None else None),
+        compute_loss_func=compute_loss_func,
+        sift=sift,
     )
 
 
@@ -138,6 +149,7 @@ def test_a_loss_and_a_run_among_the_options(tmp_path):
     records, _ = read(str(tmp_path / "run"), "sift", "epochs")
     assert [(record["epoch"], record["seen"]) for record in records] == [(0, 48)]
     assert trainer(tmp_path, sift=True)._sift_options == {}
+    assert SiftingTrainer(bert(), train_dataset=samples(), sift=None)._sift_options is None
 
 
 @pytest.mark.parametrize(
@@ -179,27 +191,129 @@ def test_options_are_checked_when_the_trainer_is_made(tmp_path, sift, seen, expe
     assert str(error.value) == f"seen: {seen}\nexpected: {expected}\nlikely cause: {cause}\nfix: {fix}"
 
 
-def test_accelerate_prepares_first(tmp_path):
-    from accelerate import Accelerator
-    from torch.utils.data import DataLoader, TensorDataset
+def tokens(n=32, length=12):
+    rows = torch.randint(3, 50, (n, length), generator=torch.Generator().manual_seed(0)).tolist()
+    return [
+        {"input_ids": row, "labels": [*row[:6], *([-100] * (i % 4)), *row[6 + i % 4 :]]}
+        for i, row in enumerate(rows)
+    ]
 
-    from loopwise.sift import SiftingDataLoader
 
-    accelerator = Accelerator(cpu=True)
-    model = torch.nn.Linear(6, 3)
-    data = TensorDataset(torch.randn(40, 6), torch.arange(40) % 3)
-    model, optimizer, loader = accelerator.prepare(
-        model, torch.optim.SGD(model.parameters(), lr=0.1), DataLoader(data, 8, shuffle=True)
+def gpt2():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+
+
+class Weighted(SiftingTrainer):
+    """A Trainer with weights of the classes, in the way of Hugging Face's documentation."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = nn.CrossEntropyLoss(torch.tensor([1.0, 4.0, 1.0]))(outputs["logits"], labels)
+        return (loss, outputs) if return_outputs else loss
+
+
+def halved(outputs, labels, num_items_in_batch=None):
+    return nn.functional.cross_entropy(outputs["logits"], labels) / 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "data", "options"),
+    [
+        (SiftingTrainer, bert, samples, {"label_smoothing_factor": 0.2}),
+        (SiftingTrainer, gpt2, tokens, {"label_smoothing_factor": 0.2}),
+        (SiftingTrainer, bert, samples, {"compute_loss_func": halved}),
+        (Weighted, bert, samples, {}),
+        (SiftingTrainer, gpt2, tokens, {}),
+    ],
+)
+def test_a_sample_is_scored_by_the_loss_of_the_trainer(tmp_path, kind, model, data, options):
+    model, data = model(), data()
+    run = trainer(tmp_path, model, data, kind=kind, collator=collate, **options)
+    batch = collate(data[:8])
+    model.eval()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("error", "loopwise")
+        losses = run.sift_loss(model, batch)
+        alone = [run.compute_loss(model, collate(data[i : i + 1])) for i in range(8)]
+        whole = run.compute_loss(model, dict(batch))
+    if kind is Weighted:  # the weight of a sample's class is part of its loss
+        weights = torch.tensor([1.0, 4.0, 1.0])[batch["labels"]]
+        torch.testing.assert_close((losses.sum() / weights.sum()), whole)
+        alone = [loss * weight for loss, weight in zip(alone, weights, strict=True)]
+    torch.testing.assert_close(losses, torch.stack(alone), rtol=1e-4, atol=1e-5)
+    assert "labels" in batch
+    assert run.train().global_step == len(run.sift_loader) * 3
+    assert run.sift_loader.loader.report().scored
+
+
+class Stream(IterableDataset):
+    def __init__(self, n):
+        self.n = n
+
+    def __iter__(self):
+        for i in itertools.islice(itertools.count(), self.n):
+            yield {"input_ids": [5 + i % 40, 6, 7], "labels": i % 3}
+
+
+@pytest.mark.parametrize("n", [None, 48])
+def test_a_stream_is_scored(tmp_path, n):
+    run = trainer(tmp_path, data=Stream(n), collator=collate, max_steps=15)
+    assert run.train().global_step == 15
+    assert run.sizes == [4] * 15
+    report = run.sift_loader.loader.report()
+    assert report.scored == report.seen >= 120
+
+
+def test_a_stream_resumes_to_the_bit(tmp_path):
+    options = {"max_steps": 10, "collator": collate}
+    whole = trainer(tmp_path, data=Stream(None), save_strategy="steps", save_steps=4, **options)
+    whole.train()
+    again = trainer(tmp_path, data=Stream(None), **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert len(again.sizes) == 6
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+def test_epochs_of_the_options_are_those_of_the_trainer(tmp_path):
+    run = trainer(
+        tmp_path, sift={"policy": TopLoss(0.5), "epochs": 8, "anneal": 0.25, "seed": 0}, num_train_epochs=8
     )
-    criterion = torch.nn.CrossEntropyLoss(reduction="none")
-    loader = SiftingDataLoader(loader, model, loss=criterion, policy=TopLoss(0.5))
-    for x, y in loader:
-        optimizer.zero_grad()
-        accelerator.backward(criterion(model(x), y).mean())
-        optimizer.step()
-    assert loader.report().trained == 20
-    state = loader.state_dict()
-    loader.load_state_dict(state)
+    assert run.train().global_step == 48
+    report = run.sift_loader.loader.report()
+    assert report.scored == 6 * 48  # the passes of the first six epochs; then all samples in two epochs
+    assert report.kept == 6 * 24 + 48
+
+
+def test_a_checkpoint_is_read_without_running_code(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "run by the checkpoint"),)
+
+    options = {"save_strategy": "steps", "save_steps": 4, "num_train_epochs": 1}
+    trainer(tmp_path, **options).train()
+    file = tmp_path / "checkpoint-4" / "sift_0.pt"
+    state = torch.load(file, weights_only=True)
+    torch.save(state | {"loader": Trap()}, file)
+    with pytest.raises(pickle.UnpicklingError):
+        trainer(tmp_path, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert not (tmp_path / "run by the checkpoint").exists()
+
+
+def test_batches_of_a_tokenizer_are_saved_as_dicts(tmp_path):
+    def encoding(batch):
+        return BatchEncoding(collate(batch))
+
+    options = {"collator": encoding, "num_train_epochs": 1, "sift": {"policy": TopLoss(0.3), "batch_size": 4}}
+    whole = trainer(tmp_path, **options, save_strategy="steps", save_steps=2)
+    whole.train()
+    again = trainer(tmp_path, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
 
 
 def trained_on_two_ranks(folder):

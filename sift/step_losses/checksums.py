@@ -25,9 +25,18 @@ def sampled(tensor: torch.Tensor) -> torch.Tensor:
 
     The order of the elements is that of the flattened row, so that ``x`` and ``x.flatten(1)`` have the same ones.
     """
-    flat = tensor.detach().reshape(tensor.shape[0], -1)
-    step = max(1, flat.shape[1] // COLUMNS)
-    return flat[:, :: step | 1 if step > 1 else 1].clone()
+    tensor = tensor.detach()
+    step = max(1, tensor[:1].numel() // COLUMNS)
+    step = step | 1 if step > 1 else 1
+    if step > 1 and not tensor.is_contiguous():  # channels_last: reshaping would copy all of it
+        return tensor[(slice(None), *_places(tensor.shape[1:], step, str(tensor.device)))]
+    return tensor.reshape(tensor.shape[0], -1)[:, ::step].clone()
+
+
+@lru_cache(maxsize=64)
+def _places(shape: torch.Size, step: int, device: str) -> tuple[torch.Tensor, ...]:
+    """Return the indices of every ``step``-th element of a row of this shape, one tensor for each dimension."""
+    return torch.unravel_index(torch.arange(0, shape.numel(), step, device=device), shape)
 
 
 def checksums(elements: torch.Tensor) -> torch.Tensor:

@@ -30,3 +30,11 @@ def test_checksums_of_long_rows_cover_all_parts_and_take_no_random_numbers():
             changed[:, channel, row : row + 8, :16] = 0
             assert not (checksums.checksums(checksums.sampled(changed)) == before).any()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_checksums_do_not_depend_on_the_memory_layout():
+    image = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    other = image.to(memory_format=torch.channels_last)
+    assert torch.equal(checksums.sampled(image), checksums.sampled(other))
+    assert checksums.Fingerprint(image, 4).equals(other)
+    assert checksums.Fingerprint(other.flatten(1), 4).equals(image)

@@ -108,7 +108,7 @@ class SiftingCallback(Callback):
                 "train_dataloader() returns several",
                 "wrap the one to be sifted in SiftingDataLoader, in train_dataloader()",
             )
-        if trainer.overfit_batches:
+        if getattr(trainer, "overfit_batches", 0):
             warn(
                 "loopwise.sift: overfit_batches trains on the same few batches, and SiftingCallback leaves them as they are"
             )

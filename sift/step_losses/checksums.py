@@ -29,12 +29,13 @@ def sampled(tensor: torch.Tensor) -> torch.Tensor:
     step = max(1, tensor[:1].numel() // COLUMNS)
     step = step | 1 if step > 1 else 1
     if step > 1 and not tensor.is_contiguous():  # channels_last: reshaping would copy all of it
-        return tensor[(slice(None), *_places(tensor.shape[1:], step, str(tensor.device)))]
+        places = _places(tensor.shape[1:], step, str(tensor.device))
+        return tensor[(slice(None), *places)]
     return tensor.reshape(tensor.shape[0], -1)[:, ::step].clone()
 
 
 @lru_cache(maxsize=64)
-def _places(shape: torch.Size, step: int, device: str) -> tuple[torch.Tensor, ...]:
+def _places(shape: torch.Size, step: int, device: str) -> tuple[Any, ...]:
     """Return the indices of every ``step``-th element of a row of this shape, one tensor for each dimension."""
     return torch.unravel_index(torch.arange(0, shape.numel(), step, device=device), shape)
 

@@ -95,3 +95,11 @@ class Fingerprint:
             equal = (wanted == checksums(elements)).all()
             same = equal if same is None else same & equal
         return same
+
+    def permuted(self, value: torch.Tensor) -> bool:
+        """Return whether ``value`` holds the rows of the batch's one tensor in another order."""
+        (expected,), elements = self._elements, sampled(value)
+        if elements.shape != expected.shape:
+            return False
+        wanted, found = checksums(expected.to(elements.dtype)).cpu(), checksums(elements).cpu()
+        return not torch.equal(wanted, found) and torch.equal(wanted.sort().values, found.sort().values)

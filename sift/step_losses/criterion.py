@@ -31,7 +31,8 @@ class Recorder:
     The target that a call receives must be a tensor of the batch that the loader yielded, with all rows in order: as it
     is, flattened, of another dtype, or without its first column (a language model's shifted tokens).  Then the losses
     are those of the batch's samples; for several losses a sample (tokens, pixels) their mean over targets other than
-    ``ignore_index``.  Only the first call for a batch records.  Calls without gradient, as in a validation, and calls
+    ``ignore_index``.  Only the first call for a batch records; a second one with the same rows in another order, as in
+    mixup, is refused in the first batches.  Calls without gradient, as in a validation, and calls
     when no batch waits for its losses pass through.
 
     Args:
@@ -53,6 +54,7 @@ class Recorder:
         self._pending: deque[tuple[torch.Tensor, _Candidates]] = deque(maxlen=AHEAD)
         self._places: set[tuple[int, bool]] | None = None
         self._deferred: list[torch.Tensor] = []
+        self._last: list[Fingerprint] = []
         self.expected = self.recorded = 0
         self.compiled = False
 
@@ -76,8 +78,12 @@ class Recorder:
         """Record the losses of a call with these arguments."""
         if torch.compiler.is_compiling():
             self.compiled = True
-        elif self._pending and torch.is_grad_enabled():
-            self._record(args, kwargs)
+        elif torch.is_grad_enabled():
+            given = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.Tensor)]
+            if self._pending:
+                self._record(args, kwargs, given)
+            elif self.recorded <= PATIENCE and any(_permuted(last, given) for last in self._last):
+                raise _foreign_target("a second target, in another order than the first,")
 
     def expect(self, indices: torch.Tensor, batch: Any) -> None:
         """Wait for the losses of a batch of the samples ``indices``."""
@@ -116,16 +122,20 @@ class Recorder:
             "call it outside of the compiled function, or pass losses to loader.record_losses(losses)",
         )
 
-    def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.Tensor)]
+    def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[torch.Tensor]) -> None:
         for position, (indices, candidates) in enumerate(self._pending):
-            equal = {place: same for place, print_ in candidates.items() for same in _equal(print_, given)}
+            equal = {
+                place: torch.stack(found).any()
+                for place, fingerprint in candidates.items()
+                if (found := _equal(fingerprint, given))
+            }
             on_cpu = all(same.device.type == "cpu" for same in equal.values())
             if on_cpu or self.recorded < PATIENCE:
                 equal = {place: same for place, same in equal.items() if bool(same)}
             elif equal:
                 self._deferred.append(torch.stack(list(equal.values())).any())
             if equal:
+                self._last = [candidates[place] for place in equal]
                 self._places = (
                     set(equal) if self._places is None else self._places & set(equal) or self._places
                 )
@@ -180,6 +190,13 @@ def _equal(fingerprint: Fingerprint, given: list[torch.Tensor]) -> list[torch.Te
     size = fingerprint.size
     shaped = [tensor.reshape(size, -1) for tensor in given if tensor.ndim and tensor.numel() % size == 0]
     return [same for tensor in shaped if (same := fingerprint.equals(tensor)) is not None]
+
+
+def _permuted(fingerprint: Fingerprint, given: list[torch.Tensor]) -> bool:
+    """Return whether a tensor of ``given`` has the same rows in another order, as mixup's second target has."""
+    size = fingerprint.size
+    shaped = [tensor.reshape(size, -1) for tensor in given if tensor.ndim and tensor.numel() % size == 0]
+    return any(fingerprint.permuted(tensor) for tensor in shaped)
 
 
 def _unreduced(criterion: Callable[..., Any]) -> Callable[..., Any]:

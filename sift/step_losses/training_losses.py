@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from loopwise.errors import InputError
+from loopwise.errors import InputError, StateError
 from loopwise.loss import takes_model
 
 from ..buffer import Samples
@@ -57,7 +57,18 @@ class TrainingLosses:
     def record_by(
         self, criterion: Callable[..., Any], per_sample: Callable[..., Any] | None
     ) -> Callable[..., Any]:
-        """Return the criterion in a form that records the losses from now on."""
+        """Return the criterion in a form that records the losses from now on.
+
+        Raises:
+            StateError: another criterion records already.
+        """
+        if self._recorder is not None:
+            raise StateError(
+                "a second call of loader.criterion()",
+                "one criterion that records",
+                "the loop has a loss for each of several tasks",
+                "record their sum: loader.record_losses(losses), one for each sample",
+            )
         self._recorder = Recorder(criterion, per_sample, self._history)
         self.leave()
         return self._recorder.recording()

@@ -11,6 +11,7 @@ from .policies import NoiseCap as NoiseCap
 from .policies import Policy as Policy
 from .policies import Pool as Pool
 from .policies import Presence as Presence
+from .policies import ProportionalLoss as ProportionalLoss
 from .policies import PrunedHistory as PrunedHistory
 from .policies import ReducibleLoss as ReducibleLoss
 from .policies import RelativeLoss as RelativeLoss

@@ -26,7 +26,7 @@ from .buffer import Concatenate, Samples
 from .frameworks.gradient_state import GradientState
 from .loss_history import LossHistory
 from .pipeline import ALL, FRESH, REMEMBERED, Pipeline
-from .policies import Policy, RelativeLoss, as_policy
+from .policies import Policy, ProportionalLoss, RelativeLoss, as_policy
 from .policies.policy import check_keep
 from .report import EpochLog, Report
 from .scoring import Scorer
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 FLOOR = 0.25
-"""Least keep probability by the default policy, as a fraction of ``keep``."""
+"""Least keep probability by the policy of ``keep``, as a fraction of it."""
 
 
 class SiftingDataLoader(Resumable):
@@ -64,9 +64,10 @@ class SiftingDataLoader(Resumable):
         loss: a per-sample criterion for ``(input, target)`` batches, such as
             ``nn.CrossEntropyLoss(reduction="none")``; or ``def loss(model, batch) -> Tensor[B]`` (its first parameter is
             named ``model``) for batches of any other form; or ``None`` with ``criterion()`` or ``record_losses()``.
-        keep: share of samples to train on, a fraction in (0, 1], or a function from the epoch to it; default 0.5.
+        keep: share of samples to train on, a fraction in (0, 1], or a function from the epoch to it; the policy is then
+            ``RelativeLoss(keep, floor=keep / 4)``.
         policy: rule that selects samples (see ``loopwise.sift.policies``), or any function from losses to keep
-            probabilities; default ``RelativeLoss(keep, floor=keep / 4)``.
+            probabilities; default, without ``keep``: ``ProportionalLoss()``, by which the share is a result.
         delay: number of the wrapped loader's batches that are yielded unscored at the start of training, while losses
             tell little yet.
         delay_every_epoch: begin every epoch with that many unscored batches.
@@ -77,7 +78,8 @@ class SiftingDataLoader(Resumable):
             no criterion).  ``"auto"``: score never if the losses of training steps can be read, else in every epoch.
         weights: add importance weights to the batches, float32 of shape (batch,), 1 on average: expected share of kept
             samples / keep probability.  They are the last element of tuples and lists, and ``"weights"`` of dicts.
-            ``(losses * weights).mean()`` has the full data's gradient in expectation.
+            ``(losses * weights).mean()``, over an epoch, has the full data's gradient in expectation, whatever the
+            order of the data.  The policy must give every sample a keep probability above 0.
         classes: function from a batch to its class labels, int64 of shape (batch,); default: integer targets of
             ``(input, target)`` batches.
         scorer: a cheaper module that scores in place of ``model`` and takes the same input.
@@ -143,8 +145,8 @@ class SiftingDataLoader(Resumable):
         options = SimpleNamespace(**{name: arguments[name] for name in DEFAULTS})
         checks.validate_options(vars(options), DEFAULTS)
         self.loader, self.model, self._loss = loader, model, loss
-        self.keep = 0.5 if keep is None and policy is None else keep
-        self.policy = _default_policy(self.keep) if policy is None else as_policy(policy)
+        self.keep = keep
+        self.policy = _default_policy(keep) if policy is None else as_policy(policy)
         self.epoch, self.epochs, self.anneal = 0, epochs, anneal
         source = Source(loader, batch_size, drop_last)
         self.batch_size, self.drop_last = source.batch_size, source.drop_last
@@ -154,6 +156,8 @@ class SiftingDataLoader(Resumable):
         automatic = 0 if loss is None or (plannable and self.keep != 1.0) else 1
         self.score_every = automatic if self._auto_score else int(score_every)
         checks.validate_needs(self.policy, self.score_every, criterion)
+        if weights:
+            checks.validate_weights(self.policy)
         scored = model if scorer is None else scorer
         sharded = checks.validate_sharded(scored, self.score_every, auto)
         self._history, self._report = LossHistory(), Report()
@@ -162,7 +166,9 @@ class SiftingDataLoader(Resumable):
         self._draws = torch.Generator().manual_seed((seed + rank()) % 2**63)
         scores = Scorer(scored, loss, dtype, compile, self.policy.needs)  # type: ignore[arg-type]  # loss=None: no scoring
         remember = self.score_every != 1 or "last_trained" in self.policy.needs
-        selector = Selector(self.policy, scores, self._history, self._draws, self._report, remember, classes)
+        selector = Selector(
+            self.policy, scores, self._history, self._draws, self._report, remember, weights, classes
+        )
         self._pipeline = (ShardedPipeline if sharded else Pipeline)(options, source, selector)
         self._log = EpochLog(self._report, run, resume)
         weakref.finalize(self, self._log.end, False)
@@ -358,7 +364,9 @@ class SiftingDataLoader(Resumable):
         return self._report.batches / self.batches_per_epoch
 
 
-def _default_policy(keep: Any) -> RelativeLoss:
+def _default_policy(keep: Any) -> Policy:
+    if keep is None:
+        return ProportionalLoss()
     share = check_keep(keep(0) if callable(keep) else keep)
     return RelativeLoss(share, floor=FLOOR * share)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-COLUMNS = {"losses": torch.nan, "classes": -1, "last_trained": -1}
+NO_CLASS = torch.iinfo(torch.int64).min
+COLUMNS = {"losses": torch.nan, "classes": NO_CLASS, "last_trained": -1}
 """Key: column.  Value: number that marks an unknown sample."""
 
 SMOOTHING = 0.7
@@ -24,7 +25,7 @@ class LossHistory:
         self.losses = torch.empty(0)
         """Last loss, float32; NaN: unknown."""
         self.classes = torch.empty(0, dtype=torch.int64)
-        """Class label; -1: unknown."""
+        """Class label; ``NO_CLASS``: unknown."""
         self.last_trained = torch.empty(0, dtype=torch.int64)
         """Epoch of the last training step; -1: never."""
         self.not_finite = 0
@@ -92,12 +93,12 @@ class LossHistory:
         smooth = self._smoothing * past + (1 - self._smoothing) * losses
         self.set(indices, losses=torch.where(past.isnan(), losses, smooth))
 
-    def take_updates(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return indices and losses that changed since the last call, for the other ranks."""
+    def take_updates(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return indices, losses and classes of the samples whose loss changed since the last call, for the other ranks."""
         self.flush()
         indices = torch.unique(self._updated_indices())
         self._updated = []
-        return indices, self.losses[indices]
+        return indices, self.losses[indices], self.classes[indices]
 
     def state_dict(self) -> dict[str, Any]:
         self.flush()

@@ -16,7 +16,7 @@ from loopwise.wrappers import is_sharded
 
 from .policies import Policy, as_policy
 from .policies.policy import check_keep
-from .selection import PLANNABLE
+from .selection import PLANNABLE, refuse_weights
 from .source import NO_INDEX
 
 SWITCH = validate.one_of, (False, True)
@@ -199,6 +199,12 @@ def validate_needs(policy: Policy, score_every: int, criterion: bool) -> None:
             f"it needs {' and '.join(sorted(late))}, which only a scoring pass gives",
             "leave score_every at 'auto' or set it to 1",
         )
+
+
+def validate_weights(policy: Policy) -> None:
+    """Raise an error if the policy leaves some samples no chance, which no importance weights make up for."""
+    if not policy.reaches_all:
+        refuse_weights(f"weights=True with policy {policy!r}")
 
 
 def validate_sharded(model: nn.Module, score_every: int, auto: bool) -> bool:

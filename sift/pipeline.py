@@ -51,6 +51,7 @@ class Pipeline:
         """Number of batches read from the wrapped loader since the start of training."""
         self.batch_size = source.batch_size
         self.pool_size: int | None = None if options.pool == "auto" else options.pool
+        selector.endless = not _has_length(source.loader)
         self._regroup = not source.plans and (options.batch_size, options.drop_last) != (None, None)
         self._auto = (
             options.auto and not selector.scorer.sharded
@@ -69,6 +70,8 @@ class Pipeline:
             self.mode = mode = self._exchange()
         if mode == REMEMBERED:
             self.selector.plan_epoch(epoch)
+        elif mode == FRESH:
+            self.selector.begin_scored()
         plans = mode == REMEMBERED and self.source.plans
         self._stream = self.source.open(self._plan if plans else None, 0)
         self._start_coordination()
@@ -225,30 +228,31 @@ class Pipeline:
 
     def _keep_unscored(self, samples: Samples) -> torch.Tensor:
         """Return the kept positions of a batch that is not scored: all of them, or a selection by remembered losses."""
+        selector, indices = self.selector, samples.columns.get("index")
+        selector.remember_classes(samples)
         kept = torch.arange(samples.size)
-        if self.mode != REMEMBERED or (not self.source.plans and self._in_delay()):
+        if self.mode == ALL:
             return kept
+        if self.mode == FRESH:
+            if self.options.weights:
+                samples.columns["weight"] = selector.weigh(torch.ones(samples.size))
+            return kept
+        if indices is None:
+            raise InputError(
+                "score_every other than 1 without indices of the samples",
+                "the index of every sample in its dataset",
+                *NO_INDEX,
+            )
         if not self.source.plans:
-            if "index" not in samples.columns:
-                raise InputError(
-                    "score_every other than 1 without indices of the samples",
-                    "the index of every sample in its dataset",
-                    *NO_INDEX,
-                )
-            kept = self.selector.draw_planned(samples.columns["index"])
+            kept = selector.draw_planned(indices, self._in_delay())
         if self.options.weights:
-            samples.columns["weight"] = self.selector.weights[samples.columns["index"]]
+            samples.columns["weight"] = selector.planned_weights(indices)
         return kept
 
     def _plan(self, order: torch.Tensor) -> torch.Tensor:
         """Return the indices of the samples to load in an epoch: the first samples, of the delay, and the selected ones."""
-        kept = self.selector.draw_planned(order)
         read = 0 if self.options.delay_every_epoch else self.read_in_training
-        delayed = max(0, self.options.delay - read) * (self.batch_size or 1)
-        if delayed:
-            kept = torch.cat([torch.arange(min(delayed, len(order))), kept[kept >= delayed]])
-            self.selector.weights[order[:delayed]] = 1.0
-        return order[kept]
+        return self.selector.plan_order(order, max(0, self.options.delay - read) * (self.batch_size or 1))
 
     def _exchange(self) -> str:
         """Share losses and percentiles of the last epoch with all ranks; return the mode in which all begin the next.
@@ -256,14 +260,15 @@ class Pipeline:
         Losses are shared by index only where an index means the same sample on all ranks.  A rank that could not read
         its losses, or has to score, makes all ranks train on everything, or score.
         """
-        none = torch.empty(0, dtype=torch.int64), torch.empty(0)
+        none = torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0, dtype=torch.int64)
         updates = self.selector.history.take_updates() if self.selector.remember else none
         own = self.mode, self.source.shared_samples(), *updates, self.selector.policy.losses_to_share()
         gathered = ranks.gather(own)
         others = [values for rank, values in enumerate(gathered) if rank != ranks.rank()]
         if own[1] and all(count == own[1] for _, count, *_ in others):
-            for _, _, indices, losses, _ in others:
-                self.selector.history.set(indices, losses=losses, last_trained=self.epoch - 1)
+            for _, _, indices, losses, classes, _ in others:
+                columns = {"losses": losses, "classes": classes, "last_trained": self.epoch - 1}
+                self.selector.history.set(indices, **columns)
         self.selector.policy.receive_losses(torch.cat([past for *_, past in others]))
         return min((mode for mode, *_ in gathered), key=(ALL, FRESH, REMEMBERED).index)
 
@@ -281,7 +286,7 @@ class Pipeline:
             "over": self._over and not untrained,
             "chosen": None if chosen is None else chosen.clone(),
             "source": None if self.exhausted or self._over else self.source.state_dict(),
-            "plan": (self.selector.planned, self.selector.weights),
+            "selector": self.selector.state_dict(),
             "waiting": None if samples is None else (samples.batch, samples.size, samples.columns),
         }
 
@@ -290,7 +295,7 @@ class Pipeline:
         self._reset(state["mode"], state["epoch"])
         for name in SAVED:
             setattr(self, name, state[name])
-        self.selector.planned, self.selector.weights = state["plan"]
+        self.selector.load_state_dict(state["selector"])
         self._over = state["over"]
         if self._over:  # the last batch was yielded, and none comes after it
             return
@@ -302,3 +307,10 @@ class Pipeline:
             samples = Samples(*state["waiting"])
             self._buffer.put(samples, torch.arange(samples.size))
         self._start_coordination()
+
+
+def _has_length(loader: Any) -> bool:
+    try:
+        return len(loader) >= 0
+    except TypeError:
+        return False

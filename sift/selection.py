@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from loopwise.errors import InputError
 from loopwise.warnings import warn
 
 from .buffer import Samples
-from .loss_history import LossHistory
+from .loss_history import NO_CLASS, LossHistory
 from .policies import Policy, Pool
 from .report import Report
 from .scoring import Scorer, Scores
@@ -35,11 +35,19 @@ MISSING = {
     ),
 }
 """Need of a policy -> cause and fix if a pool lacks it; ``NO_SCORES`` for other needs."""
+STRETCH = 100
+"""Number of pools of a stream after which the expected share of kept samples is measured anew."""
 
 
 @dataclass(slots=True)
 class Selector:
-    """Computes keep probabilities by a policy, and draws the samples to keep."""
+    """Computes keep probabilities by a policy, and draws the samples to keep.
+
+    The importance weight of a sample is ``share`` / its keep probability, so its expected weight is ``share``, whether it
+    is kept or not.  ``share`` stays the same for a whole epoch: the weighted gradient of an epoch is in expectation
+    ``share`` times the sum over all its samples, in whatever order they come.  As ``share`` is also about the mean keep
+    probability, the weights of kept samples are 1 on average.
+    """
 
     policy: Policy
     scorer: Scorer
@@ -48,6 +56,8 @@ class Selector:
     report: Report
     remember: bool
     """True if scores are added to the history."""
+    weights: bool = False
+    """True if kept samples get importance weights, which no sample with a keep probability of 0 can have."""
     classes: Callable[[Any], torch.Tensor] | None = None
     """Function from a batch to its class labels; default: integer targets of (input, target) batches."""
     warned: bool = False
@@ -56,8 +66,19 @@ class Selector:
     """True if pools are scored batch by batch, because the device has too little memory for a whole pool."""
     planned: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     """Keep probabilities of a planned epoch, by sample index."""
-    weights: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    """Importance weights of a planned epoch, by sample index."""
+    share: float | None = None
+    """Mean keep probability: of a planned epoch, or of the last scored one; in the first scored epoch, of its first
+    pool.  ``None`` before."""
+    endless: bool = False
+    """True for a stream without a length: ``share`` is measured anew every ``STRETCH`` pools."""
+    _scored: list[float] = field(default_factory=lambda: [0, 0.0, 0])
+    """Number of samples, sum of their keep probabilities and number of pools since ``share`` was set."""
+
+    def begin_scored(self) -> None:
+        """Begin an epoch, or a stretch of a stream, in which samples are scored as they come."""
+        samples, expected, _ = self._scored
+        self.share = expected / samples if samples else self.share
+        self._scored = [0, 0.0, 0]
 
     def select(self, samples: Samples, sizes: list[int], epoch: int) -> torch.Tensor:
         """Score a pool of batches of ``sizes`` samples, set its importance weights, and return the positions to keep."""
@@ -77,12 +98,14 @@ class Selector:
             return self.scorer.for_model(model)(samples.batch, size).losses
 
         columns = (indices, classes, scores.gradients, scores.features, last_trained)
-        pool = Pool(scores.losses, *columns, epoch, losses_of)
+        pool = Pool(scores.losses, *columns, epoch, losses_of=losses_of)
         probabilities = torch.ones(size)
         probabilities[finite] = self._decide(pool if bool(finite.all()) else pool.at(finite))
         kept = self._draw(probabilities)
-        if "weight" in samples.columns:
-            samples.columns["weight"] = _weights(probabilities)
+        if self.weights:
+            if self.share is None and size:
+                self.share = float(probabilities.mean(dtype=torch.float64))
+            samples.columns["weight"] = self.weigh(probabilities)
         if classes is not None:
             self.report.add_classes(classes.tolist(), kept.tolist())
         self.report.scored += size
@@ -93,22 +116,73 @@ class Selector:
         history = self.history
         history.flush()
         known = history.losses.isfinite().nonzero().flatten()
-        self.planned = torch.ones(len(history))
+        self.planned, self.share = torch.ones(len(history)), 1.0
+        self._scored = [0, 0.0, 0]
         if len(known):
             columns = (history.losses, history.classes, history.last_trained)
-            losses, classes, last_trained = (values[known] for values in columns)
-            self.planned[known] = self._decide(
-                Pool(losses, known, classes, last_trained=last_trained, epoch=epoch)
-            )
-        self.weights = _weights(self.planned)
+            losses, labels, last_trained = (values[known] for values in columns)
+            classes = None if bool((labels == NO_CLASS).any()) else labels
+            pool = Pool(losses, known, classes, last_trained=last_trained, epoch=epoch, planned=True)
+            self.planned[known] = self._decide(pool)
+            self.share = float(self.planned[known].mean(dtype=torch.float64))
 
-    def draw_planned(self, indices: torch.Tensor) -> torch.Tensor:
-        """Return the positions of those ``indices`` that are kept in the planned epoch."""
+    def plan_order(self, order: torch.Tensor, delayed: int) -> torch.Tensor:
+        """Return the indices to load of an epoch whose samples come in ``order``; the first ``delayed`` ones all stay."""
+        self._grow_planned(order)
+        self.planned[order[:delayed]] = 1.0
+        probabilities = self.planned[order]
+        if len(order):
+            self.share = float(probabilities.mean(dtype=torch.float64))
+        return order[self._draw(probabilities)]
+
+    def draw_planned(self, indices: torch.Tensor, delayed: bool) -> torch.Tensor:
+        """Return the positions of those ``indices`` that are kept in the planned epoch; all of them if ``delayed``."""
+        self._grow_planned(indices)
+        if delayed:
+            self.planned[indices] = 1.0
+        return self._draw(self.planned[indices])
+
+    def planned_weights(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return the importance weights of samples in a planned epoch, float32 of the shape of ``indices``."""
+        return (self.share or 1.0) / self.planned[indices]
+
+    def weigh(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Return the importance weights of samples that come with these keep probabilities: float32, of their shape.
+
+        Before the first scored pool, they are 1.
+        """
+        if self.share is None:
+            return torch.ones(len(probabilities))
+        if self.endless and self._scored[2] >= STRETCH:
+            self.begin_scored()
+        counts = (len(probabilities), float(probabilities.sum(dtype=torch.float64)), 1)
+        self._scored = [total + count for total, count in zip(self._scored, counts, strict=True)]
+        return torch.where(probabilities > 0, self.share / probabilities, 0.0)
+
+    def remember_classes(self, samples: Samples) -> None:
+        """Store the classes of a batch that is not scored, if the policy needs them to plan the next epochs.
+
+        Raises:
+            InputError: the policy needs classes, and the batch has none.
+        """
+        indices = samples.columns.get("index")
+        if "classes" not in self.policy.needs or indices is None:
+            return
+        labels = self._class_labels(samples)
+        if labels is None:
+            self._refuse_without("classes")
+        self.history.set(indices, classes=labels)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"planned": self.planned, "share": self.share, "scored": list(self._scored)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.planned, self.share, self._scored = state["planned"], state["share"], list(state["scored"])
+
+    def _grow_planned(self, indices: torch.Tensor) -> None:
         missing = int(indices.max()) + 1 - len(self.planned) if len(indices) else 0
         if missing > 0:
             self.planned = torch.cat([self.planned, torch.ones(missing)])
-            self.weights = torch.cat([self.weights, torch.ones(missing)])
-        return self._draw(self.planned[indices])
 
     def count_not_finite(self, count: int, size: int) -> None:
         """Count, and warn once, that ``count`` of ``size`` samples have a loss that is not finite."""
@@ -140,9 +214,22 @@ class Selector:
     def _decide(self, pool: Pool) -> torch.Tensor:
         for name in self.policy.needs:
             if getattr(pool, name) is None:
-                seen = f"policy {self.policy!r} without {name} of the samples"
-                raise InputError(seen, f"{name} of every sample", *MISSING.get(name, NO_SCORES))
-        return self.policy.decide(pool)
+                self._refuse_without(name)
+        probabilities = self.policy.decide(pool)
+        if self.weights:
+            never = probabilities <= 0
+            if pool.gradients is not None:  # no weight is needed where there is no gradient
+                never &= pool.gradients != 0
+            if bool(never.any()):
+                refuse_weights(
+                    f"weights=True, and {int(never.sum())} of {len(pool)} samples with keep probability 0 "
+                    f"by policy {self.policy!r}"
+                )
+        return probabilities
+
+    def _refuse_without(self, name: str) -> NoReturn:
+        seen = f"policy {self.policy!r} without {name} of the samples"
+        raise InputError(seen, f"{name} of every sample", *MISSING.get(name, NO_SCORES))
 
     def _class_labels(self, samples: Samples) -> torch.Tensor | None:
         batch = samples.batch
@@ -155,11 +242,26 @@ class Selector:
         return None
 
     def _draw(self, probabilities: torch.Tensor) -> torch.Tensor:
-        draws = torch.rand(len(probabilities), generator=self.draws)
-        return (draws < probabilities).nonzero().flatten()
+        """Return the positions to keep, in order: each with its probability, and in all as many as their sum says.
+
+        The number is less than one sample away from the sum.  With independent draws it would vary by its square root.
+        This is systematic sampling in a random order: one number in [0, 1) is drawn, and a sample is kept if the
+        cumulated sum of the probabilities, begun at that number, reaches a whole number at it.
+        """
+        kept = probabilities >= 1
+        drawn = ((probabilities > 0) & ~kept).nonzero().flatten()
+        drawn = drawn[torch.randperm(len(drawn), generator=self.draws)]
+        start = torch.rand(1, generator=self.draws, dtype=torch.float64)
+        sums = torch.cat([start, probabilities[drawn].double()]).cumsum(0).floor()
+        kept[drawn] = sums[1:] > sums[:-1]
+        return kept.nonzero().flatten()
 
 
-def _weights(probabilities: torch.Tensor) -> torch.Tensor:
-    """Return inverse keep probabilities, scaled so that they average 1 over the kept samples."""
-    share = probabilities.mean() if len(probabilities) else torch.ones(())
-    return torch.where(probabilities > 0, share / probabilities.clamp_min(1e-12), 0.0)
+def refuse_weights(seen: str) -> NoReturn:
+    """Raise the error for a policy that leaves some samples no chance, although importance weights are asked for."""
+    raise InputError(
+        seen,
+        "a policy that gives every sample a keep probability above 0",
+        "no weight of the others makes up for samples that are never kept: the gradient stays biased",
+        "give the policy a floor if it takes one, mix it: Mixture((0.8, policy), (0.2, Uniform(0.5))), or drop weights",
+    )

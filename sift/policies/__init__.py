@@ -10,6 +10,7 @@ from .nested import as_policy as as_policy
 from .policy import Function as Function
 from .policy import Policy as Policy
 from .policy import Pool as Pool
+from .proportional import ProportionalLoss as ProportionalLoss
 from .pruned import PrunedHistory as PrunedHistory
 from .reducible import ReducibleLoss as ReducibleLoss
 from .relative import RelativeLoss as RelativeLoss

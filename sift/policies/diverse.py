@@ -31,7 +31,7 @@ class Diverse(Policy):
             distances alone.
     """
 
-    needs = frozenset({"features"})
+    needs, reaches_all = frozenset({"features"}), False
     state, settings = ("_carried",), ("keep", "spread")
 
     def __init__(self, keep: float = 0.5, spread: float = 0.5) -> None:

@@ -7,6 +7,7 @@ import torch
 from loopwise import validate
 
 from .nested import Nested, PolicyLike
+from .past import PastLosses
 from .policy import Policy, Pool
 
 
@@ -69,25 +70,25 @@ class NoiseCap(Guard):
         history: number of past losses over which the quantile is taken; a larger pool counts in full.
     """
 
+    reaches_all = False
     state, settings = ("_past",), ("top", "history")
 
     def __init__(self, policy: PolicyLike, top: float = 0.05, history: int = 2048) -> None:
         super().__init__(policy)
         self.top = validate.fraction("top", top, "the share of the highest losses that is left out", 0.05)
         self.history = validate.whole_number("history", history, 2, "losses", example=2048)
-        self._past = torch.empty(0)
+        self._past = PastLosses(self.history)
 
     def probabilities(self, pool: Pool) -> torch.Tensor:
-        self._past = torch.cat([self._past, pool.losses])[-max(self.history, len(pool)) :]
-        rest = pool.losses <= self._cap()
+        rest = pool.losses <= self._cap(self._past.compared_with(pool))
         probabilities = torch.zeros(len(pool))
         probabilities[rest] = self.policy.decide(pool.at(rest))
         return probabilities
 
-    def _cap(self) -> float:
-        """Return the loss above which the share ``top`` of the past losses lies."""
-        count = len(self._past)
-        return float(self._past.kthvalue(count - int(self.top * count)).values) if count else 0.0
+    def _cap(self, losses: torch.Tensor) -> float:
+        """Return the loss above which the share ``top`` of ``losses`` lies."""
+        count = len(losses)
+        return float(losses.kthvalue(count - int(self.top * count)).values) if count else 0.0
 
 
 class Presence(Guard):

@@ -34,6 +34,11 @@ class Nested(Policy):
         return self.own.union(*(part.needs for part in self.parts))
 
     @property
+    def reaches_all(self) -> bool:  # type: ignore[override]
+        """True if one of the parts reaches every sample."""
+        return any(part.reaches_all for part in self.parts)
+
+    @property
     def keep(self) -> float:
         """Weighted mean of the shares of the parts that have a share; an assignment sets the share of each of them."""
         sharing = self._sharing()

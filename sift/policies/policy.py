@@ -38,6 +38,8 @@ class Pool:
     """Epoch in which each sample last reached the training step, int64 of shape (n,); -1: never."""
     epoch: int = 0
     """Number of the current epoch, from 0."""
+    planned: bool = False
+    """True if the pool holds all samples with a remembered loss, to plan an epoch."""
     losses_of: Callable[[nn.Module], torch.Tensor] | None = None
     """Function from another model to its losses of the same samples, float32 of shape (n,), if their batch is loaded."""
 
@@ -67,6 +69,8 @@ class Policy:
     """Attributes that ``state_dict`` saves."""
     settings: ClassVar[tuple[str, ...]] = ()
     """Attributes that the repr shows, by which ``load_state_dict`` recognises the policy."""
+    reaches_all: bool = True
+    """False if some samples may have the keep probability 0; then no importance weights can make the gradient unbiased."""
     decided: tuple[int, float] = (0, 0.0)
     """Number of samples that the policy decided about, and the expected number of dropped samples among them."""
 
@@ -95,8 +99,11 @@ class Policy:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the attributes named in ``state``, for a checkpoint."""
-        own = {"policy": repr(self), "decided": self.decided}
-        return own | {name: getattr(self, name) for name in self.state}
+        own: dict[str, Any] = {"policy": repr(self), "decided": self.decided}
+        for name in self.state:
+            value = getattr(self, name)
+            own[name] = value.state_dict() if hasattr(value, "state_dict") else value
+        return own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the attributes; raise an ``InputError`` if the state is that of another policy."""
@@ -108,7 +115,11 @@ class Policy:
                 "make the loader with the policy of the saved run, or start without its state",
             )
         for name in ("decided", *self.state):
-            setattr(self, name, state[name])
+            value = getattr(self, name)
+            if hasattr(value, "load_state_dict"):
+                value.load_state_dict(state[name])
+            else:
+                setattr(self, name, state[name])
 
     def __repr__(self) -> str:
         shown = self._shown_parts()

@@ -29,6 +29,7 @@ class ReducibleLoss(Policy):
         keep: share of samples to keep, a fraction in (0, 1].
     """
 
+    reaches_all = False
     state = ("_carried",)
 
     def __init__(self, reference: nn.Module | torch.Tensor | np.ndarray[Any, Any], keep: float = 0.1) -> None:

@@ -7,7 +7,11 @@ import torch
 from loopwise import validate
 from loopwise.errors import InputError
 
+from .past import PastLosses
 from .policy import Policy, Pool, check_floor, check_keep
+
+RECENT, STEPS = 256, 20
+"""Number of percentiles that the exponent is fitted to, of two pools of ordinary size, and the most steps for it."""
 
 
 class RelativeLoss(Policy):
@@ -17,17 +21,18 @@ class RelativeLoss(Policy):
     Percentiles are uniform, so without a floor the expected share of kept samples is 1 / (1 + beta): beta 0.5 keeps
     67 %, 1 keeps 50 %, 3 keeps 25 %.  Changed here: equal losses take the middle of their percentiles, so that they
     keep that share too; a loss is ranked in a history that already contains its own pool, so that the very first pool
-    is ranked as well; and a floor lets every sample return, with bounded importance weights: on average at least every
+    is ranked as well; the history has at most one epoch; and a floor lets every sample return, with bounded importance weights: on average at least every
     1 / floor epochs.
 
     Args:
-        keep: expected share of samples to keep, a fraction in (0, 1]; sets ``beta``.
-        beta: selectivity, >= 0, instead of ``keep``; a larger one keeps fewer samples.
+        keep: expected share of samples to keep, a fraction in (0, 1].  It sets ``beta``, and holds while losses fall and
+            new ones have low percentiles: the exponent is the one that gives the share to the last 256 percentiles.
+        beta: selectivity, >= 0, instead of ``keep``; a larger one keeps fewer samples.  It is the exponent as it is.
         floor: least keep probability, in [0, 1), less than ``keep``.
-        history: number of past losses that a new loss is ranked among.
+        history: number of past losses that a new loss is ranked among if samples are scored as they come.
     """
 
-    state, settings = ("_past", "_other_ranks"), ("beta", "floor", "history")
+    state, settings = ("_past", "_recent"), ("beta", "floor", "history")
 
     def __init__(
         self,
@@ -55,12 +60,18 @@ class RelativeLoss(Policy):
                 "pass for instance beta=1.0",
             )
         self.history = validate.whole_number("history", history, 2, "losses", example=2048)
+        self._holds_share = beta is None
         if beta is None:
             self.keep = 0.5 if keep is None else keep
         else:
             self.beta = float(beta)
-        self._past = torch.empty(0)
-        self._other_ranks = torch.empty(0)
+        self._recent = torch.empty(0, dtype=torch.float64)
+        self._past = PastLosses(self.history)
+
+    @property
+    def reaches_all(self) -> bool:  # type: ignore[override]
+        """True with a floor, or if all samples are kept; else the lowest loss has next to no chance."""
+        return self.floor > 0 or self.beta == 0
 
     @property
     def keep(self) -> float:
@@ -77,20 +88,37 @@ class RelativeLoss(Policy):
                 f"pass for instance floor={keep / 4:g}",
             )
         self.beta = (1 - self.floor) / (keep - self.floor) - 1
+        self._holds_share = True
 
     def probabilities(self, pool: Pool) -> torch.Tensor:
-        self._past = torch.cat([self._past, pool.losses])[-max(self.history, len(pool)) :]
-        below = len(self._past) * _percentile(self._past, pool.losses)
-        below = below + len(self._other_ranks) * _percentile(self._other_ranks, pool.losses)
-        percentile = below / max(len(self._past) + len(self._other_ranks), 1)
-        return (self.floor + (1 - self.floor) * percentile**self.beta).float()
+        percentile, exponent = _percentile(self._past.compared_with(pool), pool.losses), self.beta
+        if self._holds_share and len(pool):
+            if not pool.planned:
+                self._recent = torch.cat([self._recent, percentile])[-max(RECENT, len(pool)) :]
+            exponent = _exponent(percentile if pool.planned else self._recent, 1 / (1 + self.beta))
+        return (self.floor + (1 - self.floor) * percentile**exponent).float()
 
     def losses_to_share(self) -> torch.Tensor:
-        return self._past
+        return self._past.losses
 
     def receive_losses(self, losses: torch.Tensor) -> None:
         """Rank among the past losses of the other ranks too, which makes percentiles global."""
-        self._other_ranks = losses
+        self._past.receive(losses)
+
+
+def _exponent(percentiles: torch.Tensor, mean: float) -> float:
+    """Return the exponent with which the percentiles, in (0, 1), have this mean, by Newton's method.
+
+    The mean of the powers is a convex and falling function of the exponent, so the steps from 0 never go too far.
+    """
+    logarithms, exponent = percentiles.log(), 0.0
+    for _ in range(STEPS):
+        powers = (exponent * logarithms).exp()
+        excess = float(powers.mean()) - mean
+        if excess < 1e-6:
+            break
+        exponent -= excess / float((powers * logarithms).mean())
+    return exponent
 
 
 def _percentile(losses: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -35,5 +35,10 @@ class Threshold(Policy):
             )
         self.loss, self.floor = float(loss), check_floor(floor)
 
+    @property
+    def reaches_all(self) -> bool:  # type: ignore[override]
+        """True with a floor."""
+        return self.floor > 0
+
     def probabilities(self, pool: Pool) -> torch.Tensor:
         return torch.where(pool.losses >= self.loss, 1.0, self.floor).float()

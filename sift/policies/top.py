@@ -18,6 +18,7 @@ class TopLoss(Policy):
         keep: share of samples to keep, a fraction in (0, 1].
     """
 
+    reaches_all = False
     state, settings = ("_carried",), ("keep",)
 
     def __init__(self, keep: float = 0.5) -> None:

@@ -199,7 +199,7 @@ def global_losses():
     worst = set(losses.topk(32).indices.tolist())
     scored = sift(distributed(data), model, CRITERION, policy=relative(0.5), score_every=1)
     train(scored, model, 2)
-    return [first, set(kept) <= worst, len(kept), scored.policy._other_ranks.numel()]
+    return [first, set(kept) <= worst, len(kept), scored.policy._past._others.numel()]
 
 
 def own_shards():

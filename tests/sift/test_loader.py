@@ -153,7 +153,7 @@ def test_scoring_leaves_training_bit_identical(pool, workers):
 
 def test_dropping_samples_does_change_training():
     plain = trained(lambda loader, model: loader)
-    sifted = trained(lambda loader, model: sift(loader, model, keep=0.5))
+    sifted = trained(lambda loader, model: sift(loader, model, keep=0.6))
     assert not all(torch.equal(plain[name], sifted[name]) for name in plain)
 
 

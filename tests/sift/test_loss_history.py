@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
 from loopwise.errors import InputError
 from loopwise.sift import (
@@ -19,7 +19,6 @@ from loopwise.sift import (
     Presence,
     PrunedHistory,
     ReducibleLoss,
-    RelativeLoss,
     SiftingDataLoader,
     Threshold,
     TopLoss,
@@ -282,59 +281,6 @@ def test_the_report_counts_classes_and_estimates_the_saving():
     assert low <= report.saved_seconds <= high
 
 
-class Fetched(TensorDataset):
-    """Dataset that gives a whole batch at once, which is faster than one sample after the other."""
-
-    def __getitems__(self, indices):
-        return [values[indices] for values in self.tensors]
-
-
-@pytest.mark.parametrize("score_every", [0, 1])
-@pytest.mark.parametrize(
-    "policy", [RelativeLoss(0.3, floor=0.1), lambda losses: 0.1 + 0.9 * losses / losses.max()]
-)
-def test_weights_make_the_expected_gradient_that_of_all_data(score_every, policy):
-    """The mean over 54,000 draws: ten epochs of many equal samples take less time than many epochs of few."""
-    torch.manual_seed(0)
-    x, y = torch.randn(90, 6), torch.arange(90) % 3
-    model = nn.Sequential(nn.Embedding.from_pretrained(x), nn.Linear(6, 3))
-    weight = model[1].weight
-    full = torch.autograd.grad(CRITERION(model(torch.arange(90)), y).mean(), weight)[0]
-    copies = Fetched(torch.arange(90).repeat(60), y.repeat(60))
-    loader = SiftingDataLoader(
-        DataLoader(copies, 5400, collate_fn=tuple),
-        model,
-        CRITERION,
-        policy=policy,
-        weights=True,
-        score_every=score_every,
-        pool=1,
-        seed=0,
-    )
-    if not score_every:
-        for inputs, targets, _ in loader:
-            loader.record_losses(CRITERION(model(inputs), targets))
-    total, kept = torch.zeros_like(full), 0
-    for _ in range(10):
-        for inputs, targets, weights in loader:
-            total += torch.autograd.grad((CRITERION(model(inputs), targets) * weights).sum(), weight)[0]
-            kept += len(targets)
-    torch.testing.assert_close(total / kept, full, rtol=0.1, atol=0.1 * full.abs().max().item())
-    losses = CRITERION(model(torch.arange(90)), y)
-    biased = torch.autograd.grad((losses * losses.detach()).mean(), weight)[0]
-    assert (total / kept - full).norm() < 0.2 * (biased - full).norm()
-
-
-def test_weights_ride_along_in_every_structure():
-    data = [({"x": torch.ones(4, 6), "y": torch.arange(4) % 3}) for _ in range(4)]
-    loss = lambda model, batch: batch["x"].sum(1)  # noqa: E731
-    batch = next(iter(SiftingDataLoader(data, nn.Linear(6, 3), loss=loss, keep=0.5, weights=True, seed=1)))
-    assert batch["weights"].shape == (4,)
-    pairs = [(torch.ones(4, 6), torch.arange(4) % 3)] * 4
-    batch = next(iter(SiftingDataLoader(pairs, nn.Linear(6, 3), loss=CRITERION, keep=1.0, weights=True)))
-    assert batch[2].tolist() == [1.0] * 4
-
-
 @pytest.mark.parametrize("score_every", ["auto", 1])
 @pytest.mark.parametrize(
     "policy",
@@ -356,12 +302,13 @@ def test_weights_ride_along_in_every_structure():
 def test_every_policy_works_in_the_loader(policy, score_every):
     torch.manual_seed(0)
     data, model = Counted(), nn.Linear(6, 3)
-    loader = sift(data, model, policy=copy.deepcopy(policy), score_every=score_every, weights=True, seed=0)
+    weights = policy.reaches_all
+    loader = sift(data, model, policy=copy.deepcopy(policy), score_every=score_every, weights=weights, seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     for _ in range(4):
-        for x, y, weights in loader:
+        for x, y, *weight in loader:
             optimizer.zero_grad()
-            (CRITERION(model(x), y) * weights).mean().backward()
+            (CRITERION(model(x), y) * (weight[0] if weights else 1)).mean().backward()
             optimizer.step()
     report = loader.report()
     assert report.seen == 240

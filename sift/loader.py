@@ -110,6 +110,8 @@ class SiftingDataLoader(Resumable):
     _resume_state: dict[str, Any] | None = None
     _iterating = False
     _step_end: float | None = None
+    _set_epoch: int | None = None
+    """Epoch that ``set_epoch`` was last called with."""
     batches_per_epoch: int | None = None
     """Number of batches that a framework counts as an epoch; ``None``: a pass over the data is one."""
 
@@ -282,7 +284,7 @@ class SiftingDataLoader(Resumable):
         Raises:
             InputError: ``epoch`` is no whole number from 0.
         """
-        self.epoch = validate.whole_number("epoch", epoch, 0, "epochs")
+        self.epoch = self._set_epoch = validate.whole_number("epoch", epoch, 0, "epochs")
         parts: list[Any] = [
             self.loader,
             *(getattr(self.loader, name, None) for name in ("sampler", "dataset")),

@@ -23,6 +23,7 @@ class Resumable:
     """Loader that saves and loads its state at any batch."""
 
     epoch: int
+    _set_epoch: int | None
     policy: Policy
     score_every: int
     _draws: torch.Generator
@@ -60,6 +61,7 @@ class Resumable:
         generators = self._pipeline.source.generators()
         return {
             "epoch": self._pipeline.epoch if again else self.epoch,
+            "set_epoch": self._set_epoch,
             "open": self._iterating or bool(again),
             "world": world_size(),
             "rank": rank(),
@@ -84,7 +86,9 @@ class Resumable:
             StateError: the state is that of another rank or world size.
         """
         checks.validate_state(state)
-        self.set_epoch(state["epoch"])
+        if state["set_epoch"] is not None:  # else the sampler is where it was made, as in the saved training
+            self.set_epoch(state["set_epoch"])
+        self.epoch = state["epoch"]
         self._report.load_state_dict(state["report"])
         self._set_scheduled_keep()
         self.policy.load_state_dict(state["policy"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
+from policies_kit import decide, of, pool
 from torch import nn
 
 from loopwise.errors import InputError
@@ -84,39 +85,6 @@ CASES = {  # the repr: how it is made, and its expected share for each unit of k
     "Uniform(keep=0.5)": (Uniform, 1.0),
 }
 SIZES = (13, 1, 24, 0, 7, 40, 3, 64)
-
-
-def pool(losses=64, seed=0):
-    """Return a pool with all fields, of the given losses or of that many random ones."""
-    draws = torch.Generator().manual_seed(seed)
-    if isinstance(losses, int):
-        losses = 3 * torch.rand(losses, generator=draws) ** 2
-    n = len(losses)
-    return Pool(
-        losses,
-        indices=torch.randperm(n, generator=draws),
-        classes=torch.randint(-1, 3, (n,), generator=draws),
-        gradients=torch.rand(n, generator=draws),
-        features=torch.randn(n, 5, generator=draws),
-        last_trained=torch.randint(-1, 7, (n,), generator=draws),
-        epoch=7,
-        losses_of=lambda model: model(losses),
-    )
-
-
-def decide(policy, given):
-    """Return the policy's probabilities after verifying the properties that hold for every policy."""
-    before = given.losses.clone()
-    chances = policy.probabilities(given)
-    assert chances.dtype == torch.float32
-    assert chances.shape == (len(given),)
-    assert ((chances >= 0) & (chances <= 1)).all()  # NaN is not
-    assert torch.equal(given.losses, before)
-    return chances
-
-
-def of(losses, **fields):
-    return Pool(torch.tensor(losses, dtype=torch.float32), **{k: torch.tensor(v) for k, v in fields.items()})
 
 
 @pytest.fixture(params=CASES, ids=lambda name: name[:40])
@@ -306,80 +274,6 @@ def test_noise_cap_leaves_out_the_top_and_the_policy_chooses_from_the_rest():
     assert torch.equal(decide(NoiseCap(torch.ones_like, top=0.05), Pool(losses)), (losses < 95).float())
     expected = ((losses < 95) & (losses >= 95 - 38)).float()
     assert torch.equal(decide(NoiseCap(TopLoss(0.4), top=0.05), Pool(losses)), expected)
-
-
-def test_a_history_has_at_most_one_epoch():
-    """Losses that fall by a factor from epoch to epoch are ranked among those of one epoch, the present one's included."""
-    policy, draws = RelativeLoss(beta=1, history=2048), torch.Generator().manual_seed(0)
-    losses = torch.rand(200, generator=draws)
-    shares = []
-    for epoch in range(4):
-        order = torch.randperm(200, generator=draws)
-        parts = [Pool(0.9**epoch * losses[at], epoch=epoch) for at in order.split(20)]
-        shares.append(sum(float(decide(policy, part).sum()) for part in parts) / 200)
-    assert shares == pytest.approx([0.5] * 4, abs=0.06)
-    assert len(policy.losses_to_share()) == 200
-
-
-@pytest.mark.parametrize("make", [RelativeLoss, ProportionalLoss, lambda: NoiseCap(torch.ones_like, top=0.1)])
-def test_a_planned_pool_is_compared_with_itself_alone(make):
-    """Remembered losses of all samples: neither those of an earlier plan nor of other ranks are in the comparison."""
-    policy, pools = make(), [pool(100, seed) for seed in range(3)]
-    policy.receive_losses(torch.full((50,), 9.0))
-    for number, given in enumerate(pools):
-        given.losses, given.planned, given.epoch = given.losses * 0.5**number, True, number
-        alone = make()
-        assert torch.equal(decide(policy, given), decide(alone, given))
-
-
-@pytest.mark.parametrize("planned", [False, True])
-@pytest.mark.parametrize("fall", [1.0, 0.97, 0.5])
-@pytest.mark.parametrize("floor", [0.0, 0.1])
-def test_relative_loss_holds_its_share(floor, fall, planned):
-    """Also while losses fall from pool to pool, as in the first epoch, and where many are equal."""
-    policy, draws = RelativeLoss(0.4, floor=floor), torch.Generator().manual_seed(0)
-    expected = []
-    for number in range(60):
-        losses = fall**number * torch.rand(60, generator=draws).sub_(0.3).clamp_min(0)
-        chances = decide(policy, Pool(losses, planned=planned))
-        expected.append(float(chances.mean()))
-        order = losses.argsort()
-        assert (chances[order].diff() >= -1e-6).all()
-    if planned:
-        assert expected == pytest.approx([0.4] * 60, abs=1e-4)
-    assert sum(expected) / 60 == pytest.approx(0.4, abs=0.01)
-
-
-def test_relative_loss_with_beta_keeps_the_exponent():
-    policy = RelativeLoss(beta=1)
-    decide(policy, of([9.0] * 30))
-    assert decide(policy, of([1.0] * 10)).tolist() == pytest.approx([0.125] * 10)
-
-
-def test_proportional_loss_by_hand():
-    chances = decide(ProportionalLoss(), of([0, 0.1, 1, 2, 4.9]))
-    assert chances.tolist() == pytest.approx([0.125, 0.125, 0.625, 1, 1])
-    assert decide(ProportionalLoss(0), of([0, 1, 3])).tolist() == pytest.approx([0, 0.75, 1])
-    assert decide(ProportionalLoss(), of([2.5] * 7)).tolist() == [1] * 7
-    assert decide(ProportionalLoss(), of([0.0] * 3)).tolist() == [1] * 3
-    assert decide(ProportionalLoss(), of([3e38, 3e38, 0])).tolist() == [1, 1, 0.125]
-
-
-def test_proportional_loss_counts_from_the_lowest_loss_if_there_are_negative_ones():
-    """Gaussian likelihoods of continuous targets have losses below 0 and of mean 0."""
-    assert decide(ProportionalLoss(), of([-2, 0, 2])).tolist() == pytest.approx([0.125, 1, 1])
-    assert decide(ProportionalLoss(), of([-5, -4, -3, 0])).tolist() == pytest.approx([0.125, 0.5, 1, 1])
-    assert decide(ProportionalLoss(), of([-1.0] * 4)).tolist() == [1] * 4
-
-
-def test_proportional_loss_takes_the_mean_of_past_losses():
-    policy = ProportionalLoss(history=4)
-    assert decide(policy, of([1, 3])).tolist() == [0.5, 1]
-    assert decide(policy, of([1, 1])).tolist() == pytest.approx([1 / 1.5] * 2)
-    assert decide(policy, of([2, 2])).tolist() == [1, 1]  # the mean of 1, 1, 2, 2
-    policy.receive_losses(torch.full((4,), 8.5))
-    assert decide(policy, of([0.5, 3.5])).tolist() == pytest.approx([0.125, 0.66667], rel=1e-4)
-    assert decide(policy, of([1, 3, 2, 2, 9, 9]))[0] == 1 / 6  # a larger pool counts in full
 
 
 def test_which_policies_reach_all_samples():

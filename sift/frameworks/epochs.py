@@ -73,10 +73,10 @@ class EpochLoader:
         self._batches.close()
 
     def _passes(self) -> Generator[Any]:
-        """Yield the batches of one pass after the other, until a pass has none."""
+        """Yield the batches of one pass after the other, until a whole pass has none."""
         empty = False
         while not empty:
-            empty = True
+            empty = not self.loader.running  # a resumed pass perhaps yielded its last batch before it was saved
             for batch in self._pass():
                 empty = False
                 yield batch

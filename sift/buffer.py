@@ -1,4 +1,4 @@
-"""Buffer that joins kept samples into full batches."""
+"""Kept samples on their way to full batches, within a pass over the data and from one pass to the next."""
 
 from __future__ import annotations
 
@@ -105,3 +105,62 @@ class Buffer:
 
     def _clear(self) -> None:
         self._source, self._kept = None, self._kept[:0]
+
+
+NO_SAMPLES = torch.empty(0, dtype=torch.int64), torch.empty(0)
+"""Indices and weights of no samples."""
+
+
+class LeftOver:
+    """Samples that wait for the next pass: those of planned passes by their index, others as they were loaded.
+
+    Attributes:
+        loaded: samples of a pass that was not planned, fewer than a batch, or a batch under ``torch.distributed``.
+        indices, weights: samples of a planned pass, int64 and float32 of shape (n,).
+        first_indices, first_weights: those that the open pass began with.
+    """
+
+    loaded: Samples | None = None
+
+    def __init__(self) -> None:
+        self.indices, self.weights = NO_SAMPLES
+        self.first_indices, self.first_weights = NO_SAMPLES
+
+    def begin(self, planned: bool) -> None:
+        """Begin a pass; a planned one begins with the samples that wait by their index."""
+        self.first_indices, self.first_weights = NO_SAMPLES
+        if planned:
+            self.first_indices, self.first_weights = self.indices, self.weights
+            self.indices, self.weights = NO_SAMPLES
+
+    def take_loaded(self) -> Samples | None:
+        """Remove and return the samples that wait as they were loaded."""
+        samples, self.loaded = self.loaded, None
+        return samples
+
+    def weighted(self, weights: torch.Tensor, position: int) -> torch.Tensor:
+        """Return the weights of samples from ``position`` on of a planned pass, of which the first keep their own."""
+        own = self.first_weights[position : position + len(weights)]
+        return torch.cat([own, weights[len(own) :]])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "loaded": saved(self.loaded),
+            "planned": (self.indices, self.weights),
+            "first": (self.first_indices, self.first_weights),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loaded = restored(state["loaded"])
+        self.indices, self.weights = state["planned"]
+        self.first_indices, self.first_weights = state["first"]
+
+
+def saved(samples: Samples | None) -> tuple[Any, ...] | None:
+    """Return samples as a tuple for a state."""
+    return None if samples is None else (samples.batch, samples.size, samples.columns)
+
+
+def restored(state: tuple[Any, ...] | None) -> Samples | None:
+    """Return the samples of a state."""
+    return None if state is None else Samples(*state)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from loopwise import batch as batches
-from loopwise import random_state, validate
+from loopwise import random_state
 from loopwise.loss import takes_model
 from loopwise.ranks import rank
 from loopwise.warnings import warn
@@ -25,9 +25,10 @@ from . import options as checks
 from .buffer import Concatenate, Samples
 from .frameworks.gradient_state import GradientState
 from .loss_history import LossHistory
-from .pipeline import ALL, FRESH, REMEMBERED, Pipeline
+from .pipeline import Pipeline
 from .policies import Policy, ProportionalLoss, RelativeLoss, as_policy
 from .policies.policy import check_keep
+from .reader import ALL, FRESH, REMEMBERED
 from .report import EpochLog, Report
 from .scoring import Scorer
 from .selection import PLANNABLE, Selector
@@ -108,12 +109,17 @@ class SiftingDataLoader(Resumable):
 
     _last_indices: torch.Tensor | None = None
     _resume_state: dict[str, Any] | None = None
+    _random_state: dict[str, Any] | None = None
     _iterating = False
     _step_end: float | None = None
     _set_epoch: int | None = None
     """Epoch that ``set_epoch`` was last called with."""
     batches_per_epoch: int | None = None
     """Number of batches that a framework counts as an epoch; ``None``: a pass over the data is one."""
+    _warned_of_no_batch = False
+    _entry: GradientState | None = None
+    _pass = 0
+    """Number of passes that were begun, by which a pass notices that another one has ended it."""
 
     def __init__(
         self,
@@ -180,9 +186,12 @@ class SiftingDataLoader(Resumable):
     # -- iteration ------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
-        complete = False
+        if self._iterating:
+            self._close_pass(False)
+        self._pass += 1
+        number, complete = self._pass, False
         self._log.begin(self.epoch)
-        entry = GradientState.of(self.loader)
+        entry = self._entry = GradientState.of(self.loader)
         self._pipeline.look_ahead = entry is not None and entry.accumulates
         try:
             self._begin_pass()
@@ -192,19 +201,36 @@ class SiftingDataLoader(Resumable):
                 yield from self._train_on(samples)
             complete = True
         finally:
-            if entry is not None:
-                entry.hide()
-            self._iterating = False
-            self._report.epochs += complete
-            self._log.end(complete)
-            self._end_pass(complete)
-            self.epoch += complete
+            if number == self._pass:
+                self._close_pass(complete)
+
+    def _close_pass(self, complete: bool) -> None:
+        """End the pass: after its last batch, or earlier."""
+        if self._entry is not None:
+            self._entry.hide()
+        begun = self._batches_of_pass > 1
+        self._iterating = False
+        self._report.epochs += complete
+        self._pipeline.stop()
+        self._log.end(complete)
+        self._end_pass(complete)
+        self.epoch += complete or begun
+        if complete and not self._batches_of_pass and not self._warned_of_no_batch:
+            self._warned_of_no_batch = True
+            warn(
+                f"loopwise.sift: epoch {self.epoch - 1} gave no batch: the chosen samples are fewer than batch_size="
+                f"{self.batch_size} and wait for the next epochs; with drop_last=False they come as a short batch"
+            )
 
     def _begin_pass(self) -> None:
         state, self._resume_state, self._iterating = self._resume_state, None, True
+        random, self._random_state = self._random_state, None
         self._set_scheduled_keep()
         generators = self._pipeline.source.generators()
+        self._batches_of_pass = 0
         if state is None:
+            if random is not None:
+                random_state.set(random, generators)
             self._start = random_state.get(generators)
             self._pipeline.begin(self._mode(), self.epoch)
         else:
@@ -226,6 +252,7 @@ class SiftingDataLoader(Resumable):
         """Yield one batch, and time its training step."""
         report, indices = self._report, samples.columns.get("index")
         report.batches += 1
+        self._batches_of_pass += 1
         report.trained += samples.size
         self._yielded.append(samples)
         self._last_indices = indices
@@ -235,8 +262,9 @@ class SiftingDataLoader(Resumable):
             self._losses.expect(samples)
         batch, size = samples.with_weights(), samples.size
         del samples  # the training step may free the batch
-        start, self._step_end = time.perf_counter(), None
+        start, self._step_end, number = time.perf_counter(), None, self._pass
         yield batch
+        checks.validate_pass(number == self._pass)
         report.add_step((self._step_end or time.perf_counter()) - start, size)
         if self._reads_losses:
             self._settle()
@@ -270,33 +298,19 @@ class SiftingDataLoader(Resumable):
     # -- public methods -------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch: exact with ``keep=1.0``, else estimated by the share kept so far."""
-        total = len(self.loader)  # type: ignore[arg-type]  # a TypeError of the user's loader passes
-        if self.keep == 1.0:
-            return total
-        expected = self.keep if isinstance(self.keep, float) else getattr(self.policy, "keep", 1.0)
-        share = self._report.share if self._report.epochs else expected
-        return max(1, round(total * share))
+        """Return the number of batches of the open epoch, or of the next one.
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch here and in the wrapped loader, its sampler and its dataset, if they have ``set_epoch``.
+        It is exact with ``keep=1.0``, and for epochs that are planned by remembered losses; asking for it plans the next
+        epoch.  Otherwise (scored epochs; before the epoch under ``torch.distributed``, with ``delay``, or with a sampler
+        whose indices are not known in advance) it is the number without selection: never less than what comes.
 
         Raises:
-            InputError: ``epoch`` is no whole number from 0.
+            TypeError: the wrapped loader has no length.
         """
-        self.epoch = self._set_epoch = validate.whole_number("epoch", epoch, 0, "epochs")
-        parts: list[Any] = [
-            self.loader,
-            *(getattr(self.loader, name, None) for name in ("sampler", "dataset")),
-        ]
-        for part in parts:
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
-
-    @property
-    def running(self) -> bool:
-        """True while a pass over the data is open."""
-        return self._iterating or self._resume_state is not None
+        self._set_scheduled_keep()
+        if self._resume_state is not None:
+            return int(self._resume_state["pipeline"]["length_of_pass"])
+        return self._pipeline.length(self._mode(), self.epoch)
 
     def report(self) -> Report:
         """Return counts and times since this loader was made."""

@@ -207,6 +207,17 @@ def validate_weights(policy: Policy) -> None:
         refuse_weights(f"weights=True with policy {policy!r}")
 
 
+def validate_pass(current: bool) -> None:
+    """Raise an error if another iteration over the loader was begun before this one was over."""
+    if not current:
+        raise StateError(
+            "an iteration over a SiftingDataLoader that goes on after another one was begun",
+            "one iteration at a time: each sample is chosen once an epoch",
+            "zip(loader, loader), a loop inside a loop over the same loader, or an old iterator that was kept",
+            "make a second SiftingDataLoader of the same data, or end the first loop before the second begins",
+        )
+
+
 def validate_sharded(model: nn.Module, score_every: int, auto: bool) -> bool:
     """Return whether FSDP2 shards ``model``; refuse options by which a single rank could skip a scoring pass."""
     sharded = is_sharded(model)

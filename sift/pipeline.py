@@ -8,26 +8,29 @@ from typing import Any
 
 import torch
 
-from loopwise import batch as batches
 from loopwise import ranks
 from loopwise.errors import InputError
 
-from .buffer import Buffer, Samples, join
+from .buffer import Buffer, LeftOver, Samples, join, restored, saved
 from .coordination import Coordination, OtherRankFailed
+from .reader import ALL, FRESH, REMEMBERED, Reader
 from .selection import Selector
-from .source import NO_INDEX, Source
+from .source import NO_INDEX, Source, number_of_batches
 
-POOL_BYTES = 64 * 2**20  # a pool is read ahead, and the activations of its scoring pass are far larger
-POOL_BATCHES = 4  # more batches gain under 2 % per scored sample (ResNet-18 at 64x64, two CPU cores)
-SLACK = 0.02  # with auto: share of the time of a plain loop that scoring may cost before it has saved time
-
-ALL, FRESH, REMEMBERED = "all", "fresh", "remembered"
-"""Modes of an epoch: no selection, selection by scoring passes, selection by remembered losses."""
-SAVED = ["read_in_training", "read_in_pass", "counted_skipped", "exhausted", "batch_size", "pool_size"]
+SAVED = [
+    "read_in_training",
+    "read_in_pass",
+    "samples_read",
+    "counted_skipped",
+    "exhausted",
+    "batch_size",
+    "pool_size",
+]
+SAVED += ["length_of_pass", "planned_epoch", "thinned"]
 """Attributes that ``state_dict`` copies without conversion."""
 
 
-class Pipeline:
+class Pipeline(Reader):
     """Pipeline that reads batches, selects samples and joins them into full batches, in passes over the data.
 
     Args:
@@ -56,6 +59,9 @@ class Pipeline:
         self._auto = (
             options.auto and not selector.scorer.sharded
         )  # ranks would decide differently by their clocks
+        self.left_over = LeftOver()
+        self.planned_epoch: int | None = None
+        """Epoch that was planned before its pass was opened."""
         self._reset(ALL, 0)
         self._over = True
 
@@ -67,30 +73,94 @@ class Pipeline:
         if not self.coordination.active:  # the loader was perhaps made before the process group
             self.coordination = Coordination()
         if self.coordination.active and self.options.keep != 1.0:
-            self.mode = mode = self._exchange()
-        if mode == REMEMBERED:
-            self.selector.plan_epoch(epoch)
-        elif mode == FRESH:
+            mode = self._exchange()
+        self.mode, self._plans = mode, self._plannable(mode)
+        self.plan_epoch(mode, epoch)
+        self.planned_epoch = None
+        if mode == FRESH:
             self.selector.begin_scored()
-        plans = mode == REMEMBERED and self.source.plans
-        self._stream = self.source.open(self._plan if plans else None, 0)
+        length = None if self._plans else self._length_if_known(mode, epoch)
+        self.left_over.begin(self._plans)
+        self._stream = self.source.open(self._plan if self._plans else None, 0)
+        if self._plans:
+            length, self.thinned = self.source.planned.length, self.source.planned.thinned
+            length = min(ranks.gather(length)) if self.coordination.active else length
+        elif mode != ALL:
+            self._refill(self.left_over.take_loaded())
+            self.thinned = bool(self._buffer.waiting)
+        self.length_of_pass = length
         self._start_coordination()
+
+    def plan_epoch(self, mode: str, epoch: int) -> None:
+        """Compute the keep probabilities of the epoch by the remembered losses, unless that was done before."""
+        if mode == REMEMBERED and self.planned_epoch != epoch:
+            self.selector.plan_epoch(epoch)
+            self.planned_epoch = epoch
+
+    def length(self, mode: str, epoch: int) -> int:
+        """Return the number of batches of the pass that is open, else of the next one, which is planned if possible.
+
+        It is exact if the pass is planned or selects nothing, else the number without selection, which none exceeds.
+        """
+        source, size, drop_last = self.source, self.batch_size or 1, self.source.drop_last
+        if not self._over and self.length_of_pass is not None:
+            return self.length_of_pass
+        if mode == ALL and not self._regroup and not source.plans:
+            return len(source.loader)
+        samples, waiting = source.samples(size), 0
+        most = samples
+        if self._plannable(mode):
+            waiting = len(self.left_over.indices)
+            indices = None if self.coordination.active else source.next_indices()
+            if indices is not None and not self._delay_left():
+                self.plan_epoch(mode, epoch)
+                samples = self.selector.count_planned(indices)
+        elif mode != ALL and self.left_over.loaded is not None:
+            waiting = self.left_over.loaded.size
+        return number_of_batches(samples + waiting, size, drop_last, samples + waiting != most)
 
     def take(self) -> Samples | None:
         """Return the next batch for the training step, or ``None`` if the pass is over, on all ranks."""
         if self._over:
             return None
         if not self._reads_ahead:
-            return self._make_batch()
-        ahead, trouble = self._ahead, self._trouble
-        if trouble is not None:
-            raise trouble
-        if self.last():
-            self._over, self._ahead = True, None
-            self.report.add_cut(self._buffer.waiting + (ahead.size if ahead else 0))
+            batch = self._make_batch()
+        else:
+            if self._trouble is not None:
+                raise self._trouble
+            batch = None if self.last() else self._ahead
+        if batch is None:
+            self._finish()
             return None
-        self._look_ahead()
-        return ahead
+        self.taken += batch.size
+        if self._reads_ahead:
+            self._look_ahead()
+        return batch
+
+    def stop(self) -> None:
+        """Give up the rest of an open pass, with the samples that wait in it."""
+        if not self._over:
+            self.report.add_cut(self._buffer.waiting + (self._ahead.size if self._ahead else 0))
+        self._over, self._ahead, self._stream = True, None, iter(())
+        self._buffer = Buffer(self.options.concatenate)
+
+    def _finish(self) -> None:
+        """Let the chosen samples that filled no batch wait for the next pass, at most a batch of them."""
+        ahead, rest, size = self._ahead, self._buffer.drain(), self.batch_size or 1
+        self._over, self._ahead = True, None
+        parts = list(filter(None, [ahead, rest]))
+        chosen, plain = self.source.planned.chosen, not self.thinned and self.source.drop_last
+        if self._plans and chosen is not None and not plain:
+            self.report.uncount(sum(part.size for part in parts))  # the next pass loads them again
+            indices = chosen[self.taken : self.taken + size]
+            self.left_over.weights = self._planned_weights(indices, self.taken)
+            self.left_over.indices = indices
+        elif parts:
+            samples = join(parts, self.options.concatenate)
+            waiting = 0 if self.mode == ALL or plain else min(size, samples.size)
+            self.report.add_cut(samples.size - waiting)
+            if waiting:
+                self.left_over.loaded = samples.select(torch.arange(waiting))
 
     def last(self) -> bool:
         """Return whether no batch follows on some rank, after waiting for the slowest one; it needs ``look_ahead``."""
@@ -109,8 +179,15 @@ class Pipeline:
 
     def _reset(self, mode: str, epoch: int) -> None:
         self.mode, self.epoch = mode, epoch
-        self.read_in_pass = 0
-        """Number of batches read from the wrapped loader in this pass."""
+        self._plans = self._plannable(mode)
+        self.read_in_pass = self.samples_read = 0
+        """Number of batches and of samples read from the wrapped loader in this pass."""
+        self.taken = 0
+        """Number of samples handed to the training step in this pass."""
+        self.thinned = False
+        """True if the pass leaves samples out, or began with some of the last pass: then its batches are full."""
+        self.length_of_pass: int | None = None
+        """Number of batches in this pass, as ``length`` gives it; ``None`` if the wrapped loader has no length."""
         self._over = self.exhausted = self.counted_skipped = False
         self._stream, self._buffer = iter(()), Buffer(self.options.concatenate)
         self._ahead = self._trouble = self._follows = None
@@ -146,62 +223,12 @@ class Pipeline:
                 return batch
 
     def _take_rest(self) -> Samples | None:
-        self._over = not self._reads_ahead
-        rest = self._buffer.drain()
-        if rest is not None and self.source.drop_last and rest.size < (self.batch_size or 0):
-            self.report.add_cut(rest.size)
+        """Return the samples in the buffer if they may be a short batch: without selection, or for want of a full one."""
+        if self.thinned and self.taken:
             return None
-        return rest
-
-    # -- reading --------------------------------------------------------------------------------
-
-    def _read_pool(self) -> tuple[list[Samples], bool] | None:
-        """Return batches and whether they are to be scored, or ``None`` at the end of the wrapped loader."""
-        pool: list[Samples] = []
-        while True:
-            loaded = self._read()
-            if loaded is None:
-                return (pool, True) if pool else None
-            pool.append(loaded)
-            if self.mode != FRESH or self._in_delay():
-                return pool, False
-            if self.pool_size is None:
-                nbytes = max(batches.nbytes(loaded.batch), 1)
-                self.pool_size = max(1, min(POOL_BATCHES, POOL_BYTES // nbytes))
-            first_score = self._auto and not self.report.scored
-            limit = 1 if first_score or self.selector.single_batches else self.pool_size
-            if self._auto and len(pool) == 1 and not self.report.scoring_pays(loaded.size * limit, SLACK):
-                return pool, False
-            if len(pool) >= limit:
-                return pool, True
-
-    def _read(self) -> Samples | None:
-        with self.report.timed("loading"):
-            loaded = next(self._stream, None)
-        total, chosen = self.source.planned.total, self.source.planned.chosen
-        if chosen is not None and not self.counted_skipped:
-            self.counted_skipped = True
-            self.report.add_skipped(total - len(chosen))
-        if loaded is None:
-            self.exhausted = True
-            if not self.read_in_pass and not total:
-                raise InputError(
-                    "a loader that yields no batch",
-                    "at least one batch an epoch",
-                    "an empty dataset, fewer samples than batch_size with drop_last=True, or an iterator "
-                    "that an earlier epoch used up",
-                    "check len(dataset), or give a loader that can be iterated again",
-                )
-            return None
-        self.read_in_training += 1
-        self.read_in_pass += 1
-        self.report.seen += loaded.size
-        self.batch_size = self.batch_size or loaded.size
-        return loaded
-
-    def _in_delay(self) -> bool:
-        count = self.read_in_pass if self.options.delay_every_epoch else self.read_in_training
-        return bool(count <= self.options.delay)
+        size, drop_last = self.batch_size or 1, self.source.drop_last
+        short = number_of_batches(self._buffer.waiting, size, drop_last, self.thinned)
+        return self._buffer.drain() if short else None
 
     # -- selecting ------------------------------------------------------------------------------
 
@@ -223,6 +250,7 @@ class Pipeline:
             unchanged = not score and not self._regroup and len(kept) == samples.size
             if unchanged and self.mode != FRESH and not self._buffer.waiting:
                 return samples
+            self.thinned |= len(kept) < samples.size
             self._buffer.put(samples, kept)
         return None
 
@@ -246,13 +274,27 @@ class Pipeline:
         if not self.source.plans:
             kept = selector.draw_planned(indices, self._in_delay())
         if self.options.weights:
-            samples.columns["weight"] = selector.planned_weights(indices)
+            position = self.samples_read - samples.size
+            samples.columns["weight"] = self._planned_weights(indices, position)
         return kept
+
+    def _planned_weights(self, indices: torch.Tensor, position: int) -> torch.Tensor:
+        """Return the importance weights of samples from ``position`` on of a planned pass."""
+        return self.left_over.weighted(self.selector.planned_weights(indices), position)
 
     def _plan(self, order: torch.Tensor) -> torch.Tensor:
         """Return the indices of the samples to load in an epoch: the first samples, of the delay, and the selected ones."""
-        read = 0 if self.options.delay_every_epoch else self.read_in_training
-        return self.selector.plan_order(order, max(0, self.options.delay - read) * (self.batch_size or 1))
+        chosen = self.selector.plan_order(order, self._delay_left() * (self.batch_size or 1))
+        return torch.cat([self.left_over.first_indices, chosen])
+
+    def _plannable(self, mode: str) -> bool:
+        return mode == REMEMBERED and self.source.plans
+
+    def _length_if_known(self, mode: str, epoch: int) -> int | None:
+        try:
+            return self.length(mode, epoch)
+        except (TypeError, NotImplementedError):
+            return None
 
     def _exchange(self) -> str:
         """Share losses and percentiles of the last epoch with all ranks; return the mode in which all begin the next.
@@ -284,18 +326,21 @@ class Pipeline:
             "mode": self.mode,
             "epoch": self.epoch,
             "over": self._over and not untrained,
-            "chosen": None if chosen is None else chosen.clone(),
+            "chosen": None if chosen is None or self._over else chosen.clone(),
             "source": None if self.exhausted or self._over else self.source.state_dict(),
             "selector": self.selector.state_dict(),
-            "waiting": None if samples is None else (samples.batch, samples.size, samples.columns),
+            "waiting": saved(samples),
+            "left_over": self.left_over.state_dict(),
+            "taken": self.taken - sum(batch.size for batch in untrained),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on in the middle of a pass, in place of ``begin``."""
+        """Go on between two passes, or in the middle of one, in place of ``begin``."""
         self._reset(state["mode"], state["epoch"])
-        for name in SAVED:
+        for name in [*SAVED, "taken"]:
             setattr(self, name, state[name])
         self.selector.load_state_dict(state["selector"])
+        self.left_over.load_state_dict(state["left_over"])
         self._over = state["over"]
         if self._over:  # the last batch was yielded, and none comes after it
             return
@@ -303,10 +348,12 @@ class Pipeline:
             chosen = state["chosen"]
             choose = None if chosen is None else lambda order: chosen
             self._stream = self.source.open(choose, self.read_in_pass, state["source"])
-        if state["waiting"] is not None:
-            samples = Samples(*state["waiting"])
-            self._buffer.put(samples, torch.arange(samples.size))
+        self._refill(restored(state["waiting"]))
         self._start_coordination()
+
+    def _refill(self, samples: Samples | None) -> None:
+        if samples is not None:
+            self._buffer.put(samples, torch.arange(samples.size))
 
 
 def _has_length(loader: Any) -> bool:

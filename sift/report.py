@@ -135,6 +135,11 @@ class Report:
         self.dropped += samples
         self.kept -= samples
 
+    def uncount(self, samples: int) -> None:
+        """Take back the counts of kept samples that will be loaded again."""
+        self.seen -= samples
+        self.kept -= samples
+
     def add_classes(self, labels: list[int], kept: list[int]) -> None:
         """Count the samples of a pool by class, and those at the positions ``kept``."""
         for label in labels:

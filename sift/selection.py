@@ -184,6 +184,13 @@ class Selector:
         if missing > 0:
             self.planned = torch.cat([self.planned, torch.ones(missing)])
 
+    def count_planned(self, indices: torch.Tensor) -> int:
+        """Return the number of samples that a draw for ``indices`` will keep, in any order of them."""
+        state = self.draws.get_state()
+        count = len(self.draw_planned(indices, False))
+        self.draws.set_state(state)
+        return count
+
     def count_not_finite(self, count: int, size: int) -> None:
         """Count, and warn once, that ``count`` of ``size`` samples have a loss that is not finite."""
         self.report.not_finite += count

@@ -6,7 +6,8 @@ from loopwise import ranks
 
 from .buffer import Samples
 from .coordination import OtherRankFailed
-from .pipeline import FRESH, Pipeline
+from .pipeline import Pipeline
+from .reader import FRESH
 
 _FAILED, _OVER, _SCORES, _WAITS = "failed", "over", "scores", "waits"
 

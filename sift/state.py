@@ -24,6 +24,7 @@ class Resumable:
 
     epoch: int
     _set_epoch: int | None
+    loader: Any
     policy: Policy
     score_every: int
     _draws: torch.Generator
@@ -33,14 +34,37 @@ class Resumable:
     _pipeline: Pipeline
     _report: Report
     _resume_state: dict[str, Any] | None
+    _random_state: dict[str, Any] | None
+    """Random state to begin the next pass with, restored from a state between two passes."""
+    _pass: int
     _start: dict[str, Any]
     _yielded: deque[Samples]
 
-    def set_epoch(self, epoch: int) -> None:
+    def _close_pass(self, complete: bool) -> None:
         raise NotImplementedError
 
     def _set_scheduled_keep(self) -> None:
         raise NotImplementedError
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch here and in the wrapped loader, its sampler and its dataset, if they have ``set_epoch``.
+
+        Raises:
+            InputError: ``epoch`` is no whole number from 0.
+        """
+        self.epoch = self._set_epoch = validate.whole_number("epoch", epoch, 0, "epochs")
+        parts: list[Any] = [
+            self.loader,
+            *(getattr(self.loader, name, None) for name in ("sampler", "dataset")),
+        ]
+        for part in parts:
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+
+    @property
+    def running(self) -> bool:
+        """True while a pass over the data is open."""
+        return self._iterating or self._resume_state is not None
 
     def hold_yielded(self, count: int) -> None:
         """Hold the last ``count`` batches for ``state_dict(untrained)``; frameworks that fetch batches ahead need this."""
@@ -86,6 +110,9 @@ class Resumable:
             StateError: the state is that of another rank or world size.
         """
         checks.validate_state(state)
+        if self._iterating:
+            self._close_pass(False)
+        self._pass += 1  # an iterator of before gives no more batches
         if state["set_epoch"] is not None:  # else the sampler is where it was made, as in the saved training
             self.set_epoch(state["set_epoch"])
         self.epoch = state["epoch"]
@@ -95,5 +122,9 @@ class Resumable:
         self._history.load_state_dict(state["history"])
         self._draws.set_state(state["draws"])
         self.score_every = state["score_every"]
-        self._pipeline.read_in_training = state["pipeline"]["read_in_training"]
         self._resume_state = state if state["open"] else None
+        self._random_state = None if state["open"] else state["now"]
+        if state["open"]:
+            self._pipeline.read_in_training = state["pipeline"]["read_in_training"]
+        else:
+            self._pipeline.load_state_dict(state["pipeline"])

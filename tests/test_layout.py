@@ -26,7 +26,7 @@ ORDER = {
     "schedule batch loss doctor cli __main__",
     "report": "facts sections page server command",
     "sift": "torch_internals report loss_history buffer source coordination compile_decision policies scorers scoring "
-    "tokens selection step_losses frameworks options pipeline sharded pilot state loader page lightning transformers",
+    "tokens selection step_losses frameworks options reader pipeline sharded pilot state loader page lightning transformers",
     "compile": "cpu_libraries torch_internals linear_cross_entropy plan losses options spec accumulation "
     "layout graph verify search explain events cuda_graph forward planning step trainer_options lightning compared "
     "optimize fit cache page transformers",

@@ -76,7 +76,9 @@ class EpochLoader:
         """Yield the batches of one pass after the other, until a whole pass has none."""
         empty = False
         while not empty:
-            empty = not self.loader.running  # a resumed pass perhaps yielded its last batch before it was saved
+            empty = (
+                not self.loader.running
+            )  # a resumed pass perhaps yielded its last batch before it was saved
             for batch in self._pass():
                 empty = False
                 yield batch

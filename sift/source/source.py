@@ -2,109 +2,26 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+)
 
 from loopwise import batch as batches
-from loopwise import validate
-from loopwise.errors import InputError, StateError
+from loopwise.errors import StateError
 
-from .buffer import Samples
-
-Choice = Callable[[torch.Tensor], torch.Tensor]
-"""Function from the indices of an epoch's samples, in order, to those that are loaded."""
-
-NO_INDEX = (
-    "the wrapped loader is not a plain DataLoader over a map-style dataset, so samples have no index",
-    "wrap the dataset: DataLoader(Indexed(dataset), ...) with Indexed from loopwise.sift",
-)
-"""Cause and fix of errors about samples without an index."""
-
-
-class Sample(NamedTuple):
-    """A sample, or a batch of them, with its index in the dataset."""
-
-    index: Any
-    value: Any
-
-
-class IndexedCollate:
-    """The user's collate function, wrapped for samples that carry their index."""
-
-    def __init__(self, function: Callable[[list[Any]], Any]) -> None:
-        expected = "a function from a list of samples to a batch"
-        self.function = validate.function("function", function, expected, "Indexed.collate(collate_fn)")
-
-    def __call__(self, samples: list[Sample]) -> Sample:
-        return Sample(torch.tensor([s.index for s in samples]), self.function([s.value for s in samples]))
-
-
-class Indexed(Dataset[Sample]):
-    """Map-style dataset whose samples carry their index, for loaders that do not reveal the index otherwise.
-
-    The sifting loader removes the index again.  A plain ``DataLoader`` over a map-style dataset needs no ``Indexed``.
-    With a collate function of your own pass ``collate_fn=Indexed.collate(function)`` to your loader.
-
-    Args:
-        dataset: dataset with ``__getitem__`` and ``__len__``.
-
-    Raises:
-        InputError: the dataset is a stream.
-    """
-
-    collate = IndexedCollate
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        if not hasattr(dataset, "__getitem__") or isinstance(dataset, IterableDataset):
-            raise InputError(
-                f"Indexed({type(dataset).__name__})",
-                "a map-style dataset: one with __getitem__ and __len__",
-                "samples of a stream have no index that stays the same over epochs",
-                "use a policy that needs no indices, or make the dataset map-style",
-            )
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(index, self.dataset[index])
-
-
-class _PlannedBatches(Sampler[list[int]]):
-    """Batch sampler over the chosen indices of the user's sampler; remembers the batches that it yielded."""
-
-    def __init__(self, sampler: Any, batch_size: Any, drop_last: bool) -> None:
-        self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
-        self.choose: Choice | None = None
-        self.skip = 0
-        self.total = 0
-        """Number of samples in the current epoch, including those left out; 0: unknown."""
-        self.chosen: torch.Tensor | None = None
-        """Indices of the samples that the current epoch loads; ``None``: all."""
-        self.yielded: deque[list[int]] = deque()
-        self.order: torch.Tensor | None = None
-
-    def plan(self) -> torch.Tensor:
-        """Run through the user's sampler and choose, now instead of at the first batch."""
-        order = torch.tensor(list(self.sampler), dtype=torch.int64)
-        self.total = len(order)
-        self.chosen = self.choose(order) if self.choose is not None else None
-        self.order = order if self.chosen is None else self.chosen
-        return self.order
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = self.plan() if self.order is None else self.order
-        self.order = None
-        stop = len(order) - len(order) % self.batch_size if self.drop_last else len(order)
-        for start in range(self.skip * self.batch_size, stop, self.batch_size):
-            indices = order[start : start + self.batch_size].tolist()
-            self.yielded.append(indices)
-            yield indices
+from ..buffer import Samples
+from .indexed import Sample
+from .planned import Choice, PlannedBatches
 
 
 class Source:
@@ -123,12 +40,13 @@ class Source:
     def __init__(self, loader: Any, batch_size: int | None = None, drop_last: bool | None = None) -> None:
         self.loader, owners = loader, (loader, getattr(loader, "batch_sampler", None))
         own_sizes = (getattr(owner, "batch_size", None) for owner in owners)
-        self.batch_size: int | None = batch_size or next(filter(None, own_sizes), None)
+        self._own_batch_size: int | None = next(filter(None, own_sizes), None)
+        self.batch_size = batch_size or self._own_batch_size
         own_drop_last = any(getattr(owner, "drop_last", False) for owner in owners)
         self.drop_last = own_drop_last if drop_last is None else drop_last
         self.plans = _can_plan(loader)
         """True if samples can be left out before they are loaded."""
-        self.planned = _PlannedBatches(getattr(loader, "sampler", ()), self.batch_size, self.drop_last)
+        self.planned = PlannedBatches(getattr(loader, "sampler", ()), self.batch_size, self.drop_last)
         self._copy = _copy(loader, self.planned) if self.plans else loader
 
     def generators(self) -> list[torch.Generator]:
@@ -153,16 +71,41 @@ class Source:
         bases = [base.__name__ for base in type(self.loader).__mro__]
         return self.loader.state_dict() if "StatefulDataLoader" in bases else None
 
+    def samples(self, batch_size: int) -> int:
+        """Return the number of samples in an epoch, at most; a ``TypeError`` of a loader without length passes.
+
+        Args:
+            batch_size: number of samples per batch if the loader does not tell it.
+        """
+        if self.plans:
+            return len(self.loader.sampler)
+        return len(self.loader) * (self._own_batch_size or batch_size)
+
+    def next_indices(self) -> torch.Tensor | None:
+        """Return the indices of the next epoch, in any order, if they are known without running the user's sampler.
+
+        Running it could change its state, or the random state that it draws from.
+        """
+        sampler = getattr(self.loader, "sampler", None)
+        shuffles = type(sampler) is RandomSampler and not sampler.replacement
+        if type(sampler) is SequentialSampler or (shuffles and len(sampler) == len(sampler.data_source)):
+            return torch.arange(len(sampler))
+        if type(sampler) is SubsetRandomSampler:
+            return torch.as_tensor(sampler.indices, dtype=torch.int64)
+        if type(sampler) is DistributedSampler:  # it draws from a generator of its own, by its epoch
+            return torch.tensor(list(sampler), dtype=torch.int64)
+        return None
+
     def open(self, choose: Choice | None, skip: int, state: Any = None) -> Iterator[Samples]:
         """Start an epoch of the samples that ``choose`` returns, after its first ``skip`` batches."""
         if state is not None:
             self.loader.load_state_dict(state)
             return self._batches(iter(self.loader))
         planned, skips_unloaded = self.planned, self.plans and not self.loader.num_workers
-        planned.choose, planned.skip, planned.order = choose, skip if skips_unloaded else 0, None
-        planned.yielded.clear()
+        planned.choose, planned.skip = choose, skip if skips_unloaded else 0
+        planned.forget()
         source = iter(self._copy)
-        if planned.skip:
+        if self.plans and not planned.total:
             planned.plan()  # the sampler draws while the random state is that of the epoch's start
         for _ in range(skip - planned.skip):
             next(source, None)
@@ -190,9 +133,17 @@ class Source:
                 indices, batch = batch
             if self.plans:
                 indices = self.planned.yielded.popleft()
-            columns = {} if indices is None else {"index": torch.as_tensor(indices, dtype=torch.int64)}
+            columns = (
+                {} if not _are_whole(indices) else {"index": torch.as_tensor(indices, dtype=torch.int64)}
+            )
             yield Samples(batch, batches.length(batch, self.batch_size), columns)
             del batch
+
+
+def _are_whole(indices: Any) -> bool:
+    if indices is None or isinstance(indices, torch.Tensor):
+        return indices is not None
+    return all(hasattr(index, "__index__") for index in indices)
 
 
 def _can_plan(loader: Any) -> bool:
@@ -205,7 +156,7 @@ def _can_plan(loader: Any) -> bool:
     )
 
 
-def _copy(loader: DataLoader[Any], batch_sampler: _PlannedBatches) -> DataLoader[Any]:
+def _copy(loader: DataLoader[Any], batch_sampler: PlannedBatches) -> DataLoader[Any]:
     names = ["num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator"]
     names += ["multiprocessing_context", "prefetch_factor", "persistent_workers", "in_order"]
     options = {name: getattr(loader, name) for name in names if hasattr(loader, name)}

@@ -137,7 +137,7 @@ def test_left_over_samples_come_first_in_the_next_epoch(score_every, drop_last):
 
 
 def test_planned_samples_that_wait_keep_their_importance_weights():
-    loader = sift(DataLoader(dataset(100), 16), policy=RelativeLoss(0.6), weights=True)
+    loader = sift(DataLoader(dataset(100), 16), policy=RelativeLoss(0.6, floor=0.1), weights=True)
     waiting = []
     for number in range(6):
         weights = {}

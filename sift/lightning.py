@@ -98,6 +98,7 @@ class SiftingCallback(Callback):
     def _wrapped(self, train_loader: Any, trainer: Trainer, module: LightningModule) -> Any:
         """Return the train loader as Lightning is to have it: sifted, with a length."""
         lightning: Any = sys.modules[type(self._source).__module__]
+        overfit: float = trainer.overfit_batches  # type: ignore[attr-defined]
         combined = train_loader
         if not isinstance(train_loader, lightning.CombinedLoader):
             combined = lightning.CombinedLoader(train_loader, "max_size_cycle")
@@ -108,7 +109,7 @@ class SiftingCallback(Callback):
                 "train_dataloader() returns several",
                 "wrap the one to be sifted in SiftingDataLoader, in train_dataloader()",
             )
-        if getattr(trainer, "overfit_batches", 0):
+        if overfit:
             warn(
                 "loopwise.sift: overfit_batches trains on the same few batches, and SiftingCallback leaves them as they are"
             )

@@ -6,8 +6,9 @@ Trainer(callbacks=[SiftingCallback(keep=0.5)]).fit(module, datamodule)
 from __future__ import annotations
 
 import copy
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -24,7 +25,10 @@ from loopwise.warnings import warn
 from .frameworks.epochs import EpochLoader, same_data
 from .frameworks.plain import from_plain, to_plain
 from .loader import DEFAULTS, SiftingDataLoader
+from .loss_history import LossHistory
 from .options import validate_loss, validate_passed_on
+from .policies import PrunedHistory
+from .step_losses import Recorder
 
 with required("lightning", "lightning", "SiftingCallback"):
     try:
@@ -48,9 +52,15 @@ class SiftingCallback(Callback):
     stay as long as the dataset is the same object, or one of the same class with the same attributes.  Otherwise they are
     forgotten, and from then on samples are scored by forward passes.
 
+    Losses come from the training steps themselves, as ``SiftingDataLoader`` says.  If ``training_step`` changes the
+    batch, or the batch is no pair, let the module's criterion record them: see ``criterion``.  Where the whole training
+    sees each sample at most once, samples are scored by forward passes instead.
+
     Args:
-        loss: per-sample criterion or ``loss(model, batch)``; default: the module's own criterion (an attribute that is
-            one of torch's losses), changed to return one loss per sample.
+        loss: per-sample criterion or ``loss(model, batch)``; ``"batch"``: the loss that ``training_step`` returns, if it
+            cannot be split by sample (each sample's score is then a moving average of the losses of its batches, and the
+            default policy is ``PrunedHistory()``); default: the module's own criterion (an attribute that is one of
+            torch's losses), changed to return one loss per sample.
         model: function from the LightningModule to the network that ``training_step`` calls with the input; default:
             the LightningModule itself.
         options: options of ``SiftingDataLoader``.  Its ``epochs``, for ``anneal`` and a function ``keep``, are epochs of
@@ -66,22 +76,42 @@ class SiftingCallback(Callback):
 
     def __init__(
         self,
-        loss: Callable[..., torch.Tensor] | None = None,
+        loss: Callable[..., torch.Tensor] | str | None = None,
         *,
         model: Callable[[LightningModule], nn.Module] = lambda module: module,
         **options: Any,
     ) -> None:
-        if loss is not None:
+        if loss not in (None, "batch"):
             validate_loss(loss)
         expected = "a function from the LightningModule to the network that training_step calls"
         validate.function("model", model, expected, "model=lambda module: module.net")
         validate_passed_on(options, DEFAULTS, "SiftingCallback(...)")
+        if loss == "batch" and options.get("keep") is None and options.get("policy") is None:
+            options["policy"] = PrunedHistory()
         self.loss, self.model, self.options = loss, model, options
         self.loader: SiftingDataLoader | None = None
         self._epochs: EpochLoader | None = None
         self._source: Any = None
+        self._recorder: Recorder | None = None
         self._state: dict[str, Any] | None = None
         self._initial: dict[str, Any] | None = None
+
+    def criterion(
+        self, criterion: Callable[..., Any], per_sample: Callable[..., torch.Tensor] | None = None
+    ) -> Callable[..., Any]:
+        """Return the module's criterion in a form that records each sample's loss; its results stay the same.
+
+        It is for the module's attribute, before the fit: ``module.criterion = sifting.criterion(module.criterion)``.
+
+        Args:
+            criterion: one of torch's criteria, or a function with a parameter ``reduction``.
+            per_sample: for any other criterion; ``SiftingDataLoader.criterion`` explains both.
+
+        Raises:
+            InputError: no way to a loss for each sample; when the fit begins: options that exclude recorded losses.
+        """
+        self._recorder = Recorder(criterion, per_sample, LossHistory())
+        return self._recorder.recording()
 
     # -- the train loader -----------------------------------------------------------------------
 
@@ -116,10 +146,10 @@ class SiftingCallback(Callback):
             return train_loader
         fit, training = lightning.TrainerFn.FITTING, lightning.RunningStage.TRAINING
         plain = lightning._process_dataloader(trainer, fit, training, combined.flattened[0])
-        combined.flattened = [self._sifted(plain, module)]
+        combined.flattened = [self._sifted(plain, trainer, module)]
         return combined
 
-    def _sifted(self, plain: Any, module: LightningModule) -> EpochLoader:
+    def _sifted(self, plain: Any, trainer: Trainer, module: LightningModule) -> EpochLoader:
         if isinstance(plain, SiftingDataLoader):
             raise InputError(
                 "a train loader that is a SiftingDataLoader, and a SiftingCallback",
@@ -128,18 +158,22 @@ class SiftingCallback(Callback):
                 "return the plain loader from train_dataloader()",
             )
         before, options = self.loader, dict(self.options)
-        loss = self.loss if self.loss is not None else _criterion(module)
+        recorded = self._recorder is not None or self.loss == "batch"
         same = before is not None and same_data(before.loader, plain)
         if before is not None and self._epochs is not None:
             self._epochs.close()
             before.close()
             options["resume"] = options.get("run") is not None
-            if not same and options.get("score_every", "auto") == "auto":
+            if not same and recorded:
+                warn(
+                    "loopwise.sift: the reloaded train loader has other data, so the recorded losses are forgotten"
+                )
+            elif not same and options.get("score_every", "auto") == "auto":
                 options["score_every"] = 1
                 warn(
                     "loopwise.sift: the reloaded train loader has other data, so samples are scored by forward passes"
                 )
-        loader = SiftingDataLoader(plain, self.model(module), loss, **options)
+        loader = self._loader(plain, trainer, module, options)
         loader.hold_yielded(2)  # Lightning fetches one batch ahead if there is no length
         self.loader, self._epochs = loader, EpochLoader(loader)
         if before is not None:
@@ -151,6 +185,32 @@ class SiftingCallback(Callback):
         self._resume()
         return self._epochs
 
+    def _loader(
+        self, plain: Any, trainer: Trainer, module: LightningModule, options: dict[str, Any]
+    ) -> SiftingDataLoader:
+        model, loss = self.model(module), self.loss
+        if self._recorder is not None or loss == "batch":
+            loader = SiftingDataLoader(plain, model, None, **options)
+            recorders = {id(vars(part)["recorder"]) for part in module.modules() if "recorder" in vars(part)}
+            if len(recorders) > 1:
+                raise InputError(
+                    f"{len(recorders)} criteria that record losses",
+                    "one",
+                    "the module has a loss for each of several tasks",
+                    'pass SiftingCallback("batch"), which takes the loss that training_step returns',
+                )
+            if self._recorder is not None:
+                loader.record_by(self._recorder)
+            return loader
+        loss = _criterion(module) if loss is None else loss
+        if options.get("score_every", "auto") == "auto":
+            probe = EpochLoader(
+                SiftingDataLoader(plain, model, loss, **(options | {"run": None, "resume": False}))
+            )
+            if not _repeats(probe, trainer):
+                options["score_every"] = 1
+        return SiftingDataLoader(plain, model, loss, **options)
+
     def _resume(self) -> None:
         """Give the loader the state of a checkpoint, if there are both; it refuses that of another number of ranks."""
         if self._state is None or self._epochs is None:
@@ -161,8 +221,11 @@ class SiftingCallback(Callback):
 
     # -- hooks of the fit -----------------------------------------------------------------------
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         if self._epochs is not None:
+            loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+            if self.loss == "batch" and isinstance(loss, torch.Tensor) and self._epochs.untrained == 1:
+                self._epochs.loader.record_losses(loss.detach().mean())
             self._epochs.untrained = max(0, self._epochs.untrained - 1)
             self._epochs.loader.end_step()  # validation may follow
 
@@ -193,6 +256,18 @@ class SiftingCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict or None
         self._resume()
+
+
+def _repeats(epochs: EpochLoader, trainer: Trainer) -> bool:
+    """Return whether the training makes more than one pass over the data."""
+    length, limit = epochs.length, trainer.limit_train_batches
+    if length is None:
+        return True
+    length = min(length, limit) if isinstance(limit, int) else int(length * limit)
+    total = math.inf if trainer.max_epochs in (None, -1) else length * trainer.max_epochs
+    if trainer.max_steps != -1:
+        total = min(total, trainer.max_steps * trainer.accumulate_grad_batches)
+    return total > len(epochs.loader.loader)
 
 
 def _criterion(module: nn.Module) -> nn.Module:

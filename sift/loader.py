@@ -35,7 +35,7 @@ from .selection import PLANNABLE, Selector
 from .sharded import ShardedPipeline
 from .source import Source
 from .state import Resumable
-from .step_losses import TrainingLosses
+from .step_losses import Recorder, TrainingLosses
 
 if TYPE_CHECKING:
     from loopwise.run import Run
@@ -333,9 +333,15 @@ class SiftingDataLoader(Resumable):
         Raises:
             InputError: no way to a loss for each sample, ``score_every`` other than 0, or a policy that needs scores.
         """
+        recorder = Recorder(criterion, per_sample, self._history)
+        self.record_by(recorder)
+        return recorder.recording()
+
+    def record_by(self, recorder: Recorder) -> None:
+        """Take the losses of the training steps from a recorder that exists already, as ``criterion`` makes one."""
         checks.validate_recording(self.policy, self.score_every, self._auto_score)
         self.score_every, self._pipeline.selector.remember = 0, True
-        return self._losses.record_by(criterion, per_sample)
+        self._losses.record_by(recorder)
 
     def record_losses(self, losses: torch.Tensor) -> None:
         """Remember the losses of the batch yielded last, by sample index, instead of reading them by a hook.

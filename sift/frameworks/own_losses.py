@@ -53,7 +53,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(function)
 
 
-class _Recorder(TorchFunctionMode):
+class _RecordingMode(TorchFunctionMode):
     """Mode in which torch's loss functions record their elements, and return their mean or sum as ever."""
 
     def __init__(self) -> None:
@@ -158,7 +158,7 @@ class OwnLosses:
         return self._one_by_one
 
     def _record(self, model: nn.Module, batch: Any) -> list[_Part]:
-        recorder = _Recorder()
+        recorder = _RecordingMode()
         with recorder:
             self.recorded(model, batch)
         return recorder.parts

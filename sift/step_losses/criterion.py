@@ -50,7 +50,7 @@ class Recorder:
         )
         self._criterion = criterion
         self._per_sample = _unreduced(criterion) if per_sample is None else per_sample
-        self._history = history
+        self.history = history
         self._pending: deque[tuple[torch.Tensor, _Candidates]] = deque(maxlen=AHEAD)
         self._places: set[tuple[int, bool]] | None = None
         self._deferred: list[torch.Tensor] = []
@@ -166,7 +166,7 @@ class Recorder:
         else:
             mask = (counted[0] != ignored).reshape(size, -1)
             losses = (losses * mask).sum(1) / mask.sum(1).clamp_min(1)
-        self._history.add_losses(indices, losses)
+        self.history.add_losses(indices, losses)
         self.recorded += 1
 
 

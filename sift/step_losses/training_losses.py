@@ -54,10 +54,8 @@ class TrainingLosses:
         self._watched: Samples | None = None
         self.stale = False
 
-    def record_by(
-        self, criterion: Callable[..., Any], per_sample: Callable[..., Any] | None
-    ) -> Callable[..., Any]:
-        """Return the criterion in a form that records the losses from now on.
+    def record_by(self, recorder: Recorder) -> None:
+        """Take the losses from a recorder from now on.
 
         Raises:
             StateError: another criterion records already.
@@ -69,9 +67,9 @@ class TrainingLosses:
                 "the loop has a loss for each of several tasks",
                 "record their sum: loader.record_losses(losses), one for each sample",
             )
-        self._recorder = Recorder(criterion, per_sample, self._history)
+        recorder.cancel()
+        self._recorder, recorder.history = recorder, self._history
         self.leave()
-        return self._recorder.recording()
 
     def leave(self) -> None:
         """Read no losses by the hook from now on: somebody else passes them."""

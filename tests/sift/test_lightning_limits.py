@@ -7,8 +7,10 @@ import torch
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from sift_lightning_kit import Module, fit
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from loopwise.errors import InputError
 from loopwise.run import Run
 from loopwise.sift import TopLoss
 from loopwise.sift.lightning import SiftingCallback
@@ -148,6 +150,97 @@ def test_a_stream_is_scored_and_an_epoch_is_a_pass(tmp_path):
     assert module.steps == [3, 3]
     with pytest.raises(MisconfigurationException, match="val_check_interval"):  # as for a plain stream
         fit(tmp_path, SiftingCallback(), module=Streaming(), val_check_interval=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "scored"),
+    [
+        ({"max_epochs": 2}, 160),
+        ({"max_epochs": 3}, 0),
+        ({"max_epochs": 3, "limit_train_batches": 3}, 160),
+        ({"max_epochs": -1, "max_steps": 9}, 160),
+        ({"max_epochs": -1, "max_steps": 11}, 0),
+    ],
+)
+def test_samples_that_are_seen_once_are_scored(tmp_path, options, scored):
+    sifting = SiftingCallback(policy=TopLoss(0.5))
+    module = fit(tmp_path, sifting, module=Counting(), **options)
+    report = sifting.loader.report()
+    assert (report.scored > 0) == (scored > 0)
+    assert report.trained == sum(module.sizes)
+
+
+class Dicts(Counting):
+    """A module whose batches are dicts, and which normalises its input."""
+
+    def data(self):
+        x, y = torch.randn(self.length, 6) * 3 + 1, torch.arange(self.length) % 3
+        return [{"x": a, "y": b} for a, b in zip(x, y, strict=True)]
+
+    def training_step(self, batch, index):
+        return super().training_step(((batch["x"] - 1) / 3, batch["y"]), index)
+
+
+@pytest.mark.parametrize("reload", [0, 1])
+def test_the_criterion_of_the_module_records(tmp_path, reload):
+    sifting = SiftingCallback(policy=TopLoss(0.5))
+    module = Dicts()
+    module.criterion = sifting.criterion(module.criterion)
+    keys = set(Dicts().state_dict())
+    tensors = module.data()
+    module.data = lambda: tensors
+    fit(tmp_path, sifting, module=module, epochs=4, reload_dataloaders_every_n_epochs=reload)
+    assert module.steps == [5] * 4
+    report = sifting.loader.report()
+    assert report.scored == 0
+    assert report.dropped >= 80
+    assert set(module.state_dict()) == keys
+
+
+def test_several_recording_criteria_are_refused(tmp_path):
+    sifting, module = SiftingCallback(), Counting()
+    module.criterion = sifting.criterion(module.criterion)
+    module.second = sifting.criterion(nn.CrossEntropyLoss())
+    with pytest.raises(InputError, match="seen: 2 criteria that record losses"):
+        fit(tmp_path, sifting, module=module)
+
+
+def test_a_recording_criterion_gives_the_same_training(tmp_path):
+    plain, recording = Counting(), Counting()
+    sifting = SiftingCallback(keep=1.0)
+    recording.criterion = sifting.criterion(recording.criterion)
+    recording.net.load_state_dict(plain.net.state_dict())
+    for module, callback in ((plain, None), (recording, sifting)):
+        fit(tmp_path, callback, module=module)
+    assert plain.sizes == recording.sizes
+    for one, other in zip(plain.parameters(), recording.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("manual", [False, True])
+def test_the_loss_of_a_batch_is_the_score_of_its_samples(tmp_path, manual):
+    class Contrastive(Counting):
+        automatic_optimization = not manual
+
+        def training_step(self, batch, _):
+            self.steps[-1] += 1
+            self.sizes.append(len(batch[1]))
+            out = nn.functional.normalize(self(batch[0]), dim=1)
+            loss = nn.functional.cross_entropy(out @ out.T, torch.arange(len(out)))
+            if manual:
+                self.manual_backward(loss)
+                self.optimizers().step()
+            return {"loss": loss}
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    sifting = SiftingCallback("batch")
+    module = fit(tmp_path, sifting, module=Contrastive(), epochs=4)
+    assert module.steps == [10] * 4
+    report = sifting.loader.report()
+    assert report.scored == 0
+    assert report.dropped > 0
 
 
 def test_manual_optimization(tmp_path):

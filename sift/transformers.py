@@ -116,6 +116,17 @@ class SiftingTrainerMixin:
         self.sift_loader = EpochLoader(sifting)
         return self.sift_loader
 
+    def train(self, *args: Any, **options: Any) -> Any:
+        state = "failed"
+        try:
+            result = super().train(*args, **options)  # type: ignore[misc]
+            state = "finished"
+        finally:
+            if self.sift_loader is not None:  # a pass over the data may be open
+                self.sift_loader.close()
+                self.sift_loader.loader.close(state)
+        return result
+
     def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **options)  # type: ignore[misc]
         if self.sift_loader is not None:

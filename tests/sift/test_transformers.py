@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from loopwise.errors import InputError
-from loopwise.run import read
+from loopwise.run import Run, read
 from loopwise.sift import TopLoss
 from loopwise.sift.loader import DEFAULTS
 from loopwise.sift.transformers import SiftingTrainerMixin
@@ -114,6 +114,20 @@ def test_a_language_model_with_tokens_as_labels(tmp_path):
     assert run.train().global_step == 4
 
 
+def test_a_training_that_fails_leaves_nothing_open(tmp_path):
+    class Failing(SiftingTrainer):
+        def training_step(self, *args, **options):
+            if self.state.global_step == 2:
+                raise RuntimeError("planned")
+            return super().training_step(*args, **options)
+
+    run = trainer(tmp_path, kind=Failing, sift={"run": tmp_path / "run"})
+    with pytest.raises(RuntimeError, match="planned"):
+        run.train()
+    assert not run.accelerator.gradient_state.in_dataloader
+    assert Run.existing(tmp_path / "run").info()["state"] == "failed"
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_resume_to_the_bit(tmp_path, accumulate):
     options = {"gradient_accumulation_steps": accumulate}
@@ -145,7 +159,7 @@ def test_a_loss_and_a_run_among_the_options(tmp_path):
     run = trainer(tmp_path, sift={"loss": loss, "run": tmp_path / "run"}, num_train_epochs=1)
     run.train()
     assert sum(map(len, losses)) == 48
-    run.sift_loader.loader.close()  # the last pass over the data may be unfinished
+    assert Run.existing(tmp_path / "run").info()["state"] == "finished"
     records, _ = read(str(tmp_path / "run"), "sift", "epochs")
     assert [(record["epoch"], record["seen"]) for record in records] == [(0, 48)]
     assert trainer(tmp_path, sift=True)._sift_options == {}

@@ -188,8 +188,8 @@ class SiftingCallback(Callback):
     def _loader(
         self, plain: Any, trainer: Trainer, module: LightningModule, options: dict[str, Any]
     ) -> SiftingDataLoader:
-        model, loss = self.model(module), self.loss
-        if self._recorder is not None or loss == "batch":
+        model = self.model(module)
+        if self._recorder is not None or isinstance(self.loss, str):
             loader = SiftingDataLoader(plain, model, None, **options)
             recorders = {id(vars(part)["recorder"]) for part in module.modules() if "recorder" in vars(part)}
             if len(recorders) > 1:
@@ -202,7 +202,7 @@ class SiftingCallback(Callback):
             if self._recorder is not None:
                 loader.record_by(self._recorder)
             return loader
-        loss = _criterion(module) if loss is None else loss
+        loss = _criterion(module) if self.loss is None else self.loss
         if options.get("score_every", "auto") == "auto":
             probe = EpochLoader(
                 SiftingDataLoader(plain, model, loss, **(options | {"run": None, "resume": False}))

@@ -215,7 +215,7 @@ class SiftingDataLoader(Resumable):
         self._log.end(complete)
         self._end_pass(complete)
         self.epoch += complete or begun
-        if complete and not self._batches_of_pass and not self._warned_of_no_batch:
+        if complete and not self._pipeline.taken and not self._warned_of_no_batch:
             self._warned_of_no_batch = True
             warn(
                 f"loopwise.sift: epoch {self.epoch - 1} gave no batch: the chosen samples are fewer than batch_size="
@@ -333,15 +333,14 @@ class SiftingDataLoader(Resumable):
         Raises:
             InputError: no way to a loss for each sample, ``score_every`` other than 0, or a policy that needs scores.
         """
-        recorder = Recorder(criterion, per_sample, self._history)
-        self.record_by(recorder)
-        return recorder.recording()
+        return self.record_by(Recorder(criterion, per_sample, self._history))
 
-    def record_by(self, recorder: Recorder) -> None:
-        """Take the losses of the training steps from a recorder that exists already, as ``criterion`` makes one."""
+    def record_by(self, recorder: Recorder) -> Callable[..., Any]:
+        """Take the losses of the training steps from a recorder, and return its criterion, as ``criterion`` does."""
         checks.validate_recording(self.policy, self.score_every, self._auto_score)
         self.score_every, self._pipeline.selector.remember = 0, True
         self._losses.record_by(recorder)
+        return recorder.recording()
 
     def record_losses(self, losses: torch.Tensor) -> None:
         """Remember the losses of the batch yielded last, by sample index, instead of reading them by a hook.

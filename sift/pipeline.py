@@ -309,8 +309,8 @@ class Pipeline(Reader):
         others = [values for rank, values in enumerate(gathered) if rank != ranks.rank()]
         if own[1] and all(count == own[1] for _, count, *_ in others):
             for _, _, indices, losses, classes, _ in others:
-                columns = {"losses": losses, "classes": classes, "last_trained": self.epoch - 1}
-                self.selector.history.set(indices, **columns)
+                last = self.epoch - 1
+                self.selector.history.set(indices, losses=losses, classes=classes, last_trained=last)
         self.selector.policy.receive_losses(torch.cat([past for *_, past in others]))
         return min((mode for mode, *_ in gathered), key=(ALL, FRESH, REMEMBERED).index)
 

@@ -5,11 +5,11 @@ import io
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from loopwise.errors import InputError, StateError
-from loopwise.sift import Indexed, RelativeLoss, SiftingDataLoader, TopLoss
+from loopwise.sift import Indexed, RelativeLoss, SiftingDataLoader, Threshold, TopLoss
 
 EPOCHS = 2
 
@@ -126,6 +126,13 @@ def same(a, b):
 
 CASES = [(kind, policy) for kind in LOADERS if "workers" not in kind for policy in POLICIES]
 CASES = [(k, p) for k, p in CASES if not (p == "every-2" and k in ("stream", "dict", "stateful"))]
+RARE = {
+    "default": dict,
+    "default-fresh": lambda: {"score_every": 1},
+    "weights-fresh": lambda: {"policy": Threshold(1.0, floor=0.3), "score_every": 1, "weights": True},
+}
+CASES += [(kind, policy) for kind in ("map", "stream") for policy in RARE]
+POLICIES |= RARE
 CASES += [
     (kind, policy) for kind in ("workers", "stateful-workers") for policy in ("relative", "relative-fresh")
 ]
@@ -150,6 +157,20 @@ def test_every_boundary_resumes_to_the_bit(kind, policy):
         rest = list(again.steps())
         assert len(rest) == len(steps) - done - 1
         assert all(map(same, rest, steps[done + 1 :])), f"after step {done}"
+
+
+def test_a_sampler_whose_epoch_nobody_sets_stays_where_it_is(monkeypatch):
+    sampler = lambda: DistributedSampler(Noisy(), 1, 0)  # noqa: E731
+    monkeypatch.setitem(LOADERS, "distributed", lambda: DataLoader(Noisy(), 8, sampler=sampler()))
+    run = Training("distributed", "relative-fresh")
+    steps, states = [], []
+    for step in run.steps():
+        steps.append(step)
+        states.append((run.loader.epoch, run.state()))
+    done, state = next((n, state) for n, (epoch, state) in enumerate(states) if epoch == 1)
+    again = Training("distributed", "relative-fresh")
+    again.load(state)
+    assert all(map(same, again.steps(), steps[done + 1 :]))
 
 
 @pytest.mark.parametrize(

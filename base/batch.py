@@ -2,8 +2,12 @@
 
 A batch is a nest of tuples, lists, dicts (and other mappings, such as Hugging Face's
 ``BatchEncoding``), namedtuples and dataclasses.  Its leaves are tensors and arrays whose first
-dimension is the batch, lists with one entry for each sample (strings, ragged tensors, dicts), and
-constants (numbers, strings, ``None``, 0-dimensional tensors), which all samples share.
+dimension is the batch, lists with one entry for each sample (strings, ragged tensors, dicts), packed
+fields (``PackedSequence``, nested tensors, batches of PyTorch Geometric), and constants (numbers, strings,
+``None``, 0-dimensional tensors), which all samples share.
+
+A list may be one of fields or one of samples.  Where its form does not tell, a caller that knows passes ``lists``: the
+path of a list, such as ``/0/boxes``, and whether it holds one entry for each sample.
 """
 
 from __future__ import annotations
@@ -15,9 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
 from loopwise.errors import InputError
 
+Lists = Mapping[str, bool]
+"""Path of a list or tuple -> whether it holds one entry for each sample."""
 _Rebuild = Callable[[list[Any]], Any]
 
 
@@ -35,6 +42,26 @@ def _open(node: Any) -> tuple[list[Any], _Rebuild] | None:
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         names = [field.name for field in dataclasses.fields(node)]
         return [getattr(node, name) for name in names], lambda values: _with_fields(node, names, values)
+    return None
+
+
+def children(node: Any) -> dict[str, Any] | None:
+    """Return the children of a container by their names in paths; ``None`` for a leaf."""
+    opened = None if _is_array(node) or unpacked(node) is not None else _open(node)
+    if opened is None:
+        return None
+    names = node if isinstance(node, Mapping) else range(len(opened[0]))
+    return {str(name): child for name, child in zip(names, opened[0], strict=True)}
+
+
+def unpacked(node: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:
+    """Return the samples of a packed field and the function that packs such samples; ``None`` for other fields."""
+    if isinstance(node, PackedSequence):
+        return unpack_sequence(node), lambda samples: pack_sequence(samples, enforce_sorted=False)
+    if isinstance(node, torch.Tensor) and node.is_nested:
+        return list(node.unbind()), lambda samples: torch.nested.as_nested_tensor(samples, layout=node.layout)
+    if hasattr(node, "to_data_list") and hasattr(type(node), "from_data_list"):
+        return node.to_data_list(), type(node).from_data_list
     return None
 
 
@@ -74,6 +101,8 @@ def _common_lengths(children: list[Any]) -> list[int] | None:
 
 def _lengths(node: Any) -> list[int] | None:
     """Return the batch lengths that fit ``node``, the most likely first; ``None`` for a constant."""
+    if (packed := unpacked(node)) is not None:
+        return [len(packed[0])]
     if _is_array(node):
         return [node.shape[0]] if node.ndim else None
     opened = _open(node)
@@ -85,7 +114,7 @@ def _lengths(node: Any) -> list[int] | None:
     return [n for n in common or [] if n != len(node)] + [len(node)]
 
 
-def _holds_samples(node: Any) -> bool:
+def holds_samples(node: Any) -> bool:
     """Return whether a list seems to hold samples: every entry is a container that directly contains a number."""
     if not _is_plain_sequence(node) or not node:
         return False
@@ -111,11 +140,11 @@ def length(batch: Any, hint: int | None = None) -> int:
     Raises:
         InputError: no field of the batch has a batch dimension, or the fields differ in length.
     """
-    opened = None if _is_array(batch) else _open(batch)
+    opened = None if _is_array(batch) or unpacked(batch) is not None else _open(batch)
     lengths = _lengths(batch) if opened is None else _common_lengths(opened[0])
     sequence = _is_plain_sequence(batch)
     hinted = sequence and hint == len(batch) and hint not in (lengths or [])
-    if (hinted or _holds_samples(batch)) and not any(_is_array(child) and child.ndim for child in batch):
+    if (hinted or holds_samples(batch)) and not any(_is_array(child) and child.ndim for child in batch):
         return len(batch)
     if lengths:
         return hint if hint is not None and hint in lengths else lengths[0]
@@ -141,7 +170,9 @@ def length(batch: Any, hint: int | None = None) -> int:
 def describe(batch: Any) -> str:
     """Describe the types, shapes and lengths in a batch in a few words, for messages."""
     if isinstance(batch, torch.Tensor):
-        return f"Tensor{tuple(batch.shape)}"
+        return f"NestedTensor of {batch.size(0)}" if batch.is_nested else f"Tensor{tuple(batch.shape)}"
+    if isinstance(batch, PackedSequence):
+        return "PackedSequence"
     if isinstance(batch, np.ndarray):
         return f"ndarray{batch.shape}"
     if isinstance(batch, Mapping):
@@ -155,17 +186,19 @@ def describe(batch: Any) -> str:
     return f"{type(batch).__name__}({', '.join(map(describe, children))})"
 
 
-def _is_list_of_samples(node: Any, size: int, top: bool = False) -> bool:
+def _is_list_of_samples(node: Any, size: int, path: str, lists: Lists) -> bool:
     """Return whether a sequence has one entry for each sample of a batch that holds ``size`` samples."""
     if not _is_plain_sequence(node) or len(node) != size:
         return False
-    if top and _holds_samples(node):
+    if path in lists:
+        return lists[path]
+    if not path and holds_samples(node):
         return True
     common = _common_lengths(list(node))
     return common is None or size not in common
 
 
-def index(batch: Any, indices: torch.Tensor, size: int) -> Any:
+def index(batch: Any, indices: torch.Tensor, size: int, lists: Lists | None = None) -> Any:
     """Select samples of a batch and return them as a batch of the same structure.
 
     The tensors of the result are copies, which do not keep the memory of ``batch`` alive.
@@ -174,11 +207,14 @@ def index(batch: Any, indices: torch.Tensor, size: int) -> Any:
         batch: a batch.
         indices: positions of the samples, int64 of shape ``(selected,)``, on the CPU.
         size: number of samples in ``batch``.
+        lists: which lists hold samples; default: as their form suggests.
     """
     positions: dict[Any, torch.Tensor] = {torch.device("cpu"): indices}
     rows = indices.tolist()
 
-    def select(node: Any, top: bool = False) -> Any:
+    def select(node: Any, path: str = "") -> Any:
+        if (packed := unpacked(node)) is not None:
+            return packed[1]([packed[0][i] for i in rows])
         if isinstance(node, torch.Tensor):
             if not node.ndim:
                 return node
@@ -190,20 +226,20 @@ def index(batch: Any, indices: torch.Tensor, size: int) -> Any:
         opened = _open(node)
         if opened is None:
             return node
-        if _is_list_of_samples(node, size, top):
+        if _is_list_of_samples(node, size, path, lists or {}):
             return type(node)([node[i] for i in rows])
-        children, rebuild = opened
-        return rebuild([select(child) for child in children])
+        return opened[1]([select(child, f"{path}/{name}") for name, child in (children(node) or {}).items()])
 
-    return select(batch, True)
+    return select(batch)
 
 
-def concatenate(batches: Sequence[Any], sizes: Sequence[int]) -> Any:
+def concatenate(batches: Sequence[Any], sizes: Sequence[int], lists: Lists | None = None) -> Any:
     """Join batches of the same structure along the batch dimension.
 
     Args:
         batches: the batches.
         sizes: number of samples in each of them.
+        lists: which lists hold samples; default: as their form suggests.
 
     Raises:
         InputError: tensors differ in another dimension, as if they were padded to different lengths.
@@ -211,21 +247,24 @@ def concatenate(batches: Sequence[Any], sizes: Sequence[int]) -> Any:
     if len(batches) == 1:
         return batches[0]
 
-    def join(nodes: list[Any], top: bool = False) -> Any:
+    def join(nodes: list[Any], path: str = "") -> Any:
         first = nodes[0]
+        if (packed := unpacked(first)) is not None:
+            return packed[1]([sample for node in nodes for sample in (unpacked(node) or packed)[0]])
         if isinstance(first, torch.Tensor):
             return _cat(nodes) if first.ndim else first
         if isinstance(first, np.ndarray):
             return np.concatenate(nodes) if first.ndim else first
-        opened = [_open(node) for node in nodes]
-        if opened[0] is None:
+        opened = _open(first)
+        if opened is None:
             return first
-        if all(_is_list_of_samples(node, size, top) for node, size in zip(nodes, sizes, strict=True)):
+        pairs = zip(nodes, sizes, strict=True)
+        if all(_is_list_of_samples(node, size, path, lists or {}) for node, size in pairs):
             return type(first)([sample for node in nodes for sample in node])
-        columns = zip(*[children for children, _ in filter(None, opened)], strict=True)
-        return opened[0][1]([join(list(column)) for column in columns])
+        parts = [children(node) or {} for node in nodes]
+        return opened[1]([join([part[name] for part in parts], f"{path}/{name}") for name in parts[0]])
 
-    return join(list(batches), True)
+    return join(list(batches))
 
 
 def _cat(tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -239,11 +278,11 @@ def _cat(tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(tensors)
 
 
-def split(batch: Any, sizes: Sequence[int]) -> list[Any]:
+def split(batch: Any, sizes: Sequence[int], lists: Lists | None = None) -> list[Any]:
     """Cut a batch into consecutive batches of ``sizes`` samples, the inverse of ``concatenate``."""
     total, start, parts = sum(sizes), 0, []
     for size in sizes:
-        parts.append(index(batch, torch.arange(start, start + size), total))
+        parts.append(index(batch, torch.arange(start, start + size), total, lists))
         start += size
     return parts
 
@@ -263,6 +302,11 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], batch: Any) ->
     """Apply a function to every tensor and return the results in the structure of the batch."""
     if isinstance(batch, torch.Tensor):
         return function(batch)
+    if isinstance(batch, PackedSequence):  # its batch_sizes stay on the CPU
+        orders = (None if order is None else function(order) for order in batch[2:])
+        return PackedSequence(function(batch.data), batch.batch_sizes, *orders)
+    if unpacked(batch) is not None and hasattr(batch, "apply"):
+        return copy.copy(batch).apply(function)
     opened = None if _is_array(batch) else _open(batch)
     if opened is None:
         return batch

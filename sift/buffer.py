@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,11 +21,14 @@ class Samples:
     batch: Any
     size: int
     columns: dict[str, torch.Tensor] = field(default_factory=dict)
+    lists: batches.Lists = field(default_factory=dict)
+    """Path of a list in the batch -> whether it holds one entry for each sample, as far as it is known."""
 
     def select(self, positions: torch.Tensor) -> Samples:
         """Return copies of the samples at ``positions``, int64."""
         columns = {name: values[positions] for name, values in self.columns.items()}
-        return Samples(batches.index(self.batch, positions, self.size), len(positions), columns)
+        batch = batches.index(self.batch, positions, self.size, self.lists)
+        return Samples(batch, len(positions), columns, self.lists)
 
     def with_weights(self) -> Any:
         """Return the batch with the column ``weight``, if there is one, as a last element, or as ``"weights"`` of a dict."""
@@ -39,12 +43,15 @@ class Samples:
 
 
 def join(parts: Sequence[Samples], concatenate: Concatenate) -> Samples:
-    """Return the samples of all parts, in order."""
+    """Return the samples of all parts, in order, with the columns that all parts have."""
     if len(parts) == 1:
         return parts[0]
     sizes = [part.size for part in parts]
-    columns = {name: torch.cat([part.columns[name] for part in parts]) for name in parts[0].columns}
-    return Samples(concatenate([part.batch for part in parts], sizes), sum(sizes), columns)
+    names = [name for name in parts[0].columns if all(name in part.columns for part in parts)]
+    columns = {name: torch.cat([part.columns[name] for part in parts]) for name in names}
+    if concatenate is batches.concatenate:
+        concatenate = functools.partial(concatenate, lists=parts[0].lists)
+    return Samples(concatenate([part.batch for part in parts], sizes), sum(sizes), columns, parts[0].lists)
 
 
 class Buffer:
@@ -158,7 +165,7 @@ class LeftOver:
 
 def saved(samples: Samples | None) -> tuple[Any, ...] | None:
     """Return samples as a tuple for a state."""
-    return None if samples is None else (samples.batch, samples.size, samples.columns)
+    return None if samples is None else (samples.batch, samples.size, samples.columns, dict(samples.lists))
 
 
 def restored(state: tuple[Any, ...] | None) -> Samples | None:

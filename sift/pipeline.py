@@ -331,6 +331,7 @@ class Pipeline(Reader):
             "selector": self.selector.state_dict(),
             "waiting": saved(samples),
             "left_over": self.left_over.state_dict(),
+            "lists": dict(self.source.form.lists),
             "taken": self.taken - sum(batch.size for batch in untrained),
         }
 
@@ -341,6 +342,7 @@ class Pipeline(Reader):
             setattr(self, name, state[name])
         self.selector.load_state_dict(state["selector"])
         self.left_over.load_state_dict(state["left_over"])
+        self.source.form.lists.update(state["lists"])
         self._over = state["over"]
         if self._over:  # the last batch was yielded, and none comes after it
             return

@@ -43,6 +43,7 @@ class Reader:
     counted_skipped: bool
     _stream: Iterator[Samples]
     _auto: bool
+    _regroup: bool
 
     def _read_pool(self) -> tuple[list[Samples], bool] | None:
         """Return batches and whether they are to be scored, or ``None`` at the end of the wrapped loader."""
@@ -82,12 +83,19 @@ class Reader:
                     "check len(dataset), or give a loader that can be iterated again",
                 )
             return None
+        if self._cuts:
+            self.source.form.learn(loaded.batch, loaded.size)
         self.read_in_training += 1
         self.read_in_pass += 1
         self.samples_read += loaded.size
         self.report.seen += loaded.size
         self.batch_size = self.batch_size or loaded.size
         return loaded
+
+    @property
+    def _cuts(self) -> bool:
+        """True if batches are cut into samples and joined in this pass."""
+        return self.mode == FRESH or self._regroup or (self.mode == REMEMBERED and not self.source.plans)
 
     def _in_delay(self) -> bool:
         count = self.read_in_pass if self.options.delay_every_epoch else self.read_in_training

@@ -83,7 +83,7 @@ class Selector:
     def select(self, samples: Samples, sizes: list[int], epoch: int) -> torch.Tensor:
         """Score a pool of batches of ``sizes`` samples, set its importance weights, and return the positions to keep."""
         size, indices, classes = samples.size, samples.columns.get("index"), self._class_labels(samples)
-        scores = self._score(samples.batch, sizes)
+        scores = self._score(samples, sizes)
         finite = scores.losses.isfinite()
         self.count_not_finite(size - int(finite.sum()), size)
         last_trained = None
@@ -201,10 +201,10 @@ class Selector:
                 "counted in report().not_finite. Likely causes: a diverging model, or corrupt samples."
             )
 
-    def _score(self, pool: Any, sizes: list[int]) -> Scores:
+    def _score(self, pool: Samples, sizes: list[int]) -> Scores:
         """Score a pool at once; batch by batch from then on if the device has too little memory for that."""
         try:
-            return self.scorer(pool, sum(sizes))
+            return self.scorer(pool.batch, pool.size)
         except torch.OutOfMemoryError:
             if len(sizes) == 1 or self.scorer.sharded:  # the other ranks score the pool at once
                 raise
@@ -213,7 +213,7 @@ class Selector:
             "by one, as with pool=1"
         )
         self.single_batches = True
-        parts = zip(batches.split(pool, sizes), sizes, strict=True)
+        parts = zip(batches.split(pool.batch, sizes, pool.lists), sizes, strict=True)
         columns = zip(*(self.scorer(part, size) for part, size in parts), strict=True)
         joined = (None if values[0] is None else torch.cat(values) for values in columns)
         return Scores(*joined)  # type: ignore[arg-type]  # there are always losses

@@ -14,12 +14,14 @@ from torch.utils.data import (
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
+    default_collate,
 )
 
 from loopwise import batch as batches
-from loopwise.errors import StateError
+from loopwise.errors import InputError, StateError
 
 from ..buffer import Samples
+from .form import Form
 from .indexed import Sample
 from .planned import Choice, PlannedBatches
 
@@ -47,6 +49,8 @@ class Source:
         self.plans = _can_plan(loader)
         """True if samples can be left out before they are loaded."""
         self.planned = PlannedBatches(getattr(loader, "sampler", ()), self.batch_size, self.drop_last)
+        stacked = getattr(getattr(loader, "collate_fn", None), "__module__", "") == default_collate.__module__
+        self.form = Form(stacked)
         self._copy = _copy(loader, self.planned) if self.plans else loader
 
     def generators(self) -> list[torch.Generator]:
@@ -133,11 +137,22 @@ class Source:
                 indices, batch = batch
             if self.plans:
                 indices = self.planned.yielded.popleft()
-            columns = (
-                {} if not _are_whole(indices) else {"index": torch.as_tensor(indices, dtype=torch.int64)}
-            )
-            yield Samples(batch, batches.length(batch, self.batch_size), columns)
+            yield self._samples(batch, indices)
             del batch
+
+    def _samples(self, batch: Any, indices: Any) -> Samples:
+        if indices is not None and not self.form.agrees(batch, len(indices)):
+            if self.planned.chosen is not None:
+                raise InputError(
+                    f"a batch {batches.describe(batch)} of {len(indices)} samples of the dataset",
+                    "one row for each of these samples",
+                    "a collate_fn that leaves samples out, or returns several rows for each",
+                    "pass score_every=1, which scores what the collate_fn returns",
+                )
+            indices = None
+        columns = {} if not _are_whole(indices) else {"index": torch.as_tensor(indices, dtype=torch.int64)}
+        size = self.form.length(batch, self.batch_size) if indices is None else len(indices)
+        return Samples(batch, size, columns, self.form.lists)
 
 
 def _are_whole(indices: Any) -> bool:

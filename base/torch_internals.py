@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 
 def buffers(module: nn.Module) -> dict[str, torch.Tensor | None]:
@@ -85,3 +87,10 @@ def call_before_executors_end(function: Callable[[], object]) -> None:
     import threading
 
     vars(threading)["_register_atexit"](function)  # in CPython 3.9 to 3.14
+
+
+def without_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """Return a copy of a DataLoader that shares its data, but no worker processes that live between epochs."""
+    own = copy.copy(loader)
+    own._iterator = None
+    return own

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from loopwise import batch as batches
-from loopwise import random_state
 from loopwise.loss import takes_model
 from loopwise.ranks import rank
 from loopwise.warnings import warn
@@ -33,7 +32,7 @@ from .report import EpochLog, Report
 from .scoring import Scorer
 from .selection import PLANNABLE, Selector
 from .sharded import ShardedPipeline
-from .source import Source
+from .source import Source, WrappedAttributes
 from .state import Resumable
 from .step_losses import Recorder, TrainingLosses
 
@@ -45,11 +44,12 @@ FLOOR = 0.25
 """Least keep probability by the policy of ``keep``, as a fraction of it."""
 
 
-class SiftingDataLoader(Resumable):
+class SiftingDataLoader(Resumable, WrappedAttributes):
     """Loader that wraps another one and yields full batches of the samples that are worth a training step.
 
-    The batches keep the structure and size of the wrapped loader's.  The last one of an epoch may be short, unless
-    ``drop_last``.  With ``keep=1.0`` the wrapped loader's own batches are yielded.
+    The batches keep the structure and size of the wrapped loader's.  Kept samples that fill no batch come first in the
+    next epoch; a short batch comes only if nothing is left out, or too few samples are kept for one.  With ``keep=1.0``
+    the wrapped loader's own batches are yielded.
 
     Losses come from the training steps themselves if the wrapped loader is a plain ``DataLoader`` over a map-style
     dataset and ``loss`` is a criterion: each sample's last loss is remembered, each epoch is planned by the remembered
@@ -72,7 +72,7 @@ class SiftingDataLoader(Resumable):
         delay: number of the wrapped loader's batches that are yielded unscored at the start of training, while losses
             tell little yet.
         delay_every_epoch: begin every epoch with that many unscored batches.
-        epochs: number of epochs of the whole training, for ``anneal``.
+        epochs: number of epochs of the whole training, for ``anneal``; with 1, samples are scored at once.
         anneal: last share of ``epochs`` that trains on all data, a fraction in [0, 1).
         score_every: 1: score every sample in every epoch.  k: score in every k-th epoch, and use remembered losses in
             between.  0: score never, and use losses of training steps (pass them to ``record_losses`` if ``loss`` is
@@ -91,7 +91,7 @@ class SiftingDataLoader(Resumable):
         compile: compile the scoring pass: some seconds once, then less time for each sample.  ``"auto"`` compiles
             after 30 s of scoring, times both and keeps the faster one.
         batch_size: samples per yielded batch; default: the wrapped loader's.
-        drop_last: drop a short last batch; default: as the wrapped loader does.
+        drop_last: yield no short batch; default: as the wrapped loader does.
         concatenate: joins a list of batches (and the list of their sizes) into one; for batches padded to different
             lengths.
         seed: seed of the keep draws; default: torch's initial seed.
@@ -100,6 +100,7 @@ class SiftingDataLoader(Resumable):
 
     Attributes:
         loader, model, keep, policy, batch_size, drop_last, epochs, anneal, score_every: the arguments in use.
+        dataset, sampler, batch_sampler, num_workers, ...: those of the wrapped loader, read-only.
         epoch: number of the present epoch, from 0.
 
     Raises:
@@ -119,7 +120,6 @@ class SiftingDataLoader(Resumable):
     _warned_of_no_batch = False
     _entry: GradientState | None = None
     _pass = 0
-    """Number of passes that were begun, by which a pass notices that another one has ended it."""
 
     def __init__(
         self,
@@ -161,7 +161,8 @@ class SiftingDataLoader(Resumable):
         criterion = loss is not None and not takes_model(loss)
         plannable = source.plans and criterion and set(self.policy.needs) <= PLANNABLE
         self._auto_score = score_every == "auto"
-        automatic = 0 if loss is None or (plannable and self.keep != 1.0) else 1
+        planned = plannable and self.keep != 1.0 and epochs != 1  # the first epoch has no losses to plan by
+        automatic = 0 if loss is None or planned else 1
         self.score_every = automatic if self._auto_score else int(score_every)
         checks.validate_needs(self.policy, self.score_every, criterion)
         if weights:
@@ -221,23 +222,6 @@ class SiftingDataLoader(Resumable):
                 f"loopwise.sift: epoch {self.epoch - 1} gave no batch: the chosen samples are fewer than batch_size="
                 f"{self.batch_size} and wait for the next epochs; with drop_last=False they come as a short batch"
             )
-
-    def _begin_pass(self) -> None:
-        state, self._resume_state, self._iterating = self._resume_state, None, True
-        random, self._random_state = self._random_state, None
-        self._set_scheduled_keep()
-        generators = self._pipeline.source.generators()
-        self._batches_of_pass = 0
-        if state is None:
-            if random is not None:
-                random_state.set(random, generators)
-            self._start = random_state.get(generators)
-            self._pipeline.begin(self._mode(), self.epoch)
-        else:
-            self._start = state["start"]
-            random_state.set(self._start, generators)
-            self._pipeline.load_state_dict(state["pipeline"])
-            random_state.set(state["now"], generators)
 
     def _mode(self) -> str:
         if self.keep == 1.0 or self._losses.stale:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from loopwise import batch as batches
 from loopwise import random_state, validate
 from loopwise.errors import InputError
 from loopwise.loss import pair, takes_model
+from loopwise.torch_internals import without_workers
 
 from . import options as checks
 from .policies.policy import check_keep
@@ -96,7 +98,8 @@ def pilot(
 ) -> Forecast:
     """Measure training, loading and scoring on up to ``steps`` batches, on a copy of the model.
 
-    Model, optimizer, data order and random states stay as they are.
+    Model, optimizer, data order and random states stay as they are, those of the loader's own generators included.  A
+    dataset or sampler that counts its passes has counted one more.
 
     Args:
         loader: iterable of batches, as for ``SiftingDataLoader``.
@@ -110,18 +113,41 @@ def pilot(
         Seconds per sample, and the forecast of an epoch's time; ``print`` shows it as text.
 
     Raises:
-        InputError: fewer than four batches, or invalid arguments.
+        InputError: fewer than four batches, a loader that can be iterated only once, or invalid arguments.
     """
     checks.validate_arguments(loader, model, loss)
     check_keep(keep)
     checks.validate_option("dtype", dtype)
     validate.whole_number("steps", steps, 4, "batches", example=50)
-    source, state = Source(loader), random_state.get()
+    source = Source(_copied(loader))
+    generators = source.generators()
+    state = random_state.get(generators)
     try:
+        _validate_repeatable(source.loader)
         spreads = _measure(source, copy.deepcopy(model).train(), loss, steps, dtype)
     finally:
-        random_state.set(state)
+        random_state.set(state, generators)
     return Forecast(keep, *spreads, source.plans and not takes_model(loss))
+
+
+def _copied(loader: Any) -> Any:
+    """Return a DataLoader of the same data with worker processes of its own."""
+    return without_workers(loader) if isinstance(loader, DataLoader) else loader
+
+
+def _validate_repeatable(loader: Any) -> None:
+    """Raise an error if the batches that are measured would be missing from the training."""
+    stream = getattr(loader, "dataset", None) if isinstance(loader, DataLoader) else loader
+    if isinstance(stream, DataLoader) or not isinstance(stream, Iterable):
+        return
+    is_map = hasattr(stream, "__getitem__") and not isinstance(stream, IterableDataset)
+    if not is_map and (isinstance(stream, Iterator) or iter(stream) is iter(stream)):
+        raise InputError(
+            f"a {type(stream).__name__} that returns the same iterator every time",
+            "data that can be iterated again from the beginning",
+            "an iterator, a generator, or an __iter__ that returns self: pilot would use up the first batches",
+            "pass a loader made anew for pilot",
+        )
 
 
 def _measure(

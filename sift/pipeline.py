@@ -39,6 +39,9 @@ class Pipeline(Reader):
         selector: selector of samples, whose history and report the pipeline uses too.
     """
 
+    _buffer: Buffer
+    length_of_pass: int | None
+    """Number of batches in this pass, as ``length`` gives it; ``None`` if the wrapped loader has no length."""
     _stream: Iterator[Samples]
     _ahead: Samples | None
     _trouble: BaseException | None
@@ -186,8 +189,7 @@ class Pipeline(Reader):
         """Number of samples handed to the training step in this pass."""
         self.thinned = False
         """True if the pass leaves samples out, or began with some of the last pass: then its batches are full."""
-        self.length_of_pass: int | None = None
-        """Number of batches in this pass, as ``length`` gives it; ``None`` if the wrapped loader has no length."""
+        self.length_of_pass = None
         self._over = self.exhausted = self.counted_skipped = False
         self._stream, self._buffer = iter(()), Buffer(self.options.concatenate)
         self._ahead = self._trouble = self._follows = None

@@ -42,6 +42,7 @@ class Reader:
     """True if the wrapped loader has no more batches."""
     counted_skipped: bool
     _stream: Iterator[Samples]
+    _last_size: int = 0
     _auto: bool
     _regroup: bool
 
@@ -84,6 +85,7 @@ class Reader:
                 )
             return None
         if self._cuts:
+            self._validate_size(loaded.size)
             self.source.form.learn(loaded.batch, loaded.size)
         self.read_in_training += 1
         self.read_in_pass += 1
@@ -91,6 +93,24 @@ class Reader:
         self.report.seen += loaded.size
         self.batch_size = self.batch_size or loaded.size
         return loaded
+
+    def _validate_size(self, size: int) -> None:
+        """Raise an error if batches vary in size by a rule that joined batches would break.
+
+        One batch may be short at the end of an epoch, and if it is not known who made the batches, at the end of a worker.
+        """
+        usual, last, self._last_size = self.batch_size, self._last_size, size
+        if self.source.batch_size is not None or usual is None:
+            return
+        sampled = getattr(self.source.loader, "batch_sampler", None) is not None
+        if size > usual or (sampled and self.read_in_pass and 0 < last < usual):
+            raise InputError(
+                f"batches of {usual} samples and of {size if size != usual else last} samples",
+                "batches of one size, except the last one of an epoch",
+                "a batch sampler that makes buckets by length, or keeps a budget of tokens",
+                "pass batch_size=, the number of samples in the batches to train on (and concatenate=Padded(...) if their "
+                "lengths differ)",
+            )
 
     @property
     def _cuts(self) -> bool:

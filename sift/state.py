@@ -37,14 +37,36 @@ class Resumable:
     _random_state: dict[str, Any] | None
     """Random state to begin the next pass with, restored from a state between two passes."""
     _pass: int
+    """Number of passes that were begun, by which a pass notices that another one has ended it."""
+    _batches_of_pass: int
     _start: dict[str, Any]
     _yielded: deque[Samples]
 
     def _close_pass(self, complete: bool) -> None:
         raise NotImplementedError
 
+    def _mode(self) -> str:
+        raise NotImplementedError
+
     def _set_scheduled_keep(self) -> None:
         raise NotImplementedError
+
+    def _begin_pass(self) -> None:
+        state, self._resume_state, self._iterating = self._resume_state, None, True
+        random, self._random_state = self._random_state, None
+        self._set_scheduled_keep()
+        generators = self._pipeline.source.generators()
+        self._batches_of_pass = 0
+        if state is None:
+            if random is not None:
+                random_state.set(random, generators)
+            self._start = random_state.get(generators)
+            self._pipeline.begin(self._mode(), self.epoch)
+        else:
+            self._start = state["start"]
+            random_state.set(self._start, generators)
+            self._pipeline.load_state_dict(state["pipeline"])
+            random_state.set(state["now"], generators)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch here and in the wrapped loader, its sampler and its dataset, if they have ``set_epoch``.

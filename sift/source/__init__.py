@@ -1,5 +1,6 @@
 """Batches of the wrapped loader, with the indices of their samples."""
 
+from .attributes import WrappedAttributes as WrappedAttributes
 from .indexed import NO_INDEX as NO_INDEX
 from .indexed import Indexed as Indexed
 from .planned import number_of_batches as number_of_batches

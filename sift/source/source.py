@@ -55,7 +55,8 @@ class Source:
 
     def generators(self) -> list[torch.Generator]:
         """Return the user's own generators that the loader and its sampler draw from."""
-        owners = (self.loader, getattr(self.loader, "sampler", None))
+        own = getattr(self.loader, "batch_sampler", None)
+        owners = self.loader, getattr(self.loader, "sampler", None), own, getattr(own, "sampler", None)
         generators = [getattr(owner, "generator", None) for owner in owners]
         return list({id(g): g for g in generators if isinstance(g, torch.Generator)}.values())
 
@@ -90,7 +91,7 @@ class Source:
 
         Running it could change its state, or the random state that it draws from.
         """
-        sampler = getattr(self.loader, "sampler", None)
+        sampler: Any = getattr(self.loader, "sampler", None)
         shuffles = type(sampler) is RandomSampler and not sampler.replacement
         if type(sampler) is SequentialSampler or (shuffles and len(sampler) == len(sampler.data_source)):
             return torch.arange(len(sampler))

@@ -179,9 +179,9 @@ def test_the_buffer_stays_small(monkeypatch):
     loader = sift(DataLoader(dataset(640), 10), keep=0.9, pool=8, seed=0)
     original = batches.index
 
-    def watched(batch, indices, size):
+    def watched(batch, indices, *rest):
         held.append(len(indices))
-        return original(batch, indices, size)
+        return original(batch, indices, *rest)
 
     monkeypatch.setattr(batches, "index", watched)
     for _ in loader:

@@ -120,6 +120,7 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
     _warned_of_no_batch = False
     _entry: GradientState | None = None
     _pass = 0
+    _batches_of_pass = 0
 
     def __init__(
         self,
@@ -213,6 +214,8 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
         self._iterating = False
         self._report.epochs += complete
         self._pipeline.stop()
+        if not complete:
+            self._yielded.clear()  # a pass that was given up is not resumed
         self._log.end(complete)
         self._end_pass(complete)
         self.epoch += complete or begun
@@ -292,8 +295,8 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
             TypeError: the wrapped loader has no length.
         """
         self._set_scheduled_keep()
-        if self._resume_state is not None:
-            return int(self._resume_state["pipeline"]["length_of_pass"])
+        if self._resume_state is not None and (length := self._resume_state["pipeline"]["length_of_pass"]):
+            return int(length)
         return self._pipeline.length(self._mode(), self.epoch)
 
     def report(self) -> Report:

@@ -76,7 +76,10 @@ class Pipeline(Reader):
         if not self.coordination.active:  # the loader was perhaps made before the process group
             self.coordination = Coordination()
         if self.coordination.active and self.options.keep != 1.0:
-            mode = self._exchange()
+            mode, self.planned_epoch = (
+                self._exchange(),
+                None,
+            )  # a plan of before lacks the losses of the others
         self.mode, self._plans = mode, self._plannable(mode)
         self.plan_epoch(mode, epoch)
         self.planned_epoch = None
@@ -295,7 +298,7 @@ class Pipeline(Reader):
     def _length_if_known(self, mode: str, epoch: int) -> int | None:
         try:
             return self.length(mode, epoch)
-        except (TypeError, NotImplementedError):
+        except Exception:  # a loader without a length, which says so by an error of its choice
             return None
 
     def _exchange(self) -> str:

@@ -49,8 +49,7 @@ class Source:
         self.plans = _can_plan(loader)
         """True if samples can be left out before they are loaded."""
         self.planned = PlannedBatches(getattr(loader, "sampler", ()), self.batch_size, self.drop_last)
-        stacked = getattr(getattr(loader, "collate_fn", None), "__module__", "") == default_collate.__module__
-        self.form = Form(stacked)
+        self.form = Form(stacked=getattr(loader, "collate_fn", None) is default_collate)
         self._copy = _copy(loader, self.planned) if self.plans else loader
 
     def generators(self) -> list[torch.Generator]:

@@ -25,6 +25,15 @@ def test_equal_counts_over_random_data_and_draws(three):
     assert sum(map(sum, first)) > 50
 
 
+def test_the_length_of_planned_epochs_is_the_same_on_all_ranks(two):
+    first, second = two("lengths")
+    for (before, during, count, waiting, epoch), other in zip(first, second, strict=True):
+        assert (during, count, epoch) == (other[1], other[2], other[4])
+        assert count <= before
+        assert during in ([count], []) or (epoch == 4 and count == 4)
+        assert waiting <= 8
+
+
 def test_a_bad_batch_on_one_rank_is_an_error_on_all_that_names_it(two):
     (kind, message, count), (own, _, other) = two("bad_batch")
     assert (kind, own) == ("StateError", "KeyError")

@@ -258,6 +258,18 @@ def test_lists_by_the_default_collate_are_fields_at_every_batch_size():
             assert torch.equal(second[:, 0, 0, 0], labels + 100.0)
 
 
+def test_a_stream_of_ready_batches_is_not_taken_for_stacked_fields():
+    class Ready(IterableDataset):
+        def __iter__(self):
+            yield from (
+                {"x": [image(i + k) for k in range(3)], "i": ids(range(i, i + 3))} for i in range(0, 24, 3)
+            )
+
+    loader = sift(Ready(), None, None, lambda batch: [batch["i"].tolist()], batch_size=3)
+    with pytest.raises(InputError, match="it may be a list of 3 samples, or of 3 fields with 3 rows each"):
+        next(iter(loader))
+
+
 def test_padded_batches_of_other_lengths_are_joined_by_padding_or_refused():
     def collate(samples):
         width = max(samples) % 5 + 2

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from .training import Budget
+
 Losses = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Batch = tuple[torch.Tensor, ...]
 
@@ -39,11 +41,11 @@ class PercentileRule:
     """
 
     def __init__(
-        self, loader: DataLoader[Any], model: nn.Module, losses: Losses, epochs: int, seed: int
+        self, loader: DataLoader[Any], model: nn.Module, losses: Losses, budget: Budget, seed: int
     ) -> None:
         self.loader, self.model, self.losses = loader, model, losses
         self.beta, self.history = 0.5, 1000
-        self.delay = min(1000, epochs * len(loader) // 10)
+        self.delay = min(1000, budget.updates // 10)
         self.past = torch.empty(0)
         self.draws = torch.Generator().manual_seed(seed)
 
@@ -105,12 +107,12 @@ class SelectiveBackprop:
         loader: DataLoader[Any],
         model: nn.Module,
         losses: Losses,
-        epochs: int,
+        budget: Budget,
         seed: int,
         select: Callable[..., Batch] = select_using_loss,
     ) -> None:
-        self.loader, self.model, self.losses, self.epochs = loader, model, losses, epochs
-        self.select, self.epoch = select, 0
+        self.loader, self.model, self.losses, self.budget = loader, model, losses, budget
+        self.select = select
         np.random.seed(seed)
 
     def _loss(self, output: torch.Tensor, target: torch.Tensor, reduction: str = "none") -> torch.Tensor:
@@ -119,61 +121,134 @@ class SelectiveBackprop:
     def __iter__(self) -> Iterator[Batch]:
         device = next(self.model.parameters()).device
         for number, (inputs, targets) in enumerate(self.loader):
-            done = (self.epoch + number / len(self.loader)) / self.epochs
-            if self.start <= done < self.end and (number + 1) % self.interrupt:
+            if self.start <= self.budget.progress < self.end and (number + 1) % self.interrupt:
                 inputs, targets = inputs.to(device), targets.to(device)
                 inputs, targets = self.select(inputs, targets, self.model, self._loss, keep=self.keep)
             yield inputs, targets
-        self.epoch += 1
 
 
 class InfoBatch:
     """InfoBatch with its defaults: r = 0.5, delta = 0.875.
 
-    A sample whose last loss is below the mean is left out of the epoch with probability r, or else has the weight
-    1 / (1 - r).  After the share delta of the epochs, all samples are used.  Scores begin at 3 and the first epoch has
-    the number 1, as in infobatch.py.
+    A sample whose last loss is below the mean is left out of the pass with probability r, or else has the weight
+    1 / (1 - r).  After the share delta of the training, all samples are used.  Scores begin at 3, as in infobatch.py.
     """
 
-    prune, delta = 0.5, 0.875
+    prune, delta, first = 0.5, 0.875, 3.0
 
     def __init__(
-        self, loader: DataLoader[Any], model: nn.Module, losses: Losses, epochs: int, seed: int
+        self, loader: DataLoader[Any], model: nn.Module, losses: Losses, budget: Budget, seed: int
     ) -> None:
-        self.loader, self.epochs, self.epoch = loader, epochs, 0
-        count = len(loader.dataset)  # type: ignore[arg-type]
-        self.scores = torch.full((count,), 3.0)
+        self.loader, self.budget = loader, budget
+        self.scores = torch.full((len(loader.dataset),), self.first)  # type: ignore[arg-type]
         self.draws = torch.Generator().manual_seed(seed)
         self.current = torch.empty(0, dtype=torch.int64)
+        self.weights = torch.ones(len(self.scores))
 
     def __iter__(self) -> Iterator[Batch]:
-        self.epoch += 1
-        order, weights = order_of(self.loader), torch.ones(len(self.scores))
-        if self.epoch <= self.delta * self.epochs:
+        order, self.weights = order_of(self.loader), torch.ones(len(self.scores))
+        if self.budget.progress < self.delta:
             easy = (self.scores < self.scores.mean()).nonzero()[:, 0]
             easy = easy[torch.randperm(len(easy), generator=self.draws)]
             stay = int((1 - self.prune) * len(easy))
-            weights[easy[:stay]] = 1 / (1 - self.prune)
-            weights[easy[stay:]] = 0
-            order = order[weights[order] > 0]
+            self.weights[easy[:stay]] = 1 / (1 - self.prune)
+            self.weights[easy[stay:]] = 0
+            order = order[self.weights[order] > 0]
         for chosen, (inputs, targets) in fetched(self.loader, order):
             self.current = chosen
-            yield inputs, targets, weights[chosen]
+            yield inputs, targets, self.weights_of(chosen)
+
+    def weights_of(self, chosen: torch.Tensor) -> torch.Tensor:
+        return self.weights[chosen]
 
     def observe(self, losses: torch.Tensor) -> None:
         self.scores[self.current] = losses.cpu()
 
 
-class Uniform:
-    """Random share of the samples in each epoch, as large as the share that sifting keeps."""
+class BatchScores(InfoBatch):
+    """Batch Loss Score under InfoBatch's rule: the score is a moving average of the mean losses of a sample's batches.
 
-    def __init__(self, loader: DataLoader[Any], shares: list[float], seed: int) -> None:
-        self.loader, self.shares, self.epoch = loader, shares, 0
-        self.draws = torch.Generator().manual_seed(seed)
+    A sample's score becomes 0.7 of it plus 0.3 of the batch's mean loss, and begins at 0.  The mean loss of a batch is
+    multiplied by the mean weight of its samples, as no loss of a sample is known.
+    """
+
+    first, smoothing = 0.0, 0.7
+
+    def weights_of(self, chosen: torch.Tensor) -> torch.Tensor:
+        return self.weights[chosen].mean().expand(len(chosen))
+
+    def observe(self, losses: torch.Tensor) -> None:
+        past = self.scores[self.current]
+        self.scores[self.current] = self.smoothing * past + (1 - self.smoothing) * losses.mean().cpu()
+
+
+class SeTa(InfoBatch):
+    """SeTa with the values of its CIFAR script: 0.1 left out at random, 5 groups by loss, a window of 4 of them.
+
+    The groups are the clusters of a k-means of the last losses.  The window goes from easy to hard by one group a pass,
+    and begins again.  The first pass has all groups, and after the share delta of the training all but the random tenth.
+    Here k-means begins at quantiles of the losses instead of random samples.
+    """
+
+    prune, groups, window = 0.1, 5, 4
+    passed = 0
+    """Number of passes so far."""
 
     def __iter__(self) -> Iterator[Batch]:
         order = order_of(self.loader)
-        taken = torch.rand(len(order), generator=self.draws) < self.shares[self.epoch]
-        self.epoch += 1
-        for _, batch in fetched(self.loader, order[taken]):
+        order = order[torch.randperm(len(order), generator=self.draws)[: int((1 - self.prune) * len(order))]]
+        if 0 < self.budget.progress < self.delta:
+            group = clusters(self.scores[order], self.groups)
+            start = self.passed % (self.groups - self.window + 1)
+            order = order[(group >= start) & (group < start + self.window)]
+        self.passed += 1
+        for chosen, (inputs, targets) in fetched(self.loader, order):
+            self.current = chosen
+            yield inputs, targets
+
+
+def clusters(values: torch.Tensor, count: int, rounds: int = 100) -> torch.Tensor:
+    """Return the cluster of each value by k-means on a line, the lowest first: int64 of the same shape."""
+    centers = values.quantile((torch.arange(count) + 0.5) / count)
+    for _ in range(rounds):
+        group = torch.bucketize(values, (centers[1:] + centers[:-1]) / 2)
+        sizes = torch.bincount(group, minlength=count)
+        means = torch.zeros(count).index_add_(0, group, values) / sizes.clamp_min(1)
+        moved = torch.where(sizes > 0, means, centers).sort().values
+        if torch.equal(moved, centers):
+            break
+        centers = moved
+    return torch.bucketize(values, (centers[1:] + centers[:-1]) / 2)
+
+
+class OrderDP(InfoBatch):
+    """OrderDP with the values of its CIFAR-100 script: a random 0.8 of the samples, and of them the top 0.375 by last loss.
+
+    Samples begin with a score of 3, so the first passes are random where losses are below 3.
+    """
+
+    drawn, top = 0.8, 0.375
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = order_of(self.loader)
+        order = order[torch.randperm(len(order), generator=self.draws)[: int(self.drawn * len(order))]]
+        order = order[self.scores[order].topk(int(self.top * len(order))).indices]
+        order = order[torch.randperm(len(order), generator=self.draws)]
+        for chosen, (inputs, targets) in fetched(self.loader, order):
+            self.current = chosen
+            yield inputs, targets
+
+
+class Uniform:
+    """Random half of the samples in each pass, as large a share as ``keep=0.5`` asks for."""
+
+    keep = 0.5
+
+    def __init__(self, loader: DataLoader[Any], seed: int) -> None:
+        self.loader, self.draws = loader, torch.Generator().manual_seed(seed)
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = order_of(self.loader)
+        taken = torch.randperm(len(order), generator=self.draws)[: round(self.keep * len(order))]
+        for _, batch in fetched(self.loader, order[taken.sort().values]):
             yield batch

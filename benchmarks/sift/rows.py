@@ -1,11 +1,11 @@
-"""Rows of the sifting table: seconds and samples until the plain loader's final metric, from the runs' curves."""
+"""Rows of the sifting table: final metrics after equal numbers of samples, and samples until plain's final metric."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..harness import Runs
@@ -13,13 +13,21 @@ from ..record import Row, device
 from ..tasks import TASKS
 
 Quantities = dict[str, list[float]]
-PEERS = ("original", "selective-backprop", "infobatch", "uniform")
-PAYS = ("digits", "glyphs", "bytes")
-"""Tasks whose seconds are held to a bar; the one with label noise is held to its final metric."""
+TABLE = ("digits", "glyphs", "glyphs-noise", "bytes", "packages", "sounds")
+"""Tasks of the table; nothing was chosen on the last two."""
+PEERS = ("original", "selective-backprop", "infobatch", "batch-scores", "seta", "orderdp", "uniform")
+METHODS_OF_TABLE = ("plain", "ours", "percentile", *PEERS)
+BUDGETS = (0.55, 0.75, 1.0)
+"""Samples through backward, as shares of the plain loader's.  Each is a training of its own, whose learning rate falls to
+0 at its end: a point on the way of a longer training would be at a higher rate."""
+GAINS = {"glyphs": 2.0, "glyphs-noise": 2.0}
+"""Task -> least gain over plain after as many samples, in standard errors; -1 for the other tasks."""
+SAMPLES = {"digits": 0.65, "glyphs": 0.75, "glyphs-noise": 0.8, "bytes": 1.02}
+"""Task -> greatest number of samples to plain's final metric, of plain's."""
 
 
 class Reached(NamedTuple):
-    """Point at which a run's curve first reaches the target; infinite if it never does.
+    """Number of samples, and seconds, with which a method reaches a metric; infinite if it does not with plain's samples.
 
     Seconds on a CPU are processor time.  A run has one thread and waits for nothing, so processor time equals wall-clock
     time on a quiet machine, and leaves other processes out on a shared one.
@@ -29,26 +37,26 @@ class Reached(NamedTuple):
     samples: float
 
 
-def reach(quantities: Quantities, run: int, target: float, higher: bool) -> Reached:
-    """Return the first crossing of the target by the run's curve, which is linear between checkpoints."""
+Point = tuple[float, float, float]
+"""Metric, seconds and samples of a training."""
+
+
+def reach(points: list[Point], target: float, higher: bool) -> Reached:
+    """Return the first crossing of the target on the line through trainings of growing length.
+
+    The shortest training stands for all shorter ones: nothing is claimed below it.
+    """
     sign = 1.0 if higher else -1.0
-    count = sum(name.startswith("metric@") for name in quantities)
-    names = ("metric", "seconds", "samples")
-    curve = [[quantities[f"{name}@{n}"][run] for name in names] for n in range(count)]
-    if sign * (curve[0][0] - target) >= 0:
-        return Reached(0.0, 0.0)
-    for before, after in itertools.pairwise(curve):
+    if sign * (points[0][0] - target) >= 0:
+        return Reached(*points[0][1:])
+    for before, after in itertools.pairwise(points):
         if sign * (after[0] - target) >= 0:
             part = (target - before[0]) / (after[0] - before[0])
-            return Reached(
-                *(low + part * (high - low) for low, high in zip(before[1:], after[1:], strict=True))
+            seconds, samples = (
+                low + part * (high - low) for low, high in zip(before[1:], after[1:], strict=True)
             )
+            return Reached(seconds, samples)
     return Reached(math.inf, math.inf)
-
-
-def _busy(reached: Reached, share: float) -> Reached:
-    """Turn wall-clock seconds into processor seconds if the device is a CPU."""
-    return reached._replace(seconds=reached.seconds * share) if device() == "cpu" else reached
 
 
 def in_standard_errors(ours: list[float], plain: list[float], higher: bool) -> float:
@@ -59,105 +67,124 @@ def in_standard_errors(ours: list[float], plain: list[float], higher: bool) -> f
     return mean / max(error, abs(mean) / 99, 1e-12)  # no more than 99, where all runs gain the same
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Table:
     """Results of all methods on one task."""
 
     task: str
     runs: Runs
-    plain: str = "plain"
-    reached: dict[str, list[Reached]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        higher = TASKS[self.task].higher
-        target = statistics.median(self.of(self.plain)["metric"])
-        for case, quantities in self.runs.items():
-            task, _, method = case.partition(".")
-            if task == self.task and ("@" in method) == ("@" in self.plain):
-                self.reached[method] = [
-                    _busy(reach(quantities, run, target, higher), quantities["processor share"][run])
-                    for run in range(len(quantities["metric"]))
-                ]
+    def of(self, method: str, budget: float) -> Quantities:
+        return self.runs.get(f"{self.task}.{method}.{round(100 * budget)}", {})
 
-    def of(self, method: str) -> Quantities:
-        return self.runs[f"{self.task}.{method}"]
-
-    def seconds(self, method: str) -> list[float]:
-        return [one.seconds for one in self.reached[method]]
-
-    def best_peer(self) -> str | None:
-        peers = [name for name in PEERS if name in self.reached]
-        return min(peers, key=lambda name: statistics.median(self.seconds(name)), default=None)
+    def reached(self, method: str) -> list[Reached]:
+        """Return for each seed with what a method reaches the mean final metric of plain."""
+        higher, target = TASKS[self.task].higher, statistics.fmean(self.of("plain", 1.0)["metric"])
+        trainings = [quantities for budget in BUDGETS if (quantities := self.of(method, budget))]
+        return [
+            reach([_point(quantities, run) for quantities in trainings], target, higher)
+            for run in range(len(trainings[0]["metric"]))
+        ]
 
     def rows(self) -> list[Row]:
-        table = self.speed("ours", 0.65 if self.task in PAYS else None)
-        table += self.speed("ours-best", 0.5 if self.task == "glyphs" else None)
-        for method in ("ours-long", "ours", "ours-best", *PEERS):
-            table += self.final(method) if method in self.reached else []
+        methods = [name for name in METHODS_OF_TABLE if name != "plain" and self.of(name, 1.0)]
+        table: list[Row] = []
+        for budget in (1.0, BUDGETS[0]):
+            for method in methods:
+                table += self.equal_samples(method, budget)
+        for method in methods:
+            table += self.until(method)
         return table
 
-    def speed(self, method: str, bar: float | None) -> list[Row]:
-        """Return rows of the seconds to plain's final metric beside plain and peers, and of samples through backward."""
-        if method not in self.reached:
+    def equal_samples(self, method: str, budget: float) -> list[Row]:
+        """Return rows of the final metric after as many samples as another method, and of the gain over it."""
+        other = "plain" if budget == 1.0 else "uniform"
+        ours, theirs = self.of(method, budget), self.of(other, budget)
+        if not ours or not theirs or method == other:
             return []
-        goal, table, best = f"plain's final {TASKS[self.task].metric}", [], self.best_peer()
-        for peer in ("plain", *(PEERS if method == "ours" else [best])):
-            if peer in self.reached:
-                limit = bar if peer == "plain" else 0.85 if peer == best and self.task in PAYS else None
-                name = f"{peer}, the best peer" if peer == best else peer
-                label = f"{self.task}, {method}: seconds to {goal}"
-                text = None if limit is None else f"ratio <= {limit}"
-                table.append(Row(label, self.seconds(method), self.seconds(peer), name, "s", text))
-        ours, plain = ([one.samples for one in self.reached[name]] for name in (method, "plain"))
-        label = f"{self.task}, {method}: samples through backward to it"
-        text = "ratio <= 0.4" if self.task in PAYS and method == "ours" else None
-        return [*table, Row(label, ours, plain, "plain", "samples", text)]
-
-    def final(self, method: str) -> list[Row]:
-        """Return rows of the final metric beside plain's, and of the difference."""
-        task, ours, plain = TASKS[self.task], self.of(method)["metric"], self.of("plain")["metric"]
-        better = in_standard_errors(ours, plain, task.higher)
-        label = f"{self.task}, {method}: final {task.metric}"
-        table = [Row(label, ours, plain, "plain", task.metric, None)]
-        if method in PEERS:
+        task = TASKS[self.task]
+        label = (
+            f"{self.task}, {method}: final {task.metric} after {budget} of plain's samples (equal samples)"
+        )
+        table = [Row(label, ours["metric"], theirs["metric"], other, task.metric, None)]
+        if method != "ours":
             return table
-        gain = f"{label}, better than plain's by"
-        bar = "ours >= -1" if method == "ours-long" else None  # of as many samples through backward
-        return [*table, Row(gain, [better], None, "", "standard errors", bar)]
+        gain = in_standard_errors(ours["metric"], theirs["metric"], task.higher)
+        least = GAINS.get(self.task, -1.0) if other == "plain" else -1.0
+        return [
+            *table,
+            Row(
+                f"{label}, better than {other}'s by",
+                [gain],
+                None,
+                "",
+                "standard errors",
+                f"ours >= {least:g}",
+            ),
+        ]
+
+    def until(self, method: str) -> list[Row]:
+        """Return rows of samples and seconds until plain's final metric, of plain's."""
+        goal, whole = f"plain's final {TASKS[self.task].metric}", self.of("plain", 1.0)
+        points, found = (
+            [_point(whole, run) for run in range(len(whole["metric"]))],
+            self.reached(method),
+        )
+        bar = SAMPLES.get(self.task) if method == "ours" else None
+        text = None if bar is None else f"ratio <= {bar}"
+        samples, seconds = [one.samples for one in found], [one.seconds for one in found]
+        label = f"{self.task}, {method}"
+        return [
+            Row(f"{label}: samples to {goal}", samples, [p[2] for p in points], "plain", "samples", text),
+            Row(f"{label}: seconds to {goal}", seconds, [p[1] for p in points], "plain", "s", None),
+        ]
 
 
-def cheap(runs: Runs) -> list[Row]:
-    """Return the rows of a task on which sifting cannot pay; plain beside plain shows the noise."""
+def _point(quantities: Quantities, run: int) -> Point:
+    share = quantities["processor share"][run] if device() == "cpu" else 1.0
+    return quantities["metric"][run], quantities["seconds"][run] * share, quantities["samples"][run]
+
+
+def beside(task: str, runs: Runs) -> list[Row]:
+    """Return the rows of methods that trained beside plain for as many passes; plain beside plain shows the noise."""
     labels = {
-        "auto": ("auto=True", "ratio <= 1.03"),
-        "auto-scored": ("auto=True, score_every=1", "ratio <= 1.03"),
-        "plain": ("plain beside itself", None),
+        "auto": ("auto=True", True),
+        "auto-scored": ("auto=True, score_every=1", True),
+        "plain": ("plain beside itself", False),
     }
     table = []
-    for method, (label, bar) in labels.items():
-        quantities = runs[f"cheap.{method}"]
+    for method, (label, held) in labels.items():
+        quantities = runs.get(f"{task}.{method}.beside", {})
+        if not quantities:
+            continue
+        metric, higher = TASKS[task].metric, TASKS[task].higher
         ours, plain = quantities["seconds"], quantities["other seconds"]
-        table.append(Row(f"cheap, {label}: seconds of the whole training", ours, plain, "plain", "s", bar))
+        name = f"{task}, {label}: seconds of as many passes (equal passes)"
+        table.append(Row(name, ours, plain, "plain", "s", "ratio <= 1.03" if held else None))
+        gain = in_standard_errors(quantities["metric"], quantities["other metric"], higher)
+        name = f"{task}, {label}: final {metric}, better than plain's by (equal passes)"
+        table.append(Row(name, [gain], None, "", "standard errors", "ours >= -1" if held else None))
     return table
 
 
 def composer(runs: Runs) -> list[Row]:
     """Return the row of Composer's own selection beside plain, both with Composer's torch."""
-    table = Table("digits", runs, plain="plain@composer")
-    theirs, plain = (table.seconds(name) for name in ("selective-backprop@composer", "plain@composer"))
-    label = "digits, Composer's selective-backprop in its own environment: seconds to plain's final accuracy"
-    return [Row(label, theirs, plain, "plain@composer", "s", None)]
+    theirs, plain = (
+        runs[f"digits.{method}@composer.100"]["metric"] for method in ("selective-backprop", "plain")
+    )
+    label = "digits, Composer's selective-backprop in its own environment: final accuracy (equal samples)"
+    return [Row(label, theirs, plain, "plain@composer", "accuracy", None)]
 
 
 def rows(runs: Runs) -> list[Row]:
     """Return the rows of the tasks that have runs."""
     table: list[Row] = []
-    for task in TASKS:
-        if task != "cheap" and f"{task}.plain" in runs:
+    for task in TABLE:
+        if f"{task}.plain.100" in runs:
             table += Table(task, runs).rows()
-    if "digits.plain@composer" in runs:
+    if "digits.plain@composer.100" in runs:
         table += composer(runs)
-    if "cheap.plain" in runs:
-        table += cheap(runs)
+    for task in (*TABLE, "cheap"):
+        table += beside(task, runs)
     shares = [share for quantities in runs.values() for share in quantities["processor share"]]
     return [*table, Row("all runs: processor seconds a second of training", shares, None, "", "", None)]

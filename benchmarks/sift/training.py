@@ -1,10 +1,11 @@
-"""Train a task by a method and measure seconds, samples and held-out metric after each epoch."""
+"""Train a task by a method for a given number of samples, and measure seconds and the held-out metric."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,100 +17,146 @@ from ..tasks.task import Pair, Task, as_is
 THREADS = 1
 """Threads of torch in each run.  With one thread for each of two cores, a run beside any other program took 10 to 40
 times as long, as OpenMP's threads wait for each other; with one thread it took at most twice as long."""
-QUICK_SHARE, QUICK_EPOCHS = 5, 4
+QUICK_SHARE, QUICK_EPOCHS = 10, 3
 
-Method = Callable[[Task, DataLoader[Any], nn.Module, int, int], Iterable[Any]]
-"""From task, plain loader, model, number of epochs and seed to the batches of an epoch."""
+
+@dataclass(slots=True)
+class Budget:
+    """Samples that a training sends through backward, the same for every method, and those that it has sent."""
+
+    total: int
+    updates: int
+    """Number of updates of the whole training, with batches of the task's size."""
+    used: int = 0
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, from 0 to 1."""
+        return min(self.used / self.total, 1.0)
+
+
+Method = Callable[[Task, DataLoader[Any], nn.Module, Budget, int], Iterable[Any]]
+"""From task, plain loader, model, budget and seed to the batches of a pass."""
 
 
 class Training:
-    """Training of a task with a method, epoch by epoch, with the seconds of its epochs.
+    """Training of a task with a method, pass by pass, with the seconds of its passes.
 
-    The model, its initial weights, the order of the samples and the learning rate of each epoch depend on the seed only,
-    not on the method.
+    The model, its initial weights and the order of the samples depend on the seed only, not on the method.  The learning
+    rate falls to 0 by a cosine, update by update.  A rate that is constant within a pass would favour methods with
+    fewer and longer passes.
+
+    Args:
+        task: the task, with the passes of the plain loader.
+        method: maker of the batches of a pass.
+        seed: seed of everything random.
+        device: device of the model.
+        quick: train for a few passes over a part of the data.
+        budget: samples through backward, as a share of the plain loader's.
+        rate: factor of the task's peak learning rate.
     """
 
     def __init__(
-        self, task: Task, method: Method, seed: int, device: str, quick: bool, stretch: float = 1.0
+        self,
+        task: Task,
+        method: Method,
+        seed: int,
+        device: str,
+        quick: bool,
+        budget: float = 1.0,
+        rate: float = 1.0,
     ) -> None:
         torch.set_num_threads(THREADS)
         self.task, self.device, self.data = task, device, task.data()
         samples = self.data.train
         samples = samples.first(len(samples) // QUICK_SHARE) if quick else samples
-        self.epochs, self.every = (QUICK_EPOCHS, 1) if quick else (task.epochs, task.every)
-        self.epochs = round(self.epochs * stretch / self.every) * self.every
+        self.epochs = QUICK_EPOCHS if quick else task.epochs
+        total = round(budget * self.epochs * len(samples))
+        self.budget = Budget(total, math.ceil(total / task.batch_size))
         torch.manual_seed(seed)
         self.model = task.model().to(device)
         self.optimizer = task.optimizer(self.model.parameters())
-        self.rate = self.optimizer.param_groups[0]["lr"]
+        self.peak = rate * self.optimizer.param_groups[0]["lr"]
         order = RandomSampler(samples, generator=torch.Generator().manual_seed(seed))
         plain = DataLoader(samples, task.batch_size, sampler=order, collate_fn=as_is)
-        self.loader = method(task, plain, self.model, self.epochs, seed)
+        self.loader = method(task, plain, self.model, self.budget, seed)
         self.seconds = self.processor = 0.0
-        self.epoch = self.samples = 0
+        self.passes = 0
 
-    def run_epoch(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * (1 + math.cos(math.pi * self.epoch / self.epochs)) / 2
+    def run_pass(self, whole: bool = False) -> None:
+        """Train on one pass of the method's loader; end it with the budget, or ``whole``, by the number of passes."""
         self.model.train()
         start, start_processor = time.perf_counter(), time.process_time()
-        self.samples += one_epoch(self.task, self.loader, self.model, self.optimizer, self.device)
+        observe = getattr(self.loader, "observe", None)
+        batches = len(self.loader) if whole else 0  # type: ignore[arg-type]
+        for number, (inputs, targets, *weights) in enumerate(self.loader):
+            done = (self.passes + number / batches) / self.epochs if whole else self.budget.progress
+            self._update(inputs, targets, weights, min(done, 1.0), observe)
+            if not whole and self.budget.used >= self.budget.total:
+                break
+        if self.device != "cpu":
+            torch.cuda.synchronize()
         self.seconds += time.perf_counter() - start
         self.processor += time.process_time() - start_processor
-        self.epoch += 1
+        self.passes += 1
+
+    def _update(self, inputs: Any, targets: Any, weights: list[Any], done: float, observe: Any) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.peak * (1 + math.cos(math.pi * done)) / 2
+        losses = self.task.losses(self.model(inputs.to(self.device)), targets.to(self.device))
+        loss = (losses * weights[0].to(self.device)).mean() if weights else losses.mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.budget.used += len(inputs)
+        if observe is not None:
+            observe(losses.detach())
 
 
 def train(
-    task: Task, method: Method, seed: int, device: str, quick: bool, part: str, stretch: float = 1.0
+    task: Task,
+    method: Method,
+    seed: int,
+    device: str,
+    quick: bool,
+    part: str,
+    budget: float = 1.0,
+    rate: float = 1.0,
 ) -> dict[str, float]:
-    """Train for ``stretch`` times the task's epochs with ``method``, and return the curve of checkpoints.
+    """Train on ``budget`` times the samples of the plain loader, and return seconds and the final metric.
 
-    Checkpoint 0 is before training, checkpoint i after i times ``every`` epochs.  The seconds do not count the
-    measurement of the metric on ``part`` (``valid`` or ``test``) of the data.
+    The seconds do not count the measurement of the metric on ``part`` (``valid`` or ``test``) of the data.
     """
-    run = Training(task, method, seed, device, quick, stretch)
-    held_out: Pair = getattr(run.data, part)
-    curve = {"metric@0": metric(task, run.model, held_out, device), "seconds@0": 0.0, "samples@0": 0.0}
-    for number in range(1, run.epochs // run.every + 1):
-        for _ in range(run.every):
-            run.run_epoch()
-        now = metric(task, run.model, held_out, device)
-        curve |= {f"seconds@{number}": run.seconds, f"samples@{number}": run.samples, f"metric@{number}": now}
-    curve |= {"seconds": run.seconds, "samples": run.samples, "metric": now}
-    return curve | {"processor share": run.processor / run.seconds}
+    run = Training(task, method, seed, device, quick, budget, rate)
+    while run.budget.used < run.budget.total:
+        run.run_pass()
+    return {
+        "metric": metric(task, run.model, getattr(run.data, part), device),
+        "samples": run.budget.used,
+        "passes": run.passes,
+        "seconds": run.seconds,
+        "processor share": run.processor / run.seconds,
+    }
 
 
 def beside(task: Task, methods: list[Method], seed: int, device: str, quick: bool) -> dict[str, float]:
-    """Train with two methods in one process, an epoch of each in turns.
+    """Train with two methods in one process for as many passes each, a pass of each in turns.
 
     The drift of a shared machine from one run to the next is larger than a ratio of a few percent.
     """
     one, other = (Training(task, method, seed, device, quick) for method in methods)
-    for epoch in range(one.epochs):
-        for run in (one, other) if epoch % 2 else (other, one):
-            run.run_epoch()
+    for number in range(one.epochs):
+        for run in (one, other) if number % 2 else (other, one):
+            run.run_pass(whole=True)
     share = (one.processor + other.processor) / (one.seconds + other.seconds)
-    return {"seconds": one.seconds, "other seconds": other.seconds, "processor share": share}
-
-
-def one_epoch(
-    task: Task, loader: Iterable[Any], model: nn.Module, optimizer: torch.optim.Optimizer, device: str
-) -> int:
-    """Train for one epoch and return the number of samples that went through backward."""
-    observe = getattr(loader, "observe", None)
-    trained = 0
-    for inputs, targets, *weights in loader:
-        losses = task.losses(model(inputs.to(device)), targets.to(device))
-        loss = (losses * weights[0].to(device)).mean() if weights else losses.mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        trained += len(inputs)
-        if observe is not None:
-            observe(losses.detach())
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return trained
+    return {
+        "metric": metric(task, one.model, one.data.test, device),
+        "other metric": metric(task, other.model, other.data.test, device),
+        "samples": one.budget.used,
+        "seconds": one.seconds,
+        "other seconds": other.seconds,
+        "processor share": share,
+    }
 
 
 @torch.no_grad()

@@ -96,6 +96,6 @@ def tasks() -> list[Task]:
         "batch_size": 32,
     }
     return [
-        Task(name="digits", model=network, epochs=20, every=2, **common),
-        Task(name="cheap", model=Frozen, epochs=30, every=30, **common),
+        Task(name="digits", model=network, epochs=20, **common),
+        Task(name="cheap", model=Frozen, epochs=30, **common),
     ]

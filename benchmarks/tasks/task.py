@@ -76,8 +76,7 @@ class Task:
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     batch_size: int
     epochs: int
-    every: int = 1
-    """Epochs from one measurement of the metric to the next; it divides ``epochs``."""
+    """Passes of the plain loader, which give the number of samples for every method."""
 
 
 def right(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 VERSION = f"py{sys.version_info.major}{sys.version_info.minor}{sys.version_info.micro}"
-_LEFT_OUT = {"site-packages", "test", "tests", "idle_test"}
-_PARTS = {0: "test", 1: "valid"}
+LEFT_OUT = {"site-packages", "test", "tests", "idle_test"}
+PARTS = {0: "test", 1: "valid"}
 
 
 def text(part: str) -> np.ndarray:
@@ -24,7 +24,7 @@ def text(part: str) -> np.ndarray:
     chosen = [
         path
         for path in sorted(paths)
-        if not _LEFT_OUT & set(path.parts)
-        and _PARTS.get(zlib.crc32(path.as_posix().encode()) % 10, "train") == part
+        if not LEFT_OUT & set(path.parts)
+        and PARTS.get(zlib.crc32(path.as_posix().encode()) % 10, "train") == part
     ]
     return np.frombuffer(b"\n".join((root / path).read_bytes() for path in chosen), dtype=np.uint8)

@@ -178,8 +178,12 @@ class SiftingCallback(Callback):
         self.loader, self._epochs = loader, EpochLoader(loader)
         if before is not None:
             kept = before.state_dict()
-            own = {} if same else {name: loader.state_dict()[name] for name in ("history", "score_every")}
-            loader.load_state_dict(kept | own | {"open": False, "epoch": kept["epoch"] + 1})
+            own = (
+                {}
+                if same
+                else {name: loader.state_dict()[name] for name in ("history", "score_every", "pipeline")}
+            )
+            loader.load_state_dict(kept | own | {"open": False, "epoch": kept["pipeline"]["epoch"] + 1})
         else:
             self._initial = copy.deepcopy(loader.state_dict())
         self._resume()

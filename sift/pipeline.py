@@ -366,5 +366,5 @@ class Pipeline(Reader):
 def _has_length(loader: Any) -> bool:
     try:
         return len(loader) >= 0
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return False

@@ -99,6 +99,11 @@ def _is_sequence(node: Any) -> bool:
     return isinstance(node, (list, tuple)) and not hasattr(node, "_fields")
 
 
+def _is_list_of_constants(node: Any) -> bool:
+    """Return whether a list holds only numbers and strings; looking at thousands of tokens one by one would take long."""
+    return _is_sequence(node) and set(map(type, node)) <= {int, float, bool, str, bytes}
+
+
 def _is_constant(node: Any) -> bool:
     return not any(isinstance(leaf, (torch.Tensor, np.ndarray)) for leaf in batches.leaves(node))
 
@@ -111,10 +116,14 @@ def _kind(node: Any) -> Any:
 
 def _possible(node: Any) -> set[int] | None:
     """Return the numbers of samples that a part of a batch may have; ``None`` for a constant."""
+    if isinstance(count := getattr(node, "num_graphs", None), int):  # without unpacking them
+        return {count}
     if (packed := batches.unpacked(node)) is not None:
         return {len(packed[0])}
     if isinstance(node, (torch.Tensor, np.ndarray)):
         return {node.shape[0]} if node.ndim else None
+    if _is_list_of_constants(node):
+        return {len(node)}
     if batches.children(node) is None:
         return None
     common = _common(node)
@@ -129,7 +138,7 @@ def _common(node: Any) -> set[int] | None:
 
 def _counts(node: Any) -> set[int]:
     """Return the numbers of samples that any part of a batch may have."""
-    parts = (batches.children(node) or {}).values()
+    parts = () if _is_list_of_constants(node) else (batches.children(node) or {}).values()
     return (_possible(node) or set()).union(*map(_counts, parts))
 
 

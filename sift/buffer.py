@@ -122,7 +122,7 @@ class LeftOver:
     """Samples that wait for the next pass: those of planned passes by their index, others as they were loaded.
 
     Attributes:
-        loaded: samples of a pass that was not planned, fewer than a batch, or a batch under ``torch.distributed``.
+        loaded: samples of a pass that was not planned.
         indices, weights: samples of a planned pass, int64 and float32 of shape (n,).
         first_indices, first_weights: those that the open pass began with.
     """

@@ -151,19 +151,23 @@ class Pipeline(Reader):
         self._buffer = Buffer(self.options.concatenate)
 
     def _finish(self) -> None:
-        """Let the chosen samples that filled no batch wait for the next pass, at most a batch of them."""
-        ahead, rest, size = self._ahead, self._buffer.drain(), self.batch_size or 1
+        """Let the chosen samples that filled no batch wait for the next pass: fewer than a batch.
+
+        A whole batch could be yielded in the next pass before the wrapped loader is asked for its first one.  If only one
+        rank begins so, and the wrapped loader begins with a collective, as Accelerate's does, the ranks wait for each other.
+        """
+        ahead, rest, most = self._ahead, self._buffer.drain(), (self.batch_size or 1) - 1
         self._over, self._ahead = True, None
         parts = list(filter(None, [ahead, rest]))
         chosen, plain = self.source.planned.chosen, not self.thinned and self.source.drop_last
         if self._plans and chosen is not None and not plain:
             self.report.uncount(sum(part.size for part in parts))  # the next pass loads them again
-            indices = chosen[self.taken : self.taken + size]
+            indices = chosen[self.taken : self.taken + most]
             self.left_over.weights = self._planned_weights(indices, self.taken)
             self.left_over.indices = indices
         elif parts:
             samples = join(parts, self.options.concatenate)
-            waiting = 0 if self.mode == ALL or plain else min(size, samples.size)
+            waiting = 0 if self.mode == ALL or plain else min(most, samples.size)
             self.report.add_cut(samples.size - waiting)
             if waiting:
                 self.left_over.loaded = samples.select(torch.arange(waiting))

@@ -80,7 +80,9 @@ class Form:
                 return []
         parts = {f"{path}/{name}": child for name, child in children.items()}
         doubtful = [inner for name, child in parts.items() for inner in self._doubtful(child, size, name)]
-        if any(self.lists.get(name, False) and not _is_constant(child) for name, child in parts.items()):
+        if doubtful and any(
+            self.lists.get(name, False) and not _is_constant(child) for name, child in parts.items()
+        ):
             self.lists |= {name: True for name in doubtful if name in parts}  # as the list beside it
             doubtful = [name for name in doubtful if name not in parts]
         return doubtful

@@ -159,29 +159,6 @@ def equal_counts():
     return results
 
 
-def lengths():
-    """Return for trainings with random options: the lengths said before and during each epoch, and the batches that came."""
-    results = []
-    for seed in range(6):
-        draw = random.Random(seed)
-        data = samples(draw.choice([90, 130]), seed)
-        loader = distributed(data, drop_last=draw.random() < 0.5)
-        policy = draw.choice([relative(0.5), top(0.3), relative(0.9)])
-        model = replica()
-        loader = sift(loader, model, CRITERION, policy=policy, seed=seed, weights=False)
-        for epoch in range(5):
-            before, during, count, stop = len(loader), set(), 0, 4 if epoch == 3 else 100
-            for x, y in loader:
-                CRITERION(model(x), y).mean().backward()
-                during.add(len(loader))
-                count += 1
-                if count == stop:
-                    break
-            left = loader._pipeline.left_over
-            results.append([before, sorted(during), count, len(left.indices), loader.epoch])
-    return results
-
-
 class Broken(Dataset):
     """Dataset of which rank 1 misses a sample."""
 

@@ -1,9 +1,12 @@
 """Sifting in real gloo processes: equal counts, no hang, errors on all ranks, global decisions."""
 
+import random
 from pathlib import Path
 
 import pytest
+import sift_ranks_kit as kit
 import torch
+import torch.distributed as dist
 from sift_ranks_kit import Ranks
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset

@@ -7,6 +7,7 @@ FOLDERS = {
     "loopwise.sift": "sift",
     "loopwise.compile": "compile",
     "loopwise.debug": "debug",
+    "loopwise.tune": "tune",
     "loopwise.report": "report",
     "loopwise.examples": "examples",
 }

@@ -18,6 +18,7 @@ COMMANDS = {
         "Write the page of a run as one HTML file that works offline.",
     ),
     "serve": ("loopwise.report.command:serve", "Serve the page of a run and update it during training."),
+    "tune": ("loopwise.tune.cli:command", "Tune the hyperparameters of any program, from what it prints."),
 }
 """Name -> (module:attribute of a click command, help)."""
 

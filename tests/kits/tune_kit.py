@@ -1,0 +1,42 @@
+"""Jobs and programs that the tests of tuning share."""
+
+import sys
+import textwrap
+
+from loopwise.tune import job_of
+
+PROGRAM = """
+import argparse, os, time
+parser = argparse.ArgumentParser()
+parser.add_argument("--x", type=float)
+parser.add_argument("--steps", type=int, default=3)
+arguments = parser.parse_args()
+for step in range(arguments.steps):
+    print(f"step {step} loss={(arguments.x - 0.3) ** 2 + 1 / (step + 1):.6f}")
+    time.sleep(float(os.environ.get("PAUSE", "0")))
+"""
+
+
+def program(folder, text=PROGRAM, name="train.py"):
+    """Write a program and return the command that calls it."""
+    path = folder / name
+    path.write_text(textwrap.dedent(text))
+    return f"{sys.executable} {path}"
+
+
+def described(command, **changes):
+    """Return the description of a job with one parameter."""
+    limits = {"trials": 4, "parallel": 2} | changes.pop("limits", {})
+    return {
+        "command": command,
+        "parameters": {"x": {"type": "continuous", "low": 0.0, "high": 1.0}},
+        "metrics": [{"name": "loss", "regex": r" loss=(\S+)"}],
+        "objective": {"metric": "loss", "goal": "minimize"},
+        "limits": limits,
+        "strategy": "random",
+    } | changes
+
+
+def job(command, **changes):
+    """Return a job with one parameter."""
+    return job_of(described(command, **changes), "job")

@@ -1,0 +1,325 @@
+"""Whole jobs with real programs: results, failures, stops, kills, and going on afterwards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tune_kit import PROGRAM, described, job, program
+
+from loopwise.errors import InputError, StateError
+from loopwise.tune import Tuner, run
+from loopwise.tune.process import supervise
+from loopwise.tune.study import FileLock, mend
+from loopwise.tune.tuner import recorded
+
+PATIENCE = 600
+"""Seconds to wait on a busy machine."""
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return value
+
+
+def alive(pid):
+    return supervise.identity(pid) is not None
+
+
+def test_a_job_finds_its_best_trial(tmp_path):
+    command = program(tmp_path) + " --x {x}"
+    best = run(job(command, limits={"trials": 5, "parallel": 2}), str(tmp_path / "run"))
+    trials = recorded(str(tmp_path / "run"))
+    assert len(trials) == 5
+    assert {trial.state for trial in trials} == {"finished"}
+    for trial in trials:
+        assert trial.objective == pytest.approx((trial.values["x"] - 0.3) ** 2 + 1 / 3, abs=1e-6)
+        assert len(trial.reports) == 3
+        assert trial.metrics == {"loss": trial.objective}
+    assert best.objective == min(trial.objective for trial in trials)
+
+
+def test_the_same_seed_gives_the_same_values(tmp_path):
+    command = program(tmp_path) + " --x {x} --steps 1"
+    values = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(job(command, seed=seed, limits={"trials": 3, "parallel": 1}), str(tmp_path / name))
+        values.append([trial.values["x"] for trial in recorded(str(tmp_path / name))])
+    assert values[0] == values[1] != values[2]
+
+
+def test_what_the_program_sees(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    monkeypatch.setenv("KEPT", "yes")
+    text = """
+    import json, os, sys
+    parameters = json.load(open(os.environ["LOOPWISE_PARAMETERS"]))
+    print(json.dumps({"arguments": sys.argv[1:], "parameters": parameters, "environment": dict(os.environ)}))
+    print(" loss=1")
+    """
+    described_job = job(
+        program(tmp_path, text) + " --x={x} {flag:amp} --epochs {epochs}",
+        parameters={
+            "x": {"type": "integer", "low": 3, "high": 4},
+            "amp": {"type": "categorical", "values": [True]},
+        },
+        static={"epochs": 7},
+        environment={"SM_LOG_LEVEL": "10", "SIZE": "size-{x}"},
+        limits={"trials": 1, "parallel": 1},
+    )
+    run(described_job, str(tmp_path / "run"))
+    seen = json.loads((tmp_path / "run/tune/trials/00000/0/stdout").read_text().splitlines()[0])
+    x = seen["parameters"]["x"]
+    assert seen["arguments"] == [f"--x={x}", "--amp", "--epochs", "7"]
+    assert seen["parameters"] == {"x": x, "amp": True, "epochs": 7}
+    assert (
+        seen["environment"].items()
+        >= {
+            "KEPT": "yes",
+            "SM_LOG_LEVEL": "10",
+            "SIZE": f"size-{x}",
+            "PYTHONUNBUFFERED": "1",
+            "LOOPWISE_TRIAL": "0",
+            "LOOPWISE_OBJECTIVE_METRIC": "loss",
+        }.items()
+    )
+    start = tmp_path / "run/tune/trials/00000/0/start.json"
+    assert start.stat().st_mode & 0o077 == 0  # the environment may hold secrets
+
+
+def test_a_grid_is_run_once_through(tmp_path):
+    parameters = {
+        "x": {"type": "categorical", "values": [0.1, 0.2, 0.3]},
+        "steps": {"type": "categorical", "values": [1, 2]},
+    }
+    described_job = job(
+        program(tmp_path) + " --x {x} --steps {steps}",
+        parameters=parameters,
+        strategy="grid",
+        limits={"trials": 99},
+    )
+    best = run(described_job, str(tmp_path / "run"))
+    values = [tuple(trial.values.values()) for trial in recorded(str(tmp_path / "run"))]
+    assert sorted(values) == [(x, steps) for x in (0.1, 0.2, 0.3) for steps in (1, 2)]
+    assert best.values == {"x": 0.3, "steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("raise ValueError('no data')", "ended with code 1; its last lines:\n.*\n.*ValueError: no data"),
+        (
+            "print('loss: 0.5')",
+            "no line matched .*; this line almost matches: 'loss: 0.5'; the regex .* would match it",
+        ),
+        ("print('nothing')", "no line matched ' loss=.*'; the last lines:\nnothing"),
+        ("print(' loss=nan')", "the objective is nan"),
+        ("print(' loss=inf')", "the objective is inf"),
+        ("print(' loss=low')", r"1 matches of ' loss=\(\\\\S\+\)' are no numbers"),
+    ],
+)
+def test_failures_are_explained(tmp_path, text, reason):
+    assert run(job(program(tmp_path, text), limits={"trials": 1}), str(tmp_path / "run")) is None
+    (trial,) = recorded(str(tmp_path / "run"))
+    assert trial.state == "failed"
+    import re
+
+    assert re.search(reason, trial.reason, re.DOTALL), trial.reason
+
+
+def test_a_program_that_fails_once_is_retried(tmp_path):
+    text = """
+    import os, sys
+    if not os.path.exists("once"):
+        open("once", "w").close()
+        sys.exit(3)
+    print(" loss=1")
+    """
+    command = f"sh -c 'cd {tmp_path} && {program(tmp_path, text)}'"
+    run(job(command, limits={"trials": 1, "retries": 1}), str(tmp_path / "run"))
+    (trial,) = recorded(str(tmp_path / "run"))
+    assert (trial.state, trial.attempts) == ("finished", 2)
+
+
+def test_limits_of_time(tmp_path):
+    text = "import time\nprint(' loss=2', flush=True)\ntime.sleep(1000)"
+    run(job(program(tmp_path, text), limits={"trials": 2, "trial_seconds": 5}), str(tmp_path / "a"))
+    first, _ = recorded(str(tmp_path / "a"))
+    assert (first.state, first.objective, first.reason) == ("stopped", 2.0, "more than 5 seconds")
+    run(job(program(tmp_path, text), limits={"trials": 2, "parallel": 1, "seconds": 5}), str(tmp_path / "b"))
+    (only,) = recorded(str(tmp_path / "b"))
+    assert (only.state, only.reason) == ("stopped", "the time of the job is up")
+
+
+def test_a_target_ends_the_job(tmp_path):
+    described_job = job(program(tmp_path) + " --x {x}", limits={"trials": 50, "parallel": 1, "target": 0.8})
+    best = run(described_job, str(tmp_path / "run"))
+    assert best.objective <= 0.8
+    assert len(recorded(str(tmp_path / "run"))) < 50
+
+
+def test_a_trial_that_is_worse_than_the_others_is_stopped(tmp_path):
+    text = """
+    import os, time
+    trial = int(os.environ["LOOPWISE_TRIAL"])
+    for step in range(4 if trial < 5 else 1000):
+        print(f" loss={1 if trial < 5 else 9}", flush=True)
+        time.sleep(0 if trial < 5 else 0.5)
+    """
+    described_job = job(program(tmp_path, text), early_stopping="auto", limits={"trials": 6, "parallel": 1})
+    run(described_job, str(tmp_path / "run"))
+    last = recorded(str(tmp_path / "run"))[-1]
+    assert (last.state, last.reason) == ("stopped", "worse than the median of the finished trials")
+    assert len(last.reports) < 10
+
+
+def test_a_whole_tree_of_processes_is_ended(tmp_path):
+    text = """
+    import os, subprocess, sys, time
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)"
+    child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    open("child", "w").write(str(child.pid))
+    print(" loss=1", flush=True)
+    """
+    command = f"sh -c 'cd {tmp_path} && {program(tmp_path, text)}'"
+    run(job(command, limits={"trials": 1}), str(tmp_path / "run"))
+    assert recorded(str(tmp_path / "run"))[0].state == "finished"
+    assert not alive(int((tmp_path / "child").read_text()))
+
+
+# -- kills ----------------------------------------------------------------------------------------
+
+
+def tuner_process(tmp_path, resume=False):
+    code = f"""
+    import json, sys
+    from loopwise.tune import job_of, run
+    run(job_of(json.load(open({str(tmp_path / "job.json")!r})), "job"), {str(tmp_path / "run")!r}, resume={resume})
+    """
+    path = tmp_path / "tuner.py"
+    path.write_text("\n".join(line[4:] for line in code.splitlines()))
+    return subprocess.Popen([sys.executable, str(path)], stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def killed(tmp_path, monkeypatch):
+    """Start a job of six trials and kill its tuner while the third and fourth run; return the folder."""
+    monkeypatch.setenv("PAUSE", "2")
+    content = described(program(tmp_path) + " --x {x}", limits={"trials": 6, "parallel": 2})
+    (tmp_path / "job.json").write_text(json.dumps(content))
+    process = tuner_process(tmp_path)
+    wait_for(lambda: (tmp_path / "run/tune/trials/00003/0/pid").exists())
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    return tmp_path
+
+
+def pids(folder):
+    return [json.loads(path.read_text())["pid"] for path in folder.glob("run/tune/trials/*/*/pid")]
+
+
+def test_a_killed_tuner_is_resumed_with_its_running_trials(killed):
+    assert any(alive(pid) for pid in pids(killed))  # trials outlive the tuner
+    process = tuner_process(killed, resume=True)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    trials = recorded(str(killed / "run"))
+    assert sorted(trial.number for trial in trials) == list(range(6))
+    assert {trial.state for trial in trials} == {"finished"}
+    assert {trial.attempts for trial in trials} == {1}  # nothing was repeated
+    assert not any(alive(pid) for pid in pids(killed))
+
+
+def test_trials_that_died_with_the_tuner_are_repeated(killed):
+    for pid in pids(killed):
+        if alive(pid):
+            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
+    process = tuner_process(killed, resume=True)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    trials = recorded(str(killed / "run"))
+    assert sorted(trial.number for trial in trials) == list(range(6))
+    assert {trial.state for trial in trials} == {"finished"}
+
+
+def test_interruption_ends_the_trials_and_leaves_a_job_to_resume(tmp_path, monkeypatch):
+    monkeypatch.setenv("PAUSE", "5")
+    content = described(program(tmp_path) + " --x {x} --steps 2", limits={"trials": 2, "parallel": 2})
+    (tmp_path / "job.json").write_text(json.dumps(content))
+    process = tuner_process(tmp_path)
+    wait_for(lambda: (tmp_path / "run/tune/trials/00001/0/pid").exists())
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=PATIENCE)
+    assert not any(alive(pid) for pid in pids(tmp_path))
+    assert recorded(str(tmp_path / "run")) == []
+    monkeypatch.setenv("PAUSE", "0")
+    process = tuner_process(tmp_path, resume=True)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    assert [(t.number, t.state, t.attempts) for t in recorded(str(tmp_path / "run"))] == [
+        (0, "finished", 2),
+        (1, "finished", 2),
+    ]
+
+
+# -- the folder -----------------------------------------------------------------------------------
+
+
+def test_a_folder_holds_one_job(tmp_path):
+    command, folder = program(tmp_path) + " --x {x} --steps 1", str(tmp_path / "run")
+    run(job(command, limits={"trials": 2}), folder)
+    with pytest.raises(StateError, match="already holds a run"):
+        run(job(command), folder)
+    with pytest.raises(InputError, match="differs from the one in .* in seed"):
+        run(job(command, seed=3), folder, resume=True)
+    run(job(command, limits={"trials": 3}), folder, resume=True)
+    assert len(recorded(folder)) == 3
+
+
+def test_two_tuners_in_one_folder(tmp_path):
+    command, folder = program(tmp_path) + " --x {x}", str(tmp_path / "run")
+    first = Tuner(job(command), folder)
+    with pytest.raises(StateError, match="another tuner works in"):
+        Tuner(job(command), folder, resume=True)
+    first._run.close()
+    os.close(first._lock)
+
+
+def test_a_torn_journal_is_mended(tmp_path):
+    path = tmp_path / "journal.log"
+    assert mend(path) == 0
+    path.write_bytes(b'{"a": 1}\n{"b"')
+    assert mend(path) == 4
+    assert path.read_bytes() == b'{"a": 1}\n'
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    code = f"""
+import os, time
+from loopwise.tune.study import FileLock
+FileLock({str(tmp_path / "journal")!r}).acquire()
+print("locked", flush=True)
+time.sleep(1000)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "locked\n"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    lock = FileLock(str(tmp_path / "journal"))
+    assert lock.acquire()
+    lock.release()
+
+
+def test_the_program_of_the_kit_is_a_program():
+    compile(PROGRAM, "train.py", "exec")

@@ -1,0 +1,216 @@
+"""Commands ``loopwise tune ...``."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from loopwise.errors import InputError, LoopwiseError
+
+from .job.files import job_of, read_job
+from .job.job import Job
+from .log.curves import Reader
+from .log.hints import hint
+from .table import live, number, trials_table
+from .tuner import Trial, Tuner, recorded
+
+EXAMPLES = 3
+"""Number of lines that ``try`` shows for each metric."""
+
+
+class _Group(click.Group):
+    """Group of commands that prints errors of Loopwise without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LoopwiseError as error:
+            raise click.ClickException(f"\n{error}") from error
+
+
+@click.group("tune", cls=_Group)
+def command() -> None:
+    """Tune the hyperparameters of any program, from what it prints."""
+
+
+@command.command("try")
+@click.argument("job_file")
+@click.option(
+    "--log", required=True, type=click.Path(exists=True, dir_okay=False), help="Log of an earlier run."
+)
+def try_log(job_file: str, log: str) -> None:
+    """Show what the metrics of JOB_FILE capture in a log, before anything is run."""
+    job, console = read_job(job_file), Console()
+    reader = Reader(job.metrics)
+    data = Path(log).read_bytes()
+    reader.feed(data)
+    reader.end()
+    lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").decode(errors="replace").split("\n")
+    for metric, pattern in zip(job.metrics, reader.patterns.patterns, strict=True):
+        curve = reader.curves[metric.name]
+        objective = " (objective)" if metric.name == job.objective.metric else ""
+        console.print(Text(metric.name, "bold"), Text(objective), Text(f" {metric.regex}", "dim"))
+        if not pattern.bounded:
+            console.print(
+                "  not in RE2's syntax: searched with a limit of time for each line", style="yellow"
+            )
+        if not curve.points:
+            console.print("  no line matches", style="red")
+            found = hint(metric.name, metric.regex, lines)
+            if found is not None:
+                console.print(Text(f"  almost: {found.line.strip()}"))
+                console.print(Text(f"  this regex would match it: {found.regex}", "green"))
+            continue
+        console.print(
+            f"  {len(curve.points)} values in {len(curve.reports)} reports, {curve.rejected} no numbers; "
+            f"{metric.value}: [bold]{number(curve.value())}[/bold]"
+        )
+        shown = [line for line in lines if any(True for _ in pattern.values(line.encode()))][-EXAMPLES:]
+        for line in shown:
+            text = Text(f"  {line}")
+            for _, (start, stop) in pattern.values(line.encode()):
+                text.stylize("bold green", start + 2, stop + 2)
+            console.print(text, soft_wrap=True)
+    if not reader.curves[job.objective.metric].points:
+        sys.exit(1)
+
+
+@command.command("run")
+@click.argument("job_file")
+@click.option("--folder", help="Run folder; default: runs/ and the name of the job file.")
+@click.option("--resume", is_flag=True, help="Go on with the job in that folder.")
+def run_job(job_file: str, folder: str | None, resume: bool) -> None:
+    """Run the job of JOB_FILE.  Ctrl-C ends its trials and leaves a folder that --resume goes on with."""
+    folder = folder or f"runs/{Path(job_file).stem}"
+    console = Console()
+    last = [0.0]
+    with Live(console=console, refresh_per_second=4, transient=console.is_terminal) as screen:
+
+        def show(tuner: Tuner) -> None:
+            if time.monotonic() - last[0] > 0.5 and console.is_terminal:
+                last[0] = time.monotonic()
+                screen.update(live(tuner))
+
+        tuner = Tuner(read_job(job_file), folder, resume, show)
+        try:
+            best = tuner.run()
+        except KeyboardInterrupt:
+            raise click.ClickException(
+                f"interrupted; go on with: loopwise tune run {job_file} --resume"
+            ) from None
+    console.print(trials_table(tuner.trials.values(), tuner.job.objective.metric, best and best.number))
+    if best is None:
+        raise click.ClickException(
+            "no trial finished; the reasons are in the table, and in loopwise tune show"
+        )
+    _print_best(best, tuner.job.objective.metric)
+
+
+@command.command("show")
+@click.argument("folder")
+def show_job(folder: str) -> None:
+    """List the ended trials of FOLDER, with the whole reasons of failures."""
+    job, trials = _job(folder), recorded(folder)
+    best = _best(job, trials)
+    Console().print(trials_table(trials, job.objective.metric, best and best.number))
+    for trial in trials:
+        if trial.state == "failed":
+            click.echo(f"\ntrial {trial.number} failed: {trial.reason}")
+
+
+@command.command("best")
+@click.argument("folder")
+def best_trial(folder: str) -> None:
+    """Print the best trial of FOLDER and its values, as JSON."""
+    job = _job(folder)
+    best = _best(job, recorded(folder))
+    if best is None:
+        raise click.ClickException("no trial has finished")
+    click.echo(
+        json.dumps({"trial": best.number, job.objective.metric: best.objective, "values": best.values})
+    )
+
+
+@command.command("logs")
+@click.argument("folder")
+@click.argument("trial", type=int)
+@click.option("-f", "--follow", is_flag=True, help="Go on printing while the trial runs.")
+@click.option("--stderr", is_flag=True, help="Print stderr in place of stdout.")
+def logs(folder: str, trial: int, follow: bool, stderr: bool) -> None:
+    """Print what the last attempt of TRIAL in FOLDER printed."""
+    attempts = Path(folder) / "tune" / "trials" / f"{trial:05d}"
+    numbers = sorted(int(path.name) for path in attempts.iterdir()) if attempts.is_dir() else []
+    if not numbers:
+        raise InputError(
+            f"trial {trial} of {folder!r}", "a trial that was started", "a typo", "see loopwise tune show"
+        )
+    attempt = attempts / str(numbers[-1])
+    with open(attempt / ("stderr" if stderr else "stdout"), "rb") as file:
+        while True:
+            data = file.read()
+            click.echo(data.decode(errors="replace"), nl=False)
+            if not follow or (not data and (attempt / "exit").exists()):
+                return
+            time.sleep(0.2)
+
+
+@command.command("export")
+@click.argument("folder")
+@click.argument("file", type=click.Path(dir_okay=False))
+def export(folder: str, file: str) -> None:
+    """Write the ended trials of FOLDER to FILE, by its ending .csv or .json."""
+    rows = [
+        {
+            "trial": t.number,
+            "state": t.state,
+            "objective": t.objective,
+            "seconds": t.seconds,
+            **t.values,
+            **t.metrics,
+        }
+        for t in recorded(folder)
+    ]
+    if file.endswith(".json"):
+        Path(file).write_text(json.dumps(rows, indent=1))
+    elif file.endswith(".csv"):
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        with open(file, "w", newline="") as stream:
+            writer = csv.DictWriter(stream, names)
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        raise InputError(
+            f"the file {file!r}", "an ending of .csv or .json", "another format", "name such a file"
+        )
+
+
+def _job(folder: str) -> Job:
+    path = Path(folder) / "tune" / "job.json"
+    if not path.exists():
+        raise InputError(
+            f"the folder {folder!r}, without a tuning job",
+            "the folder of loopwise tune run",
+            "a typo",
+            "check the path",
+        )
+    return job_of(json.loads(path.read_text())["job"], str(path))
+
+
+def _best(job: Job, trials: list[Trial]) -> Trial | None:
+    sign = 1 if job.objective.goal == "minimize" else -1
+    finished = [trial for trial in trials if trial.state == "finished" and trial.objective is not None]
+    return min(finished, key=lambda trial: sign * (trial.objective or 0.0), default=None)
+
+
+def _print_best(best: Trial, objective: str) -> None:
+    values = ", ".join(f"{name}={value}" for name, value in best.values.items())
+    click.echo(f"best: trial {best.number}, {objective} {number(best.objective)}: {values}")

@@ -1,0 +1,1 @@
+"""The tuning job: parameters, metrics, limits, and the command of a trial."""

@@ -1,0 +1,1 @@
+"""Metrics from what a program prints: lines, numbers, regular expressions, curves, suggestions."""

@@ -1,0 +1,1 @@
+"""Processes of trials: a supervisor for each, which outlives the tuner."""

@@ -1,0 +1,154 @@
+"""Run one program, and own every process that it starts.  The standard library only: each trial has such a process.
+
+Called as ``python supervise.py FOLDER``, in a session of its own.  FOLDER holds ``start.json`` with the program's
+arguments, environment, working folder, and the seconds that it may take.  Written by this process:
+
+``lock``     locked for as long as this process lives, so that no second attempt starts beside it
+``pid``      JSON: pid, start time and boot of this process; written before the program starts
+``stdout``, ``stderr``   what the program prints
+``exit``     JSON: code, reason (``ended``, ``stopped``, ``time``, ``not started``) and the time; written when all processes
+             have ended
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+GRACE = 10.0
+"""Seconds between the request to end and the kill."""
+PR_SET_CHILD_SUBREAPER = 36
+POLL = 0.05
+
+
+def identity(pid: int) -> dict[str, Any] | None:
+    """Return what identifies a process beyond its number, which is used again; ``None``: it does not run."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            boot = file.read().strip()
+    except OSError:
+        return None
+    if fields[0] in (b"Z", b"X"):
+        return None
+    return {"pid": pid, "start": int(fields[19]), "boot": boot}
+
+
+def write(path: str, content: Any) -> None:
+    """Write a JSON file in one piece, for the user's eyes only: it may hold an environment with secrets."""
+    with open(os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path + ".new", path)
+
+
+def descendants() -> list[int]:
+    """Return the processes below this one, orphans that it adopted included."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
+                children.setdefault(int(file.read().rpartition(b")")[2].split()[1]), []).append(int(name))
+    found, waiting = [], [os.getpid()]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
+
+
+def end(number: int) -> bool:
+    """Send a signal to all descendants; return whether there were any."""
+    found = descendants()
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+    return bool(found)
+
+
+class Supervisor:
+    """Supervisor of one program.
+
+    Args:
+        folder: the attempt's folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.reason = folder, "ended"
+        with open(f"{folder}/start.json") as file:
+            self.start: dict[str, Any] = json.load(file)
+
+    def run(self) -> None:
+        """Run the program until it and all of its processes have ended."""
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        write(f"{self.folder}/pid", identity(os.getpid()))
+        code: int | None = None
+        try:
+            with open(f"{self.folder}/stdout", "ab") as out, open(f"{self.folder}/stderr", "ab") as err:
+                program = subprocess.Popen(
+                    self.start["arguments"],
+                    cwd=self.start["folder"],
+                    env=self.start["environment"],
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            with open(f"{self.folder}/stderr", "a") as err:
+                err.write(f"{error}\n")
+            self.reason = "not started"
+        else:
+            code = self._wait(program)
+        write(f"{self.folder}/exit", {"code": code, "reason": self.reason, "time": time.time()})
+
+    def _stop(self, number: int, frame: Any) -> None:
+        self.reason = "stopped"
+
+    def _wait(self, program: subprocess.Popen[bytes]) -> int:
+        limit, began = self.start["seconds"], time.monotonic()
+        while program.poll() is None and self.reason == "ended":
+            time.sleep(POLL)
+            if limit is not None and time.monotonic() - began > limit:
+                self.reason = "time"
+        self._end_all(program)
+        return program.wait()
+
+    def _end_all(self, program: subprocess.Popen[bytes]) -> None:
+        """Ask all descendants to end, kill those that do not, and return when none is left."""
+        deadline = time.monotonic() + GRACE
+        alive = end(signal.SIGTERM)
+        while alive:
+            time.sleep(POLL)
+            program.poll()  # takes the program's own status, which waitpid below must not take
+            for pid in descendants():
+                if pid != program.pid:
+                    with contextlib.suppress(ChildProcessError):
+                        os.waitpid(pid, os.WNOHANG)
+            alive = end(signal.SIGKILL) if time.monotonic() > deadline else bool(descendants())
+
+
+def main(folder: str) -> None:
+    """Run the attempt in ``folder``, unless another supervisor runs it."""
+    with open(f"{folder}/lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        Supervisor(folder).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,51 @@
+"""Decide which trials to stop early, and when a job has found enough."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+
+LEAST = 4
+"""Number of finished trials that must have reached a report before another one is compared with them."""
+IMPROVEMENT = 0.01
+
+
+def averages(curve: Iterable[float]) -> list[float]:
+    """Return the running averages of a curve: element i is the mean of the first i + 1 values."""
+    result, total = [], 0.0
+    for count, value in enumerate(curve, 1):
+        total += value
+        result.append(total / count)
+    return result
+
+
+def is_worse(curve: Sequence[float], finished: Iterable[Sequence[float]], maximize: bool) -> bool:
+    """Return whether a running trial is to be stopped, by the rule of SageMaker's automatic model tuning.
+
+    Its present value is compared with the median of the running averages of the finished trials up to the same report.
+    Fewer than ``LEAST`` finished trials of that length decide nothing, and neither does NaN.
+
+    Args:
+        curve: reports of the objective of the running trial.
+        finished: reports of the objective of each finished trial.
+        maximize: a larger objective is better.
+    """
+    step = len(curve) - 1
+    if step < 0 or not math.isfinite(curve[step]):
+        return False
+    others = [averages(other[: step + 1])[step] for other in finished if len(other) > step]
+    others = [value for value in others if math.isfinite(value)]
+    if len(others) < LEAST:
+        return False
+    median = statistics.median(others)
+    return curve[step] < median if maximize else curve[step] > median
+
+
+def improves_no_more(values: Sequence[float], trials: int, maximize: bool) -> bool:
+    """Return whether the last ``trials`` objectives improved on the best one before them by less than 1 %."""
+    if len(values) <= trials:
+        return False
+    sign = -1 if maximize else 1
+    before, after = min(sign * v for v in values[:-trials]), min(sign * v for v in values[-trials:])
+    return after > before - IMPROVEMENT * abs(before)

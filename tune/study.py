@@ -1,0 +1,143 @@
+"""The study: which trials were asked for, and what became of them.  Optuna's journal is the only record."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from .job.job import Job
+from .job.parameters import Categorical
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class FileLock:
+    """Lock of a journal by ``flock``, which the kernel releases when its holder is killed.
+
+    Optuna's own lock is a file that stays, so that the next process waits for half a minute.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = f"{path}.lock"
+        self._file: int | None = None
+
+    def acquire(self) -> bool:
+        self._file = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+        self._file = None
+
+
+def mend(path: Path) -> int:
+    """Cut a journal back to its last whole line, under its lock; return the number of bytes that were cut."""
+    if not path.exists():
+        return 0
+    lock = FileLock(str(path))
+    lock.acquire()
+    try:
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            os.truncate(path, whole)
+        return len(data) - whole
+    finally:
+        lock.release()
+
+
+class Study:
+    """Trials of one job.
+
+    Each trial is asked for with a sampler of its own, seeded by the job's seed and the trial's number, so that a resumed
+    job does not draw the same points again.
+
+    Args:
+        job: the job.
+        journal: file of the journal; it is made if it does not exist.
+    """
+
+    def __init__(self, job: Job, journal: Path) -> None:
+        self.job = job
+        mend(journal)
+        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=FileLock(str(journal))))
+        self.study = optuna.create_study(
+            storage=storage,
+            study_name="job",
+            direction=job.objective.goal,
+            load_if_exists=True,
+        )
+        self._distributions = {name: part.distribution() for name, part in job.parameters.items()}
+        self._grid = self._points() if job.strategy == "grid" else None
+
+    def _points(self) -> list[dict[str, Any]]:
+        parts = [part for part in self.job.parameters.values() if isinstance(part, Categorical)]
+        rows = itertools.product(*([part.stored(value) for value in part.values] for part in parts))
+        return [dict(zip(self.job.parameters, row, strict=True)) for row in rows]
+
+    @property
+    def limit(self) -> int:
+        """Number of trials of the job."""
+        trials = self.job.limits.trials
+        return trials if self._grid is None else min(trials, len(self._grid))
+
+    def trials(self) -> list[FrozenTrial]:
+        """Return all trials in order, those that run included."""
+        return self.study.get_trials(deepcopy=False)
+
+    def ask(self) -> Trial:
+        """Return a new trial with its values."""
+        number = len(self.trials())
+        self.study.sampler = self._sampler(number)
+        if self._grid is not None:
+            self.study.enqueue_trial(self._grid[number])
+        return self.study.ask(self._distributions)
+
+    def values(self, trial: FrozenTrial | Trial) -> dict[str, Any]:
+        """Return all values that a trial's program gets."""
+        return self.job.values(trial.params)
+
+    def tell(self, number: int, reports: list[float], value: float | None, stopped: bool) -> None:
+        """Record the end of a trial; ``value=None``: it failed.  A trial that was told before stays as it is."""
+        if value is None:
+            self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+        elif stopped:
+            trial = self.trials()[number]
+            if trial.state == TrialState.RUNNING:
+                live = Trial(
+                    self.study, trial._trial_id
+                )  # ``ask`` alone returns one, perhaps in an earlier process
+                for step, report in enumerate([*reports[:-1], value]):
+                    if math.isfinite(report):
+                        live.report(report, step)
+            self.study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)  # with the last report
+        else:
+            self.study.tell(number, value, skip_if_finished=True)
+
+    def best(self) -> FrozenTrial | None:
+        """Return the finished trial with the best objective."""
+        finished = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
+        sign = 1 if self.job.objective.goal == "minimize" else -1
+        return min(finished, key=lambda trial: sign * (trial.value or 0.0), default=None)
+
+    def _sampler(self, number: int) -> BaseSampler:
+        seed = int(np.random.SeedSequence([self.job.seed, number]).generate_state(1)[0])
+        return RandomSampler(seed=seed) if self.job.strategy == "random" else TPESampler(seed=seed)
+
+
+def running(study: Study) -> Iterator[FrozenTrial]:
+    """Yield the trials that were asked for and not told."""
+    return (trial for trial in study.trials() if trial.state == TrialState.RUNNING)

@@ -1,0 +1,395 @@
+"""Run the trials of a job: start, follow, stop, retry, and go on where an earlier tuner was killed."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loopwise.errors import InputError, StateError
+from loopwise.run import Run, read
+
+from .job.command import arguments, filled, validate_program
+from .job.job import Job
+from .log.curves import Curve
+from .log.hints import hint
+from .process import supervise
+from .process.attempt import Attempt
+from .stopping import improves_no_more, is_worse
+from .study import Study, running
+
+POLL = 0.1
+"""Seconds between two looks at the running trials."""
+LOST = 3
+"""Number of attempts of a trial whose supervisor was killed before it is given up."""
+
+
+@dataclass(slots=True)
+class Trial:
+    """A trial of which an attempt runs, or that has ended.
+
+    Attributes:
+        state: ``running``, ``finished``, ``stopped`` early, or ``failed``.
+        reason: why it failed or was stopped.
+        objective: its value, if the log told one.
+        reports: the objective's values by distinct report.
+        metrics: name -> value.
+        seconds: time of all attempts.
+    """
+
+    number: int
+    values: dict[str, Any]
+    state: str = "running"
+    reason: str = ""
+    objective: float | None = None
+    reports: list[float] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    attempts: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Running:
+    trial: Trial
+    attempt: Attempt
+    began: float
+    stopping: bool = False
+
+
+class Tuner:
+    """Tuner of one job in one folder.
+
+    Args:
+        job: the job.
+        folder: the run folder; the trials' folders are in its ``tune/trials``.  Programs start in the present working
+            folder, also those of a resumed job.
+        resume: go on with the job that the folder holds.
+        show: function that is called with the tuner a few times a second.
+
+    Attributes:
+        trials: number -> trial.
+
+    Raises:
+        InputError: the folder holds another job, or the program cannot be executed.
+        StateError: the folder holds a run and ``resume`` is false, or another tuner works in it.
+    """
+
+    def __init__(
+        self, job: Job, folder: str, resume: bool = False, show: Callable[[Tuner], None] | None = None
+    ) -> None:
+        self.job, self.folder, self._show = job, Path(folder), show
+        self._files, self._cwd = self.folder / "tune", os.getcwd()
+        self._lock = self._locked()
+        try:
+            self._run = Run(folder, resume=resume)
+            self._validate_same_job()
+            validate_program(job.command, self._cwd)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self.study = Study(job, self._files / "journal.log")
+        self.trials: dict[int, Trial] = {}
+        self._running: dict[int, _Running] = {}
+        self._curves: list[list[float]] = []
+        self._interrupted = False
+        self.began = time.monotonic()
+
+    # -- the folder -----------------------------------------------------------------------------
+
+    def _locked(self) -> int:
+        self._files.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self._files / "tuner.lock", os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise StateError(
+                f"another tuner works in {str(self.folder)!r}",
+                "one tuner for each folder",
+                "the same job was started twice",
+                "wait for it, end it, or give another folder",
+            ) from None
+        return lock
+
+    def _validate_same_job(self) -> None:
+        path, own = self._files / "job.json", self.job.model_dump(mode="json")
+        if not path.exists():
+            supervise.write(str(path), {"job": own, "folder": self._cwd})
+            return
+        content = json.loads(path.read_text())
+        before, self._cwd = content["job"], content["folder"]
+        free = {"limits", "early_stopping"}
+        changed = sorted(name for name in own if name not in free and own[name] != before.get(name))
+        if changed:
+            raise InputError(
+                f"a job that differs from the one in {str(self.folder)!r} in {', '.join(changed)}",
+                "the same job; limits and early_stopping may change",
+                "the job file was edited",
+                "undo the edit, or give another folder",
+            )
+        supervise.write(str(path), {"job": own, "folder": self._cwd})
+
+    def _attempt(self, number: int, attempt: int) -> Attempt:
+        folder = self._files / "trials" / f"{number:05d}" / str(attempt)
+        return Attempt(folder.absolute(), list(self.job.metrics))
+
+    # -- the job --------------------------------------------------------------------------------
+
+    def run(self) -> Trial | None:
+        """Run the job to its end and return the best trial; ``None``: no trial finished.
+
+        After Ctrl-C the running trials are ended, and the folder can be resumed.
+        """
+        state = "failed"
+        try:
+            self._recall()
+            while not self._step():
+                time.sleep(POLL)
+            state = "finished"
+        except KeyboardInterrupt:
+            self._interrupt()
+            raise
+        finally:
+            self._run.close(state)
+            os.close(self._lock)
+        return self.best()
+
+    def best(self) -> Trial | None:
+        """Return the finished trial with the best objective."""
+        best = self.study.best()
+        return None if best is None else self.trials[best.number]
+
+    def _step(self) -> bool:
+        """Start, follow and end trials; return whether the job is over."""
+        for number in list(self._running):
+            self._follow(self._running[number])
+        over = self._over()
+        if over:
+            for entry in self._running.values():
+                self._stop(entry, over)
+        while (
+            not over and len(self._running) < self.job.limits.parallel and len(self.trials) < self.study.limit
+        ):
+            asked = self.study.ask()
+            self._start(Trial(asked.number, self.study.values(asked)))
+        if self._show is not None:
+            self._show(self)
+        return not self._running
+
+    def _over(self) -> str:
+        """Return why no further trial is to be started; empty: the job goes on."""
+        limits, maximize = self.job.limits, self.job.objective.goal == "maximize"
+        if limits.seconds is not None and time.monotonic() - self.began > limits.seconds:
+            return "the time of the job is up"
+        done = [
+            t.objective for t in self.trials.values() if t.state == "finished" and t.objective is not None
+        ]
+        if limits.target is not None and any(
+            v >= limits.target if maximize else v <= limits.target for v in done
+        ):
+            return "the target was reached"
+        if limits.not_improving is not None and improves_no_more(done, limits.not_improving, maximize):
+            return f"{limits.not_improving} trials did not improve the objective by 1 %"
+        return ""
+
+    # -- one trial ------------------------------------------------------------------------------
+
+    def _start(self, trial: Trial) -> None:
+        """Start the next attempt of a trial."""
+        attempt = self._attempt(trial.number, trial.attempts)
+        own = {
+            "LOOPWISE_TRIAL": str(trial.number),
+            "LOOPWISE_PARAMETERS": str(attempt.folder / "params.json"),
+            "LOOPWISE_OBJECTIVE_METRIC": self.job.objective.metric,
+            "PYTHONUNBUFFERED": "1",
+        }
+        fixed = {name: filled(text, trial.values) for name, text in self.job.environment.items()}
+        attempt.start(
+            arguments(self.job.command, trial.values),
+            {**os.environ, **own, **fixed},
+            self._cwd,
+            trial.values,
+            self.job.limits.trial_seconds,
+        )
+        self._begin(trial, attempt)
+
+    def _begin(self, trial: Trial, attempt: Attempt) -> None:
+        trial.attempts += 1
+        self.trials[trial.number] = trial
+        self._running[trial.number] = _Running(trial, attempt, time.monotonic())
+
+    def _stop(self, entry: _Running, reason: str) -> None:
+        if not entry.stopping:
+            entry.stopping, entry.trial.reason = True, reason
+            supervise.write(f"{entry.attempt.folder}/stopped", reason)
+        entry.attempt.stop()
+
+    def _follow(self, entry: _Running) -> None:
+        """Read what a trial has printed, stop it if it is worse than the others, and end it if its program has ended."""
+        alive = entry.attempt.alive()  # asked before reading, so that nothing is printed after the last look
+        entry.attempt.follow()
+        curve = entry.attempt.reader.curves[self.job.objective.metric]
+        trial, known = entry.trial, len(entry.trial.reports)
+        trial.reports, trial.objective = list(curve.reports), curve.value()
+        if not alive:
+            self._end(entry)
+        elif len(trial.reports) > known and not entry.stopping and self._is_worse(trial):
+            self._stop(entry, "worse than the median of the finished trials")
+
+    def _is_worse(self, trial: Trial) -> bool:
+        maximize = self.job.objective.goal == "maximize"
+        return self.job.early_stopping == "auto" and is_worse(trial.reports, self._curves, maximize)
+
+    def _end(self, entry: _Running) -> None:
+        """Decide what became of an attempt, and record it or start the next one."""
+        trial, ending = entry.trial, entry.attempt.ending()
+        curves = entry.attempt.drain()
+        curve = curves[self.job.objective.metric]
+        trial.seconds += time.monotonic() - entry.began
+        trial.reports, trial.objective = list(curve.reports), curve.value()
+        trial.metrics = {
+            name: value for name, other in curves.items() if (value := other.value()) is not None
+        }
+        del self._running[trial.number]
+        if self._interrupted:
+            return
+        failure = self._failure(entry, ending, curve)
+        lost = ending is None
+        if failure and not entry.stopping and trial.attempts <= (LOST if lost else self.job.limits.retries):
+            self._start(trial)
+            return
+        stopped = entry.stopping or (ending is not None and ending["reason"] == "time")
+        if stopped and not trial.reason:
+            trial.reason = f"more than {self.job.limits.trial_seconds:g} seconds"
+        trial.state = "failed" if failure else "stopped" if stopped else "finished"
+        trial.reason = failure or trial.reason
+        self._record(trial)
+
+    def _failure(self, entry: _Running, ending: dict[str, Any] | None, curve: Curve) -> str:
+        """Return why an attempt failed; empty: it gave a value of the objective."""
+        stopped = entry.stopping or (ending is not None and ending["reason"] == "time")
+        if ending is None and not entry.stopping:
+            return "its supervisor was killed"
+        if ending is not None and not stopped and ending["code"] != 0:
+            last = "\n".join(entry.attempt.tail())
+            what = "could not be started" if ending["code"] is None else f"ended with code {ending['code']}"
+            return f"the program {what}; its last lines:\n{last}"
+        if curve.value() is None:
+            return self._missing(entry, curve)
+        return "" if math.isfinite(curve.value() or 0.0) else f"the objective is {curve.value()}"
+
+    def _missing(self, entry: _Running, curve: Curve) -> str:
+        metric = next(m for m in self.job.metrics if m.name == self.job.objective.metric)
+        lines = [line for stream in ("stdout", "stderr") for line in _texts(entry.attempt.folder / stream)]
+        found = hint(metric.name, metric.regex, lines)
+        if curve.rejected:
+            what = f"{curve.rejected} matches of {metric.regex!r} are no numbers"
+        else:
+            what = f"no line matched {metric.regex!r}"
+        if found is not None:
+            return f"{what}; this line almost matches: {found.line.strip()!r}; the regex {found.regex!r} would match it"
+        return what + "; the last lines:\n" + "\n".join(entry.attempt.tail())
+
+    def _record(self, trial: Trial) -> None:
+        """Tell the study, and the run folder, what became of a trial."""
+        value = None if trial.state == "failed" else trial.objective
+        if trial.state == "finished":
+            self._curves.append(trial.reports)
+        record = {name: getattr(trial, name) for name in Trial.__slots__}
+        self._run.append("tune", "trials", record)
+        self.study.tell(trial.number, trial.reports, value, trial.state == "stopped")
+
+    # -- after a kill ---------------------------------------------------------------------------
+
+    def _recall(self) -> None:
+        """Take over what an earlier tuner left: records of ended trials, programs that still run, attempts to repeat."""
+        for trial in recorded(str(self.folder)):
+            self.trials[trial.number] = trial
+            if trial.state == "finished":
+                self._curves.append(trial.reports)
+        for frozen in running(self.study):
+            before = self.trials.get(frozen.number)
+            if before is not None:  # recorded, and killed before the study was told
+                value = None if before.state == "failed" else before.objective
+                self.study.tell(frozen.number, before.reports, value, before.state == "stopped")
+                continue
+            self._take_over(Trial(frozen.number, self.study.values(frozen)))
+
+    def _take_over(self, trial: Trial) -> None:
+        folder = self._files / "trials" / f"{trial.number:05d}"
+        done = sorted(int(path.name) for path in folder.iterdir()) if folder.exists() else []
+        if not done:
+            self._start(trial)
+            return
+        attempt = self._attempt(trial.number, done[-1])
+        trial.attempts = done[-1]
+        marked = (attempt.folder / "stopped").exists()
+        ending = attempt.ending()
+        if not attempt.alive() and (ending is None or (ending["reason"] == "stopped" and not marked)):
+            trial.attempts += 1
+            self._start(trial)  # killed or interrupted with the tuner
+            return
+        self._begin(trial, attempt)
+        self._running[trial.number].stopping = marked
+
+    def _interrupt(self) -> None:
+        """End the running trials; a resumed job repeats them."""
+        self._interrupted = True
+        for entry in self._running.values():
+            entry.attempt.stop()
+        while self._running:
+            for entry in list(self._running.values()):
+                if not entry.attempt.alive():
+                    del self._running[entry.trial.number]
+            time.sleep(POLL)
+
+
+def recorded(folder: str) -> list[Trial]:
+    """Return the ended trials that a run folder records.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
+    records, _ = read(folder, "tune", "trials")
+    return [_trial(record) for record in records]
+
+
+def _trial(record: dict[str, Any]) -> Trial:
+    trial = Trial(**record)  # JSON has no NaN, so that the run's files hold its name
+    trial.reports = [float(value) for value in trial.reports]
+    trial.metrics = {name: float(value) for name, value in trial.metrics.items()}
+    trial.objective = None if trial.objective is None else float(trial.objective)
+    return trial
+
+
+def _texts(path: Path) -> list[str]:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 2**20))
+            return file.read().decode(errors="replace").replace("\r", "\n").split("\n")
+    except FileNotFoundError:
+        return []
+
+
+def run(
+    job: Job, folder: str, *, resume: bool = False, show: Callable[[Tuner], None] | None = None
+) -> Trial | None:
+    """Run a tuning job and return its best trial; ``None``: no trial finished.
+
+    Args:
+        job: the job.
+        folder: the run folder.
+        resume: go on with the job that the folder holds.
+        show: function that is called with the ``Tuner`` a few times a second.
+
+    Raises:
+        InputError: the folder holds another job, or the program cannot be executed.
+        StateError: the folder holds a run and ``resume`` is false, or another tuner works in it.
+    """
+    return Tuner(job, folder, resume, show).run()

@@ -141,6 +141,7 @@ def train(args: argparse.Namespace, loop: str, progress: Progress) -> Result:
         start = time.perf_counter()
         model.train()
         for epoch in range(args.epochs):
+            total, count = torch.zeros(()), 0
             for images, labels in loader:
                 if loop == "all":
                     result.searching += prepare(result.step, (images, labels))
@@ -152,10 +153,16 @@ def train(args: argparse.Namespace, loop: str, progress: Progress) -> Result:
                     loss = criterion(model(images), labels)
                     loss.backward()
                     optimizer.step()
+                total += loss.detach() * len(labels)
+                count += len(labels)
                 result.trained += len(labels)
                 progress.update(bar, completed=result.trained if loop == "plain" else loader.report().seen)
             schedule.step()
             progress.update(bar, completed=(epoch + 1) * len(dataset))
+            if args.only:
+                share = accuracy(model, test_images, test_labels)
+                line = f"epoch {epoch + 1} loss={total / count:.4f} accuracy={share:.4f}"
+                progress.console.print(line, markup=False, highlight=False)
         result.seconds = time.perf_counter() - start
     if loop != "plain":
         result.scoring = loader.report().scoring_seconds

@@ -107,7 +107,9 @@ def run_job(job_file: str, folder: str | None, resume: bool) -> None:
             raise click.ClickException(
                 f"interrupted; go on with: loopwise tune run {job_file} --resume"
             ) from None
-    console.print(trials_table(tuner.trials.values(), tuner.job.objective.metric, best and best.number))
+    console.print(
+        trials_table(tuner.trials.values(), tuner.job.objective.metric, None if best is None else best.number)
+    )
     if best is None:
         raise click.ClickException(
             "no trial finished; the reasons are in the table, and in loopwise tune show"
@@ -121,7 +123,7 @@ def show_job(folder: str) -> None:
     """List the ended trials of FOLDER, with the whole reasons of failures."""
     job, trials = _job(folder), recorded(folder)
     best = _best(job, trials)
-    Console().print(trials_table(trials, job.objective.metric, best and best.number))
+    Console().print(trials_table(trials, job.objective.metric, None if best is None else best.number))
     for trial in trials:
         if trial.state == "failed":
             click.echo(f"\ntrial {trial.number} failed: {trial.reason}")

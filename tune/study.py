@@ -73,7 +73,8 @@ class Study:
     def __init__(self, job: Job, journal: Path) -> None:
         self.job = job
         mend(journal)
-        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=FileLock(str(journal))))
+        lock: Any = FileLock(str(journal))  # the class of Optuna's locks is private
+        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
         self.study = optuna.create_study(
             storage=storage,
             study_name="job",

@@ -1,4 +1,14 @@
-"""Run the trials of a job: start, follow, stop, retry, and go on where an earlier tuner was killed."""
+"""Run the trials of a job: start, follow, stop, retry, and go on where an earlier tuner was killed.
+
+Files in the folder ``tune`` of a run:
+
+``job.json``          the job, and the folder in which programs start
+``journal.log``       Optuna's journal: which values were asked for, and what became of them; ``optuna-dashboard`` opens it
+``trials.rank0.<n>.jsonl``   one record for each ended trial, with the fields of ``loopwise.tune.Trial``, and ``best``: it was
+                      the best one so far
+``trials/<number>/<attempt>``   one folder for each attempt
+``tuner.lock``        locked while a tuner works in the folder
+"""
 
 from __future__ import annotations
 
@@ -302,8 +312,17 @@ class Tuner:
         if trial.state == "finished":
             self._curves.append(trial.reports)
         record = {name: getattr(trial, name) for name in Trial.__slots__}
+        record["best"] = trial.state == "finished" and self._is_best(trial)
         self._run.append("tune", "trials", record)
         self.study.tell(trial.number, trial.reports, value, trial.state == "stopped")
+
+    def _is_best(self, trial: Trial) -> bool:
+        best = self.best()
+        if best is None or best.objective is None or trial.objective is None:
+            return True
+        if self.job.objective.goal == "maximize":
+            return trial.objective > best.objective
+        return trial.objective < best.objective
 
     # -- after a kill ---------------------------------------------------------------------------
 
@@ -361,7 +380,9 @@ def recorded(folder: str) -> list[Trial]:
 
 
 def _trial(record: dict[str, Any]) -> Trial:
-    trial = Trial(**record)  # JSON has no NaN, so that the run's files hold its name
+    trial = Trial(
+        **{name: record[name] for name in Trial.__slots__}
+    )  # JSON has no NaN, so that the run's files hold its name
     trial.reports = [float(value) for value in trial.reports]
     trial.metrics = {name: float(value) for name, value in trial.metrics.items()}
     trial.objective = None if trial.objective is None else float(trial.objective)

@@ -16,6 +16,8 @@ SPECIFICATIONS = {
     "Plans and events of compiled steps": "compile/events.py",
     "Plans": "compile/plan.py",
     "Compiled code": "compile/cache.py",
+    "Tuning job": "tune/tuner.py",
+    "Attempt at a trial": "tune/process/supervise.py",
     "Sections of the page": "report/sections.py",
     "The page itself": "report/page.py",
 }
@@ -40,6 +42,7 @@ ends.
 | `debug/system...`, `debug/phases...`, `debug/operators...` | the profile of a `Watch` | [profile](#profile-samples-phases-operators), [phases](#phases-of-a-step), [operators](#operators) |
 | `debug/trace.rank<r>.step<n>.json.gz` | `Profile(windows=...)`: a trace for Perfetto | |
 | `debug/blackbox/step<n>.rank<r>.pt` | `Watch`, when something goes wrong | [last steps](#last-steps-before-an-alarm) |
+| `tune/` | `loopwise tune run` | [tuning job](#tuning-job), [attempts](#attempt-at-a-trial) |
 | `report.html` | `loopwise report` | [sections](#sections-of-the-page) |
 
 | file outside of a run | written by | section |

@@ -5,7 +5,14 @@ from __future__ import annotations
 from .docstrings import docstring, sentence
 from .rooms import ROOT, graph, layers
 
-TITLES = {"sift": "sift", "compile": "compile", "debug": "debug", "report": "report", "base": "base"}
+TITLES = {
+    "sift": "sift",
+    "compile": "compile",
+    "debug": "debug",
+    "tune": "tune",
+    "report": "report",
+    "base": "base",
+}
 
 
 def purpose(part: str, room: str) -> str:

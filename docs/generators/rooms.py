@@ -16,6 +16,7 @@ NAMES = {
     "sift": "loopwise.sift",
     "compile": "loopwise.compile",
     "debug": "loopwise.debug",
+    "tune": "loopwise.tune",
     "report": "loopwise.report",
 }
 """Folder -> the package it is imported as."""

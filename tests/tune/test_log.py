@@ -11,9 +11,9 @@ from loopwise.errors import InputError
 from loopwise.tune import Metric
 from loopwise.tune.log.curves import Reader
 from loopwise.tune.log.hints import hint
-from loopwise.tune.log.lines import LONGEST, Lines
 from loopwise.tune.log.numbers import number
 from loopwise.tune.log.patterns import TIMEOUTS, Pattern
+from loopwise.tune.log.splitting import LONGEST, Lines
 
 LOGS = Path(__file__).parent / "logs"
 N = r"([-+]?[\d.]+(?:[eE][-+]?\d+)?|nan|inf|-inf)"
@@ -51,7 +51,7 @@ def read(data, regex, piece=None, **options):
         ("", None),
         ("1,23", None),
         ("12 apples", None),
-        ("１２", None),
+        ("\uff11\uff12", None),
     ],
 )
 def test_numbers(text, value):

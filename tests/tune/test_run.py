@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -129,8 +130,6 @@ def test_failures_are_explained(tmp_path, text, reason):
     assert run(job(program(tmp_path, text), limits={"trials": 1}), str(tmp_path / "run")) is None
     (trial,) = recorded(str(tmp_path / "run"))
     assert trial.state == "failed"
-    import re
-
     assert re.search(reason, trial.reason, re.DOTALL), trial.reason
 
 
@@ -280,7 +279,7 @@ def test_a_folder_holds_one_job(tmp_path):
     run(job(command, limits={"trials": 2}), folder)
     with pytest.raises(StateError, match="already holds a run"):
         run(job(command), folder)
-    with pytest.raises(InputError, match="differs from the one in .* in seed"):
+    with pytest.raises(InputError, match=r"differs from the one in .* in seed"):
         run(job(command, seed=3), folder, resume=True)
     run(job(command, limits={"trials": 3}), folder, resume=True)
     assert len(recorded(folder)) == 3

@@ -56,7 +56,7 @@ class Objective(_Strict):
 
 
 class Limits(_Strict):
-    """When a job ends.
+    """Limits of a job.
 
     Args:
         trials: number of trials.

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from .lines import Line, Lines
 from .numbers import number
 from .patterns import Pattern, Patterns
+from .splitting import Line, Lines
 
 REPORT = b'{"loopwise"'
 """Beginning of a line by which a program reports metrics without a regular expression."""
@@ -19,9 +19,14 @@ REPORT = b'{"loopwise"'
 class Definition(Protocol):
     """Name, regular expression and rule of a metric."""
 
-    name: str
-    regex: str
-    value: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def regex(self) -> str: ...
+
+    @property
+    def value(self) -> str: ...
 
 
 class Point(NamedTuple):

@@ -80,7 +80,8 @@ class Attempt:
 
     def ending(self) -> dict[str, Any] | None:
         """Return code, reason and time of the end; ``None``: the attempt has not ended, or its supervisor was killed."""
-        return self._json("exit")
+        ending: dict[str, Any] | None = self._json("exit")
+        return ending
 
     def follow(self) -> bool:
         """Read what the program has printed since the last call; return whether more may be waiting."""

@@ -1,0 +1,123 @@
+"""The commands ``loopwise tune ...`` and the section of the page."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from tune_kit import described, program
+
+from loopwise.cli import main
+from loopwise.report import report
+from loopwise.tune.page import sections
+
+
+def call(*arguments, code=0):
+    result = CliRunner().invoke(main, ["tune", *map(str, arguments)], env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def write_job(folder, content):
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """Return the file and the folder of a job of four trials, of which one fails."""
+    folder = tmp_path_factory.mktemp("done")
+    text = """
+    import os, sys
+    if os.environ["LOOPWISE_TRIAL"] == "2":
+        sys.exit("out of luck")
+    for step in range(3):
+        print(f" loss={float(sys.argv[1]) + 1 / (step + 1):.4f}")
+    """
+    parameters = {
+        "x": {"type": "continuous", "low": 0.0, "high": 1.0},
+        "kind": {"type": "categorical", "values": ["a", "b"]},
+    }
+    content = described(program(folder, text) + " {x} {kind}", parameters=parameters)
+    path = write_job(folder, content)
+    output = call("run", path, "--folder", folder / "run")
+    assert "best: trial" in output
+    return path, folder / "run"
+
+
+def test_a_job_is_shown_and_exported(done, tmp_path):
+    _, folder = done
+    shown = call("show", folder)
+    assert shown.count("finished") == 3
+    assert "trial 2 failed: the program ended with code 1; its last lines:\nout of luck" in shown
+    best = json.loads(call("best", folder))
+    call("export", folder, tmp_path / "trials.csv")
+    rows = list(csv.DictReader((tmp_path / "trials.csv").read_text().splitlines()))
+    assert len(rows) == 4
+    finished = [float(row["objective"]) for row in rows if row["state"] == "finished"]
+    assert best["loss"] == min(finished)
+    call("export", folder, tmp_path / "trials.json")
+    assert len(json.loads((tmp_path / "trials.json").read_text())) == 4
+    assert "an ending of .csv or .json" in call("export", folder, tmp_path / "trials.txt", code=1)
+
+
+def test_logs(done):
+    _, folder = done
+    assert call("logs", folder, 0).count(" loss=") == 3
+    assert call("logs", folder, 0, "-f").count(" loss=") == 3
+    assert call("logs", folder, 2, "--stderr") == "out of luck\n"
+    assert "a trial that was started" in call("logs", folder, 9, code=1)
+
+
+def test_a_folder_that_is_used_again(done):
+    path, folder = done
+    assert "already holds a run" in call("run", path, "--folder", folder, code=1)
+    assert "best: trial" in call("run", path, "--folder", folder, "--resume")
+    assert "without a tuning job" in call("show", folder.parent, code=1)
+
+
+def test_a_log_is_tried_before_anything_is_run(tmp_path):
+    path = write_job(tmp_path, described("python train.py {x}"))
+    log = tmp_path / "old.log"
+    log.write_text("epoch 0 loss=0.5\nepoch 1 loss=0.25\nepoch 2 loss=low\n")
+    output = call("try", path, "--log", log)
+    assert "2 values in 2 reports, 1 no numbers; last: 0.25" in output
+    assert "epoch 1 loss=0.25" in output
+    log.write_text("{'loss': '0.6716', 'epoch': '0.5'}\n")
+    output = call("try", path, "--log", log, code=1)
+    assert "no line matches" in output
+    assert "almost: {'loss': '0.6716', 'epoch': '0.5'}" in output
+    suggested = output.split("would match it: ")[1].strip()
+    content = described("python train.py {x}", metrics=[{"name": "loss", "regex": suggested}])
+    assert "last: 0.6716" in call("try", write_job(tmp_path, content), "--log", log)
+
+
+def test_no_trial_finished(tmp_path):
+    path = write_job(tmp_path, described(program(tmp_path, "print(1)"), limits={"trials": 1}))
+    assert "no trial finished" in call("run", path, "--folder", tmp_path / "run", code=1)
+    assert "no trial has finished" in call("best", tmp_path / "run", code=1)
+
+
+def test_the_page_shows_the_job(done):
+    _, folder = done
+    blocks = sections(str(folder))
+    text = json.dumps(blocks)
+    for expected in (
+        "4 trials: 3 finished, 1 failed. The best is trial",
+        "best so far",
+        "parcoords",
+        "out of luck",
+    ):
+        assert (expected in text) is (expected != "out of luck")
+    assert "Tuning" in Path(report(str(folder))).read_text()
+
+
+def test_a_run_without_a_job_has_no_section(tmp_path):
+    from loopwise.run import Run
+
+    with Run(str(tmp_path / "run")):
+        pass
+    assert sections(str(tmp_path / "run")) == []

@@ -31,6 +31,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.debug.nan_trap --seeds 3 $(ARGS)
 	$(BIN)/python -m benchmarks.debug.profiler --seeds 2 $(ARGS)
 	$(BIN)/python -m benchmarks.debug.page --seeds 2 $(ARGS)
+	$(BIN)/python -m benchmarks.tune.running $(ARGS)
 	$(BIN)/python -m benchmarks.compile.coverage
 	$(BIN)/python -m benchmarks
 peers: $(READY)

@@ -12,7 +12,7 @@ from loopwise.tune import Metric
 from loopwise.tune.log.curves import Reader
 from loopwise.tune.log.hints import hint
 from loopwise.tune.log.numbers import number
-from loopwise.tune.log.patterns import TIMEOUTS, Pattern
+from loopwise.tune.log.patterns import TIMEOUTS, Pattern, required_text
 from loopwise.tune.log.splitting import LONGEST, Lines
 
 LOGS = Path(__file__).parent / "logs"
@@ -183,6 +183,29 @@ def test_no_expression_takes_longer_than_its_limit(text):
 def test_expressions_that_cannot_be_metrics(text, message):
     with pytest.raises(InputError, match=message):
         Pattern(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"(?<!\w)loss=(\S+)", "loss="),
+        (r"(?<=x)val_loss: (\d+)", "val_loss: "),
+        (r"los(s)?x=(\d+)", "los"),
+        (r"colou?r=(\d+)", "colo"),
+        (r"ab*cd(\d)", "cd"),
+        (r"ab{0,2}cde(\d)", "cde"),
+        (r"a\.b\d(x)c", "a.b"),
+        (r"loss=(\d)|acc=(\d)", ""),
+        (r"(?i)loss=(\d)", ""),
+        (r"[]x]abc(\d)", "abc"),
+        (r"[^]x]abc(\d)", "abc"),
+        (r"(loss|acc)=(\d)", "="),
+        (r"(?>loss)(\d)", ""),
+        (r"a+bc(\d)", "bc"),
+    ],
+)
+def test_the_text_that_every_match_contains(text, expected):
+    assert required_text(text) == expected
 
 
 def test_a_suggestion_for_an_expression_that_never_matches():

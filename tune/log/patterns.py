@@ -96,21 +96,54 @@ class Patterns:
 
     def __init__(self, patterns: Sequence[Pattern]) -> None:
         self.patterns = list(patterns)
-        self._others = [number for number, pattern in enumerate(self.patterns) if not pattern.bounded]
-        self._numbers = [number for number, pattern in enumerate(self.patterns) if pattern.bounded]
-        self._set: Any = None
-        if self._numbers:
-            self._set = re2.Set.SearchSet(_options())
-            for number in self._numbers:
-                self._set.Add(self.patterns[number].text)
-            self._set.Compile()
+        self._set = re2.Set.SearchSet(_options())
+        for pattern in self.patterns:
+            self._set.Add(pattern.text if pattern.bounded else re2.escape(required_text(pattern.text)))
+        self._set.Compile()
 
     def found(self, line: bytes) -> list[int]:
         """Return the numbers of the expressions that a line may match, in order."""
-        hits = self._set.Match(line) if self._set is not None else None
-        if hits is None:
-            return self._others
-        return sorted([*self._others, *(self._numbers[hit] for hit in hits)])
+        hits = self._set.Match(line)
+        return [] if hits is None else sorted(hits)
+
+
+def required_text(text: str) -> str:
+    """Return the longest text that every match of an expression contains; empty: it is not known.
+
+    Only characters outside of groups and classes count, and none that may be repeated or left out.
+    """
+    runs, depth, place, in_class = [""], 0, 0, False
+    if "(?" in text.replace("(?:", "").replace("(?=", "").replace("(?!", "").replace("(?<", "").replace(
+        "(?P<", ""
+    ):
+        return ""  # flags, comments or conditions
+    while place < len(text):
+        character, escaped = text[place], text[place] == "\\"
+        place += 1
+        if escaped:
+            character, place = text[place : place + 1], place + 1
+        if in_class:
+            in_class = escaped or character != "]" or text[place - 2 : place - 1] in ("[", "^")
+        elif escaped and character.isalnum():
+            runs.append("")
+        elif escaped:
+            runs[-1] += character if not depth else ""
+        elif character in "([":
+            in_class, depth = character == "[", depth + (character == "(")
+            runs.append("")
+        elif character == ")":
+            depth -= 1
+        elif character in "?*{":
+            runs[-1] = runs[-1][:-1]
+            runs.append("")
+            place = text.find("}", place) + 1 if character == "{" else place
+        elif character == "|" and not depth:
+            return ""
+        elif character in "+.^$|":
+            runs.append("")
+        elif not depth:
+            runs[-1] += character
+    return max(runs, key=len)
 
 
 def _options() -> Any:

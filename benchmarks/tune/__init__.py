@@ -1,0 +1,1 @@
+"""Benchmarks of tune: what following trials costs, and what survives kills."""

@@ -20,6 +20,7 @@ from .job.files import job_of, read_job
 from .job.job import Job
 from .log.curves import Reader
 from .log.hints import hint
+from .sagemaker.request import read_request
 from .table import live, number, trials_table
 from .tuner import Trial, Tuner, recorded
 
@@ -42,14 +43,24 @@ def command() -> None:
     """Tune the hyperparameters of any program, from what it prints."""
 
 
+SAGEMAKER = click.option(
+    "--sagemaker", is_flag=True, help="JOB_FILE is a request of SageMaker's API in JSON."
+)
+PROGRAM = click.option(
+    "--command", "program", help="With --sagemaker: the program, in place of sagemaker_program."
+)
+
+
 @command.command("try")
 @click.argument("job_file")
 @click.option(
     "--log", required=True, type=click.Path(exists=True, dir_okay=False), help="Log of an earlier run."
 )
-def try_log(job_file: str, log: str) -> None:
+@SAGEMAKER
+@PROGRAM
+def try_log(job_file: str, log: str, sagemaker: bool, program: str | None) -> None:
     """Show what the metrics of JOB_FILE capture in a log, before anything is run."""
-    job, console = read_job(job_file), Console()
+    job, console = _read(job_file, sagemaker, program), Console()
     reader = Reader(job.metrics)
     data = Path(log).read_bytes()
     reader.feed(data)
@@ -88,7 +99,9 @@ def try_log(job_file: str, log: str) -> None:
 @click.argument("job_file")
 @click.option("--folder", help="Run folder; default: runs/ and the name of the job file.")
 @click.option("--resume", is_flag=True, help="Go on with the job in that folder.")
-def run_job(job_file: str, folder: str | None, resume: bool) -> None:
+@SAGEMAKER
+@PROGRAM
+def run_job(job_file: str, folder: str | None, resume: bool, sagemaker: bool, program: str | None) -> None:
     """Run the job of JOB_FILE.  Ctrl-C ends its trials and leaves a folder that --resume goes on with."""
     folder = folder or f"runs/{Path(job_file).stem}"
     console = Console()
@@ -100,7 +113,7 @@ def run_job(job_file: str, folder: str | None, resume: bool) -> None:
                 last[0] = time.monotonic()
                 screen.update(live(tuner))
 
-        tuner = Tuner(read_job(job_file), folder, resume, show)
+        tuner = Tuner(_read(job_file, sagemaker, program), folder, resume, show)
         try:
             best = tuner.run()
         except KeyboardInterrupt:
@@ -193,6 +206,16 @@ def export(folder: str, file: str) -> None:
         raise InputError(
             f"the file {file!r}", "an ending of .csv or .json", "another format", "name such a file"
         )
+
+
+def _read(job_file: str, sagemaker: bool, program: str | None) -> Job:
+    if sagemaker:
+        return read_request(job_file, program)
+    if program is not None:
+        raise InputError(
+            "--command without --sagemaker", "the field command of the job", "a forgotten flag", "drop it"
+        )
+    return read_job(job_file)
 
 
 def _job(folder: str) -> Job:

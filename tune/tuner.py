@@ -25,12 +25,13 @@ from typing import Any
 from loopwise.errors import InputError, StateError
 from loopwise.run import Run, read
 
-from .job.command import arguments, filled, validate_program
+from .job.command import arguments, filled, script_of, validate_program
 from .job.job import Job
 from .log.curves import Curve
 from .log.hints import hint
 from .process import supervise
 from .process.attempt import Attempt
+from .sagemaker import container
 from .stopping import improves_no_more, is_worse
 from .study import Study, running
 
@@ -219,9 +220,15 @@ class Tuner:
             "LOOPWISE_OBJECTIVE_METRIC": self.job.objective.metric,
             "PYTHONUNBUFFERED": "1",
         }
+        program = arguments(self.job.command, trial.values)
+        if self.job.container == "sagemaker":
+            base, script = attempt.folder / "ml", script_of(self.job.command)
+            objective, channels = self.job.objective.metric, self.job.channels
+            further, variables = container.prepare(base, trial.values, objective, channels, script)
+            program, own = [*program, *further], own | variables
         fixed = {name: filled(text, trial.values) for name, text in self.job.environment.items()}
         attempt.start(
-            arguments(self.job.command, trial.values),
+            program,
             {**os.environ, **own, **fixed},
             self._cwd,
             trial.values,

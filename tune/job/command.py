@@ -11,12 +11,18 @@ from typing import Any
 
 from loopwise.errors import InputError
 
-_PLACE = re.compile(r"\{(flag:)?([^{}\s]+)\}")
+NAME = r"[A-Za-z_][\w.-]*"
+_PLACE = re.compile(rf"\{{\{{({NAME})\}}\}}|\{{(flag:)?({NAME})\}}")
 
 
 def placeholders(text: str) -> set[str]:
-    """Return the names of the parameters in a command or a value."""
-    return {name for _, name in _PLACE.findall(text)}
+    """Return the names of the parameters in a command or a value; ``{{name}}`` stands for itself."""
+    return {name for _, _, name in _PLACE.findall(text) if name}
+
+
+def literal(text: str) -> str:
+    """Return a text in which nothing is a placeholder."""
+    return re.sub(rf"\{{({NAME})\}}", r"{{\1}}", text)
 
 
 def text_of(value: Any) -> str:
@@ -26,19 +32,26 @@ def text_of(value: Any) -> str:
 
 def filled(text: str, values: Mapping[str, Any]) -> str:
     """Return a text with the values of its placeholders."""
-    return _PLACE.sub(lambda match: text_of(values[match[2]]), text)
+    return _PLACE.sub(lambda match: f"{{{match[1]}}}" if match[1] else text_of(values[match[3]]), text)
 
 
 def arguments(command: str, values: Mapping[str, Any]) -> list[str]:
     """Return the arguments of a command, the program first, with the values of its placeholders."""
     result = []
     for word in shlex.split(command):
-        flag = re.fullmatch(r"\{flag:([^{}\s]+)\}", word)
+        flag = re.fullmatch(rf"\{{flag:({NAME})\}}", word)
         if flag is None:
             result.append(filled(word, values))
         elif values[flag[1]] not in (False, None, "", "false"):
             result.append(f"--{flag[1].replace('_', '-')}")
     return result
+
+
+def script_of(command: str) -> str:
+    """Return the file name of the script that a command runs, or of its program."""
+    words = shlex.split(command)
+    scripts = [word for word in words if word.endswith(".py")]
+    return os.path.basename((scripts or words or [""])[0])
 
 
 def validate_program(command: str, folder: str) -> None:

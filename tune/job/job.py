@@ -93,6 +93,9 @@ class Job(_Strict):
         early_stopping: ``auto`` stops a trial whose objective is worse than the median of the running averages of the
             finished trials at the same report.
         seed: seed of the search.
+        container: ``sagemaker``: the program gets all values as arguments, and finds the folder, files and ``SM_*`` variables
+            of SageMaker's container.
+        channels: name -> folder with input data, for ``container``.
 
     Raises:
         pydantic.ValidationError: the error names each wrong field.
@@ -108,6 +111,8 @@ class Job(_Strict):
     strategy: Literal["bayesian", "random", "grid"] = "bayesian"
     early_stopping: Literal["off", "auto"] = "off"
     seed: Annotated[int, Field(ge=0)] = 0
+    container: Literal["sagemaker"] | None = None
+    channels: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -128,6 +133,8 @@ class Job(_Strict):
                 )
         if wrong := [name for name in self.environment if not VARIABLE.fullmatch(name)]:
             raise ValueError(f"{wrong[0]!r} is no name of an environment variable")
+        if self.channels and self.container is None:
+            raise ValueError("channels need container: sagemaker")
         if self.strategy == "grid":
             ranges = [name for name, part in self.parameters.items() if not isinstance(part, Categorical)]
             if ranges:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .job.parameters import Categorical as Categorical
     from .job.parameters import Continuous as Continuous
     from .job.parameters import Integer as Integer
-    from .tuner import Trial as Trial
+    from .trials import Trial as Trial
     from .tuner import Tuner as Tuner
     from .tuner import run as run
 else:
@@ -32,7 +32,7 @@ else:
             "Categorical": ".job.parameters",
             "Continuous": ".job.parameters",
             "Integer": ".job.parameters",
-            "Trial": ".tuner",
+            "Trial": ".trials",
             "Tuner": ".tuner",
             "run": ".tuner",
         },

@@ -22,7 +22,8 @@ from .log.curves import Reader
 from .log.hints import hint
 from .sagemaker.request import read_request
 from .table import live, number, trials_table
-from .tuner import Trial, Tuner, recorded
+from .trials import Trial, recorded
+from .tuner import Tuner
 
 EXAMPLES = 3
 """Number of lines that ``try`` shows for each metric."""

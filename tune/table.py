@@ -11,7 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .tuner import Trial, Tuner
+from .trials import Trial
+from .tuner import Tuner
 
 SHOWN = 12
 COLORS = {"finished": "green", "stopped": "yellow", "failed": "red", "running": "cyan"}

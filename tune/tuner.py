@@ -14,55 +14,28 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from loopwise.errors import InputError, StateError
-from loopwise.run import Run, read
+from loopwise.run import Run
 
 from .job.command import arguments, filled, script_of, validate_program
 from .job.job import Job
-from .log.curves import Curve
-from .log.hints import hint
 from .process import supervise
 from .process.attempt import Attempt
 from .sagemaker import container
 from .stopping import improves_no_more, is_worse
 from .study import Study, running
+from .trials import Trial, explain, recorded
 
 POLL = 0.1
 """Seconds between two looks at the running trials."""
 LOST = 3
 """Number of attempts of a trial whose supervisor was killed before it is given up."""
-
-
-@dataclass(slots=True)
-class Trial:
-    """A trial of which an attempt runs, or that has ended.
-
-    Attributes:
-        state: ``running``, ``finished``, ``stopped`` early, or ``failed``.
-        reason: why it failed or was stopped.
-        objective: its value, if the log told one.
-        reports: the objective's values by distinct report.
-        metrics: name -> value.
-        seconds: time of all attempts.
-    """
-
-    number: int
-    values: dict[str, Any]
-    state: str = "running"
-    reason: str = ""
-    objective: float | None = None
-    reports: list[float] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
-    attempts: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -276,7 +249,7 @@ class Tuner:
         del self._running[trial.number]
         if self._interrupted:
             return
-        failure = self._failure(entry, ending, curve)
+        failure = explain(self.job, entry.attempt, ending, curve, entry.stopping)
         lost = ending is None
         if failure and not entry.stopping and trial.attempts <= (LOST if lost else self.job.limits.retries):
             self._start(trial)
@@ -287,31 +260,6 @@ class Tuner:
         trial.state = "failed" if failure else "stopped" if stopped else "finished"
         trial.reason = failure or trial.reason
         self._record(trial)
-
-    def _failure(self, entry: _Running, ending: dict[str, Any] | None, curve: Curve) -> str:
-        """Return why an attempt failed; empty: it gave a value of the objective."""
-        stopped = entry.stopping or (ending is not None and ending["reason"] == "time")
-        if ending is None and not entry.stopping:
-            return "its supervisor was killed"
-        if ending is not None and not stopped and ending["code"] != 0:
-            last = "\n".join(entry.attempt.tail())
-            what = "could not be started" if ending["code"] is None else f"ended with code {ending['code']}"
-            return f"the program {what}; its last lines:\n{last}"
-        if curve.value() is None:
-            return self._missing(entry, curve)
-        return "" if math.isfinite(curve.value() or 0.0) else f"the objective is {curve.value()}"
-
-    def _missing(self, entry: _Running, curve: Curve) -> str:
-        metric = next(m for m in self.job.metrics if m.name == self.job.objective.metric)
-        lines = [line for stream in ("stdout", "stderr") for line in _texts(entry.attempt.folder / stream)]
-        found = hint(metric.name, metric.regex, lines)
-        if curve.rejected:
-            what = f"{curve.rejected} matches of {metric.regex!r} are no numbers"
-        else:
-            what = f"no line matched {metric.regex!r}"
-        if found is not None:
-            return f"{what}; this line almost matches: {found.line.strip()!r}; the regex {found.regex!r} would match it"
-        return what + "; the last lines:\n" + "\n".join(entry.attempt.tail())
 
     def _record(self, trial: Trial) -> None:
         """Tell the study, and the run folder, what became of a trial."""
@@ -374,35 +322,6 @@ class Tuner:
                 if not entry.attempt.alive():
                     del self._running[entry.trial.number]
             time.sleep(POLL)
-
-
-def recorded(folder: str) -> list[Trial]:
-    """Return the ended trials that a run folder records.
-
-    Raises:
-        InputError: the folder holds no run.
-    """
-    records, _ = read(folder, "tune", "trials")
-    return [_trial(record) for record in records]
-
-
-def _trial(record: dict[str, Any]) -> Trial:
-    trial = Trial(
-        **{name: record[name] for name in Trial.__slots__}
-    )  # JSON has no NaN, so that the run's files hold its name
-    trial.reports = [float(value) for value in trial.reports]
-    trial.metrics = {name: float(value) for name, value in trial.metrics.items()}
-    trial.objective = None if trial.objective is None else float(trial.objective)
-    return trial
-
-
-def _texts(path: Path) -> list[str]:
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 2**20))
-            return file.read().decode(errors="replace").replace("\r", "\n").split("\n")
-    except FileNotFoundError:
-        return []
 
 
 def run(

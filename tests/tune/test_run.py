@@ -16,7 +16,7 @@ from loopwise.errors import InputError, StateError
 from loopwise.tune import Tuner, run
 from loopwise.tune.process import supervise
 from loopwise.tune.study import FileLock, mend
-from loopwise.tune.tuner import recorded
+from loopwise.tune.trials import recorded
 
 PATIENCE = 600
 """Seconds to wait on a busy machine."""

@@ -13,7 +13,7 @@ from loopwise.tune import Categorical, Continuous, Integer, run
 from loopwise.tune.job.command import filled, literal, placeholders
 from loopwise.tune.sagemaker import container
 from loopwise.tune.sagemaker.request import read_request
-from loopwise.tune.tuner import recorded
+from loopwise.tune.trials import recorded
 
 REQUEST = {
     "HyperParameterTuningJobName": "digits",

@@ -1,0 +1,109 @@
+"""Trials: their records in the run folder, and the reasons of those that failed."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loopwise.run import read
+
+from .job.job import Job
+from .log.curves import Curve
+from .log.hints import hint
+from .process.attempt import STREAMS, Attempt
+
+SEARCHED = 2**20
+"""Bytes at the end of a log that are searched for a line which almost matches."""
+
+
+@dataclass(slots=True)
+class Trial:
+    """A trial of which an attempt runs, or that has ended.
+
+    Attributes:
+        state: ``running``, ``finished``, ``stopped`` early, or ``failed``.
+        reason: why it failed or was stopped.
+        objective: its value, if the log told one.
+        reports: the objective's values by distinct report.
+        metrics: name -> value.
+        seconds: time of all attempts.
+    """
+
+    number: int
+    values: dict[str, Any]
+    state: str = "running"
+    reason: str = ""
+    objective: float | None = None
+    reports: list[float] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    attempts: int = 0
+    seconds: float = 0.0
+
+
+def recorded(folder: str) -> list[Trial]:
+    """Return the ended trials that a run folder records.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
+    records, _ = read(folder, "tune", "trials")
+    return [_trial(record) for record in records]
+
+
+def _trial(record: dict[str, Any]) -> Trial:
+    trial = Trial(
+        **{name: record[name] for name in Trial.__slots__}
+    )  # JSON has no NaN, so that the run's files hold its name
+    trial.reports = [float(value) for value in trial.reports]
+    trial.metrics = {name: float(value) for name, value in trial.metrics.items()}
+    trial.objective = None if trial.objective is None else float(trial.objective)
+    return trial
+
+
+def explain(job: Job, attempt: Attempt, ending: dict[str, Any] | None, curve: Curve, stopping: bool) -> str:
+    """Return why an attempt failed; empty: it gave a value of the objective.
+
+    Args:
+        job: the job.
+        attempt: the attempt.
+        ending: its code and reason; ``None``: its supervisor was killed.
+        curve: the objective.
+        stopping: the tuner stopped it.
+    """
+    stopped = stopping or (ending is not None and ending["reason"] == "time")
+    if ending is None and not stopping:
+        return "its supervisor was killed"
+    if ending is not None and not stopped and ending["code"] != 0:
+        last = "\n".join(attempt.tail())
+        what = "could not be started" if ending["code"] is None else f"ended with code {ending['code']}"
+        return f"the program {what}; its last lines:\n{last}"
+    value = curve.value()
+    if value is None:
+        return _missing(job, attempt, curve)
+    return "" if math.isfinite(value) else f"the objective is {value}"
+
+
+def _missing(job: Job, attempt: Attempt, curve: Curve) -> str:
+    metric = next(metric for metric in job.metrics if metric.name == job.objective.metric)
+    lines = [line for stream in STREAMS for line in _end_of(attempt.folder / stream)]
+    found = hint(metric.name, metric.regex, lines)
+    if curve.rejected:
+        what = f"{curve.rejected} matches of {metric.regex!r} are no numbers"
+    else:
+        what = f"no line matched {metric.regex!r}"
+    if found is not None:
+        return f"{what}; this line almost matches: {found.line.strip()!r}; the regex {found.regex!r} would match it"
+    return what + "; the last lines:\n" + "\n".join(attempt.tail())
+
+
+def _end_of(path: Path) -> list[str]:
+    """Return the lines at the end of a log."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - SEARCHED))
+            return file.read().decode(errors="replace").replace("\r", "\n").split("\n")
+    except FileNotFoundError:
+        return []

@@ -344,7 +344,7 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
             InputError: losses of another shape, or samples without an index.
         """
         if self._loss is None and isinstance(losses, torch.Tensor) and not losses.ndim:
-            checks.validate_batch_score(self._last_indices)
+            checks.validate_batch_score(self._last_indices, self.policy)
             self._history.add_batch_score(self._last_indices, losses)  # type: ignore[arg-type]
         else:
             self._history.add_losses(checks.validate_recorded(losses, self._last_indices), losses)

@@ -14,7 +14,7 @@ from loopwise.errors import InputError, StateError
 from loopwise.ranks import rank, world_size
 from loopwise.wrappers import is_sharded
 
-from .policies import Policy, as_policy
+from .policies import Policy, ProportionalLoss, as_policy
 from .policies.policy import check_keep
 from .selection import PLANNABLE, refuse_weights
 from .source import NO_INDEX
@@ -175,10 +175,17 @@ def validate_recording(policy: Policy, score_every: int, automatic: bool) -> Non
     validate_needs(policy, 0, True)
 
 
-def validate_batch_score(indices: torch.Tensor | None) -> None:
+def validate_batch_score(indices: torch.Tensor | None, policy: Policy) -> None:
     """Raise an error if the batch's one loss cannot be a score of its samples."""
     if indices is None:
         raise InputError("the loss of a batch without indices of the samples", "known indices", *NO_INDEX)
+    if any(isinstance(part, ProportionalLoss) for part in (policy, *getattr(policy, "parts", ()))):
+        raise InputError(
+            f"the loss of a whole batch for policy {policy!r}",
+            "a policy that ranks samples, or compares them with their mean",
+            "averages of batch losses are nearly equal, so that a rule on their scale would keep every sample",
+            "pass policy=PrunedHistory(), or record one loss for each sample",
+        )
 
 
 def validate_needs(policy: Policy, score_every: int, criterion: bool) -> None:

@@ -165,6 +165,13 @@ def test_a_batchs_one_loss_scores_its_samples(model):
     assert 0 < loader.report().skipped < 0.5 * 256 * 30
 
 
+def test_the_default_policy_refuses_batch_losses(model):
+    loader = sift(*data(), model=model, loss=None)
+    next(iter(loader))
+    with pytest.raises(InputError, match=r"pass policy=PrunedHistory\(\)"):
+        loader.record_losses(torch.tensor(1.0))
+
+
 def test_averages_of_batch_losses_follow_the_published_rule(model):
     loader = sift(*data(8), model=model, loss=None, policy=PrunedHistory(0.5))
     for loss in (1.0, 2.0):

@@ -143,7 +143,7 @@ def _validate_repeatable(loader: Any) -> None:
     is_map = hasattr(stream, "__getitem__") and not isinstance(stream, IterableDataset)
     if not is_map and (isinstance(stream, Iterator) or iter(stream) is iter(stream)):
         raise InputError(
-            f"a {type(stream).__name__} that returns the same iterator every time",
+            f"data of type {type(stream).__name__}, whose iter() returns the same iterator every time",
             "data that can be iterated again from the beginning",
             "an iterator, a generator, or an __iter__ that returns self: pilot would use up the first batches",
             "pass a loader made anew for pilot",

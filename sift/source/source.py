@@ -49,14 +49,18 @@ class Source:
         self.plans = _can_plan(loader)
         """True if samples can be left out before they are loaded."""
         self.planned = PlannedBatches(getattr(loader, "sampler", ()), self.batch_size, self.drop_last)
+        # as they are now: Accelerate's sampler makes its generator, from a seed, at the first epoch
+        own = getattr(loader, "batch_sampler", None)
+        self._generators = [
+            getattr(owner, "generator", None) for owner in (own, getattr(own, "sampler", None))
+        ]
         self.form = Form(stacked=getattr(loader, "collate_fn", None) is default_collate)
         self._copy = _copy(loader, self.planned) if self.plans else loader
 
     def generators(self) -> list[torch.Generator]:
         """Return the user's own generators that the loader and its sampler draw from."""
-        own = getattr(self.loader, "batch_sampler", None)
-        owners = self.loader, getattr(self.loader, "sampler", None), own, getattr(own, "sampler", None)
-        generators = [getattr(owner, "generator", None) for owner in owners]
+        owners = (self.loader, getattr(self.loader, "sampler", None))
+        generators = [*(getattr(owner, "generator", None) for owner in owners), *self._generators]
         return list({id(g): g for g in generators if isinstance(g, torch.Generator)}.values())
 
     def shared_samples(self) -> int:

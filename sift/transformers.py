@@ -71,7 +71,8 @@ class SiftingTrainerMixin:
     """
 
     def __init__(self, *args: Any, sift: bool | Mapping[str, Any] | None = False, **options: Any) -> None:
-        self._sift_options = _validated(sift)
+        own = type(self).sift_loss is SiftingTrainerMixin.sift_loss
+        self._sift_options = _validated(sift, own)
         super().__init__(*args, **options)
         self.sift_loader: EpochLoader | None = None
         self._sift_losses = OwnLosses(self._sift_whole_loss, self._sift_recorded_loss)
@@ -148,8 +149,8 @@ class SiftingTrainerMixin:
             self.sift_loader.load_state_dict(state["loader"], state["done"])
 
 
-def _validated(sift: Any) -> dict[str, Any] | None:
-    """Return the options of the loader, or ``None`` for no sifting."""
+def _validated(sift: Any, own: bool) -> dict[str, Any] | None:
+    """Return the options of the loader, or ``None`` for no sifting; ``own``: samples are scored by the Trainer's loss."""
     if not isinstance(sift, (bool, Mapping, type(None))):
         raise InputError(
             f"sift={sift!r}",
@@ -163,6 +164,15 @@ def _validated(sift: Any) -> dict[str, Any] | None:
     validate_passed_on(
         {name: value for name, value in options.items() if name != "loss"}, DEFAULTS, "sift={...}"
     )
+    if own and "loss" not in options and options.get("compile"):
+        if options["compile"] is True:
+            raise InputError(
+                "compile=True in a Hugging Face Trainer",
+                "compile=False, or loss= as well",
+                "the losses of samples are read inside the Trainer's loss, in eager mode",
+                "drop it, or pass loss=, a function of (model, batch) that returns one loss per sample",
+            )
+        options["compile"] = False  # "auto": nothing could be compiled
     if options.get("score_every", 1) not in (1, "auto"):
         raise InputError(
             f"score_every={options['score_every']!r} in a Hugging Face Trainer",

@@ -163,6 +163,8 @@ def test_a_loss_and_a_run_among_the_options(tmp_path):
     records, _ = read(str(tmp_path / "run"), "sift", "epochs")
     assert [(record["epoch"], record["seen"]) for record in records] == [(0, 48)]
     assert trainer(tmp_path, sift=True)._sift_options == {}
+    assert trainer(tmp_path, sift={"compile": "auto"})._sift_options == {"compile": False}
+    assert trainer(tmp_path, sift={"compile": True, "loss": loss})._sift_options["compile"]
     assert SiftingTrainer(bert(), train_dataset=samples(), sift=None)._sift_options is None
 
 
@@ -175,6 +177,13 @@ def test_a_loss_and_a_run_among_the_options(tmp_path):
             "score_every=1",
             "its loader hides the samples' indices",
             "drop it, or train by a plain loop",
+        ),
+        (
+            {"compile": True},
+            "compile=True in a Hugging Face Trainer",
+            "compile=False, or loss= as well",
+            "the losses of samples are read inside the Trainer's loss, in eager mode",
+            "drop it, or pass loss=, a function of (model, batch) that returns one loss per sample",
         ),
         (
             0.5,

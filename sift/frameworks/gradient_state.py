@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from loopwise.errors import InputError
+from loopwise.ranks import world_size
+
 
 class GradientState:
     """Entry of a sifting loader in Accelerate's ``GradientState``, in place of the prepared loader that it wraps.
@@ -24,9 +27,21 @@ class GradientState:
 
     @classmethod
     def of(cls, loader: Any) -> GradientState | None:
-        """Return an entry if ``Accelerator.prepare`` has returned ``loader``, else ``None``."""
+        """Return an entry if ``Accelerator.prepare`` has returned ``loader``, else ``None``.
+
+        Raises:
+            InputError: a loader that sends each batch from one rank to the others, on several ranks.
+        """
         accelerate = sys.modules.get("accelerate.state")
         state = getattr(loader, "gradient_state", None) if accelerate else None
+        if accelerate and type(loader).__name__ == "DataLoaderDispatcher" and world_size() > 1:
+            raise InputError(
+                "a loader of Accelerate that reads on the first rank and sends each batch to the others",
+                "a loader that each rank reads for itself: the ranks need different numbers of batches",
+                "dispatch_batches=True, which is the default for streams",
+                "DataLoaderConfiguration(dispatch_batches=False); accelerator_config={'dispatch_batches': False} in "
+                "TrainingArguments",
+            )
         return cls(loader) if accelerate and isinstance(state, accelerate.GradientState) else None
 
     @property

@@ -8,8 +8,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from loopwise.errors import InputError
 from loopwise.sift import SiftingDataLoader, TopLoss
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")
@@ -123,6 +124,31 @@ def synchronised_on_two_ranks():
     AcceleratorState._reset_state(True)  # other cases run in this process
     GradientState._reset_state()
     return [epochs, weights]
+
+
+def dispatched_on_two_ranks():
+    """Return the error about a stream that one rank reads for all."""
+    os.environ |= {"LOCAL_RANK": os.environ["RANK"], "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter([torch.zeros(6)] * 8)
+
+    accelerator, model, *_ = prepared(1)
+    loader = accelerator.prepare(DataLoader(Stream(), 4))
+    try:
+        next(iter(SiftingDataLoader(loader, model, lambda model, batch: model(batch)[:, 0])))
+    except InputError as error:
+        return str(error)
+    finally:
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+
+
+def test_a_loader_that_one_rank_reads_for_all_is_refused(two):
+    for error in two("dispatched_on_two_ranks", file=__file__):
+        assert "sends each batch to the others" in error
+        assert "dispatch_batches=False" in error
 
 
 def test_ranks_synchronise_together(two):

@@ -58,6 +58,9 @@ class Pipeline(Reader):
         self.batch_size = source.batch_size
         self.pool_size: int | None = None if options.pool == "auto" else options.pool
         selector.endless = not _has_length(source.loader)
+        share_is_a_result = not hasattr(selector.policy, "keep")
+        # ranks with data of their own would decide differently
+        selector.lets_go = options.auto and share_is_a_result and ranks.world_size() == 1
         self._regroup = not source.plans and (options.batch_size, options.drop_last) != (None, None)
         self._auto = (
             options.auto and not selector.scorer.sharded

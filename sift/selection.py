@@ -35,6 +35,9 @@ MISSING = {
     ),
 }
 """Need of a policy -> cause and fix if a pool lacks it; ``NO_SCORES`` for other needs."""
+ENOUGH = 0.8
+"""Share of a planned epoch above which ``auto`` keeps all samples.  On text the default policy keeps 0.92, and loses
+0.017 nats by it in as many passes (1,500 windows, 8 passes, one seed, validation data)."""
 STRETCH = 100
 """Number of pools of a stream after which the expected share of kept samples is measured anew."""
 
@@ -69,6 +72,8 @@ class Selector:
     share: float | None = None
     """Mean keep probability: of a planned epoch, or of the last scored one; in the first scored epoch, of its first
     pool.  ``None`` before."""
+    lets_go: bool = False
+    """True if a planned epoch has all samples where the policy would leave out only few of them."""
     endless: bool = False
     """True for a stream without a length: ``share`` is measured anew every ``STRETCH`` pools."""
     _scored: list[float] = field(default_factory=lambda: [0, 0.0, 0])
@@ -125,6 +130,8 @@ class Selector:
             pool = Pool(losses, known, classes, last_trained=last_trained, epoch=epoch, planned=True)
             self.planned[known] = self._decide(pool)
             self.share = float(self.planned[known].mean(dtype=torch.float64))
+            if self.lets_go and self.share > ENOUGH:
+                self.planned, self.share = torch.ones(len(history)), 1.0
 
     def plan_order(self, order: torch.Tensor, delayed: int) -> torch.Tensor:
         """Return the indices to load of an epoch whose samples come in ``order``; the first ``delayed`` ones all stay."""

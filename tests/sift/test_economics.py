@@ -83,6 +83,22 @@ def test_scoring_is_turned_on_again_when_it_begins_to_pay(clock):
     assert scored[-1] - scored[-2] > 1200
 
 
+@pytest.mark.parametrize(("spread", "auto", "kept"), [(0.1, True, 1.0), (0.1, False, 0.97), (9, True, 0.65)])
+def test_auto_lets_go_where_the_policy_leaves_out_little(spread, auto, kept):
+    """Losses that differ little, as those of text, and losses that differ much."""
+    losses = 1 + spread * (torch.arange(100) / 100) ** 4
+    data, model = TensorDataset(losses, torch.zeros(100)), nn.Linear(1, 1)
+    loader = SiftingDataLoader(
+        DataLoader(data, 10), model, lambda model, batch: batch[0], auto=auto, score_every=0
+    )
+    for _ in range(2):
+        for values, _ in loader:
+            loader.record_losses(values)
+    assert (loader.report().kept - 100) / 100 == pytest.approx(kept, abs=0.1)
+    if auto and kept == 1:
+        assert loader.report().kept == 200
+
+
 def test_the_pilot_changes_nothing_and_forecasts():
     torch.manual_seed(0)
     data = TensorDataset(torch.randn(200, 6), torch.arange(200) % 3)

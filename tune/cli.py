@@ -75,7 +75,7 @@ def try_log(job_file: str, log: str, sagemaker: bool, program: str | None) -> No
             console.print(
                 "  not in RE2's syntax: searched with a limit of time for each line", style="yellow"
             )
-        if not curve.points:
+        if not curve.count:
             console.print("  no line matches", style="red")
             found = hint(metric.name, metric.regex, lines)
             if found is not None:
@@ -83,7 +83,7 @@ def try_log(job_file: str, log: str, sagemaker: bool, program: str | None) -> No
                 console.print(Text(f"  this regex would match it: {found.regex}", "green"))
             continue
         console.print(
-            f"  {len(curve.points)} values in {len(curve.reports)} reports, {curve.rejected} no numbers; "
+            f"  {curve.count} values in {len(curve.reports)} reports, {curve.rejected} no numbers; "
             f"{metric.value}: [bold]{number(curve.value())}[/bold]"
         )
         shown = [line for line in lines if any(True for _ in pattern.values(line.encode()))][-EXAMPLES:]
@@ -92,7 +92,7 @@ def try_log(job_file: str, log: str, sagemaker: bool, program: str | None) -> No
             for _, (start, stop) in pattern.values(line.encode()):
                 text.stylize("bold green", start + 2, stop + 2)
             console.print(text, soft_wrap=True)
-    if not reader.curves[job.objective.metric].points:
+    if not reader.curves[job.objective.metric].count:
         sys.exit(1)
 
 

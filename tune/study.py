@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import itertools
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +110,7 @@ class Study:
         """Return all values that a trial's program gets."""
         return self.job.values(trial.params)
 
-    def tell(self, number: int, reports: list[float], value: float | None, stopped: bool) -> None:
+    def tell(self, number: int, reports: Sequence[float], value: float | None, stopped: bool) -> None:
         """Record the end of a trial; ``value=None``: it failed.  A trial that was told before stays as it is."""
         if value is None:
             self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
@@ -121,10 +120,8 @@ class Study:
                 live = Trial(
                     self.study, trial._trial_id
                 )  # ``ask`` alone returns one, perhaps in an earlier process
-                for step, report in enumerate([*reports[:-1], value]):
-                    if math.isfinite(report):
-                        live.report(report, step)
-            self.study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)  # with the last report
+                live.report(value, max(0, len(reports) - 1))
+            self.study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
         else:
             self.study.tell(number, value, skip_if_finished=True)
 

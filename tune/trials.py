@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Trial:
     state: str = "running"
     reason: str = ""
     objective: float | None = None
-    reports: list[float] = field(default_factory=list)
+    reports: Sequence[float] = ()
     metrics: dict[str, float] = field(default_factory=dict)
     attempts: int = 0
     seconds: float = 0.0

@@ -16,7 +16,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,8 @@ from .trials import Trial, explain, recorded
 
 POLL = 0.1
 """Seconds between two looks at the running trials."""
+RECORDED = 10_000
+"""Most reports of a trial that its record holds, and that later trials are compared with after a resumption."""
 LOST = 3
 """Number of attempts of a trial whose supervisor was killed before it is given up."""
 
@@ -44,6 +46,8 @@ class _Running:
     attempt: Attempt
     began: float
     stopping: bool = False
+    reports: int = 0
+    """Number of reports at the last look."""
 
 
 class Tuner:
@@ -80,7 +84,7 @@ class Tuner:
         self.study = Study(job, self._files / "journal.log")
         self.trials: dict[int, Trial] = {}
         self._running: dict[int, _Running] = {}
-        self._curves: list[list[float]] = []
+        self._curves: list[Sequence[float]] = []
         self._interrupted = False
         self.began = time.monotonic()
 
@@ -225,8 +229,8 @@ class Tuner:
         alive = entry.attempt.alive()  # asked before reading, so that nothing is printed after the last look
         entry.attempt.follow()
         curve = entry.attempt.reader.curves[self.job.objective.metric]
-        trial, known = entry.trial, len(entry.trial.reports)
-        trial.reports, trial.objective = list(curve.reports), curve.value()
+        trial, known = entry.trial, entry.reports
+        trial.reports, trial.objective, entry.reports = curve.reports, curve.value(), len(curve.reports)
         if not alive:
             self._end(entry)
         elif len(trial.reports) > known and not entry.stopping and self._is_worse(trial):
@@ -242,7 +246,7 @@ class Tuner:
         curves = entry.attempt.drain()
         curve = curves[self.job.objective.metric]
         trial.seconds += time.monotonic() - entry.began
-        trial.reports, trial.objective = list(curve.reports), curve.value()
+        trial.reports, trial.objective = curve.reports, curve.value()
         trial.metrics = {
             name: value for name, other in curves.items() if (value := other.value()) is not None
         }
@@ -267,6 +271,7 @@ class Tuner:
         if trial.state == "finished":
             self._curves.append(trial.reports)
         record = {name: getattr(trial, name) for name in Trial.__slots__}
+        record["reports"] = list(trial.reports[:RECORDED])
         record["best"] = trial.state == "finished" and self._is_best(trial)
         self._run.append("tune", "trials", record)
         self.study.tell(trial.number, trial.reports, value, trial.state == "stopped")

@@ -62,7 +62,7 @@ def log(before: str, seed: int) -> dict[str, float]:
         read += len(data)
     reader.end()
     seconds = time.process_time() - start
-    assert len(reader.curves["loss"].points) == 5000 * read // len(data)
+    assert reader.curves["loss"].count == 5000 * read // len(data)
     return {"seconds per 100 MB": seconds * 100e6 / read}
 
 

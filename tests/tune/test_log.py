@@ -86,7 +86,7 @@ def test_nan_is_a_number():
 )
 def test_logs_of_real_programs(log, regex, count, reports, last, piece):
     curve = read((LOGS / f"{log}.log").read_bytes(), regex, piece)
-    assert (len(curve.points), len(curve.reports)) == (count, reports)
+    assert (curve.count, len(curve.reports)) == (count, reports)
     assert curve.value() == pytest.approx(last, nan_ok=True)
 
 
@@ -129,7 +129,7 @@ def test_streams_do_not_mix():
     reader.feed(b"s=1\n", "stderr")
     reader.feed(b"s=2\n", "stdout")
     reader.end()
-    assert [point.value for point in reader.curves["loss"].points] == [2.0]
+    assert list(reader.curves["loss"].reports) == [2.0]
 
 
 def test_lines_longer_than_a_mebibyte_are_searched_in_pieces():
@@ -213,7 +213,7 @@ def test_a_suggestion_for_an_expression_that_never_matches():
     found = hint("loss", r"'loss': " + N, lines)
     assert found.line.startswith("{'loss': '0.6907'")
     curve = read("\n".join(lines).encode(), found.regex)
-    assert [point.value for point in curve.points] == [0.6716, 0.7322, 0.713, 0.6907]
+    assert list(curve.reports) == [0.6716, 0.7322, 0.713, 0.6907]
     found = hint("accuracy", r"Accuracy = (\d+)", ["epoch 3", "accuracy: 0.93 on test"])
     assert found.regex.startswith(r"\baccuracy:\s+")
     assert hint("accuracy", r"accuracy=(\d+)", ["epoch 3 loss 4"]) is None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from .numbers import number
 from .patterns import Pattern, Patterns
@@ -29,34 +30,36 @@ class Definition(Protocol):
     def value(self) -> str: ...
 
 
-class Point(NamedTuple):
-    """One value that a line told."""
-
-    value: float
-    line: int
-    """Number of the line in its stream, from 1."""
-
-
 @dataclass(slots=True)
 class Curve:
-    """All values of one metric in the order of the log."""
+    """Values of one metric in the order of the log.
+
+    A value takes 8 bytes, however many lines tell one.
+    """
 
     rule: str = "last"
     """Which of the values is the metric's: ``last``, ``max`` or ``min``."""
-    points: list[Point] = field(default_factory=list)
-    """Every match."""
-    reports: list[float] = field(default_factory=list)
+    count: int = 0
+    """Number of matches."""
+    reports: array[float] = field(default_factory=lambda: array("d"))
     """The values without those that a progress bar drew again."""
     rejected: int = 0
     """Number of matches whose group is no number."""
+    last: float | None = None
+    largest: float = math.nan
+    smallest: float = math.nan
     redrawn: float | None = None
     """Last value of the progress bar that is being drawn."""
 
-    def add(self, value: float, line: int, redrawn: bool) -> None:
+    def add(self, value: float, redrawn: bool) -> None:
         """Add a value; with ``redrawn`` it is of a line that a terminal draws over."""
-        self.points.append(Point(value, line))
-        repeated = self.redrawn is not None and _same(self.redrawn, value)
-        if not repeated:
+        self.count += 1
+        self.last = value
+        if not value <= self.largest and not math.isnan(value):
+            self.largest = value
+        if not value >= self.smallest and not math.isnan(value):
+            self.smallest = value
+        if self.redrawn is None or not _same(self.redrawn, value):
             self.reports.append(value)
         self.redrawn = value if redrawn else None
 
@@ -65,12 +68,9 @@ class Curve:
 
         NaN counts only for the last value: the largest and the smallest are those of numbers.
         """
-        if not self.points:
+        if self.last is None:
             return None
-        if self.rule == "last":
-            return self.points[-1].value
-        known = [point.value for point in self.points if not math.isnan(point.value)]
-        return {"max": max, "min": min}[self.rule](known) if known else math.nan
+        return {"last": self.last, "max": self.largest, "min": self.smallest}[self.rule]
 
 
 class Reader:
@@ -89,28 +89,26 @@ class Reader:
         self.curves = {definition.name: Curve(definition.value) for definition in definitions}
         self.patterns = Patterns([Pattern(definition.regex) for definition in definitions])
         self._streams: dict[str, Lines] = {}
-        self._counts: dict[str, int] = {}
 
     def feed(self, data: bytes, stream: str = "stdout") -> None:
         """Read the next bytes of a stream."""
-        self._read(self._streams.setdefault(stream, Lines()).feed(data), stream)
+        self._read(self._streams.setdefault(stream, Lines()).feed(data))
 
     def end(self) -> None:
         """Read the last lines, which may have no end."""
-        for stream, lines in self._streams.items():
-            self._read(lines.rest(), stream)
+        for lines in self._streams.values():
+            self._read(lines.rest())
 
-    def _read(self, lines: Iterable[Line], stream: str) -> None:
-        count, found = self._counts.get(stream, 0), self.patterns.found
-        for count, (text, redrawn) in enumerate(lines, count + 1):  # noqa: B020
+    def _read(self, lines: Iterable[Line]) -> None:
+        found = self.patterns.found
+        for text, redrawn in lines:
             hits = found(text)
             if hits:
-                self._add(hits, text, count, redrawn)
+                self._add(hits, text, redrawn)
             if text.startswith(REPORT):
-                self._add_report(text, count)
-        self._counts[stream] = count
+                self._add_report(text)
 
-    def _add(self, hits: Sequence[int], text: bytes, count: int, redrawn: bool) -> None:
+    def _add(self, hits: Sequence[int], text: bytes, redrawn: bool) -> None:
         for hit in hits:
             curve = self.curves[self.names[hit]]
             for captured, _ in self.patterns.patterns[hit].values(text):
@@ -118,16 +116,16 @@ class Reader:
                 if value is None:
                     curve.rejected += 1
                 else:
-                    curve.add(value, count, redrawn)
+                    curve.add(value, redrawn)
 
-    def _add_report(self, text: bytes, count: int) -> None:
+    def _add_report(self, text: bytes) -> None:
         try:
             values = json.loads(text)["loopwise"]
             pairs = [(str(name), float(value)) for name, value in values.items()]
         except (ValueError, TypeError, AttributeError, KeyError):
             return
         for name, value in pairs:
-            self.curves.setdefault(name, Curve()).add(value, count, False)
+            self.curves.setdefault(name, Curve()).add(value, False)
 
 
 def _same(first: float, second: float) -> bool:

@@ -267,7 +267,9 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
         probe = (lambda samples: scorer(samples.batch, samples.size)) if self._auto_score else None
         if reason := self._losses.after_step(probe, last):
             self.score_every = 1
-            warn(f"loopwise.sift: no losses from the training step: {reason}; samples are scored instead")
+            warn(
+                f"loopwise.sift: no losses from the training step: {reason}; samples are scored by forward passes instead"
+            )
 
     def _end_pass(self, complete: bool) -> None:
         """Fetch the losses of the training steps."""

@@ -25,6 +25,7 @@ def deep(layers=8):
 
 def step_of(net, budget, **options):
     optimizer = torch.optim.AdamW(net.parameters())
+    options = {"max_seconds": 1e6} | options  # a search that is cut off by a busy machine tries less
     return TrainStep(net, nn.CrossEntropyLoss(), optimizer, memory=budget, **options)
 
 

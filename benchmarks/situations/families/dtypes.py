@@ -176,7 +176,7 @@ def integer_buffers(run: Run) -> None:
     train(run, Counting())
 
 
-@situation()
+@situation(slow=True)
 def autocast_around(run: Run) -> None:
     """Call the step inside the user's own autocast."""
     model = run.model(mlp(), torch.bfloat16)

@@ -96,10 +96,14 @@ class Fingerprint:
             same = equal if same is None else same & equal
         return same
 
-    def permuted(self, value: torch.Tensor) -> bool:
-        """Return whether ``value`` holds the rows of the batch's one tensor in another order."""
+    def permuted(self, value: torch.Tensor) -> torch.Tensor | None:
+        """Return whether ``value`` holds the rows of the batch's one tensor in another order: bool, 0-dimensional.
+
+        ``None``: rows of another length.
+        """
         (expected,), elements = self._elements, sampled(value)
         if elements.shape != expected.shape:
-            return False
-        wanted, found = checksums(expected.to(elements.dtype)).cpu(), checksums(elements).cpu()
-        return not torch.equal(wanted, found) and torch.equal(wanted.sort().values, found.sort().values)
+            return None
+        wanted = checksums(expected.to(elements.dtype)).to(elements.device, non_blocking=True)
+        found = checksums(elements)
+        return (wanted != found).any() & (wanted.sort().values == found.sort().values).all()

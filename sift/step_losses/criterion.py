@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from loopwise.errors import InputError
 
 from ..loss_history import LossHistory
 from .checksums import Fingerprint, rows
-from .forward import AHEAD
+from .forward import AHEAD, deferred
 from .settling import PATIENCE
 
 _Candidates = dict[tuple[int, bool], Fingerprint]
@@ -31,9 +32,9 @@ class Recorder:
     The target that a call receives must be a tensor of the batch that the loader yielded, with all rows in order: as it
     is, flattened, of another dtype, or without its first column (a language model's shifted tokens).  Then the losses
     are those of the batch's samples; for several losses a sample (tokens, pixels) their mean over targets other than
-    ``ignore_index``.  Only the first call for a batch records; a second one with the same rows in another order, as in
-    mixup, is refused in the first batches.  Calls without gradient, as in a validation, and calls
-    when no batch waits for its losses pass through.
+    ``ignore_index``.  Only the first call for a batch records; a second one of the same output, with the target's rows in
+    another order, is mixup and refused.  Calls without gradient, as in a validation, and calls when no batch waits for
+    its losses pass through.
 
     Args:
         criterion: the loop's own criterion.
@@ -55,6 +56,9 @@ class Recorder:
         self._places: set[tuple[int, bool]] | None = None
         self._deferred: list[torch.Tensor] = []
         self._last: list[Fingerprint] = []
+        self._last_output: weakref.ref[torch.Tensor] | None = None
+        self._last_given: list[weakref.ref[torch.Tensor]] = []
+        self._repeats = False
         self.expected = self.recorded = 0
         self.compiled = False
 
@@ -80,10 +84,10 @@ class Recorder:
             self.compiled = True
         elif torch.is_grad_enabled():
             given = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.Tensor)]
-            if self._pending:
+            if self._last_output is not None and self._last_output() is _output(args, kwargs):
+                self._validate_order(given)
+            if self._pending and not self._repeated(given):
                 self._record(args, kwargs, given)
-            elif self.recorded <= PATIENCE and any(_permuted(last, given) for last in self._last):
-                raise _foreign_target("a second target, in another order than the first,")
 
     def expect(self, indices: torch.Tensor, batch: Any) -> None:
         """Wait for the losses of a batch of the samples ``indices``."""
@@ -107,8 +111,8 @@ class Recorder:
         Raises:
             InputError: a target was not that of the batch handed out.
         """
-        deferred, self._deferred = self._deferred, []
-        if deferred and not bool(torch.stack(deferred).all()):
+        comparisons, self._deferred = self._deferred, []
+        if comparisons and not bool(torch.stack(comparisons).all()):
             raise _foreign_target("targets of the last epoch")
 
     def validate_recorded(self, last: bool) -> None:
@@ -130,7 +134,7 @@ class Recorder:
                 if (found := _equal(fingerprint, given))
             }
             on_cpu = all(same.device.type == "cpu" for same in equal.values())
-            if on_cpu or self.recorded < PATIENCE:
+            if on_cpu or self._repeats or self.recorded < PATIENCE:
                 equal = {place: same for place, same in equal.items() if bool(same)}
             elif equal:
                 self._deferred.append(torch.stack(list(equal.values())).any())
@@ -139,11 +143,37 @@ class Recorder:
                 self._places = (
                     set(equal) if self._places is None else self._places & set(equal) or self._places
                 )
+                output = _output(args, kwargs)
+                self._last_output = None if output is None else weakref.ref(output)
+                self._last_given = [weakref.ref(value) for value in given]
                 self._add(indices, args, kwargs, given)
                 for _ in range(position + 1):
                     self._pending.popleft()
                 return
-        raise _foreign_target(f"a target of the form {batches.describe(given)}")
+        if not self._equals_last(given):
+            raise _foreign_target(f"a target of the form {batches.describe(given)}")
+        self._repeats = True
+
+    def _repeated(self, given: list[torch.Tensor]) -> bool:
+        """Return whether the last recorded call received the same tensors: the loop calls the criterion twice.
+
+        It matters where the next batch is fetched ahead, which may have the same targets.
+        """
+        same = [last() for last in self._last_given]
+        if len(same) != len(given) or any(a is not b for a, b in zip(same, given, strict=True)):
+            return False
+        return self._equals_last(given)  # a tensor may have been filled anew
+
+    def _equals_last(self, given: list[torch.Tensor]) -> bool:
+        return any(bool(same) for last in self._last for same in _equal(last, given))
+
+    def _validate_order(self, given: list[torch.Tensor]) -> None:
+        """Raise an error if an output's second target has the rows of its first in another order: mixup."""
+        for same in [same for last in self._last for same in _permuted(last, given)]:
+            if deferred(same) and self.recorded >= PATIENCE:
+                self._deferred.append(~same)
+            elif bool(same):
+                raise _foreign_target("a second target, in another order than the first,")
 
     @torch.no_grad()
     def _add(
@@ -192,11 +222,16 @@ def _equal(fingerprint: Fingerprint, given: list[torch.Tensor]) -> list[torch.Te
     return [same for tensor in shaped if (same := fingerprint.equals(tensor)) is not None]
 
 
-def _permuted(fingerprint: Fingerprint, given: list[torch.Tensor]) -> bool:
-    """Return whether a tensor of ``given`` has the same rows in another order, as mixup's second target has."""
+def _permuted(fingerprint: Fingerprint, given: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return for each tensor of ``given`` that may be the fingerprint's whether its rows have another order."""
     size = fingerprint.size
     shaped = [tensor.reshape(size, -1) for tensor in given if tensor.ndim and tensor.numel() % size == 0]
-    return any(fingerprint.permuted(tensor) for tensor in shaped)
+    return [same for tensor in shaped if (same := fingerprint.permuted(tensor)) is not None]
+
+
+def _output(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+    """Return the first tensor of a call, which is the model's output."""
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), None)
 
 
 def _unreduced(criterion: Callable[..., Any]) -> Callable[..., Any]:

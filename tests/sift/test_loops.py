@@ -1,5 +1,7 @@
 """Training loops of many kinds: each is sifted by the right losses, or refused in its first batches."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -78,6 +80,34 @@ def test_mixup_in_the_loop_is_refused_by_the_criterion(model):
         train(loader, step)
 
 
+def test_mixup_that_begins_later_is_refused_by_the_criterion(model):
+    loader = wrapped(X, Y, model=model)
+    criterion, steps = loader.criterion(nn.CrossEntropyLoss()), itertools.count()
+
+    def step(batch):
+        x, y = batch
+        if next(steps) < 7:
+            return criterion(model(x), y)
+        order = torch.randperm(len(x))
+        output = model(0.6 * x + 0.4 * x[order])
+        return 0.6 * criterion(output, y) + 0.4 * criterion(output, y[order])
+
+    with pytest.raises(InputError, match="a second target, in another order"):
+        train(loader, step, epochs=2)
+
+
+def test_a_second_loader_with_as_many_samples_of_each_class_is_no_mixup(model):
+    loader = wrapped(X, Y, model=model)
+    criterion = loader.criterion(nn.CrossEntropyLoss())
+
+    def step(batch):
+        x, y = batch
+        return criterion(model(x), y) + criterion(model(torch.randn_like(x)), y.flip(0))
+
+    train(loader, step)
+    torch.testing.assert_close(remembered(loader), CRITERION(model(X), Y).detach())
+
+
 def test_mixup_with_soft_targets_is_refused(model):
     loader = wrapped(X, Y, model=model)
     criterion = loader.criterion(nn.CrossEntropyLoss())
@@ -99,6 +129,24 @@ def test_an_auxiliary_output_of_the_same_target(model):
         lambda batch: criterion(model(batch[0]), batch[1]) + 0.4 * criterion(second(batch[0]), batch[1]),
     )
     torch.testing.assert_close(remembered(loader), CRITERION(model(X), Y).detach())
+
+
+@pytest.mark.parametrize(("targets", "columns"), [(Y, ()), (torch.ones_like(Y), ()), (Y, (1,))])
+def test_two_calls_for_each_batch_and_the_next_batch_fetched_ahead(targets, columns, model):
+    second = nn.Linear(6, 3)
+    loader = wrapped(X, targets.reshape(64, *columns), model=model)
+    recording = loader.criterion(nn.CrossEntropyLoss())
+
+    def criterion(output, y):
+        return recording(output, y.flatten() if columns else y)
+
+    for _ in range(2):
+        batches = iter(loader)
+        following = next(batches)
+        while following is not None:
+            (x, y), following = following, next(batches, None)
+            (criterion(model(x), y) + criterion(second(x), y)).backward()
+    torch.testing.assert_close(remembered(loader), CRITERION(model(X), targets).detach())
 
 
 def test_the_losses_of_several_tasks_are_recorded_as_a_sum(model):

@@ -340,7 +340,7 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
         samples can use, such as ``PrunedHistory()``.
 
         Args:
-            losses: one loss per sample, shape (batch,), or the batch's loss, 0-dimensional; any floating-point dtype
+            losses: one loss per sample, shape (batch,) or (batch, 1), or the batch's loss, 0-dimensional; any floating-point dtype
                 and device.
 
         Raises:
@@ -350,7 +350,8 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
             checks.validate_batch_score(self._last_indices, self.policy)
             self._history.add_batch_score(self._last_indices, losses)  # type: ignore[arg-type]
         else:
-            self._history.add_losses(checks.validate_recorded(losses, self._last_indices), losses)
+            indices = checks.validate_recorded(losses, self._last_indices)
+            self._history.add_losses(indices, losses.reshape(-1))
         self._losses.leave()
 
     def end_step(self) -> None:

@@ -240,7 +240,8 @@ def validate_sharded(model: nn.Module, score_every: int, auto: bool) -> bool:
 
 def validate_recorded(losses: Any, indices: torch.Tensor | None) -> torch.Tensor:
     """Return the indices of the last batch's samples if they are known and ``losses`` has one loss for each."""
-    if indices is not None and isinstance(losses, torch.Tensor) and losses.shape == indices.shape:
+    shapes = () if indices is None else (indices.shape, (len(indices), 1))  # (batch, 1): regression
+    if isinstance(losses, torch.Tensor) and losses.shape in shapes and indices is not None:
         return indices
     shape = f" of shape {tuple(losses.shape)}" if isinstance(losses, torch.Tensor) else ""
     raise InputError(

@@ -172,7 +172,7 @@ class Scorer:
 
 
 def validate_losses(losses: Any, size: int) -> torch.Tensor:
-    """Return ``losses`` if there is one per sample of a batch of ``size``."""
+    """Return ``losses`` in shape (size,) if there is one per sample: of shape (size,) or (size, 1)."""
     expected = f"a Tensor of shape ({size},): one loss per sample"
     if not isinstance(losses, torch.Tensor):
         raise InputError(
@@ -196,11 +196,11 @@ def validate_losses(losses: Any, size: int) -> torch.Tensor:
             "training step does so too, and then averages over all pairs",
             "make both of one shape, in the training step as well: output.squeeze(1), or target.unsqueeze(1)",
         )
-    if losses.shape != (size,):
+    if losses.shape not in ((size,), (size, 1)):  # (size, 1): regression
         raise InputError(
             f"losses of shape {tuple(losses.shape)} for a batch of {size}",
             expected,
             "losses per token or pixel, or of another batch",
             "average over all dimensions but the first, for instance loss.flatten(1).mean(1)",
         )
-    return losses
+    return losses.reshape(size)

@@ -13,7 +13,8 @@ from loopwise.errors import InputError
 
 NO_INDEX = (
     "the wrapped loader is not a plain DataLoader over a map-style dataset, so samples have no index",
-    "wrap the dataset: DataLoader(Indexed(dataset), ...) with Indexed from loopwise.sift",
+    "wrap the dataset: DataLoader(Indexed(dataset), ...) with Indexed from loopwise.sift; samples of a stream can only be "
+    "scored: loss=function, with def function(model, batch)",
 )
 """Cause and fix of errors about samples without an index."""
 

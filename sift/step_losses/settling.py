@@ -43,7 +43,8 @@ def settle(losses: StepLosses, probe: Callable[[], Any] | None, batch: Any, last
     late = last or losses.expected >= PATIENCE
     if losses.problem or losses.compiled:
         reason = (
-            losses.problem or "its forward pass is inside a compiled module (pass the compiled one as model)"
+            losses.problem
+            or "its forward pass is inside compiled code (pass the module that torch.compile returns as model)"
         )
     elif losses.foreign and late:
         raise InputError(
@@ -54,7 +55,7 @@ def settle(losses: StepLosses, probe: Callable[[], Any] | None, batch: Any, last
             f"do that in the dataset or the collate function; or {CRITERION_FIX}",
         )
     elif late and not losses.foreign:
-        reason = "no forward pass of the model was seen (if it is compiled, pass the compiled module)"
+        reason = "no forward pass of the model was seen (if it is compiled, pass the module that torch.compile returns)"
     else:
         return None
     if probe is None:

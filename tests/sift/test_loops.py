@@ -66,6 +66,23 @@ def test_ctc():
     torch.testing.assert_close(remembered(loader), expected.detach())
 
 
+@pytest.mark.parametrize("way", ["hook", "scored", "recorded"])
+def test_a_regression_with_a_column_as_target(way):
+    model, targets, squared = nn.Linear(6, 1), X.sum(1, keepdim=True), nn.MSELoss(reduction="none")
+    loss, score_every = None if way == "recorded" else squared, 1 if way == "scored" else "auto"
+    loader = wrapped(X, targets, model=model, loss=loss, score_every=score_every)
+
+    def step(batch):
+        losses = squared(model(batch[0]), batch[1])
+        if way == "recorded":
+            loader.record_losses(losses)
+        return losses.mean()
+
+    assert train(loader, step, epochs=2) == ([4, 4] if way == "scored" else [8, 4])
+    if way != "scored":
+        torch.testing.assert_close(remembered(loader), squared(model(X), targets).detach().flatten())
+
+
 def test_mixup_in_the_loop_is_refused_by_the_criterion(model):
     loader = wrapped(X, Y, model=model)
     criterion = loader.criterion(nn.CrossEntropyLoss())

@@ -8,6 +8,7 @@ import inspect
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from loopwise import batch as batches
 from loopwise import validate
 from loopwise.errors import InputError
+from loopwise.preserve import preserve
 
 from ..loss_history import LossHistory
 from .checksums import Fingerprint, rows
@@ -51,6 +53,7 @@ class Recorder:
         )
         self._criterion = criterion
         self._per_sample = _unreduced(criterion) if per_sample is None else per_sample
+        self._torchs_own = _is_torchs(criterion if per_sample is None else per_sample)
         self.history = history
         self._pending: deque[tuple[torch.Tensor, _Candidates]] = deque(maxlen=AHEAD)
         self._places: set[tuple[int, bool]] | None = None
@@ -180,7 +183,9 @@ class Recorder:
         self, indices: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[torch.Tensor]
     ) -> None:
         detached = batches.map_tensors(torch.Tensor.detach, list(args))
-        losses, size = self._per_sample(*detached, **kwargs), len(indices)
+        modules = (self._per_sample,) if isinstance(self._per_sample, nn.Module) else ()
+        with nullcontext() if self._torchs_own else preserve(*modules):  # it may draw, or count its calls
+            losses, size = self._per_sample(*detached, **kwargs), len(indices)
         if not isinstance(losses, torch.Tensor) or not losses.ndim or losses.numel() % size:
             raise InputError(
                 f"per-sample losses of the form {batches.describe(losses)} for a batch of {size}",
@@ -252,6 +257,12 @@ def _unreduced(criterion: Callable[..., Any]) -> Callable[..., Any]:
         "a criterion of your own",
         "pass per_sample= as well: the same criterion, returning one loss for each sample",
     )
+
+
+def _is_torchs(criterion: Callable[..., Any]) -> bool:
+    """Return whether a criterion is one of torch's, which have no state and draw nothing."""
+    owner = type(criterion) if isinstance(criterion, nn.Module) else criterion
+    return str(getattr(owner, "__module__", "")).startswith("torch.nn.")
 
 
 def _foreign_target(seen: str) -> InputError:

@@ -66,7 +66,7 @@ class StepLosses:
         problem: reason why losses cannot be read; empty: they can.
         error: the criterion returned no per-sample losses, which the loader raises.
         agreement: cosine of the gradient of the loop's loss with that of the criterion's, both by the output of the
-            first recognised forward pass; ``None``: no backward pass came yet.
+            first recognised forward pass, 1 where one of them is zero; ``None``: no backward pass came yet.
         settled: the first batches were recognised; from now on nothing waits for an accelerator.
     """
 
@@ -220,7 +220,11 @@ class StepLosses:
         def compare(gradient: torch.Tensor) -> None:
             if self.agreement is None:
                 pair = gradient.detach().flatten().double(), expected.flatten().double()
-                self.agreement = torch.nn.functional.cosine_similarity(*pair, dim=0)
+                cosine = torch.nn.functional.cosine_similarity(*pair, dim=0)
+                zero = (pair[0] == 0).all() | (
+                    pair[1] == 0
+                ).all()  # a warm-up from 0, or nothing left to learn
+                self.agreement = torch.where(zero, 1.0, cosine)
 
         output.register_hook(compare)
 

@@ -1,6 +1,7 @@
 """Losses that the loop itself passes: by its own criterion, or one for the whole batch."""
 
 import copy
+import functools
 import io
 import pickle
 
@@ -79,6 +80,40 @@ def test_a_recorded_criterion_gives_the_same_value_and_gradient(model, criterion
     else:
         expected = CRITERION(model(x), y)
     torch.testing.assert_close(remembered(loader), expected.detach())
+
+
+class Drawing(nn.Module):
+    """Criterion that draws random numbers and counts its calls."""
+
+    reduction = "mean"
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, output, target):
+        self.calls += 1
+        return F.cross_entropy(F.dropout(output, 0.5), target, reduction=self.reduction)
+
+
+@pytest.mark.parametrize("way", ["module", "function", "per_sample"])
+def test_a_criterion_with_a_state_and_random_draws_gives_what_the_plain_one_gives(model, way):
+    def function(output, target, reduction="mean"):
+        return F.cross_entropy(F.dropout(output, 0.5), target, reduction=reduction)
+
+    loader = sift(*data(), model=model, loss=None, policy=TopLoss(0.5))
+    plain, own = (function, function) if way == "function" else (Drawing(), Drawing())
+    per_sample = functools.partial(function, reduction="none") if way == "per_sample" else None
+    recording = loader.criterion(own, per_sample)
+    for inputs, targets in loader:
+        results = []
+        for criterion in (plain, recording):
+            torch.manual_seed(3)
+            results.append((float(criterion(model(inputs), targets).detach()), float(torch.rand(()))))
+        assert results[0] == results[1]
+    if way != "function":
+        assert recording.calls == plain.calls == 8
+    assert remembered(loader).isfinite().all()
 
 
 def test_a_recorded_criterion_is_copied_and_pickled_as_the_plain_one(model):

@@ -201,6 +201,19 @@ def test_another_loss_than_the_loops_is_refused(model):
         next(batches)
 
 
+@pytest.mark.parametrize("factor", [0.0, 1.0])
+def test_a_first_step_without_a_gradient_is_no_other_loss(model, factor):
+    """A warm-up from 0, and a model that has nothing left to learn."""
+    x, y = data()
+    if factor:
+        x, model = 1000 * F.one_hot(y, 6).float(), torch.nn.Linear(6, 3, bias=False)
+        torch.nn.init.eye_(model.weight)
+    loader = sift(x, y, model=model, loss=CRITERION, keep=0.5)
+    for step, (inputs, targets) in enumerate(loader):
+        (F.cross_entropy(model(inputs), targets) * max(factor, min(1, step))).backward()
+    torch.testing.assert_close(remembered(loader), CRITERION(model(x), y).detach())
+
+
 @pytest.mark.filterwarnings("ignore:Using a target size")
 def test_an_output_that_broadcasts_against_its_target_is_named(model):
     x, y = data()

@@ -110,6 +110,8 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
     """
 
     _last_indices: torch.Tensor | None = None
+    _recorded = False
+    """``record_losses`` was called for the batch yielded last."""
     _resume_state: dict[str, Any] | None = None
     _random_state: dict[str, Any] | None = None
     _iterating = False
@@ -222,9 +224,10 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
         self.epoch += complete or begun
         if complete and not self._pipeline.taken and not self._warned_of_no_batch:
             self._warned_of_no_batch = True
+            advice = "; with drop_last=False they come as a short batch" if self.drop_last else ""
             warn(
                 f"loopwise.sift: epoch {self.epoch - 1} gave no batch: the chosen samples are fewer than batch_size="
-                f"{self.batch_size} and wait for the next epochs; with drop_last=False they come as a short batch"
+                f"{self.batch_size} and wait for the next epochs{advice}"
             )
 
     def _mode(self) -> str:
@@ -243,7 +246,7 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
         self._batches_of_pass += 1
         report.trained += samples.size
         self._yielded.append(samples)
-        self._last_indices = indices
+        self._last_indices, self._recorded = indices, False
         if indices is not None and self._pipeline.selector.remember:
             self._history.set(indices, last_trained=self.epoch)
         if self._reads_losses:
@@ -282,8 +285,8 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
             return
         self._history.flush()
         if self._pipeline.mode != FRESH:
-            self._pipeline.selector.count_not_finite(self._history.not_finite, len(self._history))
-        self._history.not_finite = 0
+            self._pipeline.selector.count_not_finite(self._history.not_finite, self._history.fetched)
+        self._history.not_finite = self._history.fetched = 0
 
     # -- public methods -------------------------------------------------------------------------
 
@@ -345,13 +348,16 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
 
         Raises:
             InputError: losses of another shape, or samples without an index.
+            StateError: the loop fetches a batch ahead, which shows at the end of the first epoch.
         """
+        checks.validate_recorded_in_time(self._recorded and not self._iterating)
         if self._loss is None and isinstance(losses, torch.Tensor) and not losses.ndim:
             checks.validate_batch_score(self._last_indices, self.policy)
             self._history.add_batch_score(self._last_indices, losses)  # type: ignore[arg-type]
         else:
             indices = checks.validate_recorded(losses, self._last_indices)
             self._history.add_losses(indices, losses.reshape(-1))
+        self._recorded = True
         self._losses.leave()
 
     def end_step(self) -> None:

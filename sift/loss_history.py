@@ -29,7 +29,8 @@ class LossHistory:
         self.last_trained = torch.empty(0, dtype=torch.int64)
         """Epoch of the last training step; -1: never."""
         self.not_finite = 0
-        """Number of added losses that were NaN or infinite."""
+        """Number of fetched losses that were NaN or infinite."""
+        self.fetched = 0
         self._unfetched: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._smoothing = 0.0
         self._updated: list[torch.Tensor] = []
@@ -75,6 +76,7 @@ class LossHistory:
         losses = torch.cat([losses.float() for _, losses in parts]).cpu()
         not_finite = ~losses.isfinite()
         self.not_finite += int(not_finite.sum())
+        self.fetched += len(losses)
         losses[not_finite] = torch.nan
         if self._smoothing:
             for (part, _), values in zip(

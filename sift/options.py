@@ -254,6 +254,17 @@ def validate_recorded(losses: Any, indices: torch.Tensor | None) -> torch.Tensor
     )
 
 
+def validate_recorded_in_time(late: bool) -> None:
+    """Raise an error if losses came after the epoch although its last batch had them: they were one batch late."""
+    if late:
+        raise StateError(
+            "record_losses() after the epoch, for a last batch whose losses were recorded before",
+            "one call for each batch, before the next one is fetched",
+            "the loop fetches a batch ahead, so that losses were remembered for the samples of the batch after theirs",
+            "fetch no batch ahead; or use criterion = loader.criterion(nn.CrossEntropyLoss()), or its like, in the loop",
+        )
+
+
 def validate_state(state: Any) -> None:
     """Raise an error if ``state`` is no state of a loader on this rank and of this world size.
 

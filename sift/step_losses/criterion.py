@@ -125,8 +125,11 @@ class Recorder:
         raise InputError(
             f"no call of loader.criterion(...) in {self.expected} training steps that could record losses",
             "one call with gradient, in eager mode, for each batch",
-            "the call is inside a compiled function" if self.compiled else "the loop calls another criterion",
-            "call it outside of the compiled function, or pass losses to loader.record_losses(losses)",
+            "the call is inside a compiled function"
+            if self.compiled
+            else "the loop calls another criterion, or has no gradient, as an evaluation",
+            "call it outside of the compiled function, or pass losses to loader.record_losses(losses); evaluate with a "
+            "plain DataLoader, which yields all samples",
         )
 
     def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[torch.Tensor]) -> None:

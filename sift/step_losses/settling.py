@@ -55,7 +55,10 @@ def settle(losses: StepLosses, probe: Callable[[], Any] | None, batch: Any, last
             f"do that in the dataset or the collate function; or {CRITERION_FIX}",
         )
     elif late and not losses.foreign:
-        reason = "no forward pass of the model was seen (if it is compiled, pass the module that torch.compile returns)"
+        reason = (
+            "no forward pass of the model with gradient was seen (if it is compiled, pass the module that torch.compile "
+            "returns; evaluate with a plain DataLoader)"
+        )
     else:
         return None
     if probe is None:

@@ -2,13 +2,14 @@
 
 import copy
 import io
+import itertools
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from loopwise.errors import InputError
+from loopwise.errors import InputError, StateError
 from loopwise.sift import (
     ClassFloor,
     Diverse,
@@ -160,6 +161,18 @@ def test_losses_that_do_not_fit_are_refused():
         loader.record_losses(torch.ones(3))
 
 
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_losses_that_come_after_the_next_batch_was_fetched_are_refused(ahead):
+    loader = sift(Counted(), nn.Linear(6, 3), loss=None, policy=TopLoss(0.5))
+    fetched = []
+    with pytest.raises(StateError, match=r"record_losses\(\) after the epoch"):
+        for batch in itertools.chain(loader, [None] * ahead):
+            fetched.append(batch)
+            if len(fetched) > ahead:
+                loader.record_losses(torch.ones(len(fetched[-ahead - 1][1])))
+    assert loader.epoch == 1
+
+
 def test_models_are_copied_and_pickled_without_our_hook():
     model = nn.Linear(6, 3)
     loader = sift(Counted(), model)
@@ -179,7 +192,7 @@ def test_losses_that_are_not_finite_keep_their_sample():
     data, model = Counted(), nn.Linear(6, 3)
     data.x[7] = torch.nan
     loader = sift(data, model, policy=TopLoss(0.5))
-    with pytest.warns(LoopwiseWarning, match=r"\d+ of \d+ samples have a loss that is NaN"):
+    with pytest.warns(LoopwiseWarning, match=r"1 of 60 samples have a loss that is NaN"):
         for x, y in loader:
             CRITERION(model(x), y)
     assert loader.report().not_finite == 1

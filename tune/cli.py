@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -37,6 +38,10 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except LoopwiseError as error:
             raise click.ClickException(f"\n{error}") from error
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a full disk, missing rights
+            raise click.ClickException(f"{error}; a job that was begun goes on with --resume") from error
 
 
 @click.group("tune", cls=_Group)
@@ -90,7 +95,8 @@ def try_log(job_file: str, log: str, sagemaker: bool, program: str | None) -> No
         for line in shown:
             text = Text(f"  {line}")
             for _, (start, stop) in pattern.values(line.encode()):
-                text.stylize("bold green", start + 2, stop + 2)
+                if start >= 0:  # the group took part
+                    text.stylize("bold green", start + 2, stop + 2)
             console.print(text, soft_wrap=True)
     if not reader.curves[job.objective.metric].count:
         sys.exit(1)
@@ -118,8 +124,10 @@ def run_job(job_file: str, folder: str | None, resume: bool, sagemaker: bool, pr
         try:
             best = tuner.run()
         except KeyboardInterrupt:
+            given = [job_file, "--folder", folder, "--resume"]
+            given += ["--sagemaker"] * sagemaker + (["--command", program] if program else [])
             raise click.ClickException(
-                f"interrupted; go on with: loopwise tune run {job_file} --resume"
+                f"interrupted; go on with: loopwise tune run {shlex.join(given)}"
             ) from None
     console.print(
         trials_table(tuner.trials.values(), tuner.job.objective.metric, None if best is None else best.number)
@@ -135,7 +143,7 @@ def run_job(job_file: str, folder: str | None, resume: bool, sagemaker: bool, pr
 @click.argument("folder")
 def show_job(folder: str) -> None:
     """List the ended trials of FOLDER, with the whole reasons of failures."""
-    job, trials = _job(folder), recorded(folder)
+    job, trials = _job(folder), sorted(recorded(folder), key=lambda trial: trial.number)
     best = _best(job, trials)
     Console().print(trials_table(trials, job.objective.metric, None if best is None else best.number))
     for trial in trials:
@@ -170,11 +178,17 @@ def logs(folder: str, trial: int, follow: bool, stderr: bool) -> None:
             f"trial {trial} of {folder!r}", "a trial that was started", "a typo", "see loopwise tune show"
         )
     attempt = attempts / str(numbers[-1])
-    with open(attempt / ("stderr" if stderr else "stdout"), "rb") as file:
+    path = attempt / ("stderr" if stderr else "stdout")
+    while follow and not path.exists() and not (attempt / "exit").exists():
+        time.sleep(0.2)
+    if not path.exists():
+        return  # it has not begun
+    with open(path, "rb") as file:
         while True:
-            data = file.read()
-            click.echo(data.decode(errors="replace"), nl=False)
-            if not follow or (not data and (attempt / "exit").exists()):
+            over = not follow or (attempt / "exit").exists()  # asked before reading
+            while data := file.read(2**20):
+                click.echo(data, nl=False)
+            if over:
                 return
             time.sleep(0.2)
 
@@ -193,7 +207,7 @@ def export(folder: str, file: str) -> None:
             **t.values,
             **t.metrics,
         }
-        for t in recorded(folder)
+        for t in sorted(recorded(folder), key=lambda trial: trial.number)
     ]
     if file.endswith(".json"):
         Path(file).write_text(json.dumps(rows, indent=1))

@@ -23,7 +23,7 @@ def sections(path: str, other: str | None = None) -> list[Block]:
     trials = sorted(records, key=lambda record: int(record["number"]))
     if not trials:
         return []
-    blocks = [_summary(trials, torn), _history(trials), _curves(trials), _slices(trials), _table(trials)]
+    blocks = [_summary(records, torn), _history(records), _curves(trials), _slices(trials), _table(trials)]
     return section("tune", "Tuning", 70, [block for block in blocks if block is not None])
 
 
@@ -33,6 +33,7 @@ def _value(record: dict[str, Any]) -> float | None:
 
 
 def _best(trials: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the best trial of those in the order in which they ended."""
     return next((trial for trial in reversed(trials) if trial.get("best")), None)
 
 
@@ -47,15 +48,21 @@ def _summary(trials: list[dict[str, Any]], torn: int) -> Block:
 
 
 def _history(trials: list[dict[str, Any]]) -> Block:
-    done = [(t["number"], _value(t)) for t in trials if t["state"] == "finished" and _value(t) is not None]
-    best = [(t["number"], _value(t)) for t in trials if t.get("best")]
+    ended = list(enumerate(trials, 1))
+    done = [
+        (n, _value(t), f"trial {t['number']}")
+        for n, t in ended
+        if t["state"] == "finished" and _value(t) is not None
+    ]
+    best = [(n, _value(t)) for n, t in ended if t.get("best")]
     traces: list[dict[str, Any]] = [
         {
             "type": "scatter",
             "mode": "markers",
             "name": "trial",
-            "x": [n for n, _ in done],
-            "y": [v for _, v in done],
+            "x": [n for n, _, _ in done],
+            "y": [v for _, v, _ in done],
+            "text": [told for _, _, told in done],
         },
         {
             "type": "scatter",
@@ -66,7 +73,7 @@ def _history(trials: list[dict[str, Any]]) -> Block:
             "y": [v for _, v in best],
         },
     ]
-    layout = {"height": 280, "xaxis": {"title": {"text": "trial"}}, "showlegend": True}
+    layout = {"height": 280, "xaxis": {"title": {"text": "ended trials"}}, "showlegend": True}
     return plot("Objective", f"Objective of {len(done)} finished trials, and the best so far", traces, layout)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from array import array
 from collections.abc import Iterable, Sequence
 
 LEAST = 4
@@ -11,9 +12,9 @@ LEAST = 4
 IMPROVEMENT = 0.01
 
 
-def averages(curve: Iterable[float]) -> list[float]:
+def averages(curve: Iterable[float]) -> array[float]:
     """Return the running averages of a curve: element i is the mean of the first i + 1 values."""
-    result, total = [], 0.0
+    result, total = array("d"), 0.0
     for count, value in enumerate(curve, 1):
         total += value
         result.append(total / count)
@@ -28,14 +29,13 @@ def is_worse(curve: Sequence[float], finished: Iterable[Sequence[float]], maximi
 
     Args:
         curve: reports of the objective of the running trial.
-        finished: reports of the objective of each finished trial.
+        finished: running averages of the reports of each finished trial.
         maximize: a larger objective is better.
     """
     step = len(curve) - 1
     if step < 0 or not math.isfinite(curve[step]):
         return False
-    others = [averages(other[: step + 1])[step] for other in finished if len(other) > step]
-    others = [value for value in others if math.isfinite(value)]
+    others = [other[step] for other in finished if len(other) > step and math.isfinite(other[step])]
     if len(others) < LEAST:
         return False
     median = statistics.median(others)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -100,11 +101,25 @@ class Study:
 
     def ask(self) -> Trial:
         """Return a new trial with its values."""
-        number = len(self.trials())
-        self.study.sampler = self._sampler(number)
-        if self._grid is not None:
-            self.study.enqueue_trial(self._grid[number])
+        self.study.sampler = self._sampler(len(self.trials()))
         return self.study.ask(self._distributions)
+
+    def running(self) -> Iterator[FrozenTrial | Trial]:
+        """Yield the trials that were asked for and not told, with all of their values."""
+        for frozen in self.trials():
+            if frozen.state == TrialState.RUNNING:
+                yield frozen if len(frozen.params) == len(self._distributions) else self._completed(frozen)
+
+    def _completed(self, frozen: FrozenTrial) -> Trial:
+        """Draw the values of a trial whose tuner was killed while it asked, as it would have drawn them."""
+        self.study.sampler = self._sampler(frozen.number)
+        trial = Trial(self.study, frozen._trial_id)
+        for name, distribution in self._distributions.items():
+            if name in frozen.params:  # drawn again, so that the sampler's next draw is the next one
+                self.study.sampler.sample_independent(self.study, frozen, name, distribution)
+            else:
+                trial._suggest(name, distribution)
+        return trial
 
     def values(self, trial: FrozenTrial | Trial) -> dict[str, Any]:
         """Return all values that a trial's program gets."""
@@ -133,9 +148,26 @@ class Study:
 
     def _sampler(self, number: int) -> BaseSampler:
         seed = int(np.random.SeedSequence([self.job.seed, number]).generate_state(1)[0])
+        if self._grid is not None:
+            return _Point(self._grid[number])
         return RandomSampler(seed=seed) if self.job.strategy == "random" else TPESampler(seed=seed)
 
 
-def running(study: Study) -> Iterator[FrozenTrial]:
-    """Yield the trials that were asked for and not told."""
-    return (trial for trial in study.trials() if trial.state == TrialState.RUNNING)
+class _Point(BaseSampler):
+    """Sampler of one point of a grid."""
+
+    def __init__(self, point: dict[str, Any]) -> None:
+        self._point = point
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._point[param_name]

@@ -29,7 +29,7 @@ def trials_table(trials: Iterable[Trial], objective: str, best: int | None = Non
     names = list(dict.fromkeys(name for trial in rows for name in trial.values))
     table = Table(box=None, header_style="bold", pad_edge=False)
     for head in ("trial", "state", objective, *names, "seconds", "reason"):
-        table.add_column(head, overflow="fold")
+        table.add_column(Text(head), overflow="fold")
     for trial in rows:
         mark = " *" if trial.number == best else ""
         values = [
@@ -41,7 +41,7 @@ def trials_table(trials: Iterable[Trial], objective: str, best: int | None = Non
             f"{trial.number}{mark}",
             state,
             number(trial.objective),
-            *values,
+            *map(Text, values),  # texts of the user, which are no markup
             f"{trial.seconds:.0f}",
             Text(reason),
         )

@@ -28,8 +28,8 @@ from .job.job import Job
 from .process import supervise
 from .process.attempt import Attempt
 from .sagemaker import container
-from .stopping import improves_no_more, is_worse
-from .study import Study, running
+from .stopping import averages, improves_no_more, is_worse
+from .study import Study
 from .trials import Trial, explain, recorded
 
 POLL = 0.1
@@ -75,17 +75,16 @@ class Tuner:
         self._files, self._cwd = self.folder / "tune", os.getcwd()
         self._lock = self._locked()
         try:
+            validate_program(job.command, self._recalled_cwd() if resume else self._cwd)
             self._run = Run(folder, resume=resume)
             self._validate_same_job()
-            validate_program(job.command, self._cwd)
         except BaseException:
             os.close(self._lock)
             raise
         self.study = Study(job, self._files / "journal.log")
         self.trials: dict[int, Trial] = {}
         self._running: dict[int, _Running] = {}
-        self._curves: list[Sequence[float]] = []
-        self._interrupted = False
+        self._averages: list[Sequence[float]] = []
         self.began = time.monotonic()
 
     # -- the folder -----------------------------------------------------------------------------
@@ -104,6 +103,11 @@ class Tuner:
                 "wait for it, end it, or give another folder",
             ) from None
         return lock
+
+    def _recalled_cwd(self) -> str:
+        """Return the folder in which the programs of the job that the folder holds start."""
+        path = self._files / "job.json"
+        return str(json.loads(path.read_text())["folder"]) if path.exists() else self._cwd
 
     def _validate_same_job(self) -> None:
         path, own = self._files / "job.json", self.job.model_dump(mode="json")
@@ -200,10 +204,12 @@ class Tuner:
         program = arguments(self.job.command, trial.values)
         if self.job.container == "sagemaker":
             base, script = attempt.folder / "ml", script_of(self.job.command)
-            objective, channels = self.job.objective.metric, self.job.channels
+            objective = self.job.objective.metric
+            channels = {name: os.path.join(self._cwd, path) for name, path in self.job.channels.items()}
             further, variables = container.prepare(base, trial.values, objective, channels, script)
             program, own = [*program, *further], own | variables
         fixed = {name: filled(text, trial.values) for name, text in self.job.environment.items()}
+        self._begin(trial, attempt)  # first, so that an interruption finds what was started
         attempt.start(
             program,
             {**os.environ, **own, **fixed},
@@ -211,7 +217,6 @@ class Tuner:
             trial.values,
             self.job.limits.trial_seconds,
         )
-        self._begin(trial, attempt)
 
     def _begin(self, trial: Trial, attempt: Attempt) -> None:
         trial.attempts += 1
@@ -221,7 +226,7 @@ class Tuner:
     def _stop(self, entry: _Running, reason: str) -> None:
         if not entry.stopping:
             entry.stopping, entry.trial.reason = True, reason
-            supervise.write(f"{entry.attempt.folder}/stopped", reason)
+            entry.attempt.mark(reason)
         entry.attempt.stop()
 
     def _follow(self, entry: _Running) -> None:
@@ -233,12 +238,18 @@ class Tuner:
         trial.reports, trial.objective, entry.reports = curve.reports, curve.value(), len(curve.reports)
         if not alive:
             self._end(entry)
-        elif len(trial.reports) > known and not entry.stopping and self._is_worse(trial):
+        elif entry.stopping:
+            entry.attempt.stop()  # a supervisor that has just started did not listen yet
+        elif len(trial.reports) > known and self._is_worse(trial):
             self._stop(entry, "worse than the median of the finished trials")
 
     def _is_worse(self, trial: Trial) -> bool:
         maximize = self.job.objective.goal == "maximize"
-        return self.job.early_stopping == "auto" and is_worse(trial.reports, self._curves, maximize)
+        return self.job.early_stopping == "auto" and is_worse(trial.reports, self._averages, maximize)
+
+    def _compare_with(self, trial: Trial) -> None:
+        if self.job.early_stopping == "auto":
+            self._averages.append(averages(trial.reports))
 
     def _end(self, entry: _Running) -> None:
         """Decide what became of an attempt, and record it or start the next one."""
@@ -251,25 +262,33 @@ class Tuner:
             name: value for name, other in curves.items() if (value := other.value()) is not None
         }
         del self._running[trial.number]
-        if self._interrupted:
-            return
+        if ending is not None and ending["reason"] == "ended" and ending["code"] == 0:
+            entry.stopping, trial.reason = False, ""  # it was at its end before it could be stopped
         failure = explain(self.job, entry.attempt, ending, curve, entry.stopping)
-        lost = ending is None
-        if failure and not entry.stopping and trial.attempts <= (LOST if lost else self.job.limits.retries):
+        if failure and not entry.stopping and self._may_repeat(trial, ending is None):
             self._start(trial)
             return
-        stopped = entry.stopping or (ending is not None and ending["reason"] == "time")
-        if stopped and not trial.reason:
-            trial.reason = f"more than {self.job.limits.trial_seconds:g} seconds"
-        trial.state = "failed" if failure else "stopped" if stopped else "finished"
+        late = ending is not None and ending["reason"] == "time"
+        if late and not trial.reason:
+            limit = self.job.limits.trial_seconds  # a resumed job may have another one, or none
+            trial.reason = f"more than {limit:g} seconds" if limit else "more than the seconds of a trial"
+        trial.state = "failed" if failure else "stopped" if entry.stopping or late else "finished"
         trial.reason = failure or trial.reason
         self._record(trial)
+
+    def _may_repeat(self, trial: Trial, lost: bool) -> bool:
+        """Return whether another attempt is due: losses and failures count apart, and interruptions count for neither."""
+        endings = [self._attempt(trial.number, attempt).ending() for attempt in range(trial.attempts)]
+        if lost:
+            return sum(ending is None for ending in endings) <= LOST
+        failed = sum(ending is not None and ending["reason"] != "stopped" for ending in endings)
+        return failed <= self.job.limits.retries
 
     def _record(self, trial: Trial) -> None:
         """Tell the study, and the run folder, what became of a trial."""
         value = None if trial.state == "failed" else trial.objective
         if trial.state == "finished":
-            self._curves.append(trial.reports)
+            self._compare_with(trial)
         record = {name: getattr(trial, name) for name in Trial.__slots__}
         record["reports"] = list(trial.reports[:RECORDED])
         record["best"] = trial.state == "finished" and self._is_best(trial)
@@ -291,8 +310,8 @@ class Tuner:
         for trial in recorded(str(self.folder)):
             self.trials[trial.number] = trial
             if trial.state == "finished":
-                self._curves.append(trial.reports)
-        for frozen in running(self.study):
+                self._compare_with(trial)
+        for frozen in self.study.running():
             before = self.trials.get(frozen.number)
             if before is not None:  # recorded, and killed before the study was told
                 value = None if before.state == "failed" else before.objective
@@ -307,23 +326,20 @@ class Tuner:
             self._start(trial)
             return
         attempt = self._attempt(trial.number, done[-1])
-        trial.attempts = done[-1]
-        marked = (attempt.folder / "stopped").exists()
-        ending = attempt.ending()
-        if not attempt.alive() and (ending is None or (ending["reason"] == "stopped" and not marked)):
-            trial.attempts += 1
+        trial.attempts, trial.reason = done[-1], attempt.marked()
+        alive, ending = attempt.alive(), attempt.ending()
+        if not alive and (ending is None or (ending["reason"] == "stopped" and not trial.reason)):
+            trial.attempts, trial.reason = trial.attempts + 1, ""
             self._start(trial)  # killed or interrupted with the tuner
             return
         self._begin(trial, attempt)
-        self._running[trial.number].stopping = marked
+        self._running[trial.number].stopping = bool(trial.reason)
 
     def _interrupt(self) -> None:
         """End the running trials; a resumed job repeats them."""
-        self._interrupted = True
-        for entry in self._running.values():
-            entry.attempt.stop()
         while self._running:
             for entry in list(self._running.values()):
+                entry.attempt.stop()  # again and again: a supervisor that has just started does not listen yet
                 if not entry.attempt.alive():
                     del self._running[entry.trial.number]
             time.sleep(POLL)

@@ -1,17 +1,21 @@
 """The commands ``loopwise tune ...`` and the section of the page."""
 
 import csv
+import io
 import json
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from rich.console import Console
 from tune_kit import described, program
 
 from loopwise.cli import main
 from loopwise.report import report
 from loopwise.tune.page import sections
+from loopwise.tune.table import trials_table
+from loopwise.tune.trials import Trial
 
 
 def call(*arguments, code=0):
@@ -113,6 +117,27 @@ def test_the_page_shows_the_job(done):
     ):
         assert (expected in text) is (expected != "out of luck")
     assert "Tuning" in Path(report(str(folder))).read_text()
+
+
+def test_the_best_trial_of_the_page_is_the_last_one_that_was_best_when_it_ended(tmp_path):
+    from loopwise.run import Run
+
+    with Run(str(tmp_path / "run")) as opened:
+        for number, value in ((1, 0.5), (0, 0.25)):  # trial 1 ended first
+            trial = Trial(number, {"x": value}, "finished", objective=value, reports=[value])
+            record = {name: getattr(trial, name) for name in Trial.__slots__} | {"best": True}
+            opened.append("tune", "trials", record)
+    text = json.dumps(sections(str(tmp_path / "run")))
+    assert "The best is trial 0 with 0.25" in text
+    assert '"x": [1, 2], "y": [0.5, 0.25]' in text
+
+
+def test_texts_of_the_user_are_no_markup():
+    trial = Trial(0, {"[b]": "[/x]"}, "finished", objective=1.0)
+    output = io.StringIO()
+    Console(file=output, width=100).print(trials_table([trial], "[loss]"))
+    for expected in ("[b]", "[/x]", "[loss]"):
+        assert expected in output.getvalue()
 
 
 def test_a_run_without_a_job_has_no_section(tmp_path):

@@ -30,6 +30,12 @@ def wrong(**changes):
         ({"command": ""}, "command: String should have at least 1 character"),
         ({"command": 3}, "command: Input should be a valid string"),
         ({"command": "python t.py {y}"}, r"\{y\} in command is no parameter; there are x"),
+        ({"command": "python t.py {x:.3f}"}, r"\{x:.3f\} in command is no placeholder"),
+        ({"command": "python t.py { x }"}, r"\{ x \} in command is no placeholder"),
+        (
+            {"command": "sh -c 'echo ${HOME} {x}'"},
+            r"\{HOME\} in command .*; write \{\{HOME\}\} for the text \{HOME\} itself",
+        ),
         ({"parameters": {}}, "parameters: Dictionary should have at least 1 item"),
         ({"parameters__x__low": 2.0}, "parameters.x: low must be below high, not 2 and 1"),
         ({"parameters__x__low": "a"}, "parameters.x.low: Input should be a valid number"),
@@ -101,6 +107,24 @@ def test_job_files(tmp_path):
         read_job(str(tmp_path / "other.yaml"))
 
 
+def test_values_are_those_of_yaml_1_2(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        "command: python train.py {x}\n"
+        "parameters:\n  x: {type: categorical, values: [yes, no, on, true, 1e3, 010, 1:30, 2026-01-01, '10', .5, 0x1F]}\n"
+        "metrics: [{name: loss, regex: 'loss=(.*)'}]\n"
+        "objective: {metric: loss, goal: minimize}\nlimits: {trials: 3}\n"
+    )
+    values = read_job(str(path)).parameters["x"].values
+    assert values == ("yes", "no", "on", True, 1000.0, 10, "1:30", "2026-01-01", "10", 0.5, 31)
+    assert [type(value) for value in values[3:6]] == [bool, float, int]
+    path.write_text(path.read_text() + "seed: 1\nseed: 2\n")
+    with pytest.raises(InputError, match="the key 'seed' stands twice"):
+        read_job(str(path))
+    with pytest.raises(InputError, match="Is a directory"):
+        read_job(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("parameter", "values"),
     [
@@ -128,6 +152,8 @@ def test_arguments_are_split_as_a_shell_does():
     expected = ["python", "my train.py", "--lr=1e-05", "--use-amp", "--name", "a b; rm -rf"]
     assert arguments(command, values) == expected
     assert filled("{lr}:{use_amp}", values) == "1e-05:true"
+    shell = "sh -c 'python t.py {flag:use_amp} {flag:bias} {{HOME}}'"
+    assert arguments(shell, values) == ["sh", "-c", "python t.py --use-amp  {HOME}"]
 
 
 def test_programs_that_cannot_be_executed(tmp_path):
@@ -139,6 +165,9 @@ def test_programs_that_cannot_be_executed(tmp_path):
         InputError, match=r"which is not executable(.|\n)*write for instance 'python ./train.py'"
     ):
         validate_program("./train.py", str(tmp_path))
+    (tmp_path / "train.sh").write_text("#!/usr/bin/env zsh\n")
+    with pytest.raises(InputError, match=r"write for instance 'zsh ./train.sh', or call chmod \+x"):
+        validate_program("./train.sh", str(tmp_path))
     with pytest.raises(InputError, match="a quotation mark without its partner"):
         validate_program("python 'train.py", str(tmp_path))
 

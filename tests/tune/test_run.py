@@ -15,6 +15,7 @@ from tune_kit import PROGRAM, described, job, program
 from loopwise.errors import InputError, StateError
 from loopwise.tune import Tuner, run
 from loopwise.tune.process import supervise
+from loopwise.tune.process.attempt import Attempt
 from loopwise.tune.study import FileLock, mend
 from loopwise.tune.trials import recorded
 
@@ -251,6 +252,68 @@ def test_trials_that_died_with_the_tuner_are_repeated(killed):
     assert {trial.state for trial in trials} == {"finished"}
 
 
+@pytest.mark.parametrize("strategy", ["random", "grid"])
+def test_a_tuner_killed_while_it_asks_for_values_is_resumed(tmp_path, strategy):
+    changes = {"strategy": strategy, "limits": {"trials": 2, "parallel": 1}}
+    parameters = {name: {"type": "categorical", "values": [0.25, 0.5, 0.75]} for name in "xy"}
+    described_job = job("echo ' loss={x}{y}'", parameters=parameters, **changes)
+    run(described_job, str(tmp_path / "whole"))
+    values = [trial.values for trial in recorded(str(tmp_path / "whole"))]
+    lines = (tmp_path / "whole/tune/journal.log").read_bytes().splitlines(keepends=True)
+    assert [json.loads(line)["op_code"] for line in lines[:4]] == [0, 4, 5, 5]
+    for kept in range(4):
+        folder = tmp_path / f"{strategy}{kept}"
+        (folder / "tune").mkdir(parents=True)
+        (folder / "tune/journal.log").write_bytes(b"".join(lines[:kept]))
+        run(described_job, str(folder), resume=True)
+        assert [trial.values for trial in recorded(str(folder))] == values
+
+
+def test_a_stop_that_the_killed_tuner_had_decided_on_is_carried_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("PAUSE", "1000")
+    content = described(program(tmp_path) + " --x {x}", limits={"trials": 1})
+    (tmp_path / "job.json").write_text(json.dumps(content))
+    process = tuner_process(tmp_path)
+    attempt = Attempt(tmp_path / "run/tune/trials/00000/0", [])
+    wait_for(lambda: " loss=" in (attempt.folder / "stdout").read_text() if pids(tmp_path) else False)
+    process.kill()
+    process.communicate()
+    attempt.mark("worse")
+    process = tuner_process(tmp_path, resume=True)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    (trial,) = recorded(str(tmp_path / "run"))
+    assert (trial.state, trial.reason, trial.attempts) == ("stopped", "worse", 1)
+
+
+def test_a_supervisor_that_starts_after_its_attempt_was_given_up_runs_nothing(tmp_path):
+    supervise.write(str(tmp_path / "start.json"), {"arguments": ["true"], "folder": "/", "seconds": None})
+    assert not Attempt(tmp_path, []).alive()
+    supervise.main(str(tmp_path))
+    assert not (tmp_path / "pid").exists()
+
+
+def test_interruptions_are_no_retries(tmp_path):
+    text = """
+    import os, sys, time
+    runs = len(os.listdir(os.path.dirname(os.path.dirname(os.environ["LOOPWISE_PARAMETERS"])))) 
+    time.sleep(1000 if runs == 1 else 0)
+    sys.exit(3) if runs == 2 else print(" loss=1")
+    """
+    content = described(program(tmp_path, text), limits={"trials": 1, "retries": 1})
+    (tmp_path / "job.json").write_text(json.dumps(content))
+    process = tuner_process(tmp_path)
+    wait_for(
+        lambda: (tmp_path / "run/tune/trials/00000/0").exists()
+    )  # at once: the supervisor does not listen yet
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=PATIENCE)
+    process = tuner_process(tmp_path, resume=True)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    assert [(t.state, t.attempts) for t in recorded(str(tmp_path / "run"))] == [("finished", 3)]
+
+
 def test_interruption_ends_the_trials_and_leaves_a_job_to_resume(tmp_path, monkeypatch):
     monkeypatch.setenv("PAUSE", "5")
     content = described(program(tmp_path) + " --x {x} --steps 2", limits={"trials": 2, "parallel": 2})
@@ -283,6 +346,13 @@ def test_a_folder_holds_one_job(tmp_path):
         run(job(command, seed=3), folder, resume=True)
     run(job(command, limits={"trials": 3}), folder, resume=True)
     assert len(recorded(folder)) == 3
+
+
+def test_a_program_that_cannot_be_executed_leaves_no_run(tmp_path):
+    folder = str(tmp_path / "run")
+    with pytest.raises(InputError, match="the program 'no-such-program'"):
+        run(job("no-such-program {x}"), folder)
+    run(job(program(tmp_path) + " --x {x} --steps 1", limits={"trials": 1}), folder)
 
 
 def test_two_tuners_in_one_folder(tmp_path):

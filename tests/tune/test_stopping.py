@@ -6,12 +6,12 @@ import pytest
 
 from loopwise.tune.stopping import averages, improves_no_more, is_worse
 
-FINISHED = [[4.0] * 6, [3.0] * 6, [2.0] * 6, [1.0] * 6, [2.5] * 6]
+FINISHED = [averages([value] * 6) for value in (4.0, 3.0, 2.0, 1.0, 2.5)]
 
 
 def test_running_averages():
-    assert averages([4.0, 2.0, 0.0]) == [4.0, 3.0, 2.0]
-    assert averages([]) == []
+    assert list(averages([4.0, 2.0, 0.0])) == [4.0, 3.0, 2.0]
+    assert list(averages([])) == []
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_the_present_value_is_compared_with_the_median_of_averages(curve, worse)
 
 
 def test_averages_and_not_values_are_compared():
-    finished = [[9.0, 1.0]] * 5  # average 5 at the second report
+    finished = [averages([9.0, 1.0])] * 5  # average 5 at the second report
     assert not is_worse([9.0, 4.0], finished, maximize=False)
     assert is_worse([9.0, 6.0], finished, maximize=False)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from loopwise.errors import InputError
@@ -30,9 +31,29 @@ def text_of(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def misspelt(text: str, names: Iterable[str]) -> str | None:
+    """Return what looks like the placeholder of a parameter and is none, such as ``{ lr }``; else ``None``."""
+    for name in names:
+        looks = re.search(rf"(?<!\{{)\{{(?:flag:)?\s*{re.escape(name)}(?![\w.-])[^{{}}]*\}}(?!\}})", text)
+        if looks is not None and not _PLACE.fullmatch(looks[0]):
+            return looks[0]
+    return None
+
+
 def filled(text: str, values: Mapping[str, Any]) -> str:
     """Return a text with the values of its placeholders."""
-    return _PLACE.sub(lambda match: f"{{{match[1]}}}" if match[1] else text_of(values[match[3]]), text)
+
+    def value(match: re.Match[str]) -> str:
+        if match[1]:
+            return f"{{{match[1]}}}"
+        return _flag(match[3], values) if match[2] else text_of(values[match[3]])
+
+    return _PLACE.sub(value, text)
+
+
+def _flag(name: str, values: Mapping[str, Any]) -> str:
+    on = values[name] not in (False, None, "", "false")
+    return f"--{name.replace('_', '-')}" if on else ""
 
 
 def arguments(command: str, values: Mapping[str, Any]) -> list[str]:
@@ -42,8 +63,8 @@ def arguments(command: str, values: Mapping[str, Any]) -> list[str]:
         flag = re.fullmatch(rf"\{{flag:({NAME})\}}", word)
         if flag is None:
             result.append(filled(word, values))
-        elif values[flag[1]] not in (False, None, "", "false"):
-            result.append(f"--{flag[1].replace('_', '-')}")
+        elif text := _flag(flag[1], values):
+            result.append(text)
     return result
 
 
@@ -77,5 +98,16 @@ def validate_program(command: str, folder: str) -> None:
             f"the program {program!r} of the command" + (", which is not executable" if exists else ""),
             "a program on the path, or an executable file",
             "an interpreter was left out" if exists else "a typo, or another environment",
-            f"write for instance 'python {program}'" if exists else "use the path of the program",
+            f"write for instance '{_interpreter(path)} {program}', or call chmod +x"
+            if exists
+            else "use the path of the program",
         )
+
+
+def _interpreter(path: str) -> str:
+    """Return the program that a script names in its first line, or by its ending, that runs it."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        first = file.readline(200).decode(errors="replace")
+        if first.startswith("#!") and first[2:].split():
+            return os.path.basename(first.split()[-1])
+    return "bash" if path.endswith(".sh") else "python"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import pydantic
 import yaml
@@ -14,14 +14,41 @@ from .job import Job
 
 
 class _Loader(yaml.SafeLoader):
-    """Loader that reads ``1e-5`` as a number, as YAML 1.2 does; in YAML 1.1 it is a text."""
+    """Loader of YAML 1.2: ``1e-5`` is a number, ``on`` and ``yes`` are texts, ``010`` is ten; a key stands once."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", node.value[place][0].start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)|[-+]?\d+\.\d*|[-+]?\.\d+"),
-    list("-+0123456789."),
-)
+_NUMBERS = list("-+0123456789.")
+for _kind, _form, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", _NUMBERS),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        _NUMBERS,
+    ),
+    ("merge", r"<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_form})$"), _first)
+
+
+def _whole(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = node.value
+    return int(text, 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole)
 
 
 def read_job(path: str) -> Job:
@@ -40,11 +67,18 @@ def read_job(path: str) -> Job:
             "a typo, or another folder",
             "check the path",
         ) from None
+    except OSError as error:
+        raise InputError(
+            f"the job file {path!r}: {error.strerror}",
+            "a YAML file that can be read",
+            "a folder, or missing rights",
+            "check the path",
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(
             f"the job file {path!r}: {error}",
             "YAML",
-            "an unbalanced quotation or wrong indentation",
+            "an unbalanced quotation, wrong indentation, or a key that stands twice",
             "mend that line",
         ) from None
     return job_of(content, path)

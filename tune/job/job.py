@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from loopwise.errors import InputError
 
 from ..log.patterns import Pattern
-from .command import placeholders
+from .command import misspelt, placeholders
 from .parameters import Categorical, Parameter, Value
 
 VARIABLE = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
@@ -129,10 +129,15 @@ class Job(_Strict):
         for place, text in (("command", self.command), *self.environment.items()):
             if unknown := sorted(placeholders(text) - known):
                 raise ValueError(
-                    f"{{{unknown[0]}}} in {place} is no parameter; there are {', '.join(sorted(known))}"
+                    f"{{{unknown[0]}}} in {place} is no parameter; there are {', '.join(sorted(known))}; "
+                    f"write {{{{{unknown[0]}}}}} for the text {{{unknown[0]}}} itself"
                 )
-        if wrong := [name for name in self.environment if not VARIABLE.fullmatch(name)]:
-            raise ValueError(f"{wrong[0]!r} is no name of an environment variable")
+            if (wrong := misspelt(text, known)) is not None:
+                raise ValueError(
+                    f"{wrong} in {place} is no placeholder; it is a name in braces and nothing else"
+                )
+        if names := [name for name in self.environment if not VARIABLE.fullmatch(name)]:
+            raise ValueError(f"{names[0]!r} is no name of an environment variable")
         if self.channels and self.container is None:
             raise ValueError("channels need container: sagemaker")
         if self.strategy == "grid":

@@ -75,8 +75,7 @@ class Attempt:
         """Return whether the supervisor runs, started by this process or by an earlier one."""
         if self._process is not None:
             return self._process.poll() is None
-        known = self._json("pid")
-        return known is not None and supervise.identity(known["pid"]) == known
+        return self.folder.exists() and self.ending() is None and not supervise.abandoned(str(self.folder))
 
     def ending(self) -> dict[str, Any] | None:
         """Return code, reason and time of the end; ``None``: the attempt has not ended, or its supervisor was killed."""
@@ -109,6 +108,14 @@ class Attempt:
         if known is not None and supervise.identity(known["pid"]) == known:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(known["pid"], signal.SIGTERM)
+
+    def mark(self, reason: str) -> None:
+        """Record why the attempt is to be stopped, for a tuner that takes it over."""
+        supervise.write(f"{self.folder}/stopped", reason)
+
+    def marked(self) -> str:
+        """Return why the attempt is to be stopped; empty: it is not."""
+        return str(self._json("stopped") or "")
 
     def tail(self, lines: int = 10) -> list[str]:
         """Return the last lines of stderr, or of stdout if that is empty."""

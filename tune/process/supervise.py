@@ -3,11 +3,13 @@
 Called as ``python supervise.py FOLDER``, in a session of its own.  FOLDER holds ``start.json`` with the program's
 arguments, environment, working folder, and the seconds that it may take.  Written by this process:
 
-``lock``     locked for as long as this process lives, so that no second attempt starts beside it
+``lock``     locked for as long as this process lives
 ``pid``      JSON: pid, start time and boot of this process; written before the program starts
 ``stdout``, ``stderr``   what the program prints
 ``exit``     JSON: code, reason (``ended``, ``stopped``, ``time``, ``not started``) and the time; written when all processes
              have ended
+
+A tuner that takes the folder over and finds it unlocked writes ``abandoned``: a supervisor that starts later does nothing.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ class Supervisor:
     """
 
     def __init__(self, folder: str) -> None:
-        self.folder, self.reason = folder, "ended"
+        self.folder, self.reason, self._asked = folder, "ended", False
         with open(f"{folder}/start.json") as file:
             self.start: dict[str, Any] = json.load(file)
 
@@ -106,7 +108,7 @@ class Supervisor:
                     stderr=err,
                     start_new_session=True,
                 )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
             with open(f"{self.folder}/stderr", "a") as err:
                 err.write(f"{error}\n")
             self.reason = "not started"
@@ -115,14 +117,17 @@ class Supervisor:
         write(f"{self.folder}/exit", {"code": code, "reason": self.reason, "time": time.time()})
 
     def _stop(self, number: int, frame: Any) -> None:
-        self.reason = "stopped"
+        self._asked = True
 
     def _wait(self, program: subprocess.Popen[bytes]) -> int:
         limit, began = self.start["seconds"], time.monotonic()
         while program.poll() is None and self.reason == "ended":
-            time.sleep(POLL)
-            if limit is not None and time.monotonic() - began > limit:
+            if self._asked:
+                self.reason = "stopped"
+            elif limit is not None and time.monotonic() - began > limit:
                 self.reason = "time"
+            else:
+                time.sleep(POLL)
         self._end_all(program)
         return program.wait()
 
@@ -140,14 +145,23 @@ class Supervisor:
             alive = end(signal.SIGKILL) if time.monotonic() > deadline else bool(descendants())
 
 
-def main(folder: str) -> None:
-    """Run the attempt in ``folder``, unless another supervisor runs it."""
+def abandoned(folder: str) -> bool:
+    """Return whether no supervisor runs the attempt in ``folder``; from then on none will."""
     with open(f"{folder}/lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return
-        Supervisor(folder).run()
+            return False
+        open(f"{folder}/abandoned", "w").close()
+    return True
+
+
+def main(folder: str) -> None:
+    """Run the attempt in ``folder``, unless another supervisor runs it or a tuner has given it up."""
+    with open(f"{folder}/lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a tuner holds it for a moment only
+        if not any(os.path.exists(f"{folder}/{name}") for name in ("abandoned", "pid")):
+            Supervisor(folder).run()
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ class Tuner:
         attempt = self._attempt(trial.number, trial.attempts)
         own = {
             "LOOPWISE_TRIAL": str(trial.number),
-            "LOOPWISE_PARAMETERS": str(attempt.folder / "params.json"),
+            supervise.PARAMETERS: str(attempt.folder / "params.json"),
             "LOOPWISE_OBJECTIVE_METRIC": self.job.objective.metric,
             "PYTHONUNBUFFERED": "1",
         }
@@ -253,6 +253,7 @@ class Tuner:
 
     def _end(self, entry: _Running) -> None:
         """Decide what became of an attempt, and record it or start the next one."""
+        entry.attempt.end_left()
         trial, ending = entry.trial, entry.attempt.ending()
         curves = entry.attempt.drain()
         curve = curves[self.job.objective.metric]
@@ -329,6 +330,7 @@ class Tuner:
         trial.attempts, trial.reason = done[-1], attempt.marked()
         alive, ending = attempt.alive(), attempt.ending()
         if not alive and (ending is None or (ending["reason"] == "stopped" and not trial.reason)):
+            attempt.end_left()
             trial.attempts, trial.reason = trial.attempts + 1, ""
             self._start(trial)  # killed or interrupted with the tuner
             return
@@ -341,6 +343,7 @@ class Tuner:
             for entry in list(self._running.values()):
                 entry.attempt.stop()  # again and again: a supervisor that has just started does not listen yet
                 if not entry.attempt.alive():
+                    entry.attempt.end_left()
                     del self._running[entry.trial.number]
             time.sleep(POLL)
 

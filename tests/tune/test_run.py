@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from tune_kit import PROGRAM, described, job, program
@@ -241,8 +240,6 @@ def test_a_killed_tuner_is_resumed_with_its_running_trials(killed):
 def test_trials_that_died_with_the_tuner_are_repeated(killed):
     for pid in pids(killed):
         if alive(pid):
-            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-                os.kill(int(child), signal.SIGKILL)
             os.kill(pid, signal.SIGKILL)
     process = tuner_process(killed, resume=True)
     _, errors = process.communicate(timeout=PATIENCE)
@@ -291,6 +288,23 @@ def test_a_supervisor_that_starts_after_its_attempt_was_given_up_runs_nothing(tm
     assert not Attempt(tmp_path, []).alive()
     supervise.main(str(tmp_path))
     assert not (tmp_path / "pid").exists()
+
+
+def test_what_a_killed_supervisor_leaves_behind_is_ended(tmp_path):
+    text = """
+    import json, os, signal, subprocess, time
+    folder = os.path.dirname(os.environ["LOOPWISE_PARAMETERS"])
+    if folder.endswith("/0"):
+        child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        json.dump([os.getpid(), child.pid], open("processes", "w"))
+        os.kill(json.load(open(folder + "/pid"))["pid"], signal.SIGKILL)
+        time.sleep(1000)
+    print(" loss=1")
+    """
+    command = f"sh -c 'cd {tmp_path} && {program(tmp_path, text)}'"
+    run(job(command, limits={"trials": 1}), str(tmp_path / "run"))
+    assert [(t.state, t.attempts) for t in recorded(str(tmp_path / "run"))] == [("finished", 2)]
+    assert not any(map(alive, json.loads((tmp_path / "processes").read_text())))
 
 
 def test_interruptions_are_no_retries(tmp_path):

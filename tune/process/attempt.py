@@ -109,6 +109,11 @@ class Attempt:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(known["pid"], signal.SIGTERM)
 
+    def end_left(self) -> None:
+        """Kill what the supervisor left behind if it was killed itself."""
+        if self.ending() is None:
+            supervise.end_left(str(self.folder))
+
     def mark(self, reason: str) -> None:
         """Record why the attempt is to be stopped, for a tuner that takes it over."""
         supervise.write(f"{self.folder}/stopped", reason)

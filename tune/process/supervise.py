@@ -23,11 +23,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 GRACE = 10.0
 """Seconds between the request to end and the kill."""
 PR_SET_CHILD_SUBREAPER = 36
+PARAMETERS = "LOOPWISE_PARAMETERS"
+"""Variable with the path of the attempt's parameters, by which its processes are recognised, too."""
 POLL = 0.05
 
 
@@ -54,14 +57,14 @@ def write(path: str, content: Any) -> None:
     os.replace(path + ".new", path)
 
 
-def descendants() -> list[int]:
-    """Return the processes below this one, orphans that it adopted included."""
+def descendants(roots: Iterable[int]) -> list[int]:
+    """Return the processes below others; below a supervisor, orphans that it adopted included."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
                 children.setdefault(int(file.read().rpartition(b")")[2].split()[1]), []).append(int(name))
-    found, waiting = [], [os.getpid()]
+    found, waiting = [], list(roots)
     while waiting:
         below = children.get(waiting.pop(), [])
         found += below
@@ -71,11 +74,29 @@ def descendants() -> list[int]:
 
 def end(number: int) -> bool:
     """Send a signal to all descendants; return whether there were any."""
-    found = descendants()
-    for pid in found:
+    return _send(descendants([os.getpid()]), number)
+
+
+def end_left(folder: str) -> None:
+    """Kill what a killed supervisor left behind: processes with the folder in their environment, and those below."""
+    own = f"{PARAMETERS}={folder}/params.json".encode()
+    deadline = time.monotonic() + GRACE
+    while time.monotonic() < deadline:
+        left = []
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
+                    left += [int(name)] * (own in file.read().split(b"\0"))
+        if not _send([*left, *descendants(left)], signal.SIGKILL):
+            return
+        time.sleep(POLL)
+
+
+def _send(processes: list[int], number: int) -> bool:
+    for pid in processes:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
-    return bool(found)
+    return bool(processes)
 
 
 class Supervisor:
@@ -138,11 +159,11 @@ class Supervisor:
         while alive:
             time.sleep(POLL)
             program.poll()  # takes the program's own status, which waitpid below must not take
-            for pid in descendants():
+            for pid in descendants([os.getpid()]):
                 if pid != program.pid:
                     with contextlib.suppress(ChildProcessError):
                         os.waitpid(pid, os.WNOHANG)
-            alive = end(signal.SIGKILL) if time.monotonic() > deadline else bool(descendants())
+            alive = end(signal.SIGKILL) if time.monotonic() > deadline else bool(descendants([os.getpid()]))
 
 
 def abandoned(folder: str) -> bool:

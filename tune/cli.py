@@ -26,6 +26,7 @@ from .table import live, number, trials_table
 from .trials import Trial, recorded
 from .tuner import Tuner
 
+REPORTED = "without a regex: printed by report()"
 EXAMPLES = 3
 """Number of lines that ``try`` shows for each metric."""
 
@@ -72,17 +73,18 @@ def try_log(job_file: str, log: str, sagemaker: bool, program: str | None) -> No
     reader.feed(data)
     reader.end()
     lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").decode(errors="replace").split("\n")
-    for metric, pattern in zip(job.metrics, reader.patterns.patterns, strict=True):
-        curve = reader.curves[metric.name]
+    patterns = dict(zip(reader.names, reader.patterns.patterns, strict=True))
+    for metric in job.metrics:
+        curve, pattern = reader.curves[metric.name], patterns.get(metric.name)
         objective = " (objective)" if metric.name == job.objective.metric else ""
-        console.print(Text(metric.name, "bold"), Text(objective), Text(f" {metric.regex}", "dim"))
-        if not pattern.bounded:
+        console.print(Text(metric.name, "bold"), Text(objective), Text(f" {metric.regex or REPORTED}", "dim"))
+        if pattern is not None and not pattern.bounded:
             console.print(
                 "  not in RE2's syntax: searched with a limit of time for each line", style="yellow"
             )
         if not curve.count:
             console.print("  no line matches", style="red")
-            found = hint(metric.name, metric.regex, lines)
+            found = hint(metric.name, metric.regex or "", lines)
             if found is not None:
                 console.print(Text(f"  almost: {found.line.strip()}"))
                 console.print(Text(f"  this regex would match it: {found.regex}", "green"))
@@ -91,6 +93,8 @@ def try_log(job_file: str, log: str, sagemaker: bool, program: str | None) -> No
             f"  {curve.count} values in {len(curve.reports)} reports, {curve.rejected} no numbers; "
             f"{metric.value}: [bold]{number(curve.value())}[/bold]"
         )
+        if pattern is None:
+            continue
         shown = [line for line in lines if any(True for _ in pattern.values(line.encode()))][-EXAMPLES:]
         for line in shown:
             text = Text(f"  {line}")

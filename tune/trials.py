@@ -90,9 +90,11 @@ def explain(job: Job, attempt: Attempt, ending: dict[str, Any] | None, curve: Cu
 def _missing(job: Job, attempt: Attempt, curve: Curve) -> str:
     metric = next(metric for metric in job.metrics if metric.name == job.objective.metric)
     lines = [line for stream in STREAMS for line in _end_of(attempt.folder / stream)]
-    found = hint(metric.name, metric.regex, lines)
+    found = hint(metric.name, metric.regex or "", lines)
     if curve.rejected:
         what = f"{curve.rejected} matches of {metric.regex!r} are no numbers"
+    elif metric.regex is None:
+        what = f"the metric {metric.name!r} has no regex, and the program did not report it"
     else:
         what = f"no line matched {metric.regex!r}"
     if found is not None:

@@ -99,6 +99,13 @@ def test_a_log_is_tried_before_anything_is_run(tmp_path):
     assert "last: 0.6716" in call("try", write_job(tmp_path, content), "--log", log)
 
 
+def test_a_log_with_reports_is_tried(tmp_path):
+    path = write_job(tmp_path, described("python train.py {x}", metrics=[{"name": "loss"}]))
+    log = tmp_path / "old.log"
+    log.write_text('{"loopwise": {"loss": 0.5}}\n')
+    assert "1 values in 1 reports, 0 no numbers; last: 0.5" in call("try", path, "--log", log)
+
+
 def test_no_trial_finished(tmp_path):
     path = write_job(tmp_path, described(program(tmp_path, "print(1)"), limits={"trials": 1}))
     assert "no trial finished" in call("run", path, "--folder", tmp_path / "run", code=1)

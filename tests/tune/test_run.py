@@ -91,8 +91,19 @@ def test_what_the_program_sees(tmp_path, monkeypatch):
             "LOOPWISE_OBJECTIVE_METRIC": "loss",
         }.items()
     )
-    start = tmp_path / "run/tune/trials/00000/0/start.json"
-    assert start.stat().st_mode & 0o077 == 0  # the environment may hold secrets
+    folder = tmp_path / "run/tune/trials/00000/0"
+    assert not (folder / "start.json").exists()  # the environment may hold secrets
+    assert (folder / "params.json").stat().st_mode & 0o077 == 0
+
+
+def test_a_metric_without_an_expression_is_reported(tmp_path):
+    text = "from loopwise.tune import report\nreport(loss=2.0)\nreport(loss=0.5)"
+    changes = {"metrics": [{"name": "loss"}], "limits": {"trials": 1}}
+    assert run(job(program(tmp_path, text), **changes), str(tmp_path / "run")).objective == 0.5
+    run(job(program(tmp_path, "print('loss 3')"), **changes), str(tmp_path / "other"))
+    (trial,) = recorded(str(tmp_path / "other"))
+    assert "the metric 'loss' has no regex, and the program did not report it" in trial.reason
+    assert "this line almost matches: 'loss 3'" in trial.reason
 
 
 def test_a_grid_is_run_once_through(tmp_path):

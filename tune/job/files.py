@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import pydantic
 import yaml
@@ -16,8 +16,6 @@ from .job import Job
 class _Loader(yaml.SafeLoader):
     """Loader of YAML 1.2: ``1e-5`` is a number, ``on`` and ``yes`` are texts, ``010`` is ten; a key stands once."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for place, key in enumerate(keys):
@@ -28,6 +26,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.yaml_implicit_resolvers = {}  # those of YAML 1.1
 _NUMBERS = list("-+0123456789.")
 for _kind, _form, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),

@@ -26,7 +26,7 @@ class Metric(_Strict):
     Args:
         name: 1 to 255 characters.
         regex: 1 to 500 characters, in the syntax of Python's ``re``; its first group, or the one named ``value``, is the
-            number.
+            number.  Without it, the program prints the metric by ``report``, or in that form.
         value: which of the matches is the metric's value: the ``last``, the ``max`` or the ``min``.
 
     Raises:
@@ -34,14 +34,14 @@ class Metric(_Strict):
     """
 
     name: Annotated[str, Field(min_length=1, max_length=255)]
-    regex: Annotated[str, Field(min_length=1, max_length=500)]
+    regex: Annotated[str, Field(min_length=1, max_length=500)] | None = None
     value: Literal["last", "max", "min"] = "last"
 
     @field_validator("regex")
     @classmethod
-    def _compiles(cls, text: str) -> str:
+    def _compiles(cls, text: str | None) -> str | None:
         try:
-            Pattern(text)
+            Pattern(text or "()")
         except InputError as error:
             seen, expected, _, fix = error.args
             raise ValueError(f"{seen}; expected {expected}; {fix}") from None

@@ -24,7 +24,7 @@ class Definition(Protocol):
     def name(self) -> str: ...
 
     @property
-    def regex(self) -> str: ...
+    def regex(self) -> str | None: ...
 
     @property
     def value(self) -> str: ...
@@ -85,9 +85,10 @@ class Reader:
 
     def __init__(self, definitions: Iterable[Definition]) -> None:
         definitions = list(definitions)
-        self.names = [definition.name for definition in definitions]
+        expressions = {d.name: d.regex for d in definitions if d.regex is not None}
+        self.names = list(expressions)
         self.curves = {definition.name: Curve(definition.value) for definition in definitions}
-        self.patterns = Patterns([Pattern(definition.regex) for definition in definitions])
+        self.patterns = Patterns([Pattern(text) for text in expressions.values()])
         self._streams: dict[str, Lines] = {}
 
     def feed(self, data: bytes, stream: str = "stdout") -> None:

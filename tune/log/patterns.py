@@ -103,7 +103,7 @@ class Patterns:
 
     def found(self, line: bytes) -> list[int]:
         """Return the numbers of the expressions that a line may match, in order."""
-        hits = self._set.Match(line)
+        hits = self._set.Match(line) if self.patterns else None
         return [] if hits is None else sorted(hits)
 
 

@@ -1,7 +1,8 @@
 """Run one program, and own every process that it starts.  The standard library only: each trial has such a process.
 
 Called as ``python supervise.py FOLDER``, in a session of its own.  FOLDER holds ``start.json`` with the program's
-arguments, environment, working folder, and the seconds that it may take.  Written by this process:
+arguments, environment, working folder, and the seconds that it may take; the file is removed when it was read.
+Written by this process:
 
 ``lock``     locked for as long as this process lives
 ``pid``      JSON: pid, start time and boot of this process; written before the program starts
@@ -110,6 +111,7 @@ class Supervisor:
         self.folder, self.reason, self._asked = folder, "ended", False
         with open(f"{folder}/start.json") as file:
             self.start: dict[str, Any] = json.load(file)
+        os.unlink(f"{folder}/start.json")  # the environment may hold secrets, and the folder is kept
 
     def run(self) -> None:
         """Run the program until it and all of its processes have ended."""

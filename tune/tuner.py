@@ -232,11 +232,11 @@ class Tuner:
     def _follow(self, entry: _Running) -> None:
         """Read what a trial has printed, stop it if it is worse than the others, and end it if its program has ended."""
         alive = entry.attempt.alive()  # asked before reading, so that nothing is printed after the last look
-        entry.attempt.follow()
+        more = entry.attempt.follow()
         curve = entry.attempt.reader.curves[self.job.objective.metric]
         trial, known = entry.trial, entry.reports
         trial.reports, trial.objective, entry.reports = curve.reports, curve.value(), len(curve.reports)
-        if not alive:
+        if not alive and not more:  # a long log is read in turn with those of the other trials
             self._end(entry)
         elif entry.stopping:
             entry.attempt.stop()  # a supervisor that has just started did not listen yet
@@ -283,7 +283,7 @@ class Tuner:
         if lost:
             return sum(ending is None for ending in endings) <= LOST
         failed = sum(ending is not None and ending["reason"] != "stopped" for ending in endings)
-        return failed <= self.job.limits.retries
+        return bool(failed <= self.job.limits.retries)
 
     def _record(self, trial: Trial) -> None:
         """Tell the study, and the run folder, what became of a trial."""

@@ -2,8 +2,10 @@
 
 import sys
 import textwrap
+import time
 
 from loopwise.tune import job_of
+from loopwise.tune.process import supervise
 
 PROGRAM = """
 import argparse, os, time
@@ -15,6 +17,9 @@ for step in range(arguments.steps):
     print(f"step {step} loss={(arguments.x - 0.3) ** 2 + 1 / (step + 1):.6f}")
     time.sleep(float(os.environ.get("PAUSE", "0")))
 """
+
+PATIENCE = 600
+"""Seconds to wait on a busy machine."""
 
 
 def program(folder, text=PROGRAM, name="train.py"):
@@ -40,3 +45,15 @@ def described(command, **changes):
 def job(command, **changes):
     """Return a job with one parameter."""
     return job_of(described(command, **changes), "job")
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return value
+
+
+def alive(pid):
+    return supervise.identity(pid) is not None

@@ -113,9 +113,13 @@ class StepLosses:
                 "the batch's input holds no tensor with one row for each sample",
             )
             return
-        self._pending.append(_Batch(indices, batch[1], fingerprint))
         if self._handle is None:
-            self._handle = self.model.register_forward_hook(self._hook, with_kwargs=True)
+            try:
+                self._handle = self.model.register_forward_hook(self._hook, with_kwargs=True)
+            except RuntimeError as error:  # a module of torch.jit.script takes no hook
+                self._active, self.problem = False, str(error)
+                return
+        self._pending.append(_Batch(indices, batch[1], fingerprint))
 
     def cancel(self) -> None:
         """Remove the hook, and wait for no batch."""

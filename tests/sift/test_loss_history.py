@@ -202,6 +202,17 @@ def test_losses_that_are_not_finite_keep_their_sample():
     assert len(data.loaded) in (30, 31)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_a_scripted_model_which_takes_no_hook_is_scored():
+    data, model = Counted(), torch.jit.script(nn.Linear(6, 3))
+    loader = sift(data, model, policy=TopLoss(0.5))
+    with pytest.warns(LoopwiseWarning, match="no losses from the training step: register_forward_hook"):
+        train(loader, model)
+    assert loader.score_every == 1
+    train(loader, model)
+    assert loader.report().scored > 0
+
+
 def test_a_compiled_model_gives_its_losses_and_one_inside_falls_back():
     data, inner = Counted(), nn.Linear(6, 3)
     model = torch.compile(inner, backend="eager")

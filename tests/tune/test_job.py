@@ -50,6 +50,13 @@ def wrong(**changes):
             "parameters.x.high: Input should be a valid integer",
         ),
         ({"static": {"x": 3}}, "'x' is searched and static"),
+        ({"metrics": {"loss": "(a)"}}, "metrics: Input should be a list"),
+        ({"objective": "loss"}, r"objective: Input should be a mapping \(seen: 'loss'\)"),
+        ({"parameters__x": {"low": 0.0, "high": 1.0}}, "parameters.x: the field type is missing: 'contin"),
+        (
+            {"static": {"y": None}},
+            r"job.yaml: static.y: Input should be a text, a number, true or false \(seen: None\)\n",
+        ),
         ({"metrics": []}, "metrics: Tuple should have at least 1 item"),
         (
             {"metrics__0__regex": "loss="},

@@ -103,7 +103,7 @@ def job_of(content: Any, place: str) -> Job:
     try:
         return Job.model_validate(content)
     except pydantic.ValidationError as error:
-        problems = [_problem(detail) for detail in error.errors()]
+        problems = list(dict.fromkeys(_problem(detail) for detail in error.errors()))
         raise InputError(
             f"{place}: " + "; ".join(problems),
             "the fields of a tuning job, each of its type",
@@ -112,11 +112,27 @@ def job_of(content: Any, place: str) -> Job:
         ) from None
 
 
+_MESSAGES = {
+    "union_tag_not_found": "the field type is missing: 'continuous', 'integer' or 'categorical'",
+    "tuple_type": "Input should be a list",
+    "dict_type": "Input should be a mapping",
+    "model_type": "Input should be a mapping",
+    "model_attributes_type": "Input should be a mapping",
+}
+
+
 def _problem(detail: Any) -> str:
-    path = ".".join(
-        str(part) for part in detail["loc"] if part not in ("continuous", "integer", "categorical")
-    )
-    message = detail["msg"].removeprefix("Value error, ")
+    place = list(detail["loc"])
+    message = _MESSAGES.get(detail["type"], detail["msg"].removeprefix("Value error, "))
+    if (
+        place
+        and place[0] in ("static", "parameters")
+        and place[-1] in ("str", "int", "float", "bool")
+        and place[2:]
+    ):
+        place.pop()  # one message for each type that a value may have
+        message = "Input should be a text, a number, true or false"
+    path = ".".join(str(part) for part in place if part not in ("continuous", "integer", "categorical"))
     seen = detail.get("input")
     shown = (
         f" (seen: {seen!r})"

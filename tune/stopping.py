@@ -13,11 +13,12 @@ IMPROVEMENT = 0.01
 
 
 def averages(curve: Iterable[float]) -> array[float]:
-    """Return the running averages of a curve: element i is the mean of the first i + 1 values."""
-    result, total = array("d"), 0.0
-    for count, value in enumerate(curve, 1):
-        total += value
-        result.append(total / count)
+    """Return the running averages of a curve: element i is the mean of the finite ones of its first i + 1 values."""
+    result, total, count = array("d"), 0.0, 0
+    for value in curve:
+        if math.isfinite(value):
+            total, count = total + value, count + 1
+        result.append(total / count if count else math.nan)
     return result
 
 

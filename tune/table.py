@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -57,6 +58,8 @@ def live(tuner: Tuner) -> RenderableType:
     head = Text(f"{told or 'starting'}; {time.monotonic() - tuner.began:.0f} s")
     if best is not None and best.objective is not None and math.isfinite(best.objective):
         head.append(f"; best {objective.metric} {best.objective:.5g} (trial {best.number})", "bold")
-    bar = ProgressBar(total=tuner.study.limit, completed=len(ended), width=60)
+    bar = Padding(
+        ProgressBar(total=tuner.study.limit, completed=len(ended), width=60), 0
+    )  # on a line of its own
     last = list(tuner.trials.values())[-SHOWN:]
     return Group(head, bar, trials_table(last, objective.metric, None if best is None else best.number))

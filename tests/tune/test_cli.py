@@ -9,12 +9,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from rich.console import Console
-from tune_kit import described, program
+from tune_kit import described, job, program
 
 from loopwise.cli import main
 from loopwise.report import report
+from loopwise.tune import run
 from loopwise.tune.page import sections
-from loopwise.tune.table import trials_table
+from loopwise.tune.table import live, trials_table
 from loopwise.tune.trials import Trial
 
 
@@ -145,6 +146,24 @@ def test_texts_of_the_user_are_no_markup():
     Console(file=output, width=100).print(trials_table([trial], "[loss]"))
     for expected in ("[b]", "[/x]", "[loss]"):
         assert expected in output.getvalue()
+
+
+def test_the_live_table(tmp_path):
+    shown = []
+
+    def show(tuner):
+        output = io.StringIO()
+        Console(file=output, width=120).print(live(tuner))
+        shown.append(output.getvalue().splitlines())
+
+    described_job = job(program(tmp_path) + " --x {x} --steps 1", limits={"trials": 1})
+    best = run(described_job, str(tmp_path / "run"), show=show)
+    head, bar, names, *rows = shown[-1]
+    assert head.startswith("1 finished; ")
+    assert f"best loss {best.objective:.5g} (trial 0)" in head
+    assert set(bar.strip()) == {"━"}
+    assert names.split() == ["trial", "state", "loss", "x", "seconds", "reason"]
+    assert rows[0].split()[:3] == ["0", "*", "finished"]
 
 
 def test_a_run_without_a_job_has_no_section(tmp_path):

@@ -12,6 +12,8 @@ FINISHED = [averages([value] * 6) for value in (4.0, 3.0, 2.0, 1.0, 2.5)]
 def test_running_averages():
     assert list(averages([4.0, 2.0, 0.0])) == [4.0, 3.0, 2.0]
     assert list(averages([])) == []
+    assert list(averages([4.0, math.nan, math.inf, 2.0])) == [4.0, 4.0, 4.0, 3.0]
+    assert math.isnan(averages([math.nan])[0])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Attributes of the wrapped loader that the sifting loader shows too."""
+"""Attributes of the sifting loader that cannot be set: those of the wrapped loader, and arguments."""
 
 from __future__ import annotations
 
@@ -20,6 +20,29 @@ class _OfLoader:
         )
 
 
+class _Argument:
+    """Argument of the loader, which is set once: a later value would have no effect."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        try:
+            return vars(instance)[self.name]
+        except KeyError:
+            raise AttributeError(self.name) from None
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        if self.name in vars(instance):
+            raise AttributeError(
+                f"{self.name} of a {type(instance).__name__} cannot be set: it would have no effect. Pass it to a new "
+                "one; keep=lambda epoch: ... changes the share by epoch"
+            )
+        vars(instance)[self.name] = value
+
+
 class WrappedAttributes:
     """Loader with the attributes of the ``DataLoader`` that it wraps; ``loader`` is the wrapped one."""
 
@@ -37,3 +60,8 @@ class WrappedAttributes:
     pin_memory_device = _OfLoader()
     timeout = _OfLoader()
     in_order = _OfLoader()
+    model = _Argument()
+    keep = _Argument()
+    policy = _Argument()
+    batch_size = _Argument()
+    drop_last = _Argument()

@@ -71,6 +71,17 @@ def test_attributes_of_the_wrapped_loader_cannot_be_replaced_here():
     assert not hasattr(empty, "dataset")
 
 
+@pytest.mark.parametrize("name", ["keep", "policy", "model", "batch_size", "drop_last"])
+def test_arguments_that_would_have_no_effect_later_cannot_be_set(name):
+    loader = sift(DataLoader(dataset(), 8))
+    before = getattr(loader, name)
+    with pytest.raises(
+        AttributeError, match=f"{name} of a SiftingDataLoader cannot be set: it would have no"
+    ):
+        setattr(loader, name, 0.25)
+    assert getattr(loader, name) == before
+
+
 def test_set_epoch_of_the_sampler_reaches_the_order():
     sampler = DistributedSampler(dataset(), num_replicas=2, rank=0)
     loader = sift(DataLoader(dataset(), 8, sampler=sampler), keep=1.0)

@@ -100,7 +100,8 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
         resume: go on in a folder that already holds a run.
 
     Attributes:
-        loader, model, keep, policy, batch_size, drop_last, epochs, anneal, score_every: the arguments in use.
+        loader, epochs, anneal, score_every: the arguments in use.
+        model, keep, policy, batch_size, drop_last: those that cannot be set later.
         dataset, sampler, batch_sampler, num_workers, ...: those of the wrapped loader, read-only.
         epoch: number of the present epoch, from 0.
 

@@ -20,27 +20,8 @@ class _OfLoader:
         )
 
 
-class _Argument:
-    """Argument of the loader, which is set once: a later value would have no effect."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        if instance is None:
-            return self
-        try:
-            return vars(instance)[self.name]
-        except KeyError:
-            raise AttributeError(self.name) from None
-
-    def __set__(self, instance: Any, value: Any) -> None:
-        if self.name in vars(instance):
-            raise AttributeError(
-                f"{self.name} of a {type(instance).__name__} cannot be set: it would have no effect. Pass it to a new "
-                "one; keep=lambda epoch: ... changes the share by epoch"
-            )
-        vars(instance)[self.name] = value
+_ARGUMENTS = {"model", "keep", "policy", "batch_size", "drop_last"}
+"""Arguments of the loader that are set once: a later value would have no effect."""
 
 
 class WrappedAttributes:
@@ -60,8 +41,11 @@ class WrappedAttributes:
     pin_memory_device = _OfLoader()
     timeout = _OfLoader()
     in_order = _OfLoader()
-    model = _Argument()
-    keep = _Argument()
-    policy = _Argument()
-    batch_size = _Argument()
-    drop_last = _Argument()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _ARGUMENTS and name in vars(self):
+            raise AttributeError(
+                f"{name} of a {type(self).__name__} cannot be set: it would have no effect. Pass it to a new one; "
+                "keep=lambda epoch: ... changes the share by epoch"
+            )
+        super().__setattr__(name, value)

@@ -11,7 +11,7 @@ FOLDERS = {
     "loopwise.report": "report",
     "loopwise.examples": "examples",
 }
-DATA = ["py.typed", "README.md", "*.c", "*.html", "*.css", "*.js"]
+DATA = ["py.typed", "README.md", "*.c", "*.html", "*.css", "*.js", "*.yaml"]
 
 setup(
     packages=[

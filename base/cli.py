@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import click
+
+from loopwise.errors import LoopwiseError
 
 COMMANDS = {
     "debug": ("loopwise.debug.cli:command", "Read a saved run: findings, ls, show, diff, export, verify."),
@@ -23,6 +26,16 @@ COMMANDS = {
 """Name -> (module:attribute of a click command, help)."""
 
 
+class Commands(click.Group):
+    """Group of a part's commands, which prints errors of Loopwise without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LoopwiseError as error:
+            raise click.ClickException(f"\n{error}") from error
+
+
 class _Lazy(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -31,7 +44,10 @@ class _Lazy(click.Group):
         if name not in COMMANDS:
             return None
         module, attribute = COMMANDS[name][0].split(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except LoopwiseError as error:  # an extra is not installed
+            raise click.ClickException(f"\n{error}") from error
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -9,7 +9,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from loopwise.errors import InputError, LoopwiseError
+from loopwise.cli import Commands
+from loopwise.errors import InputError
 
 from .read.compare import compare, only
 from .read.export import WRITERS, export
@@ -23,17 +24,7 @@ WIDE = 250
 """Characters in a line if the output is no terminal, so that names stay whole."""
 
 
-class _Group(click.Group):
-    """Group of commands that prints errors of Loopwise without a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except LoopwiseError as error:
-            raise click.ClickException(f"\n{error}") from error
-
-
-@click.group("debug", cls=_Group)
+@click.group("debug", cls=Commands)
 def command() -> None:
     """Inspect what a run saved, also while its training goes on."""
 

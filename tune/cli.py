@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import shlex
 import sys
@@ -15,15 +16,17 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from loopwise.errors import InputError, LoopwiseError
+from loopwise.cli import Commands
+from loopwise.errors import InputError
 
 from .job.files import job_of, read_job
 from .job.job import Job
 from .log.curves import Reader
 from .log.hints import hint
+from .log.splitting import Lines
 from .sagemaker.request import read_request
 from .table import live, number, trials_table
-from .trials import Trial, recorded
+from .trials import Trial, best_of, recorded
 from .tuner import Tuner
 
 REPORTED = "without a regex: printed by report()"
@@ -31,14 +34,12 @@ EXAMPLES = 3
 """Number of lines that ``try`` shows for each metric."""
 
 
-class _Group(click.Group):
-    """Group of commands that prints errors of Loopwise without a traceback."""
+class _Group(Commands):
+    """Group of commands that prints errors of storage without a traceback, too."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except LoopwiseError as error:
-            raise click.ClickException(f"\n{error}") from error
         except BrokenPipeError:
             raise
         except OSError as error:  # a full disk, missing rights
@@ -72,7 +73,8 @@ def try_log(job_file: str, log: str, sagemaker: bool, program: str | None) -> No
     data = Path(log).read_bytes()
     reader.feed(data)
     reader.end()
-    lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").decode(errors="replace").split("\n")
+    splitter = Lines()
+    lines = [line.text for line in (*splitter.feed(data), *splitter.rest())]
     patterns = dict(zip(reader.names, reader.patterns.patterns, strict=True))
     for metric in job.metrics:
         curve, pattern = reader.curves[metric.name], patterns.get(metric.name)
@@ -84,7 +86,7 @@ def try_log(job_file: str, log: str, sagemaker: bool, program: str | None) -> No
             )
         if not curve.count:
             console.print("  no line matches", style="red")
-            found = hint(metric.name, metric.regex or "", lines)
+            found = hint(metric.name, metric.regex or "", (line.decode() for line in lines))
             if found is not None:
                 console.print(Text(f"  almost: {found.line.strip()}"))
                 console.print(Text(f"  this regex would match it: {found.regex}", "green"))
@@ -95,10 +97,12 @@ def try_log(job_file: str, log: str, sagemaker: bool, program: str | None) -> No
         )
         if pattern is None:
             continue
-        shown = [line for line in lines if any(True for _ in pattern.values(line.encode()))][-EXAMPLES:]
-        for line in shown:
-            text = Text(f"  {line}")
-            for _, (start, stop) in pattern.values(line.encode()):
+        number_of = reader.names.index(metric.name)
+        hits = (line for line in reversed(lines) if number_of in reader.patterns.found(line))
+        matched = (line for line in hits if any(True for _ in pattern.values(line)))
+        for line in reversed(list(itertools.islice(matched, EXAMPLES))):
+            text = Text(f"  {line.decode()}")
+            for _, (start, stop) in pattern.values(line):
                 if start >= 0:  # the group took part
                     text.stylize("bold green", start + 2, stop + 2)
             console.print(text, soft_wrap=True)
@@ -148,7 +152,7 @@ def run_job(job_file: str, folder: str | None, resume: bool, sagemaker: bool, pr
 def show_job(folder: str) -> None:
     """List the ended trials of FOLDER, with the whole reasons of failures."""
     job, trials = _job(folder), sorted(recorded(folder), key=lambda trial: trial.number)
-    best = _best(job, trials)
+    best = best_of(trials, job.objective)
     Console().print(trials_table(trials, job.objective.metric, None if best is None else best.number))
     for trial in trials:
         if trial.state == "failed":
@@ -160,7 +164,7 @@ def show_job(folder: str) -> None:
 def best_trial(folder: str) -> None:
     """Print the best trial of FOLDER and its values, as JSON."""
     job = _job(folder)
-    best = _best(job, recorded(folder))
+    best = best_of(recorded(folder), job.objective)
     if best is None:
         raise click.ClickException("no trial has finished")
     click.echo(
@@ -247,12 +251,6 @@ def _job(folder: str) -> Job:
             "check the path",
         )
     return job_of(json.loads(path.read_text())["job"], str(path))
-
-
-def _best(job: Job, trials: list[Trial]) -> Trial | None:
-    sign = 1 if job.objective.goal == "minimize" else -1
-    finished = [trial for trial in trials if trial.state == "finished" and trial.objective is not None]
-    return min(finished, key=lambda trial: sign * (trial.objective or 0.0), default=None)
 
 
 def _print_best(best: Trial, objective: str) -> None:

@@ -140,12 +140,6 @@ class Study:
         else:
             self.study.tell(number, value, skip_if_finished=True)
 
-    def best(self) -> FrozenTrial | None:
-        """Return the finished trial with the best objective."""
-        finished = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
-        sign = 1 if self.job.objective.goal == "minimize" else -1
-        return min(finished, key=lambda trial: sign * (trial.value or 0.0), default=None)
-
     def _sampler(self, number: int) -> BaseSampler:
         seed = int(np.random.SeedSequence([self.job.seed, number]).generate_state(1)[0])
         if self._grid is not None:

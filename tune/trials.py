@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from loopwise.run import read
 
-from .job.job import Job
+from .job.job import Job, Objective
 from .log.curves import Curve
 from .log.hints import hint
 from .process.attempt import STREAMS, Attempt
@@ -42,6 +40,13 @@ class Trial:
     metrics: dict[str, float] = field(default_factory=dict)
     attempts: int = 0
     seconds: float = 0.0
+
+
+def best_of(trials: Iterable[Trial], objective: Objective) -> Trial | None:
+    """Return the finished trial with the best objective, of equal ones the first that was started; ``None``: there is none."""
+    sign = 1 if objective.goal == "minimize" else -1
+    finished = [trial for trial in trials if trial.state == "finished" and trial.objective is not None]
+    return min(finished, key=lambda trial: (sign * (trial.objective or 0.0), trial.number), default=None)
 
 
 def recorded(folder: str) -> list[Trial]:
@@ -89,7 +94,8 @@ def explain(job: Job, attempt: Attempt, ending: dict[str, Any] | None, curve: Cu
 
 def _missing(job: Job, attempt: Attempt, curve: Curve) -> str:
     metric = next(metric for metric in job.metrics if metric.name == job.objective.metric)
-    lines = [line for stream in STREAMS for line in _end_of(attempt.folder / stream)]
+    ends = (attempt.last(stream, SEARCHED) for stream in STREAMS)
+    lines = [line for text in ends for line in text.replace("\r", "\n").split("\n")]
     found = hint(metric.name, metric.regex or "", lines)
     if curve.rejected:
         what = f"{curve.rejected} matches of {metric.regex!r} are no numbers"
@@ -100,13 +106,3 @@ def _missing(job: Job, attempt: Attempt, curve: Curve) -> str:
     if found is not None:
         return f"{what}; this line almost matches: {found.line.strip()!r}; the regex {found.regex!r} would match it"
     return what + "; the last lines:\n" + "\n".join(attempt.tail())
-
-
-def _end_of(path: Path) -> list[str]:
-    """Return the lines at the end of a log."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - SEARCHED))
-            return file.read().decode(errors="replace").replace("\r", "\n").split("\n")
-    except FileNotFoundError:
-        return []

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loopwise.errors import InputError, StateError
 from loopwise.run import Run
@@ -30,7 +31,7 @@ from .process.attempt import Attempt
 from .sagemaker import container
 from .stopping import averages, improves_no_more, is_worse
 from .study import Study
-from .trials import Trial, explain, recorded
+from .trials import Trial, best_of, explain, recorded
 
 POLL = 0.1
 """Seconds between two looks at the running trials."""
@@ -72,12 +73,14 @@ class Tuner:
         self, job: Job, folder: str, resume: bool = False, show: Callable[[Tuner], None] | None = None
     ) -> None:
         self.job, self.folder, self._show = job, Path(folder), show
-        self._files, self._cwd = self.folder / "tune", os.getcwd()
+        self._files = self.folder / "tune"
         self._lock = self._locked()
         try:
-            validate_program(job.command, self._recalled_cwd() if resume else self._cwd)
+            stored = self._stored() if resume else None
+            self._cwd = os.getcwd() if stored is None else stored["folder"]
+            validate_program(job.command, self._cwd)
             self._run = Run(folder, resume=resume)
-            self._validate_same_job()
+            self._store(stored)
         except BaseException:
             os.close(self._lock)
             raise
@@ -104,18 +107,16 @@ class Tuner:
             ) from None
         return lock
 
-    def _recalled_cwd(self) -> str:
-        """Return the folder in which the programs of the job that the folder holds start."""
+    def _stored(self) -> dict[str, Any] | None:
+        """Return the job that the folder holds, and the folder in which its programs start."""
         path = self._files / "job.json"
-        return str(json.loads(path.read_text())["folder"]) if path.exists() else self._cwd
+        stored: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+        return stored
 
-    def _validate_same_job(self) -> None:
-        path, own = self._files / "job.json", self.job.model_dump(mode="json")
-        if not path.exists():
-            supervise.write(str(path), {"job": own, "folder": self._cwd})
-            return
-        content = json.loads(path.read_text())
-        before, self._cwd = content["job"], content["folder"]
+    def _store(self, stored: dict[str, Any] | None) -> None:
+        """Write the job into the folder, which holds none or the same."""
+        own = self.job.model_dump(mode="json")
+        before = own if stored is None else stored["job"]
         free = {"limits", "early_stopping"}
         changed = sorted(name for name in own if name not in free and own[name] != before.get(name))
         if changed:
@@ -125,7 +126,7 @@ class Tuner:
                 "the job file was edited",
                 "undo the edit, or give another folder",
             )
-        supervise.write(str(path), {"job": own, "folder": self._cwd})
+        supervise.write(f"{self._files}/job.json", {"job": own, "folder": self._cwd})
 
     def _attempt(self, number: int, attempt: int) -> Attempt:
         folder = self._files / "trials" / f"{number:05d}" / str(attempt)
@@ -154,8 +155,7 @@ class Tuner:
 
     def best(self) -> Trial | None:
         """Return the finished trial with the best objective."""
-        best = self.study.best()
-        return None if best is None else self.trials[best.number]
+        return best_of(self.trials.values(), self.job.objective)
 
     def _step(self) -> bool:
         """Start, follow and end trials; return whether the job is over."""
@@ -292,17 +292,9 @@ class Tuner:
             self._compare_with(trial)
         record = {name: getattr(trial, name) for name in Trial.__slots__}
         record["reports"] = list(trial.reports[:RECORDED])
-        record["best"] = trial.state == "finished" and self._is_best(trial)
+        record["best"] = self.best() is trial
         self._run.append("tune", "trials", record)
         self.study.tell(trial.number, trial.reports, value, trial.state == "stopped")
-
-    def _is_best(self, trial: Trial) -> bool:
-        best = self.best()
-        if best is None or best.objective is None or trial.objective is None:
-            return True
-        if self.job.objective.goal == "maximize":
-            return trial.objective > best.objective
-        return trial.objective < best.objective
 
     # -- after a kill ---------------------------------------------------------------------------
 

@@ -88,7 +88,6 @@ def own_time(seed: int) -> dict[str, float]:
         (Study, "ask"),
         (Study, "tell"),
         (Study, "trials"),
-        (Study, "best"),
         (Attempt, "start"),
     ):
         setattr(owner, name, without(getattr(owner, name)))

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -172,3 +174,16 @@ def test_a_run_without_a_job_has_no_section(tmp_path):
     with Run(str(tmp_path / "run")):
         pass
     assert sections(str(tmp_path / "run")) == []
+
+
+def test_an_extra_that_is_not_installed_is_named():
+    code = """
+import sys
+sys.modules["pydantic"] = None
+from loopwise.cli import main
+main(["tune", "--help"])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "loopwise[tune]" in result.stderr

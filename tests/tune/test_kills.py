@@ -27,6 +27,14 @@ def tuner_process(tmp_path, resume=False):
     return subprocess.Popen([sys.executable, str(path)], stderr=subprocess.PIPE, text=True)
 
 
+def resumed(folder):
+    """Return the trials of a job after another tuner has gone on with it to its end."""
+    process = tuner_process(folder, resume=True)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    return recorded(str(folder / "run"))
+
+
 @pytest.fixture
 def killed(tmp_path, monkeypatch):
     """Start a job of six trials and kill its tuner while the third and fourth run; return the folder."""
@@ -47,10 +55,7 @@ def pids(folder):
 
 def test_a_killed_tuner_is_resumed_with_its_running_trials(killed):
     assert any(alive(pid) for pid in pids(killed))  # trials outlive the tuner
-    process = tuner_process(killed, resume=True)
-    _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, errors
-    trials = recorded(str(killed / "run"))
+    trials = resumed(killed)
     assert sorted(trial.number for trial in trials) == list(range(6))
     assert {trial.state for trial in trials} == {"finished"}
     assert {trial.attempts for trial in trials} == {1}  # nothing was repeated
@@ -61,10 +66,7 @@ def test_trials_that_died_with_the_tuner_are_repeated(killed):
     for pid in pids(killed):
         if alive(pid):
             os.kill(pid, signal.SIGKILL)
-    process = tuner_process(killed, resume=True)
-    _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, errors
-    trials = recorded(str(killed / "run"))
+    trials = resumed(killed)
     assert sorted(trial.number for trial in trials) == list(range(6))
     assert {trial.state for trial in trials} == {"finished"}
 
@@ -96,10 +98,7 @@ def test_a_stop_that_the_killed_tuner_had_decided_on_is_carried_out(tmp_path, mo
     process.kill()
     process.communicate()
     attempt.mark("worse")
-    process = tuner_process(tmp_path, resume=True)
-    _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, errors
-    (trial,) = recorded(str(tmp_path / "run"))
+    (trial,) = resumed(tmp_path)
     assert (trial.state, trial.reason, trial.attempts) == ("stopped", "worse", 1)
 
 
@@ -142,10 +141,7 @@ def test_interruptions_are_no_retries(tmp_path):
     )  # at once: the supervisor does not listen yet
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=PATIENCE)
-    process = tuner_process(tmp_path, resume=True)
-    _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, errors
-    assert [(t.state, t.attempts) for t in recorded(str(tmp_path / "run"))] == [("finished", 3)]
+    assert [(t.state, t.attempts) for t in resumed(tmp_path)] == [("finished", 3)]
 
 
 def test_interruption_ends_the_trials_and_leaves_a_job_to_resume(tmp_path, monkeypatch):
@@ -159,10 +155,7 @@ def test_interruption_ends_the_trials_and_leaves_a_job_to_resume(tmp_path, monke
     assert not any(alive(pid) for pid in pids(tmp_path))
     assert recorded(str(tmp_path / "run")) == []
     monkeypatch.setenv("PAUSE", "0")
-    process = tuner_process(tmp_path, resume=True)
-    _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, errors
-    assert [(t.number, t.state, t.attempts) for t in recorded(str(tmp_path / "run"))] == [
+    assert [(t.number, t.state, t.attempts) for t in resumed(tmp_path)] == [
         (0, "finished", 2),
         (1, "finished", 2),
     ]

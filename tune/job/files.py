@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import pydantic
-import yaml
-
 from loopwise.errors import InputError
+from loopwise.extras import required
 
 from .job import Job
+
+with required("pydantic", "tune", "tuning"):
+    import pydantic
+with required("pyyaml", "tune", "job files", "yaml"):
+    import yaml
 
 
 class _Loader(yaml.SafeLoader):

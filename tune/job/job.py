@@ -5,22 +5,20 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-
 from loopwise.errors import InputError
+from loopwise.extras import required
 
 from ..log.patterns import Pattern
 from .command import misspelt, placeholders
-from .parameters import Categorical, Parameter, Value
+from .parameters import Categorical, Parameter, Strict, Value
+
+with required("pydantic", "tune", "tuning"):
+    from pydantic import Field, field_validator, model_validator
 
 VARIABLE = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Metric(_Strict):
+class Metric(Strict):
     """Number that the log tells.
 
     Args:
@@ -48,14 +46,14 @@ class Metric(_Strict):
         return text
 
 
-class Objective(_Strict):
+class Objective(Strict):
     """The metric to search by, and whether a larger or a smaller value of it is better."""
 
     metric: str
     goal: Literal["maximize", "minimize"]
 
 
-class Limits(_Strict):
+class Limits(Strict):
     """Limits of a job.
 
     Args:
@@ -77,7 +75,7 @@ class Limits(_Strict):
     not_improving: Annotated[int, Field(ge=3)] | None = None
 
 
-class Job(_Strict):
+class Job(Strict):
     """Tuning job over any program.
 
     Args:
@@ -103,16 +101,16 @@ class Job(_Strict):
 
     command: Annotated[str, Field(min_length=1)]
     parameters: Annotated[dict[str, Parameter], Field(min_length=1, max_length=30)]
-    static: dict[str, Value] = {}
+    static: dict[str, Value] = Field(default_factory=dict)
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1, max_length=40, strict=False)]
     objective: Objective
-    environment: dict[str, str] = {}
+    environment: dict[str, str] = Field(default_factory=dict)
     limits: Limits
     strategy: Literal["bayesian", "random", "grid"] = "bayesian"
     early_stopping: Literal["off", "auto"] = "off"
     seed: Annotated[int, Field(ge=0)] = 0
     container: Literal["sagemaker"] | None = None
-    channels: dict[str, str] = {}
+    channels: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

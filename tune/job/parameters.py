@@ -6,8 +6,17 @@ import json
 import math
 from typing import Annotated, Any, Literal, Self
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from loopwise.extras import required
+
+with required("optuna", "tune", "tuning"):
+    from optuna.distributions import (
+        BaseDistribution,
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
+with required("pydantic", "tune", "tuning"):
+    from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Value = str | int | float | bool
 """Value of a hyperparameter."""
@@ -15,11 +24,13 @@ WIDE = 100
 """Ratio of the bounds from which ``scale="auto"`` searches on a logarithmic scale."""
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Description whose fields have exactly the declared types, and that has no other fields."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Continuous(_Strict):
+class Continuous(Strict):
     """Real number in [low, high].
 
     Args:
@@ -61,7 +72,7 @@ class Continuous(_Strict):
         return _is_number(value) and self.low <= value <= self.high
 
 
-class Integer(_Strict):
+class Integer(Strict):
     """Whole number in [low, high].
 
     Args:
@@ -98,7 +109,7 @@ class Integer(_Strict):
         return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
 
 
-class Categorical(_Strict):
+class Categorical(Strict):
     """One of several values.
 
     Args:

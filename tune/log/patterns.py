@@ -55,7 +55,6 @@ class Pattern:
                 f"write for instance {example!r}",
             )
         self.group: int = names.get("value", 1)
-        self.other_groups = groups - 1
         self._re2 = _by_re2(text)
         self._regex = None if self._re2 is not None else regex.compile(text)
         self.timeouts = 0

@@ -125,12 +125,17 @@ class Attempt:
     def tail(self, lines: int = 10) -> list[str]:
         """Return the last lines of stderr, or of stdout if that is empty."""
         for stream in reversed(STREAMS):
-            with contextlib.suppress(FileNotFoundError), open(self.folder / stream, "rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - 2**14))
-                last = file.read().decode(errors="replace").splitlines()[-lines:]
-                if any(line.strip() for line in last):
-                    return last
+            last = self.last(stream, 2**14).splitlines()[-lines:]
+            if any(line.strip() for line in last):
+                return last
         return []
+
+    def last(self, stream: str, most: int) -> str:
+        """Return the last ``most`` bytes of a stream as text; empty: nothing was printed."""
+        with contextlib.suppress(FileNotFoundError), open(self.folder / stream, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - most))
+            return file.read().decode(errors="replace")
+        return ""
 
     def _json(self, name: str) -> Any:
         try:

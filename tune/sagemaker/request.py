@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +12,10 @@ from loopwise.errors import InputError
 
 from ..job.command import literal
 from ..job.files import job_of
-from ..job.job import Job
+from ..job.job import VARIABLE, Job
 
 SCALES = {"Auto": "auto", "Linear": "linear", "Logarithmic": "log", "ReverseLogarithmic": "reverse_log"}
 STRATEGIES = {"Bayesian": "bayesian", "Random": "random", "Grid": "grid"}
-VARIABLE = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 VARIABLES, LONGEST = 48, 512
 """Most variables of ``Environment``, and most characters of a name or a value."""
 NOT_USED = (

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..sift.overhead import digits_network
-from .task import Data, Pair, Samples, Task, cached, right
+from .task import Data, Pair, Samples, Task, cached
 
 SIZE = 16
 """The example enlarges the 8x8 images to 32x32; 16x16 costs a quarter and leaves time for more epochs."""
@@ -88,10 +88,6 @@ def _optimizer(parameters: Any) -> torch.optim.Optimizer:
 def tasks() -> list[Task]:
     common: dict[str, Any] = {
         "data": data,
-        "losses": nn.CrossEntropyLoss(reduction="none"),
-        "values": right,
-        "metric": "accuracy",
-        "higher": True,
         "optimizer": _optimizer,
         "batch_size": 32,
     }

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .task import Data, Pair, Samples, Task, cached, right
+from .task import Data, Pair, Samples, Task, cached, strided_network
 from .text import VERSION, text
 
 FIRST, CLASSES = 33, 94
@@ -149,13 +149,8 @@ def data(wrong: float = 0.0) -> Data:
 
 
 def network() -> nn.Module:
-    """Return a network of three strided convolutions in channels_last, the faster layout for every method."""
-    layers: list[nn.Module] = []
-    for inputs, outputs, side in ((1, 16, 5), (16, 32, 3), (32, 64, 3)):
-        convolution = nn.Conv2d(inputs, outputs, side, stride=2, padding=side // 2, bias=False)
-        layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
-    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 4, CLASSES))
-    return model.to(memory_format=torch.channels_last)
+    """Return a network of three strided convolutions."""
+    return strided_network(((1, 16, 5), (16, 32, 3), (32, 64, 3)), CLASSES)
 
 
 def _optimizer(parameters: Any) -> torch.optim.Optimizer:
@@ -165,10 +160,6 @@ def _optimizer(parameters: Any) -> torch.optim.Optimizer:
 def tasks() -> list[Task]:
     common: dict[str, Any] = {
         "model": network,
-        "losses": nn.CrossEntropyLoss(reduction="none"),
-        "values": right,
-        "metric": "accuracy",
-        "higher": True,
         "optimizer": _optimizer,
         "batch_size": 128,
     }

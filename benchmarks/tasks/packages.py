@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .task import Data, Pair, Samples, Task, right
+from .task import Data, Pair, Samples, Task
 from .text import LEFT_OUT, PARTS
 
 CLASSES, WINDOW = 20, 128
@@ -94,10 +94,6 @@ def tasks() -> list[Task]:
             name="packages",
             data=data,
             model=Network,
-            losses=nn.CrossEntropyLoss(reduction="none"),
-            values=right,
-            metric="accuracy",
-            higher=True,
             optimizer=_optimizer,
             batch_size=64,
             epochs=6,

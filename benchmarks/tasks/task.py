@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 FOLDER = Path(__file__).parent.parent / ".cache" / "data"
 Pair = tuple[torch.Tensor, torch.Tensor]
+CLASS_LOSS = nn.CrossEntropyLoss(reduction="none")
 
 
 class Samples(Dataset[Pair]):
@@ -59,29 +60,29 @@ class Data(NamedTuple):
     test: Pair
 
 
+def right(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return 1 for each sample whose class is recognised, else 0."""
+    return (output.argmax(1) == target).float()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Training task with its budget, the same for every method."""
+    """Training task with its budget, the same for every method; by default one of classes."""
 
     name: str
     data: Callable[[], Data]
     model: Callable[[], nn.Module]
-    losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = CLASS_LOSS
     """From output and target to one loss a sample, shape (batch,)."""
-    values: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    values: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = right
     """From output and target to the metric of each sample; the metric is their mean."""
-    metric: str
-    higher: bool
+    metric: str = "accuracy"
+    higher: bool = True
     """Whether more of the metric is better."""
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     batch_size: int
     epochs: int
     """Passes of the plain loader, which give the number of samples for every method."""
-
-
-def right(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return 1 for each sample whose class is recognised, else 0."""
-    return (output.argmax(1) == target).float()
 
 
 def cached(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -95,3 +96,19 @@ def cached(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np
         os.replace(own, path)
     with np.load(path) as arrays:
         return {key: arrays[key] for key in arrays.files}
+
+
+def strided_network(sides: Iterable[tuple[int, int, int]], classes: int) -> nn.Module:
+    """Return strided convolutions and a linear layer in channels_last, the faster layout for every method.
+
+    Args:
+        sides: channels in, channels out and side of the kernel of each convolution; the last one has 64 channels and
+            leaves four places.
+        classes: number of outputs.
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs, side in sides:
+        convolution = nn.Conv2d(inputs, outputs, side, stride=2, padding=side // 2, bias=False)
+        layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 4, classes))
+    return model.to(memory_format=torch.channels_last)

@@ -22,13 +22,18 @@ def takes_model(loss: Callable[..., Any]) -> bool:
         return False
 
 
+def is_pair(batch: Any) -> bool:
+    """Return whether a batch has exactly two fields, as (input, target) has."""
+    return isinstance(batch, (tuple, list)) and len(batch) == 2
+
+
 def pair(batch: Any) -> tuple[Any, Any]:
     """Return the input and the target of a batch of exactly these two fields.
 
     Raises:
         InputError: the batch has another structure.
     """
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+    if is_pair(batch):
         return batch[0], batch[1]
     raise InputError(
         f"a batch that is no pair (input, target): {batches.describe(batch)}",

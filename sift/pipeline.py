@@ -15,7 +15,7 @@ from .buffer import Buffer, LeftOver, Samples, join, restored, saved
 from .coordination import Coordination, OtherRankFailed
 from .reader import ALL, FRESH, REMEMBERED, Reader
 from .selection import Selector
-from .source import NO_INDEX, Source, number_of_batches
+from .source import NO_INDEX, Source, length_of, number_of_batches
 
 SAVED = [
     "read_in_training",
@@ -57,7 +57,7 @@ class Pipeline(Reader):
         """Number of batches read from the wrapped loader since the start of training."""
         self.batch_size = source.batch_size
         self.pool_size: int | None = None if options.pool == "auto" else options.pool
-        selector.endless = not _has_length(source.loader)
+        selector.endless = length_of(source.loader) is None
         share_is_a_result = not hasattr(selector.policy, "keep")
         # ranks with data of their own would decide differently
         selector.lets_go = options.auto and share_is_a_result and ranks.world_size() == 1
@@ -368,10 +368,3 @@ class Pipeline(Reader):
     def _refill(self, samples: Samples | None) -> None:
         if samples is not None:
             self._buffer.put(samples, torch.arange(samples.size))
-
-
-def _has_length(loader: Any) -> bool:
-    try:
-        return len(loader) >= 0
-    except (TypeError, NotImplementedError):
-        return False

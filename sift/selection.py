@@ -11,6 +11,7 @@ from torch import nn
 
 from loopwise import batch as batches
 from loopwise.errors import InputError
+from loopwise.loss import is_pair
 from loopwise.warnings import warn
 
 from .buffer import Samples
@@ -249,7 +250,7 @@ class Selector:
         batch = samples.batch
         if self.classes is not None:
             return self.classes(batch).to("cpu", torch.int64)
-        if isinstance(batch, (list, tuple)) and len(batch) == 2 and isinstance(batch[1], torch.Tensor):
+        if is_pair(batch) and isinstance(batch[1], torch.Tensor):
             targets = batch[1]
             if targets.shape == (samples.size,) and not targets.dtype.is_floating_point:
                 return targets.to("cpu", torch.int64)

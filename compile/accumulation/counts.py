@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from loopwise.loss import is_pair
+
 IGNORED = nn.CrossEntropyLoss().ignore_index
 """Label that torch's losses, and with them Hugging Face's models, leave out unless told otherwise."""
 MOST_LOOKS = 100
@@ -28,7 +30,7 @@ def found(loss: Any, batch: Any) -> Tensor | float | None:
     criterion = _criterion(loss)
     if criterion is None or criterion.reduction != "mean":
         return None
-    target = batch[1] if isinstance(batch, (tuple, list)) and len(batch) == 2 else None
+    target = batch[1] if is_pair(batch) else None
     if not isinstance(target, Tensor):
         return None
     if (
@@ -71,7 +73,7 @@ class LabelMonitor:
         self._left -= 1
         self._window = [] if first else self._window
         labels = batch.get("labels") if isinstance(batch, Mapping) else None
-        if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        if is_pair(batch):
             labels = batch[1]
         if not isinstance(labels, Tensor) or labels.dtype not in (torch.int64, torch.int32):
             return ""

@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Generator, Iterator
 from typing import Any
 
+from ..source import length_of
+
 
 class EpochLoader:
     """Loader with epochs of a fixed number of batches over the passes of a ``SiftingDataLoader``.
@@ -109,9 +111,8 @@ def _same(first: Any, second: Any) -> bool:
 
 
 def _length(loader: Any) -> int | None:
-    try:
-        total = len(loader.loader)
-    except (TypeError, NotImplementedError):
+    total = length_of(loader.loader)
+    if total is None:
         return None
     keep = loader.keep if isinstance(loader.keep, (int, float)) else getattr(loader.policy, "keep", None)
     share = keep if isinstance(keep, (int, float)) else 1.0

@@ -159,6 +159,14 @@ class Source:
         return Samples(batch, size, columns, self.form.lists)
 
 
+def length_of(loader: Any) -> int | None:
+    """Return the number of batches of a loader, or ``None`` if it has no length."""
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None
+
+
 def _are_whole(indices: Any) -> bool:
     if indices is None or isinstance(indices, torch.Tensor):
         return indices is not None

@@ -86,13 +86,9 @@ class Fingerprint:
             return None
         same: torch.Tensor | None = None
         for expected, other in zip(self._elements, others, strict=False):
-            elements = sampled(other)
-            if elements.shape != expected.shape:
+            if (sums := _sums(expected, other)) is None:
                 return None
-            wanted = checksums(expected.to(elements.dtype)).to(
-                elements.device, non_blocking=True
-            )  # a few bytes
-            equal = (wanted == checksums(elements)).all()
+            equal = (sums[0] == sums[1]).all()
             same = equal if same is None else same & equal
         return same
 
@@ -101,9 +97,17 @@ class Fingerprint:
 
         ``None``: rows of another length.
         """
-        (expected,), elements = self._elements, sampled(value)
-        if elements.shape != expected.shape:
+        (expected,) = self._elements
+        if (sums := _sums(expected, value)) is None:
             return None
-        wanted = checksums(expected.to(elements.dtype)).to(elements.device, non_blocking=True)
-        found = checksums(elements)
+        wanted, found = sums
         return (wanted != found).any() & (wanted.sort().values == found.sort().values).all()
+
+
+def _sums(expected: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the checksums of sampled elements and of another tensor's, on its device; ``None``: rows of another length."""
+    elements = sampled(other)
+    if elements.shape != expected.shape:
+        return None
+    wanted = checksums(expected.to(elements.dtype))  # a few bytes
+    return wanted.to(elements.device, non_blocking=True), checksums(elements)

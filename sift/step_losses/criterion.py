@@ -137,7 +137,7 @@ class Recorder:
             equal = {
                 place: torch.stack(found).any()
                 for place, fingerprint in candidates.items()
-                if (found := _equal(fingerprint, given))
+                if (found := _compared(fingerprint.equals, len(indices), given))
             }
             on_cpu = all(same.device.type == "cpu" for same in equal.values())
             if on_cpu or self._repeats or self.recorded < PATIENCE:
@@ -171,11 +171,11 @@ class Recorder:
         return self._equals_last(given)  # a tensor may have been filled anew
 
     def _equals_last(self, given: list[torch.Tensor]) -> bool:
-        return any(bool(same) for last in self._last for same in _equal(last, given))
+        return any(bool(same) for last in self._last for same in _compared(last.equals, last.size, given))
 
     def _validate_order(self, given: list[torch.Tensor]) -> None:
         """Raise an error if an output's second target has the rows of its first in another order: mixup."""
-        for same in [same for last in self._last for same in _permuted(last, given)]:
+        for same in [same for last in self._last for same in _compared(last.permuted, last.size, given)]:
             if deferred(same) and self.recorded >= PATIENCE:
                 self._deferred.append(~same)
             elif bool(same):
@@ -223,18 +223,12 @@ def _recording_class(base: type[nn.Module]) -> type[nn.Module]:
     return type(f"Recording{base.__name__}", (base,), {"forward": forward, "__reduce_ex__": reduce})
 
 
-def _equal(fingerprint: Fingerprint, given: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Return for each tensor of ``given`` that may be the fingerprint's whether it is: bool, 0-dimensional."""
-    size = fingerprint.size
+def _compared(
+    compare: Callable[[torch.Tensor], torch.Tensor | None], size: int, given: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Return the results of ``compare`` for the tensors of ``given`` that may have ``size`` rows: bool, 0-dimensional."""
     shaped = [tensor.reshape(size, -1) for tensor in given if tensor.ndim and tensor.numel() % size == 0]
-    return [same for tensor in shaped if (same := fingerprint.equals(tensor)) is not None]
-
-
-def _permuted(fingerprint: Fingerprint, given: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Return for each tensor of ``given`` that may be the fingerprint's whether its rows have another order."""
-    size = fingerprint.size
-    shaped = [tensor.reshape(size, -1) for tensor in given if tensor.ndim and tensor.numel() % size == 0]
-    return [same for tensor in shaped if (same := fingerprint.permuted(tensor)) is not None]
+    return [result for tensor in shaped if (result := compare(tensor)) is not None]
 
 
 def _output(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:

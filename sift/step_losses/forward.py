@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from loopwise import batch as batches
 from loopwise.errors import InputError
+from loopwise.loss import is_pair
 from loopwise.preserve import inside
 
 from ..loss_history import LossHistory
@@ -240,7 +241,7 @@ def deferred(same: torch.Tensor) -> bool:
 
 def validate_pair(batch: Any) -> None:
     """Raise an error unless ``batch`` has exactly the fields (input, target), which a criterion takes."""
-    if isinstance(batch, (list, tuple)) and len(batch) == 2:
+    if is_pair(batch):
         return
     raise InputError(
         f"batches of the form {batches.describe(batch)}, and a criterion as loss",

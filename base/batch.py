@@ -81,7 +81,8 @@ def _with_fields(node: Any, names: list[str], values: list[Any]) -> Any:
     return fresh
 
 
-def _is_plain_sequence(node: Any) -> bool:
+def is_plain_sequence(node: Any) -> bool:
+    """Return whether ``node`` is a list or tuple without names of its fields."""
     return isinstance(node, (list, tuple)) and not hasattr(node, "_fields")
 
 
@@ -109,14 +110,14 @@ def _lengths(node: Any) -> list[int] | None:
     if opened is None:
         return None
     common = _common_lengths(opened[0])
-    if not _is_plain_sequence(node):
+    if not is_plain_sequence(node):
         return common
     return [n for n in common or [] if n != len(node)] + [len(node)]
 
 
 def holds_samples(node: Any) -> bool:
     """Return whether a list seems to hold samples: every entry is a container that directly contains a number."""
-    if not _is_plain_sequence(node) or not node:
+    if not is_plain_sequence(node) or not node:
         return False
     for child in node:
         opened = None if _is_array(child) else _open(child)
@@ -142,7 +143,7 @@ def length(batch: Any, hint: int | None = None) -> int:
     """
     opened = None if _is_array(batch) or unpacked(batch) is not None else _open(batch)
     lengths = _lengths(batch) if opened is None else _common_lengths(opened[0])
-    sequence = _is_plain_sequence(batch)
+    sequence = is_plain_sequence(batch)
     hinted = sequence and hint == len(batch) and hint not in (lengths or [])
     if (hinted or holds_samples(batch)) and not any(_is_array(child) and child.ndim for child in batch):
         return len(batch)
@@ -188,7 +189,7 @@ def describe(batch: Any) -> str:
 
 def _is_list_of_samples(node: Any, size: int, path: str, lists: Lists) -> bool:
     """Return whether a sequence has one entry for each sample of a batch that holds ``size`` samples."""
-    if not _is_plain_sequence(node) or len(node) != size:
+    if not is_plain_sequence(node) or len(node) != size:
         return False
     if path in lists:
         return lists[path]

@@ -344,8 +344,8 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
         samples can use, such as ``PrunedHistory()``.
 
         Args:
-            losses: one loss per sample, shape (batch,) or (batch, 1), or the batch's loss, 0-dimensional; any floating-point dtype
-                and device.
+            losses: one loss per sample, shape (batch,) or (batch, 1), or the batch's loss, 0-dimensional; any
+                floating-point dtype and device.
 
         Raises:
             InputError: losses of another shape, or samples without an index.

@@ -21,8 +21,8 @@ class RelativeLoss(Policy):
     Percentiles are uniform, so without a floor the expected share of kept samples is 1 / (1 + beta): beta 0.5 keeps
     67 %, 1 keeps 50 %, 3 keeps 25 %.  Changed here: equal losses take the middle of their percentiles, so that they
     keep that share too; a loss is ranked in a history that already contains its own pool, so that the very first pool
-    is ranked as well; the history has at most one epoch; and a floor lets every sample return, with bounded importance weights: on average at least every
-    1 / floor epochs.
+    is ranked as well; the history has at most one epoch; and a floor lets every sample return, with bounded importance
+    weights: on average at least every 1 / floor epochs.
 
     Args:
         keep: expected share of samples to keep, a fraction in (0, 1].  It sets ``beta``, and holds while losses fall and

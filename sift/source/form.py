@@ -69,7 +69,7 @@ class Form:
         if children is None:
             _validate_leaf(node, size, path)
             return []
-        if _is_sequence(node):
+        if batches.is_plain_sequence(node):
             if path not in self.lists:
                 decision = self._decide(node, size, path)
                 if decision is None:
@@ -97,13 +97,9 @@ class Form:
         return True if batches.holds_samples(node) else None
 
 
-def _is_sequence(node: Any) -> bool:
-    return isinstance(node, (list, tuple)) and not hasattr(node, "_fields")
-
-
 def _is_list_of_constants(node: Any) -> bool:
     """Return whether a list holds only numbers and strings; looking at thousands of tokens one by one would take long."""
-    return _is_sequence(node) and set(map(type, node)) <= {int, float, bool, str, bytes}
+    return batches.is_plain_sequence(node) and set(map(type, node)) <= {int, float, bool, str, bytes}
 
 
 def _is_constant(node: Any) -> bool:
@@ -129,7 +125,7 @@ def _possible(node: Any) -> set[int] | None:
     if batches.children(node) is None:
         return None
     common = _common(node)
-    return (common or set()) | {len(node)} if _is_sequence(node) else common
+    return (common or set()) | {len(node)} if batches.is_plain_sequence(node) else common
 
 
 def _common(node: Any) -> set[int] | None:

@@ -29,8 +29,8 @@ from .job.job import Job
 from .process import supervise
 from .process.attempt import Attempt
 from .sagemaker import container
-from .stopping import averages, improves_no_more, is_worse
-from .study import Study
+from .search.stopping import averages, improves_no_more, is_worse
+from .search.study import Study
 from .trials import Trial, best_of, explain, recorded
 
 POLL = 0.1

@@ -70,7 +70,7 @@ def own_time(seed: int) -> dict[str, float]:
     """Run many trials; the processor time of the tuner without the study and the starts of processes."""
     from loopwise.tune import Tuner, job_of
     from loopwise.tune.process.attempt import Attempt
-    from loopwise.tune.study import Study
+    from loopwise.tune.search.study import Study
 
     trials, excluded = 100 if QUICK else TRIALS, [0.0]
 

@@ -11,7 +11,7 @@ from tune_kit import PROGRAM, alive, job, program
 
 from loopwise.errors import InputError, StateError
 from loopwise.tune import Tuner, run
-from loopwise.tune.study import FileLock, mend
+from loopwise.tune.search.storage import FileLock, mend
 from loopwise.tune.trials import recorded
 
 
@@ -226,7 +226,7 @@ def test_a_torn_journal_is_mended(tmp_path):
 def test_a_lock_ends_with_its_process(tmp_path):
     code = f"""
 import os, time
-from loopwise.tune.study import FileLock
+from loopwise.tune.search.storage import FileLock
 FileLock({str(tmp_path / "journal")!r}).acquire()
 print("locked", flush=True)
 time.sleep(1000)

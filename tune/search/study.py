@@ -2,61 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from .job.job import Job
-from .job.parameters import Categorical
+from ..job.job import Job
+from ..job.parameters import Categorical
+from .samplers import Point, sampler_of
+from .storage import open_storage
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-class FileLock:
-    """Lock of a journal by ``flock``, which the kernel releases when its holder is killed.
-
-    Optuna's own lock is a file that stays, so that the next process waits for half a minute.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = f"{path}.lock"
-        self._file: int | None = None
-
-    def acquire(self) -> bool:
-        self._file = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        return True
-
-    def release(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-        self._file = None
-
-
-def mend(path: Path) -> int:
-    """Cut a journal back to its last whole line, under its lock; return the number of bytes that were cut."""
-    if not path.exists():
-        return 0
-    lock = FileLock(str(path))
-    lock.acquire()
-    try:
-        data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.truncate(path, whole)
-        return len(data) - whole
-    finally:
-        lock.release()
 
 
 class Study:
@@ -72,11 +32,8 @@ class Study:
 
     def __init__(self, job: Job, journal: Path) -> None:
         self.job = job
-        mend(journal)
-        lock: Any = FileLock(str(journal))  # the class of Optuna's locks is private
-        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
         self.study = optuna.create_study(
-            storage=storage,
+            storage=open_storage(journal),
             study_name="job",
             direction=job.objective.goal,
             load_if_exists=True,
@@ -141,27 +98,6 @@ class Study:
             self.study.tell(number, value, skip_if_finished=True)
 
     def _sampler(self, number: int) -> BaseSampler:
-        seed = int(np.random.SeedSequence([self.job.seed, number]).generate_state(1)[0])
         if self._grid is not None:
-            return _Point(self._grid[number])
-        return RandomSampler(seed=seed) if self.job.strategy == "random" else TPESampler(seed=seed)
-
-
-class _Point(BaseSampler):
-    """Sampler of one point of a grid."""
-
-    def __init__(self, point: dict[str, Any]) -> None:
-        self._point = point
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]
-    ) -> dict[str, Any]:
-        return {}
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        return self._point[param_name]
+            return Point(self._grid[number])
+        return sampler_of(self.job.strategy, self.job.seed, number)

@@ -1,0 +1,45 @@
+"""Samplers: where the values of the next trial come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial
+
+
+def sampler_of(strategy: str, seed: int, number: int) -> BaseSampler:
+    """Return the sampler of one trial, seeded by the job's seed and the trial's number.
+
+    A resumed job does not draw the same points again, since no trial uses the random numbers of another one.
+
+    Args:
+        strategy: the job's strategy; grids have points in place of a sampler.
+        seed: the job's seed.
+        number: number of the trial in the study.
+    """
+    own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+    return RandomSampler(seed=own) if strategy == "random" else TPESampler(seed=own)
+
+
+class Point(BaseSampler):
+    """Sampler that returns the values of one point."""
+
+    def __init__(self, point: dict[str, Any]) -> None:
+        self._point = point
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._point[param_name]

@@ -38,7 +38,7 @@ peers: $(READY)
 	$(BIN)/python -m benchmarks.peers
 dev: $(READY)
 	mkdir -p typed/loopwise
-	for part in sift compile debug tune report examples; do ln -sfn ../../$$part typed/loopwise/$$part; done
+	for part in sift compile debug tune feed report examples; do ln -sfn ../../$$part typed/loopwise/$$part; done
 	for file in base/*; do ln -sfn ../../$$file typed/loopwise/$$(basename $$file); done
 clean:
 	rm -rf .venv .peers typed build dist *.egg-info

@@ -8,6 +8,7 @@ FOLDERS = {
     "loopwise.compile": "compile",
     "loopwise.debug": "debug",
     "loopwise.tune": "tune",
+    "loopwise.feed": "feed",
     "loopwise.report": "report",
     "loopwise.examples": "examples",
 }

@@ -60,7 +60,7 @@ def _no_leaks():
 
 
 def pytest_sessionfinish():
-    doubled = {"sift", "compile", "debug", "report", "base"} & set(sys.modules)
+    doubled = {"sift", "compile", "debug", "feed", "report", "base"} & set(sys.modules)
     assert not doubled, f"imported by folder instead of as loopwise.*: {doubled}"
 
 

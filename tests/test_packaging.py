@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = {"": "base", **{part: part for part in ("sift", "compile", "debug", "tune", "report", "examples")}}
+FOLDERS = {
+    "": "base",
+    **{part: part for part in ("sift", "compile", "debug", "tune", "feed", "report", "examples")},
+}
 """Subpackage of loopwise -> folder of the tree."""
 
 

@@ -10,6 +10,7 @@ TITLES = {
     "compile": "compile",
     "debug": "debug",
     "tune": "tune",
+    "feed": "feed",
     "report": "report",
     "base": "base",
 }

@@ -14,7 +14,7 @@ from html import escape
 from .packages import purpose
 from .rooms import graph, layers
 
-PARTS = ("debug", "report", "compile", "sift", "tune", "base")
+PARTS = ("debug", "report", "compile", "sift", "tune", "feed", "base")
 BOX, HEIGHT, GAP, STEP = 168, 62, 16, 112
 """Width and height of a box, pixels between boxes, and pixels from layer to layer."""
 LINE = 10

@@ -17,6 +17,7 @@ NAMES = {
     "compile": "loopwise.compile",
     "debug": "loopwise.debug",
     "tune": "loopwise.tune",
+    "feed": "loopwise.feed",
     "report": "loopwise.report",
 }
 """Folder -> the package it is imported as."""

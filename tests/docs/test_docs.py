@@ -30,11 +30,12 @@ WITH_CODE = [path for path in PAGES if blocks(path.read_text(), "python")]
 DESCRIBED = [
     path
     for path in PAGES
-    if path.name in ("README.md", "sift.md", "compile.md", "debug.md", "tune.md", "report.md", "index.md")
+    if path.name
+    in ("README.md", "sift.md", "compile.md", "debug.md", "tune.md", "feed.md", "report.md", "index.md")
 ]
 PACKAGES = sorted(
     path.parent
-    for part in ("debug", "compile", "sift", "tune")
+    for part in ("debug", "compile", "sift", "tune", "feed")
     for path in (ROOT / part).glob("*/__init__.py")
 )
 FOREIGN = {"DataLoader", "CrossEntropyLoss", "GradScaler", "StatefulDataLoader", "SyncBatchNorm", "BatchNorm"}

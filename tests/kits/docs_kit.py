@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("base", "sift", "compile", "debug", "tune", "report")
+PARTS = ("base", "sift", "compile", "debug", "tune", "feed", "report")
 WRITTEN = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES = [*WRITTEN, *sorted((ROOT / "docs").glob("*.md"))]
 INSIDE = sorted(path for part in (*PARTS, "tests", "benchmarks") for path in (ROOT / part).rglob("README.md"))
@@ -24,6 +24,7 @@ PUBLIC = (
     "loopwise.compile",
     "loopwise.debug",
     "loopwise.tune",
+    "loopwise.feed",
     "loopwise.debug.alerts.destinations",
     "loopwise.debug.nan",
     "loopwise.debug.read.compare",

@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from loopwise.errors import InputError, StateError
+from loopwise.programs.processes import write_json
+from loopwise.programs.sagemaker import prepare
 from loopwise.run import Run
 
 from .job.command import arguments, filled, script_of, validate_program
 from .job.job import Job
 from .process import supervise
 from .process.attempt import Attempt
-from .sagemaker import container
 from .search.stopping import averages, improves_no_more, is_worse
 from .search.study import Study
 from .trials import Trial, best_of, explain, recorded
@@ -126,7 +127,7 @@ class Tuner:
                 "the job file was edited",
                 "undo the edit, or give another folder",
             )
-        supervise.write(f"{self._files}/job.json", {"job": own, "folder": self._cwd})
+        write_json(f"{self._files}/job.json", {"job": own, "folder": self._cwd})
 
     def _attempt(self, number: int, attempt: int) -> Attempt:
         folder = self._files / "trials" / f"{number:05d}" / str(attempt)
@@ -206,7 +207,7 @@ class Tuner:
             base, script = attempt.folder / "ml", script_of(self.job.command)
             objective = self.job.objective.metric
             channels = {name: os.path.join(self._cwd, path) for name, path in self.job.channels.items()}
-            further, variables = container.prepare(base, trial.values, objective, channels, script)
+            further, variables = prepare(base, trial.values, objective, channels, script)
             program, own = [*program, *further], own | variables
         fixed = {name: filled(text, trial.values) for name, text in self.job.environment.items()}
         self._begin(trial, attempt)  # first, so that an interruption finds what was started

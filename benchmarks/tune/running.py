@@ -143,7 +143,7 @@ PROGRAM = "import sys, time\nfor i in range(4):\n    time.sleep(0.1)\n    print(
 
 def kills(seed: int) -> dict[str, float]:
     """Kill tuner, supervisor or program at random moments, resume, and compare what is recorded with what ran."""
-    from loopwise.tune.process.supervise import identity
+    from loopwise.programs.processes import identity
     from loopwise.tune.trials import recorded
 
     draws, count = random.Random(seed), KILLS // 10 if QUICK else KILLS

@@ -4,8 +4,8 @@ import sys
 import textwrap
 import time
 
+from loopwise.programs.processes import identity
 from loopwise.tune import job_of
-from loopwise.tune.process import supervise
 
 PROGRAM = """
 import argparse, os, time
@@ -56,4 +56,4 @@ def wait_for(condition):
 
 
 def alive(pid):
-    return supervise.identity(pid) is not None
+    return identity(pid) is not None

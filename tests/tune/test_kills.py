@@ -9,6 +9,7 @@ import sys
 import pytest
 from tune_kit import PATIENCE, alive, described, job, program, wait_for
 
+from loopwise.programs.processes import write_json
 from loopwise.tune import run
 from loopwise.tune.process import supervise
 from loopwise.tune.process.attempt import Attempt
@@ -103,7 +104,7 @@ def test_a_stop_that_the_killed_tuner_had_decided_on_is_carried_out(tmp_path, mo
 
 
 def test_a_supervisor_that_starts_after_its_attempt_was_given_up_runs_nothing(tmp_path):
-    supervise.write(str(tmp_path / "start.json"), {"arguments": ["true"], "folder": "/", "seconds": None})
+    write_json(str(tmp_path / "start.json"), {"arguments": ["true"], "folder": "/", "seconds": None})
     assert not Attempt(tmp_path, []).alive()
     supervise.main(str(tmp_path))
     assert not (tmp_path / "pid").exists()

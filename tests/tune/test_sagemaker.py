@@ -9,9 +9,9 @@ import pytest
 from tune_kit import job, program
 
 from loopwise.errors import InputError
+from loopwise.programs.sagemaker import prepare
 from loopwise.tune import Categorical, Continuous, Integer, run
 from loopwise.tune.job.command import filled, literal, placeholders
-from loopwise.tune.sagemaker import container
 from loopwise.tune.sagemaker.request import read_request
 from loopwise.tune.trials import recorded
 
@@ -201,9 +201,7 @@ def test_the_reference_reads_the_folder(tmp_path):
         "name": "a b",
         "k": 4,
     }
-    arguments, variables = container.prepare(
-        tmp_path / "ml", values, "loss", {"train": str(data)}, "train.py"
-    )
+    arguments, variables = prepare(tmp_path / "ml", values, "loss", {"train": str(data)}, "train.py")
     code = """
 import json
 from sagemaker_training import environment

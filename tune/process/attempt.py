@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from loopwise.programs.processes import identity, write_json
+
 from ..log.curves import Curve, Definition, Reader
 from . import supervise
 
@@ -55,16 +57,16 @@ class Attempt:
             seconds: time limit; ``None``: none.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        supervise.write(f"{self.folder}/params.json", dict(parameters))
+        write_json(f"{self.folder}/params.json", dict(parameters))
         start = {
             "arguments": arguments,
             "environment": dict(environment),
             "folder": folder,
             "seconds": seconds,
         }
-        supervise.write(f"{self.folder}/start.json", start)
+        write_json(f"{self.folder}/start.json", start)
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", supervise.__file__, str(self.folder)],
+            [sys.executable, "-P", "-m", supervise.__name__, str(self.folder)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -105,7 +107,7 @@ class Attempt:
     def stop(self) -> None:
         """Ask the supervisor to end the program and all of its processes."""
         known = self._json("pid")
-        if known is not None and supervise.identity(known["pid"]) == known:
+        if known is not None and identity(known["pid"]) == known:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(known["pid"], signal.SIGTERM)
 
@@ -116,7 +118,7 @@ class Attempt:
 
     def mark(self, reason: str) -> None:
         """Record why the attempt is to be stopped, for a tuner that takes it over."""
-        supervise.write(f"{self.folder}/stopped", reason)
+        write_json(f"{self.folder}/stopped", reason)
 
     def marked(self) -> str:
         """Return why the attempt is to be stopped; empty: it is not."""

@@ -1,1 +1,1 @@
-"""Jobs and scripts written for SageMaker: its API's job files, and the folder and variables of its container."""
+"""Jobs written for SageMaker: its API's job files."""

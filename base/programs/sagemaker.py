@@ -14,20 +14,35 @@ from typing import Any
 
 HOST = "algo-1"
 GROUP = "homogeneousCluster"
+ONE_HOST: dict[str, Any] = {
+    "current_host": HOST,
+    "hosts": [HOST],
+    "current_group_name": GROUP,
+    "current_instance_type": "local",
+    "network_interface_name": "lo",
+    "instance_groups": [{"instance_group_name": GROUP, "instance_type": "local", "hosts": [HOST]}],
+}
 FOLDERS = ("input/config", "input/data", "model", "output/data", "output/intermediate", "code")
 
 
 def prepare(
-    base: Path, values: Mapping[str, Any], metric: str, channels: Mapping[str, str], program: str
+    base: Path,
+    values: Mapping[str, Any],
+    metric: str | None,
+    channels: Mapping[str, str],
+    program: str,
+    resources: Mapping[str, Any] | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Make the folder and return the script's further arguments and its variables.
 
     Args:
         base: the folder that stands for ``/opt/ml``.
         values: hyperparameters.
-        metric: the objective, which scripts find as ``_tuning_objective_metric`` in ``hyperparameters.json``.
+        metric: the objective of a tuning job, which scripts find as ``_tuning_objective_metric`` in
+            ``hyperparameters.json``; ``None``: there is none.
         channels: name -> folder with input data.
         program: the script's file name.
+        resources: content of ``resourceconfig.json``; default: one host in one group.
     """
     for folder in FOLDERS:
         (base / folder).mkdir(parents=True, exist_ok=True)
@@ -36,18 +51,11 @@ def prepare(
         if not link.is_symlink():
             link.symlink_to(os.path.abspath(folder))
     raw = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
-    resources = {
-        "current_host": HOST,
-        "hosts": [HOST],
-        "current_group_name": GROUP,
-        "current_instance_type": "local",
-        "network_interface_name": "lo",
-        "instance_groups": [{"instance_group_name": GROUP, "instance_type": "local", "hosts": [HOST]}],
-    }
+    resources = ONE_HOST if resources is None else resources
     kind = {"TrainingInputMode": "File", "S3DistributionType": "FullyReplicated", "RecordWrapperType": "None"}
     inputs = {name: dict(kind) for name in channels}
     files = {
-        "hyperparameters": raw | {"_tuning_objective_metric": metric},
+        "hyperparameters": raw | ({} if metric is None else {"_tuning_objective_metric": metric}),
         "resourceconfig": resources,
         "inputdataconfig": inputs,
     }
@@ -72,19 +80,33 @@ def prepare(
             [number for number in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if number]
         ),
         "NUM_CPUS": os.cpu_count(),
-        "HOSTS": [HOST],
-        "CURRENT_HOST": HOST,
         "CHANNELS": sorted(channels),
         "INPUT_DATA_CONFIG": inputs,
-        "RESOURCE_CONFIG": resources,
         "FRAMEWORK_PARAMS": {n: _decoded(t) for n, t in raw.items() if n.startswith("sagemaker_")},
-        "NETWORK_INTERFACE_NAME": "lo",
-        "CURRENT_INSTANCE_TYPE": "local",
     }
+    variables |= _of_hosts(resources)
     variables |= {f"HP_{name.upper()}": value for name, value in decoded.items()}
     variables |= {f"CHANNEL_{name.upper()}": f"{base}/input/data/{name}" for name in channels}
     texts = {f"SM_{name}": _text(value) for name, value in variables.items()}
-    return arguments, texts | {"SAGEMAKER_BASE_DIR": str(base), "CURRENT_HOST": HOST}
+    return arguments, texts | {"SAGEMAKER_BASE_DIR": str(base), "CURRENT_HOST": resources["current_host"]}
+
+
+def _of_hosts(resources: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the variables about hosts and groups, without ``SM_``."""
+    groups = {group["instance_group_name"]: group for group in resources["instance_groups"]}
+    return {
+        "HOSTS": resources["hosts"],
+        "CURRENT_HOST": resources["current_host"],
+        "CURRENT_INSTANCE_TYPE": resources["current_instance_type"],
+        "CURRENT_INSTANCE_GROUP": resources["current_group_name"],
+        "CURRENT_INSTANCE_GROUP_HOSTS": groups[resources["current_group_name"]]["hosts"],
+        "INSTANCE_GROUPS": list(groups),
+        "INSTANCE_GROUPS_DICT": groups,
+        "DISTRIBUTION_INSTANCE_GROUPS": [],
+        "IS_HETERO": len(groups) > 1,
+        "NETWORK_INTERFACE_NAME": resources["network_interface_name"],
+        "RESOURCE_CONFIG": resources,
+    }
 
 
 def _arguments(values: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Programs that Loopwise starts: their processes, and the container of SageMaker that scripts expect around them."""

@@ -22,10 +22,11 @@ from loopwise.warnings import warn
 
 from . import options as checks
 from .buffer import Concatenate, Samples
+from .frameworks.epochs import FilledEpochs, validate_pass
 from .frameworks.gradient_state import GradientState
 from .loss_history import LossHistory
 from .pipeline import Pipeline
-from .policies import Policy, ProportionalLoss, RelativeLoss, as_policy
+from .policies import Policy, as_policy
 from .policies.policy import check_keep
 from .reader import ALL, FRESH, REMEMBERED
 from .report import EpochLog, Report
@@ -38,10 +39,6 @@ from .step_losses import Recorder, TrainingLosses
 
 if TYPE_CHECKING:
     from loopwise.run import Run
-
-
-FLOOR = 0.25
-"""Least keep probability by the policy of ``keep``, as a fraction of it."""
 
 
 class SiftingDataLoader(Resumable, WrappedAttributes):
@@ -84,8 +81,10 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
         classes: function from a batch to its class labels, int64 of shape (batch,); default: integer targets of
             ``(input, target)`` batches.
         scorer: a cheaper module that scores in place of ``model`` and takes the same input.
-        auto: score only while it pays: training never takes more than about 2 % longer than by a plain loop.  And keep
-            all samples of a planned epoch of which a policy without a set share would keep more than 0.8.
+        auto: never train slower or worse than a plain loop.  Score only while it pays: training takes at most about 2 %
+            longer.  Planned epochs of a policy without a set share have as many batches as the wrapped loader: what a
+            pass over the data saves, the next passes fill, and ``epoch`` counts passes.  And no sample is left out where
+            the policy would keep more than 0.8 of them.
         pool: number of batches scored in one forward pass; ``"auto"``: up to 4 within 64 MiB.  The loader reads the
             batches of a pool before training asks for them.
         dtype: autocast dtype of the scoring pass; ``"auto"``: the fastest one of the hardware.
@@ -159,7 +158,7 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
         checks.validate_options(vars(options), DEFAULTS)
         self.loader, self.model, self._loss = loader, model, loss
         self.keep = keep
-        self.policy = _default_policy(keep) if policy is None else as_policy(policy)
+        self.policy = checks.default_policy(keep) if policy is None else as_policy(policy)
         self.epoch, self.epochs, self.anneal = 0, epochs, anneal
         source = Source(loader, batch_size, drop_last)
         self.batch_size, self.drop_last = source.batch_size, source.drop_last
@@ -184,6 +183,7 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
             self.policy, scores, self._history, self._draws, self._report, remember, weights, classes
         )
         self._pipeline = (ShardedPipeline if sharded else Pipeline)(options, source, selector)
+        self._filled = FilledEpochs(self) if auto and planned and self._pipeline.share_is_a_result else None
         self._log = EpochLog(self._report, run, resume)
         weakref.finalize(self, self._log.end, False)
         self._start: dict[str, Any] = {}
@@ -192,6 +192,11 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
     # -- iteration ------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
+        filled = self._filled is not None and self._filled.fills(self.score_every == 0)
+        yield from self._filled if filled else self.one_pass()  # type: ignore[misc]  # not None
+
+    def one_pass(self) -> Iterator[Any]:
+        """Yield the batches of one pass over the data, which is an epoch but with ``auto``."""
         if self._iterating:
             self._close_pass(False)
         self._pass += 1
@@ -256,7 +261,7 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
         del samples  # the training step may free the batch
         start, self._step_end, number = time.perf_counter(), None, self._pass
         yield batch
-        checks.validate_pass(number == self._pass)
+        validate_pass(number == self._pass)
         report.add_step((self._step_end or time.perf_counter()) - start, size)
         if self._reads_losses:
             self._settle()
@@ -302,6 +307,8 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
             TypeError: the wrapped loader has no length.
         """
         self._set_scheduled_keep()
+        if self._filled is not None and self.score_every == 0 and self._filled.length is not None:
+            return self._filled.length
         if self._resume_state is not None and (length := self._resume_state["pipeline"]["length_of_pass"]):
             return int(length)
         return self._pipeline.length(self._mode(), self.epoch)
@@ -381,13 +388,6 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
         if self.batches_per_epoch is None:
             return self.epoch
         return self._report.batches / self.batches_per_epoch
-
-
-def _default_policy(keep: Any) -> Policy:
-    if keep is None:
-        return ProportionalLoss()
-    share = check_keep(keep(0) if callable(keep) else keep)
-    return RelativeLoss(share, floor=FLOOR * share)
 
 
 DEFAULTS = {

@@ -14,7 +14,7 @@ from loopwise.errors import InputError, StateError
 from loopwise.ranks import rank, world_size
 from loopwise.wrappers import is_sharded
 
-from .policies import Policy, ProportionalLoss, as_policy
+from .policies import Policy, ProportionalLoss, RelativeLoss, as_policy
 from .policies.policy import check_keep
 from .selection import PLANNABLE, refuse_weights
 from .source import NO_INDEX
@@ -62,6 +62,17 @@ RULES: dict[str, tuple[Any, ...]] = {
     "resume": SWITCH,
 }
 """Option -> function that validates its name and value, and the function's further arguments."""
+
+FLOOR = 0.25
+"""Least keep probability by the policy of ``keep``, as a fraction of it."""
+
+
+def default_policy(keep: Any) -> Policy:
+    """Return the policy of a loader that was given none."""
+    if keep is None:
+        return ProportionalLoss()
+    share = check_keep(keep(0) if callable(keep) else keep)
+    return RelativeLoss(share, floor=FLOOR * share)
 
 
 def validate_option(name: str, value: Any) -> None:
@@ -212,17 +223,6 @@ def validate_weights(policy: Policy) -> None:
     """Raise an error if the policy leaves some samples no chance, which no importance weights make up for."""
     if not policy.reaches_all:
         refuse_weights(f"weights=True with policy {policy!r}")
-
-
-def validate_pass(current: bool) -> None:
-    """Raise an error if another iteration over the loader was begun before this one was over."""
-    if not current:
-        raise StateError(
-            "an iteration over a SiftingDataLoader that goes on after another one was begun",
-            "one iteration at a time: each sample is chosen once an epoch",
-            "zip(loader, loader), a loop inside a loop over the same loader, or an old iterator that was kept",
-            "make a second SiftingDataLoader of the same data, or end the first loop before the second begins",
-        )
 
 
 def validate_sharded(model: nn.Module, score_every: int, auto: bool) -> bool:

@@ -58,9 +58,9 @@ class Pipeline(Reader):
         self.batch_size = source.batch_size
         self.pool_size: int | None = None if options.pool == "auto" else options.pool
         selector.endless = length_of(source.loader) is None
-        share_is_a_result = not hasattr(selector.policy, "keep")
+        self.share_is_a_result = not hasattr(selector.policy, "keep")
         # ranks with data of their own would decide differently
-        selector.lets_go = options.auto and share_is_a_result and ranks.world_size() == 1
+        selector.lets_go = options.auto and self.share_is_a_result and ranks.world_size() == 1
         self._regroup = not source.plans and (options.batch_size, options.drop_last) != (None, None)
         self._auto = (
             options.auto and not selector.scorer.sharded
@@ -70,6 +70,15 @@ class Pipeline(Reader):
         """Epoch that was planned before its pass was opened."""
         self._reset(ALL, 0)
         self._over = True
+
+    def at_end(self, state: dict[str, Any] | None = None) -> bool:
+        """Return whether the last batch of the open pass, or of a saved one, was taken, as far as that is certain."""
+        names = ("mode", "taken", "length_of_pass")
+        mode, taken, length = (getattr(self, name) if state is None else state[name] for name in names)
+        certain = (
+            mode == REMEMBERED or self.source.next_indices() is not None
+        )  # a sampler of torch keeps to its length
+        return bool(certain and length == -(-taken // (self.batch_size or 1)))
 
     # -- a pass ---------------------------------------------------------------------------------
 
@@ -127,6 +136,16 @@ class Pipeline(Reader):
         elif mode != ALL and self.left_over.loaded is not None:
             waiting = self.left_over.loaded.size
         return number_of_batches(samples + waiting, size, drop_last, samples + waiting != most)
+
+    def length_of_all(self) -> int | None:
+        """Return the number of batches of a pass without selection; ``None`` if the wrapped loader has no length."""
+        if not self._regroup and not self.source.plans:
+            return length_of(self.source.loader)
+        size = self.batch_size or 1
+        try:
+            return number_of_batches(self.source.samples(size), size, self.source.drop_last, False)
+        except (TypeError, NotImplementedError):
+            return None
 
     def take(self) -> Samples | None:
         """Return the next batch for the training step, or ``None`` if the pass is over, on all ranks."""

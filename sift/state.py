@@ -12,6 +12,7 @@ from loopwise.ranks import rank, world_size
 
 from . import options as checks
 from .buffer import Samples
+from .frameworks.epochs import FilledEpochs
 from .loss_history import LossHistory
 from .pipeline import Pipeline
 from .policies import Policy
@@ -28,6 +29,8 @@ class Resumable:
     policy: Policy
     score_every: int
     _draws: torch.Generator
+    _filled: FilledEpochs | None
+    """Epochs of a fixed number of batches, with ``auto``."""
     _history: LossHistory
     _iterating: bool
     _losses: TrainingLosses
@@ -74,7 +77,10 @@ class Resumable:
         Raises:
             InputError: ``epoch`` is no whole number from 0.
         """
-        self.epoch = self._set_epoch = validate.whole_number("epoch", epoch, 0, "epochs")
+        epoch = validate.whole_number("epoch", epoch, 0, "epochs")
+        if self._filled is not None:  # passes are counted here, and a loop counts its shorter epochs
+            epoch = max(epoch, self.epoch)
+        self.epoch = self._set_epoch = epoch
         parts: list[Any] = [
             self.loader,
             *(getattr(self.loader, name, None) for name in ("sampler", "dataset")),
@@ -87,6 +93,16 @@ class Resumable:
     def running(self) -> bool:
         """True while a pass over the data is open."""
         return self._iterating or self._resume_state is not None
+
+    @property
+    def at_end_of_pass(self) -> bool:
+        """True if the open pass has yielded its last batch, as far as its length is certain."""
+        state = self._resume_state
+        return self.running and self._pipeline.at_end(state and state["pipeline"])
+
+    def batches_without_selection(self) -> int | None:
+        """Return the number of batches of a pass that leaves no sample out; ``None`` if the wrapped loader has no length."""
+        return self._pipeline.length_of_all()
 
     def hold_yielded(self, count: int) -> None:
         """Hold the last ``count`` batches for ``state_dict(untrained)``; frameworks that fetch batches ahead need this."""
@@ -109,6 +125,7 @@ class Resumable:
             "epoch": self._pipeline.epoch if again else self.epoch,
             "set_epoch": self._set_epoch,
             "open": self._iterating or bool(again),
+            "done": self._filled.done - untrained if self._filled is not None else 0,
             "world": world_size(),
             "rank": rank(),
             "pipeline": self._pipeline.state_dict(again),
@@ -135,6 +152,9 @@ class Resumable:
         if self._iterating:
             self._close_pass(False)
         self._pass += 1  # an iterator of before gives no more batches
+        if self._filled is not None:
+            self._filled.go_on_after(state["done"])
+            self.epoch = 0
         if state["set_epoch"] is not None:  # else the sampler is where it was made, as in the saved training
             self.set_epoch(state["set_epoch"])
         self.epoch = state["epoch"]

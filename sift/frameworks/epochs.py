@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Generator, Iterator
 from typing import Any
 
-from ..source import length_of
+from loopwise import ranks
+from loopwise.errors import StateError
 
 
 class EpochLoader:
@@ -33,6 +34,8 @@ class EpochLoader:
         self.done = self.untrained = 0
         self._start = 0
         self._batches: Generator[Any] = self._passes()
+        self._open: Generator[Any] | None = None
+        """The pass that is open."""
         loader.batches_per_epoch = self.length
 
     def __getattr__(self, name: str) -> Any:
@@ -81,14 +84,64 @@ class EpochLoader:
             empty = (
                 not self.loader.running
             )  # a resumed pass perhaps yielded its last batch before it was saved
-            for batch in self._pass():
+            self._open = self._pass()
+            for batch in self._open:
                 empty = False
                 yield batch
 
     def _pass(self) -> Generator[Any]:
         if not self.loader.running:
             self.loader.set_epoch(self.loader.epoch)
-        yield from self.loader
+        yield from self.loader.one_pass()
+
+
+class FilledEpochs(EpochLoader):
+    """Epochs with ``auto``: as many batches as the wrapped loader has, whatever a pass leaves out.
+
+    A training then has as many steps as a plain one, at the same learning rates, and spends them on the samples that are
+    worth more.  With the losses of scoring passes an epoch is a pass: more steps would take longer than a plain loop.
+    """
+
+    _opened = 0
+
+    def fills(self, wanted: bool) -> bool:
+        """Return whether the next epoch is filled, on all ranks; it has the least number of batches of all ranks."""
+        own = _length(self.loader) if wanted else None
+        lengths = ranks.gather(own)
+        self.length = None if None in lengths else min(lengths)  # type: ignore[type-var]
+        self.loader.batches_per_epoch = self.length
+        if self.length is None:
+            self._batches.close()
+            self._batches = self._passes()
+        return self.length is not None
+
+    def __iter__(self) -> Iterator[Any]:
+        self._opened += 1
+        number = self._opened
+        try:
+            for batch in super().__iter__():
+                yield batch
+                validate_pass(number == self._opened)
+            if self.loader.at_end_of_pass:  # end it now, not when the next epoch begins
+                next(self._open or self._pass(), None)
+        finally:
+            if number == self._opened:
+                self.done = 0
+
+    def go_on_after(self, done: int) -> None:
+        """Begin after the first ``done`` batches of an epoch, in the pass of a loaded state."""
+        self._batches, self._open, self._start = self._passes(), None, done
+
+
+def validate_pass(current: bool) -> None:
+    """Raise an error if another iteration over the loader was begun before this one was over."""
+    if not current:
+        raise StateError(
+            "an iteration over a SiftingDataLoader that goes on after another one was begun",
+            "one iteration at a time: each sample is chosen once an epoch",
+            "zip(loader, loader), a loop inside a loop over the same loader, or an old iterator that was kept",
+            "make a second SiftingDataLoader of the same data, or end the first loop before the second begins",
+        )
 
 
 def same_data(first: Any, second: Any) -> bool:
@@ -111,7 +164,7 @@ def _same(first: Any, second: Any) -> bool:
 
 
 def _length(loader: Any) -> int | None:
-    total = length_of(loader.loader)
+    total = loader.batches_without_selection()
     if total is None:
         return None
     keep = loader.keep if isinstance(loader.keep, (int, float)) else getattr(loader.policy, "keep", None)

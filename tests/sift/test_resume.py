@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from loopwise.errors import InputError, StateError
-from loopwise.sift import Indexed, RelativeLoss, SiftingDataLoader, Threshold, TopLoss
+from loopwise.sift import Indexed, ProportionalLoss, RelativeLoss, SiftingDataLoader, Threshold, TopLoss
 
 EPOCHS = 2
 
@@ -132,7 +132,9 @@ RARE = {
     "weights-fresh": lambda: {"policy": Threshold(1.0, floor=0.3), "score_every": 1, "weights": True},
 }
 CASES += [(kind, policy) for kind in ("map", "stream") for policy in RARE]
-POLICIES |= RARE
+AUTO = {"auto": lambda: {"auto": True, "policy": ProportionalLoss(0.2)}}
+CASES += [(kind, "auto") for kind in ("map", "map-drop-last", "map-own-generator", "workers")]
+POLICIES |= RARE | AUTO
 CASES += [
     (kind, policy) for kind in ("workers", "stateful-workers") for policy in ("relative", "relative-fresh")
 ]

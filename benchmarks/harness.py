@@ -9,8 +9,10 @@ in ``.cache/`` under the claim, the device and a digest of the code; an interrup
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
+import re
 import subprocess
 import time
 from collections import defaultdict
@@ -69,6 +71,7 @@ def run(
     fresh: bool = False,
     until: float | None = None,
     only: list[str] | None = None,
+    match: str = "",
 ) -> bool:
     """Run all cases over ``seeds`` and write the record.
 
@@ -80,6 +83,7 @@ def run(
         until: start no run after this time, in seconds of ``time.monotonic``.
         only: run the cases whose names begin with one of these words.  The record also has the other cases if the cache
             has them for all seeds.
+        match: of those, run the cases in whose name this regular expression matches.
 
     Returns:
         False if the time ran out before all cases had run; no record is written then.
@@ -90,7 +94,8 @@ def run(
     console = terminal()
     failures: list[str] = []
     runs: Runs = defaultdict(lambda: defaultdict(list))
-    cases = [case for case in module.cases(record.device()) if _wanted(module, case, seeds, quick, only)]
+    wanted = functools.partial(_wanted, module, seeds, quick, only, match)
+    cases = list(filter(wanted, module.cases(record.device())))
     for seed in range(seeds):
         for case in cases:
             if until is not None and time.monotonic() > until:
@@ -118,12 +123,13 @@ def run(
     return True
 
 
-def _wanted(module: ModuleType, case: str, seeds: int, quick: bool, only: list[str] | None) -> bool:
-    """Return whether ``only`` names the case, or the cache has it for all seeds."""
-    return (
-        not only
-        or case.partition(".")[0] in only
-        or all(cache_file(module.CLAIM, case, seed, quick).exists() for seed in range(seeds))
+def _wanted(
+    module: ModuleType, seeds: int, quick: bool, only: list[str] | None, match: str, case: str
+) -> bool:
+    """Return whether ``only`` and ``match`` name the case, or the cache has it for all seeds."""
+    named = not only or case.partition(".")[0] in only
+    return (named and re.search(match, case) is not None) or all(
+        cache_file(module.CLAIM, case, seed, quick).exists() for seed in range(seeds)
     )
 
 
@@ -153,11 +159,14 @@ def main(module: ModuleType) -> None:
     parser.add_argument(
         "--only", metavar="NAMES", help=f"run these cases, with commas between: {', '.join(groups)}"
     )
+    parser.add_argument(
+        "--cases", metavar="REGEX", default="", help="of those, run the cases in whose name this matches"
+    )
     args = parser.parse_args()
     only = args.only.split(",") if args.only else None
     if unknown := set(only or ()) - set(groups):
         parser.error(f"--only {','.join(sorted(unknown))}: no such cases; there are {', '.join(groups)}")
-    run(module, 2 if args.quick else args.seeds, args.quick, args.fresh, only=only)
+    run(module, 2 if args.quick else args.seeds, args.quick, args.fresh, only=only, match=args.cases)
 
 
 def _child() -> None:

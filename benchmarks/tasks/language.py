@@ -64,7 +64,7 @@ def losses(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def _optimizer(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=4e-3)
+    return torch.optim.AdamW(parameters, lr=5.6e-3)
 
 
 def tasks() -> list[Task]:

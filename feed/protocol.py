@@ -79,8 +79,9 @@ class Result:
     number: int
     attempt: int
     lane: int
-    batch: Any = None
-    """The batch, ready for the user: what is inside stays valid while the user holds it."""
+    unpack: Callable[[], Any] | None = None
+    """Function that returns the batch; the iterator calls it once, when the batch is handed to the user.  The batch stays valid
+    while the user holds it or any part of it."""
     error: Any = None
     """torch's ``ExceptionWrapper`` of the exception that the dataset or the collate function raised."""
     ended: bool = False

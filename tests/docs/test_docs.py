@@ -151,7 +151,7 @@ def test_a_readme_names_the_files_and_imports_of_its_package(folder):
     assert set(re.findall(r"`(\w+)`", line[0])) == imported
 
 
-@pytest.mark.parametrize("part", ["base", "sift", "compile", "debug", "report"])
+@pytest.mark.parametrize("part", ["base", "sift", "compile", "debug", "feed", "report"])
 def test_a_readme_names_what_its_part_has(part):
     text = (ROOT / part / "README.md").read_text()
     for name in rooms.graph(part):

@@ -1,0 +1,93 @@
+"""Random states of torch, NumPy and Python as bytes.
+
+The bytes are: the length of torch's state, that state, a byte 0 and the fixed form of NumPy's and Python's states
+(their 624 words, position, and the normal variate that was drawn in advance), or a byte 1 and their pickle if a program
+replaced NumPy's global generator.
+"""
+
+from __future__ import annotations
+
+import pickle
+import random
+import struct
+from array import array
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..torch_internals import numpy_seed
+
+_TAIL = struct.Struct("<qqdqd")
+"""NumPy's position, whether it has a variate, the variate, whether Python has one, the variate."""
+_WORDS = 624 * 4
+"""Bytes of the words of NumPy's state; Python's has the position as one word more."""
+
+
+def get() -> bytes:
+    """Return the present states of the three global generators, about 10 KB."""
+    torch_state = torch.default_generator.get_state().numpy().tobytes()
+    state: Any = np.random.get_state()
+    kind, keys, position, has_variate, variate = state
+    version, words, python_variate = random.getstate()
+    head = struct.pack("<I", len(torch_state)) + torch_state
+    if kind != "MT19937" or version != 3:
+        return head + b"\1" + pickle.dumps((np.random.get_state(), random.getstate()))
+    tail = _TAIL.pack(
+        position,
+        has_variate,
+        variate,
+        python_variate is not None,
+        0.0 if python_variate is None else python_variate,
+    )
+    return b"".join((head, b"\0", keys.tobytes(), array("I", words).tobytes(), tail))
+
+
+def set(state: bytes) -> None:
+    """Restore states of ``get``."""
+    (length,) = struct.unpack_from("<I", state)
+    torch.default_generator.set_state(torch.frombuffer(bytearray(state[4 : 4 + length]), dtype=torch.uint8))
+    at = 4 + length
+    if state[at] == 1:
+        numpy_state, python_state = pickle.loads(state[at + 1 :])
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+        return
+    at += 1
+    keys = np.frombuffer(state, np.uint32, 624, at)
+    words = array("I")
+    words.frombytes(state[at + _WORDS : at + 2 * _WORDS + 4])
+    position, has_variate, variate, has_python, python = _TAIL.unpack_from(state, at + 2 * _WORDS + 4)
+    np.random.set_state(("MT19937", keys, position, has_variate, variate))
+    random.setstate((3, tuple(words), python if has_python else None))
+
+
+def seed_lane(base_seed: int, lane: int) -> int:
+    """Seed the generators as DataLoader seeds those of worker ``lane``, and return the seed."""
+    seed = base_seed + lane
+    random.seed(seed)
+    torch.manual_seed(seed)
+    np.random.seed(numpy_seed(base_seed, lane))
+    return seed
+
+
+def mix(*numbers: int) -> int:
+    """Return a 63-bit number that depends on all of the numbers (splitmix64, by Steele, Lea and Flood)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+def seed_sample(*numbers: int) -> None:
+    """Seed the generators by the numbers that identify a sample.
+
+    ``torch.manual_seed`` would also visit the accelerators, which takes a hundred times as long.
+    """
+    seed = mix(*numbers)
+    random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])

@@ -1,0 +1,1 @@
+"""A batch as a header and a few blocks of memory."""

@@ -1,0 +1,71 @@
+"""Rebuild a batch from its header and its blocks."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import pack
+
+_MODULE = pack.__name__
+
+
+class Unpacker(pickle.Unpickler):
+    """Unpickler of one header, whose tensors and arrays are views of the given memory."""
+
+    def __init__(self, header: bytes, inline: bytearray, blocks: Sequence[Any]) -> None:
+        super().__init__(io.BytesIO(header))
+        self._blocks = blocks
+        self._inline = inline if inline or not blocks else blocks[-1]
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the class or function of a name; the two marks of a header become methods of this object."""
+        if module == _MODULE:
+            marks: dict[str, Callable[..., Any]] = {"_tensor": self._tensor, "_array": self._array}
+            if name in marks:
+                return marks[name]
+        return super().find_class(module, name)
+
+    def _tensor(
+        self,
+        source: int,
+        offset: int,
+        dtype: torch.dtype,
+        shape: tuple[int, ...],
+        order: tuple[int, ...] | None,
+    ) -> torch.Tensor:
+        if 0 in shape:
+            return torch.empty(shape, dtype=dtype)
+        if order is not None:
+            inverse = sorted(range(len(order)), key=order.__getitem__)
+            return self._tensor(source, offset, dtype, tuple(shape[d] for d in order), None).permute(inverse)
+        memory = self._inline if source < 0 else self._blocks[source]
+        count = 1
+        for size in shape:
+            count *= size
+        flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=offset)
+        return flat if len(shape) == 1 else flat.view(shape)
+
+    def _array(self, source: int, offset: int, dtype: str, shape: tuple[int, ...]) -> Any:
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        memory = self._inline if source < 0 else self._blocks[source]
+        count = int(np.prod(shape, dtype=np.int64))
+        return np.frombuffer(memory, dtype, count, offset).reshape(shape)
+
+
+def unpack(header: bytes, inline: bytes | bytearray, blocks: Sequence[Any]) -> Any:
+    """Return the batch of a header.
+
+    Args:
+        header: the batch's header.
+        inline: the bytes of its small tensors, which become the memory of those tensors.
+        blocks: a writable buffer of bytes for each block, in the order of ``Packed.blocks``.  Tensors are views of them, and
+            hold them.
+    """
+    return Unpacker(header, bytearray(inline), blocks).load()

@@ -1,0 +1,133 @@
+"""One worker process, as the training process sees it."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import warnings
+from typing import Any
+
+from ..packing.unpack import unpack
+from ..protocol import Counters, Lost, Result, Task, Work
+from ..ring.extents import Place
+from ..ring.file import CLOSED, NUMBER, POSITION, SharedFile
+from ..ring.views import MOST_HELD, Views
+from .channel import pair
+from .main import main
+
+
+class Batch:
+    """A batch in shared memory; calling it returns the batch.  If it is dropped uncalled, its memory is released."""
+
+    def __init__(self, views: Views, counters: Counters, body: tuple[Any, ...]) -> None:
+        self._views, self._counters = views, counters
+        self._header, self._inline, self._places, self._sizes, *_ = body
+
+    def __call__(self) -> Any:
+        """Return the batch, as views of shared memory unless too many are held."""
+        places: list[Place] = self._places
+        self._places = []
+        if self._views.held + len(places) > MOST_HELD:
+            self._counters.copies += 1
+            return unpack(self._header, self._inline, self._views.copies(places, self._sizes))
+        return unpack(self._header, self._inline, self._views.arrays(places, self._sizes))
+
+    def __del__(self) -> None:
+        self._views.drop(self._places)
+
+
+class Member:
+    """A worker process with its connection and its shared memory.
+
+    Args:
+        context: the context of ``multiprocessing`` that starts the process.
+        work: what the worker needs.
+        several: whether the worker gets tasks of several lanes.
+        batches: number of batches for which the worker keeps free memory.
+        counters: counts of the pool.
+    """
+
+    def __init__(self, context: Any, work: Work, several: bool, batches: int, counters: Counters) -> None:
+        self._counters = counters
+        self._file = SharedFile()
+        self._control = self._file.control()
+        self._control[NUMBER] = -1
+        self.views = Views(self._file)
+        self.channel, link = pair()
+        self.polled_for_sending = False
+        forked = context.get_start_method() == "fork"
+        arguments = (work, self._file, link, forked, several, batches)
+        self.process = context.Process(target=main, args=arguments, daemon=True)
+        try:
+            self.process.start()
+        except (TypeError, AttributeError, pickle.PicklingError):
+            self.channel.close()
+            self._file.close()
+            warnings.warn(
+                "Got pickle error when attempting to start a worker Process. "
+                "This might be because the worker Process arguments are not picklable. "
+                "Python 3.14+ changed the multiprocessing start method in non-Mac POSIX platforms "
+                "to 'forkserver', which requires the worker Process arguments to be picklable. "
+                "You can also try multiprocessing.set_start_method('fork').",
+                stacklevel=2,
+            )
+            raise
+        finally:
+            link.close()
+
+    def submit(self, task: Task) -> None:
+        """Send a task, and the extents that were released since the last one."""
+        self.channel.send(pickle.dumps((task, self.views.take_released()), protocol=5))
+
+    def receive(self) -> list[Result]:
+        """Return the results that have arrived."""
+        return [self._result(message) for message in self.channel.receive()]
+
+    def lost(self, lanes: list[int]) -> Lost:
+        """Return the description of this worker's end, after it has ended, and release what it used."""
+        self.process.join(5)
+        if self.process.exitcode is None:  # the connection was closed, but the process lives
+            self.process.kill()
+            self.process.join()
+        number, position = int(self._control[NUMBER]), int(self._control[POSITION])
+        self.release()
+        return Lost(
+            lanes,
+            ending(self.process.exitcode),
+            None if number < 0 else number,
+            None if position < 0 else position,
+        )
+
+    def stop(self) -> None:
+        """Tell the worker to stop after the sample in work."""
+        self._control[CLOSED] = 1
+        self.channel.close()
+
+    def release(self) -> None:
+        """Close descriptors; batches that the user holds stay valid."""
+        self.channel.close()
+        self.views.close()
+        self._file.close()
+
+    def _result(self, message: bytes) -> Result:
+        head, body, seconds, cpu_seconds, retired = pickle.loads(message)
+        self.views.forget(retired)
+        epoch, number, attempt, lane, error, ended, state = head
+        unpack_batch, nbytes = None, 0
+        if body is not None:
+            unpack_batch, nbytes = Batch(self.views, self._counters, body), body[5]
+            self._counters.batches += 1
+            self._counters.pickled += body[4]
+        wrapped = None if error is None else pickle.loads(error)
+        times = {"seconds": seconds, "cpu_seconds": cpu_seconds}
+        return Result(epoch, number, attempt, lane, unpack_batch, wrapped, ended, state, nbytes, **times)
+
+
+def ending(exitcode: int | None) -> str:
+    """Return the end of a process as the end of a sentence about it."""
+    if exitcode is not None and exitcode < 0:
+        try:
+            return f"was ended by {signal.Signals(-exitcode).name}"
+        except ValueError:
+            return f"was ended by signal {-exitcode}"
+    return f"ended with exit status {exitcode}"

@@ -1,0 +1,91 @@
+"""The training process's side: tensors as views of extents, which are released when the last view is gone."""
+
+from __future__ import annotations
+
+import mmap
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .extents import Place
+from .file import SharedFile
+
+MOST_HELD = 4096
+"""Most extents that the user's batches may hold.  Each is a mapping in two processes, and Linux allows 65,530 in one; further
+batches are copied into private memory."""
+
+
+class Views:
+    """Views of one worker's shared file.
+
+    ``released`` is filled by the finalizers of the views, in any thread.  Nothing is locked: appending to a deque is atomic.
+    """
+
+    def __init__(self, file: SharedFile) -> None:
+        self._file = file
+        self._mappings: dict[Place, mmap.mmap] = {}
+        self._held: dict[Place, weakref.ref[Any]] = {}
+        self._released: deque[Place] = deque()
+
+    @property
+    def held(self) -> int:
+        """Return the number of extents that batches of the user hold."""
+        return len(self._held)
+
+    @property
+    def held_bytes(self) -> int:
+        """Return the bytes of those extents."""
+        return sum(length for _, length in tuple(self._held))
+
+    def arrays(self, places: Sequence[Place], sizes: Sequence[int]) -> list[Any]:
+        """Return the extents as writable arrays of bytes, each of which holds its extent while it or a view of it lives."""
+        return [self._array(place, size) for place, size in zip(places, sizes, strict=True)]
+
+    def copies(self, places: Sequence[Place], sizes: Sequence[int]) -> list[Any]:
+        """Return copies of the extents in private memory, and release the extents."""
+        arrays = [
+            np.frombuffer(self._mapping(place), np.uint8, size).copy()
+            for place, size in zip(places, sizes, strict=True)
+        ]
+        self.drop(places)
+        return arrays
+
+    def drop(self, places: Sequence[Place]) -> None:
+        """Release extents that no batch uses."""
+        self._released.extend(places)
+
+    def take_released(self) -> list[Place]:
+        """Return the extents that were released since the last call."""
+        released = []
+        while self._released:
+            released.append(self._released.popleft())
+        return released
+
+    def forget(self, places: Sequence[Place]) -> None:
+        """Unmap extents that the worker has given back to the system."""
+        for place in places:
+            self._mappings.pop(place, None)
+
+    def close(self) -> None:
+        """Unmap all extents that no batch holds; the others go with their batches."""
+        self._mappings.clear()
+
+    def _array(self, place: Place, size: int) -> Any:
+        array = np.frombuffer(self._mapping(place), np.uint8, size)
+        held, released = self._held, self._released
+
+        def release(_: object) -> None:
+            held.pop(place, None)
+            released.append(place)
+
+        # NumPy lets views of views refer to the array's base, not to the array
+        held[place] = weakref.ref(array.base, release)
+        return array
+
+    def _mapping(self, place: Place) -> mmap.mmap:
+        if place not in self._mappings:
+            self._mappings[place] = mmap.mmap(self._file.descriptor, place[1], offset=place[0])
+        return self._mappings[place]

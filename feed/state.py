@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loopwise.errors import InputError, StateError
 
 from .iterator.replay import generators
 from .iterator.saved import Position, Saved
 from .protocol import LaneState
-
-if TYPE_CHECKING:
-    from .loader import RemoteDataLoader
 
 VERSION = 1
 SAME = ("num_workers", "seeding", "batch_size", "drop_last", "iterable", "persistent_workers")
@@ -28,9 +25,7 @@ REASONS = {
 """Likely causes, by attribute."""
 
 
-def taken(
-    loader: RemoteDataLoader[Any], position: Position | None, epoch: int, set_epoch: int | None
-) -> dict[str, Any]:
+def taken(loader: Any, position: Position | None, epoch: int, set_epoch: int | None) -> dict[str, Any]:
     """Return the state of a loader whose latest iterator is or was at ``position``; ``None``: there was none."""
     described: dict[str, Any] = {name: getattr(loader, name) for name in SAME}
     described |= {"version": VERSION, "in_order": loader.in_order, "epoch": epoch, "set_epoch": set_epoch}
@@ -43,7 +38,7 @@ def taken(
     return described
 
 
-def restored(loader: RemoteDataLoader[Any], state: Any) -> Saved | None:
+def restored(loader: Any, state: Any) -> Saved | None:
     """Return the point of a state after comparing the state with the loader; ``None``: a new epoch begins.
 
     The generators of the loader and its samplers are set; resuming in an epoch sets them once more.

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,9 +18,6 @@ from .lane import LaneRecord
 from .replay import RandomPoint
 from .saved import Position, Saved
 from .schedule import Entry, Schedule
-
-if TYPE_CHECKING:
-    from ..loader import RemoteDataLoader
 
 _log = logging.getLogger("loopwise.feed")
 
@@ -36,7 +33,7 @@ class PoolIterator(BaseIterator):  # type: ignore[misc]  # torch's class has no 
 
     _pool: Pool | None = None
 
-    def __init__(self, loader: RemoteDataLoader[Any], pool: Pool, saved: Saved | None) -> None:
+    def __init__(self, loader: Any, pool: Pool, saved: Saved | None) -> None:
         present = RandomPoint(loader)
         if saved is not None and saved.first and saved.point is not None:
             saved.point.restore(loader)
@@ -64,7 +61,7 @@ class PoolIterator(BaseIterator):  # type: ignore[misc]  # torch's class has no 
         pool.start(self._work(loader))
         self._begin(loader, saved, present, True)
 
-    def _work(self, loader: RemoteDataLoader[Any]) -> Work:
+    def _work(self, loader: Any) -> Work:
         return Work(
             self._dataset,
             self._iterable,
@@ -79,15 +76,13 @@ class PoolIterator(BaseIterator):  # type: ignore[misc]  # torch's class has no 
 
     # -- epochs ---------------------------------------------------------------------------------
 
-    def _reset(self, loader: RemoteDataLoader[Any], first_iter: bool = False) -> None:
+    def _reset(self, loader: Any, first_iter: bool = False) -> None:
         """Begin the next epoch of a loader with persistent workers."""
         self._schedule.closed = True
         self._drain()
         self._begin(loader, loader.take_saved(), RandomPoint(loader), False)
 
-    def _begin(
-        self, loader: RemoteDataLoader[Any], saved: Saved | None, present: RandomPoint, first: bool
-    ) -> None:
+    def _begin(self, loader: Any, saved: Saved | None, present: RandomPoint, first: bool) -> None:
         """Begin an epoch, or the rest of one that is resumed.
 
         Args:

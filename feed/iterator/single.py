@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..protocol import Counters
 from ..torch_internals import SingleProcessIterator
 from .replay import Draws, RandomPoint
 from .saved import Position, Saved
-
-if TYPE_CHECKING:
-    from ..loader import RemoteDataLoader
 
 
 class SingleIterator(SingleProcessIterator):  # type: ignore[misc]  # torch's class has no annotations
@@ -22,7 +19,7 @@ class SingleIterator(SingleProcessIterator):  # type: ignore[misc]  # torch's cl
             generators of this process, which the program restores itself.
     """
 
-    def __init__(self, loader: RemoteDataLoader[Any], saved: Saved | None) -> None:
+    def __init__(self, loader: Any, saved: Saved | None) -> None:
         present = RandomPoint(loader)
         point = present if saved is None or saved.point is None else saved.point
         if saved is not None:

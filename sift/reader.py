@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+from torch.utils.data import BatchSampler
+
 from loopwise import batch as batches
 from loopwise.errors import InputError
+from loopwise.warnings import warn
 
 from .buffer import LeftOver, Samples
 from .report import Report
@@ -19,6 +22,10 @@ SLACK = 0.02  # with auto: share of the time of a plain loop that scoring may co
 
 ALL, FRESH, REMEMBERED = "all", "fresh", "remembered"
 """Modes of an epoch: no selection, selection by scoring passes, selection by remembered losses."""
+
+
+FRAMEWORKS = {"torch", "torchdata", "accelerate", "transformers", "lightning", "pytorch_lightning"}
+"""Packages whose batch samplers only deal out the samples to ranks."""
 
 
 class Reader:
@@ -43,6 +50,7 @@ class Reader:
     counted_skipped: bool
     _stream: Iterator[Samples]
     _last_size: int = 0
+    _groups_were_told = False
     _auto: bool
     _regroup: bool
 
@@ -86,6 +94,7 @@ class Reader:
             return None
         if self._cuts:
             self._validate_size(loaded.size)
+            self._warn_of_groups()
             self.source.form.learn(loaded.batch, loaded.size)
         self.read_in_training += 1
         self.read_in_pass += 1
@@ -110,6 +119,26 @@ class Reader:
                 "a batch sampler that makes buckets by length, or keeps a budget of tokens",
                 "pass batch_size=, the number of samples in the batches to train on (and concatenate=Padded(...) if their "
                 "lengths differ)",
+            )
+
+    def _warn_of_groups(self) -> None:
+        """Warn once if a batch sampler of the user's own put certain samples together, which the sifted batches are not."""
+        sampler = getattr(self.source.loader, "batch_sampler", None)
+        kind, self._groups_were_told = type(sampler), self._groups_were_told or sampler is None
+        if self._groups_were_told:
+            return
+        self._groups_were_told = True
+        own = getattr(kind, "__iter__", None) is not BatchSampler.__iter__
+        if (
+            own
+            and kind.__module__.partition(".")[0] not in FRAMEWORKS
+            and self.options.keep != 1.0
+            and self.options.batch_size is None
+        ):
+            warn(
+                f"loopwise.sift: the kept samples of several batches of {kind.__name__} are joined into new batches; a loss "
+                "that compares the samples of a batch (triplets, contrastive pairs) then meets other ones than the batch "
+                "sampler put together; keep=1.0 leaves the batches as they are"
             )
 
     @property

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from torch.utils.data import (
 
 from loopwise.errors import InputError
 from loopwise.sift import Padded, SiftingDataLoader, TopLoss, pilot
+from loopwise.warnings import LoopwiseWarning
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")
 NAMES = (
@@ -104,6 +106,7 @@ class Sizes(Sampler):
         yield from (list(range(end - size, end)) for end, size in zip(ends, self.sizes, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:loopwise.sift. the kept samples of several batches")
 @pytest.mark.parametrize("sizes", [[3, 9, 5, 16, 8, 23], [23, 9, 5, 16, 8, 3], [8, 8, 4, 8], [8, 8, 9]])
 def test_batch_samplers_of_varying_size_are_refused(sizes):
     with pytest.raises(
@@ -116,6 +119,7 @@ def test_batch_samplers_of_varying_size_are_refused(sizes):
     assert {len(y) for _, y in batches} == {4}
 
 
+@pytest.mark.filterwarnings("ignore:loopwise.sift. the kept samples of several batches")
 def test_the_refusal_of_varying_sizes_says_what_to_do():
     with pytest.raises(InputError) as error:
         list(sift(DataLoader(dataset(), batch_sampler=Sizes([3, 9, 5])), keep=0.5))
@@ -144,6 +148,35 @@ def test_a_token_budget_is_joined_by_a_size_and_padding():
     assert {len(batch["ids"]) for batch in loader} == {4}
 
 
+class OfEachClass(BatchSampler):
+    """Batches of 4 samples of each of 3 classes, as a triplet loss needs them."""
+
+    def __iter__(self):
+        classes = [iter([i for i in range(60) if i % 3 == label]) for label in range(3)]
+        for _ in range(5):
+            yield [next(indices) for indices in classes for _ in range(4)]
+
+    def __len__(self):
+        return 5
+
+
+def test_groups_of_a_batch_sampler_are_taken_apart_with_a_warning():
+    loader = lambda **options: sift(  # noqa: E731
+        DataLoader(dataset(60), batch_sampler=OfEachClass(RandomSampler(dataset(60)), 12, False)), **options
+    )
+    with pytest.warns(LoopwiseWarning) as warned:
+        list(loader(policy=TopLoss(0.5)))
+    assert [str(one.message) for one in warned] == [
+        "loopwise.sift: the kept samples of several batches of OfEachClass are joined into new batches; a loss that compares "
+        "the samples of a batch (triplets, contrastive pairs) then meets other ones than the batch sampler put together; "
+        "keep=1.0 leaves the batches as they are"
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [len(y) for _, y in loader(keep=1.0)] == [12] * 5
+
+
+@pytest.mark.filterwarnings("ignore:loopwise.sift. the kept samples of several batches")
 def test_batch_samplers_of_one_size_and_a_short_last_batch_are_sifted():
     class Own(BatchSampler):
         pass

@@ -81,7 +81,7 @@ def explain(job: Job, attempt: Attempt, ending: dict[str, Any] | None, curve: Cu
     """
     stopped = stopping or (ending is not None and ending["reason"] == "time")
     if ending is None and not stopping:
-        return "its supervisor was killed"
+        return attempt.loss
     if ending is not None and not stopped and ending["code"] != 0:
         last = "\n".join(attempt.tail())
         what = "could not be started" if ending["code"] is None else f"ended with code {ending['code']}"

@@ -3,34 +3,32 @@
 Files in the folder ``tune`` of a run:
 
 ``job.json``          the job, and the folder in which programs start
-``journal.log``       Optuna's journal: which values were asked for, and what became of them; ``optuna-dashboard`` opens it
+``journal.log``       Optuna's journal: which values were asked for, and what became of them; ``optuna-dashboard`` opens it; it is
+                      missing if a database keeps the study
 ``trials.rank0.<n>.jsonl``   one record for each ended trial, with the fields of ``loopwise.tune.Trial``, and ``best``: it was
                       the best one so far
-``trials/<number>/<attempt>``   one folder for each attempt
+``trials/<number>/<attempt>``   one folder for each attempt; beside the files of its supervisor ``slots.json``, the CPUs and GPUs that
+                      it uses, or ``place.json``, the node on which it runs
 ``tuner.lock``        locked while a tuner works in the folder
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from loopwise.errors import InputError, StateError
-from loopwise.programs.processes import write_json
-from loopwise.programs.sagemaker import prepare
 from loopwise.run import Run
 
-from .job.command import arguments, filled, script_of, validate_program
+from .engine.engine import engine_of
+from .folder import JobFolder
+from .invocation import invocation
 from .job.job import Job
-from .process import supervise
 from .process.attempt import Attempt
 from .search.stopping import averages, improves_no_more, is_worse
+from .search.storage import open_storage, storage_errors, validate_holds
 from .search.study import Study
 from .trials import Trial, best_of, explain, recorded
 
@@ -46,7 +44,8 @@ LOST = 3
 class _Running:
     trial: Trial
     attempt: Attempt
-    began: float
+    before: float
+    """Seconds of the earlier attempts."""
     stopping: bool = False
     reports: int = 0
     """Number of reports at the last look."""
@@ -74,64 +73,24 @@ class Tuner:
         self, job: Job, folder: str, resume: bool = False, show: Callable[[Tuner], None] | None = None
     ) -> None:
         self.job, self.folder, self._show = job, Path(folder), show
-        self._files = self.folder / "tune"
-        self._lock = self._locked()
-        try:
-            stored = self._stored() if resume else None
-            self._cwd = os.getcwd() if stored is None else stored["folder"]
-            validate_program(job.command, self._cwd)
+        with contextlib.ExitStack() as undo:
+            self._files = JobFolder(self.folder, resume)
+            undo.callback(self._files.close)
+            self._engine = engine_of(job, self._files.name, self._files.trials, self._files.cwd)
+            undo.callback(self._engine.close)
+            storage = open_storage(job.storage, self._files.path / "journal.log")
             self._run = Run(folder, resume=resume)
-            self._store(stored)
-        except BaseException:
-            os.close(self._lock)
-            raise
-        self.study = Study(job, self._files / "journal.log")
+            self._files.store(job)
+            self.study = Study(job, storage, "job" if job.storage is None else self._files.name)
+            undo.pop_all()
         self.trials: dict[int, Trial] = {}
         self._running: dict[int, _Running] = {}
+        self._waiting: list[Trial] = []
         self._averages: list[Sequence[float]] = []
         self.began = time.monotonic()
 
-    # -- the folder -----------------------------------------------------------------------------
-
-    def _locked(self) -> int:
-        self._files.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self._files / "tuner.lock", os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise StateError(
-                f"another tuner works in {str(self.folder)!r}",
-                "one tuner for each folder",
-                "the same job was started twice",
-                "wait for it, end it, or give another folder",
-            ) from None
-        return lock
-
-    def _stored(self) -> dict[str, Any] | None:
-        """Return the job that the folder holds, and the folder in which its programs start."""
-        path = self._files / "job.json"
-        stored: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
-        return stored
-
-    def _store(self, stored: dict[str, Any] | None) -> None:
-        """Write the job into the folder, which holds none or the same."""
-        own = self.job.model_dump(mode="json")
-        before = own if stored is None else stored["job"]
-        free = {"limits", "early_stopping"}
-        changed = sorted(name for name in own if name not in free and own[name] != before.get(name))
-        if changed:
-            raise InputError(
-                f"a job that differs from the one in {str(self.folder)!r} in {', '.join(changed)}",
-                "the same job; limits and early_stopping may change",
-                "the job file was edited",
-                "undo the edit, or give another folder",
-            )
-        write_json(f"{self._files}/job.json", {"job": own, "folder": self._cwd})
-
     def _attempt(self, number: int, attempt: int) -> Attempt:
-        folder = self._files / "trials" / f"{number:05d}" / str(attempt)
-        return Attempt(folder.absolute(), list(self.job.metrics))
+        return self._engine.attempt(self._files.attempt(number, attempt), list(self.job.metrics))
 
     # -- the job --------------------------------------------------------------------------------
 
@@ -142,16 +101,18 @@ class Tuner:
         """
         state = "failed"
         try:
-            self._recall()
-            while not self._step():
-                time.sleep(POLL)
+            with storage_errors(self.job.storage):
+                self._recall()
+                while not self._step():
+                    time.sleep(POLL)
             state = "finished"
         except KeyboardInterrupt:
             self._interrupt()
             raise
         finally:
             self._run.close(state)
-            os.close(self._lock)
+            self._engine.close()
+            self._files.close()
         return self.best()
 
     def best(self) -> Trial | None:
@@ -166,14 +127,32 @@ class Tuner:
         if over:
             for entry in self._running.values():
                 self._stop(entry, over)
-        while (
-            not over and len(self._running) < self.job.limits.parallel and len(self.trials) < self.study.limit
-        ):
-            asked = self.study.ask()
-            self._start(Trial(asked.number, self.study.values(asked)))
+            self._give_up_waiting()
+        while not over and len(self._running) < self.job.limits.parallel and self._is_due():
+            if not self._engine.reserve():
+                break
+            self._start(self._waiting.pop(0) if self._waiting else self._asked())
         if self._show is not None:
             self._show(self)
         return not self._running
+
+    def _is_due(self) -> bool:
+        """Return whether a trial is to be started or repeated."""
+        return bool(self._waiting) or len(self.trials) < self.study.limit
+
+    def _asked(self) -> Trial:
+        asked = self.study.ask()
+        return Trial(asked.number, self.study.values(asked))
+
+    def _give_up_waiting(self) -> None:
+        """Record trials that failed and are not repeated any more; those that were interrupted wait for a resumption."""
+        for trial in self._waiting:
+            if trial.reason:
+                trial.state = "failed"
+                self._record(trial)
+            else:
+                self.trials.pop(trial.number, None)
+        self._waiting.clear()
 
     def _over(self) -> str:
         """Return why no further trial is to be started; empty: the job goes on."""
@@ -196,33 +175,15 @@ class Tuner:
     def _start(self, trial: Trial) -> None:
         """Start the next attempt of a trial."""
         attempt = self._attempt(trial.number, trial.attempts)
-        own = {
-            "LOOPWISE_TRIAL": str(trial.number),
-            supervise.PARAMETERS: str(attempt.folder / "params.json"),
-            "LOOPWISE_OBJECTIVE_METRIC": self.job.objective.metric,
-            "PYTHONUNBUFFERED": "1",
-        }
-        program = arguments(self.job.command, trial.values)
-        if self.job.container == "sagemaker":
-            base, script = attempt.folder / "ml", script_of(self.job.command)
-            objective = self.job.objective.metric
-            channels = {name: os.path.join(self._cwd, path) for name, path in self.job.channels.items()}
-            further, variables = prepare(base, trial.values, objective, channels, script)
-            program, own = [*program, *further], own | variables
-        fixed = {name: filled(text, trial.values) for name, text in self.job.environment.items()}
+        trial.reason = ""
         self._begin(trial, attempt)  # first, so that an interruption finds what was started
-        attempt.start(
-            program,
-            {**os.environ, **own, **fixed},
-            self._cwd,
-            trial.values,
-            self.job.limits.trial_seconds,
-        )
+        self._engine.start(attempt, invocation(self.job, trial, attempt.folder, self._files.cwd))
 
     def _begin(self, trial: Trial, attempt: Attempt) -> None:
-        trial.attempts += 1
+        before = (self._attempt(trial.number, number).seconds(False) for number in range(trial.attempts))
+        self._running[trial.number] = _Running(trial, attempt, sum(before))
         self.trials[trial.number] = trial
-        self._running[trial.number] = _Running(trial, attempt, time.monotonic())
+        trial.attempts += 1
 
     def _stop(self, entry: _Running, reason: str) -> None:
         if not entry.stopping:
@@ -236,6 +197,7 @@ class Tuner:
         more = entry.attempt.follow()
         curve = entry.attempt.reader.curves[self.job.objective.metric]
         trial, known = entry.trial, entry.reports
+        trial.seconds = entry.before + entry.attempt.seconds(alive)
         trial.reports, trial.objective, entry.reports = curve.reports, curve.value(), len(curve.reports)
         if not alive and not more:  # a long log is read in turn with those of the other trials
             self._end(entry)
@@ -255,10 +217,10 @@ class Tuner:
     def _end(self, entry: _Running) -> None:
         """Decide what became of an attempt, and record it or start the next one."""
         entry.attempt.end_left()
+        self._engine.release(entry.attempt)
         trial, ending = entry.trial, entry.attempt.ending()
         curves = entry.attempt.drain()
         curve = curves[self.job.objective.metric]
-        trial.seconds += time.monotonic() - entry.began
         trial.reports, trial.objective = curve.reports, curve.value()
         trial.metrics = {
             name: value for name, other in curves.items() if (value := other.value()) is not None
@@ -268,7 +230,8 @@ class Tuner:
             entry.stopping, trial.reason = False, ""  # it was at its end before it could be stopped
         failure = explain(self.job, entry.attempt, ending, curve, entry.stopping)
         if failure and not entry.stopping and self._may_repeat(trial, ending is None):
-            self._start(trial)
+            trial.reason = failure
+            self._waiting.append(trial)
             return
         late = ending is not None and ending["reason"] == "time"
         if late and not trial.reason:
@@ -301,7 +264,9 @@ class Tuner:
 
     def _recall(self) -> None:
         """Take over what an earlier tuner left: records of ended trials, programs that still run, attempts to repeat."""
-        for trial in recorded(str(self.folder)):
+        known = recorded(str(self.folder))
+        validate_holds(self.study.trials(), (trial.number for trial in known))
+        for trial in known:
             self.trials[trial.number] = trial
             if trial.state == "finished":
                 self._compare_with(trial)
@@ -314,19 +279,19 @@ class Tuner:
             self._take_over(Trial(frozen.number, self.study.values(frozen)))
 
     def _take_over(self, trial: Trial) -> None:
-        folder = self._files / "trials" / f"{trial.number:05d}"
-        done = sorted(int(path.name) for path in folder.iterdir()) if folder.exists() else []
+        done = self._files.attempts(trial.number)
         if not done:
-            self._start(trial)
+            self._waiting.append(trial)
             return
-        attempt = self._attempt(trial.number, done[-1])
-        trial.attempts, trial.reason = done[-1], attempt.marked()
+        attempt = self._attempt(trial.number, done - 1)
+        trial.attempts, trial.reason = done - 1, attempt.marked()
         alive, ending = attempt.alive(), attempt.ending()
         if not alive and (ending is None or (ending["reason"] == "stopped" and not trial.reason)):
             attempt.end_left()
-            trial.attempts, trial.reason = trial.attempts + 1, ""
-            self._start(trial)  # killed or interrupted with the tuner
+            trial.attempts, trial.reason = done, ""
+            self._waiting.append(trial)  # killed or interrupted with the tuner
             return
+        self._engine.adopt(attempt)
         self._begin(trial, attempt)
         self._running[trial.number].stopping = bool(trial.reason)
 
@@ -337,6 +302,7 @@ class Tuner:
                 entry.attempt.stop()  # again and again: a supervisor that has just started does not listen yet
                 if not entry.attempt.alive():
                     entry.attempt.end_left()
+                    self._engine.release(entry.attempt)
                     del self._running[entry.trial.number]
             time.sleep(POLL)
 

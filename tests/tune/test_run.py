@@ -1,7 +1,6 @@
 """Whole jobs with real programs: results, failures, stops, and the folder of a job."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -212,7 +211,7 @@ def test_two_tuners_in_one_folder(tmp_path):
     with pytest.raises(StateError, match="another tuner works in"):
         Tuner(job(command), folder, resume=True)
     first._run.close()
-    os.close(first._lock)
+    first._files.close()
 
 
 def test_a_torn_journal_is_mended(tmp_path):

@@ -139,7 +139,10 @@ def _problem(detail: Any) -> str:
     seen = detail.get("input")
     shown = (
         f" (seen: {seen!r})"
-        if path and not isinstance(seen, (dict, list, tuple)) and detail["type"] != "missing"
+        if path
+        and path != "storage"
+        and not isinstance(seen, (dict, list, tuple))
+        and detail["type"] != "missing"
         else ""
     )
     return f"{path or 'job'}: {message}{shown}"

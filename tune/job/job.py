@@ -10,10 +10,11 @@ from loopwise.extras import required
 
 from ..log.patterns import Pattern
 from .command import misspelt, placeholders
+from .database_url import database_url
 from .parameters import Categorical, Parameter, Strict, Value
 
 with required("pydantic", "tune", "tuning"):
-    from pydantic import Field, field_validator, model_validator
+    from pydantic import ConfigDict, Field, field_validator, model_validator
 
 VARIABLE = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
@@ -75,6 +76,40 @@ class Limits(Strict):
     not_improving: Annotated[int, Field(ge=3)] | None = None
 
 
+class Resources(Strict):
+    """CPUs and GPUs that each trial has for itself.
+
+    Args:
+        cpu: number of CPUs.
+        gpu: number of GPUs: a whole number, or a share below 1 of one that trials share.
+
+    Raises:
+        pydantic.ValidationError: a number of GPUs above 1 that is not whole.
+    """
+
+    cpu: Annotated[int, Field(ge=1)] = 1
+    gpu: Annotated[float, Field(ge=0, strict=False)] = 0
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.gpu > 1 and self.gpu != int(self.gpu):
+            raise ValueError(f"gpu must be a whole number or below 1, not {self.gpu:g}")
+        return self
+
+
+class Cluster(Strict):
+    """Ray cluster on which trials run.
+
+    Args:
+        address: ``host:port`` of its head node; ``auto``: the cluster that this machine belongs to.
+        working_dir: folder that Ray copies to every node, and in which programs start there; ``None``: programs start in the
+            present folder, which is on a file system that the nodes share.
+    """
+
+    address: Annotated[str, Field(pattern=r"^(auto|[^/\s]+:\d+)$")] = "auto"
+    working_dir: str | None = None
+
+
 class Job(Strict):
     """Tuning job over any program.
 
@@ -91,6 +126,10 @@ class Job(Strict):
         early_stopping: ``auto`` stops a trial whose objective is worse than the median of the running averages of the
             finished trials at the same report.
         seed: seed of the search.
+        resources: what each trial has for itself; ``None``: trials are counted by ``limits`` only.
+        storage: URL of a PostgreSQL database that keeps the study; ``None``: a file in the run folder does.
+        engine: ``local``: trials run on this machine; ``ray``: on a cluster.
+        cluster: the cluster, for ``engine: ray``.
         container: ``sagemaker``: the program gets all values as arguments, and finds the folder, files and ``SM_*`` variables
             of SageMaker's container.
         channels: name -> folder with input data, for ``container``.
@@ -109,8 +148,21 @@ class Job(Strict):
     strategy: Literal["bayesian", "random", "grid"] = "bayesian"
     early_stopping: Literal["off", "auto"] = "off"
     seed: Annotated[int, Field(ge=0)] = 0
+    resources: Resources | None = None
+    storage: Annotated[str | None, Field(repr=False)] = None
+    engine: Literal["local", "ray"] = "local"
+    cluster: Cluster | None = None
     container: Literal["sagemaker"] | None = None
     channels: dict[str, str] = Field(default_factory=dict)
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # beside that of Strict; a URL may hold a password
+
+    @field_validator("storage")
+    @classmethod
+    def _is_database(cls, url: str | None) -> str | None:
+        if url is not None:
+            database_url(url)
+        return url
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -138,6 +190,8 @@ class Job(Strict):
             raise ValueError(f"{names[0]!r} is no name of an environment variable")
         if self.channels and self.container is None:
             raise ValueError("channels need container: sagemaker")
+        if self.cluster and self.engine != "ray":
+            raise ValueError("cluster needs engine: ray")
         if self.strategy == "grid":
             ranges = [name for name, part in self.parameters.items() if not isinstance(part, Categorical)]
             if ranges:

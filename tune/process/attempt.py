@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,25 @@ BLOCK = 2**22
 STREAMS = ("stdout", "stderr")
 
 
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """Program of an attempt.
+
+    Attributes:
+        arguments: the program and its arguments.
+        variables: name -> value of those that the tuner sets.
+        folder: working folder.
+        values: written to ``params.json`` for the program.
+        seconds: time limit; ``None``: none.
+    """
+
+    arguments: list[str]
+    variables: dict[str, str]
+    folder: str
+    values: Mapping[str, Any]
+    seconds: float | None
+
+
 class Attempt:
     """Folder of an attempt, and the process that runs it.
 
@@ -31,47 +52,49 @@ class Attempt:
 
     Attributes:
         read: bytes read from each stream.
+        loss: why it has ended without a code.
     """
+
+    STARTED = "pid"
+    """File that is written when the program starts."""
 
     def __init__(self, folder: Path, definitions: list[Definition]) -> None:
         self.folder = folder
         self.reader = Reader(definitions)
         self.read = dict.fromkeys(STREAMS, 0)
+        self.loss = "its supervisor was killed"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(
-        self,
-        arguments: list[str],
-        environment: Mapping[str, str],
-        folder: str,
-        parameters: Mapping[str, Any],
-        seconds: float | None,
-    ) -> None:
+    def start(self, invocation: Invocation, environment: Mapping[str, str], keep: Iterable[int] = ()) -> None:
         """Start the supervisor, which starts the program.
 
         Args:
-            arguments: the program and its arguments.
+            invocation: the program.
             environment: all of its variables.
-            folder: its working folder.
-            parameters: written to ``params.json`` for the program.
-            seconds: time limit; ``None``: none.
+            keep: file descriptors that the supervisor holds open until all processes have ended.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(f"{self.folder}/params.json", dict(parameters))
-        start = {
-            "arguments": arguments,
-            "environment": dict(environment),
-            "folder": folder,
-            "seconds": seconds,
-        }
-        write_json(f"{self.folder}/start.json", start)
+        self.prepare(invocation, environment)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", supervise.__name__, str(self.folder)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            pass_fds=tuple(keep),
         )
+
+    def prepare(self, invocation: Invocation, environment: Mapping[str, str] | None) -> None:
+        """Write the parameters, and ``start.json`` if an environment is given."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(f"{self.folder}/params.json", dict(invocation.values))
+        if environment is not None:
+            start = {
+                "arguments": invocation.arguments,
+                "environment": {**environment, supervise.PARAMETERS: f"{self.folder}/params.json"},
+                "folder": invocation.folder,
+                "seconds": invocation.seconds,
+            }
+            write_json(f"{self.folder}/start.json", start)
 
     def alive(self) -> bool:
         """Return whether the supervisor runs, started by this process or by an earlier one."""
@@ -83,6 +106,22 @@ class Attempt:
         """Return code, reason and time of the end; ``None``: the attempt has not ended, or its supervisor was killed."""
         ending: dict[str, Any] | None = self._json("exit")
         return ending
+
+    def seconds(self, alive: bool) -> float:
+        """Return the time since the supervisor started the program until now, or until the attempt ended."""
+        ending = self.ending()
+        if ending is not None:
+            return float(ending["seconds"])
+        began = self._changed(self.STARTED)
+        if began is None:
+            return 0.0
+        last = time.time() if alive else max(self._changed(stream) or began for stream in STREAMS)
+        return max(0.0, last - began)
+
+    def _changed(self, name: str) -> float | None:
+        with contextlib.suppress(FileNotFoundError):
+            return (self.folder / name).stat().st_mtime
+        return None
 
     def follow(self) -> bool:
         """Read what the program has printed since the last call; return whether more may be waiting."""

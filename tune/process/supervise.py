@@ -1,14 +1,17 @@
 """Run one program, and own every process that it starts.  The standard library only: each trial has such a process.
 
-Runs in a session of its own, with the argument FOLDER.  FOLDER holds ``start.json`` with the program's arguments,
-environment, working folder, and the seconds that it may take; the file is removed when it was read.
+Runs in a session of its own, with the arguments FOLDER and LIFELINE.  FOLDER holds ``start.json`` with the program's arguments,
+environment, working folder, and the seconds that it may take; the file is removed when it was read.  LIFELINE, which may be
+left out, is the number of a file descriptor, the read end of a pipe: when its write end is closed, for instance because its
+owner was killed, the program is killed with all of its processes, and FOLDER is removed, since nobody reads it any more.
+
 Written by this process:
 
 ``lock``     locked for as long as this process lives
 ``pid``      JSON: pid, start time and boot of this process; written before the program starts
 ``stdout``, ``stderr``   what the program prints
-``exit``     JSON: code, reason (``ended``, ``stopped``, ``time``, ``not started``) and the time; written when all processes
-             have ended
+``exit``     JSON: code, reason (``ended``, ``stopped``, ``time``, ``not started``, ``abandoned``), the time, and the seconds
+             since the program started; written when all processes have ended
 
 A tuner that takes the folder over and finds it unlocked writes ``abandoned``: a supervisor that starts later does nothing.
 """
@@ -18,6 +21,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -49,10 +53,11 @@ class Supervisor:
 
     Args:
         folder: the attempt's folder.
+        lifeline: file descriptor whose end of file ends the program; ``None``: the program does not depend on another process.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folder, self.reason, self._asked = folder, "ended", False
+    def __init__(self, folder: str, lifeline: int | None = None) -> None:
+        self.folder, self.reason, self._asked, self._lifeline = folder, "ended", False, lifeline
         with open(f"{folder}/start.json") as file:
             self.start: dict[str, Any] = json.load(file)
         os.unlink(f"{folder}/start.json")  # the environment may hold secrets, and the folder is kept
@@ -63,7 +68,7 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         write_json(f"{self.folder}/pid", identity(os.getpid()))
-        code: int | None = None
+        code, began = None, time.monotonic()
         try:
             with open(f"{self.folder}/stdout", "ab") as out, open(f"{self.folder}/stderr", "ab") as err:
                 program = subprocess.Popen(
@@ -81,7 +86,13 @@ class Supervisor:
             self.reason = "not started"
         else:
             code = self._wait(program)
-        write_json(f"{self.folder}/exit", {"code": code, "reason": self.reason, "time": time.time()})
+        seconds = time.monotonic() - began
+        ending = {"code": code, "reason": self.reason, "time": time.time(), "seconds": seconds}
+        write_json(f"{self.folder}/exit", ending)
+        if self.reason == "abandoned":
+            import shutil  # here, since it takes longer to import than all others
+
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _stop(self, number: int, frame: Any) -> None:
         self._asked = True
@@ -93,9 +104,11 @@ class Supervisor:
                 self.reason = "stopped"
             elif limit is not None and time.monotonic() - began > limit:
                 self.reason = "time"
-            else:
+            elif self._lifeline is None:
                 time.sleep(POLL)
-        end_descendants(program, GRACE)
+            elif select.select([self._lifeline], [], [], POLL)[0]:
+                self.reason = "abandoned"  # what it runs on is in use by others already: no grace
+        end_descendants(program, 0 if self.reason == "abandoned" else GRACE)
         return program.wait()
 
 
@@ -110,13 +123,13 @@ def abandoned(folder: str) -> bool:
     return True
 
 
-def main(folder: str) -> None:
+def main(folder: str, lifeline: int | None = None) -> None:
     """Run the attempt in ``folder``, unless another supervisor runs it or a tuner has given it up."""
     with open(f"{folder}/lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a tuner holds it for a moment only
         if not any(os.path.exists(f"{folder}/{name}") for name in ("abandoned", "pid")):
-            Supervisor(folder).run()
+            Supervisor(folder, lifeline).run()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]) if sys.argv[2:] else None)

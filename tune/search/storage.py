@@ -1,14 +1,19 @@
-"""Storage of a study: Optuna's journal, with a lock that a killed process leaves open and lines that are whole."""
+"""Storage of a study: a database, or Optuna's journal, with a lock that a killed process leaves open and lines that are whole."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from optuna.storages import BaseStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.trial import FrozenTrial
+
+from loopwise.errors import StateError
 
 
 class FileLock:
@@ -48,8 +53,41 @@ def mend(path: Path) -> int:
         lock.release()
 
 
-def open_storage(journal: Path) -> BaseStorage:
-    """Return the storage of a journal file, which is mended before; it is made if it does not exist."""
+@contextlib.contextmanager
+def storage_errors(database: str | None) -> Iterator[None]:
+    """Raise ``StateError`` if the database fails while a job runs; ``None``: the job has no database."""
+    try:
+        yield
+    except Exception as error:
+        if database is None or not type(error).__module__.startswith(("optuna", "sqlalchemy")):
+            raise
+        from .database import failed
+
+        raise failed(error, database) from None
+
+
+def validate_holds(trials: Sequence[FrozenTrial], recorded: Iterable[int]) -> None:
+    """Raise an error if a study lacks trials that the run folder records.
+
+    Raises:
+        StateError: it does.
+    """
+    last = max(recorded, default=-1)
+    if last >= len(trials):
+        raise StateError(
+            f"a study of {len(trials)} trials, and a record of trial {last}",
+            "the study with which the job was begun",
+            "its database or its journal was removed or replaced",
+            "restore it, or begin a job in another folder",
+        )
+
+
+def open_storage(database: str | None, journal: Path) -> BaseStorage:
+    """Return the storage of a database by its URL, or of a journal file, which is mended before or made."""
+    if database is not None:
+        from .database import open_database
+
+        return open_database(database)
     mend(journal)
     lock: Any = FileLock(str(journal))  # the class of Optuna's locks is private
     return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))

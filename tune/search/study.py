@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..job.job import Job
 from ..job.parameters import Categorical
 from .samplers import Point, sampler_of
-from .storage import open_storage
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -27,14 +26,15 @@ class Study:
 
     Args:
         job: the job.
-        journal: file of the journal; it is made if it does not exist.
+        storage: where the study is kept; it is made there if it does not exist.
+        name: of the study.
     """
 
-    def __init__(self, job: Job, journal: Path) -> None:
+    def __init__(self, job: Job, storage: BaseStorage, name: str = "job") -> None:
         self.job = job
         self.study = optuna.create_study(
-            storage=open_storage(journal),
-            study_name="job",
+            storage=storage,
+            study_name=name,
             direction=job.objective.goal,
             load_if_exists=True,
         )

@@ -1,0 +1,1 @@
+"""Engines, on which trials run: this machine, or a cluster."""

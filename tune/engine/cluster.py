@@ -1,0 +1,224 @@
+"""Run trials on a Ray cluster: one actor for each attempt, on a node that has what the trial needs."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+from loopwise.errors import InputError
+from loopwise.extras import required
+from loopwise.programs import processes
+
+from ..job.command import placeholders
+from ..job.job import Cluster as Description
+from ..job.job import Job, Resources
+from ..log.curves import Definition
+from ..process import supervise
+from ..process.attempt import Attempt, Invocation
+from . import node
+from .remote import NAMESPACE, RemoteAttempt, on_node
+
+with required("ray", "cluster", "engine: ray"):
+    import ray
+    from ray.exceptions import RayError
+
+LOOK = 2.0
+"""Seconds between two looks at the nodes of the cluster."""
+LEAVING = 60.0
+"""Most seconds to wait for actors that remove their files at the end of a job."""
+PROBE = 120.0
+"""Most seconds to wait for the nodes to tell what they have."""
+logger = logging.getLogger("loopwise.tune")
+
+
+class Cluster:
+    """Ray cluster.
+
+    Args:
+        job: the job.
+        name: of the job on the cluster.
+        folder: the tuner's folder of the attempts of all trials.
+        cwd: the folder in which programs start, if Ray does not copy one.
+
+    Raises:
+        InputError: there is no such cluster, no node has what a trial needs, or a node lacks the program or its folder.
+    """
+
+    def __init__(self, job: Job, name: str, folder: Path, cwd: str) -> None:
+        self.resources = job.resources or Resources()
+        self.description = job.cluster or Description()
+        self._name, self._folder = name, folder
+        self._live: dict[Path, RemoteAttempt] = {}
+        self._leaving: dict[Any, Any] = {}
+        self._looked, self._room, self._warned = -math.inf, 0, False
+        self._own = not ray.is_initialized()
+        ray.cloudpickle.register_pickle_by_value(node)
+        if self._own:
+            self._connect()
+        try:
+            self._validate(job, cwd)
+            self._end_old()
+        except BaseException:
+            self._disconnect()
+            raise
+
+    # -- the cluster ----------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        address, working_dir = self.description.address, self.description.working_dir
+        if working_dir is not None and not os.path.isdir(working_dir):
+            raise InputError(
+                f"cluster.working_dir {working_dir!r}, which does not exist",
+                "a folder on this machine",
+                "a typo",
+                "check the path",
+            )
+        try:
+            ray.init(
+                address=address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                runtime_env=None if working_dir is None else {"working_dir": working_dir},
+            )
+        except (OSError, RuntimeError, ValueError, RayError) as error:
+            told = str(error).strip().splitlines()
+            raise InputError(
+                f"no connection to a Ray cluster at {address!r}: {told[0] if told else error!r}",
+                "a cluster that runs, to which this machine belongs",
+                "no cluster, another address, or another version of Ray or Python",
+                "start one with 'ray start --head', and set cluster.address if this machine belongs to several",
+            ) from None
+
+    def _disconnect(self) -> None:
+        if self._own:
+            ray.shutdown()
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        return [other for other in ray.nodes() if other["Alive"]]
+
+    def _fits(self, other: dict[str, Any]) -> int:
+        """Return how many trials a node can run at the same time."""
+        has, need = other["Resources"], self.resources
+        by_cpu = has.get("CPU", 0) // need.cpu
+        return int(by_cpu if not need.gpu else min(by_cpu, math.floor(has.get("GPU", 0) / need.gpu + 1e-9)))
+
+    def _validate(self, job: Job, cwd: str) -> None:
+        nodes = self._nodes()
+        fitting = [other for other in nodes if self._fits(other)]
+        if not fitting:
+            raise InputError(
+                f"resources with cpu: {self.resources.cpu} and gpu: {self.resources.gpu:g} for each trial",
+                f"at most what one node of the cluster has: {'; '.join(map(_told, nodes))}",
+                "a job for another cluster, or nodes that have not joined yet",
+                "lower resources, or add a node",
+            )
+        words = shlex.split(job.command)
+        program = "" if not words or placeholders(words[0]) else words[0]
+        folder = None if self.description.working_dir is not None else cwd
+        marker = str(self._folder.parent / "tuner.lock") if job.container == "sagemaker" else None
+        task = ray.remote(node.missing)
+        asked = [
+            task.options(num_cpus=0, scheduling_strategy=on_node(other["NodeID"])).remote(
+                folder, program, marker
+            )
+            for other in fitting
+        ]
+        try:
+            missing = sorted({told for told in ray.get(asked, timeout=PROBE) if told})
+        except RayError as error:
+            missing = [str(error).strip().splitlines()[0]]
+        if missing:
+            raise InputError(
+                f"nodes of the cluster without what a trial needs: {'; '.join(missing)}",
+                "the program, and the folder in which it starts, on every node",
+                "files on this machine only",
+                "put them on a file system that the nodes share, or set cluster.working_dir to a folder that Ray copies "
+                "(container: sagemaker needs the run folder on a shared file system)",
+            )
+
+    def _end_old(self) -> None:
+        """End the actors of attempts that an earlier tuner has read to their ends or given up."""
+        for actor in ray.util.list_named_actors(all_namespaces=True):
+            job, _, attempt = actor["name"].partition("/")
+            if actor["namespace"] == NAMESPACE and job == self._name:
+                folder = self._folder / attempt
+                if (folder / "exit").exists() or (folder.parent / str(int(folder.name) + 1)).exists():
+                    _end(actor["name"])
+
+    # -- attempts -------------------------------------------------------------------------------
+
+    def attempt(self, folder: Path, definitions: list[Definition]) -> Attempt:
+        return RemoteAttempt(folder, definitions, f"{self._name}/{folder.parent.name}/{folder.name}")
+
+    def reserve(self) -> bool:
+        if time.monotonic() - self._looked > LOOK:
+            self._looked, self._room = time.monotonic(), sum(map(self._fits, self._nodes()))
+            if not self._room and not self._warned:
+                self._warned = True
+                logger.warning("no node of the cluster has what a trial needs now; trials wait for one")
+        return len(self._live) < max(1, self._room)
+
+    def start(self, attempt: Attempt, invocation: Invocation) -> None:
+        assert isinstance(attempt, RemoteAttempt)
+        attempt.prepare(invocation, None)
+        start = {
+            "arguments": invocation.arguments,
+            "folder": None if self.description.working_dir is not None else invocation.folder,
+            "seconds": invocation.seconds,
+        }
+        sources = {
+            "supervise.py": Path(supervise.__file__).read_text(),
+            "loopwise/programs/processes.py": Path(processes.__file__).read_text(),
+        }
+        actor: Any = ray.remote(node.Node).options(
+            name=attempt.name,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            num_cpus=self.resources.cpu,
+            num_gpus=self.resources.gpu,
+        )
+        attempt.actor = actor.remote(sources, start, invocation.variables, dict(invocation.values))
+        self._live[attempt.folder] = attempt
+
+    def adopt(self, attempt: Attempt) -> None:
+        assert isinstance(attempt, RemoteAttempt)
+        self._live[attempt.folder] = attempt
+
+    def release(self, attempt: Attempt) -> None:
+        known = self._live.pop(attempt.folder, None)
+        if known is not None:
+            self._forget()
+            if known.actor is not None:
+                self._leaving[known.actor.leave.remote()] = known.actor
+
+    def close(self) -> None:
+        if self._leaving:
+            ray.wait(list(self._leaving), num_returns=len(self._leaving), timeout=LEAVING)
+        self._forget()
+        for actor in self._leaving.values():
+            ray.kill(actor)
+        self._leaving.clear()
+        self._disconnect()
+
+    def _forget(self) -> None:
+        """Drop the actors that have ended."""
+        for left in [left for left in self._leaving if ray.wait([left], timeout=0)[0]]:
+            del self._leaving[left]
+
+
+def _told(other: dict[str, Any]) -> str:
+    has = other["Resources"]
+    return f"{other['NodeManagerAddress']} with cpu: {has.get('CPU', 0):g}, gpu: {has.get('GPU', 0):g}"
+
+
+def _end(name: str) -> None:
+    try:
+        ray.kill(ray.get_actor(name, NAMESPACE))
+    except (ValueError, RayError):
+        return  # it has ended meanwhile

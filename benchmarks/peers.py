@@ -16,6 +16,10 @@ PEERS = {
         *["smdebug==1.0.34", "protobuf==3.20.3", "requests", "pandas", "numpy"],
         *[f"torch=={version('torch').partition('+')[0]}", "psutil", "rich", "setuptools<81"],
     ],
+    "syne-tune": [
+        *["syne-tune==0.16.0", "botorch==0.18.1", "gpytorch==1.15.2"],
+        *[f"torch=={version('torch').partition('+')[0]}", "psutil", "rich"],
+    ],
 }
 """Peer -> what pip installs; rich and psutil are the harness's."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,12 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
+from .gaussian import GaussianSampler, suits
 
-def sampler_of(strategy: str, seed: int, number: int) -> BaseSampler:
+
+def sampler_of(
+    strategy: str, seed: int, number: int, distributions: Mapping[str, BaseDistribution], ended: int
+) -> BaseSampler:
     """Return the sampler of one trial, seeded by the job's seed and the trial's number.
 
     A resumed job does not draw the same points again, since no trial uses the random numbers of another one.
@@ -20,9 +25,15 @@ def sampler_of(strategy: str, seed: int, number: int) -> BaseSampler:
         strategy: the job's strategy; grids have points in place of a sampler.
         seed: the job's seed.
         number: number of the trial in the study.
+        distributions: name -> distribution, of all parameters.
+        ended: number of trials that have ended.
     """
     own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-    return RandomSampler(seed=own) if strategy == "random" else TPESampler(seed=own)
+    if strategy == "random":
+        return RandomSampler(seed=own)
+    if suits(distributions, ended):
+        return GaussianSampler(distributions, seed, number, own)
+    return TPESampler(seed=own)
 
 
 class Point(BaseSampler):

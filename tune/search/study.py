@@ -100,4 +100,5 @@ class Study:
     def _sampler(self, number: int) -> BaseSampler:
         if self._grid is not None:
             return Point(self._grid[number])
-        return sampler_of(self.job.strategy, self.job.seed, number)
+        ended = sum(trial.state.is_finished() for trial in self.trials())
+        return sampler_of(self.job.strategy, self.job.seed, number, self._distributions, ended)

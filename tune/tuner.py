@@ -159,6 +159,8 @@ class Tuner:
         limits, maximize = self.job.limits, self.job.objective.goal == "maximize"
         if limits.seconds is not None and time.monotonic() - self.began > limits.seconds:
             return "the time of the job is up"
+        if limits.target is None and limits.not_improving is None:
+            return ""
         done = [
             t.objective for t in self.trials.values() if t.state == "finished" and t.objective is not None
         ]

@@ -1,17 +1,13 @@
-"""Tuning of programs: logs per second, the tuner's own time, a trial's time beside it, and 200 kills."""
+"""Tuning of programs: logs per second, the tuner's own time, and a trial's time beside it."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +17,8 @@ from ..record import Row
 
 CLAIM = "tune_running"
 QUICK = False
-MEGABYTES, TRIALS, LINES, KILLS = 100, 1000, 2_000_000, 40
-"""Sizes of a run; kills are of one run, which is five times that by default."""
+MEGABYTES, TRIALS, LINES = 100, 1000, 2_000_000
+"""Sizes of a run."""
 NUMBER = r"([-+]?[\d.]+(?:[eE][-+]?\d+)?)"
 
 
@@ -133,82 +129,6 @@ def follow(seed: int) -> dict[str, float]:
     return {name: min(values) for name, values in times.items()}
 
 
-TUNER = """
-import json, sys
-from loopwise.tune import job_of, run
-run(job_of(json.load(open(sys.argv[1])), "job"), sys.argv[2], resume=True)
-"""
-PROGRAM = "import sys, time\nfor i in range(4):\n    time.sleep(0.1)\n    print(f'loss={sys.argv[1]}', flush=True)\n"
-
-
-def kills(seed: int) -> dict[str, float]:
-    """Kill tuner, supervisor or program at random moments, resume, and compare what is recorded with what ran."""
-    from loopwise.programs.processes import identity
-    from loopwise.tune.trials import recorded
-
-    draws, count = random.Random(seed), KILLS // 10 if QUICK else KILLS
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "train.py").write_text(PROGRAM)
-        Path(folder, "tuner.py").write_text(TUNER)
-        content = described(
-            f"{sys.executable} {folder}/train.py {{x}}", trials=10_000, parallel=3, retries=30
-        )
-        before: dict[int, Any] = {}
-        lost = changed = 0
-        for number in range(count + 1):
-            content["limits"]["trials"] = len(before) + 6
-            Path(folder, "job.json").write_text(json.dumps(content))
-            tuner = subprocess.Popen(
-                [sys.executable, f"{folder}/tuner.py", f"{folder}/job.json", f"{folder}/run"]
-            )
-            if number < count:
-                _kill(Path(folder), tuner, draws)
-            if tuner.wait() and number == count:
-                raise RuntimeError(f"the last tuner ended with {tuner.returncode}")
-            records = recorded(f"{folder}/run") if Path(folder, "run/run.json").exists() else []
-            after = {trial.number: (trial.state, trial.objective) for trial in records}
-            lost += len(before.keys() - after.keys())
-            changed += sum(after[key] != value for key, value in before.items() if key in after)
-            changed += sum(times > 1 for times in Counter(trial.number for trial in records).values())
-            before = after
-        time.sleep(1)
-        pids = [json.loads(path.read_text()) for path in Path(folder).glob("run/tune/trials/*/*/pid")]
-        orphans = sum(identity(known["pid"]) == known for known in pids)
-        failed = sum(state == "failed" for state, _ in before.values())
-    return {
-        "kills": count,
-        "lost": lost,
-        "twice": changed,
-        "orphans": orphans,
-        "failed": failed,
-        "trials": len(before),
-    }
-
-
-def _kill(folder: Path, tuner: subprocess.Popen[bytes], draws: random.Random) -> None:
-    """Wait until trials run, and kill one of the three kinds of processes."""
-    running: list[int] = []
-    while not running and tuner.poll() is None:
-        time.sleep(0.02)
-        paths = folder.glob("run/tune/trials/*/*/pid")
-        running = [
-            json.loads(path.read_text())["pid"] for path in paths if not (path.parent / "exit").exists()
-        ]
-    time.sleep(draws.random() * 0.6)
-    kind = draws.choice(["tuner", "tuner", "supervisor", "program"])
-    targets = [tuner.pid]
-    if kind != "tuner" and running:
-        targets = [draws.choice(running)]
-        if kind == "program":
-            children = f"/proc/{targets[0]}/task/{targets[0]}/children"
-            targets = (
-                [int(pid) for pid in Path(children).read_text().split()] if os.path.exists(children) else []
-            )
-    for pid in targets:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
 def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
     """Return the cases: name -> function that runs the case with a seed."""
     return {
@@ -216,7 +136,6 @@ def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
         "log.refused by re2": lambda seed: log(r"(?<!\w)", seed),
         "own time": own_time,
         "follow": follow,
-        "kills": kills,
     }
 
 
@@ -232,16 +151,6 @@ def rows(runs: harness.Runs) -> list[Row]:
     beside = runs["follow"]
     name = "a program that writes as fast as it can, followed"
     table.append(Row(name, beside["followed"], beside["alone"], "alone", "s", "ratio <= 1.05"))
-    found = runs["kills"]
-    table.append(
-        Row("kills of tuner, supervisor or program", [sum(found["kills"])], None, "", "", "ours >= 200")
-    )
-    for quantity, name in (
-        ("lost", "finished trials lost"),
-        ("twice", "counted twice or changed"),
-        ("orphans", "orphans"),
-    ):
-        table.append(Row(f"kills: {name}", [sum(found[quantity])], None, "", "", "ours <= 0"))
     return table
 
 

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from loopwise.cli import Commands
-from loopwise.errors import InputError
+from loopwise.errors import InputError, StateError
 
 from .job.files import job_of, read_job
 from .job.job import Job
@@ -30,6 +30,8 @@ from .trials import Trial, best_of, recorded
 from .tuner import Tuner
 
 REPORTED = "without a regex: printed by report()"
+INTERRUPTED = 130
+"""Code by which shells tell that Ctrl-C ended a program."""
 EXAMPLES = 3
 """Number of lines that ``try`` shows for each metric."""
 
@@ -119,6 +121,7 @@ def try_log(job_file: str, log: str, sagemaker: bool, program: str | None) -> No
 def run_job(job_file: str, folder: str | None, resume: bool, sagemaker: bool, program: str | None) -> None:
     """Run the job of JOB_FILE.  Ctrl-C ends its trials and leaves a folder that --resume goes on with."""
     folder = folder or f"runs/{Path(job_file).stem}"
+    _validate_free(folder, resume)
     console = Console()
     last = [0.0]
     with Live(console=console, refresh_per_second=4, transient=console.is_terminal) as screen:
@@ -130,16 +133,17 @@ def run_job(job_file: str, folder: str | None, resume: bool, sagemaker: bool, pr
 
         tuner = Tuner(_read(job_file, sagemaker, program), folder, resume, show)
         try:
-            best = tuner.run()
+            best, interrupted = tuner.run(), False
         except KeyboardInterrupt:
-            given = [job_file, "--folder", folder, "--resume"]
-            given += ["--sagemaker"] * sagemaker + (["--command", program] if program else [])
-            raise click.ClickException(
-                f"interrupted; go on with: loopwise tune run {shlex.join(given)}"
-            ) from None
+            best, interrupted = tuner.best(), True
     console.print(
         trials_table(tuner.trials.values(), tuner.job.objective.metric, None if best is None else best.number)
     )
+    if interrupted:
+        given = [job_file, "--folder", folder, "--resume"]
+        given += ["--sagemaker"] * sagemaker + (["--command", program] if program else [])
+        click.echo(f"interrupted; go on with: loopwise tune run {shlex.join(given)}", err=True)
+        sys.exit(INTERRUPTED)
     if best is None:
         raise click.ClickException(
             "no trial finished; the reasons are in the table, and in loopwise tune show"
@@ -239,6 +243,16 @@ def _read(job_file: str, sagemaker: bool, program: str | None) -> Job:
             "--command without --sagemaker", "the field command of the job", "a forgotten flag", "drop it"
         )
     return read_job(job_file)
+
+
+def _validate_free(folder: str, resume: bool) -> None:
+    if not resume and (Path(folder) / "run.json").exists():
+        raise StateError(
+            f"the folder {folder!r} already holds a run",
+            "a new folder, or --resume",
+            "this job was run before, perhaps up to Ctrl-C",
+            "pass --resume to go on with it, or --folder with the name of another folder",
+        )
 
 
 def _job(folder: str) -> Job:

@@ -25,10 +25,10 @@ def ended_at_once(attempt: Any, *arguments: Any) -> None:
     """Write what a trial leaves behind, in place of starting it: 10,000 processes would take an hour."""
     from loopwise.programs.processes import write_json
 
-    attempt.folder.mkdir(parents=True)
+    attempt.folder.mkdir(parents=True, exist_ok=True)
     lines = [f"epoch={epoch} loss={random.random()}\n" for epoch in range(REPORTS)]
     (attempt.folder / "stdout").write_text("".join(lines))
-    write_json(f"{attempt.folder}/exit", {"code": 0, "reason": "ended"})
+    write_json(f"{attempt.folder}/exit", {"code": 0, "reason": "ended", "seconds": 0.1})
 
 
 def grow(seed: int) -> dict[str, float]:

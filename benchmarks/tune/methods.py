@@ -17,7 +17,8 @@ Search = Callable[[Function, int, int], float]
 def ours(function: Function, trials: int, seed: int, **options: Any) -> float:
     """Search by the study of a job, as the tuner does, one trial after the other."""
     from loopwise.tune import job_of
-    from loopwise.tune.study import Study
+    from loopwise.tune.search.storage import open_storage
+    from loopwise.tune.search.study import Study
 
     description = {
         "command": "program",
@@ -29,7 +30,7 @@ def ours(function: Function, trials: int, seed: int, **options: Any) -> float:
     }
     values = []
     with tempfile.TemporaryDirectory() as folder:
-        study = Study(job_of(description | options, "job"), Path(folder, "journal.log"))
+        study = Study(job_of(description | options, "job"), open_storage(None, Path(folder, "journal.log")))
         for _ in range(trials):
             trial = study.ask()
             value = function.call(study.values(trial))
@@ -86,6 +87,8 @@ def drawn(function: Function, trials: int, seed: int) -> float:
 
 def botorch(function: Function, trials: int, seed: int) -> float:
     """Search by Syne Tune's ``BOTorch``, its Bayesian optimization."""
+    import warnings
+
     import numpy as np
     from syne_tune.config_space import choice, lograndint, loguniform, randint, uniform
     from syne_tune.optimizer.baselines import BOTorch
@@ -103,6 +106,7 @@ def botorch(function: Function, trials: int, seed: int) -> float:
         else kinds[part["type"], part["scale"]](part["low"], part["high"])
         for name, part in function.space.items()
     }
+    warnings.simplefilter("ignore")  # one for each fit, about values without noise
     np.random.seed(seed)  # it draws its first points by the global generators
     random.seed(seed)
     scheduler = AskTellScheduler(BOTorch(space, metric="loss", random_seed=seed))

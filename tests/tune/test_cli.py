@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,9 +82,30 @@ def test_logs(done):
 
 def test_a_folder_that_is_used_again(done):
     path, folder = done
-    assert "already holds a run" in call("run", path, "--folder", folder, code=1)
+    assert call("run", path, "--folder", folder, code=1) == (
+        "Error: \n"
+        f"seen: the folder {str(folder)!r} already holds a run\n"
+        "expected: a new folder, or --resume\n"
+        "likely cause: this job was run before, perhaps up to Ctrl-C\n"
+        "fix: pass --resume to go on with it, or --folder with the name of another folder\n"
+    )
     assert "best: trial" in call("run", path, "--folder", folder, "--resume")
     assert "without a tuning job" in call("show", folder.parent, code=1)
+
+
+def test_ctrl_c_shows_what_was_found_and_how_to_go_on(tmp_path):
+    text = """
+    import os, signal, sys, time
+    print(" loss=0.5", flush=True)
+    if os.environ["LOOPWISE_TRIAL"] == "1":
+        os.kill(int(sys.argv[1]), signal.SIGINT)
+        time.sleep(600)
+    """
+    changes = {"static": {"tuner": os.getpid()}, "limits": {"trials": 3, "parallel": 1}}
+    path = write_job(tmp_path, described(program(tmp_path, text) + " {tuner}", **changes))
+    output = call("run", path, "--folder", tmp_path / "run", code=130)
+    assert "0 *" in output
+    assert f"interrupted; go on with: loopwise tune run {path} --folder {tmp_path / 'run'} --resume" in output
 
 
 def test_a_log_is_tried_before_anything_is_run(tmp_path):

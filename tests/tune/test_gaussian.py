@@ -13,6 +13,7 @@ from loopwise.tune import job_of
 from loopwise.tune.search import gaussian
 from loopwise.tune.search.gaussian import START, GaussianSampler, compressed, start_point, suits
 from loopwise.tune.search.samplers import sampler_of
+from loopwise.tune.search.storage import open_storage
 from loopwise.tune.search.study import Study
 
 SPACE = {
@@ -83,15 +84,15 @@ def test_a_parabola_is_found_and_a_resumed_search_is_the_same(tmp_path, goal):
     def function(x):
         return sign * (x - 0.3) ** 2
 
-    whole = searched(Study(described, tmp_path / "a"), START + 6, function)
+    whole = searched(Study(described, open_storage(None, tmp_path / "a")), START + 6, function)
     assert min(abs(x - 0.3) for x in whole) < 0.01
-    first = searched(Study(described, tmp_path / "b"), START + 2, function)
-    rest = searched(Study(described, tmp_path / "b"), 4, function)
+    first = searched(Study(described, open_storage(None, tmp_path / "b")), START + 2, function)
+    rest = searched(Study(described, open_storage(None, tmp_path / "b")), 4, function)
     assert first + rest == whole
 
 
 def test_trials_that_run_are_not_proposed_again(tmp_path):
-    study = Study(job(), tmp_path / "journal")
+    study = Study(job(), open_storage(None, tmp_path / "journal"))
     searched(study, START, lambda x: x * x)
     running = [study.values(study.ask())["x"] for _ in range(4)]
     assert min(abs(a - b) for i, a in enumerate(running) for b in running[:i]) > 0.01
@@ -126,7 +127,7 @@ def test_one_value_and_failed_trials(tmp_path):
             "only": {"type": "categorical", "values": ["a"]},
         }
     )
-    study = Study(described, tmp_path / "journal")
+    study = Study(described, open_storage(None, tmp_path / "journal"))
     for number in range(START + 3):
         trial = study.ask()
         assert study.values(trial)["only"] == "a"

@@ -21,8 +21,9 @@ def test_running_averages():
     [
         ([1.0, 9.0], True),  # the present value decides, not the best one so far
         ([9.0, 9.0, 9.0, 1.5], False),
-        ([2.5], False),  # level with the median
-        ([2.6], True),
+        ([1.0, 2.5], False),  # level with the median
+        ([1.0, 2.6], True),
+        ([9.0], False),  # a first report
         ([], False),
         ([math.nan], False),
         ([9.0] * 7, False),  # longer than all others
@@ -41,9 +42,9 @@ def test_averages_and_not_values_are_compared():
 
 
 def test_few_finished_trials_decide_nothing():
-    assert not is_worse([99.0], FINISHED[:3], maximize=False)
-    assert not is_worse([99.0], [*FINISHED[:3], [math.nan]], maximize=False)
-    assert is_worse([99.0], FINISHED[:4], maximize=False)
+    assert not is_worse([1.0, 99.0], FINISHED[:3], maximize=False)
+    assert not is_worse([1.0, 99.0], [*FINISHED[:3], [math.nan, math.nan]], maximize=False)
+    assert is_worse([1.0, 99.0], FINISHED[:4], maximize=False)
 
 
 @pytest.mark.parametrize(

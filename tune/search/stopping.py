@@ -9,6 +9,10 @@ from collections.abc import Iterable, Sequence
 
 LEAST = 4
 """Number of finished trials that must have reached a report before another one is compared with them."""
+FIRST = 1
+"""Number of reports of a trial that decide nothing.  On recorded trainings (``benchmarks.tune.stopping``, 40 searches from seed
+100) the first epoch's loss misled: without this number 61 % of the epochs are saved, and the best objective is worse by
+0.6 % on average and by 9 % at worst; with it 52 % are saved, and no search loses its best trial."""
 IMPROVEMENT = 0.01
 
 
@@ -26,7 +30,8 @@ def is_worse(curve: Sequence[float], finished: Iterable[Sequence[float]], maximi
     """Return whether a running trial is to be stopped, by the rule of SageMaker's automatic model tuning.
 
     Its present value is compared with the median of the running averages of the finished trials up to the same report.
-    Fewer than ``LEAST`` finished trials of that length decide nothing, and neither does NaN.
+    Fewer than ``LEAST`` finished trials of that length decide nothing, and neither do NaN and the first ``FIRST`` reports,
+    which the service's documentation does not mention.
 
     Args:
         curve: reports of the objective of the running trial.
@@ -34,7 +39,7 @@ def is_worse(curve: Sequence[float], finished: Iterable[Sequence[float]], maximi
         maximize: a larger objective is better.
     """
     step = len(curve) - 1
-    if step < 0 or not math.isfinite(curve[step]):
+    if step < FIRST or not math.isfinite(curve[step]):
         return False
     others = [other[step] for other in finished if len(other) > step and math.isfinite(other[step])]
     if len(others) < LEAST:

@@ -16,6 +16,7 @@ COMMANDS = {
         "Compare a plain loop and Loopwise on real handwritten digits.",
     ),
     "doctor": ("loopwise.doctor:command", "Print versions, devices, and features that are missing or slow."),
+    "feed": ("loopwise.feed.cli:command", "Run one script on groups of hosts that load and train."),
     "report": (
         "loopwise.report.command:write",
         "Write the page of a run as one HTML file that works offline.",

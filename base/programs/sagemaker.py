@@ -87,7 +87,7 @@ def prepare(
     variables |= _of_hosts(resources)
     variables |= {f"HP_{name.upper()}": value for name, value in decoded.items()}
     variables |= {f"CHANNEL_{name.upper()}": f"{base}/input/data/{name}" for name in channels}
-    texts = {f"SM_{name}": _text(value) for name, value in variables.items()}
+    texts = {f"SM_{name}": text_of(value) for name, value in variables.items()}
     return arguments, texts | {"SAGEMAKER_BASE_DIR": str(base), "CURRENT_HOST": resources["current_host"]}
 
 
@@ -126,7 +126,8 @@ def _decoded(text: str) -> Any:
         return text
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Return the text of a variable: strings as they are, everything else as JSON."""
     if value is None or isinstance(value, str):
         return value or ""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,211 @@
+"""Run a job: start the groups, gather what they print, and end all of them when training ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from select import select
+from types import FrameType
+from typing import Any, BinaryIO
+
+from loopwise.programs.processes import POLL
+
+from . import torchrun
+from .environment import Host, variables
+from .group import Group
+from .processes import Running
+
+PATIENCE = 3.0
+"""Seconds in which training may end by itself after the last host of another group has failed."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Job:
+    """One run of a script on groups of hosts.
+
+    Args:
+        hosts: the hosts.
+        training: the group that trains.
+        folder: the job's folder.
+        program: the script and its arguments.
+        port: port of ``torchrun`` on the first host of the training group; 0: any free one.
+    """
+
+    def __init__(self, hosts: list[Host], training: Group, folder: Path, program: list[str], port: int = 0) -> None:
+        self.hosts, self.training, self.folder, self.program = hosts, training, folder, program
+        self._outputs: tuple[BinaryIO, BinaryIO] = (sys.stdout.buffer, sys.stderr.buffer)
+        self._job = f"{folder}/{uuid.uuid4().hex[:8]}"
+        self._port = port
+        self._running: list[Running] = []
+        self._signals: list[int] = []
+        self._lost_hosts: list[Host] = []
+
+    def run(self, ready: int | None, seconds: float) -> int:
+        """Run the job to its end and return the exit status.
+
+        Args:
+            ready: port on which all hosts of the other groups have to listen before training starts; ``None``: training
+                starts at once.
+            seconds: time limit for that.
+        """
+        with self._handled():
+            try:
+                status = self._start(ready, seconds)
+                return self._follow() if status is None else status
+            except BrokenPipeError:  # nobody reads what is printed, as in ``loopwise feed launch ... | head``
+                self._outputs = (open(os.devnull, "wb"),) * 2
+                os.dup2(self._outputs[0].fileno(), 1)  # Python flushes its own stream at exit
+                return 128 + signal.SIGPIPE
+            finally:
+                for one in self._running:
+                    one.stop()
+                for one in self._running:
+                    one.close()
+
+    def _start(self, ready: int | None, seconds: float) -> int | None:
+        """Start all hosts, those that train last; return the status if the job is over already."""
+        others = [host for host in self.hosts if host.group is not self.training]
+        for host in others:
+            self._start_host(host)
+        waiting, deadline = [] if ready is None else list(others), time.monotonic() + seconds
+        while waiting and ready is not None:
+            self._forward()
+            waiting = [host for host in waiting if not _listens(host.address, ready)]
+            status = self._over()
+            if status is not None:
+                return status
+            if waiting and time.monotonic() > deadline:
+                self._tell(f"{waiting[0]} does not listen on {waiting[0].address}:{ready} after {seconds:g} s")
+                return 1
+        for host in self.hosts:
+            if host.group is self.training:
+                self._start_host(host)
+        return None
+
+    def _start_host(self, host: Host) -> None:
+        folder = self.folder / f"{host.group.name}-{host.node}"
+        own = variables(host, self.hosts, self.training, folder, self.program[0], self.program[1:])
+        program = [sys.executable, *self.program]
+        if host.group is self.training and host.group.nodes * host.group.processes > 1:
+            first = next(other for other in self.hosts if other.group is self.training)
+            self._port = self._port or free_port(first.address)
+            own |= torchrun.prefix(str(host))
+            program = [sys.executable, "-P", "-m", torchrun.__name__]
+            nodes, processes, addresses = host.group.nodes, host.group.processes, (host.address, first.address)
+            program += torchrun.arguments(host.node, nodes, processes, *addresses, self._port, self.program)
+        running = Running(host, self._job, self._outputs)
+        self._running.append(running)
+        running.start(program, {**os.environ, **own}, os.getcwd())
+
+    def _follow(self) -> int:
+        """Return the status when the job is over, after what was printed until then is written."""
+        while True:
+            self._forward()
+            status = self._over()
+            if status is not None:
+                break
+        for one in self._running:
+            one.stop()
+        while not all(one.status() is not None and one.silent() for one in self._running):
+            self._forward()
+        return status
+
+    def _over(self) -> int | None:
+        """Return the exit status if the job is over: a signal, the end of training, or another group that is gone."""
+        if self._signals:
+            return 128 + self._signals[0]
+        status = self._training()
+        return self._lost() if status is None else status
+
+    def _training(self) -> int | None:
+        statuses = [one.status() for one in self._running if one.host.group is self.training]
+        failed = [one for one in self._running if one.host.group is self.training and one.status()]
+        if failed:
+            first = min(failed, key=lambda one: one.ended or 0.0)
+            self._tell(f"{first.host} {_told(first.status() or 0)}")
+            return first.status()
+        return 0 if statuses and all(status == 0 for status in statuses) else None
+
+    def _lost(self) -> int | None:
+        """Return the status of a group without which training waits for ever; note single hosts that failed."""
+        for group in dict.fromkeys(one.host.group for one in self._running):
+            members = [one for one in self._running if one.host.group is group]
+            if group is self.training:
+                continue
+            for one in members:
+                if one.status() and one.host not in self._lost_hosts:
+                    self._lost_hosts.append(one.host)
+                    self._tell(f"{one.host} {_told(one.status() or 0)}")
+            if any(one.status() is None for one in members):
+                continue
+            failed = [one for one in members if one.status()]
+            if failed and time.monotonic() - max(one.ended or 0.0 for one in members) > PATIENCE:
+                last = max(failed, key=lambda one: one.ended or 0.0)
+                self._tell(
+                    f"the group {group.name!r} has no host any more; {self.training.name!r}, which still runs, is ended"
+                )
+                return last.status()
+        return None
+
+    def _forward(self) -> None:
+        """Write what hosts print; wait for it for a moment."""
+        pipes = {descriptor: one for one in self._running for descriptor in one.streams}
+        if not pipes:
+            time.sleep(POLL)
+            return
+        readable, _, _ = select(list(pipes), [], [], POLL)
+        for descriptor in readable:
+            pipes[descriptor].forward(descriptor)
+
+    def _tell(self, message: str) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._outputs[1].write(f"loopwise feed: {message}\n".encode())
+            self._outputs[1].flush()
+
+    @contextlib.contextmanager
+    def _handled(self) -> Iterator[None]:
+        """Note signals instead of ending by them, so that the hosts are ended first; other threads cannot."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._signals.append(number)
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before: dict[int, Any] = {number: signal.signal(number, note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def free_port(address: str) -> int:
+    """Return a port on which nobody listens at an address of this machine."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+def _listens(address: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((address, port), 1.0):
+        return True
+    return False
+
+
+def _told(status: int) -> str:
+    """Return what an exit status says, as the end of a sentence about the script."""
+    if status == 128 + signal.SIGKILL:
+        return "was ended by SIGKILL (status 137); if nobody sent it, the kernel did, since memory had run out"
+    if status > 128:
+        with contextlib.suppress(ValueError):
+            return f"was ended by {signal.Signals(status - 128).name} (status {status})"
+    return f"ended with status {status}"

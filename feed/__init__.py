@@ -5,6 +5,17 @@ from typing import TYPE_CHECKING
 from loopwise.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .launcher.environment import current_group as current_group
+    from .launcher.group import Group as Group
+    from .launcher.start import launch as launch
     from .loader import RemoteDataLoader as RemoteDataLoader
 else:
-    __getattr__, __dir__ = lazy_names(__name__, {"RemoteDataLoader": ".loader"})
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "RemoteDataLoader": ".loader",
+            "Group": ".launcher.group",
+            "launch": ".launcher.start",
+            "current_group": ".launcher.environment",
+        },
+    )

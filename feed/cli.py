@@ -9,7 +9,7 @@ import click
 from loopwise.cli import Commands
 
 from .launcher.group import Group, parse
-from .launcher.launch import launch as run_groups
+from .launcher.start import launch as run_groups
 
 
 @click.group("feed", cls=Commands)
@@ -17,7 +17,9 @@ def command() -> None:
     """Load batches where the processors are, and train where the accelerator is."""
 
 
-@command.command("launch", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@command.command(
+    "launch", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
 @click.option(
     "--group", "groups", multiple=True, required=True, metavar="NAME=NODES", help="A group; give one or more."
 )

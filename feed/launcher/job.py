@@ -39,7 +39,9 @@ class Job:
         port: port of ``torchrun`` on the first host of the training group; 0: any free one.
     """
 
-    def __init__(self, hosts: list[Host], training: Group, folder: Path, program: list[str], port: int = 0) -> None:
+    def __init__(
+        self, hosts: list[Host], training: Group, folder: Path, program: list[str], port: int = 0
+    ) -> None:
         self.hosts, self.training, self.folder, self.program = hosts, training, folder, program
         self._outputs: tuple[BinaryIO, BinaryIO] = (sys.stdout.buffer, sys.stderr.buffer)
         self._job = f"{folder}/{uuid.uuid4().hex[:8]}"
@@ -61,8 +63,9 @@ class Job:
                 status = self._start(ready, seconds)
                 return self._follow() if status is None else status
             except BrokenPipeError:  # nobody reads what is printed, as in ``loopwise feed launch ... | head``
-                self._outputs = (open(os.devnull, "wb"),) * 2
-                os.dup2(self._outputs[0].fileno(), 1)  # Python flushes its own stream at exit
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, 1)  # Python flushes its own stream at exit
+                os.close(nowhere)
                 return 128 + signal.SIGPIPE
             finally:
                 for one in self._running:
@@ -83,7 +86,9 @@ class Job:
             if status is not None:
                 return status
             if waiting and time.monotonic() > deadline:
-                self._tell(f"{waiting[0]} does not listen on {waiting[0].address}:{ready} after {seconds:g} s")
+                self._tell(
+                    f"{waiting[0]} does not listen on {waiting[0].address}:{ready} after {seconds:g} s"
+                )
                 return 1
         for host in self.hosts:
             if host.group is self.training:
@@ -99,7 +104,11 @@ class Job:
             self._port = self._port or free_port(first.address)
             own |= torchrun.prefix(str(host))
             program = [sys.executable, "-P", "-m", torchrun.__name__]
-            nodes, processes, addresses = host.group.nodes, host.group.processes, (host.address, first.address)
+            nodes, processes, addresses = (
+                host.group.nodes,
+                host.group.processes,
+                (host.address, first.address),
+            )
             program += torchrun.arguments(host.node, nodes, processes, *addresses, self._port, self.program)
         running = Running(host, self._job, self._outputs)
         self._running.append(running)
@@ -204,7 +213,9 @@ def _listens(address: str, port: int) -> bool:
 def _told(status: int) -> str:
     """Return what an exit status says, as the end of a sentence about the script."""
     if status == 128 + signal.SIGKILL:
-        return "was ended by SIGKILL (status 137); if nobody sent it, the kernel did, since memory had run out"
+        return (
+            "was ended by SIGKILL (status 137); if nobody sent it, the kernel did, since memory had run out"
+        )
     if status > 128:
         with contextlib.suppress(ValueError):
             return f"was ended by {signal.Signals(status - 128).name} (status {status})"

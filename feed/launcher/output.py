@@ -45,7 +45,9 @@ class Prefixed:
             self._file.flush()
 
     def _write(self, line: bytes) -> None:
-        shown = line.rstrip(b"\r").rpartition(b"\r")[2]  # of a progress bar what a terminal would show in the end
+        shown = line.rstrip(b"\r").rpartition(b"\r")[
+            2
+        ]  # of a progress bar what a terminal would show in the end
         self._file.write((b"" if shown.startswith(self._own) else self.prefix) + shown + b"\n")
 
 

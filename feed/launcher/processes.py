@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from loopwise.programs.processes import exit_status, kill_marked
 
@@ -37,10 +37,11 @@ class Running:
         """Time of the end, in seconds of ``time.monotonic``."""
         self.asked = False
         """The launcher asked for the end."""
-        self._outputs, self._process = outputs, None
+        self._outputs = outputs
+        self._process: subprocess.Popen[bytes] | None = None
         self.streams: dict[int, Prefixed] = {}
         """Descriptors of pipes -> the writers of what they bring."""
-        self._pipes: list[BinaryIO] = []
+        self._pipes: list[IO[bytes]] = []
 
     def start(self, arguments: list[str], environment: Mapping[str, str], folder: str) -> None:
         """Start the process.
@@ -58,8 +59,8 @@ class Running:
             env={**os.environ, JOB: self.mark},
             start_new_session=True,
         )
-        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
-        self._process, self._pipes = process, [process.stdout, process.stderr]
+        assert process.stdin is not None
+        self._process, self._pipes = process, [pipe for pipe in (process.stdout, process.stderr) if pipe]
         for pipe, file in zip(self._pipes, self._outputs, strict=True):
             os.set_blocking(pipe.fileno(), False)
             self.streams[pipe.fileno()] = Prefixed(str(self.host), file)
@@ -90,10 +91,10 @@ class Running:
 
     def stop(self) -> None:
         """Ask for the end of the script and of all its processes."""
-        assert self._process is not None and self._process.stdin is not None
         self.asked = True
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
 
     def close(self) -> None:
         """Kill what still runs, and release the pipes."""

@@ -10,6 +10,7 @@ import sys
 
 from loopwise.programs.processes import exit_status
 
+
 def prefix(host: str) -> dict[str, str]:
     """Return the variable by which ``torchrun`` puts the host and the local rank in front of each line."""
     return {"TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": f"[{host}:${{local_rank}}] "}

@@ -28,7 +28,7 @@ def test_a_host_is_ended(job, host, which, number):
     assert process.returncode == 128 + number
     assert host.replace("-", "/") in err
     assert number.name in err
-    wait_for_end(sum(hosts.values(), []))
+    wait_for_end([pid for numbers in hosts.values() for pid in numbers])
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_the_launcher_is_ended(job, number):
     process.send_signal(number)
     process.communicate(timeout=PATIENCE)
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
-    wait_for_end(sum(hosts.values(), []))
+    wait_for_end([pid for numbers in hosts.values() for pid in numbers])
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -70,7 +70,7 @@ def test_training_goes_on_while_one_data_host_is_left(tmp_path):
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert "data/0 was ended by SIGKILL" in err
-    wait_for_end(sum(hosts.values(), []))
+    wait_for_end([pid for numbers in hosts.values() for pid in numbers])
 
 
 def test_a_script_that_ignores_the_request_to_end_is_killed(tmp_path):

@@ -15,8 +15,8 @@ from loopwise.errors import InputError, StateError
 from loopwise.feed.launcher import torchrun
 from loopwise.feed.launcher.environment import current_group, hosts_here, resources
 from loopwise.feed.launcher.group import Group, parse, validated
-from loopwise.feed.launcher.launch import launch
 from loopwise.feed.launcher.output import LONGEST, Prefixed
+from loopwise.feed.launcher.start import launch
 
 
 def test_groups_know_their_hosts(tmp_path):
@@ -53,12 +53,27 @@ def test_the_reference_says_the_right_group(tmp_path):
     status, _, err = finished(tmp_path, "--group", "dnn=1", "--group", "data=2", text=text)
     assert status == 0, err
     data = ["127.0.0.2", "127.0.0.3"]
-    for name, expected in {"dnn0": ["dnn", ["127.0.0.1"]], "data0": ["data", data], "data1": ["data", data]}.items():
+    for name, expected in {
+        "dnn0": ["dnn", ["127.0.0.1"]],
+        "data0": ["data", data],
+        "data1": ["data", data],
+    }.items():
         said, theirs, ours = json.loads((tmp_path / name).read_text())
         assert said == [*expected, True]
-        own = {"SM_USER_ARGS", "SM_USER_ENTRY_POINT", "SM_MODULE_NAME", "SM_NUM_GPUS"}  # of their own launcher
-        assert {k: v for k, v in theirs.items() if k not in own} == {k: v for k, v in ours.items() if k not in own}
-        assert {"SM_INSTANCE_GROUPS_DICT", "SM_RESOURCE_CONFIG", "SM_CURRENT_INSTANCE_GROUP_HOSTS"} <= theirs.keys()
+        own = {
+            "SM_USER_ARGS",
+            "SM_USER_ENTRY_POINT",
+            "SM_MODULE_NAME",
+            "SM_NUM_GPUS",
+        }  # of their own launcher
+        assert {k: v for k, v in theirs.items() if k not in own} == {
+            k: v for k, v in ours.items() if k not in own
+        }
+        assert {
+            "SM_INSTANCE_GROUPS_DICT",
+            "SM_RESOURCE_CONFIG",
+            "SM_CURRENT_INSTANCE_GROUP_HOSTS",
+        } <= theirs.keys()
 
 
 def test_resources_have_the_keys_of_the_reference():
@@ -102,7 +117,9 @@ def test_each_host_has_its_processes():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("code", "status"), [("sys.exit(3)", 3), ("1 / 0", 1), ("pass", 0), ("os._exit(255)", 255)])
+@pytest.mark.parametrize(
+    ("code", "status"), [("sys.exit(3)", 3), ("1 / 0", 1), ("pass", 0), ("os._exit(255)", 255)]
+)
 def test_the_status_is_that_of_training(tmp_path, code, status):
     path = tmp_path / "script.py"
     path.write_text(f"import os, sys\n{code}")
@@ -137,7 +154,9 @@ def test_hosts_that_never_listen_are_named(tmp_path):
 def test_a_reader_that_goes_away_ends_the_job(tmp_path):
     (tmp_path / "script.py").write_text("while True: print('line')")
     command = f"{sys.executable} -m loopwise feed launch --group dnn=1 script.py | head -1"
-    done = subprocess.run(["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], capture_output=True, cwd=tmp_path)
+    done = subprocess.run(
+        ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], capture_output=True, cwd=tmp_path
+    )
     assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGPIPE, b"[dnn/0] line\n", b"")
 
 

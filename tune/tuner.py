@@ -28,7 +28,7 @@ from .invocation import invocation
 from .job.job import Job
 from .process.attempt import Attempt
 from .search.stopping import averages, improves_no_more, is_worse
-from .search.storage import open_storage, storage_errors, validate_holds
+from .search.storage import close_storage, open_storage, storage_errors, validate_holds
 from .search.study import Study
 from .trials import Trial, best_of, explain, recorded
 
@@ -78,10 +78,11 @@ class Tuner:
             undo.callback(self._files.close)
             self._engine = engine_of(job, self._files.name, self._files.trials, self._files.cwd)
             undo.callback(self._engine.close)
-            storage = open_storage(job.storage, self._files.path / "journal.log")
+            self._storage = open_storage(job.storage, self._files.path / "journal.log")
+            undo.callback(close_storage, self._storage)
             self._run = Run(folder, resume=resume)
             self._files.store(job)
-            self.study = Study(job, storage, "job" if job.storage is None else self._files.name)
+            self.study = Study(job, self._storage, "job" if job.storage is None else self._files.name)
             undo.pop_all()
         self.trials: dict[int, Trial] = {}
         self._running: dict[int, _Running] = {}
@@ -111,6 +112,7 @@ class Tuner:
             raise
         finally:
             self._run.close(state)
+            close_storage(self._storage)
             self._engine.close()
             self._files.close()
         return self.best()

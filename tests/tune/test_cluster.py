@@ -31,9 +31,9 @@ print(f"step 0 loss={sys.argv[1]}")
 TUNER = """
 import json, sys
 from loopwise.tune import job_of, run
-for path in sys.argv[2:]:
+for path in sys.argv[3:]:
     try:
-        run(job_of(json.load(open(path)), "job"), path.replace("job", "run"), resume=sys.argv[1] == "resume")
+        run(job_of(json.load(open(path)), "job"), f"{sys.argv[2]}/run{path[-1]}", resume=sys.argv[1] == "resume")
     except Exception as error:
         print(error, "\\n--", flush=True)
 """
@@ -50,7 +50,11 @@ def tuner(folder, *jobs, resume=False):
     (folder / "tuner.py").write_text(TUNER)
     for number, content in enumerate(jobs):
         (folder / f"job{number}").write_text(json.dumps(content))
-    arguments = ["resume" if resume else "new", *(str(folder / f"job{n}") for n in range(len(jobs)))]
+    arguments = [
+        "resume" if resume else "new",
+        str(folder),
+        *(str(folder / f"job{n}") for n in range(len(jobs))),
+    ]
     return subprocess.Popen(
         [sys.executable, str(folder / "tuner.py"), *arguments],
         stdout=subprocess.PIPE,

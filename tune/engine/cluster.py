@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shlex
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ LOOK = 2.0
 """Seconds between two looks at the nodes of the cluster."""
 LEAVING = 60.0
 """Most seconds to wait for actors that remove their files at the end of a job."""
+ANSWER = 10.0
+"""Most seconds to wait for the head node to answer."""
 PROBE = 120.0
 """Most seconds to wait for the nodes to tell what they have."""
 logger = logging.getLogger("loopwise.tune")
@@ -79,6 +82,11 @@ class Cluster:
                 "check the path",
             )
         try:
+            if address != "auto":
+                host, _, port = address.rpartition(":")
+                socket.create_connection(
+                    (host, int(port)), ANSWER
+                ).close()  # Ray itself would try for minutes
             ray.init(
                 address=address,
                 namespace=NAMESPACE,
@@ -86,7 +94,7 @@ class Cluster:
                 logging_level=logging.WARNING,
                 runtime_env=None if working_dir is None else {"working_dir": working_dir},
             )
-        except (OSError, RuntimeError, ValueError, RayError) as error:
+        except (OSError, RuntimeError, ValueError, OverflowError, RayError) as error:
             told = str(error).strip().splitlines()
             raise InputError(
                 f"no connection to a Ray cluster at {address!r}: {told[0] if told else error!r}",

@@ -66,6 +66,13 @@ def storage_errors(database: str | None) -> Iterator[None]:
         raise failed(error, database) from None
 
 
+def close_storage(storage: Any) -> None:
+    """Close the connections of a database; a journal has none."""
+    if not isinstance(storage, JournalStorage):
+        storage.remove_session()
+        storage.engine.dispose()
+
+
 def validate_holds(trials: Sequence[FrozenTrial], recorded: Iterable[int]) -> None:
     """Raise an error if a study lacks trials that the run folder records.
 

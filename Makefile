@@ -32,6 +32,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.debug.profiler --seeds 2 $(ARGS)
 	$(BIN)/python -m benchmarks.debug.page --seeds 2 $(ARGS)
 	$(BIN)/python -m benchmarks.tune.running $(ARGS)
+	$(BIN)/python -m benchmarks.tune.ray_kills --seeds 1 $(ARGS)
 	$(BIN)/python -m benchmarks.compile.coverage
 	$(BIN)/python -m benchmarks
 peers: $(READY)

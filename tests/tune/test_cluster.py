@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -146,15 +145,19 @@ def test_the_code_that_is_shipped_to_nodes_needs_no_loopwise():
 
     from loopwise.tune.engine import node
 
+    def loaded(data):
+        code = "import pickle, sys; sys.modules['loopwise'] = None; print(pickle.load(sys.stdin.buffer)[0]('/', 'sh', None))"
+        return subprocess.run([sys.executable, "-c", code], input=data, capture_output=True)
+
+    code = (node.missing, node.Node, node.end_left)
+    by_name = loaded(ray.cloudpickle.dumps(code))
+    assert b"ModuleNotFoundError" in by_name.stderr
     ray.cloudpickle.register_pickle_by_value(node)
     try:
-        shipped = ray.cloudpickle.dumps((node.Node, node.missing, node.end_left))
+        by_value = loaded(ray.cloudpickle.dumps(code))
     finally:
         ray.cloudpickle.unregister_pickle_by_value(node)
-    code = "import pickle, sys; sys.modules['loopwise'] = None; print(pickle.loads(sys.stdin.buffer.read())[1]('/', 'sh', None))"
-    result = subprocess.run([sys.executable, "-c", code], input=shipped, capture_output=True)
-    assert result.stdout == b"\n", result.stderr
-    assert pickle.loads(shipped)[0] is not node.Node
+    assert by_value.stdout == b"\n", by_value.stderr
 
 
 def test_tuner_actor_and_node_are_killed(cluster, tmp_path):

@@ -33,6 +33,10 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.debug.page --seeds 2 $(ARGS)
 	$(BIN)/python -m benchmarks.tune.running $(ARGS)
 	$(BIN)/python -m benchmarks.tune.ray_kills --seeds 1 $(ARGS)
+	$(BIN)/python -m benchmarks.tune.search --seeds 20 $(ARGS)
+	$(BIN)/python -m benchmarks.tune.stopping $(ARGS)
+	$(BIN)/python -m benchmarks.tune.kills $(ARGS)
+	$(BIN)/python -m benchmarks.tune.memory --seeds 1 $(ARGS)
 	$(BIN)/python -m benchmarks.compile.coverage
 	$(BIN)/python -m benchmarks
 peers: $(READY)

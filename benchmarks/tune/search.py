@@ -63,7 +63,9 @@ def regrets(runs: harness.Runs) -> dict[str, dict[str, list[float]]]:
 
 
 def error(values: list[float]) -> float:
-    """Return the standard error of a mean."""
+    """Return the standard error of a mean; 0 for one value."""
+    if len(values) < 2:
+        return 0.0
     return statistics.stdev(values) / len(values) ** 0.5
 
 

@@ -20,6 +20,25 @@ from .protocol import Counters, Pool
 from .torch_internals import cpu_count, is_iterable, plain_iterator
 
 T = TypeVar("T", covariant=True)
+OPTIONS = [
+    "num_workers",
+    "collate_fn",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "generator",
+    "prefetch_factor",
+    "persistent_workers",
+    "pin_memory_device",
+    "in_order",
+    "group",
+    "prefetch_bytes",
+    "workers",
+    "seeding",
+    "on_crash",
+]
+"""Arguments that say nothing of which samples are in which batch."""
 
 
 class RemoteDataLoader(DataLoader[T]):
@@ -124,6 +143,13 @@ class RemoteDataLoader(DataLoader[T]):
                 "num_workers was left out; it is the number of random streams that the workers of the group share",
                 "pass num_workers=8, for instance",
             )
+
+    def with_batch_sampler(
+        self, batch_sampler: Sampler[list[Any]] | Iterable[list[Any]]
+    ) -> RemoteDataLoader[T]:
+        """Return a loader of the same dataset with the same options, whose batches another sampler chooses."""
+        options = {name: getattr(self, name) for name in OPTIONS}
+        return type(self)(self.dataset, batch_sampler=batch_sampler, **options)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the number of the next epoch, for the sampler, for the dataset in the workers, and for ``seeding="sample"``.

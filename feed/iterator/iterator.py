@@ -59,7 +59,11 @@ class PoolIterator(BaseIterator):  # type: ignore[misc]  # torch's class has no 
         self._pinning = ThreadPoolExecutor(1, "loopwise-feed-pin") if self._pin_memory else None
         self._pool = pool
         pool.start(self._work(loader))
-        self._begin(loader, saved, present, True)
+        try:
+            self._begin(loader, saved, present, True)
+        except BaseException:
+            self._shutdown_workers()  # the exception's traceback keeps this object
+            raise
 
     def _work(self, loader: Any) -> Work:
         return Work(

@@ -113,7 +113,8 @@ class Lane:
         """Fetch by index; with ``seeding="sample"`` each sample and the collate function get a seed of their own."""
         dataset, indices = self.dataset, task.indices
         seeded = self.work.seeding == "sample"
-        identity = (self.work.base_seed, task.epoch, task.number)
+        epoch = task.epoch if task.dataset_epoch is None else task.dataset_epoch
+        identity = (self.work.base_seed, epoch, task.number)
         if not self.work.auto_collation or getattr(dataset, "__getitems__", None):
             progress(task.number, -1 if self.work.auto_collation else 0)
             if seeded:

@@ -30,7 +30,7 @@ class Source:
     """Batches of the wrapped loader, with their sizes and, if they can be known, their indices.
 
     A plain ``DataLoader`` over a map-style dataset is copied, with a batch sampler of our own around the user's
-    sampler.  Then indices are known, and samples can be left out before they are loaded.  Any other iterable is iterated
+    sampler; so is a subclass that has a method ``with_batch_sampler`` for that, such as ``RemoteDataLoader``.  Then indices are known, and samples can be left out before they are loaded.  Any other iterable is iterated
     as it is.
 
     Args:
@@ -175,7 +175,7 @@ def _are_whole(indices: Any) -> bool:
 
 def _can_plan(loader: Any) -> bool:
     return (
-        type(loader) is DataLoader
+        (type(loader) is DataLoader or hasattr(type(loader), "with_batch_sampler"))
         and not isinstance(loader.dataset, IterableDataset)
         and type(loader.batch_sampler) is BatchSampler
         and hasattr(loader.sampler, "__len__")
@@ -183,7 +183,9 @@ def _can_plan(loader: Any) -> bool:
     )
 
 
-def _copy(loader: DataLoader[Any], batch_sampler: PlannedBatches) -> DataLoader[Any]:
+def _copy(loader: Any, batch_sampler: PlannedBatches) -> Any:
+    if hasattr(loader, "with_batch_sampler"):
+        return loader.with_batch_sampler(batch_sampler)
     names = ["num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator"]
     names += ["multiprocessing_context", "prefetch_factor", "persistent_workers", "in_order"]
     options = {name: getattr(loader, name) for name in names if hasattr(loader, name)}

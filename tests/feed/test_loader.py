@@ -1,0 +1,245 @@
+"""The loader beside DataLoader: equal order and equal batches, for every kind of loader."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import feed_kit
+import numpy as np
+import pytest
+import torch
+from feed_kit import Augmented, Fetching, Stream, equal, pair
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SubsetRandomSampler, get_worker_info
+
+from loopwise.feed import RemoteDataLoader
+
+pytestmark = pytest.mark.filterwarnings("ignore:Length of IterableDataset")
+
+
+class Eager:
+    """A sampler that draws when it is iterated, not at its first item."""
+
+    def __len__(self):
+        return 12
+
+    def __iter__(self):
+        return iter(torch.randperm(12).tolist())
+
+
+class Seeded(torch.utils.data.Sampler):
+    """A sampler that draws from Python's generator at each item."""
+
+    def __len__(self):
+        return 12
+
+    def __iter__(self):
+        for _ in range(12):
+            yield random.randrange(22)
+
+
+def pairs(samples):
+    return [sample["index"] for sample in samples], torch.stack([sample["image"] for sample in samples])
+
+
+def keep(sample):
+    return sample
+
+
+def name_worker(lane):
+    info = get_worker_info()
+    assert (info.id, info.num_workers) == (lane, info.num_workers)
+    info.dataset.length += 100 * lane
+    torch.rand(lane + 1)
+
+
+class Named(Dataset):
+    def __init__(self):
+        self.length = 12
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        info = get_worker_info()
+        return torch.tensor([index, info.id, info.num_workers, self.length, info.seed % 1000]), torch.rand(())
+
+
+CASES = {
+    "sequential": {"batch_size": 4},
+    "shuffled": {"batch_size": 4, "shuffle": True},
+    "short last batch dropped": {"batch_size": 4, "drop_last": True, "shuffle": True},
+    "single samples": {"batch_size": None, "shuffle": True},
+    "collate function": {"batch_size": 4, "collate_fn": pairs},
+    "no collation": {"batch_size": 4, "collate_fn": keep},
+    "persistent": {"batch_size": 4, "shuffle": True, "persistent_workers": True},
+    "prefetch": {"batch_size": 3, "shuffle": True, "prefetch_factor": 5},
+    "eager sampler": {"batch_size": 4, "sampler": Eager()},
+    "sampler of Python's numbers": {"batch_size": 4, "sampler": Seeded()},
+    "batch sampler": {"batch_sampler": BatchSampler(SubsetRandomSampler(range(3, 20)), 5, False)},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_batches_are_those_of_dataloader(case):
+    theirs, ours = pair(Augmented(), num_workers=2, times=2 if "persistent" in case else 1, **CASES[case])
+    assert equal(theirs, ours)
+
+
+def test_further_epochs_are_those_of_dataloader():
+    theirs, ours = pair(Augmented(), batch_size=4, shuffle=True, num_workers=1, times=2)
+    assert equal(theirs, ours)
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_every_start_method_gives_the_same(method, tmp_path):
+    """The server of forkserver lives as long as the program, hence one of its own."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\n"
+        "from feed_kit import Augmented, DataLoader, RemoteDataLoader, equal\n"
+        "def epoch(make, **options):\n"
+        "    torch.manual_seed(3)\n"
+        "    return list(make(Augmented(8), 4, shuffle=True, num_workers=1, **options))\n"
+        "if __name__ == '__main__':\n"
+        f"    assert equal(epoch(RemoteDataLoader, multiprocessing_context='{method}'), epoch(DataLoader))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(feed_kit.__file__).parent)}
+    subprocess.run([sys.executable, script], env=environment, check=True, timeout=600)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_number_of_processes_does_not_matter(workers):
+    theirs, ours = pair(Augmented(), batch_size=3, shuffle=True, num_workers=3, theirs={"workers": workers})
+    assert equal(theirs, ours)
+
+
+def test_lanes_that_share_a_process_have_datasets_of_their_own():
+    theirs, ours = pair(
+        Named(), batch_size=2, num_workers=2, worker_init_fn=name_worker, theirs={"workers": 1}
+    )
+    assert equal(theirs, ours)
+
+
+def test_getitems_is_used():
+    theirs, ours = pair(Fetching(), batch_size=4, shuffle=True, num_workers=2)
+    assert equal(theirs, ours)
+
+
+def test_a_generator_leaves_the_global_random_numbers_alone():
+    results = []
+    for make in (DataLoader, RemoteDataLoader):
+        torch.manual_seed(0)
+        generator = torch.Generator().manual_seed(8)
+        loader = make(Augmented(), 4, shuffle=True, num_workers=2, generator=generator)
+        results.append([list(loader), list(loader), torch.rand(3), torch.rand(3, generator=generator)])
+    assert equal(*results)
+
+
+@pytest.mark.parametrize("options", [{}, {"persistent_workers": True}, {"drop_last": True}], ids=str)
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_unequal_streams_come_in_the_order_of_dataloader(options):
+    theirs, ours = pair(
+        Stream((5, 1, 9)), batch_size=2, num_workers=3, times=2, theirs={"workers": 2}, **options
+    )
+    assert equal(theirs, ours)
+
+
+def test_a_persistent_loader_that_is_left_early_goes_on_as_dataloader():
+    results = []
+    for make in (DataLoader, RemoteDataLoader):
+        torch.manual_seed(2)
+        loader = make(Augmented(), 2, shuffle=True, num_workers=2, persistent_workers=True)
+        batches = [next(iter(loader)), next(iter(loader))]
+        results.append([*batches, list(loader)])
+    assert equal(*results)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_seeds_of_samples_do_not_depend_on_the_number_of_workers():
+    def epochs(**options):
+        torch.manual_seed(4)
+        loader = RemoteDataLoader(Augmented(), 4, shuffle=True, seeding="sample", **options)
+        return [list(loader), list(loader)]
+
+    one = epochs(num_workers=1)
+    assert equal(one, epochs(num_workers=3, workers=1))
+    assert not equal(one[0][0]["draws"], one[1][0]["draws"])
+    assert len(set(one[0][0]["draws"][0].tolist())) == 4  # each sample draws other numbers
+
+
+def test_seeds_of_samples_depend_on_the_epoch_that_was_set():
+    def epochs(*numbers):
+        torch.manual_seed(4)
+        loader = RemoteDataLoader(Augmented(4), 4, num_workers=1, seeding="sample", persistent_workers=True)
+        batches = []
+        for number in numbers:
+            loader.set_epoch(number)
+            batches += list(loader)
+        return batches
+
+    first, second = epochs(0, 7)
+    assert equal(epochs(7, 0), [second, first])
+
+
+def test_set_epoch_reaches_the_datasets_of_persistent_workers():
+    loader = RemoteDataLoader(Stream((3,)), None, num_workers=1, persistent_workers=True)
+    epochs = []
+    for epoch in (4, 5):
+        loader.set_epoch(epoch)
+        epochs.append([item[0][0].item() for item in loader])
+    assert epochs == [[4, 4, 4], [5, 5, 5]]
+
+
+def test_batches_are_writable_and_stay_valid_after_the_loader():
+    loader = RemoteDataLoader(Augmented(8), 4, num_workers=1)
+    first, second = list(loader)
+    del loader
+    first["image"] += 1
+    assert first["image"].shape == (4, 64, 64)
+    assert (second["image"].floor() == second["index"].view(4, 1, 1)).all()
+
+
+def test_without_workers_it_is_dataloader():
+    theirs, ours = pair(Augmented(), batch_size=4, shuffle=True)
+    assert equal(theirs, ours)
+
+
+def test_the_length_is_that_of_dataloader():
+    assert len(RemoteDataLoader(Augmented(22), 4, num_workers=1)) == 6
+    assert len(RemoteDataLoader(Augmented(22), 4, drop_last=True)) == 5
+
+
+def test_batches_out_of_order_are_all_there():
+    loader = RemoteDataLoader(Augmented(21), 2, num_workers=2, in_order=False)
+    assert sorted(index for batch in loader for index in batch["index"].tolist()) == list(range(21))
+
+
+def test_few_bytes_in_advance_change_nothing():
+    theirs, ours = pair(Augmented(), batch_size=4, shuffle=True, num_workers=2, theirs={"prefetch_bytes": 1})
+    assert equal(theirs, ours)
+
+
+def test_the_bytes_in_advance_are_limited():
+    loader = RemoteDataLoader(Augmented(64), 4, num_workers=1, prefetch_factor=8, prefetch_bytes=150_000)
+    iterator = iter(loader)
+    next(iterator)
+    for _ in range(5):
+        next(iterator)
+        lane = iterator.position.lanes[0]
+        assert len(lane.submitted) <= 2  # batches of 66 KB, one of which the test has
+        assert len(lane.waiting) >= 5
+
+
+def test_numpy_arrays_come_as_arrays():
+    loader = RemoteDataLoader(Augmented(2), None, num_workers=1, collate_fn=_as_array)
+    arrays = list(loader)
+    assert [type(array) for array in arrays] == [np.ndarray] * 2
+    arrays[0][:] = 0
+    assert arrays[1].max() > 1
+
+
+def _as_array(sample):
+    return sample["image"].numpy()

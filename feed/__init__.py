@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from loopwise.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .diagnosis.diagnosis import Diagnosis as Diagnosis
+    from .diagnosis.diagnosis import diagnose as diagnose
     from .launcher.environment import current_group as current_group
     from .launcher.group import Group as Group
     from .launcher.start import launch as launch
@@ -14,6 +16,8 @@ else:
         __name__,
         {
             "RemoteDataLoader": ".loader",
+            "diagnose": ".diagnosis.diagnosis",
+            "Diagnosis": ".diagnosis.diagnosis",
             "Group": ".launcher.group",
             "launch": ".launcher.start",
             "current_group": ".launcher.environment",

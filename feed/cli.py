@@ -7,6 +7,7 @@ import sys
 import click
 
 from loopwise.cli import Commands
+from loopwise.errors import InputError
 
 from .launcher.group import Group, parse
 from .launcher.start import launch as run_groups
@@ -63,3 +64,64 @@ def launch(
         ready_seconds=ready_seconds,
     )
     sys.exit(status)
+
+
+@command.command(
+    "diagnose", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+@click.option("--batches", type=int, default=20, show_default=True, help="Batches of each measurement.")
+@click.option("--price", type=float, help="Price of this machine for an hour, in any currency.")
+@click.option(
+    "--larger", metavar="CPUS@PRICE", help="A machine with the same accelerators and more processors."
+)
+@click.option(
+    "--host", default="36", show_default=True, metavar="CPUS[@PRICE]", help="A machine for the data group."
+)
+@click.option("--bandwidth", type=float, default=10.0, show_default=True, help="Between machines, in Gbit/s.")
+@click.option("--run", help="Run folder in which the diagnosis is recorded, for its page.")
+@click.argument("script")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def diagnose(
+    batches: int,
+    price: float | None,
+    larger: str | None,
+    host: str,
+    bandwidth: float,
+    run: str | None,
+    script: str,
+    args: tuple[str, ...],
+) -> None:
+    """Run SCRIPT with ARGS for some steps, and say whether loading its batches elsewhere pays."""
+    from .diagnosis.script import diagnose_script  # imports torch, which launch does not need
+
+    machine = None if larger is None else _machine("--larger", larger)
+    if machine is not None and machine[1] is None:
+        raise _wrong_machine("--larger", str(larger))
+    result = diagnose_script(
+        script,
+        args,
+        batches=batches,
+        price=price,
+        larger=None if machine is None else (machine[0], float(machine[1] or 0)),
+        host=_machine("--host", host),
+        bandwidth=bandwidth,
+        run=run,
+    )
+    click.echo(result)
+
+
+def _machine(option: str, value: str) -> tuple[int, float | None]:
+    processors, at, price = value.partition("@")
+    try:
+        return int(processors), float(price) if at else None
+    except ValueError:
+        raise _wrong_machine(option, value) from None
+
+
+def _wrong_machine(option: str, value: str) -> InputError:
+    return InputError(
+        f"{option} {value}",
+        "CPUS@PRICE, a number of processors and a price for an hour",
+        "the name of a machine, or a missing price",
+        f"write for instance {option} 36@1.836",
+    )

@@ -44,6 +44,7 @@ RULE = Rule(
     detect,
     "warning",
     "set num_workers accordingly, with persistent_workers=True, and pin_memory=True for a device, or compute costly "
-    "transforms once and store their results",
+    "transforms once and store their results; `loopwise feed diagnose SCRIPT` measures how many workers fill the step, and "
+    "whether workers on other machines pay",
     source="profile",
 )

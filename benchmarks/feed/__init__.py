@@ -1,0 +1,1 @@
+"""Benchmarks of feed: the launcher, and the reference's proportions as a simulation."""

@@ -100,10 +100,10 @@ def _elsewhere(costs: Costs, setting: Setting, now: float, needed: int, head: st
         )
         return Verdict("link", text, needed, max(costs.predicted(needed, needed), transfer))
     hosts = max(1, math.ceil((costs.processors() - setting.processors) / setting.host[0]))
-    step, price = costs.predicted(needed, setting.processors + hosts * setting.host[0]), setting.host[1]
+    step, each = costs.predicted(needed, setting.processors + hosts * setting.host[0]), setting.host[1]
     told = ""
-    if setting.price is not None and price is not None:
-        told = _money(now, (setting.price,), step, (setting.price, *[price] * hosts))
+    if setting.price is not None and each is not None:
+        told = _money(now, (setting.price,), step, (setting.price, *[each] * hosts))
     text = (
         f"{head} A data group of {hosts} machine{'s' if hosts > 1 else ''} with {setting.host[0]} processors takes the "
         f"step to {1e3 * step:.0f} ms, {now / step:.2f} times as fast: pass group='data' and num_workers={needed} to "

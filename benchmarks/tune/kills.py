@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from loopwise.programs.processes import identity
+
 from .. import harness
 from ..record import Row
 from .running import described
@@ -27,7 +29,7 @@ KILLS = 40
 KINDS = ("tuner", "supervisor", "program")
 PROGRAM = """
 for step in 1 2 3 4; do
-    sleep 0.1
+    sleep 0.2
     echo "loss=$1"
 done
 """
@@ -35,8 +37,6 @@ done
 
 def kills(seed: int) -> dict[str, float]:
     """Kill one process after the other, resume each time, and compare what is recorded with what was recorded before."""
-    from loopwise.programs.processes import identity
-
     draws, count = random.Random(seed), KILLS // 10 if QUICK else KILLS
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "train").write_text(PROGRAM)
@@ -91,25 +91,36 @@ def _compared(before: dict[int, Any], folder: str, found: Counter[str]) -> dict[
 
 
 def _kill(folder: Path, tuner: int, draws: random.Random) -> str:
-    """Wait until trials run, and kill one of the three kinds of processes; return which."""
-    running: list[int] = []
-    while not running and not _has_ended(tuner):
+    """Kill one of the three kinds of processes at a random moment after trials run; return which."""
+    kind, after = draws.choice(KINDS), draws.random() * 0.6
+    while not _running(folder) and not _has_ended(tuner):
         time.sleep(0.02)
-        paths = folder.glob("run/tune/trials/*/*/pid")
-        running = [
-            json.loads(path.read_text())["pid"] for path in paths if not (path.parent / "exit").exists()
-        ]
-    time.sleep(draws.random() * 0.6)
-    kind = draws.choice(["tuner", "tuner", "supervisor", "program"])
-    targets = [tuner]
-    if kind != "tuner" and running:
-        targets = [draws.choice(running)]
-        if kind == "program":
-            children = Path(f"/proc/{targets[0]}/task/{targets[0]}/children")
-            with contextlib.suppress(OSError):
-                targets = [int(pid) for pid in children.read_text().split()]
-    killed = [pid for pid in targets if _has_been_killed(pid)]
-    return kind if killed else "none"
+    time.sleep(after)
+    while not _has_ended(tuner):
+        supervisors = _running(folder)
+        if kind == "tuner":
+            targets = [tuner]
+        else:
+            targets = [draws.choice(supervisors)] if supervisors else []
+        if kind == "program" and targets:
+            targets = _children(targets[0])
+        if targets and all([_has_been_killed(pid) for pid in targets]):
+            return kind
+        time.sleep(0.01)
+    return "none"
+
+
+def _running(folder: Path) -> list[int]:
+    """Return the supervisors of the trials that run."""
+    paths = [path for path in folder.glob("run/tune/trials/*/*/pid") if not (path.parent / "exit").exists()]
+    known = [json.loads(path.read_text()) for path in paths]
+    return [process["pid"] for process in known if identity(process["pid"]) == process]
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
 def _has_ended(pid: int) -> bool:

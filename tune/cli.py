@@ -104,7 +104,7 @@ def try_log(job_file: str, log: str, sagemaker: bool, program: str | None) -> No
         matched = (line for line in hits if any(True for _ in pattern.values(line)))
         for line in reversed(list(itertools.islice(matched, EXAMPLES))):
             text = Text(f"  {line.decode()}")
-            for _, (start, stop) in pattern.values(line):
+            for start, stop in pattern.spans(line):
                 if start >= 0:  # the group took part
                     text.stylize("bold green", start + 2, stop + 2)
             console.print(text, soft_wrap=True)

@@ -112,7 +112,7 @@ class Reader:
     def _add(self, hits: Sequence[int], text: bytes, redrawn: bool) -> None:
         for hit in hits:
             curve = self.curves[self.names[hit]]
-            for captured, _ in self.patterns.patterns[hit].values(text):
+            for captured in self.patterns.patterns[hit].values(text):
                 value = number(captured) if captured is not None else None
                 if value is None:
                     curve.rejected += 1

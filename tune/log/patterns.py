@@ -64,16 +64,29 @@ class Pattern:
         """True if RE2 takes the expression."""
         return self._re2 is not None
 
-    def values(self, line: bytes) -> Iterator[tuple[str, tuple[int, int]]]:
-        """Yield the text of the group in every match of a line, and its span in characters."""
-        text = line.decode()
+    def values(self, line: bytes) -> Iterator[str | None]:
+        """Yield the text of the group in every match of a line; ``None``: the group took no part."""
+        if (
+            self._re2 is not None
+        ):  # bytes take half the time of a text, whose offsets would be counted in characters
+            for match in self._re2.finditer(line):
+                group = match.group(self.group)
+                yield None if group is None else group.decode(errors="replace")
+        else:
+            for match in self._matches(line.decode()):
+                yield match.group(self.group)
+
+    def spans(self, line: bytes) -> Iterator[tuple[int, int]]:
+        """Yield the place of the group in every match of a line, in characters; (-1, -1): the group took no part."""
+        for match in self._matches(line.decode()):
+            yield match.span(self.group)
+
+    def _matches(self, text: str) -> Iterator[Any]:
         if self._re2 is not None:
-            for match in self._re2.finditer(text):
-                yield match.group(self.group), match.span(self.group)
+            yield from self._re2.finditer(text)
         elif self._regex is not None and self.timeouts < TIMEOUTS:
             try:
-                for match in self._regex.finditer(text, timeout=TIMEOUT):
-                    yield match.group(self.group), match.span(self.group)
+                yield from self._regex.finditer(text, timeout=TIMEOUT)
             except TimeoutError:
                 self.timeouts += 1
                 if self.timeouts == TIMEOUTS:

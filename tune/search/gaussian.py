@@ -29,7 +29,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 START = 5
-"""Number of ended trials before the model proposes values; ``benchmarks.tune.choice`` chose it."""
+"""Number of ended trials before the model proposes values; ``benchmarks.tune.choice`` compares it with Optuna's ten."""
 TRIALS = 100
 """Number of ended trials up to which the model is used: its time for a trial, 0.4 s then, grows with their cube."""
 PARAMETERS = 10
@@ -57,7 +57,8 @@ def compressed(values: Sequence[float]) -> np.ndarray:
 
 def start_point(distributions: Mapping[str, BaseDistribution], seed: int, number: int) -> dict[str, Any]:
     """Return point ``number`` of the Sobol sequence that ``seed`` scrambles: name -> value."""
-    sequence = torch.quasirandom.SobolEngine(len(distributions), scramble=True, seed=seed % 2**63)
+    engine: Any = torch.quasirandom.SobolEngine  # without types
+    sequence = engine(len(distributions), scramble=True, seed=seed % 2**63)
     shares = sequence.fast_forward(number).draw(1, dtype=torch.float64)[0].tolist()
     return {
         name: _placed(distribution, share)

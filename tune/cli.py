@@ -197,7 +197,10 @@ def logs(folder: str, trial: int, follow: bool, stderr: bool) -> None:
         return  # it has not begun
     with open(path, "rb") as file:
         while True:
-            over = not follow or (attempt / "exit").exists()  # asked before reading
+            repeated = (
+                attempts / str(numbers[-1] + 1)
+            ).exists()  # an attempt whose node has died leaves no exit
+            over = not follow or repeated or (attempt / "exit").exists()  # asked before reading
             while data := file.read(2**20):
                 click.echo(data, nl=False)
             if over:

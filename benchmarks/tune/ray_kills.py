@@ -34,7 +34,7 @@ SETTINGS = {
 """Settings by which a dead node is noticed in seconds; Ray's own take about 15."""
 MEMORY = 80_000_000
 PROGRAM = """
-echo $$ > "$2/pids/$LOOPWISE_TRIAL-$$"
+echo $$ > "$2/pids/$(basename "$(dirname "$LOOPWISE_PARAMETERS")")"
 for step in 1 2 3 4 5 6; do
     sleep 0.5
     echo "loss=$1"
@@ -60,20 +60,26 @@ def ray_kills(seed: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             tuner = _tuner(folder, cluster.address, trials)
-            kills = hit = 0
+            kills = hit = outlived = 0
             while kills < count and tuner.poll() is None:
                 busy = _wait_for_trials(Path(folder), tuner)
                 time.sleep(draws.random() * 3)
                 number = draws.randrange(NODES)
                 hit += nodes[number].node_id in busy
+                killed = nodes[number].node_id
                 cluster.remove_node(nodes[number], allow_graceful=False)
                 kills += 1
+                outlived += _outlived(Path(folder), killed)
                 nodes[number] = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
             if tuner.wait():
                 raise RuntimeError(f"the tuner ended with {tuner.returncode}")
         finally:
             cluster.shutdown()
-        return _counts(Path(folder), trials) | {"kills": kills, "of nodes with trials": hit}
+        return _counts(Path(folder), trials) | {
+            "kills": kills,
+            "of nodes with trials": hit,
+            "outlived": outlived,
+        }
 
 
 def _tuner(folder: str, address: str, trials: int) -> subprocess.Popen[bytes]:
@@ -100,6 +106,14 @@ def _wait_for_trials(folder: Path, tuner: subprocess.Popen[bytes]) -> set[str]:
             and not (path.parents[1] / str(int(path.parent.name) + 1)).exists()
         }
     return running
+
+
+def _outlived(folder: Path, node: str) -> int:
+    """Wait for two seconds, less than a trial takes, and count the programs that still run on a node that was killed."""
+    time.sleep(2)
+    places = [json.loads(path.read_text()) for path in folder.glob("run/tune/trials/*/*/place.json")]
+    pids = [folder / "pids" / Path(place["folder"]).name for place in places if place["node"] == node]
+    return sum(_runs(int(path.read_text())) for path in pids if path.exists())
 
 
 def _counts(folder: Path, trials: int) -> dict[str, Any]:
@@ -147,7 +161,8 @@ def rows(runs: harness.Runs) -> list[Row]:
     for quantity, name in (
         ("lost", "finished trials lost"),
         ("twice", "counted twice"),
-        ("orphans", "orphans"),
+        ("outlived", "programs that outlived their node by two seconds"),
+        ("orphans", "orphans at the end"),
     ):
         table.append(Row(f"kills: {name}", found[quantity], None, "", "", "ours <= 0"))
     return table

@@ -80,6 +80,14 @@ def test_logs(done):
     assert "a trial that was started" in call("logs", folder, 9, code=1)
 
 
+def test_the_log_of_an_attempt_that_was_lost_is_followed_to_its_end(tmp_path, monkeypatch):
+    attempts = tmp_path / "tune/trials/00000"
+    (attempts / "0").mkdir(parents=True)
+    (attempts / "0/stdout").write_text("step 0\n")
+    monkeypatch.setattr("time.sleep", lambda seconds: (attempts / "1").mkdir())
+    assert call("logs", tmp_path, 0, "-f") == "step 0\n"
+
+
 def test_a_folder_that_is_used_again(done):
     path, folder = done
     assert call("run", path, "--folder", folder, code=1) == (

@@ -1,5 +1,6 @@
 """Studies in PostgreSQL, and the dashboard of Optuna beside both storages."""
 
+import importlib.util
 import json
 import signal
 import socket
@@ -144,7 +145,8 @@ def test_a_study_that_was_removed(tmp_path):
 
 @pytest.mark.parametrize("kind", ["journal", pytest.param("database", marks=needs_server)])
 def test_the_dashboard_opens_the_study(kind, tmp_path, request):
-    pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is not installed")
+    if importlib.util.find_spec("optuna_dashboard") is None:
+        pytest.skip("optuna-dashboard is not installed")
     changes, place = {}, str(tmp_path / "run/tune/journal.log")
     if kind == "database":
         url = request.getfixturevalue("database").url

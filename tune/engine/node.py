@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -25,7 +26,8 @@ class Node:
     """Actor that owns the supervisor of one attempt.
 
     The supervisor holds the read end of a pipe and this process its write end: if this process is killed, the kernel closes
-    the pipe, and the supervisor ends the program and all of its processes.
+    the pipe, and the supervisor ends the program and all of its processes.  A second pipe in the other direction tells that
+    the supervisor has ended.  It is no child of this process, which kills its children when its node ends.
 
     Args:
         sources: path -> text of the supervisor's code.
@@ -57,15 +59,18 @@ class Node:
             with open(f"{self.folder}/{path}", "w") as file:
                 file.write(text)
         lifeline, self._lifeline = os.pipe()
-        self._supervisor = subprocess.Popen(
+        self._ended, end = os.pipe()
+        subprocess.run(
             [*PYTHON, f"{self.folder}/supervise.py", self.folder, str(lifeline)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            pass_fds=(lifeline,),
+            pass_fds=(lifeline, end),
+            check=True,
         )
         os.close(lifeline)
+        os.close(end)  # the supervisor has the only copy
         node = ray.get_runtime_context().get_node_id()
         self._place = {
             "node": node,
@@ -84,11 +89,15 @@ class Node:
             stop: end the program.
         """
         self._asked = time.monotonic()
-        alive = (
-            self._supervisor.poll() is None
-        )  # asked before reading, so that nothing is printed after the last look
-        if stop and alive and os.path.exists(f"{self.folder}/pid"):  # before, it does not listen yet
-            self._supervisor.send_signal(signal.SIGTERM)
+        alive = self._lives()  # asked before reading, so that nothing is printed after the last look
+        if stop and alive:
+            with (
+                contextlib.suppress(
+                    FileNotFoundError, ProcessLookupError
+                ),  # it does not listen yet, or has just ended
+                open(f"{self.folder}/pid") as file,
+            ):
+                os.kill(json.load(file)["pid"], signal.SIGTERM)
         answer: dict[str, Any] = {"data": {}, "place": self._place, "over": False, "ending": None}
         for stream, place in read.items():
             with contextlib.suppress(FileNotFoundError), open(f"{self.folder}/{stream}", "rb") as file:
@@ -101,6 +110,10 @@ class Node:
                 answer["ending"] = json.load(file)
         return answer
 
+    def _lives(self) -> bool:
+        """Return whether the supervisor runs, which holds the write end of a pipe."""
+        return not select.select([self._ended], [], [], 0)[0]
+
     def leave(self) -> None:
         """Remove the attempt's folder, and end this process; what the program left behind if its supervisor was killed, too."""
         import ray
@@ -110,7 +123,7 @@ class Node:
 
     def _end_if_forgotten(self) -> None:
         """End this process if the attempt has ended, and no tuner has asked for it for a day: it holds CPUs and GPUs."""
-        while self._supervisor.poll() is None or time.monotonic() - self._asked < KEPT:
+        while self._lives() or time.monotonic() - self._asked < KEPT:
             time.sleep(60)
         shutil.rmtree(self.folder, ignore_errors=True)
         os._exit(0)

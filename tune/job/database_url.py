@@ -33,4 +33,6 @@ def database_url(text: str) -> URL:
 
 def without_password(text: str) -> str:
     """Return the URL of a database without its password."""
-    return database_url(text).set(password=None, query={}).render_as_string()
+    from sqlalchemy.util import immutabledict
+
+    return database_url(text)._replace(password=None, query=immutabledict()).render_as_string()

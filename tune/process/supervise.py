@@ -124,7 +124,13 @@ def abandoned(folder: str) -> bool:
 
 
 def main(folder: str, lifeline: int | None = None) -> None:
-    """Run the attempt in ``folder``, unless another supervisor runs it or a tuner has given it up."""
+    """Run the attempt in ``folder``, unless another supervisor runs it or a tuner has given it up.
+
+    With a lifeline the process that was started ends at once, and its child supervises: processes of Ray kill their children
+    when they end, and the lifeline is to end the whole tree.
+    """
+    if lifeline is not None and os.fork():
+        os._exit(0)
     with open(f"{folder}/lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a tuner holds it for a moment only
         if not any(os.path.exists(f"{folder}/{name}") for name in ("abandoned", "pid")):

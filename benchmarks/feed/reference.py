@@ -1,6 +1,6 @@
 """Simulation: with the reference's proportions, a data group makes a step as many times as fast as its authors publish.
 
-Workers sleep in place of decoding images, so two processors suffice for any number of them; times are a quarter of the
+Workers sleep in place of decoding images, so two processors suffice for any number of them; times are the
 reference's.  PyTorch: a batch takes 8 * 1193 ms in one of 8 workers.  32 workers of another machine, each 1.62 times as fast
 as one of those 8, take over.  Equally fast ones would give 4.0 times, not the published 6.48.  TensorFlow: 192 ms a step with
 the workers of 96 processors, and a step of 86 ms once 144 processors of the same speed (factor 1) are added: 2.23 times.  A
@@ -21,7 +21,6 @@ from ..record import Row
 
 CLAIM = "feed_reference"
 QUICK = False
-SCALE = 0.25
 FACTOR = 1.62
 """Work of a worker on the added machine, of that of a worker beside the accelerator."""
 REFERENCES = {
@@ -49,12 +48,12 @@ def step_time(workers: int, seconds: float, step: float) -> float:
     """Return the seconds of a step, after the batches that were fetched ahead."""
     from loopwise.feed import RemoteDataLoader
 
-    ahead, steps = 3 * workers, workers * (2 if QUICK else 5)
-    dataset = Sleeping(SCALE * seconds, ahead + steps)
+    ahead, steps = 2 * workers, workers * (1 if QUICK else 3)
+    dataset = Sleeping(seconds, ahead + steps)
     loader: Any = RemoteDataLoader(dataset, batch_size=None, num_workers=workers)
     start = 0.0
     for number, _ in enumerate(loader, 1):
-        time.sleep(SCALE * step)
+        time.sleep(step)
         if number == ahead:
             start = time.perf_counter()
     return (time.perf_counter() - start) / steps

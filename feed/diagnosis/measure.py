@@ -34,6 +34,15 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
+def queued() -> float:
+    """Return the seconds for which this thread was ready to run and had no processor, as far as the kernel tells."""
+    try:
+        with open("/proc/thread-self/schedstat") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
 def with_workers(loader: DataLoader[Any], workers: int) -> DataLoader[Any]:
     """Return a plain loader of the same batches with another number of workers."""
     given: dict[str, Any] = {"collate_fn": loader.collate_fn, "num_workers": workers}
@@ -53,7 +62,7 @@ def loading(loader: DataLoader[Any], count: int) -> tuple[list[tuple[float, floa
     """Load batches in this process as a worker would, with one thread; random states are restored.
 
     Returns:
-        Processor time and time of each batch but the first, in seconds; the last batch; the share of the time in
+        Processor time and time of each batch but the first, in seconds, without the time in which other programs ran; the last batch; the share of the time in
         functions that a GPU could do.
     """
     states, threads = random_state.get(), torch.get_num_threads()
@@ -62,7 +71,7 @@ def loading(loader: DataLoader[Any], count: int) -> tuple[list[tuple[float, floa
     try:
         iterator = iter(with_workers(loader, 0))
         for number in range(count + 2):
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, cpu, queue = time.perf_counter(), time.process_time(), queued()
             try:
                 if number == count + 1:  # the last one is slower by the profiler, and is not counted
                     profile.runcall(next, iterator)
@@ -70,7 +79,8 @@ def loading(loader: DataLoader[Any], count: int) -> tuple[list[tuple[float, floa
                 last = next(iterator)
             except StopIteration:
                 break
-            times.append((time.process_time() - cpu, time.perf_counter() - wall))
+            elsewhere = queued() - queue  # other programs had the processor: no property of the loader
+            times.append((time.process_time() - cpu, time.perf_counter() - wall - elsewhere))
     finally:
         torch.set_num_threads(threads)
         random_state.set(states)

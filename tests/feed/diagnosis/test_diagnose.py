@@ -157,3 +157,20 @@ def test_wrong_arguments_are_explained(given, expected):
     with pytest.raises(InputError) as error:
         diagnose(**given)
     assert str(error.value) == expected
+
+
+def test_time_in_which_other_programs_ran_is_no_waiting(monkeypatch):
+    taken = [0.0]
+
+    class Displaced(Waiting):
+        def __getitem__(self, index):
+            start = time.perf_counter()
+            time.sleep(0.05)
+            taken[0] += time.perf_counter() - start
+            return torch.rand(3)
+
+    monkeypatch.setattr(measure, "queued", lambda: taken[0])
+    times, data, _ = measure.loading(DataLoader(Displaced(), batch_size=4), 5)
+    assert measure.costs_of(times, data, 0.1).waiting < 0.1  # of at least 0.2 s
+    monkeypatch.undo()
+    assert measure.queued() >= 0.0

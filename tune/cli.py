@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,15 @@ from rich.text import Text
 from loopwise.cli import Commands
 from loopwise.errors import InputError, StateError
 
-from .job.files import job_of, read_job
+from .job.files import read_job
 from .job.job import Job
 from .log.curves import Reader
 from .log.hints import hint
 from .log.splitting import Lines
-from .sagemaker.request import read_request
+from .sagemaker.request import folder_of, read_request
+from .search.warm_start import comparable, inherited, stored_job
 from .table import live, number, trials_table
-from .trials import Trial, best_of, recorded
+from .trials import Trial, front_of, recorded
 from .tuner import Tuner
 
 REPORTED = "without a regex: printed by report()"
@@ -78,9 +80,10 @@ def try_log(job_file: str, log: str, sagemaker: bool, program: str | None) -> No
     splitter = Lines()
     lines = [line.text for line in (*splitter.feed(data), *splitter.rest())]
     patterns = dict(zip(reader.names, reader.patterns.patterns, strict=True))
+    goals = {goal.metric for goal in job.goals}
     for metric in job.metrics:
         curve, pattern = reader.curves[metric.name], patterns.get(metric.name)
-        objective = " (objective)" if metric.name == job.objective.metric else ""
+        objective = " (objective)" if metric.name in goals else ""
         console.print(Text(metric.name, "bold"), Text(objective), Text(f" {metric.regex or REPORTED}", "dim"))
         if pattern is not None and not pattern.bounded:
             console.print(
@@ -108,19 +111,22 @@ def try_log(job_file: str, log: str, sagemaker: bool, program: str | None) -> No
                 if start >= 0:  # the group took part
                     text.stylize("bold green", start + 2, stop + 2)
             console.print(text, soft_wrap=True)
-    if not reader.curves[job.objective.metric].count:
+    if not all(reader.curves[goal].count for goal in goals):
         sys.exit(1)
 
 
 @command.command("run")
 @click.argument("job_file")
-@click.option("--folder", help="Run folder; default: runs/ and the name of the job file.")
+@click.option(
+    "--folder", help="Run folder; default: runs/ and the name of the job file, or of the request's job."
+)
 @click.option("--resume", is_flag=True, help="Go on with the job in that folder.")
 @SAGEMAKER
 @PROGRAM
 def run_job(job_file: str, folder: str | None, resume: bool, sagemaker: bool, program: str | None) -> None:
     """Run the job of JOB_FILE.  Ctrl-C ends its trials and leaves a folder that --resume goes on with."""
-    folder = folder or f"runs/{Path(job_file).stem}"
+    named = folder_of(job_file) if sagemaker and folder is None else None
+    folder = folder or named or f"runs/{Path(job_file).stem}"
     _validate_free(folder, resume)
     console = Console()
     last = [0.0]
@@ -136,9 +142,9 @@ def run_job(job_file: str, folder: str | None, resume: bool, sagemaker: bool, pr
             best, interrupted = tuner.run(), False
         except KeyboardInterrupt:
             best, interrupted = tuner.best(), True
-    console.print(
-        trials_table(tuner.trials.values(), tuner.job.objective.metric, None if best is None else best.number)
-    )
+    names, front = [goal.metric for goal in tuner.job.goals], tuner.front()
+    parents = [trial for trial in front if trial.job]
+    console.print(trials_table([*parents, *tuner.trials.values()], names, front))
     if interrupted:
         given = [job_file, "--folder", folder, "--resume"]
         given += ["--sagemaker"] * sagemaker + (["--command", program] if program else [])
@@ -148,16 +154,17 @@ def run_job(job_file: str, folder: str | None, resume: bool, sagemaker: bool, pr
         raise click.ClickException(
             "no trial finished; the reasons are in the table, and in loopwise tune show"
         )
-    _print_best(best, tuner.job.objective.metric)
+    for trial in front:
+        _print_best(trial, names)
 
 
 @command.command("show")
 @click.argument("folder")
 def show_job(folder: str) -> None:
-    """List the ended trials of FOLDER, with the whole reasons of failures."""
-    job, trials = _job(folder), sorted(recorded(folder), key=lambda trial: trial.number)
-    best = best_of(trials, job.objective)
-    Console().print(trials_table(trials, job.objective.metric, None if best is None else best.number))
+    """List the ended trials of FOLDER, the best ones marked, with the whole reasons of failures."""
+    job, trials, front = _ended(folder)
+    parents = [trial for trial in front if trial.job]
+    Console().print(trials_table([*parents, *trials], [goal.metric for goal in job.goals], front))
     for trial in trials:
         if trial.state == "failed":
             click.echo(f"\ntrial {trial.number} failed: {trial.reason}")
@@ -166,14 +173,17 @@ def show_job(folder: str) -> None:
 @command.command("best")
 @click.argument("folder")
 def best_trial(folder: str) -> None:
-    """Print the best trial of FOLDER and its values, as JSON."""
-    job = _job(folder)
-    best = best_of(recorded(folder), job.objective)
-    if best is None:
+    """Print the best trial of FOLDER and its values, as JSON.
+
+    With several objectives, print a line for each trial of which no other one is better.
+    """
+    job, _, front = _ended(folder)
+    if not front:
         raise click.ClickException("no trial has finished")
-    click.echo(
-        json.dumps({"trial": best.number, job.objective.metric: best.objective, "values": best.values})
-    )
+    for trial in front:
+        goals = {goal.metric: trial.metrics[goal.metric] for goal in job.goals}
+        parent = {"job": trial.job} if trial.job else {}
+        click.echo(json.dumps({"trial": trial.number, **parent, **goals, "values": trial.values}))
 
 
 @command.command("logs")
@@ -212,17 +222,21 @@ def logs(folder: str, trial: int, follow: bool, stderr: bool) -> None:
 @click.argument("folder")
 @click.argument("file", type=click.Path(dir_okay=False))
 def export(folder: str, file: str) -> None:
-    """Write the ended trials of FOLDER to FILE, by its ending .csv or .json."""
+    """Write the ended trials of FOLDER, and those that it started from, to FILE, by its ending .csv or .json."""
+    _, trials, front = _ended(folder)
+    marked = {trial.name for trial in front}
     rows = [
         {
             "trial": t.number,
+            "job": t.job or folder,
             "state": t.state,
+            "best": t.name in marked,
             "objective": t.objective,
             "seconds": t.seconds,
             **t.values,
             **t.metrics,
         }
-        for t in sorted(recorded(folder), key=lambda trial: trial.number)
+        for t in [*inherited(folder), *trials]
     ]
     if file.endswith(".json"):
         Path(file).write_text(json.dumps(rows, indent=1))
@@ -258,18 +272,13 @@ def _validate_free(folder: str, resume: bool) -> None:
         )
 
 
-def _job(folder: str) -> Job:
-    path = Path(folder) / "tune" / "job.json"
-    if not path.exists():
-        raise InputError(
-            f"the folder {folder!r}, without a tuning job",
-            "the folder of loopwise tune run",
-            "a typo",
-            "check the path",
-        )
-    return job_of(json.loads(path.read_text())["job"], str(path))
+def _ended(folder: str) -> tuple[Job, list[Trial], list[Trial]]:
+    """Return the job of a folder, its ended trials, and the best ones of them and of its parents."""
+    job, trials = stored_job(folder), sorted(recorded(folder), key=lambda trial: trial.number)
+    return job, trials, front_of(comparable(job, trials, inherited(folder)), job.goals)
 
 
-def _print_best(best: Trial, objective: str) -> None:
+def _print_best(best: Trial, objectives: Sequence[str]) -> None:
+    goals = ", ".join(f"{name} {number(best.metrics[name])}" for name in objectives)
     values = ", ".join(f"{name}={value}" for name, value in best.values.items())
-    click.echo(f"best: trial {best.number}, {objective} {number(best.objective)}: {values}")
+    click.echo(f"best: trial {best.name}, {goals}: {values}")

@@ -28,6 +28,7 @@ class JobFolder:
     Attributes:
         path: the folder ``tune``.
         trials: the folder of the attempts of all trials.
+        is_new: it holds no job that goes on.
         cwd: the folder in which programs start: the present one, or that of the job that goes on.
         name: of the job's study and of its trials in shared storage and on a cluster.
 
@@ -44,6 +45,7 @@ class JobFolder:
         self._stored: dict[str, Any] | None = (
             json.loads(stored.read_text()) if resume and stored.exists() else None
         )
+        self.is_new = self._stored is None
         self.cwd: str = os.getcwd() if self._stored is None else self._stored["folder"]
         name = f"{path.absolute().name}-{os.urandom(4).hex()}"
         self.name: str = name if self._stored is None else self._stored["name"]

@@ -25,14 +25,14 @@ def invocation(job: Job, trial: Trial, folder: Path, cwd: str) -> Invocation:
     """
     variables = {
         "LOOPWISE_TRIAL": str(trial.number),
-        "LOOPWISE_OBJECTIVE_METRIC": job.objective.metric,
+        "LOOPWISE_OBJECTIVE_METRIC": "\n".join(goal.metric for goal in job.goals),
         "PYTHONUNBUFFERED": "1",
     }
     program, resources = arguments(job.command, trial.values), job.resources
     if job.container == "sagemaker":
         channels = {name: os.path.join(cwd, path) for name, path in job.channels.items()}
         script = script_of(job.command)
-        further, own = prepare(folder / "ml", trial.values, job.objective.metric, channels, script)
+        further, own = prepare(folder / "ml", trial.values, job.goals[0].metric, channels, script)
         if resources is not None:
             own["SM_NUM_CPUS"] = str(resources.cpu)
             if resources.gpu:

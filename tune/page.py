@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from loopwise.run import read
-from loopwise.sections import Block, plot, section, table, text
+from loopwise.sections import Block, choice, plot, section, table, text
+
+from .pareto import pareto_front
 
 CURVES = 200
 """Most trials whose curves are drawn: the last ones."""
+PAIRS = 6
+"""Most pairs of objectives that are drawn."""
 
 
 def sections(path: str, other: str | None = None) -> list[Block]:
-    """Return a section with the history of the objective, the curves of the trials, and a table.
+    """Return a section with the history of the objective or the Pareto front, the curves of the trials, and a table.
 
     Args:
         path: folder or URL of the run.
@@ -23,7 +29,11 @@ def sections(path: str, other: str | None = None) -> list[Block]:
     trials = sorted(records, key=lambda record: int(record["number"]))
     if not trials:
         return []
-    blocks = [_summary(records, torn), _history(records), _curves(trials), _slices(trials), _table(trials)]
+    parents, _ = read(path, "tune", "parents")
+    front = _front([*trials, *(parent for parent in parents if parent["compared"])])
+    overview = _history(records) if len(_goals(trials)) == 1 else _fronts(trials, front)
+    slices, rows = _slices(trials), _table([*(t for t in front if t["job"]), *trials], front)
+    blocks = [_summary(records, torn, front), overview, _curves(trials), slices, rows]
     return section("tune", "Tuning", 70, [block for block in blocks if block is not None])
 
 
@@ -32,16 +42,36 @@ def _value(record: dict[str, Any]) -> float | None:
     return float(objective) if objective is not None and math.isfinite(float(objective)) else None
 
 
-def _best(trials: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the best trial of those in the order in which they ended."""
-    return next((trial for trial in reversed(trials) if trial.get("best")), None)
+def _goals(trials: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the objectives and their goals."""
+    goals: dict[str, str] = trials[0]["goals"]
+    return goals
 
 
-def _summary(trials: list[dict[str, Any]], torn: int) -> Block:
+def _name(trial: dict[str, Any]) -> str:
+    return f"{trial['job']}:{trial['number']}" if trial["job"] else str(trial["number"])
+
+
+def _objectives(trial: dict[str, Any]) -> list[float]:
+    return [float(trial["metrics"][goal]) for goal in trial["goals"]]
+
+
+def _front(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the finished trials of which no other one is better."""
+    done = [t for t in trials if t["state"] == "finished" and _value(t) is not None]
+    done.sort(key=lambda trial: (bool(trial["job"]), trial["number"]))
+    signs = [1 if goal == "minimize" else -1 for goal in (_goals(done).values() if done else ())]
+    scores = [[s * v for s, v in zip(signs, _objectives(trial), strict=True)] for trial in done]
+    return [done[place] for place in pareto_front(scores)]
+
+
+def _summary(trials: list[dict[str, Any]], torn: int, front: list[dict[str, Any]]) -> Block:
     counts = {state: sum(t["state"] == state for t in trials) for state in ("finished", "stopped", "failed")}
     told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    best = _best(trials)
-    end = f" The best is trial {best['number']} with {_value(best):.5g}." if best is not None else ""
+    end = f" The best is trial {_name(front[0])} with {_value(front[0]):.5g}." if front else ""
+    if len(_goals(trials)) > 1:
+        names = ", ".join(_name(trial) for trial in front)
+        end = f" No other trial is better than {len(front)} of them: {names}." if front else ""
     return text(
         f"{len(trials)} trials: {told}.{end}" + (f" {torn} torn records are left out." if torn else "")
     )
@@ -75,6 +105,41 @@ def _history(trials: list[dict[str, Any]]) -> Block:
     ]
     layout = {"height": 280, "xaxis": {"title": {"text": "ended trials"}}, "showlegend": True}
     return plot("Objective", f"Objective of {len(done)} finished trials, and the best so far", traces, layout)
+
+
+def _fronts(trials: list[dict[str, Any]], front: list[dict[str, Any]]) -> Block:
+    """Return the finished trials by two objectives, and the Pareto front; a menu of pairs if there are more than two."""
+    names = list(_goals(trials))
+    done = [t for t in trials if t["state"] == "finished" and _value(t) is not None]
+    pairs = list(itertools.combinations(range(len(names)), 2))[:PAIRS]
+    plots = [_pair(done, front, names, first, second) for first, second in pairs]
+    return plots[0] if len(plots) == 1 else choice("Pareto front", "objectives", plots)
+
+
+def _pair(
+    done: list[dict[str, Any]], front: list[dict[str, Any]], names: list[str], first: int, second: int
+) -> Block:
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": label,
+            "marker": {"size": size},
+            "x": [_objectives(trial)[first] for trial in shown],
+            "y": [_objectives(trial)[second] for trial in shown],
+            "text": [f"trial {_name(trial)}" for trial in shown],
+        }
+        for label, shown, size in (("trial", done, 6), ("Pareto front", front, 10))
+    ]
+    layout = {
+        "height": 320,
+        "xaxis": {"title": {"text": names[first]}},
+        "yaxis": {"title": {"text": names[second]}},
+        "showlegend": True,
+    }
+    described = f"{names[first]} and {names[second]} of {len(done)} finished trials, {len(front)} of them in the Pareto front"
+    title = "Pareto front" if len(names) == 2 else f"{names[first]} and {names[second]}"
+    return plot(title, described, traces, layout)
 
 
 def _curves(trials: list[dict[str, Any]]) -> Block | None:
@@ -112,8 +177,11 @@ def _slices(trials: list[dict[str, Any]]) -> Block | None:
     if not names:
         return None
     dimensions = [_dimension(name, [trial["values"][name] for trial in done]) for name in names]
+    goals = list(_goals(done))
     objective = [_value(trial) for trial in done]
-    dimensions.append({"label": "objective", "values": objective})
+    for place, name in enumerate(goals):
+        label = name if len(goals) > 1 else "objective"
+        dimensions.append({"label": label, "values": [_objectives(trial)[place] for trial in done]})
     trace = {"type": "parcoords", "dimensions": dimensions, "line": {"color": objective, "showscale": True}}
     return plot("Values", f"Values and objective of {len(done)} finished trials", [trace], {"height": 340})
 
@@ -128,14 +196,16 @@ def _dimension(name: str, values: list[Any]) -> dict[str, Any]:
     return {"label": name, "values": places, "tickvals": list(range(len(texts))), "ticktext": texts}
 
 
-def _table(trials: list[dict[str, Any]]) -> Block:
+def _table(trials: list[dict[str, Any]], front: list[dict[str, Any]]) -> Block:
+    goals, marked = list(_goals(trials)), {_name(trial) for trial in front}
     names = list(dict.fromkeys(name for trial in trials for name in trial["values"]))
-    columns = ["trial", "state", "objective", *names, "seconds", "reason"]
+    objectives = ["objective"] if len(goals) == 1 else goals
+    columns = ["trial", "state", *objectives, *names, "seconds", "reason"]
     rows = [
         [
-            trial["number"],
+            _name(trial) + (" *" if _name(trial) in marked else ""),
             trial["state"],
-            "" if trial["objective"] is None else f"{float(trial['objective']):.5g}",
+            *(f"{float(v):.5g}" if (v := trial["metrics"].get(goal)) is not None else "" for goal in goals),
             *(str(trial["values"].get(name, "")) for name in names),
             f"{float(trial['seconds']):.0f}",
             trial["reason"].partition("\n")[0],

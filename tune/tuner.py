@@ -5,8 +5,10 @@ Files in the folder ``tune`` of a run:
 ``job.json``          the job, and the folder in which programs start
 ``journal.log``       Optuna's journal: which values were asked for, and what became of them; ``optuna-dashboard`` opens it; it is
                       missing if a database keeps the study
-``trials.rank0.<n>.jsonl``   one record for each ended trial, with the fields of ``loopwise.tune.Trial``, and ``best``: it was
-                      the best one so far
+``trials.rank0.<n>.jsonl``   one record for each ended trial, with the fields of ``loopwise.tune.Trial``, ``goals``: objective ->
+                      ``maximize`` or ``minimize``, and ``best``: no earlier one was better
+``parents.rank0.<n>.jsonl``  one record for each trial of a warm start's parents that had ended at the job's first start, in
+                      the same form; ``compared``: the best trial may be one of them
 ``trials/<number>/<attempt>``   one folder for each attempt; beside the files of its supervisor ``slots.json``, the CPUs and GPUs that
                       it uses, or ``place.json``, the node on which it runs
 ``tuner.lock``        locked while a tuner works in the folder
@@ -16,25 +18,28 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from loopwise.run import Run
+from loopwise.warnings import warn
 
 from .engine.engine import engine_of
 from .folder import JobFolder
 from .invocation import invocation
 from .job.job import Job
 from .process.attempt import Attempt
-from .search.stopping import averages, improves_no_more, is_worse
+from .search.completion import reason_to_end
+from .search.stopping import rule_of
 from .search.storage import close_storage, open_storage, storage_errors, validate_holds
 from .search.study import Study
-from .trials import Trial, best_of, explain, recorded
+from .search.warm_start import comparable, inherit, inherited
+from .trials import Trial, explain, front_of, record_of, recorded
 
 POLL = 0.1
 """Seconds between two looks at the running trials."""
-RECORDED = 10_000
+RECORDED = 20_000
 """Most reports of a trial that its record holds, and that later trials are compared with after a resumption."""
 LOST = 3
 """Number of attempts of a trial whose supervisor was killed before it is given up."""
@@ -63,6 +68,7 @@ class Tuner:
 
     Attributes:
         trials: number -> trial.
+        inherited: trials of the parents of a warm start.
 
     Raises:
         InputError: the folder holds another job, or the program cannot be executed.
@@ -80,14 +86,19 @@ class Tuner:
             undo.callback(self._engine.close)
             self._storage = open_storage(job.storage, self._files.path / "journal.log")
             undo.callback(close_storage, self._storage)
+            self.inherited = inherit(job, folder) if self._files.is_new else inherited(folder)
             self._run = Run(folder, resume=resume)
+            if self._files.is_new:
+                self._record_inherited()
             self._files.store(job)
-            self.study = Study(job, self._storage, "job" if job.storage is None else self._files.name)
+            name = "job" if job.storage is None else self._files.name
+            self.study = Study(job, self._storage, name, self.inherited)
             undo.pop_all()
         self.trials: dict[int, Trial] = {}
         self._running: dict[int, _Running] = {}
         self._waiting: list[Trial] = []
-        self._averages: list[Sequence[float]] = []
+        self._rule = rule_of(job)
+        self._finished: list[float] = []
         self.began = time.monotonic()
 
     def _attempt(self, number: int, attempt: int) -> Attempt:
@@ -106,6 +117,8 @@ class Tuner:
                 self._recall()
                 while not self._step():
                     time.sleep(POLL)
+            if unused := self._rule.unused():
+                warn(unused)
             state = "finished"
         except KeyboardInterrupt:
             self._interrupt()
@@ -118,8 +131,15 @@ class Tuner:
         return self.best()
 
     def best(self) -> Trial | None:
-        """Return the finished trial with the best objective."""
-        return best_of(self.trials.values(), self.job.objective)
+        """Return the finished trial with the best objective, the first one of ``front``; ``None``: no trial finished."""
+        return next(iter(self.front()), None)
+
+    def front(self) -> list[Trial]:
+        """Return the finished trials of which no other one is better: one, or with several objectives the Pareto front.
+
+        The trials of the parents of an identical warm start are among them.
+        """
+        return front_of(comparable(self.job, self.trials.values(), self.inherited), self.job.goals)
 
     def _step(self) -> bool:
         """Start, follow and end trials; return whether the job is over."""
@@ -143,8 +163,7 @@ class Tuner:
         return bool(self._waiting) or len(self.trials) < self.study.limit
 
     def _asked(self) -> Trial:
-        asked = self.study.ask()
-        return Trial(asked.number, self.study.values(asked))
+        return Trial(*self.study.ask())
 
     def _give_up_waiting(self) -> None:
         """Record trials that failed and are not repeated any more; those that were interrupted wait for a resumption."""
@@ -158,21 +177,10 @@ class Tuner:
 
     def _over(self) -> str:
         """Return why no further trial is to be started; empty: the job goes on."""
-        limits, maximize = self.job.limits, self.job.objective.goal == "maximize"
-        if limits.seconds is not None and time.monotonic() - self.began > limits.seconds:
+        seconds = self.job.limits.seconds
+        if seconds is not None and time.monotonic() - self.began > seconds:
             return "the time of the job is up"
-        if limits.target is None and limits.not_improving is None:
-            return ""
-        done = [
-            t.objective for t in self.trials.values() if t.state == "finished" and t.objective is not None
-        ]
-        if limits.target is not None and any(
-            v >= limits.target if maximize else v <= limits.target for v in done
-        ):
-            return "the target was reached"
-        if limits.not_improving is not None and improves_no_more(done, limits.not_improving, maximize):
-            return f"{limits.not_improving} trials did not improve the objective by 1 %"
-        return ""
+        return reason_to_end(self.job, self._finished)
 
     # -- one trial ------------------------------------------------------------------------------
 
@@ -199,7 +207,7 @@ class Tuner:
         """Read what a trial has printed, stop it if it is worse than the others, and end it if its program has ended."""
         alive = entry.attempt.alive()  # asked before reading, so that nothing is printed after the last look
         more = entry.attempt.follow()
-        curve = entry.attempt.reader.curves[self.job.objective.metric]
+        curve = entry.attempt.reader.curves[self.job.goals[0].metric]
         trial, known = entry.trial, entry.reports
         trial.seconds = entry.before + entry.attempt.seconds(alive)
         trial.reports, trial.objective, entry.reports = curve.reports, curve.value(), len(curve.reports)
@@ -207,16 +215,8 @@ class Tuner:
             self._end(entry)
         elif entry.stopping:
             entry.attempt.stop()  # a supervisor that has just started did not listen yet
-        elif len(trial.reports) > known and self._is_worse(trial):
-            self._stop(entry, "worse than the median of the finished trials")
-
-    def _is_worse(self, trial: Trial) -> bool:
-        maximize = self.job.objective.goal == "maximize"
-        return self.job.early_stopping == "auto" and is_worse(trial.reports, self._averages, maximize)
-
-    def _compare_with(self, trial: Trial) -> None:
-        if self.job.early_stopping == "auto":
-            self._averages.append(averages(trial.reports))
+        elif reason := self._rule.verdict(trial, known):
+            self._stop(entry, reason)
 
     def _end(self, entry: _Running) -> None:
         """Decide what became of an attempt, and record it or start the next one."""
@@ -224,7 +224,7 @@ class Tuner:
         self._engine.release(entry.attempt)
         trial, ending = entry.trial, entry.attempt.ending()
         curves = entry.attempt.drain()
-        curve = curves[self.job.objective.metric]
+        curve = curves[self.job.goals[0].metric]
         trial.reports, trial.objective = curve.reports, curve.value()
         trial.metrics = {
             name: value for name, other in curves.items() if (value := other.value()) is not None
@@ -232,7 +232,7 @@ class Tuner:
         del self._running[trial.number]
         if ending is not None and ending["reason"] == "ended" and ending["code"] == 0:
             entry.stopping, trial.reason = False, ""  # it was at its end before it could be stopped
-        failure = explain(self.job, entry.attempt, ending, curve, entry.stopping)
+        failure = explain(self.job, entry.attempt, ending, curves, entry.stopping)
         if failure and not entry.stopping and self._may_repeat(trial, ending is None):
             trial.reason = failure
             self._waiting.append(trial)
@@ -241,7 +241,10 @@ class Tuner:
         if late and not trial.reason:
             limit = self.job.limits.trial_seconds  # a resumed job may have another one, or none
             trial.reason = f"more than {limit:g} seconds" if limit else "more than the seconds of a trial"
-        trial.state = "failed" if failure else "stopped" if entry.stopping or late else "finished"
+        early = entry.stopping and not self._rule.uses_all(trial)
+        if entry.stopping and not early:
+            trial.reason = self._rule.verdict(trial, len(trial.reports))
+        trial.state = "failed" if failure else "stopped" if early else "finished"
         trial.reason = failure or trial.reason
         self._record(trial)
 
@@ -255,14 +258,28 @@ class Tuner:
 
     def _record(self, trial: Trial) -> None:
         """Tell the study, and the run folder, what became of a trial."""
-        value = None if trial.state == "failed" else trial.objective
-        if trial.state == "finished":
-            self._compare_with(trial)
-        record = {name: getattr(trial, name) for name in Trial.__slots__}
-        record["reports"] = list(trial.reports[:RECORDED])
-        record["best"] = self.best() is trial
+        self._count(trial)
+        best = any(best is trial for best in self.front())
+        record = record_of(trial, self.job.goals, RECORDED) | {"best": best}
         self._run.append("tune", "trials", record)
-        self.study.tell(trial.number, trial.reports, value, trial.state == "stopped")
+        self._tell(trial)
+
+    def _record_inherited(self) -> None:
+        """Write the trials of the parents into the run folder, from which a resumed job takes them."""
+        compared = {trial.name for trial in comparable(self.job, [], self.inherited)}
+        for trial in self.inherited:
+            record = record_of(trial, self.job.goals, 1) | {"compared": trial.name in compared}
+            self._run.append("tune", "parents", record)
+
+    def _count(self, trial: Trial) -> None:
+        """Let later decisions use a trial that has ended."""
+        self._rule.ended(trial)
+        if trial.state == "finished" and trial.objective is not None:
+            self._finished.append(trial.objective)
+
+    def _tell(self, trial: Trial) -> None:
+        values = None if trial.state == "failed" else trial.objectives(self.job.goals)
+        self.study.tell(trial.number, len(trial.reports), values, trial.state == "stopped")
 
     # -- after a kill ---------------------------------------------------------------------------
 
@@ -272,15 +289,13 @@ class Tuner:
         validate_holds(self.study.trials(), (trial.number for trial in known))
         for trial in known:
             self.trials[trial.number] = trial
-            if trial.state == "finished":
-                self._compare_with(trial)
-        for frozen in self.study.running():
-            before = self.trials.get(frozen.number)
+            self._count(trial)
+        for number, values in list(self.study.running()):
+            before = self.trials.get(number)
             if before is not None:  # recorded, and killed before the study was told
-                value = None if before.state == "failed" else before.objective
-                self.study.tell(frozen.number, before.reports, value, before.state == "stopped")
+                self._tell(before)
                 continue
-            self._take_over(Trial(frozen.number, self.study.values(frozen)))
+            self._take_over(Trial(number, values))
 
     def _take_over(self, trial: Trial) -> None:
         done = self._files.attempts(trial.number)

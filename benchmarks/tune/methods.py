@@ -32,9 +32,9 @@ def ours(function: Function, trials: int, seed: int, **options: Any) -> float:
     with tempfile.TemporaryDirectory() as folder:
         study = Study(job_of(description | options, "job"), open_storage(None, Path(folder, "journal.log")))
         for _ in range(trials):
-            trial = study.ask()
-            value = function.call(study.values(trial))
-            study.tell(trial.number, [value], value, False)
+            number, drawn = study.ask()
+            value = function.call(drawn)
+            study.tell(number, 1, [value], False)
             values.append(value)
     return min(values)
 

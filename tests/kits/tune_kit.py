@@ -1,9 +1,14 @@
 """Jobs and programs that the tests of tuning share."""
 
+import copy
+import json
 import sys
 import textwrap
 import time
 
+from click.testing import CliRunner
+
+from loopwise.cli import main
 from loopwise.programs.processes import identity
 from loopwise.tune import job_of
 
@@ -57,3 +62,56 @@ def wait_for(condition):
 
 def alive(pid):
     return identity(pid) is not None
+
+
+REQUEST = {
+    "HyperParameterTuningJobName": "digits",
+    "HyperParameterTuningJobConfig": {
+        "Strategy": "Random",
+        "HyperParameterTuningJobObjective": {"Type": "Minimize", "MetricName": "validation:loss"},
+        "ResourceLimits": {
+            "MaxNumberOfTrainingJobs": 3,
+            "MaxParallelTrainingJobs": 2,
+            "MaxRuntimeInSeconds": 3600,
+        },
+        "ParameterRanges": {
+            "ContinuousParameterRanges": [
+                {"Name": "lr", "MinValue": "1e-5", "MaxValue": "0.1", "ScalingType": "Logarithmic"}
+            ],
+            "IntegerParameterRanges": [{"Name": "depth", "MinValue": "1", "MaxValue": "4"}],
+            "CategoricalParameterRanges": [{"Name": "kind", "Values": ["a", "10"]}],
+        },
+        "TrainingJobEarlyStoppingType": "Auto",
+        "TuningJobCompletionCriteria": {
+            "TargetObjectiveMetricValue": 0.001,
+            "BestObjectiveNotImproving": {"MaxNumberOfTrainingJobsNotImproving": 5},
+        },
+        "RandomSeed": 7,
+    },
+    "TrainingJobDefinition": {
+        "StaticHyperParameters": {"epochs": "3", "sagemaker_program": '"train.py"'},
+        "AlgorithmSpecification": {
+            "TrainingInputMode": "File",
+            "MetricDefinitions": [{"Name": "validation:loss", "Regex": "Loss = (.*?);"}],
+        },
+        "StoppingCondition": {"MaxRuntimeInSeconds": 600},
+        "RetryStrategy": {"MaximumRetryAttempts": 2},
+        "Environment": {"SM_LOG_LEVEL": "10", "TEMPLATE": "{lr} {other}"},
+        "RoleArn": "arn:aws:iam::1:role/x",
+    },
+}
+
+
+def request_file(tmp_path, change=lambda request: None):
+    request = copy.deepcopy(REQUEST)
+    change(request)
+    path = tmp_path / "request.json"
+    path.write_text(json.dumps(request))
+    return str(path)
+
+
+def call(*arguments, code=0):
+    """Call ``loopwise tune`` and return its output."""
+    result = CliRunner().invoke(main, ["tune", *map(str, arguments)], env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output
+    return result.output

@@ -10,22 +10,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner
 from rich.console import Console
-from tune_kit import described, job, program
+from tune_kit import call, described, job, program
 
-from loopwise.cli import main
 from loopwise.report import report
-from loopwise.tune import run
+from loopwise.tune import Objective, run
 from loopwise.tune.page import sections
 from loopwise.tune.table import live, trials_table
-from loopwise.tune.trials import Trial
-
-
-def call(*arguments, code=0):
-    result = CliRunner().invoke(main, ["tune", *map(str, arguments)], env={"COLUMNS": "200"})
-    assert result.exit_code == code, result.output
-    return result.output
+from loopwise.tune.trials import Trial, record_of
 
 
 def write_job(folder, content):
@@ -164,8 +156,10 @@ def test_the_best_trial_of_the_page_is_the_last_one_that_was_best_when_it_ended(
 
     with Run(str(tmp_path / "run")) as opened:
         for number, value in ((1, 0.5), (0, 0.25)):  # trial 1 ended first
-            trial = Trial(number, {"x": value}, "finished", objective=value, reports=[value])
-            record = {name: getattr(trial, name) for name in Trial.__slots__} | {"best": True}
+            trial = Trial(
+                number, {"x": value}, "finished", objective=value, reports=[value], metrics={"loss": value}
+            )
+            record = record_of(trial, [Objective(metric="loss", goal="minimize")], 10) | {"best": True}
             opened.append("tune", "trials", record)
     text = json.dumps(sections(str(tmp_path / "run")))
     assert "The best is trial 0 with 0.25" in text
@@ -175,7 +169,7 @@ def test_the_best_trial_of_the_page_is_the_last_one_that_was_best_when_it_ended(
 def test_texts_of_the_user_are_no_markup():
     trial = Trial(0, {"[b]": "[/x]"}, "finished", objective=1.0)
     output = io.StringIO()
-    Console(file=output, width=100).print(trials_table([trial], "[loss]"))
+    Console(file=output, width=100).print(trials_table([trial], ["[loss]"]))
     for expected in ("[b]", "[/x]", "[loss]"):
         assert expected in output.getvalue()
 
@@ -210,7 +204,6 @@ def test_an_extra_that_is_not_installed_is_named():
     code = """
 import sys
 sys.modules["pydantic"] = None
-from loopwise.cli import main
 main(["tune", "--help"])
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

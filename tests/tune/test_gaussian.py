@@ -39,9 +39,9 @@ def job(**changes):
 def searched(study, trials, function):
     values = []
     for _ in range(trials):
-        trial = study.ask()
-        values.append(study.values(trial)["x"])
-        study.tell(trial.number, [], function(values[-1]), False)
+        number, drawn = study.ask()
+        values.append(drawn["x"])
+        study.tell(number, 0, [function(values[-1])], False)
     return values
 
 
@@ -94,7 +94,7 @@ def test_a_parabola_is_found_and_a_resumed_search_is_the_same(tmp_path, goal):
 def test_trials_that_run_are_not_proposed_again(tmp_path):
     study = Study(job(), open_storage(None, tmp_path / "journal"))
     searched(study, START, lambda x: x * x)
-    running = [study.values(study.ask())["x"] for _ in range(4)]
+    running = [study.ask()[1]["x"] for _ in range(4)]
     assert min(abs(a - b) for i, a in enumerate(running) for b in running[:i]) > 0.01
 
 
@@ -114,6 +114,8 @@ def test_a_stopped_trial_counts_as_not_better_than_the_median():
 def test_tpe_takes_over(monkeypatch):
     assert isinstance(sampler_of("bayesian", 0, 0, SPACE, 0), GaussianSampler)
     assert isinstance(sampler_of("bayesian", 0, 500, SPACE, gaussian.TRIALS + 1), TPESampler)
+    assert isinstance(sampler_of("hyperband", 0, 0, SPACE, 0), TPESampler)
+    assert isinstance(sampler_of("bayesian", 0, 0, SPACE, 0, objectives=2), TPESampler)
     many = {f"x{number}": FloatDistribution(0, 1) for number in range(gaussian.PARAMETERS + 1)}
     assert isinstance(sampler_of("bayesian", 0, 0, many, 0), TPESampler)
     monkeypatch.setattr(gaussian, "find_spec", lambda name: None)
@@ -129,6 +131,6 @@ def test_one_value_and_failed_trials(tmp_path):
     )
     study = Study(described, open_storage(None, tmp_path / "journal"))
     for number in range(START + 3):
-        trial = study.ask()
-        assert study.values(trial)["only"] == "a"
-        study.tell(trial.number, [], None if number == 1 else study.values(trial)["x"] ** 2, False)
+        _, values = study.ask()
+        assert values["only"] == "a"
+        study.tell(number, 0, None if number == 1 else [values["x"] ** 2], False)

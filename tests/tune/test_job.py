@@ -75,7 +75,7 @@ def wrong(**changes):
         ({"limits__parallel": True}, "limits.parallel: Input should be a valid integer"),
         ({"limits__seconds": -1}, "limits.seconds: Input should be greater than 0"),
         ({"limits__not_improving": 2}, "limits.not_improving: Input should be greater than or equal to 3"),
-        ({"strategy": "genetic"}, "strategy: Input should be 'bayesian', 'random' or 'grid'"),
+        ({"strategy": "genetic"}, "strategy: Input should be 'bayesian', 'random', 'grid' or 'hyperband'"),
         ({"strategy": "grid"}, "strategy grid takes categorical parameters, and 'x' is a range"),
         ({"early_stopping": True}, "early_stopping: Input should be 'off' or 'auto'"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
@@ -90,8 +90,12 @@ def test_a_wrong_field_is_named(changes, message):
 
 def test_missing_fields_are_all_named():
     content = described("python train.py")
-    del content["objective"], content["command"]
-    with pytest.raises(InputError, match="command: Field required; objective: Field required"):
+    del content["limits"], content["command"]
+    with pytest.raises(InputError, match="command: Field required; limits: Field required"):
+        job_of(content, "job.yaml")
+    content = described("python train.py")
+    del content["objective"]
+    with pytest.raises(InputError, match=r"job\.yaml: job: either objective or objectives is needed"):
         job_of(content, "job.yaml")
 
 

@@ -142,7 +142,7 @@ def test_limits_of_time(tmp_path):
     text = "import time\nprint(' loss=2', flush=True)\ntime.sleep(1000)"
     run(job(program(tmp_path, text), limits={"trials": 2, "trial_seconds": 5}), str(tmp_path / "a"))
     first, _ = recorded(str(tmp_path / "a"))
-    assert (first.state, first.objective, first.reason) == ("stopped", 2.0, "more than 5 seconds")
+    assert (first.state, first.objective, first.reason) == ("finished", 2.0, "more than 5 seconds")
     run(job(program(tmp_path, text), limits={"trials": 2, "parallel": 1, "seconds": 5}), str(tmp_path / "b"))
     (only,) = recorded(str(tmp_path / "b"))
     assert (only.state, only.reason) == ("stopped", "the time of the job is up")

@@ -1,147 +1,23 @@
 """Scripts and job files that were written for SageMaker."""
 
-import copy
 import json
 import subprocess
 import sys
 
 import pytest
-from tune_kit import job, program
+from tune_kit import job, program, request_file
 
 from loopwise.errors import InputError
 from loopwise.programs.sagemaker import prepare
-from loopwise.tune import Categorical, Continuous, Integer, run
-from loopwise.tune.job.command import filled, literal, placeholders
+from loopwise.tune import run
+from loopwise.tune.job.command import filled, literal
 from loopwise.tune.sagemaker.request import read_request
 from loopwise.tune.trials import recorded
-
-REQUEST = {
-    "HyperParameterTuningJobName": "digits",
-    "HyperParameterTuningJobConfig": {
-        "Strategy": "Random",
-        "HyperParameterTuningJobObjective": {"Type": "Minimize", "MetricName": "validation:loss"},
-        "ResourceLimits": {
-            "MaxNumberOfTrainingJobs": 3,
-            "MaxParallelTrainingJobs": 2,
-            "MaxRuntimeInSeconds": 3600,
-        },
-        "ParameterRanges": {
-            "ContinuousParameterRanges": [
-                {"Name": "lr", "MinValue": "1e-5", "MaxValue": "0.1", "ScalingType": "Logarithmic"}
-            ],
-            "IntegerParameterRanges": [{"Name": "depth", "MinValue": "1", "MaxValue": "4"}],
-            "CategoricalParameterRanges": [{"Name": "kind", "Values": ["a", "10"]}],
-        },
-        "TrainingJobEarlyStoppingType": "Auto",
-        "TuningJobCompletionCriteria": {
-            "TargetObjectiveMetricValue": 0.001,
-            "BestObjectiveNotImproving": {"MaxNumberOfTrainingJobsNotImproving": 5},
-        },
-        "RandomSeed": 7,
-    },
-    "TrainingJobDefinition": {
-        "StaticHyperParameters": {"epochs": "3", "sagemaker_program": '"train.py"'},
-        "AlgorithmSpecification": {
-            "TrainingInputMode": "File",
-            "MetricDefinitions": [{"Name": "validation:loss", "Regex": "Loss = (.*?);"}],
-        },
-        "StoppingCondition": {"MaxRuntimeInSeconds": 600},
-        "RetryStrategy": {"MaximumRetryAttempts": 2},
-        "Environment": {"SM_LOG_LEVEL": "10", "TEMPLATE": "{lr} {other}"},
-        "RoleArn": "arn:aws:iam::1:role/x",
-    },
-}
-
-
-def request_file(tmp_path, change=lambda request: None):
-    request = copy.deepcopy(REQUEST)
-    change(request)
-    path = tmp_path / "request.json"
-    path.write_text(json.dumps(request))
-    return str(path)
-
-
-def test_a_request_is_read_as_it_is(tmp_path):
-    found = read_request(request_file(tmp_path))
-    assert found.command == "python train.py"
-    assert found.parameters == {
-        "lr": Continuous(low=1e-5, high=0.1, scale="log"),
-        "depth": Integer(low=1, high=4),
-        "kind": Categorical(values=("a", "10")),
-    }
-    assert found.static == {"epochs": 3, "sagemaker_program": "train.py"}
-    assert found.objective.goal == "minimize"
-    assert found.limits.model_dump() == {
-        "trials": 3, "parallel": 2, "seconds": 3600, "trial_seconds": 600, "retries": 2, "target": 0.001, "not_improving": 5,
-    }  # fmt: skip
-    assert (found.strategy, found.early_stopping, found.seed, found.container) == (
-        "random",
-        "auto",
-        7,
-        "sagemaker",
-    )
-    assert placeholders(found.environment["TEMPLATE"]) == set()
-    assert filled(found.environment["TEMPLATE"], {}) == "{lr} {other}"
 
 
 @pytest.mark.parametrize("text", ["{x}", "{{x}}", '{"a": {"b": 1}}', "{a b}", "{", "{x}{y} {{z}}"])
 def test_texts_without_placeholders(text):
     assert filled(literal(text), {}) == text
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda r: r.pop("TrainingJobDefinition"), "without TrainingJobDefinition"),
-        (lambda r: r.update(WarmStartConfig={}), "WarmStartConfig"),
-        (lambda r: r["HyperParameterTuningJobConfig"].update(Strategy="Hyperband"), "Strategy 'Hyperband'"),
-        (
-            lambda r: r["HyperParameterTuningJobConfig"].pop("HyperParameterTuningJobObjective"),
-            "JobObjective",
-        ),
-        (
-            lambda r: r["HyperParameterTuningJobConfig"]["HyperParameterTuningJobObjective"].update(
-                MetricName="accuracy"
-            ),
-            "the objective 'accuracy' is no metric; defined are 'validation:loss'",
-        ),
-        (
-            lambda r: r["TrainingJobDefinition"]["StaticHyperParameters"].pop("sagemaker_program"),
-            "pass --command",
-        ),
-        (lambda r: r["TrainingJobDefinition"].update(Environment=[]), "Environment of type list"),
-        (
-            lambda r: r["TrainingJobDefinition"].update(Environment={"A": 1}),
-            "the variable 'A' in Environment",
-        ),
-        (
-            lambda r: r["TrainingJobDefinition"].update(Environment={"A-B": "1"}),
-            "the variable 'A-B' in Environment",
-        ),
-        (
-            lambda r: r["TrainingJobDefinition"].update(Environment={"A": "x" * 513}),
-            "the variable 'A' in Environment",
-        ),
-        (
-            lambda r: r["TrainingJobDefinition"].update(Environment={f"A{i}": "" for i in range(49)}),
-            "49 variables in Environment",
-        ),
-        (
-            lambda r: r["TrainingJobDefinition"].update(
-                InputDataConfig=[
-                    {"ChannelName": "train", "DataSource": {"S3DataSource": {"S3Uri": "s3://a/b"}}}
-                ]
-            ),
-            "the channel 'train' at 's3://a/b'",
-        ),
-    ],
-)
-def test_what_a_request_cannot_ask_for(tmp_path, change, message):
-    with pytest.raises(InputError, match=message):
-        read_request(request_file(tmp_path, change))
-    (tmp_path / "request.json").write_text("[1]")
-    with pytest.raises(InputError, match="a JSON object"):
-        read_request(str(tmp_path / "request.json"))
 
 
 SCRIPT = """

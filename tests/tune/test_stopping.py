@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from loopwise.tune.search.stopping import averages, improves_no_more, is_worse
+from loopwise.tune.search.completion import improves_no_more
+from loopwise.tune.search.stopping import averages, is_worse
 
 FINISHED = [averages([value] * 6) for value in (4.0, 3.0, 2.0, 1.0, 2.5)]
 

@@ -16,8 +16,9 @@ from loopwise.extras import required
 from loopwise.programs import processes
 
 from ..job.command import placeholders
-from ..job.job import Cluster as Description
-from ..job.job import Job, Resources
+from ..job.job import Job
+from ..job.resources import Cluster as Description
+from ..job.resources import Resources
 from ..log.curves import Definition
 from ..process import supervise
 from ..process.attempt import Attempt, Invocation

@@ -16,7 +16,7 @@ import torch
 
 from loopwise.errors import InputError
 
-from ..job.job import Resources
+from ..job.resources import Resources
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 

@@ -106,13 +106,17 @@ def job_of(content: Any, place: str) -> Job:
     try:
         return Job.model_validate(content)
     except pydantic.ValidationError as error:
-        problems = list(dict.fromkeys(_problem(detail) for detail in error.errors()))
         raise InputError(
-            f"{place}: " + "; ".join(problems),
+            f"{place}: {problems_of(error)}",
             "the fields of a tuning job, each of its type",
             "a typo, or a value of another type",
             "correct the named places",
         ) from None
+
+
+def problems_of(error: pydantic.ValidationError) -> str:
+    """Return what is wrong, each with its place and what was seen."""
+    return "; ".join(dict.fromkeys(_problem(detail) for detail in error.errors()))
 
 
 _MESSAGES = {

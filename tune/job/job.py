@@ -2,112 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Annotated, Any, Literal, Self
 
-from loopwise.errors import InputError
 from loopwise.extras import required
 
-from ..log.patterns import Pattern
 from .command import misspelt, placeholders
+from .constraints import Constraint, validate_constraints
 from .database_url import database_url
+from .limits import Hyperband, Limits, WarmStart
+from .metrics import Metric, Objective
 from .parameters import Categorical, Parameter, Strict, Value
+from .resources import Cluster, Resources
 
 with required("pydantic", "tune", "tuning"):
     from pydantic import ConfigDict, Field, field_validator, model_validator
 
 VARIABLE = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
-
-
-class Metric(Strict):
-    """Number that the log tells.
-
-    Args:
-        name: 1 to 255 characters.
-        regex: 1 to 500 characters, in the syntax of Python's ``re``; its first group, or the one named ``value``, is the
-            number.  Without it, the program prints the metric by ``report``, or in that form.
-        value: which of the matches is the metric's value: the ``last``, the ``max`` or the ``min``.
-
-    Raises:
-        pydantic.ValidationError: an expression that is not valid, or without a group.
-    """
-
-    name: Annotated[str, Field(min_length=1, max_length=255)]
-    regex: Annotated[str, Field(min_length=1, max_length=500)] | None = None
-    value: Literal["last", "max", "min"] = "last"
-
-    @field_validator("regex")
-    @classmethod
-    def _compiles(cls, text: str | None) -> str | None:
-        try:
-            Pattern(text or "()")
-        except InputError as error:
-            seen, expected, _, fix = error.args
-            raise ValueError(f"{seen}; expected {expected}; {fix}") from None
-        return text
-
-
-class Objective(Strict):
-    """The metric to search by, and whether a larger or a smaller value of it is better."""
-
-    metric: str
-    goal: Literal["maximize", "minimize"]
-
-
-class Limits(Strict):
-    """Limits of a job.
-
-    Args:
-        trials: number of trials.
-        parallel: number of trials that run at the same time.
-        seconds: time of the whole job; trials that run then are stopped.
-        trial_seconds: time of one trial, which is stopped then.
-        retries: number of further attempts of a trial whose program fails.
-        target: value of the objective that is good enough.
-        not_improving: number of trials without an improvement by 1 % after which the job ends, at least 3.
-    """
-
-    trials: Annotated[int, Field(ge=1)]
-    parallel: Annotated[int, Field(ge=1)] = 1
-    seconds: Annotated[float, Field(gt=0, strict=False)] | None = None
-    trial_seconds: Annotated[float, Field(gt=0, strict=False)] | None = None
-    retries: Annotated[int, Field(ge=0, le=30)] = 0
-    target: Annotated[float, Field(strict=False)] | None = None
-    not_improving: Annotated[int, Field(ge=3)] | None = None
-
-
-class Resources(Strict):
-    """CPUs and GPUs that each trial has for itself.
-
-    Args:
-        cpu: number of CPUs.
-        gpu: number of GPUs: a whole number, or a share below 1 of one that trials share.
-
-    Raises:
-        pydantic.ValidationError: a number of GPUs above 1 that is not whole.
-    """
-
-    cpu: Annotated[int, Field(ge=1)] = 1
-    gpu: Annotated[float, Field(ge=0, strict=False)] = 0
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> Self:
-        if self.gpu > 1 and self.gpu != int(self.gpu):
-            raise ValueError(f"gpu must be a whole number or below 1, not {self.gpu:g}")
-        return self
-
-
-class Cluster(Strict):
-    """Ray cluster on which trials run.
-
-    Args:
-        address: ``host:port`` of its head node; ``auto``: the cluster that this machine belongs to.
-        working_dir: folder that Ray copies to every node, and in which programs start there; ``None``: programs start in the
-            present folder, which is on a file system that the nodes share.
-    """
-
-    address: Annotated[str, Field(pattern=r"^(auto|[^/\s]+:\d+)$")] = "auto"
-    working_dir: str | None = None
+Text = Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class Job(Strict):
@@ -120,9 +33,14 @@ class Job(Strict):
         static: name -> value that is the same for all trials.
         metrics: at most 40 definitions.
         objective: the metric to search by.
+        objectives: two or more of them in its place; the search is for trials of which no other one is better in all.
+        constraints: conditions between parameters that the values of every trial satisfy; see ``Constraint``.
         environment: name -> value of variables that every trial gets, which may contain ``{name}`` too.
         limits: when the job ends.
-        strategy: ``bayesian``, ``random``, or ``grid`` for categorical parameters.
+        strategy: ``bayesian``, ``random``, ``grid`` for categorical parameters, or ``hyperband``, which stops trials at
+            some numbers of reports.
+        hyperband: the resource of strategy ``hyperband``.
+        warm_start: jobs whose trials the search starts from.
         early_stopping: ``auto`` stops a trial whose objective is worse than the median of the running averages of the
             finished trials at the same report.
         seed: seed of the search.
@@ -142,10 +60,16 @@ class Job(Strict):
     parameters: Annotated[dict[str, Parameter], Field(min_length=1, max_length=30)]
     static: dict[str, Value] = Field(default_factory=dict)
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1, max_length=40, strict=False)]
-    objective: Objective
+    objective: Objective | None = None
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=2, max_length=40, strict=False)] | None = (
+        None
+    )
+    constraints: Annotated[tuple[Text, ...], Field(max_length=40, strict=False)] = ()
     environment: dict[str, str] = Field(default_factory=dict)
     limits: Limits
-    strategy: Literal["bayesian", "random", "grid"] = "bayesian"
+    strategy: Literal["bayesian", "random", "grid", "hyperband"] = "bayesian"
+    hyperband: Hyperband | None = None
+    warm_start: WarmStart | None = None
     early_stopping: Literal["off", "auto"] = "off"
     seed: Annotated[int, Field(ge=0)] = 0
     resources: Resources | None = None
@@ -169,10 +93,20 @@ class Job(Strict):
         names = [metric.name for metric in self.metrics]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two metrics are named {twice[0]!r}")
-        if self.objective.metric not in names:
+        if (self.objective is None) == (self.objectives is None):
             raise ValueError(
-                f"the objective {self.objective.metric!r} is no metric; defined are {', '.join(map(repr, names))}"
+                "either objective or objectives is needed"
+                if self.objective is None
+                else "objective and objectives exclude each other"
             )
+        goals = [goal.metric for goal in self.goals]
+        for goal in goals:
+            if goal not in names:
+                raise ValueError(
+                    f"the objective {goal!r} is no metric; defined are {', '.join(map(repr, names))}"
+                )
+            if goals.count(goal) > 1:
+                raise ValueError(f"the objective {goal!r} stands twice")
         if both := sorted(set(self.parameters) & set(self.static)):
             raise ValueError(f"{both[0]!r} is searched and static")
         known = {*self.parameters, *self.static}
@@ -192,11 +126,47 @@ class Job(Strict):
             raise ValueError("channels need container: sagemaker")
         if self.cluster and self.engine != "ray":
             raise ValueError("cluster needs engine: ray")
+        self._fits_strategy()
+        validate_constraints(self.conditions, self.parameters, self.static)
+        return self
+
+    def _fits_strategy(self) -> None:
+        """Raise an error unless the strategy, its options and the rules that end something early fit together."""
         if self.strategy == "grid":
             ranges = [name for name, part in self.parameters.items() if not isinstance(part, Categorical)]
             if ranges:
                 raise ValueError(f"strategy grid takes categorical parameters, and {ranges[0]!r} is a range")
-        return self
+        if self.strategy == "hyperband":
+            (self.hyperband or Hyperband()).largest(self.static)
+            if self.early_stopping != "off":
+                raise ValueError("strategy hyperband stops trials itself, and needs early_stopping: off")
+        elif self.hyperband is not None:
+            raise ValueError("the field hyperband needs strategy: hyperband")
+        if self.objectives is not None:
+            limits = ("target", "not_improving", "convergence")
+            single = [
+                f"limits.{name}"
+                for name in limits
+                if getattr(self.limits, name) is not (False if name == "convergence" else None)
+            ]
+            single += ["strategy: hyperband"] * (self.strategy == "hyperband")
+            single += ["early_stopping"] * (self.early_stopping != "off")
+            if single:
+                raise ValueError(f"{single[0]} compares trials by one objective, and the job has several")
+
+    @functools.cached_property
+    def goals(self) -> tuple[Objective, ...]:
+        """The objective, or all of them."""
+        return self.objectives or ((self.objective,) if self.objective else ())
+
+    @functools.cached_property
+    def conditions(self) -> tuple[Constraint, ...]:
+        """The constraints, parsed."""
+        return tuple(map(Constraint, self.constraints))
+
+    def admits(self, values: dict[str, Value]) -> bool:
+        """Return whether the values of a trial satisfy all constraints."""
+        return all(condition.holds(values) for condition in self.conditions)
 
     def values(self, stored: dict[str, Any]) -> dict[str, Value]:
         """Return all values that a trial's program gets, for what the study stores."""

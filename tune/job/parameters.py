@@ -64,6 +64,12 @@ class Continuous(Strict):
         """Return the parameter's value for what the study stores."""
         return min(max(1 - stored, self.low), self.high) if self.scale == "reverse_log" else float(stored)
 
+    def draw(self, uniform: float) -> Value:
+        """Return a value for a number in [0, 1), uniform on the scale."""
+        if self.scale == "reverse_log":
+            return 1 - _between(1 - self.high, 1 - self.low, True, uniform)
+        return _between(self.low, self.high, _logarithmic(self.low, self.high, self.scale), uniform)
+
     def stored(self, value: Any) -> Any:
         """Return what the study stores for a value."""
         return 1 - value if self.scale == "reverse_log" else float(value)
@@ -100,6 +106,11 @@ class Integer(Strict):
     def value(self, stored: Any) -> Value:
         """Return the parameter's value for what the study stores."""
         return int(stored)
+
+    def draw(self, uniform: float) -> Value:
+        """Return a value for a number in [0, 1), uniform on the scale."""
+        logarithmic = _logarithmic(self.low, self.high, self.scale)
+        return min(math.floor(_between(self.low, self.high + 1, logarithmic, uniform)), self.high)
 
     def stored(self, value: Any) -> Any:
         """Return what the study stores for a value."""
@@ -139,6 +150,10 @@ class Categorical(Strict):
         value: Value = json.loads(stored)
         return value
 
+    def draw(self, uniform: float) -> Value:
+        """Return a value for a number in [0, 1)."""
+        return self.values[int(uniform * len(self.values))]
+
     def stored(self, value: Any) -> Any:
         """Return what the study stores for a value."""
         return json.dumps(value)
@@ -160,6 +175,10 @@ def _validate_bounds(low: float, high: float, scale: str) -> None:
 
 def _logarithmic(low: float, high: float, scale: str) -> bool:
     return scale == "log" or (scale == "auto" and low > 0 and high / low >= WIDE)
+
+
+def _between(low: float, high: float, logarithmic: bool, uniform: float) -> float:
+    return low * (high / low) ** uniform if logarithmic else low + (high - low) * uniform
 
 
 def _is_number(value: Any) -> bool:

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from loopwise.errors import InputError
+from loopwise.extras import required
 
 from ..job.command import literal
-from ..job.files import job_of
-from ..job.job import VARIABLE, Job
+from ..job.files import job_of, problems_of
+from ..job.job import Job
+from .api import NOT_USED, Config, Definition, Ranges, Request, WarmStartConfig
+
+with required("pydantic", "tune", "tuning"):
+    import pydantic
 
 SCALES = {"Auto": "auto", "Linear": "linear", "Logarithmic": "log", "ReverseLogarithmic": "reverse_log"}
-STRATEGIES = {"Bayesian": "bayesian", "Random": "random", "Grid": "grid"}
-VARIABLES, LONGEST = 48, 512
-"""Most variables of ``Environment``, and most characters of a name or a value."""
-NOT_USED = (
-    "RoleArn",
-    "OutputDataConfig",
-    "ResourceConfig",
-    "VpcConfig",
-    "CheckpointConfig",
-    "HyperParameterTuningResourceConfig",
-)
+WARM_STARTS = {"IdenticalDataAndAlgorithm": "identical", "TransferLearning": "transfer"}
+PARAMETERS = 100
+"""Most hyperparameters, searched and static ones."""
 logger = logging.getLogger("loopwise.tune")
 
 
@@ -39,11 +37,33 @@ def read_request(path: str, command: str | None = None) -> Job:
     Raises:
         InputError: the file is missing or no JSON, a field is wrong, or it asks for what is not supported.
     """
+    return job_of(_description(_request(path), path, command), path)
+
+
+def folder_of(path: str) -> str | None:
+    """Return the run folder of a request by the name of its job; ``None``: it has none.
+
+    Raises:
+        InputError: as for ``read_request``.
+    """
+    name = _request(path).hyper_parameter_tuning_job_name
+    return None if name is None else f"runs/{name}"
+
+
+def _request(path: str) -> Request:
     try:
         with open(path, encoding="utf-8") as file:
-            request = json.load(file)
-        if not isinstance(request, dict):
+            content = json.load(file)
+        if not isinstance(content, dict):
             raise ValueError("no object at the top")
+        return Request.model_validate(content)
+    except pydantic.ValidationError as error:
+        raise InputError(
+            f"{path}: {problems_of(error)}",
+            "the fields of CreateHyperParameterTuningJob, by the limits of SageMaker's API",
+            "a typo, or another kind of request",
+            "correct the named places",
+        ) from None
     except (OSError, ValueError) as error:
         raise InputError(
             f"the request {path!r}: {error}",
@@ -51,24 +71,33 @@ def read_request(path: str, command: str | None = None) -> Job:
             "another file",
             "pass the body of CreateHyperParameterTuningJob",
         ) from None
-    return job_of(_description(request, path, command), path)
 
 
-def _description(request: Mapping[str, Any], path: str, command: str | None) -> dict[str, Any]:
-    for name in ("WarmStartConfig", "TrainingJobDefinitions", "Autotune"):
-        if name in request:
-            raise _unsupported(path, name)
-    config, definition = (
-        _part(request, path, "HyperParameterTuningJobConfig"),
-        _part(request, path, "TrainingJobDefinition"),
-    )
-    objective = config.get("HyperParameterTuningJobObjective") or definition.get("TuningObjective")
-    if not objective:
-        raise _missing(path, "HyperParameterTuningJobConfig.HyperParameterTuningJobObjective")
-    strategy = config.get("Strategy", "Bayesian")
-    if strategy not in STRATEGIES:
-        raise _unsupported(path, f"Strategy {strategy!r}")
-    static = {name: _value(text) for name, text in definition.get("StaticHyperParameters", {}).items()}
+def _description(request: Request, path: str, command: str | None) -> dict[str, Any]:
+    config, definition = request.hyper_parameter_tuning_job_config, request.definitions[0]
+    if len(request.definitions) > 1:
+        raise _unsupported(
+            path,
+            f"{len(request.definitions)} TrainingJobDefinitions",
+            "one algorithm to a job",
+            "write a request for each, and give the first one's job to the next by WarmStartConfig if it helps",
+        )
+    if request.autotune is not None:
+        raise _unsupported(
+            path,
+            "Autotune",
+            "ranges, objective and limits that are written out",
+            "give ParameterRanges, and leave Autotune out",
+        )
+    objective = config.hyper_parameter_tuning_job_objective or definition.tuning_objective
+    if objective is None:
+        raise InputError(
+            f"{path} without HyperParameterTuningJobConfig.HyperParameterTuningJobObjective",
+            "the metric to search by, with its Type",
+            "a job of a built-in algorithm, whose objective the service knows",
+            "name a metric of MetricDefinitions",
+        )
+    static = {name: _value(text) for name, text in definition.static_hyper_parameters.items()}
     static.pop("_tuning_objective_metric", None)
     program = static.get("sagemaker_program")
     if command is None and not program:
@@ -78,100 +107,134 @@ def _description(request: Mapping[str, Any], path: str, command: str | None) -> 
             "a job of a built-in algorithm or of an image",
             "pass --command 'python train.py'",
         )
-    unused = [name for name in NOT_USED if name in definition or name in request]
+    unused = [name for field, name in NOT_USED.items() if getattr(definition, field) is not None]
+    unused += ["Tags"] if request.tags else []
     if unused:
         logger.info("%s: %s have no meaning on this machine", path, ", ".join(unused))
-    ranges = config.get("ParameterRanges") or definition.get("HyperParameterRanges") or {}
+    parameters = _parameters(config.parameter_ranges or definition.hyper_parameter_ranges, path)
+    if len(parameters) + len(static) > PARAMETERS:
+        raise InputError(
+            f"{path}: {len(parameters) + len(static)} hyperparameters",
+            f"at most {PARAMETERS}, searched and static ones",
+            "SageMaker's limit",
+            "leave some out",
+        )
     return {
         "command": command or f"python {program}",
-        "parameters": _parameters(ranges),
+        "parameters": parameters,
         "static": static,
         "metrics": [
-            {"name": metric["Name"], "regex": metric["Regex"]}
-            for metric in definition.get("AlgorithmSpecification", {}).get("MetricDefinitions", [])
+            {"name": metric.name, "regex": metric.regex}
+            for metric in definition.algorithm_specification.metric_definitions
         ],
-        "objective": {"metric": objective.get("MetricName"), "goal": str(objective.get("Type", "")).lower()},
-        "environment": _environment(definition.get("Environment", {}), path),
-        "channels": _channels(definition.get("InputDataConfig", []), path),
-        "limits": _limits(config, definition, path),
-        "strategy": STRATEGIES[strategy],
-        "early_stopping": str(config.get("TrainingJobEarlyStoppingType", "Off")).lower(),
-        "seed": int(config.get("RandomSeed", 0)),
+        "objective": {"metric": objective.metric_name, "goal": objective.type.lower()},
+        "environment": {name: literal(value) for name, value in definition.environment.items()},
+        "channels": _channels(definition.input_data_config, path),
+        "limits": _limits(config, definition, parameters, path),
+        "early_stopping": config.training_job_early_stopping_type.lower(),
+        "seed": config.random_seed,
         "container": "sagemaker",
+        **_search(config, request.warm_start_config),
     }
 
 
-def _parameters(ranges: Mapping[str, Any]) -> dict[str, Any]:
+def _search(config: Config, warm_start: WarmStartConfig | None) -> dict[str, Any]:
+    """Return strategy, its resource and the parents."""
+    search: dict[str, Any] = {"strategy": config.strategy.lower()}
+    resource = config.strategy_config.hyperband_strategy_config
+    if resource is not None:
+        search["hyperband"] = resource.model_dump()
+    if warm_start is not None:
+        names = [p.hyper_parameter_tuning_job_name for p in warm_start.parent_hyper_parameter_tuning_jobs]
+        search["warm_start"] = {
+            "parents": [f"runs/{name}" for name in names],
+            "type": WARM_STARTS[warm_start.warm_start_type],
+        }
+    return search
+
+
+def _parameters(ranges: Ranges | None, path: str) -> dict[str, Any]:
+    if ranges is not None and ranges.auto_parameters:
+        raise _unsupported(
+            path, "AutoParameters", "ranges that are written out", "give bounds in place of ValueHint"
+        )
     parameters: dict[str, Any] = {}
-    for kind, convert in (("continuous", float), ("integer", int)):
-        for part in ranges.get(f"{kind.capitalize()}ParameterRanges", []):
-            scale = part.get("ScalingType", "Auto")
-            parameters[part["Name"]] = {
-                "type": kind,
-                "low": convert(part["MinValue"]),
-                "high": convert(part["MaxValue"]),
-                "scale": SCALES.get(scale, scale),
-            }
-    for part in ranges.get("CategoricalParameterRanges", []):
-        parameters[part["Name"]] = {"type": "categorical", "values": list(part["Values"])}
+    kinds = (
+        ()
+        if ranges is None
+        else (
+            ("continuous", float, ranges.continuous_parameter_ranges),
+            ("integer", int, ranges.integer_parameter_ranges),
+        )
+    )
+    for kind, convert, parts in kinds:
+        for part in parts:
+            try:
+                low, high = convert(part.min_value), convert(part.max_value)
+            except ValueError:
+                raise InputError(
+                    f"{path}: the range of {part.name!r} from {part.min_value!r} to {part.max_value!r}",
+                    f"{'numbers' if kind == 'continuous' else 'whole numbers'} as texts",
+                    "a typo, or another kind of range",
+                    "write for instance '0.1' into ContinuousParameterRanges",
+                ) from None
+            scale = SCALES[part.scaling_type]
+            _once(part.name, parameters, path)
+            parameters[part.name] = {"type": kind, "low": low, "high": high, "scale": scale}
+    for categories in () if ranges is None else ranges.categorical_parameter_ranges:
+        _once(categories.name, parameters, path)
+        parameters[categories.name] = {"type": "categorical", "values": list(categories.values)}
     return parameters
 
 
-def _limits(config: Mapping[str, Any], definition: Mapping[str, Any], path: str) -> dict[str, Any]:
-    own, criteria = config.get("ResourceLimits", {}), config.get("TuningJobCompletionCriteria", {})
-    if criteria.get("ConvergenceDetected", {}).get("CompleteOnConvergence") == "Enabled":
-        raise _unsupported(path, "TuningJobCompletionCriteria.ConvergenceDetected")
-    not_improving = criteria.get("BestObjectiveNotImproving", {}).get("MaxNumberOfTrainingJobsNotImproving")
+def _once(name: str, parameters: Mapping[str, Any], path: str) -> None:
+    if name in parameters:
+        raise InputError(f"{path}: two ranges of {name!r}", "one for each parameter", "a copy", "drop one")
+
+
+def _limits(
+    config: Config, definition: Definition, parameters: Mapping[str, Any], path: str
+) -> dict[str, Any]:
+    own, criteria = config.resource_limits, config.tuning_job_completion_criteria
+    trials = own.max_number_of_training_jobs
+    if config.strategy == "Grid":
+        points = math.prod(len(part.get("values", "")) for part in parameters.values())
+        if trials is not None and trials != points:
+            logger.info("%s: MaxNumberOfTrainingJobs is %d, and the grid has %d points", path, trials, points)
+        trials = trials or max(1, points)
+    if trials is None:
+        raise InputError(
+            f"{path} without ResourceLimits.MaxNumberOfTrainingJobs",
+            "the number of trials; only a grid has one of its own",
+            "a job that the service's quota ends",
+            "give a number, if need be a large one beside TuningJobCompletionCriteria",
+        )
+    retry = definition.retry_strategy
     limits = {
-        "trials": own.get("MaxNumberOfTrainingJobs"),
-        "parallel": own.get("MaxParallelTrainingJobs"),
-        "seconds": own.get("MaxRuntimeInSeconds"),
-        "trial_seconds": definition.get("StoppingCondition", {}).get("MaxRuntimeInSeconds"),
-        "retries": definition.get("RetryStrategy", {}).get("MaximumRetryAttempts"),
-        "target": criteria.get("TargetObjectiveMetricValue"),
-        "not_improving": not_improving,
+        "trials": trials,
+        "parallel": own.max_parallel_training_jobs,
+        "seconds": own.max_runtime_in_seconds,
+        "trial_seconds": definition.stopping_condition.max_runtime_in_seconds,
+        "retries": None if retry is None else retry.maximum_retry_attempts,
+        "target": criteria.target_objective_metric_value,
+        "not_improving": criteria.best_objective_not_improving.max_number_of_training_jobs_not_improving,
+        "convergence": criteria.convergence_detected.complete_on_convergence == "Enabled",
     }
     return {name: value for name, value in limits.items() if value is not None}
 
 
-def _environment(variables: Any, path: str) -> dict[str, str]:
-    """Return the variables after validating them by the API's limits."""
-    wrong = ""
-    if not isinstance(variables, dict):
-        wrong = f"Environment of type {type(variables).__name__}"
-    elif len(variables) > VARIABLES:
-        wrong = f"{len(variables)} variables in Environment"
-    else:
-        for name, value in variables.items():
-            if (
-                not isinstance(value, str)
-                or len(value) > LONGEST
-                or len(name) > LONGEST
-                or not VARIABLE.fullmatch(name)
-            ):
-                wrong = f"the variable {name!r} in Environment"
-    if wrong:
-        raise InputError(
-            f"{path}: {wrong}",
-            f"a map of at most {VARIABLES} names [a-zA-Z_][a-zA-Z0-9_]* to texts, each of at most {LONGEST} characters",
-            "a list, a number in place of a text, or a name with a dash",
-            "write for instance {'SM_LOG_LEVEL': '10'}",
-        )
-    return {name: literal(value) for name, value in variables.items()}
-
-
-def _channels(inputs: Any, path: str) -> dict[str, str]:
+def _channels(inputs: Iterable[Mapping[str, Any]], path: str) -> dict[str, str]:
     channels = {}
     for part in inputs:
-        source = part.get("DataSource", {})
-        place = source.get("S3DataSource", {}).get("S3Uri") or source.get("FileSystemDataSource", {}).get(
-            "DirectoryPath", ""
-        )
+        source = part.get("DataSource") or {}
+        place = (source.get("S3DataSource") or {}).get("S3Uri") or (
+            source.get("FileSystemDataSource") or {}
+        ).get("DirectoryPath", "")
         folder = place.removeprefix("file://")
-        if not os.path.isdir(folder):
+        if not os.path.isdir(folder) or "ChannelName" not in part:
             raise InputError(
                 f"{path}: the channel {part.get('ChannelName')!r} at {place!r}",
-                "a folder on this machine, such as file:///data/train",
+                "a name, and a folder on this machine, such as file:///data/train",
                 "data in the cloud",
                 "copy the data, and write the folder into the request",
             )
@@ -179,35 +242,16 @@ def _channels(inputs: Any, path: str) -> dict[str, str]:
     return channels
 
 
-def _value(text: Any) -> Any:
+def _value(text: str) -> Any:
     """Return the typed value of a hyperparameter's text."""
     try:
         value = json.loads(text)
-    except (TypeError, json.JSONDecodeError):
+    except json.JSONDecodeError:
         return text
     return value if isinstance(value, (str, int, float, bool)) else text
 
 
-def _part(request: Mapping[str, Any], path: str, name: str) -> Mapping[str, Any]:
-    part = request.get(name)
-    if not isinstance(part, dict):
-        raise _missing(path, name)
-    return part
-
-
-def _missing(path: str, name: str) -> InputError:
+def _unsupported(path: str, name: str, expected: str, fix: str) -> InputError:
     return InputError(
-        f"{path} without {name}",
-        f"{name}",
-        "another kind of request",
-        "pass the body of CreateHyperParameterTuningJob",
-    )
-
-
-def _unsupported(path: str, name: str) -> InputError:
-    return InputError(
-        f"{path}: {name}",
-        "a job with one definition, strategy Bayesian, Random or Grid, and no warm start",
-        "a feature of SageMaker that loopwise.tune does not have",
-        "leave it out",
+        f"{path}: {name}", expected, "a feature of SageMaker that loopwise.tune does not have", fix
     )

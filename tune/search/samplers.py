@@ -14,8 +14,18 @@ from optuna.trial import FrozenTrial
 from .gaussian import GaussianSampler, suits
 
 
+def seed_of(seed: int, number: int) -> int:
+    """Return the seed of one trial, by the job's seed and the trial's number in the study."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
 def sampler_of(
-    strategy: str, seed: int, number: int, distributions: Mapping[str, BaseDistribution], ended: int
+    strategy: str,
+    seed: int,
+    number: int,
+    distributions: Mapping[str, BaseDistribution],
+    ended: int,
+    objectives: int = 1,
 ) -> BaseSampler:
     """Return the sampler of one trial, seeded by the job's seed and the trial's number.
 
@@ -27,11 +37,13 @@ def sampler_of(
         number: number of the trial in the study.
         distributions: name -> distribution, of all parameters.
         ended: number of trials that have ended.
+        objectives: number of objectives; the Gaussian process has one.  Nor is it used for ``hyperband``, most of whose trials
+            are stopped, at different numbers of reports, which TPE takes into account.
     """
-    own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+    own = seed_of(seed, number)
     if strategy == "random":
         return RandomSampler(seed=own)
-    if suits(distributions, ended):
+    if strategy == "bayesian" and objectives == 1 and suits(distributions, ended):
         return GaussianSampler(distributions, seed, number, own)
     return TPESampler(seed=own)
 

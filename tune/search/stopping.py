@@ -1,4 +1,4 @@
-"""Decide which trials to stop early, and when a job has found enough."""
+"""Decide which trials to stop early, by the median of the finished ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import math
 import statistics
 from array import array
 from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from ..job.job import Job
+from ..trials import Trial
+from .hyperband import HyperbandRule
 
 LEAST = 4
 """Number of finished trials that must have reached a report before another one is compared with them."""
@@ -13,7 +18,6 @@ FIRST = 1
 """Number of reports of a trial that decide nothing.  On recorded trainings (``benchmarks.tune.stopping``, 40 searches from seed
 100) the first epoch's loss misled: without this number 61 % of the epochs are saved, and the best objective is worse by
 0.6 % on average and by 9 % at worst; with it 52 % are saved, and no search loses its best trial."""
-IMPROVEMENT = 0.01
 
 
 def averages(curve: Iterable[float]) -> array[float]:
@@ -48,10 +52,64 @@ def is_worse(curve: Sequence[float], finished: Iterable[Sequence[float]], maximi
     return curve[step] < median if maximize else curve[step] > median
 
 
-def improves_no_more(values: Sequence[float], trials: int, maximize: bool) -> bool:
-    """Return whether the last ``trials`` objectives improved on the best one before them by less than 1 %."""
-    if len(values) <= trials:
+class Rule(Protocol):
+    """Rule by which running trials are stopped."""
+
+    def verdict(self, trial: Trial, known: int) -> str:
+        """Return why a running trial with more than ``known`` reports is to be stopped; empty: it goes on."""
+
+    def uses_all(self, trial: Trial) -> bool:
+        """Return whether a trial that is stopped has used all of its resource, and counts as finished."""
+
+    def ended(self, trial: Trial) -> None:
+        """Compare later trials with one that has ended."""
+
+    def unused(self) -> str:
+        """Return why the rule could decide nothing so far; empty: it could."""
+
+
+class MedianRule:
+    """Rule of ``early_stopping: auto``."""
+
+    def __init__(self, maximize: bool) -> None:
+        self._maximize = maximize
+        self._averages: list[Sequence[float]] = []
+
+    def verdict(self, trial: Trial, known: int) -> str:
+        worse = len(trial.reports) > known and is_worse(trial.reports, self._averages, self._maximize)
+        return "worse than the median of the finished trials" if worse else ""
+
+    def uses_all(self, trial: Trial) -> bool:
         return False
-    sign = -1 if maximize else 1
-    before, after = min(sign * v for v in values[:-trials]), min(sign * v for v in values[-trials:])
-    return after > before - IMPROVEMENT * abs(before)
+
+    def ended(self, trial: Trial) -> None:
+        if trial.state == "finished":
+            self._averages.append(averages(trial.reports))
+
+    def unused(self) -> str:
+        return ""
+
+
+class NoRule:
+    """Rule that stops no trial."""
+
+    def verdict(self, trial: Trial, known: int) -> str:
+        return ""
+
+    def uses_all(self, trial: Trial) -> bool:
+        return False
+
+    def ended(self, trial: Trial) -> None:
+        pass
+
+    def unused(self) -> str:
+        return ""
+
+
+def rule_of(job: Job) -> Rule:
+    """Return the rule by which a job stops running trials."""
+    if job.strategy == "hyperband":
+        return HyperbandRule(job)
+    if job.early_stopping == "auto" and job.objective is not None:
+        return MedianRule(job.objective.goal == "maximize")
+    return NoRule()

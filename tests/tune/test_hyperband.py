@@ -1,0 +1,190 @@
+"""Hyperband: its rungs, brackets and decisions, and whole jobs, also when they are killed."""
+
+import json
+import statistics
+from collections import Counter
+
+import pytest
+from tune_kit import described, job, program
+
+from loopwise.errors import InputError
+from loopwise.tune import job_of, run
+from loopwise.tune.search.hyperband import HyperbandRule, bracket_of, goes_on, rungs_of
+from loopwise.tune.trials import Trial, recorded
+from loopwise.warnings import LoopwiseWarning
+
+CURVES = """
+import json, os, sys
+x, reports = float(sys.argv[1]), int(sys.argv[2])
+for step in range(1, reports + 1):
+    print(f" loss={x + 1 / step:.6f}", flush=True)
+    if os.environ.get("STEP"):  # wait for the tuner
+        import time
+        time.sleep(float(os.environ["STEP"]))
+"""
+
+
+def hyperband(command, resource=None, **changes):
+    return job(command, strategy="hyperband", hyperband=resource or {"max_resource": 27}, **changes)
+
+
+def test_rungs():
+    assert rungs_of(1, 27) == [1, 3, 9]
+    assert rungs_of(2, 27) == [2, 6, 18]
+    assert rungs_of(5, 5) == []
+    assert rungs_of(1, 20_000)[-1] == 3**9
+
+
+def test_brackets_have_the_shares_of_hyperband():
+    counts = Counter(bracket_of(0, number, 3) for number in range(2000))
+    shares = [27, 12, 6, 4]  # ceil((s_max + 1) / (s + 1) * 3 ** s) for s = 3, 2, 1, 0
+    for bracket, share in enumerate(shares):
+        assert counts[bracket] / 2000 == pytest.approx(share / sum(shares), abs=0.03)
+    assert [bracket_of(1, n, 3) for n in range(50)] != [bracket_of(0, n, 3) for n in range(50)]
+    assert {bracket_of(0, number, 0) for number in range(9)} == {0}
+
+
+@pytest.mark.parametrize(
+    ("value", "others", "expected"),
+    [
+        (9.0, [1.0], True),  # two decide nothing
+        (2.0, [1.0, 3.0], False),
+        (1.0, [1.0, 3.0], True),  # level with the best
+        (2.0, [1.0, 3.0, 4.0, 5.0, 6.0], True),  # second of six
+        (3.5, [1.0, 3.0, 4.0, 5.0, 6.0], False),
+        (float("nan"), [1.0, 3.0], False),
+        (float("nan"), [float("inf")] * 5, False),
+    ],
+)
+def test_the_best_third_goes_on(value, others, expected):
+    assert goes_on(value, others) is expected
+
+
+def trials_of_bracket(described_job, bracket, count):
+    rungs = len(rungs_of(1, 27))
+    numbers = (n for n in range(10_000) if bracket_of(described_job.seed, n, rungs) == bracket)
+    return [next(numbers) for _ in range(count)]
+
+
+@pytest.mark.parametrize("goal", ["minimize", "maximize"])
+def test_a_trial_is_compared_with_those_of_its_bracket(goal):
+    described_job = hyperband("python t.py {x}", objective={"metric": "loss", "goal": goal})
+    rule, sign = HyperbandRule(described_job), 1 if goal == "minimize" else -1
+    first, second, third = trials_of_bracket(described_job, 0, 3)
+    assert rule.verdict(Trial(first, {}, reports=[sign * 1.0]), 0) == ""
+    assert rule.verdict(Trial(second, {}, reports=[sign * 2.0]), 0) == ""
+    (other,) = trials_of_bracket(described_job, 1, 1)
+    assert rule.verdict(Trial(other, {}, reports=[sign * 9.0] * 3), 0) == ""
+    told = rule.verdict(Trial(third, {}, reports=[sign * 3.0]), 0)
+    assert told == "not among the best third of 3 trials of bracket 0 at report 1"
+    assert rule.verdict(Trial(third, {}, reports=[sign * 3.0, sign * 3.0]), 1) == ""  # no rung
+
+
+def test_the_same_trials_give_the_same_decisions_after_a_resumption():
+    described_job = hyperband("python t.py {x}")
+    numbers = trials_of_bracket(described_job, 0, 12)
+    curves = {n: [((n * 7) % 13) + 1 / step for step in range(1, 28)] for n in numbers}
+    rule, verdicts, ended = HyperbandRule(described_job), {}, []
+    for number in numbers:
+        again = HyperbandRule(described_job)  # as a tuner that was started anew
+        for trial in ended:
+            again.ended(trial)
+        for length in range(1, 28):
+            trial = Trial(number, {}, reports=curves[number][:length])
+            verdict = rule.verdict(trial, length - 1)
+            assert again.verdict(trial, length - 1) == verdict
+            if verdict:
+                break
+        verdicts[number] = length
+        rule.ended(trial)
+        ended.append(trial)
+    assert set(verdicts.values()) <= {1, 3, 9, 27}
+    assert statistics.mean(verdicts.values()) < 27 / 2
+
+
+def test_a_trial_that_goes_on_after_its_resource_has_finished():
+    described_job = hyperband("python t.py {x}")
+    rule = HyperbandRule(described_job)
+    trial = Trial(0, {}, reports=[1.0] * 27)
+    assert rule.verdict(trial, 26) == ""  # a program whose last report this is ends by itself
+    trial.reports = [1.0] * 28
+    assert rule.verdict(trial, 27) == "all of its resource is used: 27 reports"
+    assert rule.uses_all(trial)
+    inferred = HyperbandRule(job("python t.py {x}", strategy="hyperband", static={"epochs": 27}))
+    assert inferred.largest == 27
+    assert not inferred.uses_all(trial)
+
+
+def test_a_job_by_hyperband(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEP", "0.2")
+    command = program(tmp_path, CURVES) + " {x} 9"
+    resource = {"min_resource": 1, "max_resource": 9}
+    best = run(hyperband(command, resource, limits={"trials": 9, "parallel": 2}), str(tmp_path / "run"))
+    trials = recorded(str(tmp_path / "run"))
+    assert len(trials) == 9
+    states = Counter(trial.state for trial in trials)
+    assert set(states) == {"finished", "stopped"}
+    for trial in trials:
+        if trial.state == "stopped":
+            assert "not among the best third" in trial.reason
+            assert len(trial.reports) < 9
+        else:
+            assert len(trial.reports) == 9
+    assert best.objective == min(t.objective for t in trials if t.state == "finished")
+
+
+def test_a_program_without_an_end_is_ended_at_its_resource(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEP", "0.05")
+    command = program(tmp_path, CURVES) + " {x} 1000000"
+    best = run(hyperband(command, {"max_resource": 3}, limits={"trials": 1}), str(tmp_path / "run"))
+    assert best.state == "finished"
+    assert best.reason == "all of its resource is used: 3 reports"
+
+
+def test_a_rule_that_no_report_reaches_is_told(tmp_path):
+    command = program(tmp_path, CURVES) + " {x} 2"
+    described_job = hyperband(command, {"min_resource": 5, "max_resource": 50}, limits={"trials": 2})
+    with pytest.warns(
+        LoopwiseWarning, match=r"looks at trials from report 5 .* longest of 2 trials had 2 reports"
+    ):
+        run(described_job, str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {},
+            "strategy hyperband needs hyperband.max_resource, the number of reports of a whole trial, or one of",
+        ),
+        (
+            {"static": {"epochs": "ten"}},
+            "takes the static parameter 'epochs' for max_resource, and it is 'ten'",
+        ),
+        ({"static": {"n-epochs": 20_001}}, "it is 20001; expected a whole number from 1 to 20000"),
+        (
+            {"hyperband": {"max_resource": 20_001}},
+            "hyperband.max_resource: Input should be less than or equal to",
+        ),
+        ({"hyperband": {"min_resource": 0, "max_resource": 3}}, "hyperband.min_resource: Input should be gr"),
+        ({"hyperband": {"min_resource": 9, "max_resource": 3}}, "max_resource must be at least min_resource"),
+        (
+            {"hyperband": {"max_resource": 3}, "early_stopping": "auto"},
+            "strategy hyperband stops trials itself, and needs early_stopping: off",
+        ),
+        (
+            {"hyperband": {"max_resource": 3}, "strategy": "random"},
+            "the field hyperband needs strategy: hyperba",
+        ),
+    ],
+)
+def test_wrong_resources(changes, message):
+    content = described("python t.py {x}", **({"strategy": "hyperband"} | changes))
+    with pytest.raises(InputError, match=message):
+        job_of(json.loads(json.dumps(content)), "job")
+
+
+@pytest.mark.parametrize("name", ["epochs", "numepochs", "n-epochs", "n_epochs", "num_epochs"])
+def test_the_resource_is_found_in_the_static_parameters(name):
+    found = job("python t.py {x}", strategy="hyperband", static={name: 30})
+    assert HyperbandRule(found).largest == 30

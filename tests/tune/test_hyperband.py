@@ -14,13 +14,13 @@ from loopwise.tune.trials import Trial, recorded
 from loopwise.warnings import LoopwiseWarning
 
 CURVES = """
-import json, os, sys
-x, reports = float(sys.argv[1]), int(sys.argv[2])
+import json, os, sys, time
+reports, trial = int(sys.argv[1]), os.environ["LOOPWISE_TRIAL"]
+held = json.loads(os.environ.get("HELD", "{}"))  # trial -> the report at which it waits for its end
 for step in range(1, reports + 1):
-    print(f" loss={x + 1 / step:.6f}", flush=True)
-    if os.environ.get("STEP"):  # wait for the tuner
-        import time
-        time.sleep(float(os.environ["STEP"]))
+    print(f" loss={int(trial) + 1 / step:.6f}", flush=True)
+    if held.get(trial) == step:
+        time.sleep(1000)
 """
 
 
@@ -116,33 +116,34 @@ def test_a_trial_that_goes_on_after_its_resource_has_finished():
 
 
 def test_a_job_by_hyperband(tmp_path, monkeypatch):
-    monkeypatch.setenv("STEP", "0.2")
-    command = program(tmp_path, CURVES) + " {x} 9"
+    held, seen = {}, Counter()
+    for number in range(9):  # each trial is worse than all before it
+        bracket = bracket_of(0, number, 2)
+        if bracket < 2 and seen[bracket] >= 2:
+            held[str(number)] = 3**bracket
+        seen[bracket] += 1
+    assert len(held) >= 3
+    monkeypatch.setenv("HELD", json.dumps(held))
     resource = {"min_resource": 1, "max_resource": 9}
-    best = run(hyperband(command, resource, limits={"trials": 9, "parallel": 2}), str(tmp_path / "run"))
+    command = program(tmp_path, CURVES) + " 9"
+    best = run(hyperband(command, resource, limits={"trials": 9, "parallel": 1}), str(tmp_path / "run"))
     trials = recorded(str(tmp_path / "run"))
-    assert len(trials) == 9
-    states = Counter(trial.state for trial in trials)
-    assert set(states) == {"finished", "stopped"}
-    for trial in trials:
-        if trial.state == "stopped":
-            assert "not among the best third" in trial.reason
-            assert len(trial.reports) < 9
-        else:
-            assert len(trial.reports) == 9
-    assert best.objective == min(t.objective for t in trials if t.state == "finished")
+    assert {str(t.number): len(t.reports) for t in trials if t.state == "stopped"} == held
+    assert {len(t.reports) for t in trials if t.state == "finished"} == {9}
+    assert all("not among the best third" in t.reason for t in trials if t.state == "stopped")
+    assert best.number == 0
 
 
 def test_a_program_without_an_end_is_ended_at_its_resource(tmp_path, monkeypatch):
-    monkeypatch.setenv("STEP", "0.05")
-    command = program(tmp_path, CURVES) + " {x} 1000000"
+    monkeypatch.setenv("HELD", '{"0": 4}')
+    command = program(tmp_path, CURVES) + " 1000000"
     best = run(hyperband(command, {"max_resource": 3}, limits={"trials": 1}), str(tmp_path / "run"))
     assert best.state == "finished"
     assert best.reason == "all of its resource is used: 3 reports"
 
 
 def test_a_rule_that_no_report_reaches_is_told(tmp_path):
-    command = program(tmp_path, CURVES) + " {x} 2"
+    command = program(tmp_path, CURVES) + " 2"
     described_job = hyperband(command, {"min_resource": 5, "max_resource": 50}, limits={"trials": 2})
     with pytest.warns(
         LoopwiseWarning, match=r"looks at trials from report 5 .* longest of 2 trials had 2 reports"

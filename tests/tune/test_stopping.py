@@ -3,9 +3,12 @@
 import math
 
 import pytest
+from tune_kit import job
 
-from loopwise.tune.search.completion import improves_no_more
+from loopwise.tune import run
+from loopwise.tune.search.completion import converged, improves_no_more
 from loopwise.tune.search.stopping import averages, is_worse
+from loopwise.tune.trials import recorded
 
 FINISHED = [averages([value] * 6) for value in (4.0, 3.0, 2.0, 1.0, 2.5)]
 
@@ -61,3 +64,35 @@ def test_few_finished_trials_decide_nothing():
 def test_a_job_that_improves_no_more(values, over):
     assert improves_no_more(values, 3, maximize=False) is over
     assert improves_no_more([-v for v in values], 3, maximize=True) is over
+
+
+FALLING = [10.0, 8.0, 6.0, 4.0, 2.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "parameters", "expected"),
+    [
+        ([*FALLING, *[5.0] * 20], 2, True),
+        ([*FALLING, *[5.0] * 19], 2, False),  # too few
+        ([*FALLING, *[5.0] * 20], 5, False),  # 25 are needed for five parameters
+        ([*FALLING, *[5.0] * 25], 5, True),
+        ([*FALLING, *[5.0] * 19, 0.97], 2, True),  # better by less than 1 % of the distance 4 from the median
+        ([*FALLING, *[5.0] * 19, 0.95], 2, False),
+        ([v - 1.0 for v in (*FALLING, *[5.0] * 20)], 2, True),  # the best one is 0
+        ([1.0] * 21, 1, True),
+        ([1.0] * 20, 1, False),
+    ],
+)
+def test_a_search_that_has_converged(values, parameters, expected):
+    assert converged(values, parameters, maximize=False) is expected
+    assert converged([-v for v in values], parameters, maximize=True) is expected
+
+
+def test_a_job_ends_when_its_search_has_converged(tmp_path):
+    parameters = {"x": {"type": "categorical", "values": [1, 2, 3]}}
+    command = "sh -c 'echo \" loss={x}\"'"
+    limits = {"trials": 200, "parallel": 2, "convergence": True}
+    run(job(command, parameters=parameters, limits=limits), str(tmp_path / "run"))
+    trials = recorded(str(tmp_path / "run"))
+    assert 20 < len(trials) < 60
+    assert min(trial.objective for trial in trials) == 1

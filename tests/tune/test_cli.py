@@ -204,6 +204,7 @@ def test_an_extra_that_is_not_installed_is_named():
     code = """
 import sys
 sys.modules["pydantic"] = None
+from loopwise.cli import main
 main(["tune", "--help"])
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -1,0 +1,122 @@
+"""Shared memory: an extent is used again only when nobody holds it, and memory stays bounded."""
+
+import gc
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from loopwise.feed.ring import views as views_module
+from loopwise.feed.ring.extents import Extents, rounded
+from loopwise.feed.ring.file import PAGE, SharedFile
+from loopwise.feed.ring.views import Views
+
+
+@pytest.fixture
+def sides():
+    file = SharedFile()
+    yield Extents(file, 2), Views(file)
+    file.close()
+
+
+def written(extents, views, value, size=100_000):
+    """Write a batch of one tensor in the worker, and return the training process's view of it, and its place."""
+    extents.begin(views.take_released())
+    block = extents.allocate(size)
+    torch.frombuffer(block.buffer, dtype=torch.uint8, count=size).fill_(value)
+    views.forget(extents.retired)
+    extents.retired = []
+    return block.place, size
+
+
+def tensor(views, place, size):
+    return torch.frombuffer(views.arrays([place], [size])[0], dtype=torch.uint8)
+
+
+def test_an_extent_is_not_used_again_while_any_view_of_it_lives(sides):
+    kept = []
+    for value in range(20):
+        place, size = written(*sides, value)
+        kept.append(tensor(sides[1], place, size)[7:].view(-1, 3)[1:].numpy()[::2])
+    gc.collect()
+    assert [int(view.min()) for view in kept] == list(range(20))
+    assert [int(view.max()) for view in kept] == list(range(20))
+    assert sides[1].held == 20
+
+
+@pytest.mark.parametrize("slices", [False, True])
+def test_arrays_hold_their_extent_too(sides, slices):
+    place, size = written(*sides, 5)
+    array = np.frombuffer(sides[1].arrays([place], [size])[0], np.uint8, size)
+    array = array[10:][::3] if slices else array
+    gc.collect()
+    assert sides[1].held == 1
+    del array
+    assert sides[1].held == 0
+
+
+def test_released_extents_are_used_again(sides):
+    places = set()
+    for value in range(20):
+        place, size = written(*sides, value)
+        assert int(tensor(sides[1], place, size).max()) == value
+        places.add(place)
+    assert len(places) == 1
+
+
+def test_batches_of_varying_size_share_extents(sides):
+    places = set()
+    for value in range(30):
+        place, size = written(*sides, value, 100_000 + 1000 * (value % 7))
+        tensor(sides[1], place, size)
+        places.add(place)
+    assert len(places) <= 3
+
+
+def test_memory_that_was_held_and_is_free_is_given_back(sides):
+    extents, views = sides
+    file = extents._file.descriptor
+    kept = [tensor(views, *written(extents, views, value)) for value in range(30)]
+    assert os.fstat(file).st_blocks * 512 >= 30 * 100_000
+    kept.clear()
+    for value in range(3):
+        tensor(views, *written(extents, views, value))
+    assert os.fstat(file).st_blocks * 512 <= 4 * rounded(100_000) + PAGE
+
+
+def test_private_copies_are_made_when_too_many_extents_are_held(monkeypatch):
+    from loopwise.feed.processes.member import Batch
+    from loopwise.feed.protocol import Counters
+
+    monkeypatch.setattr("loopwise.feed.processes.member.MOST_HELD", 2)
+    file = SharedFile()
+    extents, views, counters = Extents(file, 2), Views(file), Counters()
+    from loopwise.feed.packing.pack import Packer
+
+    kept = []
+    for value in range(5):
+        extents.begin(views.take_released())
+        packed = Packer(extents).pack(torch.full((20_000,), float(value)))
+        body = packed.header, packed.inline, [b.place for b in packed.blocks], packed.sizes, 0, packed.nbytes
+        kept.append(Batch(views, counters, body)())
+    file.close()
+    assert [float(batch.max()) for batch in kept] == [0, 1, 2, 3, 4]
+    assert (counters.copies, views.held) == (3, 2)
+    assert views_module.MOST_HELD > 1000
+
+
+def test_a_batch_that_nobody_opens_releases_its_memory(sides):
+    from loopwise.feed.processes.member import Batch
+    from loopwise.feed.protocol import Counters
+
+    place, size = written(*sides, 1)
+    del size
+    Batch(sides[1], Counters(), (b"", b"", [place], [1], 0, 0))
+    assert sides[1].take_released() == [place]
+
+
+def test_lengths_are_whole_pages_and_little_more_than_needed():
+    for nbytes in (1, PAGE, PAGE + 1, 100_000, 9_633_792, 38_535_168):
+        assert rounded(nbytes) % PAGE == 0
+        assert nbytes <= rounded(nbytes) <= max(nbytes * 9 / 8 + 1, nbytes + PAGE)

@@ -1,2 +1,1 @@
-"""Benchmarks of feed: the launcher, and the reference's proportions as a simulation."""
-"""Benchmarks of feed: one file for each claim."""
+"""Benchmarks of feed: local workers, the launcher, and the reference's proportions as a simulation."""

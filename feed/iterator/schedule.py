@@ -59,6 +59,7 @@ class Schedule:
     ) -> None:
         self.lanes, self._prefetch, self._in_order, self._limit = lanes, prefetch, in_order, limit
         self._submit, self._iterable = submit, iterable
+        self.entries: dict[int, Entry] = {}
         self.closed = False
         """No more batches are drawn: the epoch was broken off."""
         self.largest = 0
@@ -78,7 +79,7 @@ class Schedule:
         """
         self._sampler, self._epoch, self._dataset_epoch = sampler, epoch, dataset_epoch
         self.closed, self.draws = False, Draws()
-        self.entries: dict[int, Entry] = {}
+        self.entries = {}
         self.next_number = self.drawn = number
         count = len(self.lanes)
         self._turns = itertools.cycle([*range(lane, count), *range(lane)])

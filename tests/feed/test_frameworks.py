@@ -4,10 +4,14 @@ import pytest
 import torch
 from feed_kit import equal
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
 from loopwise.feed import RemoteDataLoader
 from loopwise.sift import SiftingDataLoader, TopLoss
+
+lightning = pytest.importorskip(
+    "lightning.pytorch"
+)  # here, since its import sets variables of the environment
 
 
 def sifted(make):
@@ -42,9 +46,7 @@ def test_sift_plans_epochs_as_with_dataloader():
 
 @pytest.mark.filterwarnings("ignore")  # of Lightning
 def test_lightning_trains_with_it_and_makes_it_again_with_another_sampler():
-    lightning = pytest.importorskip("lightning.pytorch")
     from lightning.pytorch.utilities.data import _update_dataloader
-    from torch.utils.data import SequentialSampler
 
     class Module(lightning.LightningModule):
         def __init__(self):

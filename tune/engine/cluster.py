@@ -138,10 +138,7 @@ class Cluster:
             )
             for other in fitting
         ]
-        try:
-            missing = sorted({told for told in ray.get(asked, timeout=PROBE) if told})
-        except RayError as error:
-            missing = [str(error).strip().splitlines()[0]]
+        missing = _answers(asked)
         if missing:
             raise InputError(
                 f"nodes of the cluster without what a trial needs: {'; '.join(missing)}",
@@ -219,6 +216,17 @@ class Cluster:
         """Drop the actors that have ended."""
         for left in [left for left in self._leaving if ray.wait([left], timeout=0)[0]]:
             del self._leaving[left]
+
+
+def _answers(asked: list[Any]) -> list[str]:
+    """Return what nodes miss; nodes that die meanwhile count only if no other one has answered."""
+    missing, failures, deadline = set(), [], time.monotonic() + PROBE
+    for answer in asked:
+        try:
+            missing.add(ray.get(answer, timeout=max(0.0, deadline - time.monotonic())))
+        except RayError as error:
+            failures.append(str(error).strip().splitlines()[0])
+    return sorted(missing - {""}) if missing else failures[:1]
 
 
 def _told(other: dict[str, Any]) -> str:

@@ -152,7 +152,7 @@ def rows(runs: harness.Runs) -> list[Row]:
     table += [
         Row(name, found[quantity], None, "", "", None)
         for quantity, name in (
-            ("of nodes with trials", "of them, of a node that ran a trial"),
+            ("of nodes with trials", "of them, of a node that ran a trial up to three seconds before"),
             ("trials", "trials"),
             ("repeated", "trials that were repeated"),
             ("failed", "trials given up, since each of four attempts met a kill"),

@@ -1,1 +1,1 @@
-"""Whether moving the loading of batches elsewhere pays: measure a loop, predict its step, and advise."""
+"""Advice about a training loop: measure it, predict its step, and say whether loading batches elsewhere pays."""

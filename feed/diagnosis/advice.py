@@ -37,7 +37,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What limits the step, and what to do."""
+    """The limit of a step, and the remedy."""
 
     name: str
     """``nothing``, ``local workers``, ``more readers``, ``larger machine``, ``gpu decoding``, ``link`` or ``data group``."""

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 PEERS = {
+    "grpc": ["grpcio==1.85.1", "numpy", f"torch=={version('torch').partition('+')[0]}", "psutil", "rich"],
     "composer": ["mosaicml==0.32.1", "rich", "setuptools<81"],
     "smdebug": [
         *["smdebug==1.0.34", "protobuf==3.20.3", "requests", "pandas", "numpy"],

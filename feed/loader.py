@@ -234,12 +234,14 @@ class RemoteDataLoader(DataLoader[T]):
 
     def _pool(self) -> Pool:
         if self.group is not None:
-            raise InputError(
-                f"group={self.group!r}",
-                "None: workers on this machine",
-                "workers on other machines are not part of this version yet",
-                "leave out group=",
-            )
+            from .remote.pool import RemotePool  # Ray and ZeroMQ are an extra
+
+            count = options.remote_workers(self.group, self.workers, self.num_workers)
+            return RemotePool(self.group, count, self._batches_of_worker(count))
         count = options.local_processes(self.workers, self.num_workers)
-        batches = -(-self.num_workers // count) * (self.prefetch_factor or 0) + 2
-        return ProcessPool(self.multiprocessing_context or multiprocessing.get_context(), count, batches)
+        context = self.multiprocessing_context or multiprocessing.get_context()
+        return ProcessPool(context, count, self._batches_of_worker(count))
+
+    def _batches_of_worker(self, workers: int) -> int:
+        """Return the number of batches for which each worker keeps memory."""
+        return -(-self.num_workers // workers) * (self.prefetch_factor or 0) + 2

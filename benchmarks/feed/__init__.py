@@ -1,1 +1,1 @@
-"""Benchmarks of feed: local workers, the launcher, and the reference's proportions as a simulation."""
+"""Benchmarks of feed: local workers, links, deaths, the launcher, and the reference's proportions as a simulation."""

@@ -1,8 +1,8 @@
 """Link between a trainer and one actor: messages both ways, and buffers from the actor in frames of 1 MiB.
 
 An actor listens on two ports, the trainer connects.  ``control`` carries messages, ``bulk`` the bytes of batches.  A frame is
-a message of two parts: ``(ticket, offset, total)``, and at most ``FRAME`` bytes, which the trainer receives into the place
-that it chose for the ticket at the first frame.  A batch as one message reaches half of that: ZeroMQ would take fresh
+a message of two parts: ``(ticket, offset, total, left)``, and at most ``FRAME`` bytes, which the trainer receives into the
+place of ``total`` bytes that it chose for the ticket at the first frame; ``left`` bytes follow after this frame.  A batch as one message reaches half of that: ZeroMQ would take fresh
 memory for it each time.  Frames of 1 MiB are taken from the C library's heap once it has seen a larger block freed.
 
 ZeroMQ's own threads send a heartbeat, so that user code which holds Python's lock does not look like a dead process.  A
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,9 @@ with required("pyzmq", "feed", "a loader with a group", module="zmq"):
     from zmq.utils.monitor import parse_monitor_message
 
 FRAME = 1 << 20
-HEADER = struct.Struct("<QQQ")
+HEADER = struct.Struct("<QQQQ")
+ALIGNMENT = 64
+"""Bytes to which the buffers of a batch are aligned in the place that receives it."""
 HEARTBEAT = 250
 """Milliseconds between two heartbeats."""
 SILENCE = 1200
@@ -51,6 +53,15 @@ def keep_memory() -> None:
     time a batch of 38.5 MB was 44 ms without this line and 26 ms with it.
     """
     bytes(31 << 20)
+
+
+def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Return where each of several buffers begins in one place, and the bytes of the place."""
+    starts, end = [], 0
+    for size in sizes:
+        starts.append(-(-end // ALIGNMENT) * ALIGNMENT)
+        end = starts[-1] + size
+    return starts, end
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +138,21 @@ class Listener(Monitored):
         event = super().lost()
         return "" if event == REFUSED or (event and self.handshakes < 1) else event
 
-    def send(self, ticket: int, buffer: memoryview) -> zmq.MessageTracker | None:
-        """Send a buffer of bytes.
+    def send(self, ticket: int, buffers: Sequence[memoryview]) -> zmq.MessageTracker | None:
+        """Send the buffers of a batch.
 
         Returns:
-            A tracker whose ``done`` says that the buffer may be written again, ``None`` if it is empty.
+            A tracker whose ``done`` says that the buffers may be written again, ``None`` if they are empty.
         """
-        tracker, total = None, buffer.nbytes
-        for offset in range(0, total, FRAME):
-            self.bulk.send(HEADER.pack(ticket, offset, total), zmq.SNDMORE)
-            tracker = self.bulk.send(buffer[offset : offset + FRAME], copy=False, track=True)
+        sizes = [buffer.nbytes for buffer in buffers]
+        starts, total = layout(sizes)
+        tracker, left = None, sum(sizes)
+        for start, buffer in zip(starts, buffers, strict=True):
+            for offset in range(0, buffer.nbytes, FRAME):
+                frame = buffer[offset : offset + FRAME]
+                left -= frame.nbytes
+                self.bulk.send(HEADER.pack(ticket, start + offset, total, left), zmq.SNDMORE)
+                tracker = self.bulk.send(frame, copy=False, track=True)
         return tracker
 
     def close(self) -> None:
@@ -156,7 +172,7 @@ class Connection(Monitored):
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         self.control.connect(f"tcp://{host}:{endpoint.control}")
         self.bulk.connect(f"tcp://{host}:{endpoint.bulk}")
-        self._places: dict[int, tuple[memoryview, int]] = {}
+        self._places: dict[int, memoryview] = {}
 
     @property
     def sockets(self) -> list[Socket]:
@@ -176,17 +192,14 @@ class Connection(Monitored):
         complete = []
         for _ in range(most):
             try:
-                ticket, offset, total = HEADER.unpack(self.bulk.recv(zmq.NOBLOCK))
+                ticket, offset, total, left = HEADER.unpack(self.bulk.recv(zmq.NOBLOCK))
             except zmq.Again:
                 break
-            if ticket in self._places:
-                target, received = self._places[ticket]
-            else:
-                target, received = memoryview(place(ticket, total)).cast("B"), 0
-            received += self.bulk.recv_into(target[offset : min(offset + FRAME, total)])
-            if received == total:
-                self._places.pop(ticket, None)
+            if ticket not in self._places:
+                self._places[ticket] = memoryview(place(ticket, total)).cast("B")
+            end = min(offset + FRAME, total)
+            self.bulk.recv_into(self._places[ticket][offset:end])
+            if not left:
+                del self._places[ticket]
                 complete.append(ticket)
-            else:
-                self._places[ticket] = target, received
         return complete

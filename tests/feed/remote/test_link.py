@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from loopwise.feed.remote.keys import Keys, new_keys
-from loopwise.feed.remote.link import CLOSED, FRAME, REFUSED, Connection, Endpoint, Listener
+from loopwise.feed.remote.link import CLOSED, FRAME, REFUSED, Connection, Endpoint, Listener, layout
 
 SIZES = [1, FRAME - 1, FRAME, FRAME + 1, 20 * FRAME + 7, 3]
 PATIENCE = 60
@@ -42,7 +42,9 @@ def exchange(context, keys):
     listener = Listener(zmq.Context.shadow(context), "127.0.0.1", keys)
     connection = Connection(context, listener.endpoint, keys)
     buffers, places, complete = [content(size) for size in SIZES], {}, []
-    sender = threading.Thread(target=lambda: [listener.send(n, memoryview(b)) for n, b in enumerate(buffers)])
+    sender = threading.Thread(
+        target=lambda: [listener.send(n, [memoryview(b)]) for n, b in enumerate(buffers)]
+    )
     sender.start()
 
     def place(ticket, total):
@@ -76,6 +78,23 @@ def test_buffers_of_all_sizes_arrive(context, tls):
     exchange(context, keys)
 
 
+def test_several_buffers_arrive_in_one_place(context):
+    keys = new_keys({})
+    listener = Listener(zmq.Context.shadow(context), "127.0.0.1", keys)
+    connection = Connection(context, listener.endpoint, keys)
+    buffers = [content(size) for size in (5, FRAME + 3, 0, 64)]
+    starts, total = layout([len(buffer) for buffer in buffers])
+    assert (starts, total) == ([0, 64, FRAME + 128, FRAME + 128], FRAME + 192)
+    tracker = listener.send(7, [memoryview(buffer) for buffer in buffers])
+    place = np.zeros(total, np.uint8)
+    wait_for(lambda: connection.receive_frames(lambda *_: place) == [7])
+    for start, buffer in zip(starts, buffers, strict=True):
+        assert np.array_equal(place[start : start + len(buffer)], buffer)
+    tracker.wait(PATIENCE)
+    connection.close()
+    listener.close()
+
+
 def test_keys_do_not_show_their_secrets():
     keys = new_keys({})
     assert keys.client_secret.decode() not in repr(keys)
@@ -95,7 +114,7 @@ def test_a_stranger_is_refused_and_the_trainer_is_not_disturbed(context, wrong):
     connection = Connection(context, listener.endpoint, keys)
     connection.control.send(b"hello")
     assert listener.control.recv() == b"hello"
-    listener.send(0, memoryview(b"batch"))
+    listener.send(0, [memoryview(b"batch")])
     place = bytearray(5)
     assert wait_for(lambda: connection.receive_frames(lambda *_: place)) == [0]
     assert place == b"batch"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -128,8 +129,9 @@ def measure(victims: str, seed: int) -> dict[str, float]:
             second = [nodes.add_node(**NODE)]
 
             def kill_node(_: Any) -> None:
-                for process in second.pop().all_processes["raylet"]:
-                    os.kill(process.process.pid, signal.SIGKILL)
+                raylet = psutil.Process(second.pop().all_processes["raylet"][0].process.pid)
+                for process in [raylet, *raylet.children(recursive=True)]:
+                    process.kill()
 
             def add_node() -> None:
                 second.append(nodes.add_node(**NODE))

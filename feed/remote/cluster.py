@@ -137,7 +137,8 @@ def place(group: str, node: Node, keys: Keys) -> tuple[Any, Hello]:
 def end(actor: Any) -> None:
     """End an actor, also one that is frozen or does not answer."""
     with contextlib.suppress(Exception):  # the cluster may be gone, and the actor with it
-        ray.kill(actor)
+        if ray.is_initialized():  # otherwise Ray would connect to any cluster
+            ray.kill(actor)
 
 
 def compare(group: str, node: str, here: dict[str, str], there: dict[str, str]) -> None:

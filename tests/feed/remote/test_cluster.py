@@ -229,7 +229,8 @@ def test_a_node_that_is_killed_in_an_epoch(cluster):
     for number, batch in enumerate(loader):
         batches.append(batch)
         if number == 4:
-            for process in cluster[1].all_processes["raylet"]:
-                os.kill(process.process.pid, signal.SIGKILL)
+            raylet = psutil.Process(cluster[1].all_processes["raylet"][0].process.pid)
+            for process in [raylet, *raylet.children(recursive=True)]:
+                process.kill()
     assert_equal(expected, batches)
     assert loader.report()["workers_lost"] == 1

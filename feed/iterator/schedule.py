@@ -64,7 +64,6 @@ class Schedule:
         """No more batches are drawn: the epoch was broken off."""
         self.largest = 0
         """Bytes of the largest batch so far."""
-        self.entries: dict[int, Entry] = {}
 
     def begin(
         self, sampler: Iterator[Any], epoch: int, dataset_epoch: int | None, number: int, lane: int

@@ -37,6 +37,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.tune.stopping $(ARGS)
 	$(BIN)/python -m benchmarks.tune.kills $(ARGS)
 	$(BIN)/python -m benchmarks.tune.memory --seeds 1 $(ARGS)
+	$(BIN)/python -m benchmarks.feed.local --seeds 3 $(ARGS)
 	$(BIN)/python -m benchmarks.compile.coverage
 	$(BIN)/python -m benchmarks
 peers: $(READY)

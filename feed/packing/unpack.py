@@ -16,20 +16,29 @@ _MODULE = pack.__name__
 
 
 class Unpacker(pickle.Unpickler):
-    """Unpickler of one header, whose tensors and arrays are views of the given memory."""
+    """Unpickler of one header.
 
-    def __init__(self, header: bytes, inline: bytearray, blocks: Sequence[Any]) -> None:
+    The functions that it returns for marks must not refer to it: it keeps them and the batch, and such a circle would live, with
+    the batch's memory, until the garbage collector runs.
+    """
+
+    def __init__(self, header: bytes, marks: dict[str, Callable[..., Any]]) -> None:
         super().__init__(io.BytesIO(header))
-        self._blocks = blocks
-        self._inline = inline if inline or not blocks else blocks[-1]
+        self._marks = marks
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the class or function of a name; the two marks of a header become methods of this object."""
-        if module == _MODULE:
-            marks: dict[str, Callable[..., Any]] = {"_tensor": self._tensor, "_array": self._array}
-            if name in marks:
-                return marks[name]
+        """Return the class or function of a name; for the two marks of a header the functions that rebuild."""
+        if module == _MODULE and name in self._marks:
+            return self._marks[name]
         return super().find_class(module, name)
+
+
+class _Views:
+    """Tensors and arrays as views of the given memory."""
+
+    def __init__(self, inline: bytearray, blocks: Sequence[Any]) -> None:
+        self._blocks = blocks
+        self._inline = inline if inline or not blocks else blocks[-1]
 
     def _tensor(
         self,
@@ -68,4 +77,5 @@ def unpack(header: bytes, inline: bytes | bytearray, blocks: Sequence[Any]) -> A
         blocks: a writable buffer of bytes for each block, in the order of ``Packed.blocks``.  Tensors are views of them, and
             hold them.
     """
-    return Unpacker(header, bytearray(inline), blocks).load()
+    views = _Views(bytearray(inline), blocks)
+    return Unpacker(header, {"_tensor": views._tensor, "_array": views._array}).load()

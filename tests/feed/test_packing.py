@@ -1,5 +1,7 @@
 """Packed batches: every structure comes back equal, large tensors are stacked in place, nothing large is pickled."""
 
+import gc
+import weakref
 from collections import namedtuple
 
 import numpy as np
@@ -167,3 +169,18 @@ def test_default_collate_is_as_before_afterwards():
 
     collated([torch.rand(2)])
     assert default_collate_fn_map[torch.Tensor] is collate_tensor_fn
+
+
+def test_memory_is_free_when_the_batch_is_dropped_without_the_garbage_collector():
+    packed = Packer(Memory()).pack([LARGE_IMAGE, torch.ones(3)])
+    block = np.frombuffer(bytearray(packed.blocks[0].buffer), np.uint8)
+    freed = weakref.ref(block.base)
+    gc.disable()
+    try:
+        batch = unpack(packed.header, packed.inline, [block])
+        del block
+        assert freed() is not None
+        del batch
+        assert freed() is None
+    finally:
+        gc.enable()

@@ -202,6 +202,8 @@ class PoolIterator(BaseIterator):  # type: ignore[misc]  # torch's class has no 
             self._schedule.replace_task(verdict)
             return
         self._schedule.withdraw(task.number, lane)
+        if task.number not in self._schedule.entries:
+            return
         if verdict is None:
             self._schedule.remove(task.number)
             self._schedule.draw()

@@ -177,7 +177,10 @@ class Schedule:
         """Change a task that waits to be submitted again."""
         lane = self.lanes[task.lane]
         lane.waiting = type(lane.waiting)(task if t.number == task.number else t for t in lane.waiting)
-        self.entries[task.number].task = task
+        if (
+            entry := self.entries.get(task.number)
+        ) is not None:  # nobody waits for tasks of a lane that has ended
+            entry.task = task
 
     def withdraw(self, number: int, lane: LaneRecord) -> None:
         """Take back a task that waits to be submitted."""

@@ -22,15 +22,18 @@ class Batch:
     def __init__(self, views: Views, counters: Counters, body: tuple[Any, ...]) -> None:
         self._views, self._counters = views, counters
         self._header, self._inline, self._places, self._sizes, *_ = body
+        # now, since the worker may have ended and its file be closed when the batch is handed over
+        self._mappings = views.map(self._places)
 
     def __call__(self) -> Any:
         """Return the batch, as views of shared memory unless too many are held."""
         places: list[Place] = self._places
+        mappings, self._mappings = self._mappings, []
         self._places = []
         if self._views.held + len(places) > MOST_HELD:
             self._counters.copies += 1
-            return unpack(self._header, self._inline, self._views.copies(places, self._sizes))
-        return unpack(self._header, self._inline, self._views.arrays(places, self._sizes))
+            return unpack(self._header, self._inline, self._views.copies(places, self._sizes, mappings))
+        return unpack(self._header, self._inline, self._views.arrays(places, self._sizes, mappings))
 
     def __del__(self) -> None:
         self._views.drop(self._places)

@@ -40,15 +40,30 @@ class Views:
         """Return the bytes of those extents."""
         return sum(length for _, length in tuple(self._held))
 
-    def arrays(self, places: Sequence[Place], sizes: Sequence[int]) -> list[Any]:
-        """Return the extents as writable arrays of bytes, each of which holds its extent while it or a view of it lives."""
-        return [self._array(place, size) for place, size in zip(places, sizes, strict=True)]
+    def map(self, places: Sequence[Place]) -> list[mmap.mmap]:
+        """Return the memory of extents, which stays valid when this object is closed."""
+        return [self._mapping(place) for place in places]
 
-    def copies(self, places: Sequence[Place], sizes: Sequence[int]) -> list[Any]:
-        """Return copies of the extents in private memory, and release the extents."""
+    def arrays(
+        self, places: Sequence[Place], sizes: Sequence[int], mappings: Sequence[mmap.mmap] | None = None
+    ) -> list[Any]:
+        """Return the extents as writable arrays of bytes, each of which holds its extent while it or a view of it lives.
+
+        Args:
+            places: the extents.
+            sizes: bytes in use of each.
+            mappings: their memory, by an earlier ``map``; default: it is mapped now.
+        """
+        mappings = self.map(places) if mappings is None else mappings
+        return [self._array(*each) for each in zip(places, sizes, mappings, strict=True)]
+
+    def copies(
+        self, places: Sequence[Place], sizes: Sequence[int], mappings: Sequence[mmap.mmap]
+    ) -> list[Any]:
+        """Return copies of the extents in private memory, and release the extents; the arguments are those of ``arrays``."""
         arrays = [
-            np.frombuffer(self._mapping(place), np.uint8, size).copy()
-            for place, size in zip(places, sizes, strict=True)
+            np.frombuffer(mapping, np.uint8, size).copy()
+            for mapping, size in zip(mappings, sizes, strict=True)
         ]
         self.drop(places)
         return arrays
@@ -73,8 +88,8 @@ class Views:
         """Unmap all extents that no batch holds; the others go with their batches."""
         self._mappings.clear()
 
-    def _array(self, place: Place, size: int) -> Any:
-        array = np.frombuffer(self._mapping(place), np.uint8, size)
+    def _array(self, place: Place, size: int, mapping: mmap.mmap) -> Any:
+        array = np.frombuffer(mapping, np.uint8, size)
         held, released = self._held, self._released
 
         def release(_: object) -> None:
@@ -87,5 +102,6 @@ class Views:
 
     def _mapping(self, place: Place) -> mmap.mmap:
         if place not in self._mappings:
+            assert self._file.descriptor >= 0, "mmap would return other memory for a closed file"
             self._mappings[place] = mmap.mmap(self._file.descriptor, place[1], offset=place[0])
         return self._mappings[place]

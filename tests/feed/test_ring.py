@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from loopwise.feed.packing.pack import Packer
+from loopwise.feed.processes.member import Batch
+from loopwise.feed.protocol import Counters
 from loopwise.feed.ring import views as views_module
 from loopwise.feed.ring.extents import Extents, rounded
 from loopwise.feed.ring.file import PAGE, SharedFile
@@ -86,14 +89,9 @@ def test_memory_that_was_held_and_is_free_is_given_back(sides):
 
 
 def test_private_copies_are_made_when_too_many_extents_are_held(monkeypatch):
-    from loopwise.feed.processes.member import Batch
-    from loopwise.feed.protocol import Counters
-
     monkeypatch.setattr("loopwise.feed.processes.member.MOST_HELD", 2)
     file = SharedFile()
     extents, views, counters = Extents(file, 2), Views(file), Counters()
-    from loopwise.feed.packing.pack import Packer
-
     kept = []
     for value in range(5):
         extents.begin(views.take_released())
@@ -107,9 +105,6 @@ def test_private_copies_are_made_when_too_many_extents_are_held(monkeypatch):
 
 
 def test_a_batch_that_nobody_opens_releases_its_memory(sides):
-    from loopwise.feed.processes.member import Batch
-    from loopwise.feed.protocol import Counters
-
     place, size = written(*sides, 1)
     del size
     Batch(sides[1], Counters(), (b"", b"", [place], [1], 0, 0))
@@ -120,3 +115,15 @@ def test_lengths_are_whole_pages_and_little_more_than_needed():
     for nbytes in (1, PAGE, PAGE + 1, 100_000, 9_633_792, 38_535_168):
         assert rounded(nbytes) % PAGE == 0
         assert nbytes <= rounded(nbytes) <= max(nbytes * 9 / 8 + 1, nbytes + PAGE)
+
+
+def test_a_batch_of_a_worker_that_has_ended_can_be_opened():
+    """A closed file would be mapped as new memory, full of zeros."""
+    file = SharedFile()
+    extents, views = Extents(file, 2), Views(file)
+    packed = Packer(extents).pack(torch.full((20_000,), 3.0))
+    body = packed.header, packed.inline, [b.place for b in packed.blocks], packed.sizes, 0, packed.nbytes
+    batch = Batch(views, Counters(), body)
+    views.close()
+    file.close()
+    assert batch().tolist() == [3.0] * 20_000

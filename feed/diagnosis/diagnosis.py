@@ -159,7 +159,7 @@ def machines(
         larger=larger,
         host=host,
         bandwidth=bandwidth,
-        accelerator=torch.cuda.is_available() and torch.cuda.is_initialized(),
+        accelerator=torch.cuda.is_available() and torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
     )
 
 

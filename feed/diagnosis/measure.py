@@ -30,7 +30,7 @@ def usable() -> int:
 
 def synchronise() -> None:
     """Wait until the accelerator has done what was asked of it."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 import os
+from typing import Any
+
+import numpy as np
 
 from ..packing.memory import Block
-from .file import PAGE, SharedFile
+from .file import PAGE, SharedFile, give_back
 
 Place = tuple[int, int]
 """Offset of an extent in the file, and its length in bytes."""
@@ -37,7 +39,7 @@ class Extents:
     def __init__(self, file: SharedFile, batches: int) -> None:
         self._file, self._batches = file, batches
         self._end = PAGE
-        self._mappings: dict[Place, mmap.mmap] = {}
+        self._mappings: dict[Place, Any] = {}
         self._free: list[Place] = []
         self._free_bytes = 0
         self._used = 0
@@ -51,7 +53,7 @@ class Extents:
         """Return an extent of at least ``nbytes`` bytes."""
         place = self._take(nbytes) or self._extend(rounded(nbytes))
         self._used += place[1]
-        return Block(self._mappings[place], place)
+        return Block(np.frombuffer(self._mappings[place], np.uint8), place)
 
     def free(self, block: Block) -> None:
         """Take back an extent that was not sent."""
@@ -89,7 +91,7 @@ class Extents:
         place = self._end, length
         self._end += length
         os.ftruncate(self._file.descriptor, self._end)
-        self._mappings[place] = mmap.mmap(self._file.descriptor, length, offset=place[0])
+        self._mappings[place] = self._file.map(*place)
         return place
 
     def _release(self, place: Place) -> None:
@@ -98,6 +100,5 @@ class Extents:
 
     def _retire(self, place: Place) -> None:
         self._free_bytes -= place[1]
-        mapping = self._mappings.pop(place)
-        mapping.madvise(mmap.MADV_REMOVE)  # frees the pages of the file, whoever else maps them
+        give_back(self._mappings.pop(place))
         self.retired.append(place)

@@ -8,12 +8,18 @@ The first page is the control page: 64-bit numbers that one side writes and the 
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import weakref
 from multiprocessing import reduction
 from typing import Any
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.mmap.restype = ctypes.c_void_p
+_LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 PAGE = mmap.ALLOCATIONGRANULARITY
 NUMBER, POSITION, CLOSED = 0, 1, 2
 """Words of the control page: the batch in work (-1: none), the sample in work (-1: unknown), whether to stop."""
@@ -41,6 +47,24 @@ class SharedFile:
         words = memoryview(mmap.mmap(self.descriptor, PAGE)).cast("q")
         return words
 
+    def map(self, offset: int, length: int) -> Any:
+        """Map a part of the file as an array of bytes; it is unmapped when no view of it lives.
+
+        Python's own ``mmap`` would keep a descriptor for each mapping (``trackfd`` is new in 3.13), and a program that keeps
+        a thousand batches would run out of them.
+
+        Raises:
+            OSError: the system refuses another mapping.
+        """
+        protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED
+        address = _LIBC.mmap(None, length, protection, flags, self.descriptor, offset)
+        if address in (None, ctypes.c_void_p(-1).value):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        memory = (ctypes.c_ubyte * length).from_address(address)
+        weakref.finalize(memory, _LIBC.munmap, address, length).atexit = False
+        return memory
+
     def close(self) -> None:
         """Close the descriptor; mappings stay valid."""
         if self.descriptor >= 0:
@@ -57,3 +81,8 @@ def close_others(file: SharedFile) -> None:
     for other in list(OPEN):
         if other is not file:
             other.close()
+
+
+def give_back(memory: Any) -> None:
+    """Free the pages of mapped memory, also for other processes that map them."""
+    _LIBC.madvise(ctypes.addressof(memory), len(memory), mmap.MADV_REMOVE)

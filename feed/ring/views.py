@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ class Views:
 
     def __init__(self, file: SharedFile) -> None:
         self._file = file
-        self._mappings: dict[Place, mmap.mmap] = {}
+        self._mappings: dict[Place, Any] = {}
         self._held: dict[Place, weakref.ref[Any]] = {}
         self._released: deque[Place] = deque()
 
@@ -40,12 +39,12 @@ class Views:
         """Return the bytes of those extents."""
         return sum(length for _, length in tuple(self._held))
 
-    def map(self, places: Sequence[Place]) -> list[mmap.mmap]:
+    def map(self, places: Sequence[Place]) -> list[Any]:
         """Return the memory of extents, which stays valid when this object is closed."""
         return [self._mapping(place) for place in places]
 
     def arrays(
-        self, places: Sequence[Place], sizes: Sequence[int], mappings: Sequence[mmap.mmap] | None = None
+        self, places: Sequence[Place], sizes: Sequence[int], mappings: Sequence[Any] | None = None
     ) -> list[Any]:
         """Return the extents as writable arrays of bytes, each of which holds its extent while it or a view of it lives.
 
@@ -57,9 +56,7 @@ class Views:
         mappings = self.map(places) if mappings is None else mappings
         return [self._array(*each) for each in zip(places, sizes, mappings, strict=True)]
 
-    def copies(
-        self, places: Sequence[Place], sizes: Sequence[int], mappings: Sequence[mmap.mmap]
-    ) -> list[Any]:
+    def copies(self, places: Sequence[Place], sizes: Sequence[int], mappings: Sequence[Any]) -> list[Any]:
         """Return copies of the extents in private memory, and release the extents; the arguments are those of ``arrays``."""
         arrays = [
             np.frombuffer(mapping, np.uint8, size).copy()
@@ -88,8 +85,8 @@ class Views:
         """Unmap all extents that no batch holds; the others go with their batches."""
         self._mappings.clear()
 
-    def _array(self, place: Place, size: int, mapping: mmap.mmap) -> Any:
-        array = np.frombuffer(mapping, np.uint8, size)
+    def _array(self, place: Place, size: int, mapping: Any) -> Any:
+        array = np.frombuffer(memoryview(mapping), np.uint8, size)  # whose base is a memoryview of its own
         held, released = self._held, self._released
 
         def release(_: object) -> None:
@@ -100,8 +97,7 @@ class Views:
         held[place] = weakref.ref(array.base, release)
         return array
 
-    def _mapping(self, place: Place) -> mmap.mmap:
+    def _mapping(self, place: Place) -> Any:
         if place not in self._mappings:
-            assert self._file.descriptor >= 0, "mmap would return other memory for a closed file"
-            self._mappings[place] = mmap.mmap(self._file.descriptor, place[1], offset=place[0])
+            self._mappings[place] = self._file.map(*place)
         return self._mappings[place]

@@ -4,6 +4,7 @@ import gc
 import os
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -118,7 +119,6 @@ def test_lengths_are_whole_pages_and_little_more_than_needed():
 
 
 def test_a_batch_of_a_worker_that_has_ended_can_be_opened():
-    """A closed file would be mapped as new memory, full of zeros."""
     file = SharedFile()
     extents, views = Extents(file, 2), Views(file)
     packed = Packer(extents).pack(torch.full((20_000,), 3.0))
@@ -127,3 +127,10 @@ def test_a_batch_of_a_worker_that_has_ended_can_be_opened():
     views.close()
     file.close()
     assert batch().tolist() == [3.0] * 20_000
+
+
+def test_kept_batches_take_no_descriptors(sides):
+    before = psutil.Process().num_fds()
+    kept = [tensor(sides[1], *written(*sides, value)) for value in range(50)]
+    assert psutil.Process().num_fds() == before
+    assert [int(view[-1]) for view in kept] == list(range(50))

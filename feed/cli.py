@@ -8,6 +8,7 @@ import click
 
 from loopwise.cli import Commands
 from loopwise.errors import InputError
+from loopwise.validate import one_of
 
 from .launcher.group import Group, parse
 from .launcher.start import launch as run_groups
@@ -26,6 +27,12 @@ def command() -> None:
 )
 @click.option("--train", metavar="NAME", help="The group that trains; default: the first one.")
 @click.option(
+    "--load",
+    multiple=True,
+    metavar="NAME",
+    help="A group whose hosts load batches for RemoteDataLoader(..., group=NAME) instead of running SCRIPT.",
+)
+@click.option(
     "--processes", type=int, default=1, help="Processes of the script on each host that trains, by torchrun."
 )
 @click.option("--folder", help="Folder of the job; default: runs/ and the name of the script.")
@@ -41,6 +48,7 @@ def command() -> None:
 def launch(
     groups: tuple[str, ...],
     train: str | None,
+    load: tuple[str, ...],
     processes: int,
     folder: str | None,
     port: int | None,
@@ -49,10 +57,15 @@ def launch(
     script: str,
     args: tuple[str, ...],
 ) -> None:
-    """Run SCRIPT with ARGS on all hosts of all groups; exit with the status of training."""
+    """Run SCRIPT with ARGS on the hosts of all groups, but for --load; exit with the status of training."""
     given = [parse(text) for text in groups]
     training = train or given[0].name
-    given = [Group(one.name, one.nodes, processes) if one.name == training else one for one in given]
+    for name in load:
+        one_of("--load", name, [one.name for one in given], fix=f"add --group {name}=1, or correct the name")
+    given = [
+        Group(one.name, one.nodes, processes if one.name == training else 1, one.name in load)
+        for one in given
+    ]
     status = run_groups(
         given,
         script,

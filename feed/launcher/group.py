@@ -11,6 +11,8 @@ from loopwise.validate import whole_number
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 """Valid names of groups, a part of those that SageMaker and Ray accept."""
+HEAD = "ray"
+"""Name of the group of the host that runs the head of the job's Ray cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +24,13 @@ class Group:
         nodes: number of hosts.
         processes: processes of the script on each host.  The hosts of a group with more than one process in all start them by
             ``torchrun``; only the training group may have more than one on a host.
+        loads: the hosts do not run the script, but load batches for ``RemoteDataLoader(..., group=name)`` in it.
     """
 
     name: str
     nodes: int = 1
     processes: int = 1
+    loads: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
@@ -84,6 +88,8 @@ def validated(groups: Iterable[Group], train: str | None) -> tuple[list[Group], 
             f"pass for instance train={names[0]!r}",
         )
     training = given[0] if train is None else given[names.index(train)]
+    if any(group.loads for group in given):
+        _check_loading(given, training)
     for group in given:
         if group is not training and group.processes > 1:
             raise InputError(
@@ -93,3 +99,21 @@ def validated(groups: Iterable[Group], train: str | None) -> tuple[list[Group], 
                 f"pass train={group.name!r}, or let the script start its own processes",
             )
     return list(given), training
+
+
+def _check_loading(groups: Sequence[Group], training: Group) -> None:
+    """Refuse a training group that loads, and the name of the cluster's head."""
+    if training.loads:
+        raise InputError(
+            f"the group {training.name!r}, which trains and loads",
+            "a group that trains, and another one that loads for it",
+            "the first group trains unless another is named, and hosts that load do not run the script",
+            f"write for instance --group dnn=1 --group {training.name}={training.nodes} --load {training.name}",
+        )
+    if any(group.name == HEAD for group in groups):
+        raise InputError(
+            f"the group {HEAD!r} beside a group that loads",
+            "another name",
+            f"the launcher starts a host {HEAD}/0, by which training finds the hosts that load",
+            "rename the group",
+        )

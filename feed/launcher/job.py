@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from select import select
 from types import FrameType
@@ -19,8 +19,11 @@ from typing import Any, BinaryIO
 from loopwise.programs.processes import POLL
 
 from . import torchrun
+from .cluster import GRACE as NODE_GRACE
+from .cluster import SECONDS, Cluster, free_port
 from .environment import Host, variables
 from .group import Group
+from .node import GRACE
 from .processes import Running
 
 PATIENCE = 3.0
@@ -37,15 +40,22 @@ class Job:
         folder: the job's folder.
         program: the script and its arguments.
         port: port of ``torchrun`` on the first host of the training group; 0: any free one.
+        cluster: the Ray cluster of the hosts that load; ``None``: there are none.
     """
 
     def __init__(
-        self, hosts: list[Host], training: Group, folder: Path, program: list[str], port: int = 0
+        self,
+        hosts: list[Host],
+        training: Group,
+        folder: Path,
+        program: list[str],
+        port: int = 0,
+        cluster: Cluster | None = None,
     ) -> None:
         self.hosts, self.training, self.folder, self.program = hosts, training, folder, program
         self._outputs: tuple[BinaryIO, BinaryIO] = (sys.stdout.buffer, sys.stderr.buffer)
         self._job = f"{folder}/{uuid.uuid4().hex[:8]}"
-        self._port = port
+        self._port, self._cluster = port, cluster
         self._running: list[Running] = []
         self._signals: list[int] = []
         self._lost_hosts: list[Host] = []
@@ -72,32 +82,67 @@ class Job:
                     one.stop()
                 for one in self._running:
                     one.close()
+                if self._cluster is not None:
+                    self._cluster.remove()
 
     def _start(self, ready: int | None, seconds: float) -> int | None:
         """Start all hosts, those that train last; return the status if the job is over already."""
-        others = [host for host in self.hosts if host.group is not self.training]
+        others = [host for host in self.hosts if host.group is not self.training and not host.group.loads]
         for host in others:
             self._start_host(host)
-        waiting, deadline = [] if ready is None else list(others), time.monotonic() + seconds
-        while waiting and ready is not None:
-            self._forward()
-            waiting = [host for host in waiting if not _listens(host.address, ready)]
-            status = self._over()
-            if status is not None:
-                return status
-            if waiting and time.monotonic() > deadline:
-                self._tell(
-                    f"{waiting[0]} does not listen on {waiting[0].address}:{ready} after {seconds:g} s"
-                )
-                return 1
+        status = None
+        if self._cluster is not None:
+            status = self._start_cluster(self._cluster)
+        if status is None and ready is not None:
+            status = self._wait(
+                others,
+                lambda host: _listens(host.address, ready),
+                f"does not listen on port {ready}",
+                seconds,
+            )
+        if status is not None:
+            return status
         for host in self.hosts:
             if host.group is self.training:
                 self._start_host(host)
         return None
 
+    def _start_cluster(self, cluster: Cluster) -> int | None:
+        """Start the head and then the nodes of the hosts that load; return the status if the job is over already."""
+        for hosts in ([cluster.head], cluster.nodes):
+            for host in hosts:
+                own = self._variables(host) if host is not cluster.head else {}
+                environment = {**os.environ, **own, **cluster.node_variables()}
+                self._run(host, cluster.program(host), environment, NODE_GRACE, cluster.folder(host))
+            status = self._wait(hosts, cluster.joined, "has not joined the Ray cluster", SECONDS)
+            if status is not None:
+                return status
+        return None
+
+    def _wait(
+        self, hosts: list[Host], ready: Callable[[Host], bool], failure: str, seconds: float
+    ) -> int | None:
+        """Wait until all hosts are ready; return the status if the job is over already.
+
+        Args:
+            hosts: the hosts.
+            ready: tells whether a host is ready.
+            failure: what is said of a host that is not ready in time, after its name.
+            seconds: the time limit.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            self._forward()
+            hosts = [host for host in hosts if not ready(host)]
+            status = self._over()
+            if status is not None or not hosts:
+                return status
+            if time.monotonic() > deadline:
+                self._tell(f"{hosts[0]} at {hosts[0].address} {failure} after {seconds:g} s")
+                return 1
+
     def _start_host(self, host: Host) -> None:
-        folder = self.folder / f"{host.group.name}-{host.node}"
-        own = variables(host, self.hosts, self.training, folder, self.program[0], self.program[1:])
+        own = self._variables(host)
         program = [sys.executable, *self.program]
         if host.group is self.training and host.group.nodes * host.group.processes > 1:
             first = next(other for other in self.hosts if other.group is self.training)
@@ -110,9 +155,25 @@ class Job:
                 (host.address, first.address),
             )
             program += torchrun.arguments(host.node, nodes, processes, *addresses, self._port, self.program)
+        if host.group is self.training and self._cluster is not None:
+            own |= self._cluster.variables()
+        self._run(host, program, {**os.environ, **own})
+
+    def _variables(self, host: Host) -> dict[str, str]:
+        folder = self.folder / f"{host.group.name}-{host.node}"
+        return variables(host, self.hosts, self.training, folder, self.program[0], self.program[1:])
+
+    def _run(
+        self,
+        host: Host,
+        program: list[str],
+        environment: dict[str, str],
+        grace: float = GRACE,
+        scratch: str | None = None,
+    ) -> None:
         running = Running(host, self._job, self._outputs)
         self._running.append(running)
-        running.start(program, {**os.environ, **own}, os.getcwd())
+        running.start(program, environment, os.getcwd(), grace, scratch)
 
     def _follow(self) -> int:
         """Return the status when the job is over, after what was printed until then is written."""
@@ -195,13 +256,6 @@ class Job:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def free_port(address: str) -> int:
-    """Return a port on which nobody listens at an address of this machine."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
 
 
 def _listens(address: str, port: int) -> bool:

@@ -1,9 +1,10 @@
 """Run the script on one host, and own every process that it starts.
 
-Runs as a process of its own, in a session of its own.  Its standard input is a pipe from the launcher: one line of JSON with
-the program's ``arguments``, ``environment`` and ``folder``, and then nothing until the launcher ends, in whatever way: a
-process that is killed closes its pipes.  Standard output and error are those of the program.  The exit status is that of the
-program as a shell shows it, or 143 if the launcher asked for the end.
+Runs as a process of its own, in a session of its own.  Its standard input is a pipe from the launcher: one line of JSON, and
+then nothing until the launcher ends, in whatever way: a process that is killed closes its pipes.  The line has the program's
+``arguments``, ``environment`` and ``folder``, ``grace``, the seconds between the request to end and the kill, and
+``scratch``, a folder to delete at the end, or null.  Standard output and error are those of the program.  The exit status is
+that of the program as a shell shows it, or 143 if the launcher asked for the end.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import ctypes
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,7 +54,9 @@ def run() -> int:
         if readable and not os.read(0, 1):
             asked.append(signal.SIGTERM)  # the launcher has ended
     ended = program.poll() is not None
-    end_descendants(program, GRACE)
+    end_descendants(program, start["grace"])
+    if start["scratch"] is not None:
+        shutil.rmtree(start["scratch"], ignore_errors=True)
     return exit_status(program.wait() if ended else -asked[0])
 
 

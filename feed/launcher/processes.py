@@ -43,13 +43,22 @@ class Running:
         """Descriptors of pipes -> the writers of what they bring."""
         self._pipes: list[IO[bytes]] = []
 
-    def start(self, arguments: list[str], environment: Mapping[str, str], folder: str) -> None:
+    def start(
+        self,
+        arguments: list[str],
+        environment: Mapping[str, str],
+        folder: str,
+        grace: float = runner.GRACE,
+        scratch: str | None = None,
+    ) -> None:
         """Start the process.
 
         Args:
             arguments: the program and its arguments.
             environment: all of its variables.
             folder: its working folder.
+            grace: seconds between the request to end and the kill.
+            scratch: folder that is deleted after all processes of the host have ended.
         """
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", runner.__name__],
@@ -66,6 +75,7 @@ class Running:
             self.streams[pipe.fileno()] = Prefixed(str(self.host), file)
         variables = {**environment, JOB: self.mark}
         start = {"arguments": arguments, "environment": variables, "folder": folder}
+        start |= {"grace": grace, "scratch": scratch}
         with contextlib.suppress(BrokenPipeError):  # it was killed already
             process.stdin.write(json.dumps(start).encode() + b"\n")
             process.stdin.flush()

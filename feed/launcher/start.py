@@ -11,8 +11,9 @@ from pathlib import Path
 from loopwise.errors import InputError, StateError
 from loopwise.validate import positive_number, whole_number
 
+from .cluster import Cluster
 from .environment import hosts_here
-from .group import Group, validated
+from .group import HEAD, Group, validated
 from .job import Job
 
 
@@ -31,7 +32,7 @@ def launch(
 
     On this machine a host is a process with an address of its own: 127.0.0.1, 127.0.0.2, ...  Inside the script,
     ``current_group()``, the variables ``LOOPWISE_*`` and the environment of SageMaker's heterogeneous clusters say which host
-    it runs on.  Whatever ends the job (the end of training, a failure, a signal to this process, its death), the processes of
+    it runs on.  The hosts of a group that loads are nodes of a Ray cluster, to which the training group is connected.  Whatever ends the job (the end of training, a failure, a signal to this process, its death), the processes of
     all hosts are asked to end by SIGTERM and killed 5 seconds later.  If all hosts of another group have ended and one
     of them has failed, training is ended 3 seconds later, and the status is that of the failed host.
 
@@ -52,6 +53,7 @@ def launch(
     Raises:
         InputError: wrong groups, no such script, or a port that is taken.
         StateError: another job runs in the folder.
+        MissingExtra: a group loads, and Ray or pyzmq is not installed.
     """
     given, training = validated(groups, train)
     if not os.path.isfile(script):
@@ -62,6 +64,9 @@ def launch(
             f"check the path; the working folder is {os.getcwd()}",
         )
     hosts = hosts_here(given)
+    cluster = None
+    if any(group.loads for group in given):
+        cluster = Cluster(hosts, hosts_here([*given, Group(HEAD)])[-1].address)
     first = next(host for host in hosts if host.group is training)
     if port is not None:
         _validate_port(port, first.address)
@@ -81,7 +86,7 @@ def launch(
                 "wait for the other job, or pass another folder",
             ) from None
         program = [script, *(str(argument) for argument in args)]
-        return Job(hosts, training, place, program, port or 0).run(ready, ready_seconds)
+        return Job(hosts, training, place, program, port or 0, cluster).run(ready, ready_seconds)
 
 
 def _validate_port(port: int, address: str) -> None:

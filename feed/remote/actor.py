@@ -17,12 +17,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from loopwise.extras import required
+
 from ..lanes import Reply, Worker
 from ..ring.extents import Extents
 from ..ring.file import NUMBER, POSITION, SharedFile
 from .keys import Keys
 from .link import Endpoint
 from .service import Service
+
+with required("ray", "feed", "a loader with a group"):
+    import ray
+    import ray.actor
 
 TOKEN = -1
 """Word of the control page by which a trainer knows that it has opened the right file."""
@@ -77,13 +83,13 @@ class Actor:
         self._worker: Worker | None = None
         self._user = b"", b""
         try:
-            while True:
-                message = self._service.inbox.get()
+            while (message := self._service.inbox.get()) is not None:
                 getattr(self, f"_{message[0]}")(*message[1:])
         except BaseException:  # as a worker of DataLoader, which sys.exit ends too
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)
+        ray.actor.exit_actor()  # os._exit would let Ray print in the trainer that a worker has crashed
 
     def _work(
         self, generation: int, digest: bytes, user: bytes | None, work: Any, batches: int, shared: bool

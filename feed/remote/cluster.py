@@ -56,13 +56,7 @@ def attach(group: str) -> None:
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(address=address, configure_logging=False)
     except OSError:
-        raise StateError(
-            f"group={group!r}, and no Ray cluster at {address!r}",
-            "a Ray cluster to which this machine belongs",
-            "Ray was not started on this machine, or was stopped",
-            "start it by `ray start --head` here and `ray start --address=...` on the other machines, "
-            "or leave out group= to load on this machine",
-        ) from None
+        raise absent(group, address) from None
 
 
 def groups(nodes: list[dict[str, Any]]) -> list[str]:
@@ -90,13 +84,34 @@ def members(group: str) -> list[Node]:
             f"group={group!r}",
             f"a group that has nodes: {', '.join(map(repr, names)) or 'there is none now'}",
             "the name is misspelt, or the nodes of the group did not start or have ended",
-            f"start Ray on its nodes by `ray start --address=... --resources='{{\"{group}\": 1}}'`",
+            f"start Ray on its nodes by `ray start --address=... --resources='{{\"{group}\": 1}}'`, "
+            f"or pass --load {group} to `loopwise feed launch`",
         )
     return [
         Node(node["NodeID"], node["NodeManagerAddress"], int(node["Resources"].get("CPU", 0)))
         for node in nodes
         if node["Alive"] and group in node["Resources"]
     ]
+
+
+def absent(group: str, address: str) -> StateError:
+    """Return the error for a cluster that is not there."""
+    seen = f"group={group!r}, and no Ray cluster at {address!r}"
+    if os.environ.get("LOOPWISE_GROUP"):
+        return StateError(
+            seen,
+            f"a group that loads: --load {group}",
+            f"`loopwise feed launch` runs the script on the hosts of the group {group!r}, too",
+            f"start the script by `loopwise feed launch --group dnn=1 --group {group}=1 --load {group} ...`",
+        )
+    return StateError(
+        seen,
+        "a Ray cluster to which this machine belongs",
+        "Ray was not started on this machine, or was stopped",
+        f"start the script by `loopwise feed launch --group dnn=1 --group {group}=1 --load {group} ...`, or Ray by "
+        "`ray start --head` here and `ray start --address=...` on the other machines, "
+        "or leave out group= to load on this machine",
+    )
 
 
 def gone(group: str, error: Exception) -> StateError:

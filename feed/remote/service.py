@@ -1,6 +1,6 @@
 """Thread of an actor that exchanges messages with the trainer, while the main thread loads batches.
 
-It ends the process once the trainer is gone, whatever the main thread does.
+Once the trainer is gone, it asks the main thread to end the process, and does so itself if that takes too long.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import pickle
 import queue
 import threading
+import time
 from collections import deque
 from typing import Any
 
@@ -24,6 +25,8 @@ with required("pyzmq", "feed", "a loader with a group", module="zmq"):
 
 FIRST = 60.0
 """Seconds within which the trainer has to connect."""
+LAST = 1.0
+"""Seconds within which the main thread has to end the process after the trainer is gone."""
 
 
 class Service:
@@ -39,7 +42,7 @@ class Service:
         self._listener = Listener(self._context, host, keys)
         self.endpoint = self._listener.endpoint
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        """Messages of the trainer for the main thread."""
+        """Messages of the trainer for the main thread; ``None``: the trainer is gone."""
         self.cancelled: set[int] = set()
         """Tickets of tasks that the trainer has given up."""
         self.sent: deque[Place] = deque()
@@ -67,20 +70,23 @@ class Service:
                 events = dict(poller.poll(200))
                 waited += 0.0 if events else 0.2
                 if self._listener.control in events:
-                    self._receive(pickle.loads(self._listener.control.recv()))
+                    message = pickle.loads(self._listener.control.recv())
+                    if message[0] == "close":
+                        return
+                    self._receive(message)
                 if self._woken in events:
                     self._woken.recv()
                     self._send(*self._outbox.popleft())
                 while self._sending and self._sending[0][0].done:
                     self.sent.extend(self._sending.popleft()[1])
         finally:
+            self.inbox.put(None)
+            time.sleep(LAST)
             os._exit(0)
 
     def _receive(self, message: tuple[Any, ...]) -> None:
         if message[0] == "cancel":
             self.cancelled.update(message[1])
-        elif message[0] == "close":
-            os._exit(0)
         else:
             self.inbox.put(message)
 

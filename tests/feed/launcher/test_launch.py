@@ -148,7 +148,7 @@ def test_training_starts_when_the_others_listen(tmp_path):
 def test_hosts_that_never_listen_are_named(tmp_path):
     text = "import time; time.sleep(1000)"
     status, _, err = finished(tmp_path, "--ready", "1", "--ready-seconds", "0.1", text=text)
-    assert (status, err) == (1, "loopwise feed: data/0 does not listen on 127.0.0.2:1 after 0.1 s\n")
+    assert (status, err) == (1, "loopwise feed: data/0 at 127.0.0.2 does not listen on port 1 after 0.1 s\n")
 
 
 def test_a_reader_that_goes_away_ends_the_job(tmp_path):
@@ -220,6 +220,19 @@ def message(error):
             "fix: pass train='data', or let the script start its own processes",
         ),
         (
+            lambda: validated([Group("data", 2, loads=True)], None),
+            "seen: the group 'data', which trains and loads\n"
+            "expected: a group that trains, and another one that loads for it\n"
+            "likely cause: the first group trains unless another is named, and hosts that load do not run the script\n"
+            "fix: write for instance --group dnn=1 --group data=2 --load data",
+        ),
+        (
+            lambda: validated([Group("ray"), Group("data", loads=True)], None),
+            "seen: the group 'ray' beside a group that loads\nexpected: another name\n"
+            "likely cause: the launcher starts a host ray/0, by which training finds the hosts that load\n"
+            "fix: rename the group",
+        ),
+        (
             lambda: Group("data", 0),
             "seen: nodes of the group 'data': nodes=0\nexpected: a whole number of hosts, at least 1\n"
             "likely cause: a fraction, a negative number or a text\n"
@@ -286,3 +299,12 @@ def test_errors_of_the_command_have_no_traceback(tmp_path):
     status, out, err = finished(tmp_path, "--group", "dnn=0")
     assert (status, out) == (1, "")
     assert err.startswith("Error: \nseen: nodes of the group 'dnn': nodes=0\n")
+
+
+def test_a_group_that_loads_is_one_of_the_groups(tmp_path):
+    status, out, err = finished(tmp_path, "--group", "dnn=1", "--load", "data")
+    assert (status, out) == (1, "")
+    assert err == (
+        "Error: \nseen: --load='data'\nexpected: one of dnn\nlikely cause: a typo\n"
+        "fix: add --group data=1, or correct the name\n"
+    )

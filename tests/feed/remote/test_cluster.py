@@ -189,7 +189,8 @@ def test_an_unknown_group_is_refused(cluster):
         "seen: group='date'\n"
         "expected: a group that has nodes: 'data'\n"
         "likely cause: the name is misspelt, or the nodes of the group did not start or have ended\n"
-        "fix: start Ray on its nodes by `ray start --address=... --resources='{\"date\": 1}'`"
+        "fix: start Ray on its nodes by `ray start --address=... --resources='{\"date\": 1}'`, "
+        "or pass --load date to `loopwise feed launch`"
     )
 
 

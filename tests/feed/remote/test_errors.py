@@ -54,17 +54,32 @@ def test_workers_of_a_group_do_not_follow_the_load():
     )
 
 
-def test_no_cluster(monkeypatch):
+@pytest.mark.parametrize(
+    ("launched", "expected"),
+    [
+        (
+            False,
+            "expected: a Ray cluster to which this machine belongs\n"
+            "likely cause: Ray was not started on this machine, or was stopped\n"
+            "fix: start the script by `loopwise feed launch --group dnn=1 --group data=1 --load data ...`, or Ray by "
+            "`ray start --head` here and `ray start --address=...` on the other machines, "
+            "or leave out group= to load on this machine",
+        ),
+        (
+            True,
+            "expected: a group that loads: --load data\n"
+            "likely cause: `loopwise feed launch` runs the script on the hosts of the group 'data', too\n"
+            "fix: start the script by `loopwise feed launch --group dnn=1 --group data=1 --load data ...`",
+        ),
+    ],
+)
+def test_no_cluster(monkeypatch, launched, expected):
     """No Ray runs at the address: it is that of a port which nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     monkeypatch.setenv("RAY_ADDRESS", address)
+    if launched:
+        monkeypatch.setenv("LOOPWISE_GROUP", "dnn")
     with pytest.raises(StateError) as caught:
         next(iter(RemoteDataLoader([1, 2], num_workers=1, group="data")))
-    assert str(caught.value) == (
-        f"seen: group='data', and no Ray cluster at '{address}'\n"
-        "expected: a Ray cluster to which this machine belongs\n"
-        "likely cause: Ray was not started on this machine, or was stopped\n"
-        "fix: start it by `ray start --head` here and `ray start --address=...` on the other machines, "
-        "or leave out group= to load on this machine"
-    )
+    assert str(caught.value) == f"seen: group='data', and no Ray cluster at '{address}'\n" + expected

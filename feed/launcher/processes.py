@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from loopwise.programs.processes import exit_status, kill_marked
 
@@ -74,7 +74,7 @@ class Running:
             os.set_blocking(pipe.fileno(), False)
             self.streams[pipe.fileno()] = Prefixed(str(self.host), file)
         variables = {**environment, JOB: self.mark}
-        start = {"arguments": arguments, "environment": variables, "folder": folder}
+        start: dict[str, Any] = {"arguments": arguments, "environment": variables, "folder": folder}
         start |= {"grace": grace, "scratch": scratch}
         with contextlib.suppress(BrokenPipeError):  # it was killed already
             process.stdin.write(json.dumps(start).encode() + b"\n")

@@ -1,12 +1,13 @@
-"""Heavy augmentation of photographs for a small ResNet, by 1, 2 and 4 workers, here or on a cluster.
+"""Heavy augmentation of photographs for a small ResNet, by 1, 2 and 4 workers, on this machine or on the hosts of a group.
 
-python -m loopwise.examples.heterogeneous                # workers on this machine
-python -m loopwise.examples.heterogeneous --cluster      # starts a Ray cluster of two nodes on this machine
-python -m loopwise.examples.heterogeneous --group data   # workers on the nodes of a group of your cluster
+Workers on this machine, workers on two hosts that the launcher starts, and workers on the nodes of your own Ray cluster:
+
+python examples/heterogeneous.py
+loopwise feed launch --group dnn=1 --group data=2 --load data examples/heterogeneous.py --group data
+python examples/heterogeneous.py --group data
 """
 
 import argparse
-import contextlib
 import time
 
 import torch
@@ -66,43 +67,22 @@ def train(loader, steps):
     return seconds / (steps + 1), waiting / seconds, float(loss.detach())
 
 
-@contextlib.contextmanager
-def two_nodes():
-    """Start a Ray cluster of two nodes on this machine; the second one is the group ``data``."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=4, resources={"data": 1})
-    ray.init(cluster.address, log_to_driver=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-
-
 def main(arguments=None):
     """Print the seconds a step for each number of workers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--group", help="a resource of the nodes that load")
-    parser.add_argument("--cluster", action="store_true", help="start two nodes on this machine")
+    parser.add_argument("--group", help="the group whose hosts load; default: workers on this machine")
     args = parser.parse_args(arguments)
-    group = "data" if args.cluster else args.group
     torch.set_num_threads(1)  # training leaves the other processors to the workers
-    with two_nodes() if args.cluster else contextlib.nullcontext():
-        for workers in args.workers:
-            count = args.batch_size * (args.steps + 1)
-            loader = RemoteDataLoader(
-                Photographs(count), args.batch_size, shuffle=True, num_workers=workers, group=group
-            )
-            seconds, share, loss = train(loader, args.steps)
-            print(
-                f"{workers} workers: {1e3 * seconds:.0f} ms a step, {share:.0%} of it waiting; loss {loss:.2f}"
-            )
+    for workers in args.workers:
+        count = args.batch_size * (args.steps + 1)
+        loader = RemoteDataLoader(
+            Photographs(count), args.batch_size, shuffle=True, num_workers=workers, group=args.group
+        )
+        seconds, share, loss = train(loader, args.steps)
+        print(f"{workers} workers: {1e3 * seconds:.0f} ms a step, {share:.0%} of it waiting; loss {loss:.2f}")
 
 
 if __name__ == "__main__":

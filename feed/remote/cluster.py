@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +57,8 @@ def attach(group: str) -> None:
         host, _, port = address.rpartition(":")
         if host and port.isdecimal():  # Ray would try for minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        ray.init(address=address, configure_logging=False)
+        with _kept_handler():
+            ray.init(address=address, configure_logging=False)
     except OSError:
         raise absent(group, address) from None
 
@@ -92,6 +96,17 @@ def members(group: str) -> list[Node]:
         for node in nodes
         if node["Alive"] and group in node["Resources"]
     ]
+
+
+@contextlib.contextmanager
+def _kept_handler() -> Iterator[None]:
+    """Keep the handler of SIGTERM: that of Ray prints a crash report, and ends this process by SIGABRT."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def absent(group: str, address: str) -> StateError:

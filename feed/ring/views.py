@@ -56,8 +56,11 @@ class Views:
         mappings = self.map(places) if mappings is None else mappings
         return [self._array(*each) for each in zip(places, sizes, mappings, strict=True)]
 
-    def copies(self, places: Sequence[Place], sizes: Sequence[int], mappings: Sequence[Any]) -> list[Any]:
+    def copies(
+        self, places: Sequence[Place], sizes: Sequence[int], mappings: Sequence[Any] | None = None
+    ) -> list[Any]:
         """Return copies of the extents in private memory, and release the extents; the arguments are those of ``arrays``."""
+        mappings = self.map(places) if mappings is None else mappings
         arrays = [
             np.frombuffer(mapping, np.uint8, size).copy()
             for mapping, size in zip(mappings, sizes, strict=True)

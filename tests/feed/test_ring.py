@@ -89,6 +89,14 @@ def test_memory_that_was_held_and_is_free_is_given_back(sides):
     assert os.fstat(file).st_blocks * 512 <= 4 * rounded(100_000) + PAGE
 
 
+def test_copies_release_their_extents_at_once(sides):
+    place, size = written(*sides, 5)
+    (copy,) = sides[1].copies([place], [size])
+    assert (copy.min(), copy.max(), copy.size) == (5, 5, size)
+    assert sides[1].held == 0
+    assert sides[1].take_released() == [place]
+
+
 def test_private_copies_are_made_when_too_many_extents_are_held(monkeypatch):
     monkeypatch.setattr("loopwise.feed.processes.member.MOST_HELD", 2)
     file = SharedFile()

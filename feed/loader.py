@@ -217,6 +217,10 @@ class RemoteDataLoader(DataLoader[T]):
             "held_bytes": counters.held_bytes(),
         }
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes of a copy, in this process or another one, which begins a new epoch."""
+        return self.__dict__ | {"_position": None, "_iterator": None}
+
     # -- iterators ------------------------------------------------------------------------------
 
     def __iter__(self) -> Any:

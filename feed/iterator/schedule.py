@@ -98,6 +98,8 @@ class Schedule:
             indices = next(self._sampler)
         except StopIteration:
             return
+        if type(indices) is list:
+            indices = list(indices)  # the sampler may use its list for the next batch
         self.draws.add(indices)
         active = sum(lane.active for lane in self.lanes)
         for _ in self.lanes:

@@ -27,20 +27,19 @@ _WORDS = 624 * 4
 def get() -> bytes:
     """Return the present states of the three global generators, about 10 KB."""
     torch_state = torch.default_generator.get_state().numpy().tobytes()
-    state: Any = np.random.get_state()
-    kind, keys, position, has_variate, variate = state
+    state: Any = np.random.get_state(legacy=False)
     version, words, python_variate = random.getstate()
     head = struct.pack("<I", len(torch_state)) + torch_state
-    if kind != "MT19937" or version != 3:
-        return head + b"\1" + pickle.dumps((np.random.get_state(), random.getstate()))
+    if state["bit_generator"] != "MT19937" or version != 3:
+        return head + b"\1" + pickle.dumps((state, random.getstate()))
     tail = _TAIL.pack(
-        position,
-        has_variate,
-        variate,
+        state["state"]["pos"],
+        state["has_gauss"],
+        state["gauss"],
         python_variate is not None,
         0.0 if python_variate is None else python_variate,
     )
-    return b"".join((head, b"\0", keys.tobytes(), array("I", words).tobytes(), tail))
+    return b"".join((head, b"\0", state["state"]["key"].tobytes(), array("I", words).tobytes(), tail))
 
 
 def set(state: bytes) -> None:

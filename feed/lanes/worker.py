@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..packing.memory import Memory
-from ..packing.pack import Collating, Packed, Packer
+from ..packing.pack import Collating, Packed, Packer, Retained
 from ..protocol import LaneState, Task, Work
 from ..torch_internals import clear_worker_info, is_wrapped_exception, wrap_exception
 from . import states
@@ -53,12 +53,15 @@ class Worker:
         self._work, self._memory, self._progress, self._several = work, memory, progress, several
         self._lanes: dict[int, Lane] = {}
         self._current: Lane | None = None
+        self._retained: list[Retained] = []
 
     def run(self, task: Task) -> Reply:
         """Execute a task.  An exception of the user's code is part of the reply; ``BaseException`` is raised."""
         start, cpu = time.perf_counter(), time.process_time()
         reply = Reply(task.epoch, task.number, task.attempt, task.lane)
+        self._free_retained()
         lane = self._enter(task)
+        batch: Any = None
         packer = Packer(self._memory)
         try:
             with Collating(packer):
@@ -69,14 +72,24 @@ class Worker:
                 reply.packed = packer.pack(batch)
         except Exception:
             reply.error = _pickled(wrap_exception(task.lane))
-        if reply.packed is None:
-            packer.discard()
+        del batch
+        self._retained += packer.finish(reply.packed)
         try:
             reply.state = lane.state()
         except Exception:  # of the dataset's own state_dict
             reply.error = _pickled(wrap_exception(task.lane))
         reply.seconds, reply.cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
         return reply
+
+    def _free_retained(self) -> None:
+        """Free the blocks of earlier tensors that the user's code has dropped by now."""
+        kept = []
+        for reference, block in self._retained:
+            if reference() is None:
+                self._memory.free(block)
+            else:
+                kept.append((reference, block))
+        self._retained = kept
 
     def close(self) -> None:
         """Forget the lanes; ``get_worker_info`` returns ``None`` again."""

@@ -1,8 +1,8 @@
 """Pack a batch: its structure as a pickled header, its tensors as bytes.
 
 A header is the pickle of the batch with every dense tensor and plain array replaced by a call of ``_tensor`` or ``_array``:
-``(source, offset, dtype, shape, order)``.  ``source`` is -1 for the inline bytes of the message, and otherwise the number of
-a block; ``order`` is the order of the dimensions in memory if it is not the usual one.  Everything else is pickled as it is
+``(source, offset, dtype, shape, strides)``.  ``source`` is -1 for the inline bytes of the message, and otherwise the number of
+a block; ``strides`` are ``None`` if they are the usual ones.  Everything else is pickled as it is
 (sparse, nested and quantized tensors, subclasses, tensors that require a gradient), and counted.
 """
 
@@ -11,6 +11,8 @@ from __future__ import annotations
 import ctypes
 import io
 import pickle
+import threading
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,8 +71,28 @@ def memory_order(tensor: torch.Tensor) -> tuple[int, ...] | None:
     return tuple(order) if tensor.permute(order).is_contiguous() else None
 
 
+Retained = tuple[weakref.ref[Any], Block]
+"""A reference to the memory of tensors that the user's code keeps in the worker, and their block."""
+
+
+def unusual_strides(tensor: torch.Tensor) -> tuple[int, ...] | None:
+    """Return the strides of a contiguous tensor if dimensions of at most one element have others than usual.
+
+    They tell ``channels_last`` from the usual format if there is one channel.
+    """
+    shape, strides = tensor.shape, tensor.stride()
+    if len(shape) < 2 or not (1 in shape or 0 in shape):
+        return None
+    expected = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if stride != expected:
+            return strides
+        expected *= max(size, 1)
+    return None
+
+
 class Packer(pickle.Pickler):
-    """Pickler that puts tensors and arrays into blocks; it serves one batch."""
+    """Pickler that puts tensors and arrays into blocks; it serves one batch: ``stack``, ``pack``, ``finish``."""
 
     def __init__(self, memory: Memory) -> None:
         self._header = io.BytesIO()
@@ -78,6 +100,9 @@ class Packer(pickle.Pickler):
         self._memory = memory
         self._stacked: dict[int, tuple[Block, int]] = {}
         """Address of a tensor that was stacked into a block -> the block and its bytes."""
+        self._references: list[Retained] = []
+        """All blocks of stacked tensors, with references that are dead once nobody has the tensors."""
+        self._thread = threading.get_ident()
         self._blocks: list[Block] = []
         self._sizes: list[int] = []
         self._small: list[bytes] = []
@@ -85,30 +110,31 @@ class Packer(pickle.Pickler):
         self._pickled = 0
 
     def stack(self, tensors: list[torch.Tensor], **options: Any) -> torch.Tensor:
-        """Stack tensors into a block; takes the place of ``default_collate``'s function for tensors."""
+        """Stack tensors into a block; takes the place of ``default_collate``'s function for tensors.
+
+        A thread of the dataset collates batches for later, and so does code that kept this function: their tensors get ordinary
+        memory.
+        """
         first = tensors[0]
+        if self._thread != threading.get_ident():
+            return collate_tensors(tensors, **options)
         if type(first) is not torch.Tensor or first.layout is not torch.strided or first.device.type != "cpu":
             return collate_tensors(tensors, **options)
         if first.is_nested or first.is_quantized:
             return collate_tensors(tensors, **options)
         shape, nbytes = (len(tensors), *first.shape), len(tensors) * first.nbytes
         if nbytes < LARGE:
-            return torch.stack(tensors, 0, out=torch.empty(shape, dtype=first.dtype))
+            return torch.stack(tensors, 0, out=torch.empty(shape, dtype=first.dtype, device="cpu"))
         block = self._memory.allocate(nbytes)
-        out = torch.frombuffer(block.buffer, dtype=first.dtype, count=nbytes // first.itemsize).view(shape)
+        memory = memoryview(block.buffer)  # lives as long as any tensor in it
+        self._references.append((weakref.ref(memory), block))
+        out = torch.frombuffer(memory, dtype=first.dtype, count=nbytes // first.itemsize).view(shape)
         self._stacked[out.data_ptr()] = block, nbytes
         return torch.stack(tensors, 0, out=out)
 
     def pack(self, batch: Any) -> Packed:
-        """Return the batch in packed form; the packer is used up."""
-        try:
-            self.dump(batch)
-        except BaseException:
-            self.discard()
-            raise
-        for block, _ in self._stacked.values():
-            self._memory.free(block)  # stacked, and then not part of the batch
-        self._stacked.clear()
+        """Return the batch in packed form."""
+        self.dump(batch)
         inline = b"".join(self._small)
         if len(inline) > INLINE:
             block = self._memory.allocate(len(inline))
@@ -118,12 +144,43 @@ class Packer(pickle.Pickler):
             inline = b""
         return Packed(self._header.getvalue(), inline, self._blocks, self._sizes, self._pickled)
 
-    def discard(self) -> None:
-        """Give back all blocks of a batch that is not sent."""
-        for block in [*self._blocks, *(block for block, _ in self._stacked.values())]:
-            self._memory.free(block)
-        self._blocks, self._sizes = [], []
+    def finish(self, packed: Packed | None) -> list[Retained]:
+        """Give back the blocks that are not sent; the packer is used up.
+
+        The caller has dropped the batch, so that whoever still has a stacked tensor keeps it for later: a buffer of batches, a
+        cache, the local variable of a generator.  Its block cannot be sent, since the memory would be written again once the
+        training process has released it; a copy is sent.
+
+        Args:
+            packed: the result of ``pack``, which is changed; ``None``: there is no batch to send.
+
+        Returns:
+            Blocks that belong to the user's code as long as their references are alive; the caller frees them afterwards.
+        """
+        self._thread = 0
         self._stacked.clear()
+        self.clear_memo()
+        retained, blocks = [], [] if packed is None else packed.blocks
+        numbers = {id(block): number for number, block in enumerate(blocks)}
+        for reference, block in self._references:
+            number = numbers.get(id(block))
+            if reference() is not None:
+                retained.append((reference, block))
+                if number is not None and packed is not None:
+                    blocks[number] = self._copy(block, packed.sizes[number])
+            elif number is None:
+                self._memory.free(block)
+        if packed is None:
+            stacked = {id(block) for _, block in self._references}
+            for block in self._blocks:
+                if id(block) not in stacked:
+                    self._memory.free(block)
+        return retained
+
+    def _copy(self, block: Block, nbytes: int) -> Block:
+        copy = self._memory.allocate(nbytes)
+        memoryview(copy.buffer)[:nbytes] = memoryview(block.buffer)[:nbytes]
+        return copy
 
     def reducer_override(self, value: Any) -> Any:
         """Return the call that rebuilds a tensor or an array, for all other objects ``NotImplemented``."""
@@ -139,13 +196,18 @@ class Packer(pickle.Pickler):
         return NotImplemented
 
     def _place_tensor(self, tensor: torch.Tensor) -> tuple[Any, ...]:
-        shape, order = tuple(tensor.shape), None
-        if not tensor.is_contiguous():
-            order = memory_order(tensor)
-            tensor = tensor.contiguous() if order is None else tensor.permute(order)
+        if tensor._is_zerotensor():  # it has no memory
+            tensor = tensor.clone()
+        shape, strides = tuple(tensor.shape), None
+        if tensor.is_contiguous():
+            strides = unusual_strides(tensor)
+        elif (order := memory_order(tensor)) is not None:
+            strides, tensor = tensor.stride(), tensor.permute(order)
+        else:
+            tensor = tensor.contiguous()
         nbytes = tensor.nbytes
         if nbytes < LARGE:
-            return *self._place_small(tensor.data_ptr(), nbytes), tensor.dtype, shape, order
+            return *self._place_small(tensor.data_ptr(), nbytes), tensor.dtype, shape, strides
         block, room = self._stacked.pop(tensor.data_ptr(), (None, 0))
         if block is None or room < nbytes:
             if block is not None:
@@ -153,7 +215,7 @@ class Packer(pickle.Pickler):
             block = self._memory.allocate(nbytes)
             target = torch.frombuffer(block.buffer, dtype=tensor.dtype, count=tensor.numel())
             target.view(tensor.shape).copy_(tensor)
-        return self._add(block, nbytes), 0, tensor.dtype, shape, order
+        return self._add(block, nbytes), 0, tensor.dtype, shape, strides
 
     def _place_array(self, array: Any) -> tuple[int, int]:
         if array.nbytes < LARGE:
@@ -189,8 +251,11 @@ class Collating:
             functions[torch.Tensor] = self._packer.stack
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            collate_functions()[torch.Tensor] = self._before
+        functions = collate_functions()
+        if (
+            functions.get(torch.Tensor) == self._packer.stack
+        ):  # the user's code may have registered another one meanwhile
+            functions[torch.Tensor] = self._before
 
 
 def collate_tensors_function() -> Any:

@@ -46,18 +46,18 @@ class _Views:
         offset: int,
         dtype: torch.dtype,
         shape: tuple[int, ...],
-        order: tuple[int, ...] | None,
+        strides: tuple[int, ...] | None,
     ) -> torch.Tensor:
         if 0 in shape:
-            return torch.empty(shape, dtype=dtype)
-        if order is not None:
-            inverse = sorted(range(len(order)), key=order.__getitem__)
-            return self._tensor(source, offset, dtype, tuple(shape[d] for d in order), None).permute(inverse)
+            empty = torch.empty(shape, dtype=dtype, device="cpu")
+            return empty if strides is None else empty.as_strided(shape, strides)
         memory = self._inline if source < 0 else self._blocks[source]
         count = 1
         for size in shape:
             count *= size
         flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=offset)
+        if strides is not None:
+            return flat.as_strided(shape, strides)
         return flat if len(shape) == 1 else flat.view(shape)
 
     def _array(self, source: int, offset: int, dtype: str, shape: tuple[int, ...]) -> Any:

@@ -6,6 +6,7 @@ the middle of a message, or that does not read, must not stop training.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import weakref
@@ -83,7 +84,13 @@ class Channel:
         return messages
 
     def close(self) -> None:
-        """Close this end."""
+        """End the connection, also if a process that was forked meanwhile has a copy of this end."""
+        with contextlib.suppress(OSError):  # the worker has ended
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self.close_copy()
+
+    def close_copy(self) -> None:
+        """Close this end in a forked process, which leaves the connection to the training process."""
         self.ended = True
         self._socket.close()
 
@@ -130,5 +137,5 @@ def pair() -> tuple[Channel, Link]:
 def close_inherited() -> None:
     """Close the channels that a forked worker has inherited."""
     for channel in list(OPEN):
-        channel.close()
+        channel.close_copy()
     OPEN.clear()

@@ -15,6 +15,9 @@ from .member import Member
 
 PATIENCE = 5.0
 """Seconds that workers get to finish the sample in work when the pool is closed, as in DataLoader."""
+LOOK = 5.0
+"""Seconds after which the pool looks whether workers are alive, since a process that a worker has forked keeps its end of the
+connection open."""
 FRUITLESS = 3
 """Workers in a row that may end before they have loaded anything."""
 
@@ -76,7 +79,7 @@ class ProcessPool:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return []
-            self._collect(left)
+            self._collect(LOOK if left is None else min(left, LOOK))
 
     def close(self) -> None:
         """Stop the workers: they finish the sample in work if that takes less than 5 seconds."""
@@ -114,6 +117,8 @@ class ProcessPool:
             self._send_kept(member)
         milliseconds = None if seconds is None else max(0.0, seconds * 1000)
         numbers = {self._by_descriptor[descriptor] for descriptor, _ in self._poll.poll(milliseconds)}
+        if seconds and not numbers:
+            numbers = {n for n, member in self._members.items() if not member.process.is_alive()}
         for number in sorted(numbers):
             member = self._members[number]
             ended = not member.process.is_alive()

@@ -57,7 +57,7 @@ class Extents:
 
     def free(self, block: Block) -> None:
         """Take back an extent that was not sent."""
-        self._used -= block.place[1]
+        self._used = max(0, self._used - block.place[1])
         self._release(block.place)
 
     def begin(self, released: list[Place]) -> None:

@@ -1,11 +1,14 @@
 """Workers that die: every batch comes exactly once and unchanged, and a sample that kills its worker is named."""
 
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import textwrap
+import time
+from pathlib import Path
 
 import feed_kit
 import psutil
@@ -151,6 +154,48 @@ def test_workers_end_soon_after_the_training_process_was_killed_and_leave_nothin
     )  # one second on an idle machine, in the middle of samples
     assert not alive
     assert set(os.listdir("/dev/shm")) <= before
+
+
+class Forking(Failing):
+    """Samples of a worker that leaves a process behind when it dies, which has copies of its descriptors."""
+
+    def __getitem__(self, index):
+        if index == 3 and not os.path.exists(self.folder + "/forked"):
+            child = os.fork()
+            if not child:
+                while os.path.exists(self.folder + "/wait"):
+                    time.sleep(0.05)
+                os._exit(0)
+            Path(self.folder, "forked").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_death_is_noticed_while_a_process_of_the_worker_lives(tmp_path, monkeypatch):
+    monkeypatch.setattr("loopwise.feed.processes.pool.LOOK", 0.1)
+    waiting = tmp_path / "wait"
+    waiting.touch()
+    try:
+        loader = RemoteDataLoader(Forking(8, {}, str(tmp_path)), 2, num_workers=1, timeout=100)
+        assert [batch[:, 0, 0].int().tolist() for batch in loader] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+        assert waiting.exists()
+    finally:
+        waiting.unlink()
+
+
+def test_workers_end_at_once_while_a_process_that_was_forked_meanwhile_lives(monkeypatch):
+    monkeypatch.setattr("loopwise.feed.processes.pool.PATIENCE", 100.0)
+    iterator = iter(RemoteDataLoader(Augmented(4), 2, num_workers=1))
+    next(iterator)
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
+    process.start()
+    try:
+        worker = iterator._workers[0]
+        del iterator
+        assert worker.exitcode == 0  # it was not killed
+    finally:
+        process.kill()
+        process.join()
 
 
 def test_no_process_descriptor_or_thread_is_left_by_loops_that_are_left_early():

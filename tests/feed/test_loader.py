@@ -1,9 +1,13 @@
 """The loader beside DataLoader: equal order and equal batches, for every kind of loader."""
 
+import copy
 import os
+import pickle
+import queue
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import feed_kit
@@ -11,7 +15,15 @@ import numpy as np
 import pytest
 import torch
 from feed_kit import Augmented, Fetching, Stream, equal, pair
-from torch.utils.data import BatchSampler, DataLoader, Dataset, SubsetRandomSampler, get_worker_info
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SubsetRandomSampler,
+    TensorDataset,
+    get_worker_info,
+)
 
 from loopwise.feed import RemoteDataLoader
 
@@ -128,6 +140,42 @@ def test_getitems_is_used():
     assert equal(theirs, ours)
 
 
+def test_another_generator_of_numpy_does_not_matter():
+    before = np.random.get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(3))
+    try:
+        for workers in (0, 1):
+            theirs, ours = pair(TensorDataset(torch.rand(8, 2)), batch_size=2, num_workers=workers)
+            assert equal(theirs, ours)
+    finally:
+        np.random.set_bit_generator(before)
+
+
+class OneList:
+    """A batch sampler that uses its list again."""
+
+    def __len__(self):
+        return 5
+
+    def __iter__(self):
+        batch = [0, 0]
+        for start in range(0, 10, 2):
+            batch[:] = start, start + 1
+            yield batch
+
+
+def test_a_batch_sampler_may_use_its_list_again():
+    loader = RemoteDataLoader(Augmented(), batch_sampler=OneList(), num_workers=1, prefetch_bytes=1)
+    assert [batch["index"].tolist() for batch in loader] == [[n, n + 1] for n in range(0, 10, 2)]
+
+
+def test_a_copy_of_a_loader_begins_a_new_epoch():
+    loader = RemoteDataLoader(Augmented(8), 4, num_workers=1, persistent_workers=True)
+    next(iter(loader))
+    for again in (pickle.loads(pickle.dumps(loader)), copy.deepcopy(loader)):
+        assert [batch["index"][0].item() for batch in again] == [0, 4]
+
+
 def test_a_generator_leaves_the_global_random_numbers_alone():
     results = []
     for make in (DataLoader, RemoteDataLoader):
@@ -191,6 +239,58 @@ def test_set_epoch_reaches_the_datasets_of_persistent_workers():
         loader.set_epoch(epoch)
         epochs.append([item[0][0].item() for item in loader])
     assert epochs == [[4, 4, 4], [5, 5, 5]]
+
+
+class Buffered(IterableDataset):
+    """Collated batches that are yielded later, as by a shuffle buffer; with a thread, also made in advance."""
+
+    def __init__(self, thread):
+        self.thread = thread
+
+    def batches(self):
+        for number in range(16):
+            yield torch.utils.data.default_collate([torch.full((64, 64), float(number)) for _ in range(3)])
+
+    def __iter__(self):
+        if not self.thread:
+            kept = []
+            for batch in self.batches():
+                kept.append(batch)
+                if len(kept) > 3:
+                    yield kept.pop(0)
+            yield from kept
+            return
+        ready = queue.Queue(3)
+        thread = threading.Thread(target=lambda: [ready.put(batch) for batch in [*self.batches(), None]])
+        thread.start()
+        yield from iter(ready.get, None)
+        thread.join()
+
+
+class Previous:
+    """Collate function that returns the batch before."""
+
+    def __init__(self):
+        self.last = None
+
+    def __call__(self, samples):
+        batch, self.last = self.last, torch.utils.data.default_collate(samples)
+        return self.last if batch is None else batch
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_batches_that_the_dataset_keeps_for_later_do_not_change(thread):
+    batches = [batch for batch in RemoteDataLoader(Buffered(thread), None, num_workers=1)]
+    assert [batch.unique().tolist() for batch in batches] == [[number] for number in range(16)]
+    values = []
+    for batch in RemoteDataLoader(Buffered(thread), None, num_workers=1):
+        values.append(batch.unique().tolist())  # the memory is used again at once
+    assert values == [[number] for number in range(16)]
+
+
+def test_batches_that_the_collate_function_keeps_do_not_change():
+    theirs, ours = pair(Augmented(), batch_size=4, num_workers=1, collate_fn=Previous())
+    assert equal(theirs, ours)
 
 
 def test_batches_are_writable_and_stay_valid_after_the_loader():

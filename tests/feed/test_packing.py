@@ -76,6 +76,37 @@ def test_memory_formats_are_kept(shape):
     assert torch.equal(travelled(expanded)[0], expanded)
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.rand(2, 1, 8, 8).to(memory_format=torch.channels_last),
+        torch.rand(64, 1, 32, 32).to(memory_format=torch.channels_last),
+        torch.rand(6).as_strided((1, 6), (77, 1)),
+        torch.empty(0, 3, 4).transpose(0, 2),
+        torch.rand(3, 4, 5).permute(2, 0, 1),
+    ],
+    ids=["small", "large", "one row", "empty", "permuted"],
+)
+def test_strides_of_tensors_without_gaps_are_kept(tensor):
+    back, _ = travelled(tensor)
+    assert torch.equal(back, tensor)
+    assert back.stride() == tensor.stride()
+
+
+def test_a_tensor_of_zeros_without_memory_comes_as_zeros():
+    assert torch.equal(travelled(torch._efficientzerotensor((3,)))[0], torch.zeros(3))
+
+
+def test_the_default_device_does_not_matter():
+    packer = Packer(Memory())
+    with torch.device("meta"):
+        batch = packer.stack([torch.ones(3, device="cpu")] * 2), torch.empty(0, 3, device="cpu")
+        packed = packer.pack(batch)
+        back = unpack(packed.header, packed.inline, [])
+    assert equal(back, batch)
+    assert {tensor.device.type for tensor in back} == {"cpu"}
+
+
 def test_one_tensor_in_two_places_stays_one():
     image = torch.rand(200, 200)
     back, packed = travelled([image, image])
@@ -122,6 +153,8 @@ def collated(samples, function=default_collate):
     with Collating(packer):
         batch = function(samples)
     packed = packer.pack(batch)
+    del batch
+    packer.finish(packed)
     return unpack(packed.header, packed.inline, [block.buffer for block in packed.blocks]), memory, packed
 
 
@@ -150,9 +183,47 @@ def test_a_block_that_is_not_part_of_the_batch_is_given_back():
 
 def test_all_blocks_are_given_back_if_a_batch_cannot_be_packed():
     memory = Memory()
+    packer = Packer(memory)
     with pytest.raises(Exception, match="pickle"):
-        Packer(memory).pack([LARGE_IMAGE, lambda: None])
+        packer.pack([LARGE_IMAGE, lambda: None])
+    packer.finish(None)
     assert memory.freed == [0]
+
+
+def test_a_tensor_that_the_dataset_keeps_is_copied_and_its_block_waits_for_it():
+    samples, memory, kept = [torch.rand(100, 100) for _ in range(4)], Memory(), []
+    packer = Packer(memory)
+    with Collating(packer):
+        kept += [default_collate(samples), default_collate(samples)]
+    packed = packer.pack(kept[0])
+    retained = packer.finish(packed)
+    assert [block.place for block in packed.blocks] == [2]
+    assert memory.freed == []
+    kept[0] += 1
+    assert torch.equal(unpack(packed.header, packed.inline, [packed.blocks[0].buffer]), torch.stack(samples))
+    del kept[0]
+    assert [reference() is None for reference, _ in retained] == [True, False]
+
+
+def test_a_function_that_is_kept_does_not_use_the_memory_of_a_later_batch():
+    memory = Memory()
+    packer = Packer(memory)
+    packer.finish(packer.pack([]))
+    assert torch.equal(packer.stack([LARGE_IMAGE, LARGE_IMAGE]), torch.stack([LARGE_IMAGE, LARGE_IMAGE]))
+    assert memory.blocks == []
+
+
+def test_a_function_that_is_registered_meanwhile_stays():
+    from torch.utils.data._utils.collate import collate_tensor_fn, default_collate_fn_map
+
+    with Collating(Packer(Memory())):
+        default_collate_fn_map[torch.Tensor] = pairs
+    assert default_collate_fn_map[torch.Tensor] is pairs
+    default_collate_fn_map[torch.Tensor] = collate_tensor_fn
+
+
+def pairs(tensors, **_):
+    return tensors
 
 
 def test_samples_of_unequal_shapes_raise_the_error_of_default_collate():

@@ -251,10 +251,10 @@ class Collating:
             functions[torch.Tensor] = self._packer.stack
 
     def __exit__(self, *_: object) -> None:
-        functions = collate_functions()
-        if (
-            functions.get(torch.Tensor) == self._packer.stack
-        ):  # the user's code may have registered another one meanwhile
+        functions = (
+            collate_functions()
+        )  # in which the user's code may have registered another function meanwhile
+        if self._before is not None and functions.get(torch.Tensor) == self._packer.stack:
             functions[torch.Tensor] = self._before
 
 

@@ -90,7 +90,8 @@ def try_log(job_file: str, log: str, sagemaker: bool, program: str | None) -> No
                 "  not in RE2's syntax: searched with a limit of time for each line", style="yellow"
             )
         if not curve.count:
-            console.print("  no line matches", style="red")
+            told = f"{curve.rejected} matches, and no number" if curve.rejected else "no line matches"
+            console.print(f"  {told}", style="red")
             found = hint(metric.name, metric.regex or "", (line.decode() for line in lines))
             if found is not None:
                 console.print(Text(f"  almost: {found.line.strip()}"))
@@ -225,19 +226,7 @@ def export(folder: str, file: str) -> None:
     """Write the ended trials of FOLDER, and those that it started from, to FILE, by its ending .csv or .json."""
     _, trials, front = _ended(folder)
     marked = {trial.name for trial in front}
-    rows = [
-        {
-            "trial": t.number,
-            "job": t.job or folder,
-            "state": t.state,
-            "best": t.name in marked,
-            "objective": t.objective,
-            "seconds": t.seconds,
-            **t.values,
-            **t.metrics,
-        }
-        for t in [*inherited(folder), *trials]
-    ]
+    rows = [_row(trial, folder, trial.name in marked) for trial in [*inherited(folder), *trials]]
     if file.endswith(".json"):
         Path(file).write_text(json.dumps(rows, indent=1))
     elif file.endswith(".csv"):
@@ -250,6 +239,22 @@ def export(folder: str, file: str) -> None:
         raise InputError(
             f"the file {file!r}", "an ending of .csv or .json", "another format", "name such a file"
         )
+
+
+def _row(trial: Trial, folder: str, best: bool) -> dict[str, Any]:
+    """Return the columns of a trial; names that are taken, such as ``seconds``, stand behind what they name."""
+    row: dict[str, Any] = {
+        "trial": trial.number,
+        "job": trial.job or folder,
+        "state": trial.state,
+        "best": best,
+        "objective": trial.objective,
+        "seconds": trial.seconds,
+    }
+    for kind, part in (("parameter", trial.values), ("metric", trial.metrics)):
+        taken = set(row)
+        row |= {f"{kind}.{name}" if name in taken else name: value for name, value in part.items()}
+    return row
 
 
 def _read(job_file: str, sagemaker: bool, program: str | None) -> Job:

@@ -122,7 +122,7 @@ def explain(
     if ending is not None and not stopped and ending["code"] != 0:
         last = "\n".join(attempt.tail())
         what = "could not be started" if ending["code"] is None else f"ended with code {ending['code']}"
-        return f"the program {what}; its last lines:\n{last}"
+        return f"the program {what}; " + (f"its last lines:\n{last}" if last else "it printed nothing")
     for goal in job.goals:
         value = curves[goal.metric].value()
         if value is None:
@@ -147,4 +147,5 @@ def _missing(job: Job, attempt: Attempt, name: str, curve: Curve) -> str:
         what = f"the objective {name!r}: {what}"
     if found is not None:
         return f"{what}; this line almost matches: {found.line.strip()!r}; the regex {found.regex!r} would match it"
-    return what + "; the last lines:\n" + "\n".join(attempt.tail())
+    last = "\n".join(attempt.tail())
+    return f"{what}; the last lines:\n{last}" if last else f"{what}; the program printed nothing"

@@ -223,9 +223,13 @@ class Tuner:
         entry.attempt.end_left()
         self._engine.release(entry.attempt)
         trial, ending = entry.trial, entry.attempt.ending()
-        curves = entry.attempt.drain()
-        curve = curves[self.job.goals[0].metric]
-        trial.reports, trial.objective = curve.reports, curve.value()
+        curves, goal = entry.attempt.drain(), self.job.goals[0].metric
+        trial.reports = curves[goal].reports
+        used = self._rule.verdict(trial, len(trial.reports)) if self._rule.uses_all(trial) else ""
+        if used:  # what it printed further, until it was ended, depends on the time that this took
+            assert self.job.hyperband is not None
+            curves = curves | {goal: curves[goal].until(self.job.hyperband.max_resource)}
+        trial.reports, trial.objective = curves[goal].reports, curves[goal].value()
         trial.metrics = {
             name: value for name, other in curves.items() if (value := other.value()) is not None
         }
@@ -241,11 +245,13 @@ class Tuner:
         if late and not trial.reason:
             limit = self.job.limits.trial_seconds  # a resumed job may have another one, or none
             trial.reason = f"more than {limit:g} seconds" if limit else "more than the seconds of a trial"
-        early = entry.stopping and not self._rule.uses_all(trial)
-        if entry.stopping and not early:
-            trial.reason = self._rule.verdict(trial, len(trial.reports))
+        early = entry.stopping and not used
+        if used and not failure:
+            trial.reason = used
         trial.state = "failed" if failure else "stopped" if early else "finished"
-        trial.reason = failure or trial.reason
+        trial.reason = "; ".join(
+            filter(None, (trial.reason, failure))
+        )  # stopped, perhaps before its first report
         self._record(trial)
 
     def _may_repeat(self, trial: Trial, lost: bool) -> bool:

@@ -64,6 +64,18 @@ def test_a_job_is_shown_and_exported(done, tmp_path):
     assert "an ending of .csv or .json" in call("export", folder, tmp_path / "trials.txt", code=1)
 
 
+def test_columns_of_an_export_do_not_hide_each_other(tmp_path):
+    command = program(tmp_path, "print(' loss=0.5 took=7000')") + " {loss}"
+    parameters = {"loss": {"type": "categorical", "values": ["mse"]}}
+    metrics = [{"name": "loss", "regex": r" loss=(\S+)"}, {"name": "seconds", "regex": r"took=(\S+)"}]
+    content = described(command, parameters=parameters, metrics=metrics, limits={"trials": 1})
+    call("run", write_job(tmp_path, content), "--folder", tmp_path / "run")
+    call("export", tmp_path / "run", tmp_path / "trials.json")
+    (row,) = json.loads((tmp_path / "trials.json").read_text())
+    assert (row["loss"], row["metric.loss"], row["metric.seconds"]) == ("mse", 0.5, 7000.0)
+    assert row["seconds"] < 7000
+
+
 def test_logs(done):
     _, folder = done
     assert call("logs", folder, 0).count(" loss=") == 3
@@ -115,6 +127,15 @@ def test_a_log_is_tried_before_anything_is_run(tmp_path):
     output = call("try", path, "--log", log)
     assert "2 values in 2 reports, 1 no numbers; last: 0.25" in output
     assert "epoch 1 loss=0.25" in output
+    log.write_text("loss=tensor(0.25)\n")
+    output = call(
+        "try",
+        write_job(tmp_path, described("a {x}", metrics=[{"name": "loss", "regex": "loss=(.*)"}])),
+        "--log",
+        log,
+        code=1,
+    )
+    assert "1 matches, and no number" in output
     log.write_text("{'loss': '0.6716', 'epoch': '0.5'}\n")
     output = call("try", path, "--log", log, code=1)
     assert "no line matches" in output

@@ -1,10 +1,12 @@
 """Search by a Gaussian process: start points, the scale of values, stopped trials, repetition, and when TPE takes over."""
 
+import logging
 import math
 
 import numpy as np
 import optuna
 import pytest
+from optuna._gp import optim_mixed
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
@@ -74,6 +76,10 @@ def test_values_above_the_median_count_by_their_logarithm():
     assert result[-1] < 50
     np.testing.assert_allclose(compressed([10 * v + 3 for v in values]), 10 * result + 3)
     assert list(compressed([1.0, 1.0, 1.0, 5.0])) == [1.0, 1.0, 1.0, 5.0]  # the median is the best value
+
+
+def test_optuna_does_not_warn_for_each_trial_near_an_optimum():
+    assert not optim_mixed._logger.isEnabledFor(logging.WARNING)
 
 
 @pytest.mark.parametrize("goal", ["minimize", "maximize"])

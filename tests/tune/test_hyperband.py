@@ -142,6 +142,13 @@ def test_a_program_without_an_end_is_ended_at_its_resource(tmp_path, monkeypatch
     assert best.reason == "all of its resource is used: 3 reports"
 
 
+def test_the_objective_is_that_of_the_last_report_of_the_resource(tmp_path):
+    command = program(tmp_path, "for report in range(8):\n    print(' loss=', report, sep='')")
+    best = run(hyperband(command, {"max_resource": 3}, limits={"trials": 1}), str(tmp_path / "run"))
+    assert (best.objective, best.metrics, list(best.reports)) == (2.0, {"loss": 2.0}, [0.0, 1.0, 2.0])
+    assert best.reason == "all of its resource is used: 3 reports"
+
+
 def test_a_rule_that_no_report_reaches_is_told(tmp_path):
     command = program(tmp_path, CURVES) + " 2"
     described_job = hyperband(command, {"min_resource": 5, "max_resource": 50}, limits={"trials": 2})

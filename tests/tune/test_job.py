@@ -28,6 +28,15 @@ def wrong(**changes):
     ("changes", "message"),
     [
         ({"command": ""}, "command: String should have at least 1 character"),
+        ({"command": "  "}, r"command: it names no program \(seen: '  '\)"),
+        ({"command": "python 'x"}, "command: No closing quotation"),
+        (
+            {"parameters": {"": {"type": "integer", "low": 1, "high": 2}}, "command": "a"},
+            "a parameter has no name",
+        ),
+        ({"limits__target": True}, "limits.target: Input should be a valid number"),
+        ({"limits__seconds": "10"}, "limits.seconds: Input should be a valid number"),
+        ({"limits__epochs": 3}, "limits.epochs: there is no such field; valid are trials, parallel, seconds"),
         ({"command": 3}, "command: Input should be a valid string"),
         ({"command": "python t.py {y}"}, r"\{y\} in command is no parameter; there are x"),
         ({"command": "python t.py {x:.3f}"}, r"\{x:.3f\} in command is no placeholder"),
@@ -36,13 +45,16 @@ def wrong(**changes):
             {"command": "sh -c 'echo ${HOME} {x}'"},
             r"\{HOME\} in command .*; write \{\{HOME\}\} for the text \{HOME\} itself",
         ),
-        ({"parameters": {}}, "parameters: Dictionary should have at least 1 item"),
+        ({"parameters": {}}, "parameters: Input should have at least 1 item"),
         ({"parameters__x__low": 2.0}, "parameters.x: low must be below high, not 2 and 1"),
         ({"parameters__x__low": "a"}, "parameters.x.low: Input should be a valid number"),
         ({"parameters__x__type": "real"}, "parameters.x: Input tag 'real' found using 'type' does not match"),
         ({"parameters__x__scale": "log"}, "parameters.x: scale log needs low above 0, not 0"),
         ({"parameters__x__scale": "reverse_log"}, "scale reverse_log needs 0 <= low < high < 1"),
-        ({"parameters__x__step": 0.1}, "parameters.x.step: Extra inputs are not permitted"),
+        (
+            {"parameters__x__step": 0.1},
+            "parameters.x.step: there is no such field; valid are type, low, high, scale",
+        ),
         ({"parameters__x": {"type": "categorical", "values": []}}, "at least 1 item"),
         ({"parameters__x": {"type": "categorical", "values": ["a", "b", "a"]}}, 'the value "a" stands twice'),
         (
@@ -57,13 +69,16 @@ def wrong(**changes):
             {"static": {"y": None}},
             r"job.yaml: static.y: Input should be a text, a number, true or false \(seen: None\)\n",
         ),
-        ({"metrics": []}, "metrics: Tuple should have at least 1 item"),
+        ({"metrics": []}, "metrics: Input should have at least 1 item"),
         (
             {"metrics__0__regex": "loss="},
             "metrics.0.regex: the regular expression 'loss=', which has no group",
         ),
         ({"metrics__0__regex": "loss=("}, r"metrics.0.regex: the regular expression 'loss=\('"),
-        ({"metrics__0__value": "mean"}, "metrics.0.value: Input should be 'last', 'max' or 'min'"),
+        (
+            {"metrics__0__value": "mean"},
+            r"metrics.0.value: Input should be 'last', 'max' or 'min' \(seen: 'mean'\)\n",
+        ),
         ({"metrics": [{"name": "loss", "regex": "(a)"}] * 2}, "two metrics are named 'loss'"),
         ({"metrics": [{"name": f"m{i}", "regex": "(a)"} for i in range(41)]}, "at most 40 items"),
         ({"objective__metric": "accuracy"}, "the objective 'accuracy' is no metric; defined are 'loss'"),
@@ -79,7 +94,7 @@ def wrong(**changes):
         ({"strategy": "grid"}, "strategy grid takes categorical parameters, and 'x' is a range"),
         ({"early_stopping": True}, "early_stopping: Input should be 'off' or 'auto'"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
-        ({"tags": []}, "tags: Extra inputs are not permitted"),
+        ({"tags": []}, "tags: there is no such field; valid are command, parameters, static, metrics, "),
     ],
 )
 def test_a_wrong_field_is_named(changes, message):

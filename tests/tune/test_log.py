@@ -44,6 +44,9 @@ def read(data, regex, piece=None, **options):
         ("[0.25]", 0.25),
         ("-inf", -math.inf),
         ("Infinity", math.inf),
+        ("0.93.", 0.93),
+        ("1e-5.)", 1e-5),
+        ("1.2.3", None),
         ("1_000", None),
         ("0x1F", None),
         ("None", None),
@@ -217,3 +220,6 @@ def test_a_suggestion_for_an_expression_that_never_matches():
     found = hint("accuracy", r"Accuracy = (\d+)", ["epoch 3", "accuracy: 0.93 on test"])
     assert found.regex.startswith(r"\baccuracy:\s+")
     assert hint("accuracy", r"accuracy=(\d+)", ["epoch 3 loss 4"]) is None
+    line = "loss= tensor(0.0307, grad_fn=<MulBackward0>)"
+    found = hint("loss", r"loss=\s*(\S+)", [line])
+    assert list(read(line.encode(), found.regex).reports) == [0.0307]

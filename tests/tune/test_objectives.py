@@ -129,7 +129,7 @@ def test_an_objective_that_no_line_tells(tmp_path):
     ("changes", "message"),
     [
         ({"objective": GOALS[0]}, "objective and objectives exclude each other"),
-        ({"objectives": GOALS[:1]}, "objectives: Tuple should have at least 2 items"),
+        ({"objectives": GOALS[:1]}, "objectives: Input should have at least 2 items"),
         ({"objectives": [GOALS[0]] * 2}, "the objective 'loss' stands twice"),
         ({"objectives": [GOALS[0], {"metric": "f1", "goal": "maximize"}]}, "the objective 'f1' is no metric"),
         (

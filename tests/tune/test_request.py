@@ -122,7 +122,7 @@ def test_one_definition_in_a_list_is_read(tmp_path):
             "Autotune\nexpected: ranges, objective and limits",
         ),
         (lambda r: r.update(HyperParameterTuningJobName="a_b"), "HyperParameterTuningJobName: String should"),
-        (lambda r: r.update(Typo=1), "Typo: Extra inputs are not permitted"),
+        (lambda r: r.update(Typo=1), "Typo: there is no such field"),
         (lambda r: config(r).update(Strategy="Foo"), "Strategy: Input should be 'Bayesian', 'Random', 'Hyp"),
         (lambda r: config(r).pop("HyperParameterTuningJobObjective"), "without .*TuningJobObjective"),
         (
@@ -180,7 +180,7 @@ def test_one_definition_in_a_list_is_read(tmp_path):
         (lambda r: definition(r).update(Environment={"A": "x" * 513}), "A: String should have at most 512"),
         (
             lambda r: definition(r).update(Environment={f"A{i}": "" for i in range(49)}),
-            "Environment: Dictionary should have at most 48 items",
+            "Environment: Input should have at most 48 items",
         ),
         (
             lambda r: definition(r).update(

@@ -112,6 +112,8 @@ def test_a_grid_is_run_once_through(tmp_path):
             "no line matched .*; this line almost matches: 'loss: 0.5'; the regex .* would match it",
         ),
         ("print('nothing')", "no line matched ' loss=.*'; the last lines:\nnothing"),
+        ("", "no line matched ' loss=.*'; the program printed nothing$"),
+        ("raise SystemExit(2)", "^the program ended with code 2; it printed nothing$"),
         ("print(' loss=nan')", "the objective is nan"),
         ("print(' loss=inf')", "the objective is inf"),
         ("print(' loss=low')", r"1 matches of ' loss=\(\\\\S\+\)' are no numbers"),
@@ -146,6 +148,19 @@ def test_limits_of_time(tmp_path):
     run(job(program(tmp_path, text), limits={"trials": 2, "parallel": 1, "seconds": 5}), str(tmp_path / "b"))
     (only,) = recorded(str(tmp_path / "b"))
     assert (only.state, only.reason) == ("stopped", "the time of the job is up")
+
+
+def test_a_trial_that_is_ended_before_its_first_report_says_why(tmp_path):
+    command = program(tmp_path, "import time\ntime.sleep(1000)")
+    for limits, reason in (
+        ({"trial_seconds": 1}, "more than 1 seconds; no line matched "),
+        ({"seconds": 1}, "the time of the job is up; no line matched "),
+    ):
+        folder = str(tmp_path / next(iter(limits)))
+        run(job(command, limits={"trials": 1} | limits), folder)
+        (only,) = recorded(folder)
+        assert only.state == "failed"
+        assert only.reason.startswith(reason)
 
 
 def test_a_target_ends_the_job(tmp_path):

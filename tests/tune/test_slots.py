@@ -82,7 +82,7 @@ def test_a_trial_that_needs_more_than_there_is():
         ({"cpu": 0}, "resources.cpu: Input should be greater than or equal to 1"),
         ({"gpu": 1.5}, "resources: gpu must be a whole number or below 1, not 1.5"),
         ({"gpu": -1}, "resources.gpu: Input should be greater than or equal to 0"),
-        ({"memory": 1}, "resources.memory: Extra inputs are not permitted"),
+        ({"memory": 1}, "resources.memory: there is no such field; valid are cpu, gpu"),
     ],
 )
 def test_wrong_resources(resources, message):

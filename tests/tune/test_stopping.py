@@ -59,6 +59,7 @@ def test_few_finished_trials_decide_nothing():
         ([1.0, 2.0, 3.0], False),  # too few
         ([-1.0, -1.005, 0.0, 0.0], True),
         ([-1.0, -1.02, 0.0, 0.0], False),
+        ([0.0, 0.0, 0.5, 0.0], True),  # an error rate cannot be below 0
     ],
 )
 def test_a_job_that_improves_no_more(values, over):

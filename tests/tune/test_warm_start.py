@@ -179,8 +179,8 @@ def test_a_stopped_trial_of_a_parent_counts_as_stopped(parent, tmp_path):
     ("changes", "message"),
     [
         ({"warm_start": {"parents": ["nowhere"]}}, "the folder 'nowhere', without a tuning job"),
-        ({"warm_start": {"parents": []}}, "warm_start.parents: Tuple should have at least 1 item"),
-        ({"warm_start": {"parents": ["a"] * 6}}, "warm_start.parents: Tuple should have at most 5 items"),
+        ({"warm_start": {"parents": []}}, "warm_start.parents: Input should have at least 1 item"),
+        ({"warm_start": {"parents": ["a"] * 6}}, "warm_start.parents: Input should have at most 5 items"),
         ({"warm_start": {"type": "other"}}, "warm_start.type: Input should be 'identical' or 'transfer'"),
         (
             {"objective": {"metric": "loss", "goal": "maximize"}},
@@ -213,6 +213,12 @@ def test_parents_that_do_not_fit(parent, tmp_path, changes, message):
 def test_a_job_is_no_parent_of_itself(parent):
     with pytest.raises(InputError, match=r"the job's own folder(.|\n)*use --resume"):
         Tuner(job_of(child(parent), "job"), parent[0])
+
+
+def test_a_parent_counts_once(parent, tmp_path):
+    content = child(parent) | {"warm_start": {"parents": [parent[0], parent[0] + "/."]}}
+    with pytest.raises(InputError, match=r"warm_start from .*/\.', which stands twice"):
+        Tuner(job_of(content, "job"), str(tmp_path / "run"))
 
 
 def test_a_parent_of_which_no_trial_has_ended(parent, tmp_path):

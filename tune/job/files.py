@@ -9,6 +9,10 @@ from loopwise.errors import InputError
 from loopwise.extras import required
 
 from .job import Job
+from .limits import Hyperband, Limits, WarmStart
+from .metrics import Metric, Objective
+from .parameters import Categorical, Continuous, Integer
+from .resources import Cluster, Resources
 
 with required("pydantic", "tune", "tuning"):
     import pydantic
@@ -116,7 +120,20 @@ def job_of(content: Any, place: str) -> Job:
 
 def problems_of(error: pydantic.ValidationError) -> str:
     """Return what is wrong, each with its place and what was seen."""
-    return "; ".join(dict.fromkeys(_problem(detail) for detail in error.errors()))
+    details = error.errors()
+    places = [detail["loc"] for detail in details]
+    return "; ".join(
+        dict.fromkeys(
+            _problem(detail, error.title == Job.__name__)
+            for detail in details
+            if not _follows(detail, places)  # a list counts as too short without its wrong elements
+        )
+    )
+
+
+def _follows(detail: Any, places: list[Any]) -> bool:
+    own = detail["loc"]
+    return detail["type"] == "too_short" and any(len(p) > len(own) and p[: len(own)] == own for p in places)
 
 
 _MESSAGES = {
@@ -125,12 +142,39 @@ _MESSAGES = {
     "dict_type": "Input should be a mapping",
     "model_type": "Input should be a mapping",
     "model_attributes_type": "Input should be a mapping",
+    "extra_forbidden": "there is no such field",
 }
 
 
-def _problem(detail: Any) -> str:
+_PARTS: dict[str, type[pydantic.BaseModel]] = {
+    "continuous": Continuous,
+    "integer": Integer,
+    "categorical": Categorical,
+    "metrics": Metric,
+    "objective": Objective,
+    "objectives": Objective,
+    "limits": Limits,
+    "hyperband": Hyperband,
+    "warm_start": WarmStart,
+    "resources": Resources,
+    "cluster": Cluster,
+}
+
+
+def _fields(place: list[Any]) -> list[str]:
+    """Return the fields of the part of a job in which an unknown field stands; empty: of no part of a job."""
+    if len(place) == 1:
+        return list(Job.model_fields)
+    part = _PARTS.get(place[2] if place[0] == "parameters" else place[0])
+    return list(part.model_fields) if part is not None else []
+
+
+def _problem(detail: Any, in_job: bool) -> str:
     place = list(detail["loc"])
     message = _MESSAGES.get(detail["type"], detail["msg"].removeprefix("Value error, "))
+    message = re.sub("^(Tuple|Dictionary) should", "Input should", message).replace(" after validation", "")
+    if detail["type"] == "extra_forbidden" and in_job and (known := _fields(place)):
+        message = f"there is no such field; valid are {', '.join(known)}"
     if (
         place
         and place[0] in ("static", "parameters")

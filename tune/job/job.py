@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 from typing import Annotated, Any, Literal, Self
 
 from loopwise.extras import required
@@ -81,6 +82,13 @@ class Job(Strict):
 
     model_config = ConfigDict(hide_input_in_errors=True)  # beside that of Strict; a URL may hold a password
 
+    @field_validator("command")
+    @classmethod
+    def _names_program(cls, text: str) -> str:
+        if not any(shlex.split(text)[:1]):
+            raise ValueError("it names no program")
+        return text
+
     @field_validator("storage")
     @classmethod
     def _is_database(cls, url: str | None) -> str | None:
@@ -107,6 +115,8 @@ class Job(Strict):
                 )
             if goals.count(goal) > 1:
                 raise ValueError(f"the objective {goal!r} stands twice")
+        if "" in (*self.parameters, *self.static):
+            raise ValueError("a parameter has no name")
         if both := sorted(set(self.parameters) & set(self.static)):
             raise ValueError(f"{both[0]!r} is searched and static")
         known = {*self.parameters, *self.static}

@@ -35,10 +35,10 @@ class Limits(Strict):
 
     trials: Annotated[int, Field(ge=1)]
     parallel: Annotated[int, Field(ge=1)] = 1
-    seconds: Annotated[float, Field(gt=0, strict=False)] | None = None
-    trial_seconds: Annotated[float, Field(gt=0, strict=False)] | None = None
+    seconds: Annotated[float, Field(gt=0)] | None = None
+    trial_seconds: Annotated[float, Field(gt=0)] | None = None
     retries: Annotated[int, Field(ge=0, le=30)] = 0
-    target: Annotated[float, Field(strict=False)] | None = None
+    target: float | None = None
     not_improving: Annotated[int, Field(ge=3)] | None = None
     convergence: bool = False
 

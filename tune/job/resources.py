@@ -24,7 +24,7 @@ class Resources(Strict):
     """
 
     cpu: Annotated[int, Field(ge=1)] = 1
-    gpu: Annotated[float, Field(ge=0, strict=False)] = 0
+    gpu: Annotated[float, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:

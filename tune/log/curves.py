@@ -63,6 +63,13 @@ class Curve:
             self.reports.append(value)
         self.redrawn = value if redrawn else None
 
+    def until(self, reports: int | None) -> Curve:
+        """Return the curve of the first reports; ``None``: of all."""
+        first = Curve(self.rule)
+        for value in self.reports[:reports]:
+            first.add(value, False)
+        return first
+
     def value(self) -> float | None:
         """Return the value of the metric, or ``None`` if no line told it.
 

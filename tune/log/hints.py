@@ -40,7 +40,7 @@ def hint(name: str, expression: str, lines: Iterable[str]) -> Hint | None:
             for place in re.finditer(whole + re.escape(word) + whole, line, re.IGNORECASE):
                 found = _FOUND.search(line, place.end())
                 between = line[place.end() : found.start()] if found else ""
-                if found is None or len(between) > _GAP or re.search(r"\w{2}", between):
+                if found is None or len(between) > _GAP or re.search(r"\w{2}", between.replace("tensor", "")):
                     continue
                 if number(found[0]) is not None:
                     return Hint(line, _suggested(line, place.start(), place.group(), between))

@@ -24,5 +24,7 @@ def number(text: str) -> float | None:
     """
     text = text.strip(_AROUND).rstrip(_AFTER).lstrip("([{")
     if not _NUMBER.fullmatch(text):
-        return None
+        text = text.rstrip("." + _AFTER)  # the end of a sentence
+        if not _NUMBER.fullmatch(text):
+            return None
     return float(text.replace(",", ""))

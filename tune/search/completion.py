@@ -18,7 +18,7 @@ def improves_no_more(values: Sequence[float], trials: int, maximize: bool) -> bo
         return False
     sign = -1 if maximize else 1
     before, after = min(sign * v for v in values[:-trials]), min(sign * v for v in values[-trials:])
-    return after > before - IMPROVEMENT * abs(before)
+    return after >= before or after > before - IMPROVEMENT * abs(before)
 
 
 def converged(values: Sequence[float], parameters: int, maximize: bool) -> bool:

@@ -10,6 +10,7 @@ Optuna's ``GPSampler`` proposes the values.  It is given a study of its own for 
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -34,6 +35,7 @@ TRIALS = 100
 """Number of ended trials up to which the model is used: its time for a trial, 0.4 s then, grows with their cube."""
 PARAMETERS = 10
 """Number of parameters up to which the model is used; it was compared on functions of two to seven."""
+logging.getLogger("optuna._gp.optim_mixed").setLevel(logging.ERROR)  # it warns for each trial near an optimum
 
 
 def suits(distributions: Mapping[str, BaseDistribution], ended: int) -> bool:

@@ -65,7 +65,15 @@ def inherit(job: Job, folder: str) -> list[Trial]:
         return []
     trials: list[Trial] = []
     left = total = 0
-    for parent in job.warm_start.parents:
+    paths = [os.path.realpath(parent) for parent in job.warm_start.parents]
+    for place, parent in enumerate(job.warm_start.parents):
+        if paths[place] in paths[:place]:
+            raise InputError(
+                f"warm_start from {parent!r}, which stands twice",
+                "different parents, whose trials count once",
+                "a typo, or two paths of one folder",
+                "drop one of them",
+            )
         _validate(job, parent, folder)
         ended = [trial for trial in recorded(parent) if trial.state != "failed"]
         fitting = [trial for trial in ended if converted(job, trial) is not None]

@@ -59,7 +59,7 @@ class Row:
         """Return the row as JSON, with medians, ratio and whether the bar is met."""
         ours = median_range(self.ours)
         peer = median_range(self.peer) if self.peer else None
-        ratio = ours[0] / peer[0] if peer else None
+        ratio = ours[0] / peer[0] if peer and peer[0] else None  # there is none to a peer's regret of 0
         met = None
         if self.bar is not None:
             which, compare, limit = self.bar.split()

@@ -40,6 +40,11 @@ def test_bars_are_computed(benchmarks, bar, met):
     assert row["met"] is met
 
 
+def test_a_peer_of_zero_has_no_ratio(benchmarks):
+    row = benchmarks[1].Row("regret", [0.25], [0.0], "random", "", None).record()
+    assert (row["ours"], row["peer"], row["ratio"]) == ([0.25] * 3, [0.0] * 3, None)
+
+
 def test_the_newest_record_of_a_claim_is_listed(benchmarks):
     _, record = benchmarks
     record.RESULTS.mkdir()

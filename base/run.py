@@ -225,12 +225,12 @@ class Run:
 
     def flush(self) -> None:
         """Commit the queued records of all files to remote storage; raise an ``OSError`` if it is down."""
-        for lines in self._lines.values():
+        for lines in list(self._lines.values()):  # the profiler's thread may begin a file meanwhile
             lines.flush()
 
     def close(self, state: str = "finished") -> None:
         """Close the files; write the time and ``state``, ``finished`` or ``failed``, into ``run.json``."""
-        for lines in self._lines.values():
+        for lines in list(self._lines.values()):
             lines.close()
         self._lines.clear()
         if is_main():

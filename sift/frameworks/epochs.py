@@ -84,10 +84,13 @@ class EpochLoader:
             empty = (
                 not self.loader.running
             )  # a resumed pass perhaps yielded its last batch before it was saved
-            self._open = self._pass()
-            for batch in self._open:
-                empty = False
-                yield batch
+            opened = self._open = self._pass()
+            try:
+                for batch in opened:
+                    empty = False
+                    yield batch
+            finally:
+                opened.close()  # a trainer that fails, or closes its epochs, leaves no pass open
 
     def _pass(self) -> Generator[Any]:
         if not self.loader.running:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from loopwise.errors import InputError, StateError
-from loopwise.run import Run, decode, encode, location, read
+from loopwise.run import Lines, Run, decode, encode, location, read
 
 WRITER = """
 import sys
@@ -78,6 +78,27 @@ def test_an_exception_marks_the_run_as_failed(tmp_path):
     with pytest.raises(KeyError), Run(str(tmp_path)) as run:
         raise KeyError
     assert run.info()["state"] == "failed"
+
+
+def test_a_file_may_begin_while_others_are_flushed(tmp_path, monkeypatch):
+    """The profiler's thread and the training loop write into one run."""
+    run = Run(tmp_path / "run")
+    flush = Lines.flush
+    begun = iter(["second", "third"])
+
+    def flush_beside_another_thread(lines):
+        for name in begun:
+            run.append("debug", name, {"step": 1})
+        flush(lines)
+
+    run.append("debug", "first", {"step": 0})
+    monkeypatch.setattr(Lines, "flush", flush_beside_another_thread)
+    run.flush()
+    run.close()
+    assert [read(str(tmp_path / "run"), "debug", name)[0] for name in ("first", "third")] == [
+        [{"step": 0}],
+        [{"step": 1}],
+    ]
 
 
 def test_remote_folders(tmp_path):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,15 @@ def test_a_folder_that_is_used_again(done):
     assert "without a tuning job" in call("show", folder.parent, code=1)
 
 
+@pytest.fixture
+def interruptible():
+    """Let this process be interrupted, also where a shell has started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_shows_what_was_found_and_how_to_go_on(tmp_path):
     text = """
     import os, signal, sys, time

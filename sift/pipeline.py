@@ -75,9 +75,8 @@ class Pipeline(Reader):
         """Return whether the last batch of the open pass, or of a saved one, was taken, as far as that is certain."""
         names = ("mode", "taken", "length_of_pass")
         mode, taken, length = (getattr(self, name) if state is None else state[name] for name in names)
-        certain = (
-            mode == REMEMBERED or self.source.next_indices() is not None
-        )  # a sampler of torch keeps to its length
+        # a planned pass has its length, and a sampler of torch keeps to it
+        certain = mode == REMEMBERED or self.source.next_indices() is not None
         return bool(certain and length == -(-taken // (self.batch_size or 1)))
 
     # -- a pass ---------------------------------------------------------------------------------

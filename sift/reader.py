@@ -123,18 +123,15 @@ class Reader:
 
     def _warn_of_groups(self) -> None:
         """Warn once if a batch sampler of the user's own put certain samples together, which the sifted batches are not."""
-        sampler = getattr(self.source.loader, "batch_sampler", None)
-        kind, self._groups_were_told = type(sampler), self._groups_were_told or sampler is None
         if self._groups_were_told:
             return
         self._groups_were_told = True
-        own = getattr(kind, "__iter__", None) is not BatchSampler.__iter__
-        if (
-            own
-            and kind.__module__.partition(".")[0] not in FRAMEWORKS
-            and self.options.keep != 1.0
-            and self.options.batch_size is None
-        ):
+        sampler = getattr(self.source.loader, "batch_sampler", None)
+        kind = type(sampler)
+        plain = sampler is None or getattr(kind, "__iter__", None) is BatchSampler.__iter__
+        # keep=1.0 leaves nothing out, and batch_size asks for other batches
+        expected = self.options.keep == 1.0 or self.options.batch_size is not None
+        if not plain and not expected and kind.__module__.partition(".")[0] not in FRAMEWORKS:
             warn(
                 f"loopwise.sift: the kept samples of several batches of {kind.__name__} are joined into new batches; a loss "
                 "that compares the samples of a batch (triplets, contrastive pairs) then meets other ones than the batch "

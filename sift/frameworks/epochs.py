@@ -81,9 +81,8 @@ class EpochLoader:
         """Yield the batches of one pass after the other, until a whole pass has none."""
         empty = False
         while not empty:
-            empty = (
-                not self.loader.running
-            )  # a resumed pass perhaps yielded its last batch before it was saved
+            # a resumed pass perhaps yielded its last batch before it was saved
+            empty = not self.loader.running
             opened = self._open = self._pass()
             try:
                 for batch in opened:

@@ -30,8 +30,8 @@ class Source:
     """Batches of the wrapped loader, with their sizes and, if they can be known, their indices.
 
     A plain ``DataLoader`` over a map-style dataset is copied, with a batch sampler of our own around the user's
-    sampler; so is a subclass that has a method ``with_batch_sampler`` for that, such as ``RemoteDataLoader``.  Then indices are known, and samples can be left out before they are loaded.  Any other iterable is iterated
-    as it is.
+    sampler; so is a subclass that has a method ``with_batch_sampler`` for that, such as ``RemoteDataLoader``.  Then indices
+    are known, and samples can be left out before they are loaded.  Any other iterable is iterated as it is.
 
     Args:
         loader: the wrapped loader.

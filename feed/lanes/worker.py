@@ -10,7 +10,7 @@ from typing import Any
 
 from ..packing.memory import Memory
 from ..packing.pack import Collating, Packed, Packer, Retained
-from ..protocol import LaneState, Task, Work
+from ..protocol import LaneState, Result, Task, Work
 from ..torch_internals import clear_worker_info, is_wrapped_exception, wrap_exception
 from . import states
 from .lane import Lane, Progress
@@ -31,6 +31,32 @@ class Reply:
     state: LaneState | None = None
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+
+    def fields(self) -> tuple[tuple[Any, ...], tuple[Any, ...] | None]:
+        """Return what travels besides the blocks: the fields for ``result``, and the packed batch.
+
+        The packed batch is its header, its small tensors, the places and the bytes of its blocks, the number of objects that
+        were pickled, and the bytes of the whole; ``None``: there is no batch.
+        """
+        packed, body = self.packed, None
+        if packed is not None:
+            places = [block.place for block in packed.blocks]
+            body = packed.header, packed.inline, places, packed.sizes, packed.pickled, packed.nbytes
+        task = self.epoch, self.number, self.attempt, self.lane
+        return (*task, self.error, self.ended, self.state, self.seconds, self.cpu_seconds), body
+
+
+def result(fields: tuple[Any, ...], batch: Any, nbytes: int) -> Result:
+    """Return the result of a task from the fields of its reply.
+
+    Args:
+        fields: the first part of ``Reply.fields``.
+        batch: function that returns the batch; ``None``: there is none.
+        nbytes: bytes of the batch.
+    """
+    epoch, number, attempt, lane, error, ended, state, seconds, cpu_seconds = fields
+    raised = None if error is None else pickle.loads(error)
+    return Result(epoch, number, attempt, lane, batch, raised, ended, state, nbytes, seconds, cpu_seconds)
 
 
 def _no_progress(number: int, position: int) -> None:

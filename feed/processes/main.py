@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from ..lanes import Reply, Worker
+from ..lanes import Worker
 from ..protocol import Work
 from ..ring.extents import Extents
 from ..ring.file import CLOSED, NUMBER, POSITION, SharedFile, close_others
@@ -55,22 +55,11 @@ def main(work: Work, file: SharedFile, link: Link, forked: bool, several: bool, 
             task, released = pickle.loads(message)
             del message
             extents.begin(released)
-            link.send(_encoded(worker.run(task), extents))
+            fields = worker.run(task).fields()
+            link.send(pickle.dumps((*fields, extents.take_retired()), protocol=5))
             control[NUMBER] = -1
     except (EOFError, ConnectionError, KeyboardInterrupt):
         return  # the training process has closed the connection, or gets the same interrupt
-
-
-def _encoded(reply: Reply, extents: Extents) -> bytes:
-    """Return the message of a reply: its fields, then those of the packed batch, then extents that are no longer used."""
-    packed = reply.packed
-    head = (reply.epoch, reply.number, reply.attempt, reply.lane, reply.error, reply.ended, reply.state)
-    body = None
-    if packed is not None:
-        places = [block.place for block in packed.blocks]
-        body = packed.header, packed.inline, places, packed.sizes, packed.pickled, packed.nbytes
-    retired, extents.retired = extents.retired, []
-    return pickle.dumps((head, body, reply.seconds, reply.cpu_seconds, retired), protocol=5)
 
 
 def _end_with_parent() -> None:

@@ -7,36 +7,13 @@ import signal
 import warnings
 from typing import Any
 
-from ..packing.unpack import unpack
+from ..lanes import result
 from ..protocol import Counters, Lost, Result, Task, Work
-from ..ring.extents import Place
+from ..ring.batch import Batch
 from ..ring.file import CLOSED, NUMBER, POSITION, SharedFile
-from ..ring.views import MOST_HELD, Views
+from ..ring.views import Views
 from .channel import pair
 from .main import main
-
-
-class Batch:
-    """A batch in shared memory; calling it returns the batch.  If it is dropped uncalled, its memory is released."""
-
-    def __init__(self, views: Views, counters: Counters, body: tuple[Any, ...]) -> None:
-        self._views, self._counters = views, counters
-        self._header, self._inline, self._places, self._sizes, *_ = body
-        # now, since the worker may have ended and its file be closed when the batch is handed over
-        self._mappings = views.map(self._places)
-
-    def __call__(self) -> Any:
-        """Return the batch, as views of shared memory unless too many are held."""
-        places: list[Place] = self._places
-        mappings, self._mappings = self._mappings, []
-        self._places = []
-        if self._views.held + len(places) > MOST_HELD:
-            self._counters.copies += 1
-            return unpack(self._header, self._inline, self._views.copies(places, self._sizes, mappings))
-        return unpack(self._header, self._inline, self._views.arrays(places, self._sizes, mappings))
-
-    def __del__(self) -> None:
-        self._views.drop(self._places)
 
 
 class Member:
@@ -113,17 +90,14 @@ class Member:
         self._file.close()
 
     def _result(self, message: bytes) -> Result:
-        head, body, seconds, cpu_seconds, retired = pickle.loads(message)
+        fields, body, retired = pickle.loads(message)
         self.views.forget(retired)
-        epoch, number, attempt, lane, error, ended, state = head
-        unpack_batch, nbytes = None, 0
-        if body is not None:
-            unpack_batch, nbytes = Batch(self.views, self._counters, body), body[5]
-            self._counters.batches += 1
-            self._counters.pickled += body[4]
-        wrapped = None if error is None else pickle.loads(error)
-        times = {"seconds": seconds, "cpu_seconds": cpu_seconds}
-        return Result(epoch, number, attempt, lane, unpack_batch, wrapped, ended, state, nbytes, **times)
+        if body is None:
+            return result(fields, None, 0)
+        *_, pickled, nbytes = body
+        self._counters.batches += 1
+        self._counters.pickled += pickled
+        return result(fields, Batch(self.views, self._counters, body), nbytes)
 
 
 def ending(exitcode: int | None) -> str:

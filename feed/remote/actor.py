@@ -19,7 +19,7 @@ import torch
 
 from loopwise.extras import required
 
-from ..lanes import Reply, Worker
+from ..lanes import Worker
 from ..ring.extents import Extents
 from ..ring.file import NUMBER, POSITION, SharedFile
 from .keys import Keys
@@ -123,21 +123,10 @@ class Actor:
             return
         reply = self._worker.run(task)
         frames = None if self._shared else reply.packed
-        self._service.answer(ticket, encoded(ticket, reply, self._extents), frames)
+        answer = ticket, *reply.fields(), self._extents.take_retired()
+        self._service.answer(ticket, pickle.dumps(answer, protocol=5), frames)
         self._control[NUMBER] = -1
 
     def _progress(self, number: int, position: int) -> None:
         self._control[POSITION] = position
         self._control[NUMBER] = number
-
-
-def encoded(ticket: int, reply: Reply, extents: Extents) -> bytes:
-    """Return the message of a reply: ticket, fields, the packed batch without its blocks, extents no longer used."""
-    packed = reply.packed
-    head = (reply.epoch, reply.number, reply.attempt, reply.lane, reply.error, reply.ended, reply.state)
-    body = None
-    if packed is not None:
-        places = [block.place for block in packed.blocks]
-        body = packed.header, packed.inline, places, packed.sizes, packed.pickled, packed.nbytes
-    retired, extents.retired = extents.retired, []
-    return pickle.dumps((ticket, head, body, reply.seconds, reply.cpu_seconds, retired), protocol=5)

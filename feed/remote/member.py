@@ -6,12 +6,13 @@ import os
 import pickle
 from typing import Any
 
+from ..lanes import result
 from ..packing.memory import Block
-from ..packing.unpack import unpack
-from ..protocol import Counters, Result, Task
-from ..ring.extents import Extents, Place
+from ..protocol import Counters, Task
+from ..ring.batch import Batch
+from ..ring.extents import Extents
 from ..ring.file import NUMBER, POSITION, SharedFile
-from ..ring.views import MOST_HELD, Views
+from ..ring.views import Views
 from .actor import TOKEN, Hello
 from .cluster import Node
 from .link import Connection, layout
@@ -49,59 +50,13 @@ class Arena:
         """Return memory for a batch."""
         self._extents.begin(self.views.take_released())
         block = self._extents.allocate(nbytes)
-        self.views.forget(self._extents.retired)
-        self._extents.retired.clear()
+        self.views.forget(self._extents.take_retired())
         return block
 
     def close(self) -> None:
         """Release the memory that no batch holds."""
         self.views.close()
         self.file.close()
-
-
-class Batch:
-    """A batch in memory of ``views``; calling it returns the batch.  Uncalled, it releases the memory when it is dropped.
-
-    Args:
-        views: of the file with the extents.
-        counters: where copies are counted.
-        header: packed form of the batch.
-        inline: its small tensors.
-        places: extents; one for all blocks if ``apart`` is false.
-        sizes: bytes of the blocks.
-        apart: each block has an extent of its own.
-    """
-
-    def __init__(
-        self,
-        views: Views,
-        counters: Counters,
-        header: bytes,
-        inline: bytes,
-        places: list[Place],
-        sizes: list[int],
-        apart: bool,
-    ) -> None:
-        self._views, self._counters, self._header, self._inline = views, counters, header, inline
-        self._places, self._sizes, self._apart = places, sizes, apart
-
-    def __call__(self) -> Any:
-        """Return the batch, as views of the extents unless too many are held."""
-        places, self._places = self._places, []
-        starts, total = layout(self._sizes)
-        spans = self._sizes if self._apart else [total] * len(places)
-        if self._views.held + len(places) > MOST_HELD:
-            self._counters.copies += 1
-            arrays = self._views.copies(places, spans)
-        else:
-            arrays = self._views.arrays(places, spans)
-        if not self._apart and places:
-            whole = arrays[0]
-            arrays = [whole[start : start + size] for start, size in zip(starts, self._sizes, strict=True)]
-        return unpack(self._header, self._inline, arrays)
-
-    def __del__(self) -> None:
-        self._views.drop(self._places)
 
 
 class Member:
@@ -176,26 +131,23 @@ class Member:
         """Return the result of an answer, ``None`` if its task was given up."""
         if len(answer) == 3:
             return answer[1:]
-        ticket, head, body, seconds, cpu_seconds, retired = answer
+        ticket, fields, body, retired = answer
         batch, nbytes, pickled = None, 0, 0
         if body is not None:
-            header, inline, places, sizes, pickled, nbytes = body
+            *packed, pickled, nbytes = body
             if self._views is not None:
                 self._views.forget(retired)
-                batch = Batch(self._views, counters, header, inline, places, sizes, True)
+                batch = Batch(self._views, counters, body)
             else:
                 self._complete.discard(ticket)
-                block = self._incoming.pop(ticket, None)
+                block, (header, inline, _, sizes) = self._incoming.pop(ticket, None), packed
                 places = [] if block is None else [block.place]
-                batch = Batch(arena.views, counters, header, inline, places, sizes, False)
+                batch = Batch(arena.views, counters, (header, inline, places, sizes), layout(sizes)[0])
         if self.tasks.pop(ticket, None) is None:
             return None
         counters.batches += batch is not None
         counters.pickled += pickled
-        epoch, number, attempt, lane, error, ended, state = head
-        wrapped = None if error is None else pickle.loads(error)
-        times = {"seconds": seconds, "cpu_seconds": cpu_seconds}
-        return Result(epoch, number, attempt, lane, batch, wrapped, ended, state, nbytes, **times)
+        return result(fields, batch, nbytes)
 
     def in_hand(self) -> tuple[int | None, int | None]:
         """Return the number of the batch in work and the position of the sample, as far as they are known."""

@@ -46,8 +46,7 @@ class Extents:
         """Bytes allocated for the present batch."""
         self._largest = 0
         """Bytes of the largest batch so far."""
-        self.retired: list[Place] = []
-        """Extents given back to the system since the list was last emptied."""
+        self._retired: list[Place] = []
 
     def allocate(self, nbytes: int) -> Block:
         """Return an extent of at least ``nbytes`` bytes."""
@@ -72,6 +71,11 @@ class Extents:
             self._release(place)
         while self._free_bytes > self._batches * self._largest and self._free:
             self._retire(self._free.pop(0))
+
+    def take_retired(self) -> list[Place]:
+        """Return the extents that were given back to the system since the last call."""
+        retired, self._retired = self._retired, []
+        return retired
 
     def _take(self, nbytes: int) -> Place | None:
         """Take the smallest free extent that is large enough and not too large; of equal ones the last."""
@@ -101,4 +105,4 @@ class Extents:
     def _retire(self, place: Place) -> None:
         self._free_bytes -= place[1]
         give_back(self._mappings.pop(place))
-        self.retired.append(place)
+        self._retired.append(place)

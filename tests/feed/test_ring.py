@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from loopwise.feed.packing.pack import Packer
-from loopwise.feed.processes.member import Batch
 from loopwise.feed.protocol import Counters
+from loopwise.feed.remote.link import layout
+from loopwise.feed.remote.member import Arena
 from loopwise.feed.ring import views as views_module
+from loopwise.feed.ring.batch import Batch
 from loopwise.feed.ring.extents import Extents, rounded
 from loopwise.feed.ring.file import PAGE, SharedFile
 from loopwise.feed.ring.views import Views
@@ -29,8 +31,7 @@ def written(extents, views, value, size=100_000):
     extents.begin(views.take_released())
     block = extents.allocate(size)
     torch.frombuffer(block.buffer, dtype=torch.uint8, count=size).fill_(value)
-    views.forget(extents.retired)
-    extents.retired = []
+    views.forget(extents.take_retired())
     return block.place, size
 
 
@@ -98,7 +99,7 @@ def test_copies_release_their_extents_at_once(sides):
 
 
 def test_private_copies_are_made_when_too_many_extents_are_held(monkeypatch):
-    monkeypatch.setattr("loopwise.feed.processes.member.MOST_HELD", 2)
+    monkeypatch.setattr("loopwise.feed.ring.batch.MOST_HELD", 2)
     file = SharedFile()
     extents, views, counters = Extents(file, 2), Views(file), Counters()
     kept = []
@@ -124,6 +125,24 @@ def test_lengths_are_whole_pages_and_little_more_than_needed():
     for nbytes in (1, PAGE, PAGE + 1, 100_000, 9_633_792, 38_535_168):
         assert rounded(nbytes) % PAGE == 0
         assert nbytes <= rounded(nbytes) <= max(nbytes * 9 / 8 + 1, nbytes + PAGE)
+
+
+def test_a_batch_whose_blocks_came_in_one_place_can_be_opened_after_its_member_was_closed():
+    """As batches come from another machine; those from an actor on this one are of the other form."""
+    arena = Arena(2)
+    values = [torch.full((20_000,), 3.0), torch.full((30_001,), 4, dtype=torch.int16)]
+    source = SharedFile()
+    packed = Packer(Extents(source, 2)).pack(values)
+    starts, total = layout(packed.sizes)
+    block = arena.allocate(total)
+    for start, size, sent in zip(starts, packed.sizes, packed.blocks, strict=True):
+        block.buffer[start : start + size] = sent.buffer[:size]
+    batch = Batch(
+        arena.views, Counters(), (packed.header, packed.inline, [block.place], packed.sizes), starts
+    )
+    source.close()
+    arena.close()
+    assert all(map(torch.equal, batch(), values))
 
 
 def test_a_batch_of_a_worker_that_has_ended_can_be_opened():

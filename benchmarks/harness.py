@@ -81,8 +81,8 @@ def run(
         quick: make short runs, and mark the record.
         fresh: run again what the cache has.
         until: start no run after this time, in seconds of ``time.monotonic``.
-        only: run the cases whose names begin with one of these words.  The record also has the other cases if the cache
-            has them for all seeds.
+        only: run the cases whose names begin with one of these words.  The record also has the other cases, with the
+            seeds that the cache has.
         match: of those, run the cases in whose name this regular expression matches.
 
     Returns:
@@ -94,10 +94,11 @@ def run(
     console = terminal()
     failures: list[str] = []
     runs: Runs = defaultdict(lambda: defaultdict(list))
-    wanted = functools.partial(_wanted, module, seeds, quick, only, match)
-    cases = list(filter(wanted, module.cases(record.device())))
+    left_out = functools.partial(_left_out, module, quick, only, match)
     for seed in range(seeds):
-        for case in cases:
+        for case in module.cases(record.device()):
+            if left_out(case, seed):
+                continue
             if until is not None and time.monotonic() > until:
                 console.print(
                     f"{module.CLAIM}: left at case {case}, seed {seed}; the next call goes on there"
@@ -123,14 +124,12 @@ def run(
     return True
 
 
-def _wanted(
-    module: ModuleType, seeds: int, quick: bool, only: list[str] | None, match: str, case: str
+def _left_out(
+    module: ModuleType, quick: bool, only: list[str] | None, match: str, case: str, seed: int
 ) -> bool:
-    """Return whether ``only`` and ``match`` name the case, or the cache has it for all seeds."""
+    """Return whether ``only`` and ``match`` leave the case out and the cache lacks its run."""
     named = not only or case.partition(".")[0] in only
-    return (named and re.search(match, case) is not None) or all(
-        cache_file(module.CLAIM, case, seed, quick).exists() for seed in range(seeds)
-    )
+    return not (named and re.search(match, case)) and not cache_file(module.CLAIM, case, seed, quick).exists()
 
 
 def terminal() -> Console:

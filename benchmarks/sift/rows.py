@@ -60,8 +60,8 @@ def reach(points: list[Point], target: float, higher: bool) -> Reached:
 
 
 def in_standard_errors(ours: list[float], plain: list[float], higher: bool) -> float:
-    """Return our mean gain over plain, paired by seed, in standard errors of the mean."""
-    gains = [(a - b) if higher else (b - a) for a, b in zip(ours, plain, strict=True)]
+    """Return our mean gain over plain, paired by the seeds that both have, in standard errors of the mean."""
+    gains = [(a - b) if higher else (b - a) for a, b in zip(ours, plain, strict=False)]
     mean = statistics.fmean(gains)
     error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
     return mean / max(error, abs(mean) / 99, 1e-12)  # no more than 99, where all runs gain the same
@@ -83,7 +83,7 @@ class Table:
         trainings = [quantities for budget in BUDGETS if (quantities := self.of(method, budget))]
         return [
             reach([_point(quantities, run) for quantities in trainings], target, higher)
-            for run in range(len(trainings[0]["metric"]))
+            for run in range(min(len(quantities["metric"]) for quantities in trainings))
         ]
 
     def rows(self) -> list[Row]:
@@ -107,7 +107,7 @@ class Table:
             f"{self.task}, {method}: final {task.metric} after {budget} of plain's samples (equal samples)"
         )
         table = [Row(label, ours["metric"], theirs["metric"], other, task.metric, None)]
-        if method != "ours":
+        if method != "ours" or min(len(ours["metric"]), len(theirs["metric"])) < 2:
             return table
         gain = in_standard_errors(ours["metric"], theirs["metric"], task.higher)
         least = GAINS.get(self.task, -1.0) if other == "plain" else -1.0
@@ -161,6 +161,8 @@ def beside(task: str, runs: Runs) -> list[Row]:
         ours, plain = quantities["seconds"], quantities["other seconds"]
         name = f"{task}, {label}: seconds of as many passes (equal passes)"
         table.append(Row(name, ours, plain, "plain", "s", "ratio <= 1.03" if held else None))
+        if len(ours) < 2:
+            continue
         gain = in_standard_errors(quantities["metric"], quantities["other metric"], higher)
         name = f"{task}, {label}: final {metric}, better than plain's by (equal passes)"
         table.append(Row(name, [gain], None, "", "standard errors", "ours >= -1" if held else None))

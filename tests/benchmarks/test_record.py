@@ -84,6 +84,18 @@ def test_runs_are_interleaved_and_an_interrupted_benchmark_goes_on(benchmarks, m
     assert "fake" in capsys.readouterr().out
 
 
+def test_a_record_has_the_seeds_that_the_cache_has_of_cases_that_are_not_named(benchmarks, monkeypatch):
+    harness, record = benchmarks
+    child = SimpleNamespace(returncode=0, stdout='result: {"time": 1.5}\n', stderr="")
+    monkeypatch.setattr(harness, "subprocess", SimpleNamespace(run=lambda *_, **__: child))
+    monkeypatch.setattr(record, "commit", lambda: "abc")
+    module, seen = fake(), []
+    module.rows = lambda runs: seen.append({case: len(runs[case]["time"]) for case in runs}) or []
+    assert harness.run(module, 1, False)
+    assert harness.run(module, 3, False, match="b")
+    assert seen == [{"a": 1, "b": 1}, {"a": 1, "b": 3}]
+
+
 def test_a_real_child_process_measures(benchmarks):
     harness, _ = benchmarks
     from benchmarks.sift import overhead

@@ -68,6 +68,23 @@ def test_rows_say_which_figures_are_of_equal_samples_and_which_of_equal_passes(m
     )
 
 
+def test_a_gain_takes_the_seeds_of_both_and_one_seed_has_no_error(modules):
+    _, rows = modules
+    runs = {
+        f"digits.{method}.{budget}": training(0.9, 10 * budget)
+        for method in ("plain", "ours", "seta", "uniform")
+        for budget in (55, 100)
+    }
+    for quantity, values in runs["digits.seta.100"].items():
+        runs["digits.seta.100"][quantity] = values[:1]
+    gain = "digits, ours: final accuracy after 1.0 of plain's samples (equal samples), better than plain's by"
+    table = {row.quantity: row for row in rows.rows(runs)}
+    assert gain in table
+    assert len(table["digits, seta: samples to plain's final accuracy"].ours) == 1
+    runs["digits.ours.100"] = {quantity: values[:1] for quantity, values in runs["digits.ours.100"].items()}
+    assert gain not in {row.quantity for row in rows.rows(runs)}
+
+
 class Fetched:
     """Samples that are their own indices, fetched a batch at a time."""
 

@@ -4,11 +4,14 @@ READY := .venv/ready
 DEMO := .venv/demo-ready
 INSTALL := $(BIN)/python -m pip install -q -c constraints.txt -e
 
+# one process of tests more than there are cores, as many tests wait for processes that start or end
+WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+
 .PHONY: demo test test-wheel lint types docs dev bench peers clean
 demo: $(DEMO)
 	$(BIN)/python -m loopwise demo $(ARGS)
 test: $(READY)
-	$(BIN)/python -m pytest -q -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 test-wheel: $(READY)
 	.ci/wheel $(ARGS)
 lint: $(READY)

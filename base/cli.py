@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 import click
@@ -25,6 +26,7 @@ COMMANDS = {
     "tune": ("loopwise.tune.cli:command", "Tune the hyperparameters of any program, from what it prints."),
 }
 """Name -> (module:attribute of a click command, help)."""
+INTERRUPTED = 130  # by which shells tell that Ctrl-C ended a program
 
 
 class Commands(click.Group):
@@ -49,6 +51,10 @@ class _Lazy(click.Group):
             command: click.Command = getattr(importlib.import_module(module), attribute)
         except LoopwiseError as error:  # an extra is not installed
             raise click.ClickException(f"\n{error}") from error
+        except KeyboardInterrupt:  # the imports take seconds
+            told = f"interrupted while loopwise {name} was loading; nothing was begun or changed: call the same command again"
+            click.echo(told, err=True)
+            sys.exit(INTERRUPTED)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

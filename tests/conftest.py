@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -95,3 +96,11 @@ def ranks(tmp_path):
         return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
 
     return run
+
+
+@pytest.fixture
+def interruptible():
+    """Let this process be interrupted, also where a shell has started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -10,14 +10,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from loopwise.cli import Commands
+from loopwise.cli import INTERRUPTED, Commands
 from loopwise.errors import InputError, StateError
 
 from .job.files import read_job
@@ -32,8 +32,6 @@ from .trials import Trial, front_of, recorded
 from .tuner import Tuner
 
 REPORTED = "without a regex: printed by report()"
-INTERRUPTED = 130
-"""Code by which shells tell that Ctrl-C ended a program."""
 EXAMPLES = 3
 """Number of lines that ``try`` shows for each metric."""
 
@@ -138,19 +136,20 @@ def run_job(job_file: str, folder: str | None, resume: bool, sagemaker: bool, pr
                 last[0] = time.monotonic()
                 screen.update(live(tuner))
 
-        tuner = Tuner(_read(job_file, sagemaker, program), folder, resume, show)
+        tuner: Tuner | None = None
+        best, interrupted = None, False
         try:
-            best, interrupted = tuner.run(), False
+            tuner = Tuner(_read(job_file, sagemaker, program), folder, resume, show)
+            best = tuner.run()
         except KeyboardInterrupt:
-            best, interrupted = tuner.best(), True
+            interrupted = True
+    if tuner is None:
+        _exit_interrupted(job_file, folder, sagemaker, program)
     names, front = [goal.metric for goal in tuner.job.goals], tuner.front()
     parents = [trial for trial in front if trial.job]
     console.print(trials_table([*parents, *tuner.trials.values()], names, front))
     if interrupted:
-        given = [job_file, "--folder", folder, "--resume"]
-        given += ["--sagemaker"] * sagemaker + (["--command", program] if program else [])
-        click.echo(f"interrupted; go on with: loopwise tune run {shlex.join(given)}", err=True)
-        sys.exit(INTERRUPTED)
+        _exit_interrupted(job_file, folder, sagemaker, program)
     if best is None:
         raise click.ClickException(
             "no trial finished; the reasons are in the table, and in loopwise tune show"
@@ -275,6 +274,16 @@ def _validate_free(folder: str, resume: bool) -> None:
             "this job was run before, perhaps up to Ctrl-C",
             "pass --resume to go on with it, or --folder with the name of another folder",
         )
+
+
+def _exit_interrupted(job_file: str, folder: str, sagemaker: bool, program: str | None) -> NoReturn:
+    """Say whether the job was begun, and how to go on with it, and end the program."""
+    begun = (Path(folder) / "run.json").exists()
+    given = [job_file, "--folder", folder] + ["--resume"] * begun
+    given += ["--sagemaker"] * sagemaker + (["--command", program] if program else [])
+    told = "interrupted; go on with" if begun else "interrupted before the job was begun; start it with"
+    click.echo(f"{told}: loopwise tune run {shlex.join(given)}", err=True)
+    sys.exit(INTERRUPTED)
 
 
 def _ended(folder: str) -> tuple[Job, list[Trial], list[Trial]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from loopwise.errors import InputError, StateError
+from loopwise.programs.locks import lock
 from loopwise.programs.processes import write_json
 
 from .job.database_url import without_password
@@ -51,18 +51,15 @@ class JobFolder:
         self.name: str = name if self._stored is None else self._stored["name"]
 
     def _locked(self) -> int:
-        lock = os.open(self.path / "tuner.lock", os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
+        held = lock(self.path / "tuner.lock")
+        if held is None:
             raise StateError(
                 f"another tuner works in {str(self.run)!r}",
                 "one tuner for each folder",
                 "the same job was started twice",
                 "wait for it, end it, or give another folder",
-            ) from None
-        return lock
+            )
+        return held
 
     def store(self, job: Job) -> None:
         """Write a job into the folder, which holds none or the same.

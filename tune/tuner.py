@@ -10,7 +10,7 @@ Files in the folder ``tune`` of a run:
 ``parents.rank0.<n>.jsonl``  one record for each trial of a warm start's parents that had ended at the job's first start, in
                       the same form; ``compared``: the best trial may be one of them
 ``trials/<number>/<attempt>``   one folder for each attempt; beside the files of its supervisor ``slots.json``, the CPUs and GPUs that
-                      it uses, or ``place.json``, the node on which it runs
+                      it uses, or ``place.json``, the node on which it runs; ``judged``, the number of reports that were judged
 ``tuner.lock``        locked while a tuner works in the folder
 """
 
@@ -53,7 +53,7 @@ class _Running:
     """Seconds of the earlier attempts."""
     stopping: bool = False
     reports: int = 0
-    """Number of reports at the last look."""
+    """Number of reports that were judged."""
 
 
 class Tuner:
@@ -124,11 +124,15 @@ class Tuner:
             self._interrupt()
             raise
         finally:
-            self._run.close(state)
-            close_storage(self._storage)
-            self._engine.close()
-            self._files.close()
+            self.close(state)
         return self.best()
+
+    def close(self, state: str = "failed") -> None:
+        """Close the run, with how it ended, and let another tuner work in the folder; trials that run go on."""
+        self._run.close(state)
+        close_storage(self._storage)
+        self._engine.close()
+        self._files.close()
 
     def best(self) -> Trial | None:
         """Return the finished trial with the best objective, the first one of ``front``; ``None``: no trial finished."""
@@ -193,7 +197,7 @@ class Tuner:
 
     def _begin(self, trial: Trial, attempt: Attempt) -> None:
         before = (self._attempt(trial.number, number).seconds(False) for number in range(trial.attempts))
-        self._running[trial.number] = _Running(trial, attempt, sum(before))
+        self._running[trial.number] = _Running(trial, attempt, sum(before), reports=attempt.judged())
         self.trials[trial.number] = trial
         trial.attempts += 1
 
@@ -210,13 +214,16 @@ class Tuner:
         curve = entry.attempt.reader.curves[self.job.goals[0].metric]
         trial, known = entry.trial, entry.reports
         trial.seconds = entry.before + entry.attempt.seconds(alive)
-        trial.reports, trial.objective, entry.reports = curve.reports, curve.value(), len(curve.reports)
+        trial.reports, trial.objective = curve.reports, curve.value()
         if not alive and not more:  # a long log is read in turn with those of the other trials
             self._end(entry)
         elif entry.stopping:
             entry.attempt.stop()  # a supervisor that has just started did not listen yet
         elif reason := self._rule.verdict(trial, known):
             self._stop(entry, reason)
+        elif len(trial.reports) > known and self._rule.judges:
+            entry.reports = len(trial.reports)
+            entry.attempt.mark_judged(entry.reports)
 
     def _end(self, entry: _Running) -> None:
         """Decide what became of an attempt, and record it or start the next one."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from loopwise.errors import InputError, StateError
+from loopwise.programs.locks import locked
 from loopwise.validate import positive_number, whole_number
 
 from .cluster import Cluster
@@ -75,16 +75,14 @@ def launch(
     positive_number("ready_seconds", ready_seconds, "number of seconds", 60)
     place = Path(folder if folder is not None else Path("runs") / Path(script).stem).absolute() / "feed"
     place.mkdir(parents=True, exist_ok=True)
-    with open(place / "launcher.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with locked(place / "launcher.lock") as holds:
+        if not holds:
             raise StateError(
                 f"the folder {str(place.parent)!r}, in which another job runs",
                 "a folder for each job",
                 "the same script was started twice",
                 "wait for the other job, or pass another folder",
-            ) from None
+            )
         program = [script, *(str(argument) for argument in args)]
         return Job(hosts, training, place, program, port or 0, cluster).run(ready, ready_seconds)
 

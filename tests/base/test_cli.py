@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 from click.testing import CliRunner
 
 from loopwise import __version__, cli
@@ -41,3 +42,15 @@ def test_demo_without_its_packages_names_the_extra():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode != 0
     assert "pip install 'loopwise[demo]'" in done.stderr
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_during_the_imports_of_a_command_says_that_nothing_was_begun(tmp_path, monkeypatch):
+    (tmp_path / "slow_part.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(cli.COMMANDS, "tune", ("slow_part:command", ""))
+    done = CliRunner().invoke(cli.main, ["tune", "run", "job.yaml"])
+    assert done.exit_code == 130
+    assert done.output == (
+        "interrupted while loopwise tune was loading; nothing was begun or changed: call the same command again\n"
+    )

@@ -15,7 +15,7 @@ from rich.console import Console
 from tune_kit import call, described, job, program
 
 from loopwise.report import report
-from loopwise.tune import Objective, run
+from loopwise.tune import Objective, Tuner, run
 from loopwise.tune.page import sections
 from loopwise.tune.table import live, trials_table
 from loopwise.tune.trials import Trial, record_of
@@ -106,14 +106,6 @@ def test_a_folder_that_is_used_again(done):
     assert "without a tuning job" in call("show", folder.parent, code=1)
 
 
-@pytest.fixture
-def interruptible():
-    """Let this process be interrupted, also where a shell has started the tests in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_shows_what_was_found_and_how_to_go_on(tmp_path):
     text = """
@@ -128,6 +120,23 @@ def test_ctrl_c_shows_what_was_found_and_how_to_go_on(tmp_path):
     output = call("run", path, "--folder", tmp_path / "run", code=130)
     assert "0 *" in output
     assert f"interrupted; go on with: loopwise tune run {path} --folder {tmp_path / 'run'} --resume" in output
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_before_the_first_trial_says_whether_the_job_was_begun(tmp_path, monkeypatch):
+    path, folder, interrupted = write_job(tmp_path, described("true {x}")), tmp_path / "run", []
+
+    def begin(job, folder, *arguments):
+        if interrupted:
+            Tuner(job, folder, *arguments).close()
+        interrupted.append(True)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("loopwise.tune.cli.Tuner", begin)
+    first, second = (call("run", path, "--folder", folder, code=130) for _ in range(2))
+    again = f"loopwise tune run {path} --folder {folder}"
+    assert first == f"interrupted before the job was begun; start it with: {again}\n"
+    assert second == f"interrupted; go on with: {again} --resume\n"
 
 
 def test_a_log_is_tried_before_anything_is_run(tmp_path):

@@ -5,10 +5,10 @@ import statistics
 from collections import Counter
 
 import pytest
-from tune_kit import described, job, program
+from tune_kit import described, job, program, wait_for
 
 from loopwise.errors import InputError
-from loopwise.tune import job_of, run
+from loopwise.tune import Tuner, job_of, run
 from loopwise.tune.search.hyperband import HyperbandRule, bracket_of, goes_on, rungs_of
 from loopwise.tune.trials import Trial, recorded
 from loopwise.warnings import LoopwiseWarning
@@ -100,6 +100,46 @@ def test_the_same_trials_give_the_same_decisions_after_a_resumption():
         ended.append(trial)
     assert set(verdicts.values()) <= {1, 3, 9, 27}
     assert statistics.mean(verdicts.values()) < 27 / 2
+
+
+def test_reports_that_were_judged_before_a_resumption_are_compared_with_and_not_judged_again():
+    described_job = hyperband("python t.py {x}")
+    rule = HyperbandRule(described_job)
+    first, second, third, fourth = trials_of_bracket(described_job, 0, 4)
+    for number, value in ((first, 1.0), (second, 2.0)):
+        rule.ended(Trial(number, {}, reports=[value]))
+    assert rule.verdict(Trial(third, {}, reports=[3.0, 3.0]), 1) == ""
+    told = rule.verdict(Trial(fourth, {}, reports=[4.0]), 0)
+    assert told == "not among the best third of 4 trials of bracket 0 at report 1"
+
+
+def test_a_tuner_that_takes_a_trial_over_does_not_judge_it_again(tmp_path):
+    text = """
+    case $LOOPWISE_TRIAL in
+        2) echo " loss=9"; while [ ! -e end ]; do sleep 0.05; done;;
+        *) while [ ! -e go ]; do sleep 0.05; done; echo " loss=1";;
+    esac
+    """
+    program(tmp_path, text)
+    seed = next(s for s in range(1000) if not any(bracket_of(s, number, 3) for number in range(3)))
+    limits = {"trials": 3, "parallel": 3}
+    described_job = hyperband(f"sh -c 'cd {tmp_path} && . ./train.py'", seed=seed, limits=limits)
+    killed = Tuner(described_job, str(tmp_path / "run"))
+    wait_for(lambda: killed._step() or list(killed.trials[2].reports))
+    killed.close()  # as the kernel does it
+    (tmp_path / "go").touch()
+    wait_for(lambda: len(list((tmp_path / "run/tune/trials").glob("0000[01]/0/exit"))) == 2)
+    resumed = Tuner(described_job, str(tmp_path / "run"), resume=True)
+    resumed._recall()
+    wait_for(lambda: resumed._step() or not {0, 1} & resumed._running.keys())
+    resumed._step()
+    assert not resumed._running[2].stopping
+    (tmp_path / "end").touch()
+    wait_for(resumed._step)
+    resumed.close()
+    for entry in killed._running.values():
+        entry.attempt._process.wait()
+    assert {trial.state for trial in recorded(str(tmp_path / "run"))} == {"finished"}
 
 
 def test_a_trial_that_goes_on_after_its_resource_has_finished():

@@ -225,8 +225,7 @@ def test_two_tuners_in_one_folder(tmp_path):
     first = Tuner(job(command), folder)
     with pytest.raises(StateError, match="another tuner works in"):
         Tuner(job(command), folder, resume=True)
-    first._run.close()
-    first._files.close()
+    first.close()
 
 
 def test_a_torn_journal_is_mended(tmp_path):

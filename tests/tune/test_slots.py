@@ -93,10 +93,21 @@ def test_wrong_resources(resources, message):
 def test_fields_of_the_cluster():
     with pytest.raises(InputError, match="cluster needs engine: ray"):
         job("true {x}", cluster={"address": "auto"})
-    with pytest.raises(
-        InputError, match=r"cluster.address: String should match pattern .* \(seen: 'ray://head'\)"
+    for address, told in (
+        (
+            "ray://head:10001",
+            "addresses of Ray's client are not supported, since its connection ends all trials when it is lost; run the tuner on "
+            "a machine of the cluster, and set auto, or host:port of the head node without ray:// (ray start --head prints it; "
+            "its port is 6379 by default)",
+        ),
+        ("head", "expected auto, or host:port of the head node of a Ray cluster"),
     ):
-        job("true {x}", engine="ray", cluster={"address": "ray://head"})
+        with pytest.raises(InputError) as error:
+            job("true {x}", engine="ray", cluster={"address": address})
+        assert str(error.value) == (
+            f"seen: job: cluster.address: {told} (seen: {address!r})\nexpected: the fields of a tuning job, each of its type\n"
+            "likely cause: a typo, or a value of another type\nfix: correct the named places"
+        )
 
 
 @pytest.mark.parametrize(

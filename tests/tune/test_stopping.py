@@ -7,8 +7,8 @@ from tune_kit import job
 
 from loopwise.tune import run
 from loopwise.tune.search.completion import converged, improves_no_more
-from loopwise.tune.search.stopping import averages, is_worse
-from loopwise.tune.trials import recorded
+from loopwise.tune.search.stopping import MedianRule, averages, is_worse
+from loopwise.tune.trials import Trial, recorded
 
 FINISHED = [averages([value] * 6) for value in (4.0, 3.0, 2.0, 1.0, 2.5)]
 
@@ -49,6 +49,24 @@ def test_few_finished_trials_decide_nothing():
     assert not is_worse([1.0, 99.0], FINISHED[:3], maximize=False)
     assert not is_worse([1.0, 99.0], [*FINISHED[:3], [math.nan, math.nan]], maximize=False)
     assert is_worse([1.0, 99.0], FINISHED[:4], maximize=False)
+
+
+@pytest.mark.parametrize(
+    ("reports", "known", "stops"),
+    [
+        ([1.0, 9.0, 1.0], 0, True),  # three came between two looks, and the second one is worse
+        ([1.0, 9.0, 1.0], 1, True),
+        ([1.0, 9.0, 1.0], 2, False),  # it was judged, when fewer trials had finished
+        ([9.0, 1.0, 1.0], 0, False),  # a first report
+        ([1.0, 1.0, 9.0], 2, True),
+        ([1.0, 9.0], 3, False),  # a tuner that takes a trial over reads a long log in several looks
+    ],
+)
+def test_each_report_is_judged_once_and_at_its_own_place(reports, known, stops):
+    rule = MedianRule(maximize=False)
+    for average in FINISHED:
+        rule.ended(Trial(0, {}, state="finished", reports=list(average)))
+    assert bool(rule.verdict(Trial(9, {}, reports=reports), known)) is stops
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 
 from loopwise.errors import InputError
 from loopwise.extras import required
-from loopwise.programs import processes
+from loopwise.programs import locks, processes
 
 from ..job.command import placeholders
 from ..job.job import Job
@@ -180,6 +180,7 @@ class Cluster:
         }
         sources = {
             "supervise.py": Path(supervise.__file__).read_text(),
+            "loopwise/programs/locks.py": Path(locks.__file__).read_text(),
             "loopwise/programs/processes.py": Path(processes.__file__).read_text(),
         }
         actor: Any = ray.remote(node.Node).options(

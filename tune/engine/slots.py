@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import os
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 
 from loopwise.errors import InputError
+from loopwise.programs.locks import lock
 
 from ..job.resources import Resources
 
@@ -104,10 +104,10 @@ class Slots:
         share = min(self.resources.gpu, 1)
         for gpu in self._gpus:
             if len(slot.gpus) < self.resources.gpu and self._uses(gpu) < (math.floor(1 / share + 1e-9)):
-                lock = self._locked(gpu)
-                if lock is not None:
+                held = self._locked(gpu)
+                if held is not None:
                     slot.gpus.append(gpu)
-                    slot.locks.append(lock)
+                    slot.locks.append(held)
         if len(slot.gpus) < self.resources.gpu:
             self._unlock(slot)
             return None
@@ -129,16 +129,9 @@ class Slots:
     def _locked(self, gpu: str) -> int | None:
         """Return a file descriptor that locks a GPU, or a share of it; ``None``: a trial of another job uses it."""
         path = self._folder / re.sub(r"[^\w.-]", "_", gpu)
-        lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-        kind = fcntl.LOCK_EX if self.resources.gpu >= 1 else fcntl.LOCK_SH
-        try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            return None
-        return lock
+        return lock(path, shared=self.resources.gpu < 1)
 
     def _unlock(self, slot: Slot) -> None:
-        for lock in slot.locks:
-            os.close(lock)
+        for held in slot.locks:
+            os.close(held)
         slot.locks.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Self
 
 from loopwise.extras import required
@@ -9,7 +10,7 @@ from loopwise.extras import required
 from .parameters import Strict
 
 with required("pydantic", "tune", "tuning"):
-    from pydantic import Field, model_validator
+    from pydantic import Field, field_validator, model_validator
 
 
 class Resources(Strict):
@@ -37,10 +38,27 @@ class Cluster(Strict):
     """Ray cluster on which trials run.
 
     Args:
-        address: ``host:port`` of its head node; ``auto``: the cluster that this machine belongs to.
+        address: ``host:port`` of its head node; ``auto``: the cluster that this machine belongs to.  An address ``ray://...``, of
+            Ray's client, is refused.
         working_dir: folder that Ray copies to every node, and in which programs start there; ``None``: programs start in the
             present folder, which is on a file system that the nodes share.
+
+    Raises:
+        pydantic.ValidationError: an address of another form.
     """
 
-    address: Annotated[str, Field(pattern=r"^(auto|[^/\s]+:\d+)$")] = "auto"
+    address: str = "auto"
     working_dir: str | None = None
+
+    @field_validator("address")
+    @classmethod
+    def _is_direct(cls, address: str) -> str:
+        if address.startswith("ray://"):
+            raise ValueError(
+                "addresses of Ray's client are not supported, since its connection ends all trials when it is lost; run the tuner "
+                "on a machine of the cluster, and set auto, or host:port of the head node without ray:// (ray start --head "
+                "prints it; its port is 6379 by default)"
+            )
+        if not re.fullmatch(r"auto|[^/\s]+:\d+", address):
+            raise ValueError("expected auto, or host:port of the head node of a Ray cluster")
+        return address

@@ -163,6 +163,14 @@ class Attempt:
         """Return why the attempt is to be stopped; empty: it is not."""
         return str(self._json("stopped") or "")
 
+    def mark_judged(self, reports: int) -> None:
+        """Record that the first reports of the objective were judged, for a tuner that takes the attempt over."""
+        (self.folder / "judged").write_text(str(reports))  # at once: this is called at each look
+
+    def judged(self) -> int:
+        """Return how many reports were judged."""
+        return int(self._json("judged") or 0)
+
     def tail(self, lines: int = 10) -> list[str]:
         """Return the last lines of stderr, or of stdout if that is empty."""
         for stream in reversed(STREAMS):

@@ -18,7 +18,6 @@ A tuner that takes the folder over and finds it unlocked writes ``abandoned``: a
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import select
@@ -28,6 +27,7 @@ import sys
 import time
 from typing import Any
 
+from loopwise.programs.locks import locked
 from loopwise.programs.processes import (
     POLL,
     adopt_orphans,
@@ -114,13 +114,10 @@ class Supervisor:
 
 def abandoned(folder: str) -> bool:
     """Return whether no supervisor runs the attempt in ``folder``; from then on none will."""
-    with open(f"{folder}/lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        open(f"{folder}/abandoned", "w").close()
-    return True
+    with locked(f"{folder}/lock") as holds:
+        if holds:
+            open(f"{folder}/abandoned", "w").close()
+        return holds
 
 
 def main(folder: str, lifeline: int | None = None) -> None:
@@ -131,8 +128,7 @@ def main(folder: str, lifeline: int | None = None) -> None:
     """
     if lifeline is not None and os.fork():
         os._exit(0)
-    with open(f"{folder}/lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a tuner holds it for a moment only
+    with locked(f"{folder}/lock", wait=True):  # a tuner holds it for a moment only
         if not any(os.path.exists(f"{folder}/{name}") for name in ("abandoned", "pid")):
             Supervisor(folder, lifeline).run()
 

@@ -6,7 +6,7 @@ that have reached it so far; fewer than ``FACTOR`` of them decide nothing.  Brac
 has none.  Source: Li et al., "A System for Massively Parallel Hyperparameter Tuning", 2020; there, trials wait at a rung, and
 here, as in SageMaker, they are programs that go on or are ended.
 
-Nothing is kept but what follows from the job's seed and the reports of its trials.
+Nothing is kept but what follows from the job's seed and the reports of its trials, and how many reports of each were judged.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ class HyperbandRule:
         job: the job.
     """
 
+    judges = True
+
     def __init__(self, job: Job) -> None:
         assert job.objective is not None  # the job refuses several
         resource = job.hyperband or Hyperband()
@@ -80,13 +82,15 @@ class HyperbandRule:
 
         Args:
             trial: the trial with its reports.
-            known: the number of reports at the last look.
+            known: the number of reports that were judged before.  A tuner that was started anew compares other trials with
+                them, and does not judge them again.
         """
-        reached = self._reached(trial, known)
-        values = [self._enter(trial, bracket, rung) for bracket, rung in reached]
+        values = {place: self._enter(trial, *place) for place in self._reached(trial)}
         if self.uses_all(trial):
             return f"all of its resource is used: {self.largest} reports"
-        for (bracket, rung), value in zip(reached, values, strict=True):
+        for (bracket, rung), value in values.items():
+            if rung <= known:
+                continue
             others = [v for number, v in self._values[bracket, rung].items() if number != trial.number]
             if not goes_on(value, others):
                 return f"not among the best third of {len(others) + 1} trials of bracket {bracket} at report {rung}"
@@ -103,7 +107,7 @@ class HyperbandRule:
         """Compare later trials with one that has ended."""
         self._ended += 1
         self._longest = max(self._longest, len(trial.reports))
-        for bracket, rung in self._reached(trial, 0):
+        for bracket, rung in self._reached(trial):
             self._enter(trial, bracket, rung)
 
     def unused(self) -> str:
@@ -117,9 +121,9 @@ class HyperbandRule:
             "more often (loopwise tune try shows what a log reports)"
         )
 
-    def _reached(self, trial: Trial, known: int) -> list[tuple[int, int]]:
+    def _reached(self, trial: Trial) -> list[tuple[int, int]]:
         bracket = bracket_of(self._seed, trial.number, len(self._rungs))
-        return [(bracket, rung) for rung in self._rungs[bracket:] if known < rung <= len(trial.reports)]
+        return [(bracket, rung) for rung in self._rungs[bracket:] if rung <= len(trial.reports)]
 
     def _enter(self, trial: Trial, bracket: int, rung: int) -> float:
         value = self._sign * trial.reports[rung - 1]

@@ -30,10 +30,12 @@ def averages(curve: Iterable[float]) -> array[float]:
     return result
 
 
-def is_worse(curve: Sequence[float], finished: Iterable[Sequence[float]], maximize: bool) -> bool:
+def is_worse(
+    curve: Sequence[float], finished: Iterable[Sequence[float]], maximize: bool, report: int = -1
+) -> bool:
     """Return whether a running trial is to be stopped, by the rule of SageMaker's automatic model tuning.
 
-    Its present value is compared with the median of the running averages of the finished trials up to the same report.
+    Its value at a report is compared with the median of the running averages of the finished trials up to the same report.
     Fewer than ``LEAST`` finished trials of that length decide nothing, and neither do NaN and the first ``FIRST`` reports,
     which the service's documentation does not mention.
 
@@ -41,8 +43,9 @@ def is_worse(curve: Sequence[float], finished: Iterable[Sequence[float]], maximi
         curve: reports of the objective of the running trial.
         finished: running averages of the reports of each finished trial.
         maximize: a larger objective is better.
+        report: place of the report in the curve; the last one by default.
     """
-    step = len(curve) - 1
+    step = report if report >= 0 else len(curve) - 1
     if step < FIRST or not math.isfinite(curve[step]):
         return False
     others = [other[step] for other in finished if len(other) > step and math.isfinite(other[step])]
@@ -53,10 +56,19 @@ def is_worse(curve: Sequence[float], finished: Iterable[Sequence[float]], maximi
 
 
 class Rule(Protocol):
-    """Rule by which running trials are stopped."""
+    """Rule by which running trials are stopped.
+
+    Attributes:
+        judges: it may stop trials.
+    """
+
+    judges: bool
 
     def verdict(self, trial: Trial, known: int) -> str:
-        """Return why a running trial with more than ``known`` reports is to be stopped; empty: it goes on."""
+        """Return why a running trial is to be stopped; empty: it goes on.
+
+        The first ``known`` of its reports were judged before, perhaps by a tuner that was killed, and are not judged again.
+        """
 
     def uses_all(self, trial: Trial) -> bool:
         """Return whether a trial that is stopped has used all of its resource, and counts as finished."""
@@ -71,12 +83,15 @@ class Rule(Protocol):
 class MedianRule:
     """Rule of ``early_stopping: auto``."""
 
+    judges = True
+
     def __init__(self, maximize: bool) -> None:
         self._maximize = maximize
         self._averages: list[Sequence[float]] = []
 
     def verdict(self, trial: Trial, known: int) -> str:
-        worse = len(trial.reports) > known and is_worse(trial.reports, self._averages, self._maximize)
+        new = range(known, len(trial.reports))  # several may have come since the last look
+        worse = any(is_worse(trial.reports, self._averages, self._maximize, report) for report in new)
         return "worse than the median of the finished trials" if worse else ""
 
     def uses_all(self, trial: Trial) -> bool:
@@ -92,6 +107,8 @@ class MedianRule:
 
 class NoRule:
     """Rule that stops no trial."""
+
+    judges = False
 
     def verdict(self, trial: Trial, known: int) -> str:
         return ""

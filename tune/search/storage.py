@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial
 
 from loopwise.errors import StateError
+from loopwise.programs.locks import lock, locked
 
 
 class FileLock:
@@ -27,8 +27,7 @@ class FileLock:
         self._file: int | None = None
 
     def acquire(self) -> bool:
-        self._file = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._file = lock(self._path, wait=True)
         return True
 
     def release(self) -> None:
@@ -41,16 +40,12 @@ def mend(path: Path) -> int:
     """Cut a journal back to its last whole line, under its lock; return the number of bytes that were cut."""
     if not path.exists():
         return 0
-    lock = FileLock(str(path))
-    lock.acquire()
-    try:
+    with locked(f"{path}.lock", wait=True):
         data = path.read_bytes()
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             os.truncate(path, whole)
         return len(data) - whole
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager
@@ -96,5 +91,5 @@ def open_storage(database: str | None, journal: Path) -> BaseStorage:
 
         return open_database(database)
     mend(journal)
-    lock: Any = FileLock(str(journal))  # the class of Optuna's locks is private
-    return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+    own: Any = FileLock(str(journal))  # the class of Optuna's locks is private
+    return JournalStorage(JournalFileBackend(str(journal), lock_obj=own))

@@ -82,7 +82,7 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
 class Lines:
     """File of JSON lines, open for appending.
 
-    On a local disk, each record is one unbuffered write.  On remote storage, each flush writes a new file.
+    On a local disk, each call of ``append`` is one unbuffered write.  On remote storage, each flush writes a new file.
     """
 
     def __init__(self, run: Run, part: str, name: str) -> None:
@@ -97,9 +97,9 @@ class Lines:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
             self._file = os.open(f"{self._stem}.{self._number}.jsonl", flags, 0o644)
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Commit ``record`` on a local disk, or queue it for the next ``flush`` to remote storage."""
-        line = encode(record)
+    def append(self, *records: dict[str, Any]) -> None:
+        """Commit records by one write on a local disk, or queue them for the next ``flush`` to remote storage."""
+        line = b"".join(map(encode, records))
         if self._file is None:
             self._pending.append(line)
             return
@@ -217,11 +217,11 @@ class Run:
                 "check the path",
             ) from None
 
-    def append(self, part: str, name: str, record: dict[str, Any]) -> None:
-        """Append ``record`` to this rank's file ``<part>/<name>``; a full disk raises an ``OSError``."""
+    def append(self, part: str, name: str, *records: dict[str, Any]) -> None:
+        """Append records to this rank's file ``<part>/<name>``; a full disk raises an ``OSError``."""
         if (part, name) not in self._lines:
             self._lines[part, name] = Lines(self, part, name)
-        self._lines[part, name].append(record)
+        self._lines[part, name].append(*records)
 
     def flush(self) -> None:
         """Commit the queued records of all files to remote storage; raise an ``OSError`` if it is down."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 import torch
@@ -16,7 +16,7 @@ from loopwise import validate
 from loopwise.errors import InputError
 from loopwise.ranks import world_size
 from loopwise.run import Run
-from loopwise.schedule import every
+from loopwise.schedule import at, between, every
 
 from .alerts.notices import Tell
 from .capture.capture import CaptureOptions
@@ -28,8 +28,12 @@ from .profiler import Profile
 from .rules import SEVERITIES
 from .rules.thresholds import Rules, Selection, select
 
-SAVE = every(500)
-"""Default schedule of saved steps."""
+SAVE = at((1, 2, 5, 10, 20, 50)) | (between(100, 1000) & every(100)) | every(500)
+"""Default schedule of saved steps: densely at first, when most faults show, and later sparsely."""
+OVERHEAD = 0.01
+"""Largest share of the training time that saving by the default schedule takes."""
+FREE = 0.5
+"""Seconds of saving that the limit of the default schedule does not count: short runs are seen as well as long ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +50,18 @@ class WatchOptions:
     on_finding: Tell | Sequence[Tell] | None = None
     stop_on: str | None = None
     on_backlog: str = "block"
-    max_overhead: float | None = None
+    max_overhead: float | str | None = "auto"
     gather: bool = False
     trap: bool = True
     profile: bool | Profile = True
     strict: bool = False
+    every_scalar: bool = field(init=False, default=False)
+    """Whether losses and metrics are saved at every step: with the default schedule."""
 
     def __post_init__(self) -> None:
         check_save(self.save)
         put = functools.partial(object.__setattr__, self)
+        put("every_scalar", self.save is None)
         put("save", SAVE if self.save is None else self.save)
         put("collections", _collections(self.collections))
         if not isinstance(self.rules, (bool, str, Mapping)) and isinstance(self.rules, Iterable):
@@ -64,7 +71,11 @@ class WatchOptions:
             "stop_on", self.stop_on, (*SEVERITIES, None), fix="pass for instance stop_on='critical'"
         )
         validate.one_of("on_backlog", self.on_backlog, ON_BACKLOG)
-        if self.max_overhead is not None:
+        if isinstance(self.max_overhead, str):
+            validate.one_of(
+                "max_overhead", self.max_overhead, ("auto",), fix="pass a share such as 0.01, or None"
+            )
+        elif self.max_overhead is not None:
             validate.fraction("max_overhead", self.max_overhead, "a share of the training time", 0.01)
         for name in ("gather", "trap", "strict"):
             validate.one_of(name, getattr(self, name), (False, True), "a value of another argument")
@@ -83,7 +94,7 @@ class WatchOptions:
         Raises:
             InputError: an argument is unknown or cannot be used.
         """
-        known = [field.name for field in fields(cls)]
+        known = [field.name for field in fields(cls) if field.init]
         for name in arguments:
             validate.one_of(
                 "argument", name, known, fix="use an argument of Watch; the trainer gives it the others"
@@ -92,7 +103,8 @@ class WatchOptions:
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of ``Watch``."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        arguments = {field.name: getattr(self, field.name) for field in fields(self) if field.init}
+        return arguments | ({"save": None} if self.every_scalar else {})
 
     def selected_rules(self) -> Selection:
         """Return the rules to apply; ``auto`` selects rules of saved steps only if ``health`` is saved."""
@@ -109,7 +121,7 @@ class WatchOptions:
         Raises:
             InputError: ranks with shards of one model would save different steps.
         """
-        if sharded and self.max_overhead is not None and world_size() > 1:
+        if sharded and isinstance(self.max_overhead, float) and world_size() > 1:
             raise InputError(
                 f"max_overhead={self.max_overhead!r} for a model in shards on several ranks",
                 "no max_overhead there",
@@ -119,8 +131,23 @@ class WatchOptions:
         collections, save = cast("list[Collection]", self.collections), cast(Save, self.save)
         gather = self.gather and sharded
         return CaptureOptions(
-            models, optimizers, collections, save, scaler, self.on_backlog, gather, self.strict
+            models,
+            optimizers,
+            collections,
+            save,
+            scaler,
+            self.on_backlog,
+            gather,
+            self.strict,
+            self.every_scalar,
         )
+
+    def limit(self, sharded: bool) -> tuple[float | None, float]:
+        """Return the largest share of the training time to spend on saving, and seconds that it does not count."""
+        if not isinstance(self.max_overhead, str):
+            return self.max_overhead, 0.0
+        limited = self.every_scalar and not (sharded and world_size() > 1)
+        return (OVERHEAD if limited else None), FREE
 
 
 def models(model: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Module]:

@@ -56,7 +56,9 @@ class Watch:
         optimizer: optimizer of the model, or several by name; without one, ``step`` saves weights and gradients.
         run: folder or fsspec URL of the run, or a ``Run``, which the caller closes.
         resume: go on in a folder that already holds a run; only if ``run`` is a path.
-        save: steps to save; a ``Schedule``, or one for each mode; default: every 500th.
+        save: steps to save; a ``Schedule``, or one for each mode.  Default: losses, metrics, learning rates and the
+            norm of the gradients at every step, and the other collections at 0, 1, 2, 5, 10, 20, 50, 100, at every
+            100th step up to 1,000, and at every 500th from there on.
         collections: names of built-in collections, and ``Collection`` objects.
         rules: ``"auto"``: all rules if ``health`` is saved, else those of the trap and the profile; ``True``: all;
             ``False``: none; names of rules; or thresholds by name (see `RULES`).
@@ -67,8 +69,9 @@ class Watch:
         scaler: the ``torch.amp.GradScaler``, so that steps which it skips are marked.
         on_backlog: the reaction if storage is slower than training: ``block`` waits, ``drop`` leaves raw tensors of
             the step out, ``reduce`` saves statistics of them; ``counts`` has the number of such steps.
-        max_overhead: largest share of the training time to spend on the training thread; beyond it fewer steps are
-            saved, with one warning, and counted as ``thinned``; ``None``: no limit.
+        max_overhead: largest share of the training time to spend on saving, on the training thread; beyond it fewer
+            steps are saved, with one warning, and counted as ``thinned``; ``None``: no limit.  Default: 0.01 with the
+            default schedule, after step 10 and half a second of saving, without a warning; otherwise no limit.
         gather: put shards of FSDP2 together and save whole tensors on rank 0 (a collective of all ranks at each
             saved step); otherwise each rank saves its own shards.
         trap: inspect each step's gradients and losses; if they are not finite, replay the step to find the operation
@@ -101,7 +104,7 @@ class Watch:
         stop_on: str | None = None,
         scaler: Any = None,
         on_backlog: str = "block",
-        max_overhead: float | None = None,
+        max_overhead: float | str | None = "auto",
         gather: bool = False,
         trap: bool = True,
         profile: bool | Profile = True,
@@ -128,17 +131,18 @@ class Watch:
         handle = as_run(run, "debug", resume)
         assert handle is not None
         try:
-            self._start(handle, is_main() or (sharded and not gather))
+            self._start(handle, is_main() or (sharded and not gather), sharded)
         except BaseException:
             handle.release("failed")
             raise
 
-    def _start(self, handle: RunHandle, writes: bool) -> None:
+    def _start(self, handle: RunHandle, writes: bool, sharded: bool) -> None:
         """Start the threads and register the hooks.
 
         Args:
             handle: handle of the run.
             writes: true if this rank saves steps.
+            sharded: true if a model is in shards.
         """
         self._handle, self.run, self._closed = handle, handle.run, False
         selected, on_backlog = self._options.selected_rules(), self._options.on_backlog
@@ -146,7 +150,7 @@ class Watch:
         pinned = names.device(self._what.models).type == "cuda"
         self._writer = Writer(self.run, pinned, on_backlog, rules) if writes else None
         self.counts: Counter[str] = Counter()
-        self._clock, self._budget = Clock(), Budget(self._options.max_overhead)
+        self._clock, self._budget = Clock(), Budget(*self._options.limit(sharded))
         self._reports = Reports(self.run, self._writer, self._clock, self.counts, self._options.on_finding)
         shared = self._clock, self._budget, self.counts, self._reports.say
         self._capture = Capture(self._what, writes or self._what.gather, self._writer, *shared)

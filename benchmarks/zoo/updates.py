@@ -143,3 +143,8 @@ def targets_of_another_order(job: Job) -> None:
         return x, y[torch.randperm(len(y), generator=job._draws)]
 
     job.batch = shuffled
+
+
+@fault("cnn", "frozen_parameter")
+def layers_that_stay_frozen(job: Job) -> None:
+    job.model[1].requires_grad_(False)

@@ -16,7 +16,8 @@ from loopwise.errors import StateError
 
 from ..hooks import optimizers as updates
 from ..model import names
-from ..model.vocabulary import Save, due, place
+from ..model.vocabulary import SCALARS, Save, due, place
+from ..signals.samples import Samples
 from ..statistics.precision import full_precision
 from ..store.host_buffer import HostBuffer
 from . import missing
@@ -27,8 +28,12 @@ from .health import Health
 from .lease import StagingBuffer
 from .modules import Observer, Observers
 from .parameters import Groups
+from .scalars import ScalarSteps, UpdateScalars
 from .step import PendingStep
 from .writer import Writer
+
+UNLIMITED = 10
+"""Last step that the default schedule saves whatever the first steps cost: rules need some to begin with."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class CaptureOptions:
     on_backlog: str
     gather: bool
     strict: bool
+    every_scalar: bool
+    """Save losses and metrics at every step, whose collections have no schedule of their own."""
 
 
 class Capture(updates.UpdateSubscriber):
@@ -86,6 +93,10 @@ class Capture(updates.UpdateSubscriber):
         self._device = names.device(options.models)
         self._buffer = StagingBuffer(writer, options.on_backlog, counts, say)
         self._observers = Observers(self._receive)
+        self._scalars = ScalarSteps(writer, self._fail)
+        follows = options.every_scalar and active
+        self._at_updates = UpdateScalars(options.optimizers if follows else {})
+        self._samples = Samples(options.models if follows else {})
         self._cleanup = contextlib.ExitStack()
         if active:
             for optimizer in options.optimizers.values():
@@ -140,6 +151,8 @@ class Capture(updates.UpdateSubscriber):
     def close(self) -> None:
         """Discard the open step and remove every hook."""
         self.drop()
+        self._scalars.hand_over()
+        self._samples.close()
         self._observers.remove()
         self._health.close()
         self._cleanup.close()
@@ -156,10 +169,13 @@ class Capture(updates.UpdateSubscriber):
         self._health.rest()
         if not self._active or (not collections and not late):
             return
-        self._thinned = bool(excess := self._budget.excess())
+        always = self._options.every_scalar and number <= UNLIMITED
+        self._thinned = not always and bool(excess := self._budget.excess())
         if self._thinned:
-            self._say(excess)
-            collections, late = [c for c in collections if c.name in ("losses", "metrics")], []
+            if not self._options.every_scalar:
+                self._say(excess)
+            collections, late = [c for c in collections if c.name in SCALARS], []
+        collections = collections or self._scalar_collections()
         self._step = PendingStep(
             {"step": self._clock.step, "mode": mode, "mode_step": number, "time": 0.0, "marks": {}},
             collections,
@@ -179,8 +195,14 @@ class Capture(updates.UpdateSubscriber):
 
     def _finish(self, scalars: Mapping[str, float | torch.Tensor]) -> None:
         step, self._observers.open = self._step, False
+        scalars = {**self._at_updates.take(), **scalars}
+        samples = self._samples.take()
         if step is None:
+            if self._options.every_scalar and self._active:
+                self._finish_scalars(scalars, samples)
             return
+        if samples is not None:
+            step.record["marks"]["samples"] = samples
         if scalars:
             step.add_scalars(scalars)
         if self._clock.mode != "train" or not self._options.optimizers:
@@ -195,7 +217,24 @@ class Capture(updates.UpdateSubscriber):
             return
         self._counts["saved"] += 1
         self._counts["thinned"] += self._thinned
+        self._scalars.hand_over()
         self._buffer.submit(step, names.devices(self._options.models))
+
+    def _scalar_collections(self) -> list[Collection]:
+        """Return the collections of which every step is saved."""
+        return [
+            c
+            for c in self._collections
+            if c.name in SCALARS and c.save is None and self._options.every_scalar
+        ]
+
+    def _finish_scalars(self, scalars: Mapping[str, float | torch.Tensor], samples: int | None) -> None:
+        """Keep the losses and metrics of a step of which nothing else is saved."""
+        collections = self._scalar_collections()
+        marks = {} if samples is None else {"samples": samples}
+        mode, number = self._clock.mode, self._clock.mode_step
+        record = {"step": self._clock.step, "mode": mode, "mode_step": number, "time": 0.0, "marks": marks}
+        self._scalars.add(record, collections, scalars)
 
     def _note_late_collections(self, step: PendingStep) -> None:
         """Save weights and gradients at the next update if no optimizer updated in this step."""
@@ -244,6 +283,9 @@ class Capture(updates.UpdateSubscriber):
     def before_update(self, optimizer: Optimizer) -> None:
         """Save gradients, weights and optimizer state before the step's first update changes them."""
         step = self._step
+        if self._clock.mode == "train" and self._options.every_scalar:
+            with self._guarded():
+                self._at_updates.update(optimizer)
         if step is None or self._clock.mode != "train" or id(optimizer) in self._updated:
             return
         self._updated.add(id(optimizer))
@@ -258,7 +300,8 @@ class Capture(updates.UpdateSubscriber):
     def _guarded(self) -> Iterator[None]:
         """Count the time inside, switch autograd off, and let no error reach the training loop."""
         try:
-            with self._budget.counted(), torch.no_grad(), full_precision(self._device):
+            counted = self._budget.counted if self._step is None else self._budget.saving
+            with counted(), torch.no_grad(), full_precision(self._device):
                 yield
         except Exception as error:
             self._fail(None, error)

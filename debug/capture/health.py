@@ -103,6 +103,7 @@ class Health:
         names_by_id = {id(p): name for name, p in self._parameters().items()}
         held = [p for group in optimizer.param_groups for p in group["params"]]
         trained = [(names_by_id[id(p)], p) for p in held if id(p) in names_by_id and p.requires_grad]
+        self._note_frozen([p for p in held if id(p) in names_by_id], names_by_id)
         without = [name for name, p in trained if p.grad is None]
         if trained and len(without) == len(trained):
             self._facts["no_gradients"] = True
@@ -206,6 +207,12 @@ class Health:
         unchanged = before and all(before.get(key) == number for key, number in versions.items())
         if unchanged and self._optimizers and not self._updated:
             self._facts["still"] = True
+
+    def _note_frozen(self, held: list[nn.Parameter], names_by_id: Mapping[int, str]) -> None:
+        """Note the frozen parameters that an optimizer holds, and their share of its elements."""
+        if frozen := [p for p in held if not p.requires_grad]:
+            self._note("frozen", [names_by_id[id(p)] for p in frozen])
+            self._facts["frozen_share"] = sum(p.numel() for p in frozen) / sum(p.numel() for p in held)
 
     def _note_owners(self) -> None:
         """Note parameters that got a gradient and that no optimizer holds."""

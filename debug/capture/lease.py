@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from ..model.vocabulary import SCALARS
 from ..store.host_buffer import HostBuffer
 from .step import PendingStep
 from .writer import Lease, Writer
@@ -32,7 +33,7 @@ class StagingBuffer:
 
     def begin(self, step: PendingStep) -> None:
         """Note whether a step has raw tensors, which need a large buffer."""
-        self._raw = any(c.raw and c.name not in ("losses", "metrics") for c in step.all)
+        self._raw = any(c.raw and c.name not in SCALARS for c in step.all)
 
     def take(self) -> tuple[HostBuffer, bool] | None:
         """Return the step's buffer and whether raw tensors may go into it; ``None`` if this rank writes nothing."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import atexit
 import functools
+import itertools
 import queue
+import struct
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+import torch
 
 from loopwise.run import Run
 from loopwise.torch_internals import call_before_executors_end
@@ -18,6 +22,7 @@ from loopwise.warnings import warn
 
 from ..rules import Finding
 from ..rules.saved_steps import SavedStepRules
+from ..store.group import ALIGNMENT, Group
 from ..store.host_buffer import BufferPool, HostBuffer
 from ..store.layout import Layout
 from ..store.segments import Segments
@@ -40,6 +45,15 @@ class Lease:
     raw: bool
     """True if raw tensors may go into it, or the step has none."""
     give_back: Callable[[], None]
+
+
+class ScalarStep(NamedTuple):
+    """Scalars of a step of which nothing else is saved."""
+
+    record: dict[str, Any]
+    groups: tuple[Group, ...]
+    values: list[Any]
+    """Numbers in the order of the groups' names; a tensor stands for a number that is still being copied."""
 
 
 class Writer:
@@ -91,6 +105,17 @@ class Writer:
 
         self._jobs.put(self._guarded(write, "a step could not be written", step.record["step"]))
 
+    def submit_scalars(self, steps: Sequence[ScalarStep], copied: Callable[[], list[float]]) -> None:
+        """Queue steps of scalars to be written.
+
+        Args:
+            steps: the steps, in order.
+            copied: function that returns the numbers of all tensors among the values, in order; it may wait.
+        """
+        write = functools.partial(self._write_scalars, steps, copied)
+        if not self._closed:
+            self._jobs.put(self._guarded(write, "scalars could not be written", steps[0].record["step"]))
+
     def event(self, text: str, step: int) -> None:
         """Queue a note for the index."""
         write = functools.partial(self._segments.event, text, step)
@@ -121,14 +146,24 @@ class Writer:
         chunks = buffer.chunks()
         layout = self._segments.write(step.groups, chunks, step.record)
         if self._rules is not None:
-            apply = functools.partial(self._apply_rules, self._rules, step, layout, chunks)
+            apply = functools.partial(self._apply_rules, self._rules, step.record, layout, chunks)
+            self._guarded(apply, "rules could not look at a step", -1)()
+
+    def _write_scalars(self, steps: Sequence[ScalarStep], copied: Callable[[], list[float]]) -> None:
+        numbers = iter(copied())
+        blocks = [(step.groups, _block(step, numbers), step.record) for step in steps]
+        layouts = self._segments.write_scalars(blocks)
+        if self._rules is None:
+            return
+        for (_, block, record), layout in zip(blocks, layouts, strict=True):
+            apply = functools.partial(self._apply_rules, self._rules, record, layout, [memoryview(block)])
             self._guarded(apply, "rules could not look at a step", -1)()
 
     def _apply_rules(
-        self, rules: SavedStepRules, step: PendingStep, layout: Layout, chunks: Sequence[memoryview]
+        self, rules: SavedStepRules, of: dict[str, Any], layout: Layout, chunks: Sequence[memoryview]
     ) -> None:
         """Apply the rules to a step, pass the findings to the training thread and write them."""
-        findings = rules.apply(SimpleNamespace(**step.record), layout, functools.partial(_read, chunks))
+        findings = rules.apply(SimpleNamespace(**of), layout, functools.partial(_read, chunks))
         for finding in findings:
             self._findings.put(finding)
         while rules.failures:
@@ -178,6 +213,16 @@ def record(run: Run, findings: Sequence[Finding]) -> None:
         run.append("debug", "findings", finding.record())
     if findings and not run.local:
         run.flush()
+
+
+def _block(step: ScalarStep, copied: Iterator[float]) -> bytes:
+    """Return the bytes of a block of scalars."""
+    numbers = iter([next(copied) if isinstance(value, torch.Tensor) else value for value in step.values])
+    data = bytearray()
+    for group in step.groups:
+        table = struct.pack(f"<{len(group.names)}d", *itertools.islice(numbers, len(group.names)))
+        data += table + bytes(-len(table) % ALIGNMENT)
+    return bytes(data)
 
 
 def _emptied(items: queue.SimpleQueue[T]) -> list[T]:

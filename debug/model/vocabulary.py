@@ -12,6 +12,8 @@ from loopwise.schedule import Schedule
 MODES = ("train", "eval", "predict")
 KINDS = ("scalar", "weight", "bias", "gradient", "input", "output", "loss", "optimizer_state", "custom")
 """Kinds of tensors; ``loss`` is an output of one of torch's loss modules, ``custom`` a tensor from ``Watch.save``."""
+SCALARS = ("losses", "metrics")
+"""Built-in collections of scalars."""
 Save = Schedule | Mapping[str, Schedule]
 """Steps to save: a schedule, or one by mode."""
 

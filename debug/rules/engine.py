@@ -41,7 +41,12 @@ class Engine:
         self.failures: list[str] = []
 
     def apply(
-        self, observed: Any, step: int, mode: str = "train", lines: Mapping[str, str] | None = None
+        self,
+        observed: Any,
+        step: int,
+        mode: str = "train",
+        lines: Mapping[str, str] | None = None,
+        scalars: bool = False,
     ) -> list[Finding]:
         """Return the new findings.
 
@@ -50,10 +55,11 @@ class Engine:
             step: step of the findings, over all modes.
             mode: mode of the step; rules of other modes are not applied.
             lines: lines of the user's code, by module.
+            scalars: true if only losses and metrics of the step are saved.
         """
         findings: list[Finding] = []
         for name, (rule, thresholds) in list(self._rules.items()):
-            if rule.mode != mode or rule.detect is None:
+            if rule.mode != mode or rule.detect is None or (scalars and not rule.scalars):
                 continue
             try:
                 for seen in rule.detect(observed, **thresholds):

@@ -21,7 +21,7 @@ def detect(history: History, share: float = 0.0) -> Observations:
     if losses:
         evidence = {name: list(zip(*history.scalar(name), strict=True)) for name in losses}
         yield Observation(f"{some(losses)} is not finite", losses, {n: p[-20:] for n, p in evidence.items()})
-    for kind in ("weight", "gradient", "output"):
+    for kind in () if now.layout.is_of_scalars else ("weight", "gradient", "output"):
         if kind == "gradient" and now.marks.get("skipped"):
             continue
         columns = now.columns(kind, "nan", "inf", "max")
@@ -44,4 +44,5 @@ RULE = Rule(
     detect,
     "critical",
     "lower the learning rate, clip gradients, or look for a division by zero, a logarithm of zero, or fp16 overflow",
+    scalars=True,
 )

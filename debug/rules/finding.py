@@ -56,6 +56,7 @@ class Rule:
         source: ``saved step`` (``detect`` gets a ``History``), ``profile`` (a ``Series``), ``ranks``
             (a ``RankComparison``), ``NaN trap`` or ``preflight``.
         most: largest number of findings in one run.
+        scalars: whether the rule also looks at steps of which only losses and metrics are saved.
     """
 
     detect: Callable[..., Observations] | None
@@ -64,6 +65,7 @@ class Rule:
     mode: str = "train"
     source: str = "saved step"
     most: int = 20
+    scalars: bool = False
 
     @property
     def thresholds(self) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -88,7 +89,9 @@ class Step:
 
     @property
     def samples(self) -> int | None:
-        """Number of samples in the model's input; ``None`` if the input is not saved."""
+        """Number of samples in the model's input; ``None`` if it is not known."""
+        if "samples" in self.marks:
+            return int(self.marks["samples"])
         inputs = self.columns("input", "mean")
         shape = inputs.shapes[inputs.names.index("")] if "" in inputs.names else ()
         return shape[0] if shape else None
@@ -130,6 +133,7 @@ class History:
         optimizers: number of optimizers.
         lines: lines of the user's code, by module.
         classes: number of classes of the losses that are cross-entropies, by name.
+        samples: number of samples of the last training steps; ``None`` where it is not known.
     """
 
     now: Step
@@ -138,8 +142,9 @@ class History:
 
     def __init__(self) -> None:
         self._steps: dict[str, deque[Step]] = {}
-        self._scalars: dict[tuple[str, str], tuple[list[int], list[float], str]] = {}
+        self._scalars: dict[tuple[str, str], tuple[array[int], array[float], str]] = {}
         self._types: dict[str, str] = {}
+        self.samples: deque[int | None] = deque(maxlen=WINDOW)
         self.optimizers = 1
         self.lines: dict[str, str] = {}
         self.classes: dict[str, int] = {}
@@ -153,10 +158,14 @@ class History:
         if step.updated and not hasattr(self, "first"):
             self.first = step
         self.now = step
-        self._steps.setdefault(step.mode, deque(maxlen=WINDOW)).append(step)
+        if not step.layout.is_of_scalars:
+            self._steps.setdefault(step.mode, deque(maxlen=WINDOW)).append(step)
+        if step.mode == "train":
+            self.samples.append(step.samples)
         for collection in ("losses", "metrics"):
             for name, value in step.scalars(collection).items():
-                steps, values, _ = self._scalars.setdefault((step.mode, name), ([], [], collection))
+                empty = (array("q"), array("d"), collection)
+                steps, values, _ = self._scalars.setdefault((step.mode, name), empty)
                 steps.append(step.number)
                 values.append(value)
         if step.mode == "eval":
@@ -210,8 +219,8 @@ class History:
         """True if the first known module normalizes its input."""
         return bool(re.search("(Batch|Layer|Instance|Group|RMS)Norm", next(iter(self._types.values()), "")))
 
-    def scalar(self, name: str) -> tuple[list[int], list[float]]:
-        """Return the steps and values of a training loss or metric; the caller must not change the lists."""
+    def scalar(self, name: str) -> tuple[Sequence[int], Sequence[float]]:
+        """Return the steps and values of a training loss or metric; the caller must not change them."""
         return self._scalars.get(("train", name), ([], [], ""))[:2]
 
     def losses(self) -> list[str]:

@@ -44,4 +44,5 @@ RULE = Rule(
     "warning",
     "stop at the lowest validation loss, or use more data, augmentation, weight decay or dropout",
     mode="eval",
+    scalars=True,
 )

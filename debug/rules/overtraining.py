@@ -24,4 +24,4 @@ def detect(history: History, patience: float = 10, delta: float = 1e-3) -> Obser
             )
 
 
-RULE = Rule(detect, "info", "stop here, or lower the learning rate", mode="eval")
+RULE = Rule(detect, "info", "stop here, or lower the learning rate", mode="eval", scalars=True)

@@ -11,7 +11,8 @@ from .finding import Rule
 
 MODULES = (
     # gradients and updates
-    *("exploding_tensor", "detached_loss", "unheld_parameter", "missing_gradient", "missing_update"),
+    *("exploding_tensor", "detached_loss", "unheld_parameter", "frozen_parameter"),
+    *("missing_gradient", "missing_update"),
     *(
         "gradient_not_zeroed",
         "accumulation_not_divided",

@@ -34,4 +34,5 @@ class SavedStepRules:
         """
         step = Step(record.step, record.mode, record.mode_step, record.marks, layout, read, record.time)
         self._history.add(step)
-        return self._engine.apply(self._history, step.number, step.mode, self._history.lines)
+        scalars = layout.is_of_scalars
+        return self._engine.apply(self._history, step.number, step.mode, self._history.lines, scalars)

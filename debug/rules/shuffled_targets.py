@@ -1,10 +1,10 @@
 """A loss that stays at the loss of guessing although the weights change, as if targets did not belong to their inputs.
 
-Statistic: a cross-entropy after the first third of the saved steps, over the logarithm of the number of classes; and the
+Statistic: a cross-entropy after the first third of the losses, over the logarithm of the number of classes; and the
 relative sizes of updates.
-Default: after 60 saved steps, and again after 120, 240 and so on, between 0.85 and 1.1, with a second half that is not lower
+Default: after 60 losses, and again after 120, 240 and so on, between 0.85 and 1.1, with a second half that is not lower
 than the first by twice the standard error, while most weights have updates between 1e-5 and 0.1 of their size.
-Why: 60 steps learn a part of any task that can be learned; a bad learning rate is visible in the updates.
+Why: 60 updates learn a part of any task that can be learned; a bad learning rate is visible in the updates.
 False alarms: tasks that begin with a long plateau; models that are too small for the task.
 """
 
@@ -28,7 +28,7 @@ def detect(history: History, steps: float = 60, errors: float = 2.0) -> Observat
         guesses = 0.85 < second.mean() < 1.1 and first.mean() - second.mean() < errors * error
         if guesses and _learns(history):
             yield Observation(
-                f"{name} is {losses[-1]:.4g} after {len(losses)} saved steps, although the weights change; guessing among "
+                f"{name} is {losses[-1]:.4g} after {len(losses)} losses, although the weights change; guessing among "
                 f"{classes} classes gives {math.log(classes):.4g}",
                 (name,),
                 {name: list(zip(numbers, losses, strict=True))[-100:]},
@@ -49,4 +49,5 @@ RULE = Rule(
     "info",
     "check that inputs and targets are shuffled together, that the loader pairs them correctly, and that the inputs "
     "say something about the targets; then the model's size and the learning rate",
+    scalars=True,
 )

@@ -2,10 +2,11 @@
 
 Statistic: the root mean square of an update over that of its weight (of a sample of 4,096 elements), for weights of two
 dimensions or more.
-Default: more than 0.1, or less than an eighth of the last place of the weight's dtype, at two successive saved steps.  A
-weight that began with zeros (a root mean square below 1e-6) may have 4/n more at its n-th update.
+Default: more than 0.1, or less than an eighth of the last place of the weight's dtype, at two successive saved steps.  The
+n-th update may be 1/n larger, and 5/n if the weight began with zeros (a root mean square below 1e-6).
 Why: trainings that work have about 1e-3, and half of a last place is rounded away.  A weight that began with zeros has a
-ratio of 1/n at its n-th update, and of 2/n in a warmup; twice that is allowed.
+ratio of 1/n at its n-th update, and of 2/n in a warmup; twice that is allowed.  The first updates of RMSprop and Adagrad
+are up to ten learning rates, whatever the gradient.
 False alarms: the first steps of a warmup from zero, whose updates are too small.
 """
 
@@ -27,7 +28,7 @@ def detect(history: History, large: float = 0.1, places: float = 0.125, steps: f
 
     def beyond(columns: Columns, size: Floats, ratio: Floats) -> Mask:
         fresh = np.array([name in from_zero for name in columns.names], dtype=bool)
-        allowed = large + 4 / (1 + history.now.mode_step) * fresh
+        allowed = large + (1 + 4 * fresh) / (1 + history.now.mode_step)
         return np.asarray(matrices(columns) & (size > LEAST) & (ratio > allowed))
 
     def below(columns: Columns, size: Floats, ratio: Floats) -> Mask:

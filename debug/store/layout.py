@@ -70,6 +70,11 @@ class Layout:
         self.groups = groups
         self._cells: dict[tuple[str, Names], Cells] = {}
 
+    @cached_property
+    def is_of_scalars(self) -> bool:
+        """True if the blocks hold scalars alone."""
+        return all(group.get("columns") == ["value"] for group in self.groups)
+
     # -- by name --------------------------------------------------------------------------------
 
     @cached_property

@@ -49,6 +49,7 @@ from typing import Any
 from loopwise.ranks import rank
 from loopwise.run import Run, encode, listed
 
+from ..statistics.native import crc32
 from .append_file import AppendFile
 from .checksum import Checksum
 from .group import Group
@@ -109,11 +110,48 @@ class Segments:
         try:
             layout = self._write(segment, tuple(groups), chunks, record)
         except BaseException:
+            self._layouts.clear()  # the record of a new one may be lost
             self._close()
             raise
         if segment.size >= self._full or self.patience == 0.0:
             self._close()
         return layout
+
+    def write_scalars(self, steps: Sequence[tuple[Sequence[Group], bytes, dict[str, Any]]]) -> list[Layout]:
+        """Commit blocks that hold scalars alone, by one write for the blocks and one for their records.
+
+        Args:
+            steps: content, bytes and record of each block.
+
+        Returns:
+            The layouts of the blocks.
+
+        Raises:
+            OSError: the blocks were not written; the blocks before them were.
+        """
+        segment, records, layouts = self._segment or self._open(), [], []
+        try:
+            os.stat(segment.path)  # a deleted file would take bytes as before
+            offset = segment.size
+            segment.append([b"".join(block for _, block, _ in steps)])
+            for groups, block, record in steps:
+                number, layout, new = self._layout_of(tuple(groups))
+                records += new
+                place = {"layout": number, "segment": self._number, "offset": offset}
+                records.append({**record, **place, "length": len(block), "crc32": crc32(block, 0)})
+                layouts.append(layout)
+                offset += len(block)
+            self._record(*records)
+            segment.commit()
+        except BaseException:
+            self._layouts.clear()  # the record of a new one may be lost
+            self._close()
+            raise
+        if self._uploader is not None:
+            self._steps += [record["step"] for _, _, record in steps]
+        if segment.size >= self._full or self.patience == 0.0:
+            self._close()
+        return layouts
 
     def event(self, text: str, step: int) -> None:
         """Commit a message to the reader."""
@@ -161,25 +199,30 @@ class Segments:
             segment.append(chunks)
         finally:
             crc = crc32()
-        if groups not in self._layouts:
-            if len(self._layouts) >= LAYOUTS:
-                self._layouts.clear()
-            number, layout = len(self._layouts), Layout([group.record() for group in groups])
-            self._record({"layout": number, "groups": layout.groups})
-            self._layouts[groups] = number, layout
-        number, layout = self._layouts[groups]
+        number, layout, new = self._layout_of(groups)
         place = {"layout": number, "segment": self._number, "offset": segment.size}
-        self._record({**record, **place, "length": length, "crc32": crc})
+        self._record(*new, {**record, **place, "length": length, "crc32": crc})
         segment.commit()
         if self._uploader is not None:
             self._steps.append(record["step"])
         return layout
 
-    def _record(self, record: dict[str, Any]) -> None:
+    def _layout_of(self, groups: tuple[Group, ...]) -> tuple[int, Layout, list[dict[str, Any]]]:
+        """Return number and layout of groups, and the layout's record if it is new."""
+        new = []
+        if groups not in self._layouts:
+            if len(self._layouts) >= LAYOUTS:
+                self._layouts.clear()
+            number, layout = len(self._layouts), Layout([group.record() for group in groups])
+            new.append({"layout": number, "groups": layout.groups})
+            self._layouts[groups] = number, layout
+        return *self._layouts[groups], new
+
+    def _record(self, *records: dict[str, Any]) -> None:
         if self._index is None:
-            self._run.append("debug", "index", record)
+            self._run.append("debug", "index", *records)
         else:
-            self._index.append([encode(record)])
+            self._index.append([b"".join(map(encode, records))])
             self._index.commit()
 
     def _open(self) -> AppendFile:

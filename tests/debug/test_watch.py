@@ -33,18 +33,6 @@ def watched(tmp_path, **options):
     return net, optimizer, Watch(net, optimizer, run=tmp_path / "run", **options)
 
 
-def test_by_default_losses_and_metrics_come_every_500_steps(tmp_path):
-    net, optimizer, w = watched(tmp_path)
-    with w:
-        steps(net, optimizer, w, 3, accuracy=0.5)
-    saved = open_run(tmp_path / "run")
-    assert saved.steps() == [0]
-    assert saved.names(collection="losses") == ["loss"]
-    assert saved.names(collection="metrics") == ["accuracy"]
-    assert saved.ended
-    assert not any(m._forward_hooks for m in net.modules())
-
-
 def test_each_mode_counts_its_own_steps(tmp_path):
     net, optimizer, w = watched(tmp_path, save={"train": every(2), "eval": every(1)})
     with w:

@@ -122,6 +122,7 @@ def test_clipping(tmp_path):
 def test_frozen_layers(tmp_path):
     job = Job("cnn", 0)
     job.model[1].requires_grad_(False)
+    job.optimizer = lambda parameters: torch.optim.Adam([p for p in parameters if p.requires_grad], lr=1e-3)
     assert job.run(str(tmp_path / "run")).findings == []
 
 

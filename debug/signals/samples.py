@@ -1,0 +1,62 @@
+"""Number of samples of a training step, read from the inputs of the model's calls."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..hooks import calls
+from ..hooks.guards import is_observable
+from ..model import names
+from ..model.tensors import tensors
+
+
+class Samples:
+    """Counter of the samples that models were trained on in a step.
+
+    Args:
+        models: models by key.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module]) -> None:
+        self._counts = Counter[str]()
+        self._subscribers = [
+            (names.root(model), _Subscriber(weakref.ref(self), key)) for key, model in models.items()
+        ]
+        for module, subscriber in self._subscribers:
+            calls.subscribe(module, subscriber)
+
+    def add(self, key: str, args: Any, kwargs: Any) -> None:
+        """Count the samples of a call: the first dimension of its first tensor that has one."""
+        for _, tensor in (*tensors("", args), *tensors("", kwargs)):
+            if tensor.ndim:
+                self._counts[key] += len(tensor)
+                return
+
+    def take(self) -> int | None:
+        """Return the number of samples since the last call, of the model with most; ``None`` if no call was seen."""
+        count = max(self._counts.values(), default=None)
+        self._counts.clear()
+        return count
+
+    def close(self) -> None:
+        for module, subscriber in self._subscribers:
+            calls.unsubscribe(module, subscriber)
+        self._subscribers.clear()
+
+
+class _Subscriber(calls.CallSubscriber):
+    """Subscriber to the calls of one model that holds ``Samples`` by a weak reference."""
+
+    def __init__(self, samples: Callable[[], Samples | None], key: str) -> None:
+        self._samples, self._key = samples, key
+
+    def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        samples = self._samples()
+        if samples is not None and torch.is_grad_enabled() and is_observable():
+            samples.add(self._key, args, kwargs)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
-
-import numpy as np
 
 from .. import harness
 from ..record import Row
@@ -20,11 +18,6 @@ CLAIM = "tune_choice"
 QUICK = False
 FIRST_SEED = 100
 """The report, ``search.py``, has the seeds from 0."""
-
-
-def as_they_are(values: Sequence[float]) -> Any:
-    """Return the values, in place of ``compressed``."""
-    return np.asarray(values, dtype=float)
 
 
 def changed(**changes: Any) -> methods.Search:
@@ -42,7 +35,6 @@ def changed(**changes: Any) -> methods.Search:
 CANDIDATES: dict[str, methods.Search] = {
     "ours": methods.ours,
     "10 start points": changed(START=10),
-    "values as they are": changed(compressed=as_they_are),
     "GP of Optuna": methods.optuna_by(methods.gp),
     "TPE of Optuna": methods.optuna_by(methods.tpe),
 }

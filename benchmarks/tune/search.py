@@ -78,14 +78,17 @@ def level(table: Mapping[str, list[float]], case: str) -> bool:
 def rows(runs: harness.Runs) -> list[Row]:
     """Return the rows of the record."""
     found, table = regrets(runs), []
+    peers = {case: peer for case, peer in PEERS.items() if case in runs}
+    left = [peer for case, peer in PEERS.items() if case not in runs]
+    without = f" (without {', '.join(left)}, which was not run)" if left else ""
     for name, of in found.items():
-        for case, peer in PEERS.items():
+        for case, peer in peers.items():
             table.append(Row(f"{name}: normalized regret, median", of[OURS], of[case], peer, "", None))
     best = sum(level(of, OURS) for of in found.values())
     count, bar = len(found), min(5, len(found))
-    name = f"functions of {count} with the best mean regret, or within one standard error of it"
+    name = f"functions of {count} with the best mean regret, or within one standard error of it{without}"
     table.append(Row(name, [best], None, "", "", f"ours >= {bar}"))
-    for case, peer in PEERS.items():
+    for case, peer in peers.items():
         table.append(
             Row(f"the same for {peer}", [sum(level(of, case) for of in found.values())], None, "", "", None)
         )

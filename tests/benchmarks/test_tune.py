@@ -89,6 +89,15 @@ def test_regrets_and_rows():
     assert bars["functions of 2 with a mean regret below random's"]["met"]
 
 
+def test_a_record_names_the_searches_that_were_not_run():
+    found = runs([1.0, 1.2], [9.0, 5.0], [1.1, 1.2])
+    del found["botorch@syne-tune"]
+    rows = search.rows(found)
+    assert {row.peer_name for row in rows} == {"", "Optuna's default (TPE)", "Optuna's GP", "random"}
+    name = "functions of 2 with the best mean regret, or within one standard error of it"
+    assert f"{name} (without Syne Tune's BoTorch, which was not run)" in {row.quantity for row in rows}
+
+
 def test_a_search_that_is_worse_meets_no_bar():
     bars = [row.record() for row in search.rows(runs([9.0, 9.1], [2.0, 2.1], [1.0, 1.1]))]
     assert [row["met"] for row in bars if row["bar"]] == [False, False]

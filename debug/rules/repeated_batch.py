@@ -2,12 +2,15 @@
 
 Statistic: mean, standard deviation, minimum and maximum of the model's input.
 Default: they are equal in every bit at four successive saved steps, or in four turns of up to five batches, and the input is
-not constant.
-Why: different batches of real data have different statistics.
-False alarms: training on all of the data or on one batch on purpose; a loader without shuffling if the distance of saved
-steps is a multiple of the epoch's length.
+not constant.  Of steps that are all a multiple of some number apart, only those from the beginning count.
+Why: different batches of real data have different statistics.  A loader without shuffling gives equal batches at steps that
+are a multiple of its epoch apart.
+False alarms: training on all of the data or on one batch on purpose; a loader without shuffling if the first saved step is
+a multiple of its epoch before the others, too.
 """
 
+import itertools
+import math
 from collections.abc import Sequence
 
 from .finding import Observation, Observations, Rule
@@ -24,7 +27,10 @@ def detect(history: History, steps: float = 4) -> Observations:
         batches = _batches(last) if last is not None else None
         if last is None or batches is None:
             return
-        if batches[period:] == batches[:-period] and any(low != high for *_, low, high in batches[:period]):
+        is_stride = len(last) < len(history.steps()) and _stride(last) > 1
+        if is_stride or batches[period:] != batches[:-period]:
+            continue
+        if any(low != high for *_, low, high in batches[:period]):
             what = "the same batch" if period == 1 else f"the same {period} batches in turn"
             yield Observation(
                 f"the model got {what} at steps {', '.join(str(step.number) for step in last)}",
@@ -32,6 +38,11 @@ def detect(history: History, steps: float = 4) -> Observations:
                 {"mean": history.points("input", "", "mean")},
             )
             return
+
+
+def _stride(steps: Sequence[Step]) -> int:
+    """Return the largest number that divides all distances between the steps."""
+    return math.gcd(*(after.mode_step - before.mode_step for before, after in itertools.pairwise(steps)))
 
 
 def _batches(steps: Sequence[Step]) -> list[Batch] | None:

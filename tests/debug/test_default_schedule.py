@@ -125,3 +125,18 @@ def test_the_defaults_see_faults_in_a_short_run(tmp_path, change, rule):
             optimizer.step()
             w.step(loss=loss)
     assert rule in {finding.rule for finding in w.findings} if rule else not w.findings
+
+
+def test_a_loader_that_does_not_shuffle_repeats_no_batch_for_its_epoch_divides_the_distance_of_saved_steps(
+    tmp_path,
+):
+    net, optimizer, w = watched(tmp_path, trap=False, profile=False)
+    batches = torch.randn(50, 16, 4)
+    with w:
+        for step in range(601):
+            loss = (net(batches[step % 50]) - 1).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            w.step(loss=loss)
+    assert not [finding for finding in w.findings if finding.rule == "repeated_batch"]

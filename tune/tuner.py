@@ -110,10 +110,13 @@ class Tuner:
         """Run the job to its end and return the best trial; ``None``: no trial finished.
 
         After Ctrl-C the running trials are ended, and the folder can be resumed.
+
+        Raises:
+            StateError: the database of the study or the Ray cluster was lost; the folder can be resumed.
         """
         state = "failed"
         try:
-            with storage_errors(self.job.storage):
+            with storage_errors(self.job.storage), self._engine.errors():
                 self._recall()
                 while not self._step():
                     time.sleep(POLL)
@@ -147,6 +150,7 @@ class Tuner:
 
     def _step(self) -> bool:
         """Start, follow and end trials; return whether the job is over."""
+        self._engine.look()
         for number in list(self._running):
             self._follow(self._running[number])
         over = self._over()
@@ -330,6 +334,7 @@ class Tuner:
     def _interrupt(self) -> None:
         """End the running trials; a resumed job repeats them."""
         while self._running:
+            self._engine.look()
             for entry in list(self._running.values()):
                 entry.attempt.stop()  # again and again: a supervisor that has just started does not listen yet
                 if not entry.attempt.alive():

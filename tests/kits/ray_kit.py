@@ -12,13 +12,16 @@ SETTINGS = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "5000",
     "RAY_health_check_failure_threshold": "2",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
 }
 MEMORY = 80_000_000
 
 
 @contextlib.contextmanager
 def three_nodes():
-    """Yield the address of a cluster, and a function that removes node 0 or 1 as if its machine had failed.
+    """Yield the address of a cluster, and a function that removes a node by its name as if its machine had failed.
+
+    The function kills the head's control plane, too, if it is given ``head``; the nodes end a few seconds later.
 
     The head has no CPUs for trials; the other nodes have two, and a pretended GPU.
     """
@@ -52,6 +55,10 @@ def serve():
     cluster.wait_for_nodes()
     print("answer", cluster.address, flush=True)
     for line in sys.stdin:
+        if line.strip() == "head":
+            cluster.head_node.kill_gcs_server()
+            print("answer killed", flush=True)
+            continue
         (removed,) = (node for node in nodes if node.node_id == line.strip())
         cluster.remove_node(removed, allow_graceful=False)
         print("answer removed", flush=True)

@@ -30,6 +30,8 @@ print(f"step 0 loss={sys.argv[1]}")
 TUNER = """
 import json, sys
 from loopwise.tune import job_of, run
+from loopwise.tune.engine import cluster
+cluster.GONE = 2.0
 for path in sys.argv[3:]:
     try:
         run(job_of(json.load(open(path)), "job"), f"{sys.argv[2]}/run{path[-1]}", resume=sys.argv[1] == "resume")
@@ -160,9 +162,9 @@ def test_the_code_that_is_shipped_to_nodes_needs_no_loopwise():
     assert by_value.stdout == b"\n", by_value.stderr
 
 
-def test_tuner_actor_and_node_are_killed(cluster, tmp_path):
+def test_tuner_actor_node_and_head_are_killed(cluster, tmp_path):
     command = program(tmp_path, PROGRAM) + " {x}"
-    content = on_cluster(cluster[0], command, resources={"gpu": 1}, limits={"trials": 2, "parallel": 2})
+    content = on_cluster(cluster[0], command, resources={"gpu": 1}, limits={"trials": 3, "parallel": 2})
     process = tuner(tmp_path, content)
     first, second = attempt(tmp_path, 0, 0), attempt(tmp_path, 1, 0)
     process.kill()
@@ -178,9 +180,18 @@ def test_tuner_actor_and_node_are_killed(cluster, tmp_path):
     (tmp_path / "go-0").touch()  # makes room on the node that is left
     again = attempt(tmp_path, 1, 1)
     assert again["node"] != second["node"]
-    (tmp_path / "go").touch()
+    (tmp_path / "go-1").touch()
+    attempt(tmp_path, 2, 0)
+    cluster[1]("head")
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
+    assert output.endswith(
+        f"seen: the Ray cluster with the head node {cluster[0]!r} is lost: Connection refused; trials that ran: 2\n"
+        "expected: a head node that runs for as long as the job\n"
+        "likely cause: ray stop, a head node that failed, or a network that failed\n"
+        "fix: ended trials are kept; start the cluster again, set cluster.address if it is another one, and go on with --resume "
+        "(resume=True), which repeats the trials that ended with the cluster \n--\n"
+    )
     trials = sorted(recorded(str(tmp_path / "run0")), key=lambda trial: trial.number)
     assert [(t.number, t.state, t.attempts) for t in trials] == [(0, "finished", 2), (1, "finished", 2)]
     wait_for(lambda: not any(map(alive, pids(tmp_path))))

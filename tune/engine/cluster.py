@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import shlex
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loopwise.errors import InputError
+from loopwise.errors import InputError, StateError
 from loopwise.extras import required
 from loopwise.programs import locks, processes
 
@@ -35,6 +37,8 @@ LEAVING = 60.0
 """Most seconds to wait for actors that remove their files at the end of a job."""
 ANSWER = 10.0
 """Most seconds to wait for the head node to answer."""
+GONE = 30.0
+"""Seconds without an answer of the head node after which a job is ended; Ray would kill this process after 60."""
 PROBE = 120.0
 """Most seconds to wait for the nodes to tell what they have."""
 logger = logging.getLogger("loopwise.tune")
@@ -60,10 +64,12 @@ class Cluster:
         self._live: dict[Path, RemoteAttempt] = {}
         self._leaving: dict[Any, Any] = {}
         self._looked, self._room, self._warned = -math.inf, 0, False
+        self._answered, self._silent, self._lost = -math.inf, 0.0, False
         self._own = not ray.is_initialized()
         ray.cloudpickle.register_pickle_by_value(node)
         if self._own:
             self._connect()
+        self._head: str = ray.get_runtime_context().gcs_address
         try:
             self._validate(job, cwd)
             self._end_old()
@@ -84,10 +90,7 @@ class Cluster:
             )
         try:
             if address != "auto":
-                host, _, port = address.rpartition(":")
-                socket.create_connection(
-                    (host, int(port)), ANSWER
-                ).close()  # Ray itself would try for minutes
+                _probe(address)  # Ray itself would try for minutes
             ray.init(
                 address=address,
                 namespace=NAMESPACE,
@@ -157,6 +160,41 @@ class Cluster:
                 if (folder / "exit").exists() or (folder.parent / str(int(folder.name) + 1)).exists():
                     _end(actor["name"])
 
+    def look(self) -> None:
+        """Wait until the head node answers, and raise an error if it does not.
+
+        Ray itself has no error for this: its calls wait for the head node, until it kills the process that has called them.
+        """
+        if time.monotonic() - self._answered < LOOK:
+            return
+        while (told := _unreachable(self._head)) is not None:
+            self._silent = (
+                self._silent or time.monotonic()
+            )  # an interruption ends this loop, and is followed by another one
+            if time.monotonic() - self._silent > GONE:
+                raise self._gone(told)
+            time.sleep(1)
+        self._answered, self._silent = time.monotonic(), 0.0
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        try:
+            yield
+        except RayError as error:
+            raise self._gone((str(error).strip().splitlines() or [repr(error)])[0]) from None
+
+    def _gone(self, told: str) -> StateError:
+        self._lost = True
+        running = sorted(int(folder.parent.name) for folder in self._live)
+        return StateError(
+            f"the Ray cluster with the head node {self._head!r} is lost: {told}; trials that ran: "
+            + (", ".join(map(str, running)) or "none"),
+            "a head node that runs for as long as the job",
+            "ray stop, a head node that failed, or a network that failed",
+            "ended trials are kept; start the cluster again, set cluster.address if it is another one, and go on with --resume "
+            "(resume=True), which repeats the trials that ended with the cluster",
+        )
+
     # -- attempts -------------------------------------------------------------------------------
 
     def attempt(self, folder: Path, definitions: list[Definition]) -> Attempt:
@@ -205,6 +243,8 @@ class Cluster:
                 self._leaving[known.actor.leave.remote()] = known.actor
 
     def close(self) -> None:
+        if self._lost:  # calls would wait for the head node
+            self._leaving.clear()
         if self._leaving:
             ray.wait(list(self._leaving), num_returns=len(self._leaving), timeout=LEAVING)
         self._forget()
@@ -228,6 +268,21 @@ def _answers(asked: list[Any]) -> list[str]:
         except RayError as error:
             failures.append(str(error).strip().splitlines()[0])
     return sorted(missing - {""}) if missing else failures[:1]
+
+
+def _probe(address: str) -> None:
+    """Connect to ``host:port``, or raise OSError, ValueError or OverflowError."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+
+
+def _unreachable(address: str) -> str | None:
+    """Return why nothing answers at ``host:port``; ``None``: something does."""
+    try:
+        _probe(address)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _told(other: dict[str, Any]) -> str:

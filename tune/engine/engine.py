@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,12 @@ class Engine(Protocol):
 
     def attempt(self, folder: Path, definitions: list[Definition]) -> Attempt:
         """Return the attempt in a folder, which may run, have ended, or not have begun."""
+
+    def look(self) -> None:
+        """Raise ``StateError`` if the place is lost; this is called before each look at the trials."""
+
+    def errors(self) -> AbstractContextManager[None]:
+        """Return a context that raises ``StateError`` in place of the errors of a place that is lost meanwhile."""
 
     def reserve(self) -> bool:
         """Keep what one attempt needs for the next ``start``; return false if all is in use."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from loopwise.programs.processes import write_json
@@ -38,6 +39,12 @@ class Machine:
 
     def attempt(self, folder: Path, definitions: list[Definition]) -> Attempt:
         return Attempt(folder, definitions)
+
+    def look(self) -> None:
+        pass
+
+    def errors(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def reserve(self) -> bool:
         if self._slots is not None and self._reserved is None:

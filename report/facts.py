@@ -20,6 +20,8 @@ class Facts:
     path: str
     info: dict[str, Any]
     """Contents of ``run.json``."""
+    state: str
+    """``running``, ``finished``, ``failed``, or ``ended`` if the process is gone."""
     written: float
     """Time of the last write in seconds since the epoch; 0 if the storage does not tell it."""
 
@@ -27,11 +29,6 @@ class Facts:
     def name(self) -> str:
         """Name of the run's folder."""
         return self.path.rstrip("/").rsplit("/", 1)[-1]
-
-    @property
-    def state(self) -> str:
-        """State of the run: ``running``, ``finished`` or ``failed``."""
-        return str(self.info.get("state", "unknown"))
 
     def rows(self) -> list[tuple[str, str]]:
         """Return names and values as texts for a reader."""
@@ -53,7 +50,7 @@ def facts(path: str) -> Facts:
         InputError: the folder holds no readable run, or one of a newer schema.
     """
     run = Run.existing(path)
-    return Facts(run.path, run.info(), max((time for _, _, time in files(run)), default=0.0))
+    return Facts(run.path, run.info(), run.state(), max((time for _, _, time in files(run)), default=0.0))
 
 
 def files(run: Run) -> list[tuple[str, int, float]]:

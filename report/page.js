@@ -139,6 +139,7 @@ function clock(seconds) {
 function status() {
   const { state, written, quiet } = data.run;
   if (lost) return `The server does not answer; the page shows the state of ${clock(lost)}`;
+  if (state === "ended") return "The run ended without a word: its process is gone";
   if (state !== "running") return `The run is ${state}`;
   if (written && Date.now() / 1000 - written > quiet) return `Live; the last write was at ${clock(written)}`;
   return "Live";

@@ -60,7 +60,7 @@ class Source:
         with self._lock:
             start = time.monotonic()
             if start >= self._next:
-                now = "".join(map(signature, self._runs))
+                now = "".join(f"{signature(run)} {run.state()} " for run in self._runs)
                 if now != self._signature:
                     self._state = state(self._path, self._other)
                     self._signature, self.made = now, self.made + 1

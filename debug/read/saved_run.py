@@ -68,8 +68,8 @@ class SavedRun(TensorReader):
 
     @property
     def ended(self) -> bool:
-        """True once the run has finished or failed; a run that was killed seems to go on."""
-        return bool(self.info["state"] != "running")
+        """True once the run has finished or failed, or its process is gone; see ``Run.state``."""
+        return self._run.state() != "running"
 
     @property
     def modes(self) -> list[str]:
@@ -279,7 +279,7 @@ class SavedRun(TensorReader):
         tensors = [f"{name} {len(self.names(collection=name)):,}" for name in self.collections()]
         events = self.events
         lines = [
-            f"run {self.path}: {self.info['state']}; ranks: {', '.join(map(str, self.ranks)) or 'none'}",
+            f"run {self.path}: {self._run.state()}; ranks: {', '.join(map(str, self.ranks)) or 'none'}",
             f"steps: {'; '.join(steps) or 'none'}",
             f"tensors: {', '.join(tensors) or 'none'}",
             f"on disk: {size / 2**20:,.1f} MiB in {files} files",

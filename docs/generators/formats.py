@@ -6,7 +6,7 @@ from .docstrings import docstring, markdown
 from .rooms import ROOT
 
 SPECIFICATIONS = {
-    "Run folder and JSON lines": "base/run.py",
+    "Run folder and JSON lines": "base/run/__init__.py",
     "Tensors: segments and index": "debug/store/segments.py",
     "Profile: samples, phases, operators": "debug/profiler/sampler.py",
     "Phases of a step": "debug/profiler/phases.py",

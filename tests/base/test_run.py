@@ -49,7 +49,11 @@ def test_a_killed_writer_leaves_everything_committed(tmp_path, moment):
     records, _ = read(path, "sift", "log")
     assert len(records) - committed in (0, 1)  # the last may be committed but not yet announced
     assert [r["step"] for r in records] == list(range(len(records)))
-    assert Run(path, resume=True).info()["state"] == "running"
+    assert Run.existing(path).state() == "ended"
+    resumed = Run(path, resume=True)
+    assert resumed.info()["state"] == resumed.state() == "running"
+    resumed.close("failed")
+    assert resumed.state() == "failed"
 
 
 def test_resume_starts_a_new_file(tmp_path):
@@ -148,3 +152,18 @@ def test_location_refuses_other_types():
         "likely cause: arguments that changed places\n"
         "fix: pass run='runs/example'"
     )
+
+
+def test_a_process_of_another_machine_or_container_is_not_looked_for(tmp_path):
+    Run(tmp_path)
+    info = json.loads((tmp_path / "run.json").read_text())
+    for change in ({"boot": "another"}, {"space": "pid:[1]"}, {"pid": "x"}):
+        (tmp_path / "run.json").write_text(
+            json.dumps(info | {"process": info["process"] | {"pid": 2**22} | change})
+        )
+        assert Run.existing(tmp_path).state() == "running"
+    (tmp_path / "run.json").write_text(json.dumps(info | {"process": info["process"] | {"pid": 2**22}}))
+    assert Run.existing(tmp_path).state() == "ended"
+    del info["process"]  # as older versions wrote it
+    (tmp_path / "run.json").write_text(json.dumps(info))
+    assert Run.existing(tmp_path).state() == "running"

@@ -1,26 +1,10 @@
-"""Folder of one training run, into which every part writes its records.
-
-Format, schema version 1.  A run is a folder, local or at any fsspec URL (``s3://...``):
-
-``run.json``
-    One JSON object: ``schema``, ``state`` (``running``, ``finished``, ``failed``), ``start`` and
-    ``end`` (seconds since the epoch; ``end`` is null while running), ``host``, ``world`` and
-    ``versions``.  Only rank 0 writes the file, and each time it replaces the whole file atomically.
-``<part>/<name>.rank<r>.<n>.jsonl``
-    JSON lines: UTF-8, one object on each line, without spaces between tokens.  Numbers that JSON lacks
-    are the strings ``NaN``, ``Infinity`` and ``-Infinity``.  A record counts once its newline is written.
-    A process that is killed while it writes may leave a last line without a newline: readers drop and
-    count this line.  ``n`` counts the files of one rank from 0.  A resumed run starts a new file, so no
-    process changes a file of another one.  Files on remote storage cannot grow: each flush is a file.
-"""
+"""The folder of a run, and the parts of one process that share it."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
-import re
 import socket
 import sys
 import time
@@ -32,103 +16,19 @@ import torch
 
 from loopwise import __version__
 from loopwise.errors import InputError, StateError
-from loopwise.ranks import is_main, rank, world_size
+from loopwise.programs.processes import identity
+from loopwise.ranks import is_main, world_size
 from loopwise.torch_internals import call_before_executors_end
+
+from .json_lines import Lines, decode, is_local, listed, match
 
 SCHEMA = 1
 
 
-def _plain(value: Any) -> Any:
-    """Return ``value`` with non-finite floats as strings, and tensors and NumPy scalars as numbers."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
-
-
-def encode(record: dict[str, Any]) -> bytes:
-    """Return the line of a record, newline included."""
-    return json.dumps(_plain(record), separators=(",", ":"), allow_nan=False).encode() + b"\n"
-
-
-def decode(data: bytes) -> tuple[list[dict[str, Any]], int]:
-    """Return the committed records in a file's bytes, and the number of torn ones that were dropped (0 or 1)."""
-    *lines, tail = data.split(b"\n")
-    return [json.loads(line) for line in lines], int(bool(tail))
-
-
-def listed(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
-    """Return the paths of the files that a folder holds now.
-
-    A missing folder has no files: object storage has no empty folders.
-    """
-    fs.invalidate_cache(folder)
-    try:
-        return list(fs.ls(folder, detail=False))
-    except FileNotFoundError:
-        return []
-
-
-def is_local(fs: fsspec.AbstractFileSystem) -> bool:
-    """Return whether a file system is that of this machine."""
-    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
-
-
-class Lines:
-    """File of JSON lines, open for appending.
-
-    On a local disk, each call of ``append`` is one unbuffered write.  On remote storage, each flush writes a new file.
-    """
-
-    def __init__(self, run: Run, part: str, name: str) -> None:
-        folder = f"{run.path}/{part}"
-        run.fs.makedirs(folder, exist_ok=True)
-        self._fs, self._stem = run.fs, f"{folder}/{name}.rank{rank()}"
-        numbers = [int(m[2]) for f in listed(run.fs, folder) if (m := _match(f, name, rank()))]
-        self._number = max(numbers, default=-1) + 1
-        self._pending: list[bytes] = []
-        self._file: int | None = None
-        if run.local:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
-            self._file = os.open(f"{self._stem}.{self._number}.jsonl", flags, 0o644)
-
-    def append(self, *records: dict[str, Any]) -> None:
-        """Commit records by one write on a local disk, or queue them for the next ``flush`` to remote storage."""
-        line = b"".join(map(encode, records))
-        if self._file is None:
-            self._pending.append(line)
-            return
-        size = os.fstat(self._file).st_size
-        try:
-            while line:
-                line = line[os.write(self._file, line) :]
-        except OSError:
-            os.ftruncate(self._file, size)  # the next record must not be joined to a torn one
-            raise
-
-    def flush(self) -> None:
-        """Commit the queued records to remote storage; local records are committed already."""
-        if self._pending:
-            self._fs.pipe_file(f"{self._stem}.{self._number}.jsonl", b"".join(self._pending))
-            self._pending, self._number = [], self._number + 1
-
-    def close(self) -> None:
-        """Commit the queued records and close the file."""
-        self.flush()
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-
-def _match(path: str, name: str, of_rank: int | None = None) -> re.Match[str] | None:
-    """Match the path of a file of the JSON lines ``name``; the groups are the rank and the file's number."""
-    number = r"\d+" if of_rank is None else str(of_rank)
-    return re.fullmatch(rf"{re.escape(name)}\.rank({number})\.(\d+)\.jsonl", path.rsplit("/", 1)[-1])
+def _process(pid: int) -> dict[str, Any] | None:
+    """Return what identifies a process among those of all machines; ``None`` if it does not run."""
+    found = identity(pid)
+    return None if found is None else {**found, "space": os.readlink("/proc/self/ns/pid")}
 
 
 class Run:
@@ -217,6 +117,23 @@ class Run:
                 "check the path",
             ) from None
 
+    def state(self) -> str:
+        """Return ``running``, ``finished``, ``failed``, or ``ended``: the process is gone and has not said how it ended.
+
+        Processes of other machines and containers are not seen; their runs go on until they say that they end.
+
+        Raises:
+            InputError: ``run.json`` is missing or damaged.
+        """
+        info, own = self.info(), _process(os.getpid())
+        process = info.get("process")
+        if info["state"] != "running" or own is None or not isinstance(process, dict):
+            return str(info["state"])
+        is_here = (
+            all(process.get(key) == own[key] for key in ("boot", "space")) and type(process.get("pid")) is int
+        )
+        return "ended" if is_here and _process(process["pid"]) != process else "running"
+
     def append(self, part: str, name: str, *records: dict[str, Any]) -> None:
         """Append records to this rank's file ``<part>/<name>``; a full disk raises an ``OSError``."""
         if (part, name) not in self._lines:
@@ -240,6 +157,7 @@ class Run:
         versions = {"loopwise": __version__, "torch": torch.__version__, "python": platform.python_version()}
         info = {"schema": SCHEMA, "state": state, "start": self._start, "end": end}
         info |= {"host": socket.gethostname(), "world": world_size(), "versions": versions}
+        info |= {"process": process} if (process := _process(os.getpid())) else {}
         data, target = json.dumps(info, indent=1).encode(), f"{self.path}/run.json"
         if not self.local:
             self.fs.pipe_file(target, data)
@@ -384,7 +302,7 @@ def read(path: str | os.PathLike[str], part: str, name: str) -> tuple[list[dict[
         json.JSONDecodeError: a line that ends with a newline is damaged.
     """
     fs, folder = fsspec.core.url_to_fs(f"{os.fspath(path)}/{part}")
-    matches = [(match, file) for file in listed(fs, folder) if (match := _match(file, name))]
+    matches = [(found, file) for file in listed(fs, folder) if (found := match(file, name))]
     files = sorted((int(match[1]), int(match[2]), file) for match, file in matches)
     decoded = [decode(fs.cat_file(file)) for _, _, file in files]
     return [record for records, _ in decoded for record in records], sum(torn for _, torn in decoded)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 LEARNING = 1.0
 """Seconds before the limit applies: the first saved step allocates memory."""
@@ -23,34 +22,34 @@ class Budget:
         self._done, self._depth, self._start = 0.0, 0, time.perf_counter()
         self._since = self._start
         self._saving = 0.0
+        self._counted, self._counted_as_saving = _Counted(self, False), _Counted(self, True)
 
     @property
     def spent(self) -> float:
         """Seconds so far."""
         return self._done + (time.perf_counter() - self._since if self._depth else 0.0)
 
-    @contextlib.contextmanager
-    def counted(self) -> Iterator[None]:
+    def counted(self) -> AbstractContextManager[None]:
         """Count the time inside; nested blocks count once."""
+        return self._counted
+
+    def saving(self) -> AbstractContextManager[None]:
+        """Count the time inside, and count it as saving."""
+        return self._counted_as_saving
+
+    def enter(self) -> None:
+        """Begin to count."""
         if not self._depth:
             self._since = time.perf_counter()
         self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
-            if not self._depth:
-                self._done += time.perf_counter() - self._since
 
-    @contextlib.contextmanager
-    def saving(self) -> Iterator[None]:
-        """Count the time inside, and count it as saving."""
-        start = time.perf_counter()
-        try:
-            with self.counted():
-                yield
-        finally:
-            self._saving += time.perf_counter() - start
+    def leave(self, saving: bool) -> None:
+        """End to count."""
+        self._depth -= 1
+        if not self._depth:
+            seconds = time.perf_counter() - self._since
+            self._done += seconds
+            self._saving += seconds * saving
 
     def excess(self) -> str:
         """Return a message if saving took more time than the limit allows, otherwise an empty text."""
@@ -61,3 +60,16 @@ class Budget:
             f"saving took {self._saving / elapsed:.1%} of the time, more than max_overhead={self.limit:.1%}: "
             "fewer steps are saved"
         )
+
+
+class _Counted(AbstractContextManager[None]):
+    """Block whose time is counted.  One object serves all blocks, since a step has some twenty of them."""
+
+    def __init__(self, budget: Budget, saving: bool) -> None:
+        self._budget, self._saving = budget, saving
+
+    def __enter__(self) -> None:
+        self._budget.enter()
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.leave(self._saving)

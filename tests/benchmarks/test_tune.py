@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from benchmarks.tune import kills, memory, search, stopping
+from benchmarks.tune import choice, kills, memory, search, stopping
 from benchmarks.tune.functions import FUNCTIONS, Function, ackley, branin, conditional, hartmann6, mixed
 
 MINIMA = {
@@ -26,12 +26,16 @@ MINIMA = {
         "activation": "gelu",
     },
     "conditional": {"family": "network", "lr": 10**-2.7, "layers": 3, "dropout": 0.25},
+    "Hartmann 3": {"x0": 0.114614, "x1": 0.555649, "x2": 0.852547},
+    "Levy": {f"x{n}": 1.0 for n in range(4)},
+    "Rosenbrock": {f"x{n}": 1.0 for n in range(4)},
+    "Styblinski-Tang": {f"x{n}": -2.903534 for n in range(5)},
 }
 
 
 @pytest.mark.parametrize("name", MINIMA)
 def test_optima(name):
-    function = FUNCTIONS[name]
+    function = choice.CHOICE[name]
     assert function.call(MINIMA[name]) == pytest.approx(function.optimum, abs=1e-4)
     assert function.typical > function.optimum
 
@@ -96,6 +100,14 @@ def test_a_record_names_the_searches_that_were_not_run():
     assert {row.peer_name for row in rows} == {"", "Optuna's default (TPE)", "Optuna's GP", "random"}
     name = "functions of 2 with the best mean regret, or within one standard error of it"
     assert f"{name} (without Syne Tune's BoTorch, which was not run)" in {row.quantity for row in rows}
+
+
+def test_candidates_for_the_default_are_ranked_by_functions_and_seeds():
+    found = {"a": {"f": [1.0, 3.0, 9.0], "g": [1.0, 1.0, 9.0]}, "b": {"f": [2.0, 2.0], "g": [1.0, 0.0]}}
+    assert choice.ranks(found) == {"a": [1.0, 2.0, 1.5, 2.0], "b": [2.0, 1.0, 1.5, 1.0]}
+    assert [row.ours for row in choice.rows(found) if "rank" in row.quantity] == [[1.625], [1.375]]
+    assert choice.compressed([3.0, 1.0, 2.0]) == pytest.approx([2 + math.log(2), 1.0, 2.0])
+    assert choice.compressed([1.0, 1.0, 5.0]) == [1.0, 1.0, 5.0]
 
 
 def test_a_search_that_is_worse_meets_no_bar():

@@ -52,3 +52,12 @@ def finding(
     """
     block = {"kind": "finding", "severity": severity, "rule": rule, "step": step, "what": what}
     return block | {"advice": advice, "line": line, "plot": plot}
+
+
+def left_out(lost: int) -> list[Block]:
+    """Return a sentence about lost records, if there are any."""
+    return (
+        [text(f"{lost:,} records were cut by the end of a process, or damaged; they are left out.")]
+        if lost
+        else []
+    )

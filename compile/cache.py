@@ -21,9 +21,10 @@ from typing import Any
 import torch
 
 from loopwise.errors import InputError, StateError
+from loopwise.storage.files import replace_file
+from loopwise.storage.json_lines import DAMAGED, count
 from loopwise.warnings import warn
 
-from .cpu_libraries.files import replace_file
 from .cpu_libraries.torch_internals import compiled_libraries, cpp_compiler, inductor_folder
 
 _MAGIC = b"loopwise compile cache 2\n"
@@ -93,11 +94,11 @@ def load_cache(path: str | os.PathLike[str]) -> bool:
     try:
         head = json.loads(body[4 : 4 + length])
         made_for, names = head["made_for"], [str(name) for name, _ in head["libraries"]]
-        sizes = [head["artifacts"], *(size for _, size in head["libraries"])]
-        if min(sizes) < 0 or 4 + length + sum(sizes) != len(body) or not all(map(_LIBRARY.fullmatch, names)):
+        sizes = [count(size) for size in (head["artifacts"], *(size for _, size in head["libraries"]))]
+        if 4 + length + sum(sizes) != len(body) or not all(map(_LIBRARY.fullmatch, names)):
             raise ValueError
         reasons = _differences(made_for, _made_for(bool(names)))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except DAMAGED as error:
         raise _no_cache(path, "another program wrote it, or another version of Loopwise") from error
     if reasons:
         text = f"{os.fspath(path)} was compiled for {'; '.join(reasons)}: everything is compiled anew"
@@ -106,8 +107,7 @@ def load_cache(path: str | os.PathLike[str]) -> bool:
     start = 4 + length
     artifacts, *codes = (body[(start := start + size) - size : start] for size in sizes)
     try:
-        if torch.compiler.load_cache_artifacts(artifacts) is None:
-            raise _no_cache(path, "another program wrote it")
+        _load_artifacts(path, artifacts)
         for name, code in zip(names, codes, strict=True):
             _unpack(name, code)
     except OSError as error:
@@ -134,6 +134,18 @@ def _body(path: str | os.PathLike[str]) -> bytes:
     if hashlib.sha256(body).digest() != checksum:
         raise _no_cache(path, "the file was cut or changed, for instance by a copy that broke off")
     return body
+
+
+def _load_artifacts(path: Any, artifacts: bytes) -> None:
+    """Load what ``torch.compiler.save_cache_artifacts`` returned; other bytes are an ``InputError``."""
+    try:
+        loaded = torch.compiler.load_cache_artifacts(artifacts)
+    except OSError:
+        raise
+    except Exception as error:  # PyTorch raises what its reader of bytes happens to raise
+        raise _no_cache(path, f"another program wrote it: {error!r:.200}") from error
+    if loaded is None:
+        raise _no_cache(path, "another program wrote it")
 
 
 def _no_cache(path: Any, cause: str) -> InputError:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from loopwise.run import read
-from loopwise.sections import Block, plot, section, table, text
+from loopwise.sections import Block, left_out, plot, section, table, text
+from loopwise.storage.json_lines import count, finite, texts
 
 COLUMNS = {"ms": "ms", "least": "least ms", "most": "most ms", "MiB": "peak MiB", "compile s": "compile s"}
 """Key of a number in the record -> heading of its column."""
@@ -18,20 +19,27 @@ def sections(path: str, other: str | None = None) -> list[Block]:
         path: the run.
         other: a second run; it is ignored, because plans of two runs are not compared.
     """
-    plans, _ = read(path, "compile", "plans")
-    events, _ = read(path, "compile", "events")
-    blocks: list[Block] = []
-    if plans:
-        latest = plans[-1]
-        source = f" ({latest['source']})" if latest.get("source") else ""
-        blocks.append(text(f"Since batch {latest['batch']:,}: {_in_words(latest['plan'])}{source}."))
-        blocks += _variants(latest["forms"])
-        if latest["remarks"]:
-            blocks.append(table("Remarks", ["remark"], [[remark] for remark in latest["remarks"]]))
+    plans, lost_plans = read(path, "compile", "plans", _plan)
+    events, lost_events = read(path, "compile", "events", _event)
+    blocks = plans[-1] if plans else []
     if events:
-        rows = [[event["batch"], event["text"]] for event in events]
-        blocks.append(table("Events", ["batch", "event"], rows))
-    return section("compile", "Compiled step", 85, blocks)
+        blocks.append(table("Events", ["batch", "event"], events))
+    return section("compile", "Compiled step", 85, [*blocks, *left_out(lost_plans + lost_events)])
+
+
+def _plan(record: dict[str, Any]) -> list[Block]:
+    """Return the blocks of a record in ``plans``; an error if the record is of another form."""
+    source = f" ({record['source']})" if record.get("source") else ""
+    blocks = [text(f"Since batch {count(record['batch']):,}: {_in_words(record['plan'])}{source}.")]
+    blocks += _variants(record["forms"])
+    if remarks := texts(record["remarks"]):
+        blocks.append(table("Remarks", ["remark"], [[remark] for remark in remarks]))
+    return blocks
+
+
+def _event(record: dict[str, Any]) -> list[Any]:
+    """Return the row of a record in ``events``; an error if the record is of another form."""
+    return [count(record["batch"]), *texts([record["text"]])]
 
 
 def _in_words(plan: dict[str, Any] | None) -> str:
@@ -52,6 +60,8 @@ def _variants(variants: list[dict[str, Any]]) -> list[Block]:
     """Return a plot and a table of the milliseconds and memory of the variants that were tried."""
     if not variants:
         return []
+    for row in variants:
+        texts([row["form"], row["verdict"]])
     rows = [[row["form"], *(_number(row[key]) for key in COLUMNS), row["verdict"]] for row in variants]
     columns = ["variant", *COLUMNS.values(), "result"]
     times = table("Variants of the step", columns, rows)
@@ -71,4 +81,4 @@ def _variants(variants: list[dict[str, Any]]) -> list[Block]:
 
 
 def _number(value: Any) -> Any:
-    return round(value, 3) if isinstance(value, float) else value
+    return None if value is None else round(finite(value), 3) if isinstance(value, float) else count(value)

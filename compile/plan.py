@@ -24,8 +24,8 @@ import torch
 
 from loopwise import __version__, validate
 from loopwise.errors import InputError
-
-from .cpu_libraries.files import replace_file
+from loopwise.storage.files import replace_file
+from loopwise.storage.json_lines import DAMAGED, texts
 
 GRAPHS = ("eager", "captured", "inductor")
 PASSES = {
@@ -122,7 +122,12 @@ class Plan:
         if unknown := set(values) - fields:
             names, cause = ", ".join(sorted(unknown)), "a plan of another version, or one edited by hand"
             raise _no_plan(f"a plan with {names}", f"the fields {', '.join(sorted(fields))}", cause)
-        return cls(**values)
+        try:
+            return cls(**values)
+        except RecursionError as error:
+            raise _no_plan(
+                "a plan with a deeply nested value", "names and numbers", "another text"
+            ) from error
 
     def __str__(self) -> str:
         """Return the differences from the eager step, in few words."""
@@ -179,8 +184,13 @@ def recall(key: str) -> StoredPlan | None:
         if stored.pop("checksum") != _checksum(key, stored):
             return None
         plan = Plan.from_json(json.dumps(stored["plan"]))
-        return StoredPlan(plan, str(path), stored["measured_at"], stored["refused"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        (measured_at,) = texts([stored["measured_at"]])
+        refused = [
+            dict(zip(("plan", "reason"), texts([one["plan"], one["reason"]]), strict=True))
+            for one in stored["refused"]
+        ]
+        return StoredPlan(plan, str(path), measured_at, refused)
+    except (OSError, *DAMAGED):
         return None
 
 

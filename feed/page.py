@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from loopwise.run import read
-from loopwise.sections import Block, section, table, text
+from loopwise.sections import Block, left_out, section, table, text
+from loopwise.storage.json_lines import count, finite, texts
 
 COLUMNS = ("workers", "predicted, ms", "seen, ms")
 
@@ -17,22 +18,21 @@ def sections(path: str, other: str | None = None) -> list[Block]:
         path: folder or URL of the run.
         other: another run, which this section does not use.
     """
-    records, torn = read(path, "feed", "diagnosis")
-    blocks = _blocks(records[-1]) if records else []
-    if torn:
-        blocks.append(text(f"{torn} torn records are left out."))
-    return section("feed", "Feeding", 82, blocks)
+    diagnoses, lost = read(path, "feed", "diagnosis", _blocks)
+    return section("feed", "Feeding", 82, [*(diagnoses[-1] if diagnoses else []), *left_out(lost)])
 
 
 def _blocks(record: dict[str, Any]) -> list[Block]:
-    rows = [[workers, _ms(predicted), _ms(seen)] for workers, predicted, seen in record["steps"]]
+    """Return the blocks of a record; an error if the record is of another form."""
+    texts([record["text"]])
+    rows = [[count(workers), _ms(predicted), _ms(seen)] for workers, predicted, seen in record["steps"]]
     batch = [
         ["processor time of a batch in one worker, ms", _ms(record["cpu"])],
         ["waiting of a batch in one worker, ms", _ms(record["waiting"])],
         ["step with a batch at hand, ms", _ms(record["step"])],
         ["hand-over of a batch, ms", _ms(record["handover"])],
-        ["batch, MB", record["bytes"] / 1e6],
-        ["processors", record["processors"]],
+        ["batch, MB", finite(record["bytes"]) / 1e6],
+        ["processors", count(record["processors"])],
     ]
     return [
         text(record["text"]),
@@ -42,4 +42,4 @@ def _blocks(record: dict[str, Any]) -> list[Block]:
 
 
 def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(1e3 * float(seconds), 3)
+    return None if seconds is None else round(1e3 * finite(seconds), 3)

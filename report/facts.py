@@ -58,7 +58,7 @@ def files(run: Run) -> list[tuple[str, int, float]]:
     run.fs.invalidate_cache(run.path)
     rows = []
     for name, details in run.fs.find(run.path, detail=True).items():
-        if not name.endswith((".html", ".html.new")):
+        if not name.endswith((".html", ".tmp")):
             time = details.get("mtime") or details.get("LastModified") or details.get("created") or 0.0
             seconds = time if isinstance(time, float) else time.timestamp()
             rows.append((name, int(details.get("size") or 0), seconds))

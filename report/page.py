@@ -19,7 +19,7 @@ from typing import Any
 import fsspec
 
 from loopwise.extras import required
-from loopwise.run import Run, is_local, location
+from loopwise.run import Run, is_local, location, write_file
 from loopwise.sections import table
 
 from .facts import QUIET, Facts, facts, moment
@@ -29,6 +29,8 @@ FOLDER = Path(__file__).parent
 NAME = "report.html"
 COMPARISON = "comparison"
 """Id of the section that compares two runs."""
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; connect-src 'self'"
+"""Content security policy of the page."""
 HEIGHT = 300
 """Height in pixels of a plot whose layout names none."""
 
@@ -57,12 +59,9 @@ def report(
     text = html(state(path, None if compare is None else location(compare)))
     target = f"{path.rstrip('/')}/{NAME}" if out is None else os.fspath(out)
     fs, file = fsspec.core.url_to_fs(target)
-    if not is_local(fs):
-        fs.pipe_file(file, text.encode())
-        return target
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{file}.new").write_text(text, encoding="utf-8")
-    os.replace(f"{file}.new", file)
+    if is_local(fs):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    write_file(fs, file, text.encode())
     return target
 
 
@@ -82,6 +81,7 @@ def html(state: Mapping[str, Any], live: bool = False) -> str:
     return str(
         environment.get_template("page.html").render(
             state=state,
+            policy=POLICY,
             plots=embedded({"plots": plots, "live": live, "etag": state["etag"], "run": state["run"]}),
             plotly=_plotly(),
             css=(FOLDER / "page.css").read_text(),

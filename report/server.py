@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import ipaddress
 import json
 import os
+import re
 import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from loopwise.errors import LoopwiseError
 from loopwise.run import Run, location
 
 from .facts import signature
-from .page import html, state
+from .page import POLICY, html, state
 
 PAUSE = 2.0
 """Least number of seconds between two listings of the run's files."""
@@ -27,7 +30,21 @@ SHARE = 4
 The training on the same machine has the processor to itself in the pause."""
 LOCAL = ("127.0.0.1", "localhost", "::1")
 PIECE = 2**16
-"""Bytes sent by one call, which may take as long as ``Handler.timeout``."""
+"""Bytes sent by one call."""
+HEAD = 2**14
+"""Largest number of bytes of a request and its headers."""
+CONNECTIONS = 32
+"""Connections at a time; further ones are closed at once."""
+HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": f"{POLICY}; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""Headers of every answer."""
+HOST = re.compile(r"(?:\[(?P<ipv6>[0-9a-f:.]+)\]|(?P<name>[a-z0-9_.-]+))(?::[0-9]{1,5})?", re.IGNORECASE)
 
 
 class Source:
@@ -50,6 +67,8 @@ class Source:
         self._next = 0.0
         self._signature = ""
         self._state: dict[str, Any] = {}
+        self._encoded: dict[str, tuple[str, bytes]] = {}
+        """Kind of answer -> etag of the state and bytes, which all connections share."""
         self.made = 0
         """Number of times that the sections were made."""
         self.state()
@@ -68,26 +87,48 @@ class Source:
                 self._next = start + spent + max(PAUSE, SHARE * spent)
             return self._state
 
-    def page(self) -> str:
-        """Return the page as HTML."""
-        return html(self.state(), live=True)
+    def page(self) -> tuple[bytes, str]:
+        """Return the page as HTML, and the etag of its state."""
+        return self._encode("page", lambda state: html(state, live=True))
+
+    def sections(self) -> tuple[bytes, str]:
+        """Return the state as JSON, and its etag."""
+        return self._encode("sections", json.dumps)
+
+    def _encode(self, kind: str, make: Callable[[dict[str, Any]], str]) -> tuple[bytes, str]:
+        state = self.state()
+        with self._lock:
+            etag, data = self._encoded.get(kind, ("", b""))
+            if etag != state["etag"]:
+                etag, data = self._encoded[kind] = state["etag"], make(state).encode()
+            return data, etag
 
 
 class Server(ThreadingHTTPServer):
     """Server of the paths ``/`` and ``/sections.json``.
 
+    A request must name this machine in its ``Host`` header, as the name of another site may resolve to its address (DNS
+    rebinding).  Each connection has one request, of at most ``HEAD`` bytes, and a limited time for it and for the answer.
+
     Args:
         source: the state to serve.
-        host: address to listen on.  Requests to a loopback address must name this machine; requests to another
-            address may name any host.
+        host: address to listen on.  Requests to a loopback address must name ``localhost``, ``127.0.0.1`` or ``::1``;
+            requests to another address may also name any address, or this machine's name.
         port: port to listen on; 0 takes a free one.
+        names: further names by which requests may name this machine, such as that of a proxy before it.
     """
 
     daemon_threads = True
 
-    def __init__(self, source: Source, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self, source: Source, host: str = "127.0.0.1", port: int = 0, names: Iterable[str] = ()
+    ) -> None:
         self.source = source
         self.guarded = host in LOCAL
+        own = socket.gethostname().lower()
+        self._names = {*LOCAL, *(name.lower() for name in names)}
+        self._names |= set() if self.guarded else {own, own.partition(".")[0], f"{own}.local", host.lower()}
+        self._free = threading.BoundedSemaphore(CONNECTIONS)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), Handler)
 
@@ -97,10 +138,44 @@ class Server(ThreadingHTTPServer):
         host, port = self.server_address[:2]
         return f"http://[{host!s}]:{port}/" if ":" in str(host) else f"http://{host!s}:{port}/"
 
+    def is_named(self, hosts: list[str] | None) -> bool:
+        """Return whether the ``Host`` headers of a request name this machine, once."""
+        match = HOST.fullmatch(hosts[0]) if hosts and len(hosts) == 1 else None
+        if match is None:
+            return False
+        name = (match["ipv6"] or match["name"]).lower()
+        return name in self._names or (not self.guarded and _is_address(name))
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a connection in a thread of its own, unless there are too many."""
+        if self._free.acquire(blocking=False):
+            try:
+                super().process_request(request, client_address)
+            except BaseException:
+                self._free.release()
+                raise
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer a connection."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report an error, unless it only says that a client closed its connection."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 class Answer(NamedTuple):
@@ -108,63 +183,92 @@ class Answer(NamedTuple):
 
     status: HTTPStatus
     kind: str
-    text: str
+    data: bytes
     etag: str = ""
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Handler of GET and HEAD requests."""
+    """Handler of one GET or HEAD request of a connection.
+
+    Attributes:
+        patience: seconds that a request may take to arrive, and an answer besides its time at ``rate``.
+        rate: least bytes a second at which a client has to read the answer.
+    """
 
     server: Server
     protocol_version = "HTTP/1.1"
-    timeout = 30
+    patience = 20.0
+    rate = 2.0**17
+
+    def handle(self) -> None:
+        """Read one request and answer it."""
+        head = self._head()
+        if head:
+            self.rfile.close()
+            self.rfile = io.BytesIO(head)
+            self.handle_one_request()
+
+    def _head(self) -> bytes:
+        """Return the bytes of the request line and the headers; none if they are too long or take too long."""
+        deadline, head = time.monotonic() + self.patience, b""
+        while b"\r\n\r\n" not in head and b"\n\n" not in head:
+            self.connection.settimeout(max(deadline - time.monotonic(), 1e-3))
+            piece = self.connection.recv(HEAD + 1 - len(head))
+            head += piece
+            if not piece or len(head) > HEAD:
+                return b""
+        return head
 
     def do_GET(self) -> None:
         """Answer a request."""
         try:
             answer = self._answer(self.path.partition("?")[0])
         except (LoopwiseError, OSError) as error:  # the run was deleted, or its storage does not answer
-            answer = Answer(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", str(error))
-        try:
-            self._send(answer)
-        except OSError:
-            self.close_connection = True
+            answer = _text(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+        self._send(answer)
 
     do_HEAD = do_GET
 
     def _answer(self, path: str) -> Answer:
-        if not self._names_this_machine():
-            return Answer(HTTPStatus.FORBIDDEN, "text/plain", "Only this machine may ask.")
+        if not self.server.is_named(self.headers.get_all("Host")):
+            return _text(HTTPStatus.FORBIDDEN, "The request names another machine than this one.")
         if path == "/":
-            return Answer(HTTPStatus.OK, "text/html", self.server.source.page())
+            return Answer(HTTPStatus.OK, "text/html", self.server.source.page()[0])
         if path == "/sections.json":
-            state = self.server.source.state()
-            if self.headers.get("If-None-Match") == f'"{state["etag"]}"':
-                return Answer(HTTPStatus.NOT_MODIFIED, "application/json", "", state["etag"])
-            return Answer(HTTPStatus.OK, "application/json", json.dumps(state), state["etag"])
-        return Answer(HTTPStatus.NOT_FOUND, "text/plain", "The only paths are / and /sections.json.")
-
-    def _names_this_machine(self) -> bool:
-        """Return whether the request names this machine: another site's name may resolve to it (DNS rebinding)."""
-        try:
-            name = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        except ValueError:
-            name = None
-        return not self.server.guarded or name in LOCAL
+            data, etag = self.server.source.sections()
+            if self.headers.get("If-None-Match") == f'"{etag}"':
+                return Answer(HTTPStatus.NOT_MODIFIED, "application/json", b"", etag)
+            return Answer(HTTPStatus.OK, "application/json", data, etag)
+        return _text(HTTPStatus.NOT_FOUND, "The only paths are / and /sections.json.")
 
     def _send(self, answer: Answer) -> None:
-        data = answer.text.encode()
+        deadline = time.monotonic() + self.patience + len(answer.data) / self.rate
+        self.connection.settimeout(self.patience)
         self.send_response(answer.status)
         self.send_header("Content-Type", f"{answer.kind}; charset=utf-8")
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("Cache-Control", "no-cache")
-        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Content-Length", str(len(answer.data)))
+        self.send_header("Connection", "close")
         if answer.etag:
             self.send_header("ETag", f'"{answer.etag}"')
         self.end_headers()
-        if self.command != "HEAD":
-            for start in range(0, len(data), PIECE):
-                self.wfile.write(data[start : start + PIECE])
+        data = memoryview(answer.data if self.command != "HEAD" else b"")
+        for start in range(0, len(data), PIECE):
+            self.connection.settimeout(max(deadline - time.monotonic(), 1e-3))
+            self.wfile.write(data[start : start + PIECE])
+
+    def end_headers(self) -> None:
+        """End the headers of an answer or of an error."""
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
+        super().end_headers()
+
+    def version_string(self) -> str:
+        """Return the name of the server, without the versions of this machine's programs."""
+        return "loopwise"
 
     def log_message(self, format: str, *args: Any) -> None:
         """Discard the log of requests."""
+
+
+def _text(status: HTTPStatus, text: str) -> Answer:
+    return Answer(status, "text/plain", text.encode(errors="replace"))

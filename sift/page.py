@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from loopwise.run import read
-from loopwise.sections import Block, plot, section, table, text
+from loopwise.sections import Block, left_out, plot, section, table, text
+from loopwise.storage.json_lines import count, finite
 
 from .report import ACTIVITIES
 
@@ -22,24 +23,29 @@ def sections(path: str, other: str | None = None) -> list[Block]:
         path: folder or URL of the run.
         other: another run, which this section does not use: epochs of two runs are not compared.
     """
-    records, torn = read(path, "sift", "epochs")
+    records, lost = read(path, "sift", "epochs", _epoch)
     epochs: Epochs = {}
-    for record in records:
-        sums = epochs.setdefault(int(record["epoch"]), {})
-        for name in (*COUNTS, *(f"{activity}_seconds" for activity in ACTIVITIES)):
-            sums[name] = sums.get(name, 0.0) + float(record.get(name, 0))
-    blocks = [_summary(epochs, torn), _kept(epochs), _time(epochs), _table(epochs)] if epochs else []
-    return section("sift", "Sifting", 80, blocks)
+    for epoch, numbers in records:
+        sums = epochs.setdefault(epoch, dict.fromkeys(numbers, 0.0))
+        for name, number in numbers.items():
+            sums[name] += number
+    blocks = [_summary(epochs), _kept(epochs), _time(epochs), _table(epochs)] if epochs else []
+    return section("sift", "Sifting", 80, [*blocks, *left_out(lost)])
 
 
-def _summary(epochs: Epochs, torn: int) -> Block:
+def _epoch(record: dict[str, Any]) -> tuple[int, dict[str, float]]:
+    """Return the number of the epoch of a record, and the record's numbers by name."""
+    names = (*COUNTS, *(f"{activity}_seconds" for activity in ACTIVITIES))
+    return count(record["epoch"], below=2**53), {name: finite(record.get(name, 0)) for name in names}
+
+
+def _summary(epochs: Epochs) -> Block:
     total = {name: sum(sums[name] for sums in epochs.values()) for name in next(iter(epochs.values()))}
     extra = total["scoring_seconds"] + total["selecting_seconds"]
     share = total["kept"] / total["seen"] if total["seen"] else 1.0
     return text(
         f"{total['kept']:,.0f} of {total['seen']:,.0f} samples were chosen ({share:.1%}). "
         f"Scoring and selecting took {extra:.1f} s beside {total['training_seconds']:.1f} s of training steps."
-        + (f" {torn} torn records are left out." if torn else "")
     )
 
 

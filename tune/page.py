@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from loopwise.run import read
-from loopwise.sections import Block, choice, plot, section, table, text
+from loopwise.sections import Block, choice, left_out, plot, section, table, text
+from loopwise.storage.json_lines import count, finite, texts
 
 from .pareto import pareto_front
 
 CURVES = 200
 """Most trials whose curves are drawn: the last ones."""
+VALUES = (str, int, float, bool, type(None))
+"""Types of a trial's values."""
 PAIRS = 6
 """Most pairs of objectives that are drawn."""
 
@@ -25,16 +29,42 @@ def sections(path: str, other: str | None = None) -> list[Block]:
         path: folder or URL of the run.
         other: another run, which this section does not use.
     """
-    records, torn = read(path, "tune", "trials")
+    records, lost = read(path, "tune", "trials", _trial)
+    parents, lost_parents = read(path, "tune", "parents", _trial)
+    counts = Counter(tuple(record["goals"].items()) for record in records)
+    goals = dict(counts.most_common(1)[0][0]) if counts else {}
+    records, other_goals = _of(goals, records)
+    parents, other_parents = _of(goals, parents)
+    notes = left_out(lost + lost_parents + other_goals + other_parents)
     trials = sorted(records, key=lambda record: int(record["number"]))
     if not trials:
-        return []
-    parents, _ = read(path, "tune", "parents")
-    front = _front([*trials, *(parent for parent in parents if parent["compared"])])
+        return section("tune", "Tuning", 70, notes)
+    front = _front([*trials, *(parent for parent in parents if parent.get("compared"))])
     overview = _history(records) if len(_goals(trials)) == 1 else _fronts(trials, front)
     slices, rows = _slices(trials), _table([*(t for t in front if t["job"]), *trials], front)
-    blocks = [_summary(records, torn, front), overview, _curves(trials), slices, rows]
+    blocks = [_summary(records, front), overview, _curves(trials), slices, rows, *notes]
     return section("tune", "Tuning", 70, [block for block in blocks if block is not None])
+
+
+def _trial(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record of a trial; an error if it is of another form."""
+    record = {"job": ""} | record
+    count(record["number"], below=2**53)
+    texts([record["state"], record["reason"], record["job"], *record["goals"].values()])
+    finite(record["seconds"])
+    for number in (*record["reports"], *record["metrics"].values()):
+        float(number)
+    if _value(record) is not None:
+        _objectives(record)
+    if not record["goals"] or not all([type(v) in VALUES for v in record["values"].values()]):
+        raise ValueError
+    return record
+
+
+def _of(goals: dict[str, str], records: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """Return the records of trials with the goals, and the number of others."""
+    same = [record for record in records if record["goals"] == goals]
+    return same, len(records) - len(same)
 
 
 def _value(record: dict[str, Any]) -> float | None:
@@ -65,16 +95,14 @@ def _front(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [done[place] for place in pareto_front(scores)]
 
 
-def _summary(trials: list[dict[str, Any]], torn: int, front: list[dict[str, Any]]) -> Block:
+def _summary(trials: list[dict[str, Any]], front: list[dict[str, Any]]) -> Block:
     counts = {state: sum(t["state"] == state for t in trials) for state in ("finished", "stopped", "failed")}
     told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     end = f" The best is trial {_name(front[0])} with {_value(front[0]):.5g}." if front else ""
     if len(_goals(trials)) > 1:
         names = ", ".join(_name(trial) for trial in front)
         end = f" No other trial is better than {len(front)} of them: {names}." if front else ""
-    return text(
-        f"{len(trials)} trials: {told}.{end}" + (f" {torn} torn records are left out." if torn else "")
-    )
+    return text(f"{len(trials)} trials: {told}.{end}")
 
 
 def _history(trials: list[dict[str, Any]]) -> Block:
@@ -172,11 +200,11 @@ def _slices(trials: list[dict[str, Any]]) -> Block | None:
     names = [
         name
         for name in (done[0]["values"] if done else {})
-        if len({str(t["values"][name]) for t in done}) > 1
+        if len({str(t["values"].get(name)) for t in done}) > 1
     ]
     if not names:
         return None
-    dimensions = [_dimension(name, [trial["values"][name] for trial in done]) for name in names]
+    dimensions = [_dimension(name, [trial["values"].get(name, "") for trial in done]) for name in names]
     goals = list(_goals(done))
     objective = [_value(trial) for trial in done]
     for place, name in enumerate(goals):

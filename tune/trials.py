@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loopwise.run import read
+from loopwise.storage.json_lines import count, texts
+from loopwise.warnings import warn
 
 from .job.job import Job
 from .job.metrics import Objective
@@ -86,18 +88,22 @@ def record_of(trial: Trial, goals: Sequence[Objective], most: int) -> dict[str, 
 
 
 def recorded(folder: str) -> list[Trial]:
-    """Return the ended trials that a run folder records.
-
-    Raises:
-        InputError: the folder holds no run.
-    """
-    records, _ = read(folder, "tune", "trials")
-    return [trial_of(record) for record in records]
+    """Return the ended trials that a run folder records; warn of records that are damaged."""
+    trials, lost = read(folder, "tune", "trials", trial_of)
+    if lost:
+        warn(
+            f"loopwise.tune: {lost} records of ended trials in {folder!r} were cut by the end of a tuner, or damaged; "
+            "they are left out",
+            stacklevel=2,
+        )
+    return trials
 
 
 def trial_of(record: dict[str, Any]) -> Trial:
     """Return the trial of a record in the run's files, which hold the names of NaN and infinities, as JSON has none."""
     trial = Trial(**{name: record[name] for name in Trial.__slots__})
+    count(trial.number, below=2**53)
+    texts([trial.state, trial.reason, trial.job])
     trial.reports = [float(value) for value in trial.reports]
     trial.metrics = {name: float(value) for name, value in trial.metrics.items()}
     trial.objective = None if trial.objective is None else float(trial.objective)

@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from loopwise.storage.files import replace_file
+
 POLL = 0.05
 """Seconds between two looks at processes that are to end."""
 PR_SET_CHILD_SUBREAPER = 36
@@ -38,11 +40,7 @@ def exit_status(code: int) -> int:
 
 def write_json(path: str, content: Any) -> None:
     """Write a JSON file in one piece, for the user's eyes only: it may hold an environment with secrets."""
-    with open(os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path + ".new", path)
+    replace_file(path, json.dumps(content).encode(), private=True)
 
 
 def adopt_orphans() -> None:

@@ -10,9 +10,17 @@ Format, schema version 1.  A run is a folder, local or at any fsspec URL (``s3:/
     JSON lines: UTF-8, one object on each line, without spaces between tokens.  Numbers that JSON lacks
     are the strings ``NaN``, ``Infinity`` and ``-Infinity``.  A record counts once its newline is written.
     A process that is killed while it writes may leave a last line without a newline: readers drop and
-    count this line.  ``n`` counts the files of one rank from 0.  A resumed run starts a new file, so no
-    process changes a file of another one.  Files on remote storage cannot grow: each flush is a file.
+    count this line.  They also drop and count lines that are damaged or of another form.  ``n`` counts
+    the files of one rank from 0.  A resumed run starts a new file, so no process changes a file of another
+    one.  Files on remote storage cannot grow: each flush is a file.
 """
+
+from loopwise.storage.files import is_local as is_local
+from loopwise.storage.files import listed as listed
+from loopwise.storage.files import read_file as read_file
+from loopwise.storage.files import write_file as write_file
+from loopwise.storage.json_lines import decode as decode
+from loopwise.storage.json_lines import encode as encode
 
 from .folder import SCHEMA as SCHEMA
 from .folder import Run as Run
@@ -21,7 +29,3 @@ from .folder import as_run as as_run
 from .folder import location as location
 from .folder import read as read
 from .json_lines import Lines as Lines
-from .json_lines import decode as decode
-from .json_lines import encode as encode
-from .json_lines import is_local as is_local
-from .json_lines import listed as listed

@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import fsspec
@@ -18,9 +19,11 @@ from loopwise import __version__
 from loopwise.errors import InputError, StateError
 from loopwise.programs.processes import identity
 from loopwise.ranks import is_main, world_size
+from loopwise.storage.files import is_local, listed, read_file, write_file
+from loopwise.storage.json_lines import DAMAGED, count, decode, moment
 from loopwise.torch_internals import call_before_executors_end
 
-from .json_lines import Lines, decode, is_local, listed, match
+from .json_lines import Lines, match
 
 SCHEMA = 1
 
@@ -106,9 +109,8 @@ class Run:
             InputError: the file is missing or damaged.
         """
         try:
-            info: dict[str, Any] = json.loads(self.fs.cat_file(f"{self.path}/run.json"))
-            return info | {"schema": int(info["schema"])}
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            return _valid(json.loads(read_file(self.fs, f"{self.path}/run.json")))
+        except (OSError, *DAMAGED) as error:
             missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
             raise InputError(
                 f"no run.json in {self.path!r}" if missing else f"the run.json in {self.path!r}: {error!r}",
@@ -158,15 +160,7 @@ class Run:
         info = {"schema": SCHEMA, "state": state, "start": self._start, "end": end}
         info |= {"host": socket.gethostname(), "world": world_size(), "versions": versions}
         info |= {"process": process} if (process := _process(os.getpid())) else {}
-        data, target = json.dumps(info, indent=1).encode(), f"{self.path}/run.json"
-        if not self.local:
-            self.fs.pipe_file(target, data)
-            return
-        with open(f"{target}.new", "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(f"{target}.new", target)
+        write_file(self.fs, f"{self.path}/run.json", json.dumps(info, indent=1).encode())
 
     def __enter__(self) -> Run:
         return self
@@ -225,6 +219,23 @@ class _Shared:
             # Python sets last_value before it runs the exit handlers, and an interactive session goes on after it
             crashed = getattr(sys, "last_value", None) is not None and not hasattr(sys, "ps1")
             self.release(part, "failed" if crashed else "finished")
+
+
+def _valid(info: dict[str, Any]) -> dict[str, Any]:
+    """Return the contents of a ``run.json``, if this version knows its schema with values for missing keys.
+
+    Raises:
+        KeyError, TypeError, ValueError: a value is of another form.
+    """
+    if count(info["schema"], 1) > SCHEMA:
+        return info
+    info = {"state": "unknown", "start": None, "end": None, "host": "", "world": 1, "versions": {}} | info
+    if not all(type(info[key]) is str for key in ("state", "host")):
+        raise TypeError("state and host are no texts")
+    for key in ("start", "end"):
+        info[key] = None if info[key] is None else moment(info[key])
+    count(info["world"], 1, 2**31)
+    return info | {"versions": {str(key): str(value) for key, value in dict(info["versions"]).items()}}
 
 
 def location(run: str | os.PathLike[str] | Run) -> str:
@@ -293,16 +304,32 @@ def as_run(run: str | os.PathLike[str] | Run | None, part: str, resume: bool = F
     return RunHandle(shared.run, part, shared)
 
 
-def read(path: str | os.PathLike[str], part: str, name: str) -> tuple[list[dict[str, Any]], int]:
-    """Return the committed records of all ranks, by rank and number of the file, and the number of torn ones.
+def read(
+    path: str | os.PathLike[str],
+    part: str,
+    name: str,
+    parse: Callable[[dict[str, Any]], Any] = dict,
+) -> tuple[list[Any], int]:
+    """Return the records of all ranks, by rank and number of the file, and the number of lost ones.
 
-    ``name`` is the name of records of ``part``, such as ``epochs`` of ``sift``; a folder without records is no error.
+    A record is lost if it is cut off at the end of a file, damaged, or of another form.  A folder without records is no
+    error.
 
-    Raises:
-        json.JSONDecodeError: a line that ends with a newline is damaged.
+    Args:
+        path: folder or URL of a run.
+        part: the part that wrote the records.
+        name: name of its records, such as ``epochs`` of ``sift``.
+        parse: function from a record to what is returned; see ``loopwise.storage.json_lines.decode``.
     """
     fs, folder = fsspec.core.url_to_fs(f"{os.fspath(path)}/{part}")
     matches = [(found, file) for file in listed(fs, folder) if (found := match(file, name))]
-    files = sorted((int(match[1]), int(match[2]), file) for match, file in matches)
-    decoded = [decode(fs.cat_file(file)) for _, _, file in files]
-    return [record for records, _ in decoded for record in records], sum(torn for _, torn in decoded)
+    records, lost = list[Any](), 0
+    for _, _, file in sorted((int(found[1]), int(found[2]), file) for found, file in matches):
+        try:
+            data = read_file(fs, file)
+        except FileNotFoundError:  # no file of ours
+            continue
+        of_file, lost_in_file = decode(data, parse)
+        records += of_file
+        lost += lost_in_file
+    return records, lost

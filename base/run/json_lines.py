@@ -2,59 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 from typing import TYPE_CHECKING, Any
 
-import fsspec
-
 from loopwise.ranks import rank
+from loopwise.storage.files import listed
+from loopwise.storage.json_lines import encode
 
 if TYPE_CHECKING:
     from .folder import Run
-
-
-def _plain(value: Any) -> Any:
-    """Return ``value`` with non-finite floats as strings, and tensors and NumPy scalars as numbers."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
-
-
-def encode(record: dict[str, Any]) -> bytes:
-    """Return the line of a record, newline included."""
-    return json.dumps(_plain(record), separators=(",", ":"), allow_nan=False).encode() + b"\n"
-
-
-def decode(data: bytes) -> tuple[list[dict[str, Any]], int]:
-    """Return the committed records in a file's bytes, and the number of torn ones that were dropped (0 or 1)."""
-    *lines, tail = data.split(b"\n")
-    return [json.loads(line) for line in lines], int(bool(tail))
-
-
-def listed(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
-    """Return the paths of the files that a folder holds now.
-
-    A missing folder has no files: object storage has no empty folders.
-    """
-    fs.invalidate_cache(folder)
-    try:
-        return list(fs.ls(folder, detail=False))
-    except FileNotFoundError:
-        return []
-
-
-def is_local(fs: fsspec.AbstractFileSystem) -> bool:
-    """Return whether a file system is that of this machine."""
-    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
 
 
 class Lines:

@@ -7,6 +7,7 @@ Example::
 
 from __future__ import annotations
 
+import contextlib
 import smtplib
 import ssl
 import urllib.request
@@ -39,14 +40,7 @@ def webhook(
     Raises:
         InputError: an argument is not valid.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(
-            f"url={url!r}",
-            "a URL that begins with http:// or https://",
-            "a name without its scheme, or a path",
-            "webhook('https://hooks.slack.com/services/...')",
-        )
+    host = _host(url)
 
     def post(findings: Sequence[Finding], text: str) -> None:
         data = encode({"text": text, "findings": [finding.record() for finding in findings]})
@@ -54,7 +48,28 @@ def webhook(
         with urllib.request.urlopen(request, timeout=timeout):
             pass
 
-    return DeliveryQueue(f"the webhook at {parts.hostname}", post, timeout, severity, per_hour)
+    return DeliveryQueue(f"the webhook at {host}", post, timeout, severity, per_hour)
+
+
+def _host(url: str) -> str:
+    """Return the host of a webhook's URL.
+
+    Raises:
+        InputError: the URL is not valid; the message has no part of it, as who knows it may post.
+    """
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        parts = urlsplit(url)
+        in_ascii = all(
+            "!" <= character <= "~" for character in url
+        )  # others would be told by the error of a post
+        if parts.scheme in ("http", "https") and parts.hostname and in_ascii and parts.port != 0:
+            return str(parts.hostname)
+    raise InputError(
+        "a url= that is not shown here, since it is a secret",
+        "a URL that begins with http:// or https:// and has no spaces",
+        "a name without its scheme, a path, or characters that were copied with it",
+        "webhook('https://hooks.slack.com/services/...')",
+    )
 
 
 def email(

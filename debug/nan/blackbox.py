@@ -22,7 +22,7 @@ from torch import nn
 from loopwise import batch
 from loopwise.errors import InputError
 from loopwise.ranks import rank
-from loopwise.run import Run
+from loopwise.run import Run, write_file
 from loopwise.wrappers import is_sharded
 
 from ..model.names import device, root
@@ -42,12 +42,7 @@ def write(run: Run, step: int, calls: Iterable[Call], models: Mapping[str, nn.Mo
     torch.save(box, data)
     target = f"{run.path}/{name}"
     run.fs.makedirs(os.path.dirname(target), exist_ok=True)
-    if not run.local:
-        run.fs.pipe_file(target, data.getvalue())
-        return name
-    with open(f"{target}.new", "wb") as file:
-        file.write(data.getbuffer())
-    os.replace(f"{target}.new", target)
+    write_file(run.fs, target, data.getbuffer())
     return name
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from loopwise.sections import Block, section, table, text
+from loopwise.sections import Block, left_out, section, table, text
 from loopwise.sections import finding as finding_block
 
 from ..read.query import span
@@ -15,6 +16,8 @@ from . import comparison, distributions, layers, scalars
 
 SHOWN = 100
 """Number of findings that are shown with plots; further findings are text alone."""
+NAMED = 20
+"""Largest number of ranks that are named because they saved nothing."""
 LATEST = 50
 """Largest number of events on the page."""
 
@@ -45,7 +48,7 @@ def worst_first(saved: SavedRun) -> list[Finding]:
 
 
 def _findings(saved: SavedRun, findings: list[Finding]) -> list[Block]:
-    notes = [text(sentence) for sentence in _missing(saved)]
+    notes = [*left_out(saved.torn), *(text(sentence) for sentence in _missing(saved))]
     if not saved.steps() and not findings:
         return notes
     if not findings:
@@ -57,19 +60,19 @@ def _findings(saved: SavedRun, findings: list[Finding]) -> list[Block]:
 
 
 def _missing(saved: SavedRun) -> Iterator[str]:
-    """Yield sentences about parts of the run that are missing."""
-    if saved.torn:
-        yield f"{saved.torn:,} records were cut by the end of a process, or damaged; they are left out."
+    """Yield sentences about ranks that are missing or behind."""
     ranks, last = saved.ranks, saved.last_steps()
     if ranks in ([], [0]):  # the main process saves for all
         return
-    world = range(max(int(saved.info.get("world", 1)), ranks[-1] + 1))
+    world = range(max(saved.info["world"], ranks[-1] + 1))
     place = {step: number for number, step in enumerate(saved.steps())}
     late = 0 if saved.ended else 1  # saved steps: ranks write beside the training, not all at once
     if len(place) <= late:
         return
-    if missing := [str(rank) for rank in world if rank not in last]:
-        yield f"Ranks {', '.join(missing)} of {len(world)} saved nothing, though others did."
+    if count := len(world) - len(last):
+        missing = map(str, itertools.islice((rank for rank in world if rank not in last), NAMED))
+        more = f" and {count - NAMED:,} more" if count > NAMED else ""
+        yield f"Ranks {', '.join(missing)}{more} of {len(world)} saved nothing, though others did."
     end = max(last.values())
     behind = [f"{rank} (step {step:,})" for rank, step in last.items() if place[end] - place[step] > late]
     if behind:
@@ -108,7 +111,7 @@ def _saved(saved: SavedRun) -> list[Block]:
     steps, events = saved.steps(), saved.events
     if not steps and not events and not saved.torn:
         return []
-    world = int(saved.info.get("world", 1))
+    world = saved.info["world"]
     rows = [[f"steps of {mode}", span(saved.steps(mode))] for mode in saved.modes]
     counts = {name: len(saved.names(collection=name)) for name in saved.collections()}
     rows += [[f"tensors and numbers in {name}", f"{count:,}"] for name, count in counts.items()]

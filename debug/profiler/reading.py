@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import re
-from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
-import fsspec
 import numpy as np
 
 from loopwise.errors import InputError
-from loopwise.run import Run, listed
+from loopwise.run import Run, listed, read_file
+from loopwise.storage.json_lines import FAR, decode
 
 from ..rules import Finding
 from ..rules.profile import series
 from ..rules.profile.records import ProfileRules
 from ..rules.profile.series import Table
 from ..rules.thresholds import Rules, select
+from .records import PARSERS, Record
 from .sampler import VERSION
-
-Record = dict[str, Any]
 
 
 @dataclass
@@ -51,7 +45,9 @@ class Session:
         columns = tuple(self.header["columns"])
         rows = [record["row"] for name, record in self.records if name == "system"]
         rows = [row for row in rows if len(row) == len(columns)]
-        return Table(columns, np.frombuffer(b"".join(rows)).reshape(len(rows), len(columns)))
+        table = Table(columns, np.frombuffer(b"".join(rows)).reshape(len(rows), len(columns)))
+        timed = [(table[name] >= 0) & (table[name] < FAR) for name in ("time", "missed")]
+        return table.where(np.logical_and(*timed))
 
     @cached_property
     def phases(self) -> Table:
@@ -68,8 +64,14 @@ def sessions(run: str | os.PathLike[str] | Run) -> list[Session]:
     Raises:
         InputError: there is no run, or a newer Loopwise recorded it.
     """
+    return read_sessions(run)[0]
+
+
+def read_sessions(run: str | os.PathLike[str] | Run) -> tuple[list[Session], int]:
+    """Return the profiles recorded in a run as ``sessions`` does, and the number of lost records."""
     existing = run if isinstance(run, Run) else Run.existing(run)
-    files = {name: _files(existing, name) for name in ("system", "phases", "operators")}
+    read = {name: _files(existing, name) for name in PARSERS}
+    files = {name: records for name, (records, _) in read.items()}
     all_sessions: list[Session] = []
     for rank, records in sorted(files["system"].items()):
         phases = {header["session"]: rows for header, rows in _parts(files["phases"].get(rank, []))}
@@ -80,7 +82,7 @@ def sessions(run: str | os.PathLike[str] | Run) -> list[Session]:
         if of_rank:
             of_rank[-1].operators += files["operators"].get(rank, [])
         all_sessions += of_rank
-    return all_sessions
+    return all_sessions, sum(lost for _, lost in read.values())
 
 
 def judge(run: str | os.PathLike[str] | Run, rules: Rules = True) -> dict[int, list[Finding]]:
@@ -108,30 +110,23 @@ def judge(run: str | os.PathLike[str] | Run, rules: Rules = True) -> dict[int, l
     return by_rank
 
 
-def _files(run: Run, name: str) -> dict[int, list[Record]]:
-    """Return records by rank, in the order of their files."""
-    pattern = re.compile(rf"{name}\.rank(\d+)\.(\d+)\.jsonl")
+def _files(run: Run, name: str) -> tuple[dict[int, list[Record]], int]:
+    """Return records by rank, in the order of their files, and the number of lost ones."""
+    pattern = re.compile(rf"{name}\.rank(\d{{1,9}})\.(\d{{1,9}})\.jsonl")
     numbered = []
     for file in listed(run.fs, f"{run.path}/debug"):
         if match := pattern.fullmatch(file.rsplit("/", 1)[-1]):
             numbered.append((int(match[1]), int(match[2]), file))
     records: dict[int, list[Record]] = {}
+    lost = 0
     for rank, _, file in sorted(numbered):
-        records.setdefault(rank, []).extend(_records(run.fs, file))
-    return records
-
-
-def _records(fs: fsspec.AbstractFileSystem, file: str) -> Iterator[Record]:
-    """Yield the committed records, without damaged lines; a sample's row takes 8 bytes a number."""
-    for line in io.BytesIO(fs.cat_file(file)):
         try:
-            record = json.loads(line) if line.endswith(b"\n") else None
-            if isinstance(record, dict):
-                if "row" in record:
-                    record["row"] = array("d", np.array(record["row"], np.float64).tobytes())
-                yield record
-        except (ValueError, TypeError):
+            of_file, lost_in_file = decode(read_file(run.fs, file), PARSERS[name])
+        except FileNotFoundError:  # no file of ours
             continue
+        records.setdefault(rank, []).extend(of_file)
+        lost += lost_in_file
+    return records, lost
 
 
 def _parts(records: list[Record]) -> list[tuple[Record, list[Record]]]:
@@ -139,7 +134,7 @@ def _parts(records: list[Record]) -> list[tuple[Record, list[Record]]]:
     parts: list[tuple[Record, list[Record]]] = []
     for record in records:
         if "session" in record:
-            if record.get("version", 0) > VERSION:
+            if record["version"] > VERSION:
                 raise InputError(
                     f"a profile of version {record['version']}",
                     f"version {VERSION} or an older one",

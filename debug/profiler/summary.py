@@ -27,13 +27,19 @@ def job(path: str, sessions: list[Session]) -> dict[str, float | None]:
     ``finalization`` from there to the end of the run.
     """
     info = Run.existing(path).info()
-    start, end = float(info["start"]), info["end"]
+    start, end = info["start"], info["end"]
     times = [table["time"] for session in sessions if len(table := session.phases)]
-    job = {"start": start, "end": end, "initialization": None, "loop": None, "finalization": None}
+    job: dict[str, float | None] = {
+        "start": start,
+        "end": end,
+        "initialization": None,
+        "loop": None,
+        "finalization": None,
+    }
     if times:
         first, last = min(float(column[0]) for column in times), max(float(column[-1]) for column in times)
-        job |= {"initialization": first - start, "loop": last - first}
-        job["finalization"] = None if end is None else max(0.0, float(end) - last)
+        job |= {"initialization": None if start is None else first - start, "loop": last - first}
+        job["finalization"] = None if end is None else max(0.0, end - last)
     return job
 
 

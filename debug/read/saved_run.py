@@ -88,8 +88,8 @@ class SavedRun(TensorReader):
 
     @property
     def torn(self) -> int:
-        """Number of lost records: cut off by the end of a process, damaged, or of a damaged layout."""
-        return self._read().torn
+        """Number of lost records and findings: cut off by the end of a process, damaged, or of a damaged layout."""
+        return self._read().torn + self._findings()[1]
 
     def _read(self) -> Index:
         """Return the index after reading new records."""
@@ -229,10 +229,13 @@ class SavedRun(TensorReader):
 
     def findings(self) -> list[Finding]:
         """Return the findings recorded during training, by rank and in order, each rule and its tensors once."""
-        records, _ = read(self.path, "debug", "findings")
-        findings = [Finding.of(record) for record in records]
+        findings, _ = self._findings()
         first = {(finding.rule, finding.tensors): finding for finding in reversed(findings)}
         return list(first.values())[::-1]
+
+    def _findings(self) -> tuple[list[Finding], int]:
+        """Return the findings recorded during training, and the number of lost ones."""
+        return read(self.path, "debug", "findings", Finding.of)
 
     def judge(self, rules: Rules = True, *, rank: int | None = None) -> list[Finding]:
         """Apply rules to the saved steps; without a resume the findings are the same as during training.

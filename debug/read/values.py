@@ -90,7 +90,16 @@ class TensorReader:
                 return self._blocks.number(block, offsets[statistic])
         if not any(_has_values(name, block.layout) for block in blocks):
             raise self._query.missing(name, [block.layout for block in blocks], statistic)
-        return single(self.value(name, step, mode=mode, rank=rank), statistic)
+        value = self.value(name, step, mode=mode, rank=rank)
+        try:
+            return single(value, statistic)
+        except NotImplementedError:
+            raise InputError(
+                f"{statistic} of {name!r}, which is of {value.dtype}",
+                "a dtype that PyTorch can compute with",
+                "the dtype has no arithmetic",
+                f"convert value({name!r}, {step}) yourself",
+            ) from None
 
     def shape(
         self, name: str, step: int, *, mode: str | None = None, rank: int | None = None

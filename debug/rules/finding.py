@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loopwise.errors import LoopwiseError
+from loopwise.storage.json_lines import count
 
 SEVERITIES = ("info", "warning", "critical")
 """``info``: worth knowing; ``warning``: training goes worse than it could; ``critical``: training is broken."""
@@ -115,16 +116,18 @@ class Finding:
         """Build a finding from a JSON line.
 
         Raises:
-            KeyError, TypeError, ValueError: the line holds no finding.
+            LookupError, TypeError, ValueError, ArithmeticError, AttributeError: the line holds no finding.
         """
         evidence = {
-            str(name): [(int(step), float(value)) for step, value in points]
+            str(name): [(count(step, -(2**63)), float(value)) for step, value in points]
             for name, points in record["evidence"].items()
         }
         texts = {key: str(record[key]) for key in ("rule", "severity", "mode", "what", "advice")}
         texts["line"] = str(record.get("line", ""))
         tensors = tuple(map(str, record["tensors"]))
-        return cls(step=int(record["step"]), tensors=tensors, evidence=evidence, **texts)
+        if texts["severity"] not in SEVERITIES:
+            raise ValueError(texts["severity"])
+        return cls(step=count(record["step"], -1), tensors=tensors, evidence=evidence, **texts)
 
 
 def at_least(findings: Iterable[Finding], severity: str) -> list[Finding]:

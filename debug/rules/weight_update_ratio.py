@@ -13,6 +13,7 @@ False alarms: the first steps of a warmup from zero, whose updates are too small
 import numpy as np
 import torch
 
+from ..store.dtypes import DTYPES
 from .finding import Observations, Rule
 from .history import Columns, Floats, History, Mask, matrices
 
@@ -41,7 +42,7 @@ def detect(history: History, large: float = 0.1, places: float = 0.125, steps: f
 
 
 def _eps(dtype: str) -> float:
-    torch_dtype = getattr(torch, dtype, torch.float32)
+    torch_dtype = DTYPES.get(dtype, torch.float32)
     return torch.finfo(torch_dtype).eps if torch_dtype.is_floating_point else 0.0
 
 

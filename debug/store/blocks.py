@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Sequence
+from io import BufferedReader
 from mmap import ACCESS_READ, mmap
 from typing import Any
 
 import torch
 
 from loopwise.errors import StateError
+from loopwise.storage.files import open_regular
 
 from .index import Block
 from .layout import Entry
@@ -47,10 +50,11 @@ class Blocks:
             return torch.empty(entry.shape, dtype=entry.dtype)
         start, end = self._range(block, entry.offset, entry.length)
         if self._local and entry.length >= SMALL and start % entry.dtype.itemsize == 0:
+            self._open(block, end).close()
             try:
                 mapped = torch.from_file(self._file(block), shared=False, size=end, dtype=torch.uint8)
                 return mapped[start:].view(entry.dtype).view(entry.shape)
-            except RuntimeError:  # the file is short or gone, or there is no more address space
+            except RuntimeError:  # the file was cut just now, or there is no more address space
                 pass
         data = self.read(block, entry.offset, entry.length)
         return torch.frombuffer(data, dtype=entry.dtype).view(entry.shape)
@@ -62,16 +66,16 @@ class Blocks:
             StateError: the bytes are lost.
         """
         start, end = self._range(block, offset, length)
-        try:
-            if self._local:
-                with open(self._file(block), "rb") as file:
-                    file.seek(start)
-                    data = bytearray(length)
-                    del data[file.readinto(data) :]
-            else:
+        if self._local:
+            with self._open(block, end) as file:
+                file.seek(start)
+                data = bytearray(length)
+                del data[file.readinto(data) :]
+        else:
+            try:
                 data = bytearray(self._fs.cat_file(self._file(block), start=start, end=end))
-        except FileNotFoundError:
-            raise _lost(block, f"no file {self._file(block)}") from None
+            except FileNotFoundError:
+                raise _lost(block, f"no file {self._file(block)}") from None
         if len(data) < length:
             raise _lost(block, f"{self._file(block)} ends {length - len(data)} bytes early")
         return data
@@ -94,7 +98,7 @@ class Blocks:
             files.setdefault(self._file(block), []).append(place)
         for file, places in files.items():
             try:
-                with open(file, "rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as data:
+                with open_regular(file) as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as data:
                     for place in places:
                         start = cells[place][0].offset + cells[place][1]
                         if start + 8 <= len(data):
@@ -136,6 +140,22 @@ class Blocks:
         if offset < 0 or offset + length > block.length:
             raise _lost(block, f"bytes {offset} to {offset + length} of a block of {block.length}")
         return block.offset + offset, block.offset + offset + length
+
+    def _open(self, block: Block, end: int) -> BufferedReader:
+        """Open the local segment of a block, whose length is compared before memory is taken for its bytes.
+
+        Raises:
+            StateError: the file is missing, or ends before ``end``.
+        """
+        try:
+            file = open_regular(self._file(block))
+        except FileNotFoundError:
+            raise _lost(block, f"no file {self._file(block)}") from None
+        size = os.fstat(file.fileno()).st_size
+        if size < end:
+            file.close()
+            raise _lost(block, f"{self._file(block)} ends {end - size} bytes early")
+        return file
 
     def _file(self, block: Block) -> str:
         return f"{self._folder}/tensors.rank{block.rank}.{block.segment}.seg"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -12,15 +13,19 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from loopwise.run import listed
+from loopwise.storage.files import listed, open_regular
+from loopwise.storage.json_lines import DAMAGED, count, texts
 
-from .layout import Layout
+from .extents import Extents
+from .layout import LARGEST, Layout
 
 RACY = 2.0
 """Seconds; a folder that changed less than this before it was listed is listed again, as its clock is coarse."""
 POLL = 1.0
 """Seconds between two listings of remote storage."""
-NUMBERED = re.compile(r"index\.rank(\d+)\.(\d+)\.jsonl")
+MODE = re.compile(r"\w{1,50}")
+"""Names of modes, which are also names of folders in exports."""
+NUMBERED = re.compile(r"index\.rank(\d{1,9})\.(\d{1,9})\.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +114,14 @@ class Index:
         data = self._new_bytes(file, state)
         if not data:
             return
-        *lines, tail = data.split(b"\n")
-        state.offset += len(data) - len(tail)
-        for line in lines:
-            self._add(rank, state, line)
-        if tail and (final or not self._local):
-            state.offset += len(tail)
-            self.torn += 1
+        for line in io.BytesIO(data):
+            if line.endswith(b"\n"):
+                self._add(rank, state, line)
+            elif final or not self._local:
+                self.torn += 1
+            else:
+                return  # the rest of the line is still being written
+            state.offset += len(line)
 
     def _new_bytes(self, file: str, state: _Rank) -> bytes:
         try:
@@ -123,7 +129,7 @@ class Index:
                 return b"" if state.offset else bytes(self._fs.cat_file(file))
             if os.stat(file).st_size <= state.offset:
                 return b""
-            with open(file, "rb") as opened:
+            with open_regular(file) as opened:
                 opened.seek(state.offset)
                 return opened.read()
         except FileNotFoundError:
@@ -134,12 +140,18 @@ class Index:
         try:
             record = json.loads(line)
             if "event" in record:
+                texts([record["event"]])
+                count(record.get("step", 0), -1)
                 self.events.append({**record, "rank": rank})
             elif "step" in record:
-                self._add_block(_block(record, rank, state.layouts[record["layout"]]))
+                block = _block(record, rank, state.layouts[record["layout"]])
+                extents = state.extents.setdefault(block.segment, Extents())
+                if not extents.take(block.offset, block.length, block.step):
+                    raise ValueError("two blocks share bytes")
+                self._add_block(block)
             else:
-                state.layouts[record["layout"]] = Layout(record["groups"])
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                state.layouts[count(record["layout"])] = Layout(record["groups"])
+        except DAMAGED:
             self.torn += 1
             if not line.startswith((b'{"step"', b'{"event"')):
                 state.layouts.clear()  # the record may have replaced a layout that later steps refer to
@@ -160,13 +172,29 @@ class _Rank:
     def __init__(self, number: int) -> None:
         self.number, self.offset = number, 0
         self.layouts: dict[int, Layout] = {}
+        self.extents: dict[int, Extents] = {}
+        """Key: number of a segment."""
 
 
 def _block(record: dict[str, Any], rank: int, layout: Layout) -> Block:
+    """Return the block of a record; raise one of ``DAMAGED`` if the record is not of the specified form."""
     keys = ("step", "mode_step", "segment", "offset", "length", "crc32")
-    numbers: dict[str, int] = {key: record[key] for key in keys}
-    valid = all(type(number) is int and number >= 0 for number in numbers.values())
-    if not valid or record["length"] < layout.extent:
+    numbers: dict[str, int] = {key: count(record[key], below=LARGEST) for key in keys}
+    if numbers["length"] < layout.extent or not MODE.fullmatch(record["mode"]):
         raise ValueError
-    when, marks = float(record["time"]), dict(record.get("marks") or {})
-    return Block(mode=str(record["mode"]), time=when, rank=rank, marks=marks, layout=layout, **numbers)
+    when, marks = float(record["time"]), _marks(record.get("marks") or {})
+    return Block(mode=record["mode"], time=when, rank=rank, marks=marks, layout=layout, **numbers)
+
+
+def _marks(marks: Any) -> dict[str, Any]:
+    """Return the marks of a record; raise an error if those that the history of rules joins are of another form."""
+    facts = marks.get("facts", {})
+    for named, kind in (
+        (marks.get("modules", {}), str),
+        (marks.get("lines", {}), str),
+        (facts.get("classes", {}), int),
+    ):
+        if not isinstance(named, dict) or not all([type(value) is kind for value in named.values()]):
+            raise TypeError
+    count(marks.get("optimizers", 1))
+    return dict(marks)

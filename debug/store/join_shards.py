@@ -49,12 +49,13 @@ def joined(shards: Sequence[tuple[Block, Entry]], read: Read) -> torch.Tensor:
         )
     if len(places) == 1:
         return read(*next(iter(places.values())))
-    tensor = torch.empty(whole, dtype=shards[0][1].dtype)
-    for (start, sizes), (block, entry) in places.items():
+    values = {box: read(block, entry) for box, (block, entry) in places.items()}
+    tensor = torch.empty(whole, dtype=shards[0][1].dtype)  # the shards, of as many bytes, are there
+    for (start, sizes), value in values.items():
         part = tensor
         for dimension, (first, size) in enumerate(zip(start, sizes, strict=True)):
             part = part.narrow(dimension, first, size)
-        part.copy_(read(block, entry))
+        part.copy_(value)
     return tensor
 
 

@@ -16,10 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from loopwise.errors import StateError
+from loopwise.storage.json_lines import count, texts
 
 from .columns import Columns, Floats, kind_of
+from .dtypes import DTYPES
 from .group import Names
 
+MOST_DIMENSIONS, LARGEST = 64, 2**58
+"""Largest number of dimensions, and of elements, of a tensor."""
 Read = Callable[[int, int], Any]
 """Function from an offset in the block and a length, both in bytes, to the bytes there."""
 
@@ -58,15 +62,12 @@ class Layout:
         groups: entries of the groups in the index.
 
     Raises:
-        KeyError, TypeError, AttributeError: the groups are not of the specified form.
+        KeyError, TypeError, ValueError: the groups are not of the specified form.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         for group in groups:
-            columns, offset = (group["columns"], group["offset"]) if "rows" in group else ((), 0)
-            texts = [group["collection"], *_names(group), *columns]
-            if not all([type(text) is str for text in texts]) or type(offset) is not int or offset < 0:
-                raise TypeError
+            (_validate_table if "rows" in group else _validate_tensors)(group)
         self.groups = groups
         self._cells: dict[tuple[str, Names], Cells] = {}
 
@@ -112,21 +113,19 @@ class Layout:
         """
         if name not in self.tensors:
             return None
-        entry = self.tensors[name]
+        _, dtype_name, dimensions, offset, length, *shard = self.tensors[name]
         try:
-            dtype, shape, length = _dtype(entry[1]), tuple(entry[2]), entry[4]
-            whole_numbers = all(type(number) is int for number in (*shape, entry[3], length))
-            if not whole_numbers or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != length:
-                raise ValueError
-            if len(entry) == 5:
-                return Entry(name, dtype, shape, entry[3], length)
-            whole, start = tuple(entry[5]["shape"]), tuple(entry[5]["start"])
-            dimensions = zip(start, shape, whole, strict=True)
-            if any(first < 0 or first + size > end for first, size, end in dimensions):
-                raise ValueError
-            return Entry(name, dtype, shape, entry[3], length, whole, start)
-        except (ValueError, KeyError, TypeError):
-            raise _damaged(entry) from None
+            dtype, shape = DTYPES[dtype_name], _shape(dimensions)
+            if math.prod(shape) * dtype.itemsize != count(length) or count(offset) + length > LARGEST:
+                raise ValueError("the length does not fit the shape")
+            if not shard:
+                return Entry(name, dtype, shape, offset, length)
+            whole, start = _shape(shard[0]["shape"]), _shape(shard[0]["start"])
+            if any(first + size > end for first, size, end in zip(start, shape, whole, strict=True)):
+                raise ValueError("the shard ends outside of its tensor")
+            return Entry(name, dtype, shape, offset, length, whole, start)
+        except (ValueError, LookupError, TypeError):
+            raise _damaged(self.tensors[name]) from None
 
     def statistic_offsets(self, name: str) -> dict[str, int]:
         """Return statistic -> offset of its float64, in bytes from the start of the block."""
@@ -145,8 +144,8 @@ class Layout:
         """
         try:
             dtype, shape = self._of(self.rows.get(name, ()))
-            return (_dtype(dtype), shape) if dtype else None
-        except (ValueError, LookupError, TypeError):
+            return (DTYPES[dtype], shape) if dtype else None
+        except KeyError:
             raise _damaged(f"no valid dtype and shape of {name!r}") from None
 
     @cached_property
@@ -266,12 +265,33 @@ def _count(table: dict[str, Any]) -> int:
     return len(table["rows"]) * len(table["columns"])
 
 
-def _dtype(name: str) -> torch.dtype:
-    """Return the dtype with torch's name ``name``, or raise a ``ValueError``."""
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(name)
-    return dtype
+def _validate_table(group: dict[str, Any]) -> None:
+    """Raise a ``KeyError``, ``TypeError`` or ``ValueError`` if a group is no table."""
+    rows = texts(group["rows"])
+    texts(group["columns"])
+    texts([group["collection"]])
+    count(group["offset"])
+    of = group.get("of", [["", []]] * len(rows))
+    if len(of) != len(rows):
+        raise ValueError("a table with a dtype and a shape of each row, or of none")
+    for dtype, shape in of:
+        texts([dtype])
+        _shape(shape)
+
+
+def _validate_tensors(group: dict[str, Any]) -> None:
+    """Raise a ``KeyError``, ``TypeError`` or ``ValueError`` if a group holds no tensors; ``tensor`` checks the rest."""
+    texts([group["collection"]])
+    for name, dtype, _, _, _, *_ in group["tensors"]:
+        texts([name, dtype])
+
+
+def _shape(dimensions: Any) -> tuple[int, ...]:
+    """Return a shape, or the start of a shard; raise an error if it is none, or one that no tensor can have."""
+    shape = tuple([count(size) for size in dimensions])
+    if len(shape) > MOST_DIMENSIONS or math.prod(max(size, 1) for size in shape) > LARGEST:
+        raise ValueError("no tensor has this shape")
+    return shape
 
 
 def _damaged(record: Any) -> StateError:

@@ -1,13 +1,14 @@
 """Random states of torch, NumPy and Python as bytes.
 
 The bytes are: the length of torch's state, that state, a byte 0 and the fixed form of NumPy's and Python's states
-(their 624 words, position, and the normal variate that was drawn in advance), or a byte 1 and their pickle if a program
-replaced NumPy's global generator.
+(their 624 words, position, and the normal variate that was drawn in advance), or a byte 2 and both as JSON if a program
+replaced NumPy's global generator; an array is an object with ``dtype`` and ``array`` there.  The bytes travel with
+checkpoints, so that they hold nothing that could run code.
 """
 
 from __future__ import annotations
 
-import pickle
+import json
 import random
 import struct
 from array import array
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from loopwise.errors import StateError
 
 from ..torch_internals import numpy_seed
 
@@ -31,7 +34,7 @@ def get() -> bytes:
     version, words, python_variate = random.getstate()
     head = struct.pack("<I", len(torch_state)) + torch_state
     if state["bit_generator"] != "MT19937" or version != 3:
-        return head + b"\1" + pickle.dumps((state, random.getstate()))
+        return head + b"\2" + json.dumps([state, random.getstate()], default=_plain).encode()
     tail = _TAIL.pack(
         state["state"]["pos"],
         state["has_gauss"],
@@ -47,18 +50,41 @@ def set(state: bytes) -> None:
     (length,) = struct.unpack_from("<I", state)
     torch.default_generator.set_state(torch.frombuffer(bytearray(state[4 : 4 + length]), dtype=torch.uint8))
     at = 4 + length
-    if state[at] == 1:
-        numpy_state, python_state = pickle.loads(state[at + 1 :])
+    if state[at] == 2:
+        numpy_state, (version, words, variate) = json.loads(state[at + 1 :], object_hook=_array)
         np.random.set_state(numpy_state)
-        random.setstate(python_state)
+        random.setstate((version, tuple(words), variate))
         return
+    if state[at] != 0:
+        raise StateError(
+            f"a random state of the kind {state[at]}",
+            "a state of this version",
+            "another version wrote the checkpoint, or it is damaged",
+            "begin the epoch anew, without this state",
+        )
     at += 1
     keys = np.frombuffer(state, np.uint32, 624, at)
-    words = array("I")
-    words.frombytes(state[at + _WORDS : at + 2 * _WORDS + 4])
+    python_words = array("I")
+    python_words.frombytes(state[at + _WORDS : at + 2 * _WORDS + 4])
     position, has_variate, variate, has_python, python = _TAIL.unpack_from(state, at + 2 * _WORDS + 4)
     np.random.set_state(("MT19937", keys, position, has_variate, variate))
-    random.setstate((3, tuple(words), python if has_python else None))
+    random.setstate((3, tuple(python_words), python if has_python else None))
+
+
+def _plain(value: Any) -> Any:
+    """Return a NumPy array or number of a generator's state as JSON has it."""
+    return (
+        {"dtype": value.dtype.name, "array": value.tolist()}
+        if isinstance(value, np.ndarray)
+        else value.item()
+    )
+
+
+def _array(value: dict[str, Any]) -> Any:
+    """Return the array of an object that ``_plain`` made, and other objects as they are."""
+    if value.keys() != {"dtype", "array"} or value["dtype"] not in ("uint32", "uint64"):
+        return value
+    return np.array(value["array"], value["dtype"])
 
 
 def seed_lane(base_seed: int, lane: int) -> int:

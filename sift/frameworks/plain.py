@@ -1,7 +1,8 @@
-"""States in a form without code, which ``torch.load(weights_only=True)`` reads."""
+"""States in a form without code, and their files, which are read by ``torch.load(weights_only=True)``."""
 
 from __future__ import annotations
 
+import io
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from loopwise.errors import InputError
+from loopwise.storage.files import replace_file
 
 MARK = "loopwise"
 """Key of the dicts that stand for values of other types."""
@@ -59,3 +61,27 @@ def from_plain(value: Any) -> Any:
     if type(value) in (list, tuple, set):
         return type(value)(from_plain(item) for item in value)
     return value
+
+
+def save(nest: Any, path: str, place: str) -> None:
+    """Write a nest into a file in one piece; see ``to_plain`` for ``place`` and errors."""
+    data = io.BytesIO()
+    torch.save(to_plain(nest, place), data)
+    replace_file(path, data.getbuffer())
+
+
+def load(path: str) -> Any:
+    """Return the nest that ``save`` wrote; no code in the file is run.
+
+    Raises:
+        InputError: the file is damaged, or holds something else.
+    """
+    try:
+        return from_plain(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # PyTorch raises what its reader of bytes happens to raise
+        raise InputError(
+            f"the file {path!r}: {type(error).__name__}: {error!s:.200}",
+            "a state of the sifting loader, as a checkpoint has it",
+            "the file is damaged, or another program or an older version of Loopwise wrote it",
+            "resume from another checkpoint, or delete the file to go on without the loader's state",
+        ) from error

@@ -38,6 +38,58 @@ def test_a_torn_tail_is_dropped_and_counted(cut):
     assert torn == (0 < cut < len(second))
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b"",
+        b"[1]",
+        b"7",
+        b"null",
+        b"\xff\xfe",
+        b'{"a":' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"a":1}\x00',
+    ],
+)
+def test_a_damaged_record_is_dropped_and_counted(tmp_path, line):
+    """One flipped bit must not cost the records after it."""
+    data = encode({"a": 1}) + line + b"\n" + encode({"b": 2})
+    assert decode(data) == ([{"a": 1}, {"b": 2}], 1)
+    (tmp_path / "sift").mkdir()
+    (tmp_path / "sift" / "log.rank0.0.jsonl").write_bytes(data)
+    assert read(tmp_path, "sift", "log") == ([{"a": 1}, {"b": 2}], 1)
+    assert read(tmp_path, "sift", "log", lambda record: record["b"]) == ([2], 2)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"schema": 1e300},
+        {"schema": 10**400},
+        {"schema": True},
+        {"schema": 0},
+        {"state": []},
+        {"start": "yesterday"},
+        {"start": 1e300},
+        {"start": float("nan")},
+        {"end": -1},
+        {"host": {}},
+        {"world": 10**9 * 10},
+        {"world": 0},
+        {"world": None},
+        {"versions": 5},
+        {"versions": [1]},
+    ],
+)
+def test_a_run_json_with_values_of_another_form_is_refused(tmp_path, facts):
+    Run(tmp_path).close()
+    info = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(info | facts))
+    with pytest.raises(InputError, match=r"the run\.json in"):
+        Run.existing(tmp_path)
+
+
 @pytest.mark.parametrize("moment", [1, 2, 7, 60, 300, 900])
 def test_a_killed_writer_leaves_everything_committed(tmp_path, moment):
     path = str(tmp_path / "run")

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 
@@ -166,6 +167,8 @@ def test_a_damaged_file_is_refused_before_anything_is_read(path, inductor, monke
         {"artifacts": -1},
         {"artifacts": "9"},
         {"artifacts": None},
+        {"artifacts": 8.0},
+        {"artifacts": float("inf")},
         {"libraries": 3},
         {"libraries": [[f"{KEY}.so"]]},
         {"libraries": [[f"{KEY}.so", 2**62]]},
@@ -259,8 +262,13 @@ def test_code_for_a_gpu_alone_does_not_depend_on_the_processor(path, monkeypatch
     assert load_cache(path) is True
 
 
-def test_a_library_that_torch_cannot_decode_is_refused(path, monkeypatch):
-    monkeypatch.setattr(torch.compiler, "load_cache_artifacts", lambda data: None)
+@pytest.mark.parametrize("error", [struct.error, OverflowError, RecursionError, TypeError, None])
+def test_a_library_that_torch_cannot_decode_is_refused(path, monkeypatch, error):
+    def load(data):
+        if error is not None:
+            raise error("of PyTorch's reader")
+
+    monkeypatch.setattr(torch.compiler, "load_cache_artifacts", load)
     with pytest.raises(InputError, match="without a compile cache in it"):
         load_cache(path)
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import stat
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from torch import nn
 
 from loopwise.compile import Plan, TrainStep
 from loopwise.compile import plan as plans
-from loopwise.compile.cpu_libraries.files import replace_file
 from loopwise.compile.graph.passes import PASSES, Outcome
 from loopwise.compile.search.trials import Trials
 from loopwise.errors import InputError
@@ -153,29 +151,3 @@ def test_the_step_stores_why_other_plans_were_refused(monkeypatch, tmp_path):
     assert [entry["plan"] for entry in stored.refused] == ["captured + loss head"]
     assert stored.refused[0]["reason"].startswith("wrong: ")
     assert prepared() == stored
-
-
-def test_a_file_is_replaced_as_a_whole(tmp_path):
-    path = tmp_path / "file"
-    replace_file(path, b"first")
-    replace_file(path, b"second")
-    assert path.read_bytes() == b"second"
-    mask = os.umask(0)
-    os.umask(mask)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
-    assert os.listdir(tmp_path) == ["file"]
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="folder"):
-        replace_file(tmp_path / "folder", b"data")
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
-
-
-def test_the_new_file_is_made_exclusively(tmp_path, monkeypatch):
-    """A link that lies at the new file's name is never followed."""
-    monkeypatch.setattr("secrets.token_hex", lambda _: "guessed")
-    (tmp_path / "victim").write_bytes(b"whole")
-    (tmp_path / ".guessed.tmp").symlink_to(tmp_path / "victim")
-    with pytest.raises(FileExistsError):
-        replace_file(tmp_path / "file", b"data")
-    assert (tmp_path / "victim").read_bytes() == b"whole"
-    assert (tmp_path / ".guessed.tmp").is_symlink()

@@ -64,7 +64,7 @@ def test_torn_files_are_shown_as_far_as_they_go(copy):
     epochs.write_bytes(epochs.read_bytes()[:-10])
     page = texts(copy)
     assert "cut by the end of a process, or damaged" in page
-    assert "1 torn records are left out" in page
+    assert "1 records were cut by the end of a process, or damaged" in page
 
 
 def test_lost_bytes_leave_gaps(copy):

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from loopwise.cli import main
 from loopwise.errors import InputError
 from loopwise.report import report
-from loopwise.report.server import Source
+from loopwise.report.server import Server, Source
 from loopwise.run import Run
 
 
@@ -71,6 +71,30 @@ def test_an_invalid_port_is_an_error(run):
     done = loopwise("serve", run, "--port", "70000")
     assert done.exit_code == 1
     assert "70000" in done.output or "65535" in done.output
+
+
+@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False), ("localhost", False)])
+def test_serving_to_the_network_warns(run, monkeypatch, host, warned):
+    def interrupted(self):
+        assert self.is_named(["box.example"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Server, "serve_forever", interrupted)
+    done = loopwise("serve", run, "--host", host, "--name", "box.example")
+    assert done.exit_code == 0, done.output
+    assert ("warning: everybody who reaches this machine" in done.stderr) == warned
+    assert "stopped" in done.stdout
+
+
+def test_a_link_in_a_run_leads_no_page_out_of_it(tmp_path):
+    Run(str(tmp_path / "run")).close()
+    victim = tmp_path / "victim"
+    victim.write_text("whole")
+    for name in ("report.html.new", "report.html"):
+        (tmp_path / "run" / name).symlink_to(victim)
+    report(tmp_path / "run")
+    assert victim.read_text() == "whole"
+    assert not (tmp_path / "run" / "report.html").is_symlink()
 
 
 @pytest.mark.parametrize("package", ["plotly", "jinja2"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 from loopwise.errors import InputError
 from loopwise.extras import required
+from loopwise.storage.json_lines import DAMAGED, texts
 
 from .job import Job
 from .limits import Hyperband, Limits, WarmStart
@@ -194,3 +197,22 @@ def _problem(detail: Any, in_job: bool) -> str:
         else ""
     )
     return f"{path or 'job'}: {message}{shown}"
+
+
+def stored(path: Path) -> dict[str, Any]:
+    """Return what a folder holds of its job: ``job``, ``folder`` in which programs start, and ``name``.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        texts([content["folder"], content["name"]])
+        return content | {"job": dict(content["job"])}
+    except DAMAGED as error:
+        raise InputError(
+            f"{str(path)!r}: {error!r:.200}",
+            "the job that a tuner wrote there",
+            "the file was cut or edited",
+            "give another folder, or a copy of the file that is whole",
+        ) from error

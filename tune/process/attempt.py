@@ -189,5 +189,5 @@ class Attempt:
     def _json(self, name: str) -> Any:
         try:
             return json.loads((self.folder / name).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return None

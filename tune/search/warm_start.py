@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +13,7 @@ from loopwise.errors import InputError
 from loopwise.run import read
 from loopwise.warnings import warn
 
-from ..job.files import job_of
+from ..job.files import job_of, stored
 from ..job.job import Job
 from ..trials import Trial, recorded, trial_of
 
@@ -26,7 +25,7 @@ def stored_job(folder: str) -> Job:
     """Return the job of a folder.
 
     Raises:
-        InputError: the folder holds none.
+        InputError: the folder holds none, or a damaged one.
     """
     path = Path(folder) / "tune" / "job.json"
     if not path.exists():
@@ -36,13 +35,13 @@ def stored_job(folder: str) -> Job:
             "a typo",
             "check the path",
         )
-    return job_of(json.loads(path.read_text())["job"], str(path))
+    return job_of(stored(path)["job"], str(path))
 
 
 def inherited(folder: str) -> list[Trial]:
     """Return the trials that the job of a folder started from; all of their reports but the last are left out."""
-    records, _ = read(folder, "tune", "parents")
-    trials = {(record["job"], record["number"]): trial_of(record) for record in records}
+    records, _ = read(folder, "tune", "parents", trial_of)
+    trials = {(trial.job, trial.number): trial for trial in records}
     places = {job: place for place, (job, _) in reversed(list(enumerate(trials)))}
     return sorted(trials.values(), key=lambda trial: (places[trial.job], trial.number))
 

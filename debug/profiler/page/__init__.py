@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from loopwise.sections import Block, section, table, text
+from loopwise.sections import Block, left_out, section, table, text
 
 from .. import summary
-from ..reading import Session, sessions
+from ..reading import Session, read_sessions, sessions
 from . import phases as page_phases
 from . import system as page_system
 
@@ -31,12 +31,12 @@ def sections(path: str, other: str | None = None) -> list[dict[str, Any]]:
         path: folder or fsspec URL of a run.
         other: folder or URL of a run to compare it with.
     """
-    own = sessions(path)
+    own, lost = read_sessions(path)
     if not own:
-        return []
+        return section("job", "Job", 10, left_out(lost))
     others = [] if other is None else sessions(other)
     return [
-        *section("job", "Job", 10, _job(path, own, other, others)),
+        *section("job", "Job", 10, [*_job(path, own, other, others), *left_out(lost)]),
         *section("phases", "Step phases", 50, page_phases.blocks(own, others)),
         *section("system", "System", 60, page_system.blocks(own)),
         *section("operators", "Operators", 70, _operators(own)),

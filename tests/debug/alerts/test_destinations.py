@@ -255,8 +255,8 @@ def test_a_server_without_tls_gets_no_password(serve, caplog):
 @pytest.mark.parametrize(
     ("make", "seen"),
     [
-        (lambda: webhook("hooks.slack.com/x"), "url='hooks.slack.com/x'"),
-        (lambda: webhook("file:///etc/passwd"), "url='file:"),
+        (lambda: webhook("hooks.slack.com/services/SECRET"), "not shown here"),
+        (lambda: webhook("file:///etc/passwd"), "not shown here"),
         (lambda: webhook("http://x/", severity="bad"), "severity='bad'"),
         (lambda: webhook("http://x/", per_hour=0), "per_hour=0"),
         (lambda: email("me", host="x", port=25, sender="a@b"), "to='me'"),
@@ -270,6 +270,28 @@ def test_a_server_without_tls_gets_no_password(serve, caplog):
 def test_invalid_arguments_are_refused(make, seen):
     with pytest.raises(InputError, match=seen):
         make()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "hooks.slack.com/services/SECRET",
+        "SECRET://hooks.slack.com/",
+        "https:/hooks.slack.com/services/SECRET",
+        "https://[hooks/SECRET",
+        "https://hooks.slack.com:SECRET/",
+        "https://hooks.slack.com/services/SECRET\n",
+        "https://hooks.slack.com/services/SECRET x",
+        "https://hooks.slack.com/services/SECRET\u2026",
+        b"https://hooks.slack.com/services/SECRET",
+        ["SECRET"],
+    ],
+)
+def test_no_part_of_a_webhooks_url_is_told(url):
+    with pytest.raises(InputError) as error:
+        webhook(url)
+    assert "secret" not in str(error.value).lower().replace("since it is a secret", "")
+    assert "SECRET" not in repr(error.value)
 
 
 def test_several_functions_are_told_in_order(server, caplog):

@@ -1,14 +1,16 @@
 """States without code: a round through torch.save and torch.load(weights_only=True), and what is refused."""
 
 import io
+import pickle
 from collections import OrderedDict, UserDict, deque, namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from loopwise.errors import InputError
-from loopwise.sift.frameworks.plain import from_plain, to_plain
+from loopwise.sift.frameworks.plain import from_plain, load, save, to_plain
 
 Pair = namedtuple("Pair", "a b")
 
@@ -51,3 +53,20 @@ def test_classes_of_others_are_refused(value):
     assert seen == f"a {kind.__module__}.{kind.__name__} in the state of a loader"
     assert "without code" in expected
     assert fix == "return a dict or a tuple of tensors from the collate function"
+
+
+class Trap:
+    def __reduce__(self):
+        return (pytest.fail, ("code of a checkpoint was run",))
+
+
+def test_a_file_is_read_without_running_code(tmp_path):
+    path = str(tmp_path / "sift_0.pt")
+    save({"a": deque([1])}, path, "the state")
+    assert load(path) == {"a": deque([1])}
+    whole = Path(path).read_bytes()
+    torch.save(Trap(), path)
+    for data in (Path(path).read_bytes(), whole[:100], b"", pickle.dumps(Trap())):
+        Path(path).write_bytes(data)
+        with pytest.raises(InputError, match=r"sift_0\.pt"):
+            load(path)

@@ -1,0 +1,1 @@
+"""Files and records that others wrote, and files that are replaced as a whole."""

@@ -28,4 +28,4 @@ from .folder import RunHandle as RunHandle
 from .folder import as_run as as_run
 from .folder import location as location
 from .folder import read as read
-from .json_lines import Lines as Lines
+from .record_files import Lines as Lines

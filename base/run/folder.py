@@ -23,7 +23,7 @@ from loopwise.storage.files import is_local, listed, read_file, write_file
 from loopwise.storage.json_lines import DAMAGED, count, decode, moment
 from loopwise.torch_internals import call_before_executors_end
 
-from .json_lines import Lines, match
+from .record_files import Lines, match
 
 SCHEMA = 1
 

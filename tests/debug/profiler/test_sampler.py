@@ -97,17 +97,21 @@ def test_a_source_that_fails_ends_the_thread_and_the_error_is_kept(run):
     sampler.close()
 
 
+STEP = {"columns": ["step", "count", "time", "seconds", "longest"], "rows": [["train", 3, 1, 1e9, 0.5, 0.5]]}
+WINDOW = {"step": 1, "steps": 1, "seconds": 0.5, "trace": "trace", "columns": ["cpu"], "rows": []}
+
+
 def test_records_of_others_are_written_with_the_samples(run, clock):
-    phases = [{"columns": ["step"], "rows": [["train", 3]]}]
+    phases = [STEP.copy()]
     sampler = Sampler(run, 0.5, clock=clock, read=Still(), phases=lambda: phases.pop() if phases else None)
-    sampler.put("operators", {"step": 1})
+    sampler.put("operators", WINDOW)
     for _ in range(2):
         clock.tick(0.5)
         sampler.sample()
     sampler.close()
     (session,) = reading.sessions(run.path)
     assert [name for name, _ in session.records] == ["system", "system", "phases"]
-    assert session.operators == [{"step": 1}]
+    assert session.operators == [WINDOW]
 
 
 def test_remote_storage_is_written_rarely_and_at_the_end(clock):
@@ -137,7 +141,7 @@ class Cut(Lines):
 
 def test_uploads_that_fail_are_repeated(clock, monkeypatch, caplog):
     monkeypatch.setattr("loopwise.debug.profiler.sampler.Lines", Cut)
-    record = [{"columns": ["step"], "rows": [["train", 3]]}]
+    record = [STEP.copy()]
     with Run("memory://cut") as run:
         sampler = Sampler(
             run,

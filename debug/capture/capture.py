@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from loopwise.errors import StateError
 
 from ..hooks import optimizers as updates
+from ..hooks.guards import is_capturing
 from ..model import names
 from ..model.vocabulary import SCALARS, Save, due, place
 from ..signals.samples import Samples
@@ -283,7 +284,7 @@ class Capture(updates.UpdateSubscriber):
     def before_update(self, optimizer: Optimizer) -> None:
         """Save gradients, weights and optimizer state before the step's first update changes them."""
         step = self._step
-        if self._clock.mode == "train" and self._options.every_scalar:
+        if self._clock.mode == "train" and self._options.every_scalar and not is_capturing():
             with self._guarded():
                 self._at_updates.update(optimizer)
         if step is None or self._clock.mode != "train" or id(optimizer) in self._updated:

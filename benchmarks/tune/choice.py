@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -27,14 +27,9 @@ TRAININGS = ("SVC", "digits")
 CHOICE = {name: f for name, f in FUNCTIONS.items() if name not in TRAININGS} | UNREPORTED
 
 
-def compressed(values: list[float]) -> list[float]:
-    """Return values with the logarithm of the distance for those above the median; its unit is that of the best from it."""
-    array = np.asarray(values)
-    middle, best = float(np.median(array)), float(array.min())
-    if middle <= best:
-        return values
-    distance = np.maximum(array - middle, 0) / (middle - best)
-    return [float(value) for value in np.minimum(array, middle) + (middle - best) * np.log1p(distance)]
+def as_they_are(values: Sequence[float]) -> Any:
+    """Return the values, in place of ``compressed``."""
+    return np.asarray(values, dtype=float)
 
 
 def changed(**changes: Any) -> methods.Search:
@@ -49,19 +44,10 @@ def changed(**changes: Any) -> methods.Search:
     return search
 
 
-def compressing(function: Function, trials: int, seed: int) -> float:
-    """Search as ours, with the logarithm of values above the median."""
-    from loopwise.tune.search import gaussian
-
-    values = gaussian._values
-    search = changed(_values=lambda study, ended: compressed(values(study, ended)))
-    return search(function, trials, seed)
-
-
 CANDIDATES: dict[str, methods.Search] = {
     "ours": methods.ours,
     "10 start points": changed(START=10),
-    "values above the median by their logarithm": compressing,
+    "values as they are": changed(compressed=as_they_are),
     "GP of Optuna": methods.optuna_by(methods.gp),
     "TPE of Optuna": methods.optuna_by(methods.tpe),
 }

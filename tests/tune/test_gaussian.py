@@ -3,6 +3,7 @@
 import logging
 import math
 
+import numpy as np
 import optuna
 import pytest
 from optuna._gp import optim_mixed
@@ -12,7 +13,7 @@ from optuna.trial import TrialState, create_trial
 
 from loopwise.tune import job_of
 from loopwise.tune.search import gaussian
-from loopwise.tune.search.gaussian import START, GaussianSampler, start_point, suits
+from loopwise.tune.search.gaussian import START, GaussianSampler, compressed, start_point, suits
 from loopwise.tune.search.samplers import sampler_of
 from loopwise.tune.search.storage import open_storage
 from loopwise.tune.search.study import Study
@@ -65,6 +66,16 @@ def test_start_points_fill_the_space():
     assert {p["width"] for p in points} == {1, 2, 3, 4}
     assert {p["kind"] for p in points} == {"a", "b", "c"}
     assert points[5] == start_point(SPACE, 7, 5) != start_point(SPACE, 8, 5)
+
+
+def test_values_above_the_median_count_by_their_logarithm():
+    values = [0.0, 1.0, 2.0, 4.0, 1e9]
+    result = compressed(values)
+    assert list(result[:3]) == values[:3]
+    assert list(result) == sorted(result)
+    assert result[-1] < 50
+    np.testing.assert_allclose(compressed([10 * v + 3 for v in values]), 10 * result + 3)
+    assert list(compressed([1.0, 1.0, 1.0, 5.0])) == [1.0, 1.0, 1.0, 5.0]  # the median is the best value
 
 
 def test_optuna_does_not_warn_for_each_trial_near_an_optimum():

@@ -1,8 +1,10 @@
 """Search by a Gaussian process, from start points that fill the space.
 
-Optuna's ``GPSampler`` proposes the values.  It is given a study of its own for each trial, with two changes:
+Optuna's ``GPSampler`` proposes the values.  It is given a study of its own for each trial, with three changes:
 
 - The start points are a scrambled Sobol sequence, and five of them are enough, where Optuna draws ten at random.
+- Values that are worse than the median count by their logarithm, since a few very bad ones, such as the losses of trainings
+  that diverged, would leave the model blind for the differences between good ones.
 - Trials that were stopped early count as not better than the median.  Optuna leaves them out, and tries their like again.
 """
 
@@ -39,6 +41,20 @@ logging.getLogger("optuna._gp.optim_mixed").setLevel(logging.ERROR)  # it warns 
 def suits(distributions: Mapping[str, BaseDistribution], ended: int) -> bool:
     """Return whether the model is used for a trial: few parameters, few ended trials, and SciPy is installed."""
     return len(distributions) <= PARAMETERS and ended <= TRIALS and find_spec("scipy") is not None
+
+
+def compressed(values: Sequence[float]) -> np.ndarray:
+    """Return values to minimize, with the logarithm of the distance for those above the median.
+
+    The unit of the logarithm is the distance between the best value and the median, so that the result does not depend on
+    the objective's unit.
+    """
+    array = np.asarray(values, dtype=float)
+    middle, best = float(np.median(array)), float(array.min())
+    scale = middle - best
+    if scale <= 0:
+        return array
+    return np.where(array > middle, middle + scale * np.log1p(np.maximum(array - middle, 0) / scale), array)
 
 
 def start_point(distributions: Mapping[str, BaseDistribution], seed: int, number: int) -> dict[str, Any]:
@@ -97,8 +113,8 @@ class GaussianSampler(BaseSampler):
             if other.number != trial.number and search_space.keys() <= other.params.keys()
         ]
         own = optuna.create_study(sampler=self._model())
-        for other, value in zip(ended, _values(study, ended), strict=True):
-            own.add_trial(_copied(other, search_space, state=TrialState.COMPLETE, value=value))
+        for other, value in zip(ended, compressed(_values(study, ended)), strict=True):
+            own.add_trial(_copied(other, search_space, state=TrialState.COMPLETE, value=float(value)))
         for other in running:
             own.add_trial(_copied(other, search_space, state=TrialState.RUNNING))
         return own.ask(search_space).params

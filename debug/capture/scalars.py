@@ -6,6 +6,7 @@ Numbers on an accelerator are copied to the host without waiting for the device.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,8 +22,8 @@ from .writer import ScalarStep, Writer
 
 SECONDS, STEPS = 1.0, 256
 """Longest time, and largest number of steps, that numbers wait."""
-NORM_SHARE, LEARNING = 0.003, 1.0
-"""Largest share of the training time that the norm of the gradients may take, after the first seconds."""
+NORM_SHARE, NORM_FREE = 0.003, 0.1
+"""Largest share of the training time that the norms of the gradients may take, and seconds that do not count."""
 
 
 class ScalarSteps:
@@ -152,7 +153,7 @@ class UpdateScalars:
     def __init__(self, optimizers: Mapping[str, Optimizer]) -> None:
         self._suffixes = {id(optimizer): f"/{key}" if key else "" for key, optimizer in optimizers.items()}
         self._values: dict[str, float | torch.Tensor] = {}
-        self._spent, self._start = 0.0, time.perf_counter()
+        self._spent, self._start = -math.inf, time.perf_counter()
 
     def update(self, optimizer: Optimizer) -> None:
         """Take the numbers of an optimizer that is about to update."""
@@ -169,12 +170,10 @@ class UpdateScalars:
         if known:
             self._values[f"learning_rate{suffix}"] = max(known)
         start = time.perf_counter()
-        elapsed = start - self._start
-        if elapsed < LEARNING or self._spent <= NORM_SHARE * elapsed:
-            norm = _norm(optimizer)
-            if norm is not None:
+        if self._spent <= NORM_SHARE * (start - self._start) + NORM_FREE:
+            if (norm := _norm(optimizer)) is not None:
                 self._values[f"gradient_norm{suffix}"] = norm
-            self._spent += time.perf_counter() - start
+            self._spent = max(0.0, self._spent + time.perf_counter() - start)  # the first one loads kernels
 
     def take(self) -> dict[str, float | torch.Tensor]:
         """Return the numbers since the last call."""

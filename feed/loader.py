@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterDataPipe, MapDataPipe, Sam
 
 from loopwise.errors import InputError
 
-from . import options, state
+from . import options, rebuilt, state
 from .iterator.iterator import PoolIterator
 from .iterator.saved import Position, Saved
 from .iterator.single import SingleIterator
@@ -143,6 +143,7 @@ class RemoteDataLoader(DataLoader[T]):
                 "num_workers was left out; it is the number of random streams that the workers of the group share",
                 "pass num_workers=8, for instance",
             )
+        rebuilt.add(self)
 
     def with_batch_sampler(
         self, batch_sampler: Sampler[list[Any]] | Iterable[list[Any]]
@@ -187,13 +188,17 @@ class RemoteDataLoader(DataLoader[T]):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state of ``state_dict`` at the next iteration.
 
+        A number that ``set_epoch`` of the saved loader was given is set here, too.
+
         Raises:
             InputError: the state is of a loader whose batches differ.
             StateError: it describes a position that cannot be reached exactly; or, at the next iteration, the sampler does not
                 repeat its order.
         """
         self._saved = state.restored(self, state_dict)
-        self._epoch, self._set_epoch = state_dict["epoch"], state_dict["set_epoch"]
+        self._epoch = state_dict["epoch"]
+        if state_dict["set_epoch"] is not None:
+            self.set_epoch(state_dict["set_epoch"])
         self._loaded = dict(state_dict)
 
     def take_saved(self) -> Saved | None:
@@ -224,6 +229,7 @@ class RemoteDataLoader(DataLoader[T]):
     # -- iterators ------------------------------------------------------------------------------
 
     def __iter__(self) -> Any:
+        rebuilt.discard(self)
         iterator = super().__iter__()
         self._position = getattr(iterator, "position", None)
         return iterator

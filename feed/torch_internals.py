@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -85,3 +86,27 @@ def set_signal_handlers() -> None:
     """Let a worker process name the signal that ends it, as DataLoader's workers do."""
     signal_handling._set_worker_signal_handlers()  # type: ignore[attr-defined]
     torch.multiprocessing._set_thread_name("pt_data_worker")
+
+
+def observe_iterations(observer: Callable[[Any], None]) -> Callable[[], None]:
+    """Call a function with every ``DataLoader`` whose iteration begins in this process, before it begins.
+
+    Returns:
+        Function that ends this.  If another program has replaced ``DataLoader.__iter__`` meanwhile, that remains.
+    """
+    iterate: Any = DataLoader.__iter__
+    observers = [observer]
+
+    @functools.wraps(iterate)
+    def observed(loader: Any) -> Any:
+        for each in observers:
+            each(loader)
+        return iterate(loader)
+
+    def end() -> None:
+        observers.clear()
+        if DataLoader.__iter__ is observed:
+            DataLoader.__iter__ = iterate  # type: ignore[method-assign]
+
+    DataLoader.__iter__ = observed  # type: ignore[method-assign]
+    return end

@@ -69,6 +69,7 @@ class RemoteDataLoader(DataLoader[T]):
 
     Attributes:
         iterable: whether the dataset is an ``IterableDataset``.
+        told: names of the warnings that this loader has issued.
 
     Raises:
         InputError: invalid arguments that DataLoader does not have.
@@ -143,6 +144,7 @@ class RemoteDataLoader(DataLoader[T]):
                 "num_workers was left out; it is the number of random streams that the workers of the group share",
                 "pass num_workers=8, for instance",
             )
+        self.told: set[str] = set()
         rebuilt.add(self)
 
     def with_batch_sampler(

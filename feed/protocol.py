@@ -94,6 +94,8 @@ class Result:
     """Time that the worker took for the task, in seconds."""
     cpu_seconds: float = 0.0
     """Processor time that the worker took for the task, in seconds."""
+    stateless: str = ""
+    """Why ``state`` has no state of an iterable dataset that has ``state_dict``: its exception."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from ..protocol import Lost, Pool, Result, Task, Work
 from ..torch_internals import BaseIterator, pinned
 from .crashes import Crashes
 from .lane import LaneRecord
+from .notices import Notices
 from .replay import RandomPoint
 from .saved import Position, Saved
 from .schedule import Entry, Schedule
@@ -56,6 +57,7 @@ class PoolIterator(BaseIterator):  # type: ignore[misc]  # torch's class has no 
             self._iterable,
         )
         self._crashes = Crashes(loader.on_crash == "skip", self._iterable)
+        self._notices = Notices(loader.told, loader.prefetch_bytes, self._num_workers)
         self._pinning = ThreadPoolExecutor(1, "loopwise-feed-pin") if self._pin_memory else None
         self._pool = pool
         pool.start(self._work(loader))
@@ -153,6 +155,7 @@ class PoolIterator(BaseIterator):  # type: ignore[misc]  # torch's class has no 
         self._schedule.submit()
 
     def _arrive(self, result: Result) -> None:
+        self._notices.arrived(result)
         entry = self._schedule.arrived(result)
         lane = self._lanes[result.lane]
         if result.ended and lane.active and result.epoch == self.position.epoch:

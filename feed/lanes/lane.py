@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,8 @@ class Lane:
         self._fetched = 0
         self._failure: Any = None
         """Exception of ``worker_init_fn``."""
+        self.stateless = ""
+        """Exception of the dataset's ``state_dict`` after the last task."""
 
     def begin(self) -> None:
         """Seed the process for the lane and call ``worker_init_fn``, as a worker of DataLoader does when it starts."""
@@ -69,8 +72,20 @@ class Lane:
         self.random = random
         if not self.work.iterable:
             return LaneState(random)
-        stateful = hasattr(self.dataset, "state_dict") and hasattr(self.dataset, "load_state_dict")
-        return LaneState(random, self._fetched, self.dataset.state_dict() if stateful else None)
+        return LaneState(random, self._fetched, self._dataset_state())
+
+    def _dataset_state(self) -> Any:
+        """Return the state of an iterable dataset that has one, and ``None`` if that cannot be had or sent."""
+        self.stateless = ""
+        if not (hasattr(self.dataset, "state_dict") and hasattr(self.dataset, "load_state_dict")):
+            return None
+        try:
+            state = self.dataset.state_dict()
+            pickle.dumps(state)
+            return state
+        except Exception as error:
+            self.stateless = f"{type(error).__name__}: {error}"
+            return None
 
     def _start_epoch(self, task: Task, progress: Progress) -> None:
         self._ended, self._fetched = False, 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import pickle
 import time
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from ..packing.pack import Collating, Packed, Packer, Retained
 from ..protocol import LaneState, Result, Task, Work
 from ..torch_internals import clear_worker_info, is_wrapped_exception, wrap_exception
 from . import states
+from .copies import copied
 from .lane import Lane, Progress
 
 
@@ -31,6 +31,7 @@ class Reply:
     state: LaneState | None = None
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    stateless: str = ""
 
     def fields(self) -> tuple[tuple[Any, ...], tuple[Any, ...] | None]:
         """Return what travels besides the blocks: the fields for ``result``, and the packed batch.
@@ -43,7 +44,8 @@ class Reply:
             places = [block.place for block in packed.blocks]
             body = packed.header, packed.inline, places, packed.sizes, packed.pickled, packed.nbytes
         task = self.epoch, self.number, self.attempt, self.lane
-        return (*task, self.error, self.ended, self.state, self.seconds, self.cpu_seconds), body
+        times = self.seconds, self.cpu_seconds
+        return (*task, self.error, self.ended, self.state, *times, self.stateless), body
 
 
 def result(fields: tuple[Any, ...], batch: Any, nbytes: int) -> Result:
@@ -54,9 +56,9 @@ def result(fields: tuple[Any, ...], batch: Any, nbytes: int) -> Result:
         batch: function that returns the batch; ``None``: there is none.
         nbytes: bytes of the batch.
     """
-    epoch, number, attempt, lane, error, ended, state, seconds, cpu_seconds = fields
+    *task, error, ended, state, seconds, cpu_seconds, stateless = fields
     raised = None if error is None else pickle.loads(error)
-    return Result(epoch, number, attempt, lane, batch, raised, ended, state, nbytes, seconds, cpu_seconds)
+    return Result(*task, batch, raised, ended, state, nbytes, seconds, cpu_seconds, stateless)
 
 
 def _no_progress(number: int, position: int) -> None:
@@ -86,7 +88,11 @@ class Worker:
         start, cpu = time.perf_counter(), time.process_time()
         reply = Reply(task.epoch, task.number, task.attempt, task.lane)
         self._free_retained()
-        lane = self._enter(task)
+        try:
+            lane = self._enter(task)
+        except Exception:  # of the dataset's copy
+            reply.error = _pickled(wrap_exception(task.lane))
+            return reply
         batch: Any = None
         packer = Packer(self._memory)
         try:
@@ -100,10 +106,7 @@ class Worker:
             reply.error = _pickled(wrap_exception(task.lane))
         del batch
         self._retained += packer.finish(reply.packed)
-        try:
-            reply.state = lane.state()
-        except Exception:  # of the dataset's own state_dict
-            reply.error = _pickled(wrap_exception(task.lane))
+        reply.state, reply.stateless = lane.state(), lane.stateless
         reply.seconds, reply.cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
         return reply
 
@@ -149,7 +152,7 @@ class Worker:
         has a position, and ``worker_init_fn`` usually changes the dataset.
         """
         apart = self._work.iterable or self._work.worker_init_fn is not None
-        return copy.deepcopy(self._work.dataset) if self._several and apart else self._work.dataset
+        return copied(self._work.dataset) if self._several and apart else self._work.dataset
 
 
 def _pickled(error: Any) -> bytes:

@@ -1,6 +1,7 @@
 """Pack a batch: its structure as a pickled header, its tensors as bytes.
 
-A header is the pickle of the batch with every dense tensor and plain array replaced by a call of ``_tensor`` or ``_array``:
+A header is the pickle of the batch with every dense tensor, storage and plain array replaced by a call of ``_tensor``,
+``_storage`` or ``_array``:
 ``(source, offset, dtype, shape, strides)``.  ``source`` is -1 for the inline bytes of the message, and otherwise the number of
 a block; ``strides`` are ``None`` if they are the usual ones.  Everything else is pickled as it is
 (sparse, nested and quantized tensors, subclasses, tensors that require a gradient), and counted.
@@ -46,6 +47,11 @@ class Packed:
 
 def _tensor(*description: Any) -> Any:
     """Mark the place of a tensor in a header; ``Unpacker`` replaces this function."""
+    raise RuntimeError("a packed batch is unpacked by unpack()")
+
+
+def _storage(*description: Any) -> Any:
+    """Mark the place of an untyped storage in a header; ``Unpacker`` replaces this function."""
     raise RuntimeError("a packed batch is unpacked by unpack()")
 
 
@@ -193,6 +199,8 @@ class Packer(pickle.Pickler):
         elif type(value) is np.ndarray and value.dtype.kind in "biufc" and value.flags.c_contiguous:
             source, offset = self._place_array(value)
             return _array, (source, offset, value.dtype.str, value.shape)
+        elif type(value) is torch.UntypedStorage and value.device.type == "cpu":
+            return _storage, self._place_tensor(torch.empty(0, dtype=torch.uint8, device="cpu").set_(value))
         return NotImplemented
 
     def _place_tensor(self, tensor: torch.Tensor) -> tuple[Any, ...]:

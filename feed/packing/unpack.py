@@ -60,6 +60,9 @@ class _Views:
             return flat.as_strided(shape, strides)
         return flat if len(shape) == 1 else flat.view(shape)
 
+    def _storage(self, *description: Any) -> torch.UntypedStorage:
+        return self._tensor(*description).clone().untyped_storage()
+
     def _array(self, source: int, offset: int, dtype: str, shape: tuple[int, ...]) -> Any:
         if 0 in shape:
             return np.empty(shape, dtype)
@@ -78,4 +81,5 @@ def unpack(header: bytes, inline: bytes | bytearray, blocks: Sequence[Any]) -> A
             hold them.
     """
     views = _Views(bytearray(inline), blocks)
-    return Unpacker(header, {"_tensor": views._tensor, "_array": views._array}).load()
+    marks = {"_tensor": views._tensor, "_storage": views._storage, "_array": views._array}
+    return Unpacker(header, marks).load()

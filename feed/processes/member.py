@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pickle
 import signal
-import warnings
+from multiprocessing.context import get_spawning_popen, set_spawning_popen
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
+
+from loopwise.errors import InputError
 
 from ..lanes import result
 from ..protocol import Counters, Lost, Result, Task, Work
 from ..ring.batch import Batch
 from ..ring.file import CLOSED, NUMBER, POSITION, SharedFile
 from ..ring.views import Views
+from ..unpicklable import culprit
 from .channel import pair
 from .main import main
 
@@ -40,18 +44,11 @@ class Member:
         self.process = context.Process(target=main, args=arguments, daemon=True)
         try:
             self.process.start()
-        except (TypeError, AttributeError, pickle.PicklingError):
+        except Exception as error:
             self.channel.close()
             self._file.close()
-            warnings.warn(
-                "Got pickle error when attempting to start a worker Process. "
-                "This might be because the worker Process arguments are not picklable. "
-                "Python 3.14+ changed the multiprocessing start method in non-Mac POSIX platforms "
-                "to 'forkserver', which requires the worker Process arguments to be picklable. "
-                "You can also try multiprocessing.set_start_method('fork').",
-                stacklevel=2,
-            )
-            raise
+            unpicklable = None if forked else _unpicklable(context.get_start_method(), work)
+            raise (unpicklable or error) from (None if unpicklable else error.__cause__)
         finally:
             link.close()
 
@@ -108,3 +105,38 @@ def ending(exitcode: int | None) -> str:
         except ValueError:
             return f"was ended by signal {-exitcode}"
     return f"ended with exit status {exitcode}"
+
+
+class _Probe:
+    """The process that is being started, for objects that may be pickled for it only."""
+
+    def duplicate_for_child(self, descriptor: int) -> int:
+        return descriptor
+
+
+def _dumps(value: Any) -> None:
+    """Pickle a value as for a process that is being started."""
+    before = get_spawning_popen()
+    set_spawning_popen(_Probe())
+    try:
+        ForkingPickler.dumps(value)
+    finally:
+        set_spawning_popen(before)
+
+
+def _unpicklable(method: str, work: Work) -> InputError | None:
+    """Return the error that names what cannot be pickled, ``None`` if everything can."""
+    for name in ("dataset", "collate_fn", "worker_init_fn"):
+        value = getattr(work, name)
+        try:
+            _dumps(value)
+        except Exception as error:
+            attribute, part = culprit(name, value, _dumps)
+            return InputError(
+                f"{attribute} of type {type(part).__name__}, which cannot be pickled ({error})",
+                f"a dataset, collate_fn and worker_init_fn that can be pickled, since {method!r} starts the workers",
+                "a lambda or a function inside of a function, an open file, a lock, a connection or a generator",
+                f"use a function of a module, leave {attribute} out in __getstate__ and make it in the worker when it is first "
+                "used, or pass multiprocessing_context='fork'",
+            )
+    return None

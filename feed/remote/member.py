@@ -7,7 +7,7 @@ import pickle
 from typing import Any
 
 from ..lanes import result
-from ..packing.memory import Block
+from ..packing.memory import Block, HeapMemory
 from ..protocol import Counters, Task
 from ..ring.batch import Batch
 from ..ring.extents import Extents
@@ -49,7 +49,10 @@ class Arena:
     def allocate(self, nbytes: int) -> Block:
         """Return memory for a batch."""
         self._extents.begin(self.views.take_released())
-        block = self._extents.allocate(nbytes)
+        try:
+            block = self._extents.allocate(nbytes)
+        except OSError:  # the process has no mappings left
+            return HeapMemory().allocate(nbytes)
         self.views.forget(self._extents.take_retired())
         return block
 
@@ -142,7 +145,9 @@ class Member:
                 self._complete.discard(ticket)
                 block, (header, inline, _, sizes) = self._incoming.pop(ticket, None), packed
                 places = [] if block is None else [block.place]
-                batch = Batch(arena.views, counters, (header, inline, places, sizes), layout(sizes)[0])
+                private = [block.buffer] if block is not None and block.place is None else None
+                body = header, inline, places, sizes
+                batch = Batch(arena.views, counters, body, layout(sizes)[0], private)
         if self.tasks.pop(ticket, None) is None:
             return None
         counters.batches += batch is not None
@@ -159,7 +164,7 @@ class Member:
 
     def close(self, arena: Arena) -> None:
         """Close the connection; batches that the user holds stay valid."""
-        arena.views.drop([block.place for block in self._incoming.values()])
+        arena.views.drop([block.place for block in self._incoming.values() if block.place is not None])
         self._incoming.clear()
         if self.connection is not None:
             self.connection.close()

@@ -11,6 +11,7 @@ from loopwise.errors import InputError
 from loopwise.extras import required
 
 from ..protocol import Work
+from ..unpicklable import culprit
 
 with required("ray", "feed", "a loader with a group"):
     from ray import cloudpickle
@@ -51,27 +52,8 @@ def _nothing(_: Any) -> Any:
     return None
 
 
-def culprit(name: str, value: Any, depth: int = 5) -> tuple[str, Any]:
-    """Return the innermost attribute or item, and its value, because of which ``value`` cannot be pickled."""
-    if depth == 0:
-        return name, value
-    inner = (
-        [(f"{name}.{key}", part) for key, part in vars(value).items()] if hasattr(value, "__dict__") else []
-    )
-    if isinstance(value, dict):
-        inner += [(f"{name}[{key!r}]", part) for key, part in value.items()]
-    elif isinstance(value, (list, tuple)):
-        inner += [(f"{name}[{number}]", part) for number, part in enumerate(value)]
-    for inner_name, part in inner:
-        try:
-            cloudpickle.dumps(part)
-        except Exception:
-            return culprit(inner_name, part, depth - 1)
-    return name, value
-
-
 def _unpicklable(name: str, value: Any, error: Exception) -> InputError:
-    attribute, part = culprit(name, value)
+    attribute, part = culprit(name, value, cloudpickle.dumps)
     return InputError(
         f"{attribute} of type {type(part).__name__}, which cannot be pickled ({error})",
         "a dataset, collate_fn and worker_init_fn that can be pickled, since they travel to other machines",

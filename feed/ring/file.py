@@ -13,6 +13,7 @@ import mmap
 import os
 import weakref
 from multiprocessing import reduction
+from pathlib import Path
 from typing import Any
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -23,6 +24,30 @@ _LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 PAGE = mmap.ALLOCATIONGRANULARITY
 NUMBER, POSITION, CLOSED = 0, 1, 2
 """Words of the control page: the batch in work (-1: none), the sample in work (-1: unknown), whether to stop."""
+
+
+def _most_mapped() -> int:
+    """Return half of the mappings that the system allows in a process; the rest is left to the program."""
+    try:
+        return int(Path("/proc/sys/vm/max_map_count").read_text()) // 2
+    except (OSError, ValueError):
+        return 65_530 // 2
+
+
+MOST_MAPPED = _most_mapped()
+"""Most mappings of shared files in this process, of all workers and loaders, while batches are handed over without a copy."""
+_mapped: set[int] = set()
+"""Addresses of the mappings, except control pages."""
+
+
+def mapped() -> int:
+    """Return the number of mappings of shared files in this process."""
+    return len(_mapped)
+
+
+def _unmap(address: int, length: int) -> None:
+    _mapped.discard(address)
+    _LIBC.munmap(address, length)
 
 
 OPEN: weakref.WeakSet[SharedFile] = weakref.WeakSet()
@@ -62,7 +87,16 @@ class SharedFile:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
         memory = (ctypes.c_ubyte * length).from_address(address)
-        weakref.finalize(memory, _LIBC.munmap, address, length).atexit = False
+        _mapped.add(address)
+        weakref.finalize(memory, _unmap, address, length).atexit = False
+        return memory
+
+    def read(self, offset: int, length: int) -> bytearray:
+        """Return a copy of a part of the file, for which no mapping is needed."""
+        memory = bytearray(length)
+        view, done = memoryview(memory), 0
+        while done < length and (count := os.preadv(self.descriptor, [view[done:]], offset + done)):
+            done += count
         return memory
 
     def close(self) -> None:

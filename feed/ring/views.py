@@ -13,8 +13,8 @@ from .extents import Place
 from .file import SharedFile
 
 MOST_HELD = 4096
-"""Most extents that the user's batches may hold.  Each is a mapping in two processes, and Linux allows 65,530 in one; further
-batches are copied into private memory."""
+"""Most extents of one worker that the user's batches may hold; further batches are copied into private memory.  Each extent is
+a mapping in two processes, and the mappings of all workers are limited by ``file.MOST_MAPPED``, too."""
 
 
 class Views:
@@ -67,6 +67,12 @@ class Views:
         ]
         self.drop(places)
         return arrays
+
+    def read(self, places: Sequence[Place]) -> list[Any]:
+        """Return copies of the extents as the file has them, and release the extents; no memory is mapped."""
+        copies = [self._file.read(*place) for place in places]
+        self.drop(places)
+        return copies
 
     def drop(self, places: Sequence[Place]) -> None:
         """Release extents that no batch uses."""

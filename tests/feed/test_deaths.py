@@ -66,6 +66,35 @@ def test_a_stream_with_a_state_goes_on_from_it():
     assert torch.cat(rows)[-1, 1] < 12  # it was not iterated from the start
 
 
+class Stateless(Counting):
+    """A stream whose state cannot be had after some samples, or cannot be sent."""
+
+    def state_dict(self):
+        if self.at == 4:
+            raise ValueError("no state now")
+        return {"at": self.at, "generator": (n for n in ()) if self.at > 4 else None}
+
+
+def test_a_stream_that_cannot_tell_its_state_is_iterated_again():
+    loader = RemoteDataLoader(Stateless(12), 2, num_workers=1)
+    with pytest.warns(LoopwiseWarning) as caught:
+        for _ in range(2):
+            iterator = iter(loader)
+            rows = [next(iterator), next(iterator), next(iterator)]
+            state = loader.state_dict()
+            os.kill(iterator._workers[0].pid, signal.SIGKILL)
+            rows += list(iterator)
+            assert torch.cat(rows)[:, 0].tolist() == list(range(1, 13))
+            assert torch.cat(rows)[-1, 1] == 12  # it was iterated from the start
+        loader.load_state_dict(state)
+        assert torch.cat(list(loader))[:, 0].tolist() == list(range(7, 13))
+    assert [str(warning.message) for warning in caught] == [
+        "state_dict() of the dataset raised ValueError: no state now: after a worker's death, and after load_state_dict, the "
+        "dataset is iterated again up to the batch that is due, which takes time; mend its state_dict, or remove it"
+    ]
+    assert caught[0].filename == __file__
+
+
 def test_a_single_death_over_a_sample_is_repeated(tmp_path):
     loader = RemoteDataLoader(Failing(8, {3: "once"}, str(tmp_path)), 2, num_workers=2)
     assert [batch[:, 0, 0].int().tolist() for batch in loader] == [[0, 1], [2, 3], [4, 5], [6, 7]]

@@ -1,5 +1,6 @@
 """Errors: those of user code and of arguments as DataLoader has them, those of our own arguments in full."""
 
+import functools
 import threading
 import time
 
@@ -85,14 +86,50 @@ def test_the_timeout_is_that_of_dataloader():
     assert messages == {"DataLoader timed out after 1 seconds"}
 
 
-def test_a_dataset_that_cannot_be_pickled_is_reported_as_by_dataloader():
-    dataset = Augmented(4)
-    dataset.lock = threading.Lock()
-    with (
-        pytest.warns(UserWarning, match="Got pickle error when attempting to start a worker Process"),
-        pytest.raises(TypeError, match="cannot pickle"),
-    ):
-        iter(RemoteDataLoader(dataset, 2, num_workers=1, multiprocessing_context="spawn"))
+class Transform:
+    """A transform with a lock, which it does not pickle, and a function."""
+
+    def __init__(self, fn):
+        self.lock, self.fn = threading.Lock(), fn
+
+    def __getstate__(self):
+        return {"fn": self.fn}
+
+
+UNPICKLABLE = {
+    "dataset.transform.fn of type function": lambda data: {"transform": Transform(lambda image: image)},
+    "dataset.readers['train'][1] of type lock": lambda data: {"readers": {"train": (0, threading.Lock())}},
+    "collate_fn.keywords['lock'] of type lock": lambda data: functools.partial(keep, lock=threading.Lock()),
+}
+
+
+def keep(samples, lock=None):
+    return samples
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("seen", UNPICKLABLE)
+def test_what_cannot_be_pickled_is_named(seen, method):
+    dataset, collate_fn, given = Augmented(4), None, UNPICKLABLE[seen](None)
+    if isinstance(given, dict):
+        vars(dataset).update(given)
+    else:
+        collate_fn = given
+    loader = RemoteDataLoader(
+        dataset, 2, num_workers=1, collate_fn=collate_fn, multiprocessing_context=method
+    )
+    with pytest.raises(InputError) as error:
+        iter(loader)
+    first, *rest = str(error.value).splitlines()
+    name = seen.split(" of type")[0]
+    assert first.startswith(f"seen: {seen}, which cannot be pickled (")
+    assert rest == [
+        "expected: a dataset, collate_fn and worker_init_fn that can be pickled, since "
+        f"{method!r} starts the workers",
+        "likely cause: a lambda or a function inside of a function, an open file, a lock, a connection or a generator",
+        f"fix: use a function of a module, leave {name} out in __getstate__ and make it in the worker when it is first used, "
+        "or pass multiprocessing_context='fork'",
+    ]
 
 
 INVALID = [

@@ -5,6 +5,7 @@ import os
 import pickle
 import queue
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from torch.utils.data import (
 )
 
 from loopwise.feed import RemoteDataLoader
+from loopwise.warnings import LoopwiseWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore:Length of IterableDataset")
 
@@ -318,8 +320,18 @@ def test_batches_out_of_order_are_all_there():
 
 
 def test_few_bytes_in_advance_change_nothing():
-    theirs, ours = pair(Augmented(), batch_size=4, shuffle=True, num_workers=2, theirs={"prefetch_bytes": 1})
+    with pytest.warns(LoopwiseWarning) as caught:
+        theirs, ours = pair(
+            Augmented(), batch_size=4, shuffle=True, num_workers=2, times=2, theirs={"prefetch_bytes": 1000}
+        )
     assert equal(theirs, ours)
+    (text,) = [str(warning.message) for warning in caught if warning.category is LoopwiseWarning]
+    seen = re.match(r"a batch of (\d\d,\d\d\d) bytes is larger than prefetch_bytes=1,000: (.*)$", text)
+    assert seen[2] == (
+        "each of the 2 lanes loads one batch at a time, and the next one only after the training loop has taken it; "
+        f"pass prefetch_bytes={4 * int(seen[1].replace(',', ''))} for two batches of each lane, or leave it out"
+    )
+    assert feed_kit.__file__ in {warning.filename for warning in caught}
 
 
 def test_the_bytes_in_advance_are_limited():
@@ -343,3 +355,45 @@ def test_numpy_arrays_come_as_arrays():
 
 def _as_array(sample):
     return sample["image"].numpy()
+
+
+class Locked(Augmented):
+    """Samples behind locks of every kind, with a state of their own that ``worker_init_fn`` sets."""
+
+    def __init__(self):
+        super().__init__(12)
+        self.lock, self.again, self.ready = threading.Lock(), threading.RLock(), queue.Queue()
+        self.lane = None
+
+    def __getitem__(self, index):
+        with self.lock, self.again:
+            self.ready.put(super().__getitem__(index))
+            return self.ready.get(timeout=60) | {"lane": self.lane}
+
+
+def set_lane(lane):
+    get_worker_info().dataset.lane = lane
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_lanes_that_share_a_worker_have_copies_of_a_dataset_with_locks():
+    options = {"batch_size": 2, "num_workers": 3, "worker_init_fn": set_lane}
+    theirs, ours = pair(Locked(), theirs={"workers": 1}, **options)
+    assert equal(theirs, ours)
+    assert [batch["lane"].tolist() for batch in ours[0]] == [[0, 0], [1, 1], [2, 2]] * 2
+
+
+def test_a_dataset_that_cannot_be_copied_for_another_lane_is_refused():
+    data = Locked()
+    data.reader = {"numbers": iter((n for n in ()))}
+    loader = RemoteDataLoader(data, 2, num_workers=2, workers=1, worker_init_fn=set_lane)
+    with pytest.raises(RuntimeError) as error:
+        next(iter(loader))
+    assert str(error.value).splitlines()[-4:] == [
+        "loopwise.errors.InputError: seen: dataset.reader['numbers'] of type generator, which cannot be copied (cannot pickle "
+        "'generator' object)",
+        "expected: a dataset that can be copied: each of the num_workers random streams needs a dataset of its own, and there "
+        "are fewer workers",
+        "likely cause: it holds an open file, a connection or a generator",
+        "fix: leave out workers=, open dataset.reader['numbers'] when it is first used, or give the dataset a __deepcopy__",
+    ]

@@ -255,3 +255,12 @@ def test_memory_is_free_when_the_batch_is_dropped_without_the_garbage_collector(
         assert freed() is None
     finally:
         gc.enable()
+
+
+def test_storages_come_as_storages():
+    storages = [torch.arange(count).untyped_storage() for count in (0, 5, 20_000)]
+    came, packed = travelled(storages)
+    assert [type(storage) for storage in came] == [torch.UntypedStorage] * 3
+    assert [storage.tolist() for storage in came] == [storage.tolist() for storage in storages]
+    assert packed.pickled == 0
+    assert len(packed.blocks) == 1

@@ -1,6 +1,9 @@
 """Shared memory: an extent is used again only when nobody holds it, and memory stays bounded."""
 
+import contextlib
+import ctypes
 import gc
+import mmap
 import os
 
 import numpy as np
@@ -15,7 +18,7 @@ from loopwise.feed.remote.member import Arena
 from loopwise.feed.ring import views as views_module
 from loopwise.feed.ring.batch import Batch
 from loopwise.feed.ring.extents import Extents, rounded
-from loopwise.feed.ring.file import PAGE, SharedFile
+from loopwise.feed.ring.file import MOST_MAPPED, PAGE, SharedFile, mapped
 from loopwise.feed.ring.views import Views
 
 
@@ -161,3 +164,61 @@ def test_kept_batches_take_no_descriptors(sides):
     kept = [tensor(sides[1], *written(*sides, value)) for value in range(50)]
     assert psutil.Process().num_fds() == before
     assert [int(view[-1]) for view in kept] == list(range(50))
+
+
+def opened(extents, views, counters, value):
+    """Return a batch of one tensor, written and opened."""
+    extents.begin(views.take_released())
+    packed = Packer(extents).pack(torch.full((10_000,), float(value)))
+    body = packed.header, packed.inline, [b.place for b in packed.blocks], packed.sizes, 0, packed.nbytes
+    return Batch(views, counters, body)()
+
+
+def test_the_mappings_of_all_workers_together_are_limited(monkeypatch):
+    files = [SharedFile() for _ in range(3)]
+    workers, counters = [(Extents(file, 2), Views(file)) for file in files], Counters()
+    monkeypatch.setattr("loopwise.feed.ring.batch.MOST_MAPPED", mapped() + 14)
+    kept = [opened(*worker, counters, value) for value in range(10) for worker in workers]
+    assert [float(batch.max()) for batch in kept] == [value for value in range(10) for _ in workers]
+    held = sum(views.held for _, views in workers)
+    assert counters.copies == 30 - held
+    assert 4 <= held <= 7  # each is a mapping in the worker and one here, and both are this process
+    assert MOST_MAPPED > 1000
+    for file in files:
+        file.close()
+
+
+@contextlib.contextmanager
+def exhausted():
+    """Let the process have no mappings left, by a region whose pages have alternating protection and do not merge."""
+    libc = ctypes.CDLL(None)
+    with mmap.mmap(-1, 4 * MOST_MAPPED * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as region:
+        start = ctypes.addressof(ctypes.c_char.from_buffer(region))
+        try:
+            refused = (
+                libc.mprotect(ctypes.c_void_p(start + page * PAGE), PAGE, mmap.PROT_READ)
+                for page in range(0, 4 * MOST_MAPPED, 2)
+            )
+            assert any(refused)
+            yield
+        finally:
+            libc.mprotect(ctypes.c_void_p(start), 4 * MOST_MAPPED * PAGE, mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+@pytest.mark.skipif(
+    2 * MOST_MAPPED > 100_000, reason="this system allows more mappings than a test should make"
+)
+def test_batches_are_copied_when_the_process_has_no_mappings_left():
+    source, arena, counters = SharedFile(), Arena(2), Counters()
+    extents, views = Extents(source, 2), Views(source)
+    extents.begin([])
+    packed = Packer(extents).pack([torch.full((10_000,), 3.0), torch.full((9_000,), 4.0)])
+    body = packed.header, packed.inline, [b.place for b in packed.blocks], packed.sizes, 0, packed.nbytes
+    with exhausted():
+        batch = Batch(views, counters, body)
+        block = arena.allocate(40_000)
+    assert [tensor.unique().tolist() for tensor in batch()] == [[3.0], [4.0]]
+    assert (counters.copies, views.held, len(views.take_released())) == (1, 0, 2)
+    assert (block.place, block.buffer.nbytes) == (None, 40_000)
+    source.close()
+    arena.close()

@@ -61,7 +61,8 @@ class RemoteDataLoader(DataLoader[T]):
         prefetch_bytes: most bytes of batches that are being loaded or wait for the training loop; each lane may always have
             one.  ``None``: no limit besides ``prefetch_factor``.
         workers: number of worker processes, at most ``num_workers``, which share the lanes; default: ``num_workers``.
-            ``"auto"``: as many as useful; on this machine one for each processor.
+            ``"auto"``: on this machine one for each processor; in a group as many as training waits for, at most one for each
+            processor of the group.
         seeding: ``"worker"``: a random stream for each lane, as in DataLoader.  ``"sample"``: a seed for each sample, from its
             position in the epoch.  Default: ``"worker"``, but ``"sample"`` with ``workers="auto"``.
         on_crash: what to do with a sample that has ended its worker process twice: ``"raise"`` an error that names it in place of
@@ -214,7 +215,10 @@ class RemoteDataLoader(DataLoader[T]):
         return number, self._set_epoch
 
     def report(self) -> dict[str, int]:
-        """Return counts of the latest iteration: batches received, private copies, pickled tensors, lost workers, held bytes."""
+        """Return counts of the latest iteration: batches received, private copies, pickled tensors, lost workers, held bytes.
+
+        ``workers`` is the present number of workers, 0 after the iteration.
+        """
         counters = Counters() if self._position is None else self._position.counters
         return {
             "batches": counters.batches,
@@ -222,6 +226,7 @@ class RemoteDataLoader(DataLoader[T]):
             "pickled": counters.pickled,
             "workers_lost": counters.workers_lost,
             "held_bytes": counters.held_bytes(),
+            "workers": counters.workers(),
         }
 
     def __getstate__(self) -> dict[str, Any]:
@@ -248,8 +253,8 @@ class RemoteDataLoader(DataLoader[T]):
         if self.group is not None:
             from .remote.pool import RemotePool  # Ray and ZeroMQ are an extra
 
-            count = options.remote_workers(self.group, self.workers, self.num_workers)
-            return RemotePool(self.group, count, self._batches_of_worker(count))
+            number = options.remote_workers(self.workers, self.num_workers)
+            return RemotePool(self.group, number, self._batches_of_worker(number or 1), self.num_workers)
         count = options.local_processes(self.workers, self.num_workers)
         context = self.multiprocessing_context or multiprocessing.get_context()
         return ProcessPool(context, count, self._batches_of_worker(count))

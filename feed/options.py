@@ -60,13 +60,8 @@ def local_processes(workers: int | str | None, num_workers: int) -> int:
     return min(num_workers, cpu_count() or 1) if isinstance(workers, str) else workers
 
 
-def remote_workers(group: str, workers: int | str | None, num_workers: int) -> int:
-    """Return the number of workers on the nodes of a group."""
+def remote_workers(workers: int | str | None, num_workers: int) -> int | None:
+    """Return the number of workers on the nodes of a group; ``None``: it follows what training waits for."""
     if isinstance(workers, str):
-        raise InputError(
-            f"workers={workers!r} with group={group!r}",
-            "a number of workers, or None for num_workers",
-            "workers on other machines are started once; their number does not follow the load",
-            f"pass workers={num_workers}, or leave out workers=",
-        )
+        return None
     return num_workers if workers is None else workers

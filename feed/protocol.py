@@ -162,3 +162,5 @@ class Counters:
     workers_lost: int = 0
     held_bytes: Callable[[], int] = field(default=int)
     """Bytes in batches that were received and are still alive."""
+    workers: Callable[[], int] = field(default=int)
+    """Present number of workers."""

@@ -28,7 +28,7 @@ ORDER = {
     "sift": "torch_internals report loss_history buffer source coordination compile_decision policies scorers scoring "
     "tokens selection step_losses frameworks options reader pipeline sharded pilot state loader page lightning transformers",
     "tune": "log pareto job process sagemaker reporting trials search engine folder invocation tuner page table cli",
-    "feed": "torch_internals protocol packing lanes ring processes remote iterator options state rebuilt loader accelerate launcher diagnosis "
+    "feed": "torch_internals unpicklable protocol packing lanes ring processes remote iterator options state rebuilt loader accelerate launcher diagnosis "
     "page lightning transformers cli",
     "compile": "cpu_libraries torch_internals linear_cross_entropy plan losses options spec accumulation "
     "layout graph verify search explain events cuda_graph forward planning step trainer_options lightning compared "

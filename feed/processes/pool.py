@@ -45,6 +45,7 @@ class ProcessPool:
         self._owner = os.getpid()
         self._held = Counters()
         self._held.held_bytes = lambda: sum(member.views.held_bytes for member in self._members.values())
+        self._held.workers = lambda: len(self._members)
 
     @property
     def processes(self) -> Sequence[Any]:

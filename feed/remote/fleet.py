@@ -16,6 +16,7 @@ from loopwise.extras import required
 
 from ..protocol import Counters, Lost, Result, Task
 from . import cluster
+from .elastic import Elastic
 from .keys import new_keys
 from .link import Connection
 from .member import Arena, Member
@@ -38,10 +39,11 @@ class Fleet:
     Args:
         group: name of the group.
         count: number of actors.
+        elastic: decisions about the number, if it may change.
     """
 
-    def __init__(self, group: str, count: int) -> None:
-        self.group, self.count = group, count
+    def __init__(self, group: str, count: int, elastic: Elastic | None = None) -> None:
+        self.group, self.count, self.elastic = group, count, elastic
         self.counters = Counters()
         self.arrivals: queue.SimpleQueue[Result | Lost | LoopwiseError] = queue.SimpleQueue()
         self.closed = threading.Event()
@@ -73,6 +75,11 @@ class Fleet:
         return sum(member.held_bytes for member in list(self._members)) + (
             arena.views.held_bytes if arena else 0
         )
+
+    @property
+    def running(self) -> int:
+        """Return the number of actors that are connected."""
+        return sum(member.connection is not None for member in list(self._members))
 
     def command(self, *command: Any) -> bool:
         """Hand a command to the thread: ``begin``, ``submit``, ``end`` or ``close``, and its arguments.
@@ -181,6 +188,9 @@ class Fleet:
         return node
 
     def _started(self, member: Member, actor: Any, hello: Any) -> None:
+        if member not in self._members:  # it was ended before it had started
+            self._kill(actor)
+            return
         assert member.node is not None
         connection = Connection(self._context, hello.endpoint, self._keys)
         member.connect(member.node, actor, hello, connection)
@@ -194,14 +204,13 @@ class Fleet:
 
     def _failed(self, member: Member, error: Exception, fatal: bool) -> None:
         """Handle an actor that could not be started: its lanes go to others, and another one is started."""
-        if isinstance(error, LoopwiseError) and (fatal or not self._running()):
+        if member not in self._members:
+            return
+        if isinstance(error, LoopwiseError) and (fatal or not self.running):
             self._members.remove(member)
             self.arrivals.put(error)
         else:
             self._lose(member, f"did not start ({type(error).__name__})", fruitless=True, cause=error)
-
-    def _running(self) -> bool:
-        return any(member.connection is not None for member in self._members)
 
     def _ship(self, member: Member) -> None:
         assert self._shipment is not None
@@ -237,22 +246,16 @@ class Fleet:
         node = member.node
         number, position = member.in_hand()
         lanes = sorted(member.lanes)
-        self._members.remove(member)
         for lane in lanes:
             del self._lanes[lane]
-        if member.connection is not None:
-            for socket in member.connection.sockets:
-                self._poller.unregister(socket)
-            threading.Thread(target=cluster.end, args=(member.actor,), daemon=True).start()
-        assert self._arena is not None
-        member.close(self._arena)
+        self._remove(member)
         if node is not None and not any(other.node == node for other in self._members):
             self._avoided[node.name] = time.monotonic()
         if self._shipment is None:
             return
         self.counters.workers_lost += not fruitless
         self._fruitless += fruitless or number is None
-        if self._fruitless >= FRUITLESS and not self._running():
+        if self._fruitless >= FRUITLESS and not self.running:
             self.arrivals.put(none_left(self.group, reason, cause))
             return
         address = node.address if node is not None else "?"
@@ -281,6 +284,31 @@ class Fleet:
             member.lanes.add(lane)
             self.arrivals.put(Lost([lane], "gave up the lane", guilty=False))
 
+    def _resize(self, count: int) -> None:
+        """Change the number of actors; the lanes of those that end go to the others."""
+        self.count = count
+        for _ in range(count - len(self._members)):
+            self._start()
+        for member in sorted(self._members, key=lambda member: member.connection is None)[count:]:
+            lanes = sorted(member.lanes)
+            self._give_up(member, set(lanes))
+            self._remove(member)
+            if lanes and self._shipment is not None:
+                self.arrivals.put(Lost(lanes, "was not needed any more", guilty=False))
+
+    def _remove(self, member: Member) -> None:
+        """End an actor, and release what it used."""
+        self._members.remove(member)
+        if member.connection is not None:
+            for socket in member.connection.sockets:
+                self._poller.unregister(socket)
+            self._kill(member.actor)
+        if self._arena is not None:
+            member.close(self._arena)
+
+    def _kill(self, actor: Any) -> None:
+        threading.Thread(target=cluster.end, args=(actor,), daemon=True).start()
+
     def _give_up(self, member: Member, lanes: set[int]) -> None:
         """Take lanes from an actor; it executes no tasks of theirs that it has not begun."""
         tickets = [ticket for ticket, task in member.tasks.items() if task.lane in lanes]
@@ -300,7 +328,7 @@ class Fleet:
         for member in self._members:
             if member.connection is not None:
                 member.send("close")
-                threading.Thread(target=cluster.end, args=(member.actor,), daemon=True).start()
+                self._kill(member.actor)
             if self._arena is not None:
                 member.close(self._arena)
         if self._arena is not None:

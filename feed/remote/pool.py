@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from loopwise.errors import LoopwiseError
 
 from ..protocol import Counters, Lost, Result, Task, Work
 from . import cluster
+from .elastic import Elastic
 from .fleet import Fleet
 from .shipment import ship
 
@@ -20,15 +22,25 @@ _idle: list[Fleet] = []
 _lock = threading.Lock()
 
 
-def take_fleet(group: str, count: int) -> Fleet:
-    """Return a fleet that no pool uses, or a new one."""
+def take_fleet(group: str, count: int | None, most: int) -> Fleet:
+    """Return a fleet that no pool uses, or a new one.
+
+    Args:
+        group: name of the group.
+        count: number of workers; ``None``: it follows what training waits for.
+        most: most workers in that case.
+    """
     with _lock:
         _idle[:] = [fleet for fleet in _idle if not fleet.closed.is_set()]
         for fleet in _idle:
-            if (fleet.group, fleet.count) == (group, count):
+            elastic = fleet.elastic
+            same = elastic is None and fleet.count == count
+            if fleet.group == group and (
+                same or (elastic is not None and count is None and elastic.most <= most)
+            ):
                 _idle.remove(fleet)
                 return fleet
-    return Fleet(group, count)
+    return Fleet(group, count or 1, Elastic(most) if count is None else None)
 
 
 @atexit.register
@@ -45,21 +57,25 @@ class RemotePool:
 
     Args:
         group: name of the group: a resource that its Ray nodes have.
-        workers: number of workers.
+        workers: number of workers; ``None``: it follows what training waits for.
         batches: number of batches for which each worker keeps free memory.
+        lanes: number of lanes, which is the most workers.
 
     Raises:
         InputError: no node belongs to the group.
         StateError: there is no cluster.
     """
 
-    def __init__(self, group: str, workers: int, batches: int) -> None:
+    def __init__(self, group: str, workers: int | None, batches: int, lanes: int) -> None:
         cluster.attach(group)
-        cluster.members(group)
+        cpus = sum(node.cpus for node in cluster.members(group))
+        self._most = max(1, min(lanes, cpus))
         self._group, self._workers, self._batches = group, workers, batches
         self._arrivals: queue.SimpleQueue[Result | Lost | LoopwiseError] = queue.SimpleQueue()
         self._fleet: Fleet | None = None
         self._counters = Counters()
+        self._since = time.monotonic()
+        """End of the last measurement of what training waits for."""
 
     @property
     def processes(self) -> Sequence[Any]:
@@ -74,11 +90,16 @@ class RemotePool:
     def start(self, work: Work) -> None:
         """Send the work to workers of an earlier pool, or start workers."""
         shipment = ship(work, self._batches)
+        # lanes of an iterable dataset would have to pass over what they have delivered whenever they move
+        count = self._most if self._workers is None and work.iterable else self._workers
         while True:
-            self._fleet = fleet = take_fleet(self._group, self._workers)
+            self._fleet = fleet = take_fleet(self._group, count, self._most)
             if fleet.command("begin", shipment, self._arrivals, self._counters):
                 break
         self._counters.held_bytes = lambda: fleet.held_bytes
+        self._counters.workers = lambda: fleet.count if self._fleet is fleet else 0
+        if fleet.elastic is not None:
+            fleet.elastic.restart()
 
     def submit(self, task: Task) -> None:
         """Send a task to the worker of its lane."""
@@ -87,6 +108,27 @@ class RemotePool:
 
     def receive(self, timeout: float | None) -> list[Result | Lost]:
         """Return what has arrived; wait for it, up to ``timeout`` seconds."""
+        before = time.monotonic()
+        results = self._wait(timeout)
+        self._adapt(results, before)
+        return results
+
+    def _adapt(self, results: list[Result | Lost], before: float) -> None:
+        """Let the number of workers follow what training waits for; ``before``: time when it began to wait."""
+        fleet, now = self._fleet, time.monotonic()
+        seconds, self._since = now - self._since, now
+        if fleet is None or fleet.elastic is None:
+            return
+        if fleet.count != fleet.running:  # workers are starting or were lost
+            fleet.elastic.restart()
+            return
+        arrived = [result for result in results if isinstance(result, Result)]
+        loading = sum(result.seconds for result in arrived)
+        count = fleet.elastic.observe(len(arrived), seconds, now - before, loading)
+        if count != fleet.count:
+            fleet.command("resize", count)
+
+    def _wait(self, timeout: float | None) -> list[Result | Lost]:
         results: list[Result | Lost] = []
         try:
             while True:

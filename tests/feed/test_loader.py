@@ -385,7 +385,7 @@ def test_lanes_that_share_a_worker_have_copies_of_a_dataset_with_locks():
 
 def test_a_dataset_that_cannot_be_copied_for_another_lane_is_refused():
     data = Locked()
-    data.reader = {"numbers": iter((n for n in ()))}
+    data.reader = {"numbers": iter(n for n in ())}
     loader = RemoteDataLoader(data, 2, num_workers=2, workers=1, worker_init_fn=set_lane)
     with pytest.raises(RuntimeError) as error:
         next(iter(loader))

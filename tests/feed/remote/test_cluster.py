@@ -149,6 +149,43 @@ def test_actors_that_are_killed_and_frozen_in_an_epoch(network):
             os.kill(process, signal.SIGCONT)
 
 
+def test_an_epoch_is_resumed_by_other_workers(network):
+    loader = RemoteDataLoader(Images(), **ARGUMENTS, group="data", workers=2)
+    torch.manual_seed(5)
+    iterator = iter(loader)
+    for _ in range(4):
+        next(iterator)
+    state = loader.state_dict()
+    expected = list(iterator)
+    again = RemoteDataLoader(Images(), **ARGUMENTS, group="data", workers=1)
+    again.load_state_dict(state)
+    assert_equal(expected, list(again))
+    here = RemoteDataLoader(Images(), **ARGUMENTS, workers=1)
+    here.load_state_dict(state)
+    assert_equal(expected, list(here))
+
+
+def test_the_number_of_workers_follows_what_training_waits_for(cluster, monkeypatch):
+    monkeypatch.setattr("loopwise.feed.remote.elastic.BATCHES", 4)
+    monkeypatch.setattr("loopwise.feed.remote.elastic.SECONDS", 0.2)
+    arguments = {"batch_size": 4, "shuffle": True, "num_workers": 4, "seeding": "sample"}
+    loader = RemoteDataLoader(Images(4000, 0.01), **arguments, group="data", workers="auto")
+    torch.manual_seed(5)
+    batches, workers = [], []
+    for batch in loader:
+        batches.append(batch)
+        workers.append(loader.report()["workers"])
+        if 2 in workers:
+            if workers[-1] == 1:
+                break
+            time.sleep(0.2)  # training is slow now
+    assert set(workers) == {1, 2}
+    torch.manual_seed(5)
+    expected = iter(RemoteDataLoader(Images(4000), **arguments, workers=1))
+    assert_equal([next(expected) for _ in batches], batches)
+    assert loader.report()["workers_lost"] == 0
+
+
 def test_a_killed_trainer_frees_its_workers(cluster, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(

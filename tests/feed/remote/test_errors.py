@@ -42,18 +42,6 @@ def test_a_cluster_that_does_not_answer():
     )
 
 
-def test_workers_of_a_group_do_not_follow_the_load():
-    loader = RemoteDataLoader([1, 2], num_workers=2, group="data", workers="auto", seeding="worker")
-    with pytest.raises(InputError) as caught:
-        iter(loader)
-    assert str(caught.value) == (
-        "seen: workers='auto' with group='data'\n"
-        "expected: a number of workers, or None for num_workers\n"
-        "likely cause: workers on other machines are started once; their number does not follow the load\n"
-        "fix: pass workers=2, or leave out workers="
-    )
-
-
 @pytest.mark.parametrize(
     ("launched", "expected"),
     [

@@ -33,12 +33,12 @@ _end: list[Callable[[], None]] = []
 
 def add(loader: Any) -> None:
     """Look for loaders that take the place of ``loader``, until it is iterated."""
+    part = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    options = None
     if loader.iterable:
         part, options = loader.dataset, _options(loader)
-    else:
-        part, options = loader.sampler if loader.batch_sampler is None else loader.batch_sampler, None
     try:
-        unused = _Unused(weakref.ref(part, lambda _: _remove(unused)), options)
+        unused: _Unused = _Unused(weakref.ref(part, lambda _: _remove(unused)), options)
     except TypeError:  # a list of batches
         return
     _unused.add(unused)

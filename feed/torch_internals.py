@@ -105,7 +105,8 @@ def observe_iterations(observer: Callable[[Any], None]) -> Callable[[], None]:
 
     def end() -> None:
         observers.clear()
-        if DataLoader.__iter__ is observed:
+        present: Any = DataLoader.__iter__
+        if present is observed:
             DataLoader.__iter__ = iterate  # type: ignore[method-assign]
 
     DataLoader.__iter__ = observed  # type: ignore[method-assign]

@@ -155,7 +155,6 @@ class PoolIterator(BaseIterator):  # type: ignore[misc]  # torch's class has no 
         self._schedule.submit()
 
     def _arrive(self, result: Result) -> None:
-        self._notices.arrived(result)
         entry = self._schedule.arrived(result)
         lane = self._lanes[result.lane]
         if result.ended and lane.active and result.epoch == self.position.epoch:
@@ -163,6 +162,7 @@ class PoolIterator(BaseIterator):  # type: ignore[misc]  # torch's class has no 
             self._schedule.draw()
         if entry is not None and self._pinning is not None and result.unpack is not None:
             entry.pinned = self._pinning.submit(_pin, result.unpack, self._pin_memory_device)
+        self._notices.arrived(result)
 
     def _hand_over(self, entry: Entry) -> Any:
         """Commit a batch, draw the next one, and return the batch or raise its exception."""

@@ -118,6 +118,25 @@ def test_other_loaders_of_the_dataset_are_not_told_of():
     assert len(list(DataLoader(data, 4, sampler=loader.sampler))) == 2
 
 
+def test_a_replacement_by_other_code_remains():
+    loader = RemoteDataLoader(Augmented(8), 4, num_workers=1)
+    observed, calls = DataLoader.__iter__, []
+    assert observed is not ITERATE
+
+    def counted(loader):
+        calls.append(loader)
+        return observed(loader)
+
+    DataLoader.__iter__ = counted
+    try:
+        list(loader)
+        assert DataLoader.__iter__ is counted
+        assert len(list(DataLoader(Augmented(8), 4))) == 2
+        assert len(calls) == 2
+    finally:
+        DataLoader.__iter__ = ITERATE
+
+
 def test_other_loaders_are_refused():
     ours = accelerator()
     prepared = prepare_loader(ours, RemoteDataLoader(Augmented(8), 4, num_workers=1))

@@ -106,6 +106,22 @@ def test_batches_are_those_of_dataloader(cluster):
     assert report["held_bytes"] >= 24 * 4 * 3 * 64 * 64 * 4
 
 
+def test_an_epoch_is_resumed_by_a_group_and_here(cluster):
+    loader = RemoteDataLoader(Images(), **ARGUMENTS, group="data", workers=2)
+    torch.manual_seed(5)
+    iterator = iter(loader)
+    for _ in range(4):
+        next(iterator)
+    state = loader.state_dict()
+    expected = list(iterator)
+    again = RemoteDataLoader(Images(), **ARGUMENTS, group="data", workers=2)
+    again.load_state_dict(state)
+    assert_equal(expected, list(again))
+    here = RemoteDataLoader(Images(), **ARGUMENTS, workers=1)
+    here.load_state_dict(state)
+    assert_equal(expected, list(here))
+
+
 def test_an_iterable_dataset_with_unequal_lanes(cluster):
     arguments = {"batch_size": 4, "num_workers": 3}
     expected = loaded(DataLoader(Numbers(), **arguments))
@@ -147,22 +163,6 @@ def test_actors_that_are_killed_and_frozen_in_an_epoch(network):
     for process in frozen:  # Ray does not end it before it wakes up
         if psutil.pid_exists(process):
             os.kill(process, signal.SIGCONT)
-
-
-def test_an_epoch_is_resumed_by_other_workers(network):
-    loader = RemoteDataLoader(Images(), **ARGUMENTS, group="data", workers=2)
-    torch.manual_seed(5)
-    iterator = iter(loader)
-    for _ in range(4):
-        next(iterator)
-    state = loader.state_dict()
-    expected = list(iterator)
-    again = RemoteDataLoader(Images(), **ARGUMENTS, group="data", workers=1)
-    again.load_state_dict(state)
-    assert_equal(expected, list(again))
-    here = RemoteDataLoader(Images(), **ARGUMENTS, workers=1)
-    here.load_state_dict(state)
-    assert_equal(expected, list(here))
 
 
 def test_the_number_of_workers_follows_what_training_waits_for(cluster, monkeypatch):

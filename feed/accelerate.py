@@ -16,8 +16,7 @@ from . import rebuilt
 from .loader import OPTIONS, RemoteDataLoader
 
 with required("accelerate", "transformers", "prepare_loader"):
-    from accelerate import skip_first_batches as plain_skip_first_batches
-    from accelerate.data_loader import DataLoaderDispatcher
+    from accelerate.data_loader import skip_first_batches as plain_skip_first_batches
 
 OWN = ("group", "prefetch_bytes", "workers", "seeding", "on_crash")
 """Arguments that ``DataLoader`` does not have."""
@@ -86,7 +85,7 @@ def load_by_workers(prepared: Any, own: dict[str, Any]) -> Any:
         )
     if isinstance(base, RemoteDataLoader):
         return prepared
-    dispatched = type(prepared) is DataLoaderDispatcher and prepared.state.num_processes > 1
+    dispatched = type(prepared).__name__ == "DataLoaderDispatcher" and prepared.state.num_processes > 1
     if prepared.use_stateful_dataloader and dispatched:
         raise InputError(
             "a loader that one rank reads for all, with use_stateful_dataloader=True",

@@ -19,6 +19,9 @@ from .accelerate import OWN, load_by_workers, skip_first_batches
 with required("transformers", "transformers", "FeedingTrainerMixin"):
     from transformers import trainer as trainer_module
 
+_MODULE: Any = trainer_module
+"""The module whose ``skip_first_batches`` the Trainer calls."""
+
 
 class FeedingTrainerMixin:
     """Mixin that stands before ``Trainer`` in the bases of a class.
@@ -57,14 +60,12 @@ class FeedingTrainerMixin:
         return self._feed(super().get_test_dataloader(*args, **kwargs))  # type: ignore[misc]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        before = trainer_module.skip_first_batches
-        trainer_module.skip_first_batches = (
-            skip_first_batches  # on resumption, the Trainer makes a loader anew
-        )
+        before = _MODULE.skip_first_batches
+        _MODULE.skip_first_batches = skip_first_batches  # on resumption, the Trainer makes a loader anew
         try:
             return super().train(*args, **kwargs)  # type: ignore[misc]
         finally:
-            trainer_module.skip_first_batches = before
+            _MODULE.skip_first_batches = before
 
     def _feed(self, loader: Any) -> Any:
         return loader if self._feed_options is None else load_by_workers(loader, self._feed_options)

@@ -56,9 +56,11 @@ def result(fields: tuple[Any, ...], batch: Any, nbytes: int) -> Result:
         batch: function that returns the batch; ``None``: there is none.
         nbytes: bytes of the batch.
     """
-    *task, error, ended, state, seconds, cpu_seconds, stateless = fields
+    epoch, number, attempt, lane, error, ended, state, seconds, cpu_seconds, stateless = fields
     raised = None if error is None else pickle.loads(error)
-    return Result(*task, batch, raised, ended, state, nbytes, seconds, cpu_seconds, stateless)
+    return Result(
+        epoch, number, attempt, lane, batch, raised, ended, state, nbytes, seconds, cpu_seconds, stateless
+    )
 
 
 def _no_progress(number: int, position: int) -> None:

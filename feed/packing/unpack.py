@@ -81,5 +81,9 @@ def unpack(header: bytes, inline: bytes | bytearray, blocks: Sequence[Any]) -> A
             hold them.
     """
     views = _Views(bytearray(inline), blocks)
-    marks = {"_tensor": views._tensor, "_storage": views._storage, "_array": views._array}
+    marks: dict[str, Callable[..., Any]] = {
+        "_tensor": views._tensor,
+        "_storage": views._storage,
+        "_array": views._array,
+    }
     return Unpacker(header, marks).load()

@@ -6,7 +6,7 @@ import pickle
 import signal
 from multiprocessing.context import get_spawning_popen, set_spawning_popen
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, cast
 
 from loopwise.errors import InputError
 
@@ -116,8 +116,8 @@ class _Probe:
 
 def _dumps(value: Any) -> None:
     """Pickle a value as for a process that is being started."""
-    before = get_spawning_popen()
-    set_spawning_popen(_Probe())
+    before, probe = get_spawning_popen(), cast(Any, _Probe())
+    set_spawning_popen(probe)
     try:
         ForkingPickler.dumps(value)
     finally:

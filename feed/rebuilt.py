@@ -17,7 +17,7 @@ STREAM = ("batch_size", "num_workers", "collate_fn", "worker_init_fn", "prefetch
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Unused:
-    """What is left of a loader that was never iterated when a framework has replaced it."""
+    """Remains of a loader that was never iterated, by which its replacement is recognised."""
 
     part: weakref.ref[Any]
     """The stream, or the sampler of the batches."""

@@ -167,7 +167,7 @@ class OneList:
 
 
 def test_a_batch_sampler_may_use_its_list_again():
-    loader = RemoteDataLoader(Augmented(), batch_sampler=OneList(), num_workers=1, prefetch_bytes=1)
+    loader = RemoteDataLoader(Augmented(), batch_sampler=OneList(), num_workers=1, prefetch_bytes=40_000)
     assert [batch["index"].tolist() for batch in loader] == [[n, n + 1] for n in range(0, 10, 2)]
 
 

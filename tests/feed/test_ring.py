@@ -212,13 +212,20 @@ def test_batches_are_copied_when_the_process_has_no_mappings_left():
     source, arena, counters = SharedFile(), Arena(2), Counters()
     extents, views = Extents(source, 2), Views(source)
     extents.begin([])
-    packed = Packer(extents).pack([torch.full((10_000,), 3.0), torch.full((9_000,), 4.0)])
-    body = packed.header, packed.inline, [b.place for b in packed.blocks], packed.sizes, 0, packed.nbytes
-    with exhausted():
-        batch = Batch(views, counters, body)
-        block = arena.allocate(40_000)
-    assert [tensor.unique().tolist() for tensor in batch()] == [[3.0], [4.0]]
-    assert (counters.copies, views.held, len(views.take_released())) == (1, 0, 2)
-    assert (block.place, block.buffer.nbytes) == (None, 40_000)
+    bodies = []
+    for value in range(40):
+        packed = Packer(extents).pack([torch.full((10_000,), float(value)), torch.full((9_000,), -1.0)])
+        places = [block.place for block in packed.blocks]
+        bodies.append((packed.header, packed.inline, places, packed.sizes, 0, packed.nbytes))
+    with exhausted():  # but for the few mappings that other code may free meanwhile
+        batches = [Batch(views, counters, body) for body in bodies]
+        blocks = [arena.allocate(40_000) for _ in range(20)]
+    opened = [batch() for batch in batches]
+    assert [[int(tensor.unique()) for tensor in batch] for batch in opened] == [[n, -1] for n in range(40)]
+    assert counters.copies > 20
+    assert views.held == 2 * (40 - counters.copies)
+    assert len(views.take_released()) == 2 * counters.copies
+    assert sum(block.place is None for block in blocks) > 10
+    assert {block.buffer.nbytes for block in blocks if block.place is None} == {40_000}
     source.close()
     arena.close()

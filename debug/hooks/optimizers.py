@@ -1,7 +1,12 @@
-"""Subscriptions to the updates of optimizers: one pair of hooks for each optimizer and all its subscribers."""
+"""Subscriptions to the updates of optimizers: one pair of hooks for each optimizer and all its subscribers.
+
+Dynamo traces the hooks of an optimizer whose ``step`` is compiled.  There they leave an operator in the graph, which
+calls the subscribers when the graph runs, so that no code of theirs is compiled.
+"""
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from typing import Any
 
@@ -10,10 +15,7 @@ from torch.optim import Optimizer
 
 
 class UpdateSubscriber:
-    """Base class of subscribers to updates; no method may raise.
-
-    A compiled update has the hooks in its graph and does not call subscribers.
-    """
+    """Base class of subscribers to updates; no method may raise."""
 
     def step_called(self, optimizer: Optimizer) -> None:
         """``optimizer.step`` was called; a closure has not made gradients yet."""
@@ -25,17 +27,27 @@ class UpdateSubscriber:
         """``optimizer.step`` is about to return."""
 
 
+_numbers = itertools.count()
+_live: weakref.WeakValueDictionary[int, _Updates] = weakref.WeakValueDictionary()
+
+
 class _Updates:
     """Hooks and subscribers of one optimizer.  The hooks of an unpickled optimizer have no subscribers."""
 
     def __init__(self) -> None:
         self.subscribers: tuple[UpdateSubscriber, ...] = ()
+        self.optimizer: weakref.ref[Optimizer] | None = None
         self._handles: list[Any] = []
+        self._number, self._token = next(_numbers), torch.zeros(1)
 
     def __reduce__(self) -> Any:
         return _Updates, ()
 
     def register(self, optimizer: Optimizer) -> None:
+        self.optimizer = weakref.ref(optimizer)
+        device = next((p.device for group in optimizer.param_groups for p in group["params"]), None)
+        self._token = torch.zeros(1, device=device)
+        _live[self._number] = self
         self._handles = [
             optimizer.register_step_pre_hook(self.before),
             optimizer.register_step_post_hook(self.after),
@@ -48,6 +60,7 @@ class _Updates:
     def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         """Call the subscribers; return the step's arguments, a closure among them wrapped so that it calls the subscribers."""
         if torch.compiler.is_compiling():
+            self._trace(optimizer, False)
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
         for subscriber in self.subscribers:
@@ -69,10 +82,40 @@ class _Updates:
 
     def after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():
+            self._trace(optimizer, True)
             return
         for subscriber in self.subscribers:
             subscriber.after_update(optimizer)
 
+    def _trace(self, optimizer: Optimizer, is_after: bool) -> None:
+        """Put an operator into the graph; it takes the parameters, so that it keeps its place before or after their change."""
+        parameters = [p.detach() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        updated(parameters, self._token, self._number, is_after)
+
+
+def _updated(parameters: list[torch.Tensor], token: torch.Tensor, number: int, is_after: bool) -> None:
+    """Call the subscribers from a compiled graph; ``token`` is not changed."""
+    updates = _live.get(number)
+    optimizer = None if updates is None or updates.optimizer is None else updates.optimizer()
+    if updates is None or optimizer is None:
+        return
+    for subscriber in updates.subscribers:
+        if is_after:
+            subscriber.after_update(optimizer)
+        else:
+            subscriber.step_called(optimizer)
+            subscriber.before_update(optimizer)
+
+
+def _updated_fake(parameters: list[torch.Tensor], token: torch.Tensor, number: int, is_after: bool) -> None:
+    pass
+
+
+_library: Any = torch.library.Library("loopwise", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define("updated(Tensor[] parameters, Tensor(a!) token, int number, bool is_after) -> ()")
+_library.impl("updated", _updated, "CompositeExplicitAutograd")
+torch.library.register_fake("loopwise::updated", _updated_fake, lib=_library)
+updated = torch.ops.loopwise.updated.default
 
 _optimizers: weakref.WeakKeyDictionary[Optimizer, weakref.ref[_Updates]] = weakref.WeakKeyDictionary()
 """Only the hooks on an optimizer keep its ``_Updates`` alive, so an optimizer can be freed with its subscribers."""

@@ -19,7 +19,7 @@ A step lasts from the end of the step before to its own end.  Its time is divide
     The rest, less the phases that the user named.
 
 A forward pass that cannot be observed (a model inside of a compiled function) counts as ``other``, together with its
-backward pass; so does an optimizer's step inside of a compiled function.
+backward pass.
 
 Rows of ``debug/phases`` (see ``loopwise.debug.profiler.sampler``) describe consecutive steps of one mode.  A row has
 the mode, and then the numbers of its columns: ``step``, the last one; ``count``, the number of steps; ``time``, the end

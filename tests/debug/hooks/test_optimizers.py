@@ -86,10 +86,38 @@ def test_an_optimizer_is_freed_with_its_subscribers():
     assert freed() is None
 
 
-def test_a_compiled_update_tells_nobody(optimizer):
+class Weights(UpdateSubscriber):
+    """Subscriber whose own code must not become part of a compiled update."""
+
+    def __init__(self):
+        self.seen = []
+
+    def before_update(self, optimizer):
+        assert not torch.compiler.is_compiling()
+        self._add("before", optimizer)
+
+    def after_update(self, optimizer):
+        self._add("after", optimizer)
+
+    def _add(self, when, optimizer):
+        (weight,) = optimizer.param_groups[0]["params"]
+        self.seen.append((when, weight.tolist(), weight.grad.tolist()))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("late", [False, True], ids=["subscribed first", "compiled first"])
+def test_a_compiled_update_calls_subscribers_with_the_values_before_and_after_it(optimizer, backend, late):
     torch._dynamo.reset()
-    calls = []
-    optimizers.subscribe(optimizer, Noting("a", calls))
-    torch.compile(optimizer.step, backend="eager")()
-    assert calls == []
+    subscriber, step = Weights(), torch.compile(optimizer.step, backend=backend)
+    if late:
+        step()
+        with torch.no_grad():
+            optimizer.param_groups[0]["params"][0].fill_(1.0)
+    optimizers.subscribe(optimizer, subscriber)
+    step()
+    ones, change = [1.0, 1.0], pytest.approx([0.9, 0.9])
+    assert subscriber.seen == [("before", ones, ones), ("after", change, ones)]
+    optimizers.unsubscribe(optimizer, subscriber)
+    step()
+    assert len(subscriber.seen) == 2
     torch._dynamo.reset()

@@ -70,7 +70,7 @@ class Session:
             resume: go on in the folder of an earlier run.
 
         Raises:
-            StateError: the folder holds a run, and neither ``resume`` is true.
+            StateError: the folder cannot be written to.
         """
         resume = (resume or self._resume) and not isinstance(self._run, Run)
         arguments = self._options.arguments()

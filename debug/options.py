@@ -114,7 +114,7 @@ class WatchOptions:
         return select(self.rules, *sources)
 
     def for_capture(
-        self, models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer], scaler: Any, sharded: bool
+        self, models: Mapping[str, nn.Module], optimizers: dict[str, Optimizer], scaler: Any, sharded: bool
     ) -> CaptureOptions:
         """Return the options of ``Capture``.
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
 
 from loopwise.run import Run
 
@@ -47,6 +50,18 @@ class Reports:
         """Keep a message about the present step until ``tell`` warns of it."""
         self._notices.say(text, self._clock.step)
 
+    def readable(self, scalars: Mapping[str, Any]) -> dict[str, float | torch.Tensor]:
+        """Return the losses and metrics that are numbers, and say once that others are left out."""
+        numbers = {
+            name: number for name, value in scalars.items() if (number := as_number(value)) is not None
+        }
+        for name in scalars.keys() - numbers.keys():
+            kind = type(scalars[name]).__name__
+            self.say(
+                f"losses and metrics have to be numbers or tensors: {name} of type {kind} is left out of a step"
+            )
+        return numbers
+
     def at_once(self, finding: Finding) -> None:
         """Write a finding and call the user's functions with it at once; any thread may call this function."""
         self._record([finding])
@@ -79,3 +94,15 @@ class Reports:
             self._findings.add(self._writer.findings())
         self._notices.warn()
         self._findings.tell()
+
+
+def as_number(value: Any) -> float | torch.Tensor | None:
+    """Return a real tensor, or any other number as a float; ``None`` if the value is neither."""
+    if isinstance(value, torch.Tensor):
+        return None if value.is_complex() or not value.numel() else value
+    if isinstance(value, (str, bytes)):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None

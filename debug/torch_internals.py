@@ -37,6 +37,13 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() >= 0
 
 
+def in_transform() -> bool:
+    """Return whether torch.func transforms (vmap, grad) or torch.jit.trace run the code now, on tensors that hold no numbers."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None
+    )
+
+
 def copy_all(
     targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor], non_blocking: bool = False
 ) -> None:
@@ -79,6 +86,39 @@ def sparse_values(tensor: torch.Tensor) -> torch.Tensor:
 def is_torch_profiler_on() -> bool:
     """Return whether torch's profiler records already; a second one would raise."""
     return bool(torch._C._autograd._profiler_enabled())
+
+
+def outside_inference() -> contextlib.AbstractContextManager[Any]:
+    """Return a context outside of inference mode.
+
+    It does nothing if inference mode is off: the context of torch sets autograd to its old mode whenever it is freed,
+    which is late if an interrupt skipped its end.
+    """
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()
+
+
+def set_grad_mode(enabled: bool) -> None:
+    """Switch autograd on or off on this thread, by one call that an interrupt cannot split."""
+    torch._C._set_grad_enabled(enabled)
+
+
+def forward_hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
+    """Return the module's own dictionaries of hooks before and after its forward pass."""
+    return module._forward_pre_hooks, module._forward_hooks
+
+
+def script_function() -> Any:
+    """Return the function that ``torch.jit.script`` calls, under whatever name the user imported it."""
+    import torch.jit._script
+
+    return torch.jit._script._script_impl
+
+
+def set_script_function(function: Any) -> None:
+    """Replace the function that ``script_function`` returns."""
+    import torch.jit._script
+
+    torch.jit._script._script_impl = function
 
 
 def module_members(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -128,6 +168,13 @@ def run_eagerly_outside_graphs(function: Callable[..., Any]) -> None:
     skip = types.FrameAction.SKIP  # type: ignore[attr-defined]
     strategy = types.FrameExecStrategy(skip, skip)  # type: ignore[attr-defined]
     set_code_exec_strategy(function.__code__, strategy)
+
+
+def caller_of_library_modules() -> Callable[..., Any]:
+    """Return a function with the code through which ``torch.compile`` calls modules of ``torch.nn``, such as Sequential."""
+    from torch._dynamo.external_utils import wrap_inline
+
+    return wrap_inline(lambda: None)
 
 
 def drop_compiled_code(functions: Iterable[Callable[..., Any]]) -> None:

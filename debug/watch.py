@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 
 from loopwise import validate
 from loopwise.ranks import is_main, world_size
-from loopwise.run import Run, RunHandle, as_run
+from loopwise.run import Run, as_run
 from loopwise.wrappers import is_sharded
 
 from . import options
@@ -25,9 +26,11 @@ from .capture.capture import Capture
 from .capture.clock import Clock
 from .capture.collection import Collection
 from .capture.writer import Writer
+from .ending import Ending
+from .interrupts import Delayed
 from .model import names
 from .model.vocabulary import MODES, Save, place
-from .monitors.monitor import Monitor, Monitors
+from .monitors.monitor import Monitors
 from .monitors.ranks import RankMonitor
 from .monitors.stall import StallMonitor
 from .nan import Trap
@@ -37,6 +40,8 @@ from .reporting import Reports
 from .rules import Finding, at_least
 from .rules.saved_steps import SavedStepRules
 from .rules.thresholds import Rules, Selection, of_source
+from .store.index import last_counters
+from .torch_internals import set_grad_mode
 
 
 class Watch:
@@ -54,8 +59,10 @@ class Watch:
     Args:
         model: the model in training, in any wrapper, or several models by name.
         optimizer: optimizer of the model, or several by name; without one, ``step`` saves weights and gradients.
-        run: folder or fsspec URL of the run, or a ``Run``, which the caller closes.
-        resume: go on in a folder that already holds a run; only if ``run`` is a path.
+        run: folder or fsspec URL of the run, or a ``Run``, which the caller closes.  If the folder holds a run already,
+            the new one gets a folder of its own, ``runs/x-2`` beside ``runs/x``.
+        resume: go on in a folder that already holds a run; only if ``run`` is a path.  Steps are counted on from the
+            last saved one, or from where ``load_state_dict`` says.
         save: steps to save; a ``Schedule``, or one for each mode.  Default: losses, metrics, learning rates and the
             norm of the gradients at every step, and the other collections at 0, 1, 2, 5, 10, 20, 50, 100, at every
             100th step up to 1,000, and at every 500th from there on.
@@ -87,7 +94,7 @@ class Watch:
 
     Raises:
         InputError: an argument cannot be used.
-        StateError: the folder already holds a run.
+        StateError: the folder, a file or a thread cannot be had, or, with several ranks, the folder holds a run already.
     """
 
     def __init__(
@@ -128,56 +135,63 @@ class Watch:
         )
         sharded = any(is_sharded(m) for m in models.values())
         self._what = self._options.for_capture(models, optimizers, scaler, sharded)
-        handle = as_run(run, "debug", resume)
-        assert handle is not None
-        try:
-            self._start(handle, is_main() or (sharded and not gather), sharded)
-        except BaseException:
-            handle.release("failed")
-            raise
+        with Delayed():
+            handle = as_run(run, "debug", resume)
+            assert handle is not None
+            self.run, self._ending = handle.run, Ending(handle)
+            try:
+                self._start(is_main() or (sharded and not gather), sharded)
+            except BaseException as error:
+                self._ending.cancel(error)
+                raise
+        self._finalizer = weakref.finalize(self, self._ending.dropped)
+        self._finalizer.atexit = False
 
-    def _start(self, handle: RunHandle, writes: bool, sharded: bool) -> None:
+    def _start(self, writes: bool, sharded: bool) -> None:
         """Start the threads and register the hooks.
 
         Args:
-            handle: handle of the run.
             writes: true if this rank saves steps.
             sharded: true if a model is in shards.
         """
-        self._handle, self.run, self._closed = handle, handle.run, False
         selected, on_backlog = self._options.selected_rules(), self._options.on_backlog
         rules = SavedStepRules(selected) if of_source(selected, "saved step") else None
         pinned = names.device(self._what.models).type == "cuda"
-        self._writer = Writer(self.run, pinned, on_backlog, rules) if writes else None
+        writer = Writer(self.run, pinned, on_backlog, rules) if writes else None
+        self._writer = self._ending.writer = writer
         self.counts: Counter[str] = Counter()
         self._clock, self._budget = Clock(), Budget(*self._options.limit(sharded))
-        self._reports = Reports(self.run, self._writer, self._clock, self.counts, self._options.on_finding)
+        if self.run.resumed:
+            self._clock.load_state_dict(last_counters(self.run))
+        self._reports = Reports(self.run, writer, self._clock, self.counts, self._options.on_finding)
+        self._ending.reports = self._reports
         shared = self._clock, self._budget, self.counts, self._reports.say
-        self._capture = Capture(self._what, writes or self._what.gather, self._writer, *shared)
-        self._monitors = Monitors(self._make_monitors(selected), self._reports.say)
+        self._capture = Capture(self._what, writes or self._what.gather, writer, *shared)
+        self._ending.capture = self._capture
+        self._monitors = self._ending.monitors = Monitors(self._reports.say)
+        self._add_monitors(selected)
         self._begin()
 
-    def _make_monitors(self, rules: Selection) -> list[Monitor]:
-        """Return the monitors in the order in which they begin and end steps."""
-        models, optimizers = self._what.models, self._what.optimizers
-        monitors: list[Monitor] = []
+    def _add_monitors(self, rules: Selection) -> None:
+        """Make the monitors in the order in which they begin and end steps."""
+        models, optimizers, add = self._what.models, self._what.optimizers, self._monitors.add
+        reports, budget = self._reports, self._budget  # monitors hold no reference to this object
         if "stalled_training" in rules:
             seconds = rules["stalled_training"].get("seconds")
-            monitors.append(StallMonitor(self._reports.at_once, seconds))
+            add(StallMonitor(reports.at_once, seconds))
         ranks = of_source(rules, "ranks")
         if ranks and world_size() > 1:
-            monitors.append(RankMonitor(models, self._what.save, ranks))
+            add(RankMonitor(models, self._what.save, ranks))
         if self._options.trap:
-            findings, counted = lambda: self._reports.findings, self._budget.counted
-            monitors.append(Trap(models, optimizers, self.run, self._what.scaler, findings, counted))
+            scaler = self._what.scaler
+            add(Trap(models, optimizers, self.run, scaler, lambda: reports.findings, budget.counted))
         if self._options.profile is not False:
             profile = self._options.profile if isinstance(self._options.profile, Profile) else Profile()
-            of_profile, spent = of_source(rules, "profile"), lambda: self._budget.spent
+            of_profile = of_source(rules, "profile")
             try:
-                monitors.append(Profiler(models, optimizers, self.run, profile, spent, of_profile))
+                add(Profiler(models, optimizers, self.run, profile, lambda: budget.spent, of_profile))
             except Exception as error:  # no threads left, a driver that fails
-                self._reports.say(f"Profiler is switched off: {error!r}{place(error)}")
-        return monitors
+                reports.say(f"Profiler is switched off: {error!r}{place(error)}")
 
     def _begin(self) -> None:
         self._capture.begin()
@@ -189,13 +203,27 @@ class Watch:
 
         Args:
             scalars: losses and metrics by name: numbers, or tensors of any shape, whose mean is saved.  A name that
-                contains ``loss`` belongs to the collection ``losses``, any other name to ``metrics``.
+                contains ``loss`` belongs to the collection ``losses``, any other name to ``metrics``.  Other values
+                are left out with one warning.
 
         Raises:
             StateError: with ``strict``, a selected tensor never came.  Errors of ``on_finding`` functions pass as well.
         """
-        if self._closed:
+        if self._ending.is_over():
             return
+        enabled = torch.is_grad_enabled()
+        try:
+            self._finish(self._reports.readable(scalars))
+        except BaseException as error:
+            if not isinstance(
+                error, Exception
+            ):  # an interrupt, perhaps between a context's end and its effect
+                set_grad_mode(enabled)
+                self._capture.lose()
+            raise
+
+    def _finish(self, scalars: dict[str, float | torch.Tensor]) -> None:
+        self._budget.begin_step()
         self._capture.finish(scalars)
         with self._budget.counted(), torch.no_grad():
             self._monitors.end(self._clock.step, self._clock.mode, scalars)
@@ -221,7 +249,7 @@ class Watch:
             self._set_mode(before)
 
     def _set_mode(self, mode: str) -> None:
-        if mode != self._clock.mode and not self._closed:
+        if mode != self._clock.mode and not self._ending.is_over():
             self._capture.drop()
             self._clock.mode = mode
             self._begin()
@@ -232,7 +260,9 @@ class Watch:
         Args:
             name: name of the tensor.
             value: tensor of any shape, dtype and device, or a number.
-            collection: collection of the tensor; default: all collections whose ``include`` or ``where`` selects it.
+            collection: collection of the tensor; default: all collections whose ``include`` or ``where`` selects it, or
+                else ``saved``.  A name that a parameter has is saved as ``saved/<name>``, and a second tensor of one
+                name and step as ``<name>#1``.
 
         Raises:
             InputError: there is no such collection.
@@ -240,6 +270,8 @@ class Watch:
         if collection is not None:
             known = [c.name for c in self._what.collections]
             validate.one_of("collection", collection, known, fix="name it in the collections of the Watch")
+        if self._ending.is_over():
+            return
         self._capture.save(name, value, collection)
 
     def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
@@ -253,7 +285,7 @@ class Watch:
     @property
     def saves(self) -> bool:
         """True if the present step is saved; use it to prepare values for ``save`` only then."""
-        return self._capture.saves
+        return self._capture.saves and not self._ending.is_over()
 
     @property
     def findings(self) -> list[Finding]:
@@ -274,16 +306,24 @@ class Watch:
         return self._clock.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set the step counters to the return value of ``state_dict`` in a checkpoint, and discard the open step."""
-        self._capture.drop()
+        """Set the step counters to the return value of ``state_dict`` in a checkpoint, and discard the open step.
+
+        If they go back, what was saved of the steps from there on is superseded: readers do not show it any more.
+        """
+        goes_back = state["step"] < self._clock.step
         self._clock.load_state_dict(state)
-        if not self._closed:
+        if not self._ending.is_over():
+            self._capture.drop()
+            self._capture.hand_over()
+            if goes_back and self._writer is not None:
+                self._writer.restart(self._clock.step)
             self._begin()
 
     def close(self, state: str = "finished") -> None:
         """Write all pending steps and findings, remove all hooks, and release the run.
 
-        A run that was opened by its path ends when the last part that uses it is closed or freed.
+        A run that was opened by its path ends when the last part that uses it is closed or freed.  An interrupt (Ctrl-C)
+        takes effect after this; a second one takes effect at once, and ``close`` can be called again.
 
         Args:
             state: ``finished`` or ``failed``.
@@ -292,19 +332,13 @@ class Watch:
             InputError: ``state`` is another value.
         """
         validate.one_of("state", state, ("finished", "failed"))
-        if self._closed:
-            return
-        self._closed = True
-        self._capture.close()
-        self._monitors.close()
-        self._reports.collect(self._monitors)
-        if self._writer is not None:
-            self._writer.close()
-        self._reports.attempt("the end of the run could not be written", lambda: self._handle.release(state))
+        enabled = torch.is_grad_enabled()
         try:
-            self._reports.tell()
+            with Delayed():
+                self._ending.close(state)
         finally:
-            self._reports.close()
+            set_grad_mode(enabled)
+        self._finalizer.detach()
 
     def __enter__(self) -> Watch:
         return self

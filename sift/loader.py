@@ -106,7 +106,7 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
 
     Raises:
         InputError: invalid arguments or batches.
-        StateError: the folder of ``run`` already holds a run.
+        StateError: the folder of ``run`` cannot be written to, or, with several ranks, it already holds a run.
     """
 
     _last_indices: torch.Tensor | None = None

@@ -34,7 +34,7 @@ ORDER = {
     "layout graph verify search explain events cuda_graph forward planning step trainer_options lightning compared "
     "optimize fit cache page transformers",
     "debug": "torch_internals model hooks statistics store signals rules alerts monitors read profiler nan capture "
-    "options reporting watch preflight page callback lightning transformers cli",
+    "options reporting interrupts ending watch preflight page callback lightning transformers cli",
 }
 """The rooms of each part, the lowest first: a room imports only rooms before it."""
 HOOKS = {"debug/hooks", "sift/step_losses"}
@@ -106,7 +106,7 @@ def test_a_long_function_would_be_seen():
 
 
 def test_the_base_stays_small():
-    assert sum(path.read_text().count("\n") for path in (ROOT / "base").rglob("*.py")) <= 2200
+    assert sum(path.read_text().count("\n") for path in (ROOT / "base").rglob("*.py")) <= 2400
 
 
 def test_docstrings_begin_with_a_verb_or_a_noun():

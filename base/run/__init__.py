@@ -13,6 +13,7 @@ Format, schema version 1.  A run is a folder, local or at any fsspec URL (``s3:/
     count this line.  They also drop and count lines that are damaged or of another form.  ``n`` counts
     the files of one rank from 0.  A resumed run starts a new file, so no process changes a file of another
     one.  Files on remote storage cannot grow: each flush is a file.
+    If the folder is deleted while a process writes, it is made again, with the records from then on.
 """
 
 from loopwise.storage.files import is_local as is_local
@@ -24,8 +25,9 @@ from loopwise.storage.json_lines import encode as encode
 
 from .folder import SCHEMA as SCHEMA
 from .folder import Run as Run
-from .folder import RunHandle as RunHandle
-from .folder import as_run as as_run
 from .folder import location as location
 from .folder import read as read
+from .handles import RunHandle as RunHandle
+from .handles import as_run as as_run
 from .record_files import Lines as Lines
+from .record_files import is_file_at as is_file_at

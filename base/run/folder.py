@@ -1,16 +1,16 @@
-"""The folder of a run, and the parts of one process that share it."""
+"""The folder of a run."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import re
 import socket
-import sys
 import time
-import weakref
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import fsspec
 import torch
@@ -21,7 +21,6 @@ from loopwise.programs.processes import identity
 from loopwise.ranks import is_main, world_size
 from loopwise.storage.files import is_local, listed, read_file, write_file
 from loopwise.storage.json_lines import DAMAGED, count, decode, moment
-from loopwise.torch_internals import call_before_executors_end
 
 from .record_files import Lines, match
 
@@ -54,18 +53,62 @@ class Run:
 
     def __init__(self, path: str | os.PathLike[str], resume: bool = False) -> None:
         self._locate(path)
+        self._start: float | None = None
+        self._is_new = False
         if not is_main():
             return
-        if self.exists() and not resume:
+        try:
+            self._begin(resume)
+        except (OSError, NotImplementedError) as error:
+            raise StateError(
+                f"the folder {self.path!r} cannot hold a run: {error!r}",
+                "a folder that this process may make and write to",
+                "a read-only or full disk, missing rights, or a file in the place of the folder",
+                "name another folder, or change its rights",
+            ) from error
+
+    def _begin(self, resume: bool) -> None:
+        self._is_new = not self.exists()
+        if not self._is_new and not resume:
             raise StateError(
                 f"the folder {self.path!r} already holds a run",
                 "a new or empty folder, or resume=True",
                 "an earlier run wrote there",
                 "name another folder, delete this one, or pass resume=True to go on in it",
             )
+        self._made_folder = not self.fs.exists(self.path)
         self.fs.makedirs(self.path, exist_ok=True)
-        self._start = self.info()["start"] if self.exists() else time.time()
-        self._write("running", None)
+        self._start = time.time() if self._is_new else self.info()["start"]
+        try:
+            self._write("running", None)
+        except BaseException:
+            self.discard()
+            raise
+
+    def restore(self) -> None:
+        """Write ``run.json`` again if the folder was deleted while the run goes on."""
+        if self._start is not None and not self.exists():
+            self.fs.makedirs(self.path, exist_ok=True)
+            self._write("running", None)
+
+    def discard(self) -> None:
+        """Delete the files of a run that could not begin; those of a run that was there before are kept."""
+        lines, self._lines = list(self._lines.values()), {}
+        for one in lines:
+            one.close()
+        if not is_main() or not self._is_new or not self.local:
+            return
+        ours = re.compile(r"[\w.-]+\.rank\d+\.\d+\.(jsonl|seg)")
+        with contextlib.suppress(OSError):
+            for folder in [entry.path for entry in os.scandir(self.path) if entry.is_dir()]:
+                for file in filter(ours.fullmatch, os.listdir(folder)):
+                    os.unlink(f"{folder}/{file}")
+                with contextlib.suppress(OSError):  # files of the user's are in it
+                    os.rmdir(folder)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self.path}/run.json")
+            if self._made_folder:
+                os.rmdir(self.path)
 
     @classmethod
     def existing(cls, path: str | os.PathLike[str]) -> Run:
@@ -86,7 +129,7 @@ class Run:
         return run
 
     def _locate(self, path: str | os.PathLike[str]) -> None:
-        self.fs, self.path = _resolve(path)
+        self.fs, self.path = resolve(path)
         self.local = is_local(self.fs)
         self._lines: dict[tuple[str, str], Lines] = {}
 
@@ -97,6 +140,11 @@ class Run:
     def url(self) -> str:
         """Path of a local folder, or URL of a remote one; ``Run`` accepts both."""
         return self.path if self.local else str(self.fs.unstrip_protocol(self.path))
+
+    @property
+    def resumed(self) -> bool:
+        """True if the folder held a run when this object was made; always true on ranks other than the first."""
+        return not self._is_new
 
     def exists(self) -> bool:
         """Return whether the folder holds a run."""
@@ -153,6 +201,7 @@ class Run:
             lines.close()
         self._lines.clear()
         if is_main():
+            self.restore()
             self._write(state, time.time())
 
     def _write(self, state: str, end: float | None) -> None:
@@ -167,58 +216,6 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close("finished" if kind is None else "failed")
-
-
-class RunHandle:
-    """A part's use of a run, from ``as_run`` to ``release``.
-
-    A handle whose ``release`` is not called is released when it is garbage-collected or the interpreter exits.
-
-    Attributes:
-        run: the run.
-    """
-
-    def __init__(self, run: Run, part: str, shared: _Shared | None) -> None:
-        self.run, self._part, self._shared = run, part, shared
-        if shared is not None:
-            shared.parts.append(part)
-            self._finalizer = weakref.finalize(self, shared.abandon, part, os.getpid())
-            if not run.local:
-                call_before_executors_end(self._finalizer)
-
-    def release(self, state: str = "finished") -> None:
-        """End the part's use of the run; a run that was opened by its path is closed by the last part.
-
-        Args:
-            state: ``finished``, or ``failed`` if the part ended by an error; the run failed if any part did.
-        """
-        if self._shared is not None and self._finalizer.detach():
-            self._shared.release(self._part, state)
-
-
-class _Shared:
-    """A run that was opened by its path, and the parts of this process that use it."""
-
-    opened: ClassVar[list[_Shared]] = []
-
-    def __init__(self, run: Run) -> None:
-        self.run, self.parts, self._state = run, list[str](), "finished"
-        self.opened.append(self)
-
-    def release(self, part: str, state: str) -> None:
-        """Remove one use by ``part``, and close the run after the last one."""
-        self.parts.remove(part)
-        self._state = state if state != "finished" else self._state
-        if not self.parts:
-            self.opened.remove(self)
-            self.run.close(self._state)
-
-    def abandon(self, part: str, process: int) -> None:
-        """Release a handle that was never released, unless this is a forked copy of the process."""
-        if os.getpid() == process:
-            # Python sets last_value before it runs the exit handlers, and an interactive session goes on after it
-            crashed = getattr(sys, "last_value", None) is not None and not hasattr(sys, "ps1")
-            self.release(part, "failed" if crashed else "finished")
 
 
 def _valid(info: dict[str, Any]) -> dict[str, Any]:
@@ -256,52 +253,9 @@ def location(run: str | os.PathLike[str] | Run) -> str:
     return os.fspath(run)
 
 
-def _resolve(run: str | os.PathLike[str] | Run) -> tuple[fsspec.AbstractFileSystem, str]:
+def resolve(run: str | os.PathLike[str] | Run) -> tuple[fsspec.AbstractFileSystem, str]:
     fs, path = fsspec.core.url_to_fs(location(run))
     return fs, os.path.normpath(path) if is_local(fs) else path
-
-
-def as_run(run: str | os.PathLike[str] | Run | None, part: str, resume: bool = False) -> RunHandle | None:
-    """Open the run that a public ``run=`` argument names, for writing.
-
-    Parts of one process that name the same folder share one ``Run``: the first part opens it, with its
-    ``resume``, and the others join.  A ``Run`` that the caller made stays open: only the caller closes it.
-
-    Args:
-        run: a folder or fsspec URL, a ``Run``, or ``None``.
-        part: name of the part that uses the run.
-        resume: continue in a folder that already holds a run; only valid for a path.
-
-    Returns:
-        The part's handle, to be released when the part ends; ``None`` if ``run`` is ``None``.
-
-    Raises:
-        InputError: ``run`` is of another type, or ``resume`` was passed together with a ``Run``.
-        StateError: the folder already holds a run, or the part already writes into it.
-    """
-    if run is None:
-        return None
-    if isinstance(run, Run):
-        if resume:
-            raise InputError(
-                "resume=True together with a Run",
-                "resume=True only if run= is a path",
-                "the Run is open already",
-                "pass resume=True to Run(...) instead",
-            )
-        return RunHandle(run, part, None)
-    fs, path = _resolve(run)
-    shared = next((s for s in _Shared.opened if s.run.path == path and s.run.fs == fs), None)
-    if shared is None:
-        shared = _Shared(Run(location(run), resume))
-    elif part in shared.parts and not resume:
-        raise StateError(
-            f"the folder {path!r} already holds a run, which the part {part!r} of this process writes into",
-            "a folder that the part does not use yet, resume=True, or a Run",
-            "the same path was passed twice, or the earlier object was not closed",
-            "name another folder, call close() of the earlier object, or pass one Run(...) to both",
-        )
-    return RunHandle(shared.run, part, shared)
 
 
 def read(

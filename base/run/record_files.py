@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from .folder import Run
 
 
+def is_file_at(file: int, path: str) -> bool:
+    """Return whether an open file is still the one at a path, and was not deleted or moved."""
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 class Lines:
     """File of JSON lines, open for appending.
 
@@ -23,14 +31,33 @@ class Lines:
     def __init__(self, run: Run, part: str, name: str) -> None:
         folder = f"{run.path}/{part}"
         run.fs.makedirs(folder, exist_ok=True)
-        self._fs, self._stem = run.fs, f"{folder}/{name}.rank{rank()}"
+        self._run, self._fs, self._stem = run, run.fs, f"{folder}/{name}.rank{rank()}"
         numbers = [int(m[2]) for f in listed(run.fs, folder) if (m := match(f, name, rank()))]
         self._number = max(numbers, default=-1) + 1
         self._pending: list[bytes] = []
         self._file: int | None = None
+        self.header: dict[str, Any] | None = None
+        """Record that each file has to begin with; the caller appends it to the first file."""
         if run.local:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
-            self._file = os.open(f"{self._stem}.{self._number}.jsonl", flags, 0o644)
+            self._file = self._new_file()
+
+    def _path(self) -> str:
+        return f"{self._stem}.{self._number}.jsonl"
+
+    def _new_file(self) -> int:
+        return os.open(self._path(), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+
+    def _begin_again(self) -> int:
+        """Open a new file in place of one that was deleted, and return it."""
+        self._run.restore()
+        os.makedirs(os.path.dirname(self._stem), exist_ok=True)
+        self._number += 1
+        before, self._file = self._file, self._new_file()
+        if before is not None:
+            os.close(before)
+        if self.header is not None:
+            os.write(self._file, encode(self.header))
+        return self._file
 
     def append(self, *records: dict[str, Any]) -> None:
         """Commit records by one write on a local disk, or queue them for the next ``flush`` to remote storage."""
@@ -38,26 +65,27 @@ class Lines:
         if self._file is None:
             self._pending.append(line)
             return
-        size = os.fstat(self._file).st_size
+        file = self._file if is_file_at(self._file, self._path()) else self._begin_again()
+        size = os.fstat(file).st_size
         try:
             while line:
-                line = line[os.write(self._file, line) :]
+                line = line[os.write(file, line) :]
         except OSError:
-            os.ftruncate(self._file, size)  # the next record must not be joined to a torn one
+            os.ftruncate(file, size)  # the next record must not be joined to a torn one
             raise
 
     def flush(self) -> None:
         """Commit the queued records to remote storage; local records are committed already."""
         if self._pending:
-            self._fs.pipe_file(f"{self._stem}.{self._number}.jsonl", b"".join(self._pending))
+            self._fs.pipe_file(self._path(), b"".join(self._pending))
             self._pending, self._number = [], self._number + 1
 
     def close(self) -> None:
         """Commit the queued records and close the file."""
         self.flush()
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
 
 
 def match(path: str, name: str, of_rank: int | None = None) -> re.Match[str] | None:

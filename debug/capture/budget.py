@@ -29,6 +29,10 @@ class Budget:
         """Seconds so far."""
         return self._done + (time.perf_counter() - self._since if self._depth else 0.0)
 
+    def begin_step(self) -> None:
+        """Stop counting what an interrupt left open."""
+        self._depth = 0
+
     def counted(self) -> AbstractContextManager[None]:
         """Count the time inside; nested blocks count once."""
         return self._counted
@@ -45,7 +49,7 @@ class Budget:
 
     def leave(self, saving: bool) -> None:
         """End to count."""
-        self._depth -= 1
+        self._depth = max(0, self._depth - 1)  # an interrupt may have set it to 0 meanwhile
         if not self._depth:
             seconds = time.perf_counter() - self._since
             self._done += seconds

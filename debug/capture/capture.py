@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from loopwise.errors import StateError
 
 from ..hooks import optimizers as updates
-from ..hooks.guards import is_capturing
+from ..hooks.guards import Guarded, is_capturing
+from ..hooks.scripting import hooks_off_while_scripting
 from ..model import names
 from ..model.vocabulary import SCALARS, Save, due, place
 from ..signals.samples import Samples
@@ -24,7 +25,7 @@ from ..store.host_buffer import HostBuffer
 from . import missing
 from .budget import Budget
 from .clock import Clock
-from .collection import Collection
+from .collection import SAVED, Collection
 from .health import Health
 from .lease import StagingBuffer
 from .modules import Observer, Observers
@@ -35,6 +36,8 @@ from .writer import Writer
 
 UNLIMITED = 10
 """Last step that the default schedule saves whatever the first steps cost: rules need some to begin with."""
+FAILURES = 3
+"""Number of steps in which a collection fails before it is switched off: one odd call must not cost the rest of a run."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class CaptureOptions:
     """Validated arguments of a ``Watch`` that select the saved tensors."""
 
     models: Mapping[str, nn.Module]
-    optimizers: Mapping[str, Optimizer]
+    optimizers: dict[str, Optimizer]
+    """One that takes the place of another one is added during training."""
     collections: list[Collection]
     save: Save
     scaler: Any
@@ -79,6 +83,7 @@ class Capture(updates.UpdateSubscriber):
         self._options, self._active, self._clock, self._budget = options, active, clock, budget
         self._counts, self._say = counts, say
         self._collections = list(options.collections)
+        self._saved = Collection(SAVED, include=".")
         health = next((c for c in self._collections if c.name == "health"), None)
         self._health = Health(options.models, options.optimizers, health, lambda e: self._fail(health, e))
         self._step: PendingStep | None = None
@@ -86,6 +91,7 @@ class Capture(updates.UpdateSubscriber):
         self._updated: set[int] = set()
         self._missing = missing.MissingTensors(self._collections)
         self._error: StateError | None = None
+        self._failures: dict[Collection, set[int]] = {}
         self._scale, self._thinned = 0.0, False
         self._memory: dict[Any, Any] = {}
         self._scratch = HostBuffer()
@@ -99,10 +105,10 @@ class Capture(updates.UpdateSubscriber):
         self._at_updates = UpdateScalars(options.optimizers if follows else {})
         self._samples = Samples(options.models if follows else {})
         self._cleanup = contextlib.ExitStack()
+        self._cleanup.enter_context(hooks_off_while_scripting())
         if active:
             for optimizer in options.optimizers.values():
                 updates.subscribe(optimizer, self)
-                self._cleanup.callback(updates.unsubscribe, optimizer, self)
             self._refresh()
             if self._observers:
                 from . import dynamo  # importing Dynamo takes seconds
@@ -126,15 +132,38 @@ class Capture(updates.UpdateSubscriber):
         """Save a tensor that the user named, if the present step is saved."""
         if self._step is None:
             return
-        only = None if collection is None else [c for c in self._step.collections if c.name == collection]
         with self._guarded():
             tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
-            self._step.put("custom", (name,), [tensor], only)
+            selected = [c for c in self._step.collections if c.name == collection]
+            if collection is None:
+                selected = [c for c in self._step.collections if c.wants("custom", name)]
+            if collection is None or selected:
+                self._step.put("custom", (self._free_name(name),), [tensor], selected or [self._saved])
+
+    def _free_name(self, name: str) -> str:
+        """Return a name for a tensor of the user's: its own, unless a parameter or another tensor of the step has it."""
+        assert self._step is not None
+        if self._groups.has(name):
+            self._say(f"tensors of the names of parameters are saved under 'saved/': {name!r}")
+            name = f"saved/{name}"
+        call = self._step.calls[name]
+        self._step.calls[name] += 1
+        return f"{name}#{call}" if call else name
 
     @property
     def saves(self) -> bool:
         """True if the present step is saved."""
         return self._step is not None
+
+    def hand_over(self) -> None:
+        """Hand the scalars of the steps so far to the writer."""
+        with self._guarded():
+            self._scalars.hand_over()
+
+    def lose(self) -> None:
+        """Discard the step that an interrupt ended; its buffers may be half filled."""
+        self._buffer.lose()
+        self._step, self._observers.open, self._scratch = None, False, HostBuffer()
 
     def drop(self) -> None:
         """Discard the step that was begun."""
@@ -150,12 +179,13 @@ class Capture(updates.UpdateSubscriber):
             raise error
 
     def close(self) -> None:
-        """Discard the open step and remove every hook."""
+        """Discard the open step and remove every hook; call it again if an interrupt ended the first call."""
         self.drop()
         self._scalars.hand_over()
         self._samples.close()
         self._observers.remove()
         self._health.close()
+        updates.unsubscribe_all(self)
         self._cleanup.close()
 
     # -- a step ---------------------------------------------------------------------------------
@@ -281,6 +311,13 @@ class Capture(updates.UpdateSubscriber):
             if observer.owners and side == "output":
                 step.put(kind, (name,), [tensor], [c for c in observer.owners if c in step.collections])
 
+    def joined(self, optimizer: Optimizer) -> None:
+        """Take over an optimizer that updates parameters of one that the ``Watch`` was given."""
+        with self._guarded():
+            kind = type(optimizer).__name__
+            self._options.optimizers[f"optimizer {len(self._options.optimizers) + 1}"] = optimizer
+            self._say(f"another optimizer updates the model and is followed from here on: {kind}")
+
     def before_update(self, optimizer: Optimizer) -> None:
         """Save gradients, weights and optimizer state before the step's first update changes them."""
         step = self._step
@@ -297,25 +334,28 @@ class Capture(updates.UpdateSubscriber):
 
     # -- isolation ------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Count the time inside, switch autograd off, and let no error reach the training loop."""
-        try:
-            counted = self._budget.counted if self._step is None else self._budget.saving
-            with counted(), torch.no_grad(), full_precision(self._device):
-                yield
-        except Exception as error:
-            self._fail(None, error)
+    def _guarded(self) -> Guarded:
+        """Return a context that counts the time, switches autograd off, and lets no error reach the training loop."""
+        counted = self._budget.counted if self._step is None else self._budget.saving
+        contexts = counted(), full_precision(self._device)
+        return Guarded(lambda error: self._fail(None, error), self.lose, *contexts)
 
     def _fail(self, collection: Collection | None, error: Exception) -> None:
-        """Report an error and its place once; switch off the collection, or discard the step."""
+        """Report an error and its place once; leave the collection out of the step, or discard the step.
+
+        A collection that failed in `FAILURES` steps is switched off.
+        """
         self._counts["failed"] += 1
         if collection is None:
             self.drop()
             self._say(f"a step could not be saved: {error!r}{place(error)}")
             return
-        self._collections = [c for c in self._collections if c is not collection]
-        self._late = [c for c in self._late if c is not collection]
+        failed_steps = self._failures.setdefault(collection, set())
+        failed_steps.add(self._clock.step)
         if self._step is not None:
             self._step.leave_out(collection)
-        self._say(f"the collection {collection.name!r} is switched off: {error!r}{place(error)}")
+        self._say(f"the collection {collection.name!r} failed in a step: {error!r}{place(error)}")
+        if len(failed_steps) >= FAILURES:
+            self._collections = [c for c in self._collections if c is not collection]
+            self._late = [c for c in self._late if c is not collection]
+            self._say(f"the collection {collection.name!r} is switched off: it failed in {FAILURES} steps")

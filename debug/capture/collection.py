@@ -32,6 +32,10 @@ HEALTH = ("min", "max", "mean", "std", "nan", "inf", "zero")
 """Statistics of ``health`` if none are named."""
 
 
+SAVED = "saved"
+"""Collection of the tensors that ``Watch.save`` was called with and that no other collection selects."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Collection:
     """Tensors that are saved together.

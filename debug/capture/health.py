@@ -5,8 +5,7 @@ Updates are saved as a table, all other facts as marks of the step's record, and
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 
 from loopwise.torch_internals import is_compiled, version
 
+from ..hooks.guards import Guarded
 from ..model import names
 from ..model.source_lines import lines
 from ..signals import modules as module_signals
@@ -36,7 +36,7 @@ class Health:
     Args:
         models, optimizers: models and optimizers of the ``Watch``, by key.
         collection: the collection ``health``; ``None``: nothing is inspected.
-        failed: function that is called with an error; afterwards nothing is inspected any more.
+        failed: function that is called with an error, and leaves the collection out of the step.
 
     Attributes:
         rates: learning rates, followed at every step.
@@ -55,6 +55,7 @@ class Health:
         active = collection is not None
         self.rates = Rates(optimizers if active else {}, self._guarded, self._zeroing.step_called)
         self._outputs.attach(models if active else {})
+        self._modes = module_signals.ModesAtForward(models if active else {})
         self._modules: list[tuple[str, nn.Module]] = []
         self._members: tuple[int, ...] = ()
         self._types: dict[str, str] = {}
@@ -70,6 +71,9 @@ class Health:
         self._facts: dict[str, Any] = {}
         self._updated: list[Optimizer] = []
         self._parameters_by_name: dict[str, nn.Parameter] | None = None
+        self._modes.mode = (
+            "" if step is None or self._collection not in step.collections else step.record["mode"]
+        )
         if step is not None and self._collection in step.collections and step.record["mode"] == "train":
             self._outputs.begin()
         else:
@@ -79,18 +83,14 @@ class Health:
         """Ignore inputs and outputs until the next step that is saved."""
         self._outputs.rest()
 
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Switch the collection off if something fails inside, so that no step and no backward pass fails."""
-        try:
-            with torch.no_grad():
-                yield
-        except Exception as error:
-            collection, self._collection = self._collection, None
-            self._zeroing.close()
-            self._outputs.rest()
-            if collection is not None:
-                self._failed(error)
+    def _guarded(self) -> Guarded:
+        """Return a context that leaves the collection out of the step if something fails inside."""
+        return Guarded(self._leave_out)
+
+    def _leave_out(self, error: Exception) -> None:
+        self._zeroing.close()
+        self._outputs.rest()
+        self._failed(error)
 
     def at_update(self, step: PendingStep, optimizer: Optimizer) -> None:
         """Inspect gradients, modes and owners right before an optimizer updates."""
@@ -110,7 +110,7 @@ class Health:
         elif without:
             self._note("no_gradient", without)
         trained_ids = {id(p) for _, p in trained}
-        self._note("evaluating", module_signals.in_mode(self._models, False, trained_ids))
+        self._note("evaluating", self._modes.take(False, trained_ids))
         self._note_owners()
         self._refresh()
         self._note("frozen_norms", module_signals.frozen_norms(self._models, self._modules))
@@ -138,7 +138,7 @@ class Health:
 
     def _marks(self, mode: str, scalars: Mapping[str, Any]) -> dict[str, Any]:
         if mode != "train":
-            self._note("training", module_signals.in_mode(self._models, True, set()))
+            self._note("training", self._modes.take(True, set()))
         else:
             self._note_still_parameters()
             self._note_losses(scalars)
@@ -182,6 +182,7 @@ class Health:
             self._zeroing.begin(optimizer, self._sizes.parameters)
 
     def close(self) -> None:
+        self._modes.close()
         self._zeroing.close()
         self._outputs.close()
         self.rates.close()

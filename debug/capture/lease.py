@@ -33,6 +33,7 @@ class StagingBuffer:
 
     def begin(self, step: PendingStep) -> None:
         """Note whether a step has raw tensors, which need a large buffer."""
+        self.lose()
         self._raw = any(c.raw and c.name not in SCALARS for c in step.all)
 
     def take(self) -> tuple[HostBuffer, bool] | None:
@@ -63,6 +64,10 @@ class StagingBuffer:
         lease, self._lease = self._lease, None
         if self._writer is not None and lease is not None:
             self._writer.submit(step, lease)
+
+    def lose(self) -> None:
+        """Forget the buffer of a step that an interrupt ended, since it may be half filled; the writer makes another one."""
+        self._lease = None
 
     def give_back(self) -> None:
         """Return the buffer of a step that is discarded."""

@@ -87,7 +87,8 @@ def message(collection: Collection, missing: list[str]) -> str:
     causes = []
     if any(name.endswith(("input", "output")) for name in missing):
         causes.append(
-            "a module that the model holds and does not call, or that is called by another method than its own call"
+            "a module that the model holds and does not call, that is called by another method than its own call, or "
+            "whose graph torch.compile made before the Watch"
         )
     if any(name.startswith("gradient/") for name in missing):
         causes.append("parameters that the loss does not depend on")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -12,9 +13,9 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..hooks.forward import on_call, on_return
-from ..hooks.guards import is_extra_pass
+from ..hooks.guards import as_pickle, is_extra_pass
 from ..model.tensors import tensors
-from ..torch_internals import LOSSES
+from ..torch_internals import LOSSES, set_grad_mode
 from .collection import Collection
 
 Receive = Callable[["Observer", str, str, torch.Tensor], None]
@@ -88,7 +89,7 @@ class Observer:
     def __init__(
         self, observers: Observers, prefix: str, module: nn.Module, collections: list[Collection]
     ) -> None:
-        self.prefix, self._observers = prefix, weakref.proxy(observers)
+        self.prefix, self._observers, self._module = prefix, weakref.proxy(observers), id(module)
         self.number, self.fired = next(_numbers), False
         self.owners = [c for c in collections if any(module is wanted for wanted in c.modules)]
         self.output = "loss" if isinstance(module, LOSSES) else "output"
@@ -101,7 +102,10 @@ class Observer:
         self._handles: list[Any] = []
 
     def __reduce__(self) -> Any:
-        return _inactive, ()  # the hooks of a copied or unpickled module do nothing
+        return as_pickle()  # the hooks of a copied or unpickled module do nothing
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Observer:
+        return _inactive()
 
     def attach(self, module: nn.Module, token: torch.Tensor) -> Observer:
         self._token = token
@@ -118,12 +122,12 @@ class Observer:
         self._handles.clear()
         _live.pop(self.number, None)
 
-    def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def before(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
         if torch.compiler.is_compiling():
             if "input" in self._traced:
                 self._trace("input", args)
                 self._trace("input", kwargs)
-        elif self._observers.open:
+        elif self._observers.open and id(module) == self._module:
             self._take("input", args)
             self._take("input", kwargs)
 
@@ -131,7 +135,7 @@ class Observer:
         if torch.compiler.is_compiling():
             if self.output in self._traced:
                 self._trace("output", output)
-        elif self._observers.open:
+        elif self._observers.open and id(module) == self._module:
             self._take("output", output)
 
     def _trace(self, side: str, value: Any) -> None:
@@ -141,8 +145,13 @@ class Observer:
     def _take(self, side: str, value: Any) -> None:
         if is_extra_pass():
             return
-        for name, tensor in tensors(f"{self.prefix}{side}", value):
-            self.take(side, name, tensor)
+        enabled = torch.is_grad_enabled()
+        try:
+            for name, tensor in tensors(f"{self.prefix}{side}", value):
+                self.take(side, name, tensor)
+        except BaseException:  # an interrupt, which may have come between a context's end and its effect
+            set_grad_mode(enabled)
+            raise
 
     def take(self, side: str, name: str, tensor: torch.Tensor) -> None:
         """Pass on an input or output."""
@@ -161,10 +170,21 @@ class Observer:
         return bool(self._observers.open)
 
 
+def _forget() -> None:
+    """Save nothing in a fork of the process, which has no thread that writes."""
+    for observer in list(_live.values()):
+        observer._observers.open = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
 def _inactive() -> Observer:
     """Return an observer without a receiver."""
     observer = Observer.__new__(Observer)
     observer._observers, observer._traced, observer.output = Observers(lambda *_: None), set(), "output"
+    observer._module = 0
     return observer
 
 

@@ -102,6 +102,7 @@ class Groups:
 
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
+        self._all: set[str] = set()
         self._trained: list[str] = []
         self._parameters: list[nn.Parameter] = []
         self._interest: dict[Collection, tuple[str, ...]] = {}
@@ -112,11 +113,15 @@ class Groups:
         pairs = list(named)
         names = {id(parameter): name for name, parameter in pairs}
         if names != self._names:
-            self._names = names
+            self._names, self._all = names, set(names.values())
             self._parameters = [parameter for _, parameter in pairs]
             self._trained = [name for name, parameter in pairs if parameter.requires_grad]
             self._by_owner.clear()
             self._interest.clear()
+
+    def has(self, name: str) -> bool:
+        """Return whether a parameter, or its gradient, has this name."""
+        return name.removeprefix("gradient/") in self._all
 
     @property
     def trained(self) -> Iterable[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import functools
 import itertools
+import os
 import queue
 import struct
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +37,10 @@ BUFFERS = 2
 """Largest number of steps whose raw tensors are in host memory: one is filled while the other one is written."""
 PENDING = 256
 """Largest number of waiting jobs.  Beyond it the training thread waits, whatever ``on_backlog`` is."""
+POLL = 0.002
+"""Seconds between two looks at the number of waiting jobs, while training waits for storage."""
+LOST = 0.1
+"""Seconds without work and without a free buffer, after which a buffer is taken for lost by an interrupt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,9 @@ class ScalarStep(NamedTuple):
 class Writer:
     """Thread that writes steps in the order of submission.
 
+    An interrupt (``KeyboardInterrupt``, or what a handler of a signal raises) may end any method at any place, so the
+    training thread shares no lock of Python's library with this thread: a queue and a lock written in C are enough.
+
     Args:
         run: the run's folder.
         pinned: use page-locked memory.
@@ -73,10 +82,19 @@ class Writer:
         self._segments = Segments(run, tell=self._tell)
         self._buffers, self._small_buffers = BufferPool(BUFFERS, pinned), BufferPool(0, pinned)
         self._on_backlog, self._pinned = on_backlog, pinned
-        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(PENDING)
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="loopwise-debug-writer", daemon=True)
-        self._closed = False
-        self._thread.start()
+        self._process = os.getpid()
+        self._closed = self._ended = False
+        self._idle = True
+        self._end_of_work = threading.Lock()
+        self._end_of_work.acquire()
+        try:
+            self._thread.start()
+        except BaseException:
+            self._jobs.put(None)
+            self._segments.close()
+            raise
         self._exit = functools.partial(_at_exit, weakref.WeakMethod(self._end))
         atexit.register(self._exit)
         if not run.local:
@@ -84,11 +102,32 @@ class Writer:
 
     def lease(self, raw: bool) -> Lease:
         """Return a buffer for a step; wait for one if there are raw tensors and ``on_backlog`` is ``block``."""
-        large = self._buffers.take(wait=self._on_backlog == "block") if raw else None
+        large = self._large_buffer() if raw else None
         if large is not None:
             return Lease(large, True, lambda: self._buffers.give_back(large))
         small = self._small_buffers.take(wait=False) or HostBuffer(self._pinned)
         return Lease(small, not raw, lambda: self._small_buffers.give_back(small))
+
+    def _large_buffer(self) -> HostBuffer | None:
+        """Return a buffer for raw tensors; ``None`` if all are in use and training does not wait.
+
+        If all are in use and nothing is left to be written, an interrupt lost a buffer, and a new one takes its place.
+        """
+        while (buffer := self._buffers.take(wait=False)) is None:
+            idle = self._idle and self._jobs.empty()
+            if not idle and self._on_backlog != "block":
+                return None
+            if (buffer := self._buffers.take(wait=True, seconds=LOST)) is not None:
+                return buffer
+            if idle and self._idle and self._jobs.empty():
+                return HostBuffer(self._pinned)
+        return buffer
+
+    def _put(self, job: Callable[[], None]) -> None:
+        """Queue a job; wait while too many are waiting."""
+        while self._jobs.qsize() >= PENDING and not self._ended:
+            time.sleep(POLL)
+        self._jobs.put(job)
 
     def submit(self, step: PendingStep, lease: Lease) -> None:
         """Queue a step to be written, after which its buffer is given back."""
@@ -103,7 +142,7 @@ class Writer:
             finally:
                 lease.give_back()
 
-        self._jobs.put(self._guarded(write, "a step could not be written", step.record["step"]))
+        self._put(self._guarded(write, "a step could not be written", step.record["step"]))
 
     def submit_scalars(self, steps: Sequence[ScalarStep], copied: Callable[[], list[float]]) -> None:
         """Queue steps of scalars to be written.
@@ -114,13 +153,19 @@ class Writer:
         """
         write = functools.partial(self._write_scalars, steps, copied)
         if not self._closed:
-            self._jobs.put(self._guarded(write, "scalars could not be written", steps[0].record["step"]))
+            self._put(self._guarded(write, "scalars could not be written", steps[0].record["step"]))
 
     def event(self, text: str, step: int) -> None:
         """Queue a note for the index."""
         write = functools.partial(self._segments.event, text, step)
         if not self._closed:
-            self._jobs.put(self._guarded(write, "an event could not be written", -1))
+            self._put(self._guarded(write, "an event could not be written", -1))
+
+    def restart(self, step: int) -> None:
+        """Queue a note that training goes back to a step."""
+        write = functools.partial(self._segments.restart, step)
+        if not self._closed:
+            self._put(self._guarded(write, "a restart could not be written", -1))
 
     def problems(self) -> list[tuple[str, int]]:
         """Return the errors since the last call, each with the number of the lost step, or -1 if none is lost."""
@@ -128,10 +173,14 @@ class Writer:
 
     def close(self) -> None:
         """Write all queued steps and end the thread; call it again if an interrupt ended the first call."""
+        if self._process != os.getpid() or threading.current_thread() is self._thread:
+            return  # a fork has no such thread
         if not self._closed:
             self._jobs.put(None)
             self._closed = True
-        self._thread.join()
+        while not self._ended:
+            self._end_of_work.acquire(timeout=1.0)
+        self._thread.join(1.0)
         atexit.unregister(self._exit)
 
     def _end(self) -> None:
@@ -174,7 +223,7 @@ class Writer:
         """Queue findings that other threads made, to be written."""
         write = functools.partial(record, self._run, findings)
         if not self._closed:
-            self._jobs.put(self._guarded(write, "findings could not be written", -1))
+            self._put(self._guarded(write, "findings could not be written", -1))
 
     def findings(self) -> list[Finding]:
         """Return the findings of the rules since the last call."""
@@ -182,15 +231,21 @@ class Writer:
 
     def _work(self) -> None:
         rest = self._guarded(self._segments.rest, "a segment could not be closed", -1)
-        while True:
-            try:
-                job = self._jobs.get(timeout=self._segments.patience)
-            except queue.Empty:
-                job = rest
-            if job is None:
-                break
-            job()
-        self._guarded(self._segments.close, "not all could be written", -1)()
+        try:
+            while True:
+                self._idle = True
+                try:
+                    job = self._jobs.get(timeout=self._segments.patience)
+                except queue.Empty:
+                    job = rest
+                self._idle = False
+                if job is None:
+                    break
+                job()
+            self._guarded(self._segments.close, "not all could be written", -1)()
+        finally:
+            self._ended = True
+            self._end_of_work.release()
 
     def _guarded(self, job: Callable[[], None], what: str, step: int) -> Callable[[], None]:
         """Return a function that runs ``job`` and reports its failure."""

@@ -7,6 +7,7 @@ compiled with it.  Inside the graph these hooks must do nothing.  Adding or remo
 from __future__ import annotations
 
 import contextlib
+import os
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,9 @@ import torch
 from torch import nn
 
 from loopwise.torch_internals import compiled_call, set_compiled_call
+
+from ..torch_internals import set_grad_mode
+from .guards import as_pickle
 
 
 class CallSubscriber:
@@ -28,17 +32,25 @@ class CallSubscriber:
 
 
 class _Calls:
-    """Hooks and subscribers of one module.  The hooks of a copied or unpickled module have no subscribers."""
+    """Hooks and subscribers of one module.
 
-    def __init__(self) -> None:
+    The hooks of a copied or unpickled module have no subscribers.  Hooks that other code moves to another module, as
+    the conversion of a model for quantization does, do nothing there.
+    """
+
+    def __init__(self, module: nn.Module | None = None) -> None:
         self.subscribers: tuple[CallSubscriber, ...] = ()
+        self._module = id(module)
         self._handles: list[Any] = []
         self._compiled: Any = None
         self._wrapper: Any = None
         self._in_wrapper = False
 
     def __reduce__(self) -> Any:
-        return _Calls, ()
+        return as_pickle()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Calls:
+        return _Calls()
 
     def refresh(self, module: nn.Module) -> None:
         """Register the hooks, or wrap the compiled call of a module that was compiled in place since."""
@@ -60,17 +72,27 @@ class _Calls:
         if self._wrapper is not None and compiled_call(module) is self._wrapper:
             set_compiled_call(module, self._compiled)
 
-    def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling() or self._in_wrapper:
+    def before(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
+        if torch.compiler.is_compiling() or self._in_wrapper or id(module) != self._module:
             return
-        for subscriber in self.subscribers:
-            subscriber.called(module, args, kwargs)
+        enabled = torch.is_grad_enabled()
+        try:
+            for subscriber in self.subscribers:
+                subscriber.called(module, args, kwargs)
+        except BaseException:  # an interrupt, which may have come between a context's end and its effect
+            set_grad_mode(enabled)
+            raise
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or self._in_wrapper:
+        if torch.compiler.is_compiling() or self._in_wrapper or id(module) != self._module:
             return
-        for subscriber in self.subscribers:
-            subscriber.returned(module, output)
+        enabled = torch.is_grad_enabled()
+        try:
+            for subscriber in self.subscribers:
+                subscriber.returned(module, output)
+        except BaseException:
+            set_grad_mode(enabled)
+            raise
 
     def _wrapped(self, module: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
         def call_that_tells(*args: Any, **kwargs: Any) -> Any:
@@ -91,9 +113,19 @@ class _Calls:
 _modules: weakref.WeakKeyDictionary[nn.Module, _Calls] = weakref.WeakKeyDictionary()
 
 
+def _forget() -> None:
+    """Call no subscribers in a fork of the process, which has none of their threads."""
+    for calls in list(_modules.values()):
+        calls.subscribers = ()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
 def subscribe(module: nn.Module, subscriber: CallSubscriber) -> None:
     """Add a subscriber to the calls of a module; subscribers are called in the order of their subscription."""
-    calls = _modules.setdefault(module, _Calls())
+    calls = _modules.setdefault(module, _Calls(module))
     calls.subscribers = (*calls.subscribers, subscriber)
     calls.refresh(module)
 

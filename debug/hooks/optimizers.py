@@ -7,11 +7,16 @@ calls the subscribers when the graph runs, so that no code of theirs is compiled
 from __future__ import annotations
 
 import itertools
+import os
 import weakref
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from ..torch_internals import set_grad_mode
+from .guards import as_pickle
 
 
 class UpdateSubscriber:
@@ -25,6 +30,12 @@ class UpdateSubscriber:
 
     def after_update(self, optimizer: Optimizer) -> None:
         """``optimizer.step`` is about to return."""
+
+    def joined(self, optimizer: Optimizer) -> None:
+        """Another optimizer, which holds parameters of one that was subscribed to, makes its first update.
+
+        From here on the subscriber is called at its updates as well.
+        """
 
 
 _numbers = itertools.count()
@@ -41,7 +52,10 @@ class _Updates:
         self._number, self._token = next(_numbers), torch.zeros(1)
 
     def __reduce__(self) -> Any:
-        return _Updates, ()
+        return as_pickle()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Updates:
+        return _Updates()
 
     def register(self, optimizer: Optimizer) -> None:
         self.optimizer = weakref.ref(optimizer)
@@ -63,10 +77,15 @@ class _Updates:
             self._trace(optimizer, False)
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
-        for subscriber in self.subscribers:
-            subscriber.step_called(optimizer)
-            if closure is None:
-                subscriber.before_update(optimizer)
+        enabled = torch.is_grad_enabled()
+        try:
+            for subscriber in self.subscribers:
+                subscriber.step_called(optimizer)
+                if closure is None:
+                    subscriber.before_update(optimizer)
+        except BaseException:  # an interrupt, which may have come between a context's end and its effect
+            set_grad_mode(enabled)
+            raise
         if closure is None:
             return None
 
@@ -89,7 +108,9 @@ class _Updates:
 
     def _trace(self, optimizer: Optimizer, is_after: bool) -> None:
         """Put an operator into the graph; it takes the parameters, so that it keeps its place before or after their change."""
-        parameters = [p.detach() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        parameters = [
+            p.detach() for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
         updated(parameters, self._token, self._number, is_after)
 
 
@@ -126,18 +147,63 @@ def _updates(optimizer: Optimizer) -> _Updates | None:
     return None if reference is None else reference()
 
 
+def _forget() -> None:
+    """Call no subscribers in a fork of the process, which has none of their threads."""
+    for updates in list(_live.values()):
+        updates.subscribers = ()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+_foreign: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+"""Optimizers without a parameter of a subscribed one."""
+_search: Any = None
+"""Handle of the hook on the updates of all optimizers, while there are subscribers."""
+
+
+def _join(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Call the subscribers of an optimizer at the updates of another one that takes its place."""
+    if torch.compiler.is_compiling() or optimizer in _optimizers or optimizer in _foreign:
+        return
+    own = _parameters(optimizer)
+    followed = [(known, updates) for known in list(_optimizers) if (updates := _updates(known)) is not None]
+    subscribers = [s for known, updates in followed if own & _parameters(known) for s in updates.subscribers]
+    if not subscribers:
+        _foreign.add(optimizer)
+    for subscriber in dict.fromkeys(subscribers):
+        subscribe(optimizer, subscriber)
+        subscriber.joined(optimizer)
+
+
+def _parameters(optimizer: Optimizer) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def unsubscribe_all(subscriber: UpdateSubscriber) -> None:
+    """Remove a subscriber from all optimizers."""
+    for optimizer in list(_optimizers):
+        unsubscribe(optimizer, subscriber)
+
+
 def subscribe(optimizer: Optimizer, subscriber: UpdateSubscriber) -> None:
     """Add a subscriber to the optimizer's updates; subscribers are called in the order of their subscription."""
+    global _search
+    if _search is None:
+        _search = register_optimizer_step_pre_hook(_join)
     updates = _updates(optimizer)
     if updates is None:
         updates = _Updates()
         updates.register(optimizer)
         _optimizers[optimizer] = weakref.ref(updates)
+        _foreign.clear()
     updates.subscribers = (*updates.subscribers, subscriber)
 
 
 def unsubscribe(optimizer: Optimizer, subscriber: UpdateSubscriber) -> None:
     """Remove a subscriber; the hooks are removed with the last one.  Unknown subscribers are ignored."""
+    global _search
     updates = _updates(optimizer)
     if updates is None:
         return
@@ -145,3 +211,6 @@ def unsubscribe(optimizer: Optimizer, subscriber: UpdateSubscriber) -> None:
     if not updates.subscribers:
         updates.remove()
         del _optimizers[optimizer]
+    if not _optimizers and _search is not None:
+        _search.remove()
+        _search = None

@@ -35,13 +35,17 @@ class Monitors:
     """Group of monitors with the methods of one; a monitor that raises is closed and removed.
 
     Args:
-        monitors: the monitors, in the order in which they are called.
         say: function that is called with messages for the user.
+        monitors: the monitors, in the order in which they are called.
     """
 
-    def __init__(self, monitors: Iterable[Monitor], say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], monitors: Iterable[Monitor] = ()) -> None:
         self._all, self._say = list(monitors), say
         self._last_findings: list[Finding] = []
+
+    def add(self, monitor: Monitor) -> None:
+        """Add a monitor, which is called after the others."""
+        self._all.append(monitor)
 
     def begin(self, step: int, mode: str) -> None:
         self._call(lambda monitor: monitor.begin(step, mode))

@@ -53,7 +53,7 @@ class StallMonitor:
     def close(self) -> None:
         self._end.set()
         if self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(10.0)
 
     def _watch(self) -> None:
         reported = -1.0

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from loopwise.run import Run
 from loopwise.wrappers import is_shard, is_sharded
 
 from ..hooks import optimizers as updates
-from ..hooks.guards import is_capturing
+from ..hooks.guards import Guarded, is_capturing
 from ..model import names
 from ..model.shards import local
 from ..monitors.monitor import Scalars
@@ -124,21 +124,15 @@ class Trap(updates.UpdateSubscriber):
         with self._guard():
             self._read_sums()
         self._make_findings({})
-        for optimizer in self._optimizers.values():
-            updates.unsubscribe(optimizer, self)
+        updates.unsubscribe_all(self)
         self._calls.close()
         self._weights.clear()
 
     # -- sums of gradients, losses and the scale ---------------------------------------------------
 
-    @contextlib.contextmanager
-    def _guard(self) -> Iterator[None]:
-        """Keep an error, which must not end the training inside a hook, until the end of the step."""
-        try:
-            with self._counted(), torch.no_grad():
-                yield
-        except Exception as error:
-            self._error = error
+    def _guard(self) -> Guarded:
+        """Return a context that keeps an error, which must not end the training in a hook, until the end of the step."""
+        return Guarded(lambda error: setattr(self, "_error", error), lambda: None, self._counted())
 
     def before_update(self, optimizer: Optimizer) -> None:
         """Compute the sum of the gradients, and copy the weights."""

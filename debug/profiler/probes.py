@@ -28,8 +28,7 @@ class Probes(calls.CallSubscriber, updates.UpdateSubscriber):
         self._models = list({id(model): model for model in models}.values())
         for model in self._models:
             calls.subscribe(model, self)
-        self._optimizers = list({id(optimizer): optimizer for optimizer in optimizers}.values())
-        for optimizer in self._optimizers:
+        for optimizer in {id(optimizer): optimizer for optimizer in optimizers}.values():
             updates.subscribe(optimizer, self)
 
     def refresh(self) -> None:
@@ -57,5 +56,4 @@ class Probes(calls.CallSubscriber, updates.UpdateSubscriber):
         """End all subscriptions."""
         for model in self._models:
             calls.unsubscribe(model, self)
-        for optimizer in self._optimizers:
-            updates.unsubscribe(optimizer, self)
+        updates.unsubscribe_all(self)

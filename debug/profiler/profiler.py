@@ -142,4 +142,5 @@ class Profiler:
 
     def close(self) -> None:
         """Write the last records, remove all hooks, and put torch's methods back."""
+        self._probes.remove()  # first, so that an interrupted close can be repeated
         self._opened.close()

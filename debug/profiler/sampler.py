@@ -97,18 +97,30 @@ class Sampler:
         """Error that ended the thread before it was closed."""
         self.samples = self.missed = self._failed = 0
         self._host = os.environ.get("LOCAL_RANK", "0") == "0"
-        self._source = read or source(self._host)
-        self._devices = Devices(self._host)
         self._more: deque[tuple[str, dict[str, Any]]] = deque()
         self._run = run
-        self._lines = {name: Lines(run, "debug", name) for name in ("system", "phases")}
-        self._before = self._source.read()
+        self._lines: dict[str, Lines] = {}
+        self._source = read or source(self._host)
+        with contextlib.ExitStack() as opened:  # closed if the rest fails
+            opened.callback(self._source.close)
+            self._devices = Devices(self._host)
+            opened.callback(self._devices.close)
+            opened.callback(self._close_lines)
+            for name in ("system", "phases"):
+                self._lines[name] = Lines(run, "debug", name)
+            self._before = self._source.read()
+            self._begin_files(used)
+            opened.pop_all()
         self._start = self._last = self._flushed = self._handed = clock()
         self._due = 1
-        self._write("system", self._header(used))
-        self._write("phases", {"session": self._session, "version": VERSION})
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="loopwise sampler", daemon=True)
+
+    def _begin_files(self, used: Iterable[str]) -> None:
+        headers = {"system": self._header(used), "phases": {"session": self._session, "version": VERSION}}
+        for name, header in headers.items():
+            self._lines[name].header = header
+            self._write(name, header)
 
     def start(self) -> Sampler:
         """Start the thread."""
@@ -123,7 +135,7 @@ class Sampler:
         """Write the last records and end the thread."""
         self._stop.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(10.0)
         with contextlib.ExitStack() as closing:  # every call is made, even if another one fails
             closing.callback(self._devices.close)
             closing.callback(self._source.close)

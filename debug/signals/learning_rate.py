@@ -36,8 +36,7 @@ class Rates(updates.UpdateSubscriber):
     ) -> None:
         self._guard, self._updating = guard, updating
         self._rates = {id(optimizer): _Rate(key, optimizer) for key, optimizer in optimizers.items()}
-        self._optimizers = list(optimizers.values())
-        for optimizer in self._optimizers:
+        for optimizer in optimizers.values():
             updates.subscribe(optimizer, self)
 
     def facts(self) -> dict[str, dict[str, Any]]:
@@ -51,9 +50,11 @@ class Rates(updates.UpdateSubscriber):
             rate.read()
 
     def close(self) -> None:
-        for optimizer in self._optimizers:
-            updates.unsubscribe(optimizer, self)
-        self._optimizers.clear()
+        updates.unsubscribe_all(self)
+
+    def joined(self, optimizer: Optimizer) -> None:
+        key = f"optimizer {len(self._rates) + 1}"
+        self._rates[id(optimizer)] = _Rate(key, optimizer)
 
     def step_called(self, optimizer: Optimizer) -> None:
         with self._guard():

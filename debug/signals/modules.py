@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
+import torch
 from torch import nn
 
+from ..hooks import calls
+from ..hooks.guards import is_observable
 from ..model import names
 from ..torch_internals import BATCH_NORMS, DROPOUTS, RUNNING_NORMS
 
@@ -50,6 +53,47 @@ def _depends_on_mode(module: nn.Module) -> bool:
     if isinstance(module, DROPOUTS):
         return float(module.p) > 0
     return isinstance(module, BATCH_NORMS) and bool(module.track_running_stats)
+
+
+class ModesAtForward(calls.CallSubscriber):
+    """Dropout and BatchNorm modules by their mode in the last forward pass: code may change modes between it and the report.
+
+    Args:
+        models: models by key.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module]) -> None:
+        self._models, self._called = models, False
+        self.mode = ""
+        """Mode of the step that is saved now; empty if none is."""
+        self._paths: dict[bool, list[str] | None] = {True: None, False: None}
+        for model in models.values():
+            calls.subscribe(names.root(model), self)
+
+    def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Note the modes; a forward pass without gradients is an evaluation, whose step may be reported later."""
+        if not is_observable():
+            return
+        self._called = True
+        if not torch.is_grad_enabled() or self.mode not in ("train", ""):
+            self._paths[True] = in_mode(self._models, True, set())
+        elif self.mode:
+            trained = {id(p) for model in self._models.values() for p in model.parameters()}
+            self._paths[False] = in_mode(self._models, False, trained)
+
+    def take(self, training: bool, trained: Set[int]) -> list[str]:
+        """Return what `in_mode` returned in the last forward pass since this was asked; without any, what it returns now.
+
+        A model whose calls were seen before, and not since, gives no evidence.
+        """
+        paths, self._paths[training] = self._paths[training], None
+        if paths is None:
+            return [] if self._called else in_mode(self._models, training, trained)
+        return paths
+
+    def close(self) -> None:
+        for model in self._models.values():
+            calls.unsubscribe(names.root(model), self)
 
 
 def frozen_norms(models: Mapping[str, nn.Module], modules: Iterable[tuple[str, nn.Module]]) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 
 from loopwise.errors import InputError
 
+from ..torch_internals import outside_inference
 from .chunk_sums import Partials
 from .precision import full_precision
 from .quantiles import BINS, PERCENTS, distributions
@@ -121,7 +122,7 @@ def table(tensors: Sequence[torch.Tensor], names: Sequence[str]) -> torch.Tensor
             "make one table for each device",
         )
     device = next(iter(devices), torch.device("cpu"))
-    with torch.inference_mode(False), torch.no_grad(), full_precision(device):
+    with outside_inference(), torch.no_grad(), full_precision(device):
         if not tensors or not rows:
             return torch.zeros(len(tensors), len(columns(names)), dtype=torch.float64, device=device)
         flats = [flat(tensor) for tensor in tensors]

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from loopwise.run import is_file_at
+
 LARGE = 2**20
 """Bytes from which on a write bypasses the page cache."""
 PAGE = 4096
@@ -27,6 +29,10 @@ class AppendFile:
         self.path, self.size = path, 0
         self._direct = hasattr(os, "O_DIRECT")
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+
+    def exists(self) -> bool:
+        """Return whether the file is still at its path."""
+        return is_file_at(self._file, self.path)
 
     def append(self, chunks: Sequence[Any]) -> None:
         """Write buffers of bytes at the end.
@@ -86,6 +92,6 @@ class AppendFile:
         with contextlib.suppress(OSError):
             if os.fstat(self._file).st_size > self.size:
                 os.ftruncate(self._file, self.size)
-            if not self.size:
+            if not self.size and self.exists():
                 os.unlink(self.path)
         os.close(self._file)

@@ -61,7 +61,9 @@ class HostBuffer:
         if key not in self._seen:
             if len(self._seen) >= SEEN:
                 self._seen.clear()
-            with torch.inference_mode(False):  # views made in inference mode cannot be used outside of it
+            with (
+                torch_internals.outside_inference()
+            ):  # views made in inference mode cannot be used outside of it
                 self._seen[key] = self._arrange(signature)
         arrangement = self._seen[key]
         place = len(self._now)
@@ -143,19 +145,21 @@ class BufferPool:
         for _ in range(count):
             self._free.put(HostBuffer(pinned))
 
-    def take(self, wait: bool) -> HostBuffer | None:
-        """Return a free buffer; ``None`` if there is none and ``wait`` is false."""
+    def take(self, wait: bool, seconds: float | None = None) -> HostBuffer | None:
+        """Return a free buffer; ``None`` if there is none and ``wait`` is false, or none becomes free in ``seconds``."""
         try:
-            return self._free.get(block=wait)
+            return self._free.get(wait, seconds)
         except queue.Empty:
             return None
 
     def give_back(self, buffer: HostBuffer) -> None:
-        """Clear a buffer and free it for another step."""
+        """Clear a buffer and free it for another step; a buffer that an interrupt left half cleared is not used again."""
         try:
             buffer.clear()
-        finally:  # a buffer that could not allocate memory here allocates it when it is filled
-            self._free.put(buffer)
+        except Exception:
+            self._free.put(buffer)  # it could not allocate memory, and allocates it when it is filled
+            raise
+        self._free.put(buffer)
 
 
 def _aligned(length: int) -> int:

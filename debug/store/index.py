@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from loopwise.run import Run
 from loopwise.storage.files import listed, open_regular
 from loopwise.storage.json_lines import DAMAGED, count, texts
 
@@ -139,7 +140,9 @@ class Index:
         """Add one record."""
         try:
             record = json.loads(line)
-            if "event" in record:
+            if "restart" in record:
+                self._restart(rank, count(record["restart"]))
+            elif "event" in record:
                 texts([record["event"]])
                 count(record.get("step", 0), -1)
                 self.events.append({**record, "rank": rank})
@@ -153,8 +156,24 @@ class Index:
                 state.layouts[count(record["layout"])] = Layout(record["groups"])
         except DAMAGED:
             self.torn += 1
-            if not line.startswith((b'{"step"', b'{"event"')):
+            if not line.startswith((b'{"step"', b'{"event"', b'{"restart"')):
                 state.layouts.clear()  # the record may have replaced a layout that later steps refer to
+
+    def _restart(self, rank: int, first: int) -> None:
+        """Remove the blocks of a rank from a step on: training went back to it, and they are no part of its history."""
+        for step in [step for step, ranks in self.blocks.items() if step >= first and rank in ranks]:
+            block = self.blocks[step].pop(rank)
+            if self.blocks[step]:
+                continue
+            del self.blocks[step]
+            if self.modes[block.mode].get(block.mode_step) == step:
+                del self.modes[block.mode][block.mode_step]
+        self.version += 1
+
+    def counters(self) -> dict[str, Any]:
+        """Return the number of the step after the last block, and its number by mode, as ``Clock.state_dict`` has them."""
+        steps = {mode: max(numbers, default=-1) + 1 for mode, numbers in self.modes.items()}
+        return {"step": max(self.blocks, default=-1) + 1, "steps": steps}
 
     def _add_block(self, block: Block) -> None:
         ranks = self.blocks.setdefault(block.step, {})
@@ -198,3 +217,10 @@ def _marks(marks: Any) -> dict[str, Any]:
             raise TypeError
     count(marks.get("optimizers", 1))
     return dict(marks)
+
+
+def last_counters(run: Run) -> dict[str, Any]:
+    """Return the counters of the step after the last one that was saved into a run."""
+    index = Index(run.fs, f"{run.path}/debug", run.local)
+    index.refresh(now=True)
+    return index.counters()

@@ -9,7 +9,7 @@ Format, version 1, in the folder ``debug`` of a run (``loopwise.run`` specifies 
     other blocks follow each other without a gap.  ``k`` counts the segments of a rank from 0.  A segment is
     never written to again once a segment with a higher number exists.
 ``index.rank<r>.<n>.jsonl``
-    JSON lines of three kinds, in the order of writing.
+    JSON lines of four kinds, in the order of writing.
 
     ``{"layout": 0, "groups": [...]}``
         Content of a block.  Blocks with equal content share one record.  The record stands before them, in
@@ -32,6 +32,8 @@ Format, version 1, in the folder ``debug`` of a run (``loopwise.run`` specifies 
     ``{"event": "...", "step": 40}``
         Message for the reader: saves that were dropped, thinned out or failed, collections that were switched
         off.  A kind of message is written once, with the first step that it is about.
+    ``{"restart": 40}``
+        Training went back to a checkpoint: the records before of this step and later ones, of this rank, do not count.
 
 If the run's storage is not local, segments and their records are first written into a folder of this machine,
 with the same names and form.  They are sent when the segment is full or old: first the segment, then an index
@@ -79,12 +81,12 @@ class Segments:
         self, run: Run, full: int = FULL, old: float = OLD, tell: Callable[[str, int], None] | None = None
     ) -> None:
         self._run, self._full, self._old, self._rank = run, full, old, rank()
-        self._folder = f"{run.path}/debug"
+        self._folder, self._tell = f"{run.path}/debug", tell or (lambda text, step: None)
         run.fs.makedirs(self._folder, exist_ok=True)
         self._number = max(self._numbers(), default=-1)
         self._uploader: Uploader | None = None
         if not run.local:
-            self._uploader = Uploader(run.fs, self._folder, tell or (lambda text, step: None))
+            self._uploader = Uploader(run.fs, self._folder, self._tell)
             self._folder = self._uploader.folder
         self._segment: AppendFile | None = None
         self._index: AppendFile | None = None
@@ -106,7 +108,7 @@ class Segments:
         Raises:
             OSError: the block was not written; the blocks before it were.
         """
-        segment = self._segment or self._open()
+        segment = self._present_segment()
         try:
             layout = self._write(segment, tuple(groups), chunks, record)
         except BaseException:
@@ -129,9 +131,8 @@ class Segments:
         Raises:
             OSError: the blocks were not written; the blocks before them were.
         """
-        segment, records, layouts = self._segment or self._open(), [], []
+        segment, records, layouts = self._present_segment(), [], []
         try:
-            os.stat(segment.path)  # a deleted file would take bytes as before
             offset = segment.size
             segment.append([b"".join(block for _, block, _ in steps)])
             for groups, block, record in steps:
@@ -163,6 +164,12 @@ class Segments:
             self._close()
             raise
 
+    def restart(self, step: int) -> None:
+        """Commit that what was written of this and later steps does not count any more."""
+        if self._uploader and not self._segment:
+            self._open()
+        self._record({"restart": step})
+
     @property
     def patience(self) -> float | None:
         """Seconds until ``rest`` should be called; ``None`` if it need not be."""
@@ -191,7 +198,6 @@ class Segments:
     def _write(
         self, segment: AppendFile, groups: tuple[Group, ...], chunks: Sequence[Any], record: dict[str, Any]
     ) -> Layout:
-        os.stat(segment.path)  # a deleted file would take bytes as before
         length = sum(len(chunk) for chunk in chunks)
         segment.align(length)
         crc32 = self._checksum.begin(chunks)
@@ -218,6 +224,21 @@ class Segments:
             self._layouts[groups] = number, layout
         return *self._layouts[groups], new
 
+    def _present_segment(self) -> AppendFile:
+        """Return the open segment, or a new one if there is none or it was deleted: nobody could read its open file."""
+        if self._segment is not None and not self._segment.exists():
+            self._begin_again()
+        return self._segment or self._open()
+
+    def _begin_again(self) -> None:
+        self._close()
+        self._layouts.clear()
+        os.makedirs(self._folder, exist_ok=True)
+        self._tell(
+            "the run's folder was deleted during training: it is written anew, and the steps before are lost",
+            -1,
+        )
+
     def _record(self, *records: dict[str, Any]) -> None:
         if self._index is None:
             self._run.append("debug", "index", *records)
@@ -227,6 +248,7 @@ class Segments:
 
     def _open(self) -> AppendFile:
         number = self._number + 1
+        os.makedirs(self._folder, exist_ok=True)
         self._segment = AppendFile(f"{self._folder}/tensors.rank{self._rank}.{number}.seg")
         self._number, self._since = number, time.monotonic()
         if self._uploader is not None:

@@ -64,14 +64,55 @@ def test_local_and_remote_folders_of_one_path_are_two_runs(tmp_path):
     remote.release()
 
 
-def test_a_folder_with_a_finished_run_needs_resume(tmp_path):
+def test_a_second_run_gets_a_folder_of_its_own_and_says_so(tmp_path, caplog):
+    as_run(tmp_path / "run", "sift").release()
+    assert not caplog.records
+    second = [as_run(tmp_path / "run", part) for part in ("sift", "debug")]
+    assert {handle.run.path for handle in second} == {f"{tmp_path}/run-2"}
+    assert [record.message for record in caplog.records] == [
+        f"'{tmp_path}/run' holds a run already: this one is written into '{tmp_path}/run-2' "
+        "(resume=True goes on in the old one)"
+    ]
+    for handle in second:
+        handle.release()
+    third = as_run(f"{tmp_path}/run/", "sift")
+    assert third.run.path == f"{tmp_path}/run-3"
+    third.release()
+    resumed = as_run(tmp_path / "run", "sift", resume=True)
+    assert resumed.run.path == f"{tmp_path}/run"
+    resumed.release()
+
+
+def test_several_ranks_need_resume_in_a_folder_with_a_run(tmp_path, monkeypatch):
     as_run(tmp_path, "sift").release()
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(
         StateError, match="already holds a run\nexpected: a new or empty folder, or resume=True"
     ):
         as_run(tmp_path, "sift")
-    as_run(tmp_path, "sift", resume=True).release()
-    assert state(tmp_path) == "finished"
+
+
+def test_a_part_that_cannot_start_leaves_no_run_behind(tmp_path):
+    handle = as_run(tmp_path / "new", "debug")
+    handle.run.append("debug", "findings", {})
+    handle.cancel()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old" / "debug").mkdir(parents=True)
+    (tmp_path / "old" / "debug" / "mine.txt").write_text("of the user")
+    handles = [as_run(tmp_path / "old", part) for part in ("debug", "sift")]
+    handles[1].cancel()
+    assert state(tmp_path / "old") == "running"
+    handles[0].release()
+    as_run(tmp_path / "old", "debug", resume=True).cancel()
+    assert state(tmp_path / "old") in ("running", "finished")
+    assert (tmp_path / "old" / "debug" / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere/run", "{file}/run"])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StateError, match=r"cannot hold a run: .*Error"):
+        as_run(place.format(file=tmp_path / "file"), "debug")
 
 
 @pytest.mark.parametrize("resume", [(True, False), (False, True), (True, True)])
@@ -85,18 +126,14 @@ def test_the_second_part_joins_with_or_without_resume(tmp_path, resume):
     assert state(tmp_path) == "finished"
 
 
-def test_the_same_part_twice_is_refused(tmp_path):
-    handle = as_run(tmp_path, "sift")
-    with pytest.raises(StateError) as error:
-        as_run(tmp_path, "sift")
-    assert str(error.value) == (
-        f"seen: the folder '{tmp_path}' already holds a run, which the part 'sift' of this process writes into\n"
-        "expected: a folder that the part does not use yet, resume=True, or a Run\n"
-        "likely cause: the same path was passed twice, or the earlier object was not closed\n"
-        "fix: name another folder, call close() of the earlier object, or pass one Run(...) to both"
-    )
-    handle.release()
-    assert state(tmp_path) == "finished"
+def test_the_same_part_twice_has_two_folders(tmp_path):
+    first, second = as_run(tmp_path / "run", "sift"), as_run(tmp_path / "run", "sift")
+    assert second.run.path == f"{tmp_path}/run-2"
+    joined = as_run(tmp_path / "run", "debug")
+    assert joined.run is second.run
+    for handle in (first, second, joined):
+        handle.release()
+    assert state(tmp_path / "run") == state(tmp_path / "run-2") == "finished"
 
 
 def test_the_same_part_twice_shares_the_run_with_resume(tmp_path):

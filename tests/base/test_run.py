@@ -1,6 +1,7 @@
 """Folder of a run: golden bytes, hostile bytes, resume, remote storage, and a writer killed at any moment."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,3 +220,17 @@ def test_a_process_of_another_machine_or_container_is_not_looked_for(tmp_path):
     del info["process"]  # as older versions wrote it
     (tmp_path / "run.json").write_text(json.dumps(info))
     assert Run.existing(tmp_path).state() == "running"
+
+
+def test_a_folder_that_is_deleted_is_written_anew(tmp_path):
+    run = Run(tmp_path / "run")
+    run.append("debug", "findings", {"number": 1})
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    run.append("debug", "findings", {"number": 2})
+    assert Run.existing(tmp_path / "run").info()["state"] == "running"
+    shutil.rmtree(tmp_path / "run")
+    run.append("debug", "findings", {"number": 3})
+    run.close()
+    assert read(tmp_path / "run", "debug", "findings") == ([{"number": 3}], 0)
+    assert Run.existing(tmp_path / "run").info()["state"] == "finished"

@@ -148,7 +148,24 @@ def test_tensors_of_the_users(tmp_path):
     saved = open_run(tmp_path / "run")
     assert saved.value("attention/probabilities", 2).tolist() == [[2.0, 2.0]] * 2
     assert saved.value("other", 0) == 3.0
-    assert "nobody's" not in saved.names()
+    assert saved.value("nobody's", 2) == 1.0
+    assert "nobody's" in saved.names(collection="saved")
+
+
+def test_tensors_of_the_users_are_saved_whatever_their_names_are(tmp_path):
+    net, optimizer, w = watched(tmp_path, save=every(1), collections=["losses", "weights", "health"])
+    name = next(name for name, _ in net.named_parameters())
+    with w, pytest.warns(LoopwiseWarning, match="names of parameters are saved under 'saved/'") as warned:
+        for step in range(2):
+            w.save(name, torch.full((3,), 7.0 + step))
+            w.save("twice", torch.ones(1))
+            w.save("twice", torch.zeros(2))
+            steps(net, optimizer, w, 1)
+    assert len(warned) == 1
+    saved = open_run(tmp_path / "run")
+    assert saved.value(f"saved/{name}", 1).tolist() == [8.0] * 3
+    assert saved.value(name, 1).shape == net.get_parameter(name).shape
+    assert (saved.value("twice", 1).tolist(), saved.value("twice#1", 1).tolist()) == ([1.0], [0.0, 0.0])
 
 
 def test_without_an_optimizer_weights_are_those_at_the_end_of_the_step(tmp_path):
@@ -222,15 +239,16 @@ def test_a_failure_switches_its_collection_off_and_training_goes_on(tmp_path):
     net, optimizer, w = watched(tmp_path, save=every(1), collections=["losses", Collection("bad", where=bad)])
     with pytest.warns(
         LoopwiseWarning,
-        match=r"step 0: the collection 'bad' is switched off: KeyError\('a bug'\) at .*test_watch.py",
+        match=r"step 0: the collection 'bad' failed in a step: KeyError\('a bug'\) at .*test_watch.py",
     ):
-        steps(net, optimizer, w, 1)
-    steps(net, optimizer, w, 2)
+        steps(net, optimizer, w, 2)
+    with pytest.warns(LoopwiseWarning, match="the collection 'bad' is switched off: it failed in 3 steps"):
+        steps(net, optimizer, w, 3)
     w.close()
     saved = open_run(tmp_path / "run")
-    assert saved.steps() == [0, 1, 2]
-    assert w.counts["failed"] == 1
-    assert [event["event"][:31] for event in saved.events] == ["the collection 'bad' is switched"[:31]]
+    assert saved.steps() == [0, 1, 2, 3, 4]
+    assert w.counts["failed"] == 3
+    assert [event["step"] for event in saved.events] == [0, 2]
 
 
 def test_a_budget_of_overhead_thins_what_is_saved(tmp_path, monkeypatch):
@@ -306,10 +324,11 @@ def test_collections_that_cannot_be_used():
         pass
 
 
-def test_a_folder_with_a_run_is_refused(tmp_path):
+def test_a_second_run_has_a_folder_of_its_own(tmp_path):
     watched(tmp_path)[2].close()
-    with pytest.raises(StateError, match="resume=True"):
-        watched(tmp_path)
+    second = watched(tmp_path)[2]
+    second.close()
+    assert second.run.path == f"{tmp_path}/run-2"
 
 
 def test_a_run_is_gone_on_with(tmp_path):
@@ -318,6 +337,10 @@ def test_a_run_is_gone_on_with(tmp_path):
     with w:
         steps(net, optimizer, w, 1)
     assert open_run(tmp_path / "run").steps() == [0]
+    net, optimizer, w = watched(tmp_path, resume=True, save=every(1))
+    with w:
+        steps(net, optimizer, w, 2)
+    assert open_run(tmp_path / "run").steps() == [0, 1, 2]
     with pytest.raises(InputError, match="resume=True together with a Run"):
         Watch(net, run=Run(str(tmp_path / "other")), resume=True)
 

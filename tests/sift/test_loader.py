@@ -11,7 +11,6 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from loopwise import batch as batches
-from loopwise.errors import StateError
 from loopwise.run import Run, read
 from loopwise.sift import SiftingDataLoader, TopLoss
 from loopwise.warnings import LoopwiseWarning
@@ -213,8 +212,8 @@ def test_a_run_given_by_its_path_is_written_and_ends_with_the_loader(tmp_path):
     del loader
     gc.collect()
     assert state_of(tmp_path / "run") == "finished"
-    with pytest.raises(StateError, match="already holds a run"):
-        sift(DataLoader(dataset(), 10), run=tmp_path / "run")
+    sift(DataLoader(dataset(), 10), run=tmp_path / "run").close()
+    assert state_of(tmp_path / "run-2") == "finished"
     loader = sift(DataLoader(dataset(), 10), run=str(tmp_path / "run"), resume=True)
     list(loader)
     loader.close()

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from loopwise.debug import Collection, Watch, every, open_run
+from loopwise.warnings import LoopwiseWarning
 
 EVERYTHING = ("weights", "biases", "gradients", "inputs", "outputs")
 
@@ -316,3 +317,28 @@ def test_passes_that_measure_are_not_the_training_loops(tmp_path):
         watch.step()
     assert open_run(tmp_path / "run").shape("output.0", 0) == (6, 3)
     assert "#1.output.0" not in open_run(tmp_path / "run").names()
+
+
+def test_an_optimizer_that_is_replaced_is_followed(tmp_path):
+    net = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    collections = ["losses", "weights", "gradients", "health"]
+    with (
+        Watch(net, optimizer, run=tmp_path / "run", save=every(1), collections=collections) as watch,
+        pytest.warns(LoopwiseWarning, match="another optimizer updates the model and is followed.*Adam"),
+    ):
+        before = []
+        for step in range(8):
+            if step == 3:
+                optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+            optimizer.zero_grad()
+            loss = net(torch.randn(8, 4)).square().mean()
+            loss.backward()
+            before.append(net.weight.detach().clone())
+            optimizer.step()
+            watch.step(loss=loss)
+    saved = open_run(tmp_path / "run")
+    assert all(torch.equal(saved.value("weight", step), before[step]) for step in range(8))
+    assert all(saved.has("update/weight", step) and saved.has("gradient/bias", step) for step in range(8))
+    assert not {finding.rule for finding in watch.findings} & {"missing_update", "unheld_parameter"}
+    assert not optimizer._optimizer_step_pre_hooks

@@ -94,6 +94,16 @@ def test_a_whole_graph_saves_what_eager_code_saves(tmp_path, kind, late):
             torch.testing.assert_close(compiled.value(name, step), eager.value(name, step))
 
 
+def test_a_compiled_container_that_was_called_before_is_compiled_again(tmp_path):
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+    call = torch.compile(net, backend="aot_eager")
+    call(data())
+    with Watch(call, run=tmp_path / "run", save=every(1), collections=["outputs"], profile=False) as watch:
+        call(data())
+        watch.step()
+    assert open_run(tmp_path / "run").names() == ["0.output.0", "1.output.0", "output.0"]
+
+
 def test_a_compiled_training_is_the_same_to_the_bit(tmp_path):
     plain, _, _ = trained(None, BACKENDS["inductor"])
     torch._dynamo.reset()

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+import types
 import warnings
 
 import psutil
@@ -65,10 +67,10 @@ def test_block_waits_and_loses_nothing(tmp_path, gated, monkeypatch):
     empty = threading.Event()
 
     class Watched(host_buffer.BufferPool):
-        def take(self, wait):
+        def take(self, wait, seconds=None):
             if wait and self._free.empty():
                 empty.set()
-            return super().take(wait)
+            return super().take(wait, seconds)
 
     monkeypatch.setattr(writer, "BufferPool", Watched)
     training = Training(tmp_path / "run")
@@ -146,14 +148,8 @@ def test_steps_without_raw_tensors_wait_when_too_many_are_pending(tmp_path, gate
     training = Training(tmp_path / "run", "drop")
     target, steps = training.watch._writer, []
     full = threading.Event()
-    put = target._jobs.put
-
-    def watched(job):
-        if target._jobs.full():
-            full.set()
-        put(job)
-
-    monkeypatch.setattr(target._jobs, "put", watched)
+    waiting = types.SimpleNamespace(sleep=lambda seconds: full.set() or time.sleep(seconds))
+    monkeypatch.setattr(writer, "time", waiting)
     thread = threading.Thread(target=lambda: steps.append(quietly(training.train, 20)))
     thread.start()
     assert full.wait(600)
@@ -260,17 +256,25 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
     assert raw_steps(saved) == [0, 1, 2, 3, 4, 10, 11]
 
 
-def test_a_folder_that_is_deleted(tmp_path):
+@pytest.mark.parametrize("made_again", [False, True], ids=["deleted", "made again"])
+def test_a_folder_that_is_deleted_is_written_anew(tmp_path, made_again):
     training = Training(tmp_path / "run")
     training.train(3)
     training.drain()
     shutil.rmtree(tmp_path / "run")
-    with pytest.warns(LoopwiseWarning, match="could not be written.*No such file") as warned:
+    if made_again:
+        (tmp_path / "run" / "debug").mkdir(parents=True)
+    with pytest.warns(
+        LoopwiseWarning, match="folder was deleted during training: it is written anew"
+    ) as warned:
         training.train(4)
         training.watch.close()
-    assert sum("a step could not be written" in str(one.message) for one in warned) == 1
-    assert training.watch.counts["failed"] >= 4
-    assert training.steps == 7
+    assert len(warned) == 1
+    assert +training.watch.counts == {"saved": 7}
+    saved = open_run(tmp_path / "run")
+    assert saved.verify() == []
+    assert raw_steps(saved) == [3, 4, 5, 6]
+    assert saved.info["state"] == "finished"
 
 
 # -- what is left behind ------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from transformers import (
 
 from loopwise.debug import Collection, every, open_run
 from loopwise.debug.transformers import WatchCallback
-from loopwise.errors import InputError, StateError
+from loopwise.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error:loopwise")  # all but ours, not those of the Trainer
 LOSS = Collection("batch", include=r"^(#\d+\.)?output\.loss$")
@@ -285,10 +285,10 @@ def test_training_anew_does_not_write_over_a_run(tmp_path):
     whole = trainer(tmp_path, watching(tmp_path))
     whole.train()
     before = contents(tmp_path)
-    with pytest.raises(StateError, match="already holds a run"):
-        whole.train()
-    assert contents(tmp_path) == before
-    assert open_run(tmp_path / "run").info["state"] == "finished"
+    whole.train()
+    assert {path: data for path, data in contents(tmp_path).items() if "run-2" not in str(path)} == before
+    for name in ("run", "run-2"):
+        assert open_run(tmp_path / name).info["state"] == "finished"
 
 
 def test_wrong_options_are_refused_when_the_callback_is_made(tmp_path):

@@ -121,3 +121,22 @@ def test_a_compiled_update_calls_subscribers_with_the_values_before_and_after_it
     step()
     assert len(subscriber.seen) == 2
     torch._dynamo.reset()
+
+
+def test_an_optimizer_that_takes_the_place_of_another_one_is_joined(optimizer):
+    calls, joined = [], []
+    subscriber = Noting("a", calls)
+    subscriber.joined = joined.append
+    optimizers.subscribe(optimizer, subscriber)
+    (weight,) = optimizer.param_groups[0]["params"]
+    other, stranger = torch.optim.Adam([weight]), torch.optim.SGD([torch.ones(1, requires_grad=True)])
+    stranger.step()
+    assert (calls, joined) == ([], [])
+    other.step()
+    other.step()
+    assert joined == [other]
+    assert calls == ["a called", "a before", "a after"] * 2
+    optimizers.unsubscribe_all(subscriber)
+    assert hooks(optimizer) == hooks(other) == (0, 0)
+    other.step()
+    assert len(calls) == 6

@@ -153,7 +153,7 @@ def test_an_error_in_the_forward_pass_is_reported_at_the_end_of_the_step(ranks):
         def fail(tensor):
             raise ValueError("no sums")
         model, said = nn.parallel.DistributedDataParallel(nn.Linear(4, 4)), []
-        monitors = Monitors([ranks.RankMonitor({"": model}, every(1))], said.append)
+        monitors = Monitors(said.append, [ranks.RankMonitor({"": model}, every(1))])
         monitors.begin(0, "train")
         ranks._sums = fail
         model(torch.randn(2, 4))

@@ -361,11 +361,11 @@ def test_a_snapshot_that_cannot_be_given_back_does_not_end_the_writer(tmp_path, 
         give_back(self, found)
         raise RuntimeError("out of memory")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(host_buffer.BufferPool, "give_back", failing)
-        training.train(1)
-        training.drain()
     with pytest.warns(LoopwiseWarning, match="out of memory"):
+        with monkeypatch.context() as patch:
+            patch.setattr(host_buffer.BufferPool, "give_back", failing)
+            training.train(1)
+            training.drain()
         training.train(3)
         training.watch.close()
     assert raw_steps(open_run(tmp_path / "run")) == [0, 1, 2, 3]

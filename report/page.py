@@ -61,7 +61,7 @@ def report(
     fs, file = fsspec.core.url_to_fs(target)
     if is_local(fs):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
-    write_file(fs, file, text.encode())
+    write_file(fs, file, text.encode(errors="replace"))
     return target
 
 
@@ -181,7 +181,9 @@ def _block(key: str, text: str, plots: Mapping[str, Any] | None = None) -> dict[
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[
+        :16
+    ]  # half of a character pair, from a file
 
 
 def embedded(value: Any) -> str:

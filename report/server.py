@@ -100,7 +100,7 @@ class Source:
         with self._lock:
             etag, data = self._encoded.get(kind, ("", b""))
             if etag != state["etag"]:
-                etag, data = self._encoded[kind] = state["etag"], make(state).encode()
+                etag, data = self._encoded[kind] = state["etag"], make(state).encode(errors="replace")
             return data, etag
 
 

@@ -53,7 +53,9 @@ def _distribution(table: Table, row: int) -> Block | None:
     known = {name: values for name, values in known.items() if np.isfinite(values).any()}
     if "quantile_50" in known:
         bands = [
-            (known[f"quantile_{low}"], known[f"quantile_{high}"], f"{low} to {high} %") for low, high in BANDS
+            (known[f"quantile_{low}"], known[f"quantile_{high}"], f"{low} to {high} %")
+            for low, high in BANDS
+            if {f"quantile_{low}", f"quantile_{high}"} <= set(known)
         ]
         middle, words = known["quantile_50"], "Median and middle 50, 90 and 98 %"
     elif {"mean", "std"} <= set(known):

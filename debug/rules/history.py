@@ -134,6 +134,7 @@ class History:
         lines: lines of the user's code, by module.
         classes: number of classes of the losses that are cross-entropies, by name.
         samples: number of samples of the last training steps; ``None`` where it is not known.
+        times: number and end of the last training steps, in seconds since the epoch.
     """
 
     now: Step
@@ -145,6 +146,7 @@ class History:
         self._scalars: dict[tuple[str, str], tuple[array[int], array[float], str]] = {}
         self._types: dict[str, str] = {}
         self.samples: deque[int | None] = deque(maxlen=WINDOW)
+        self.times: deque[tuple[int, float]] = deque(maxlen=WINDOW)
         self.optimizers = 1
         self.lines: dict[str, str] = {}
         self.classes: dict[str, int] = {}
@@ -162,6 +164,7 @@ class History:
             self._steps.setdefault(step.mode, deque(maxlen=WINDOW)).append(step)
         if step.mode == "train":
             self.samples.append(step.samples)
+            self.times.append((step.number, step.time))
         for collection in ("losses", "metrics"):
             for name, value in step.scalars(collection).items():
                 empty = (array("q"), array("d"), collection)

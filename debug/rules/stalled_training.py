@@ -18,20 +18,19 @@ BEFORE = 10
 
 
 def detect(history: History, seconds: float = 1800) -> Observations:
-    steps = history.steps()[-BEFORE - 2 :]
-    if len(steps) < 4:
+    times = list(history.times)[-BEFORE - 2 :]
+    if len(times) < 4 or times[-1][1] - times[-2][1] <= seconds:
         return
-    pairs = [(a, b) for a, b in itertools.pairwise(steps) if b.number > a.number]
-    points = [(b.number, (b.time - a.time) / (b.number - a.number)) for a, b in pairs]
+    pairs = [(a, b) for a, b in itertools.pairwise(times) if b[0] > a[0]]
+    points = [(b[0], (b[1] - a[1]) / (b[0] - a[0])) for a, b in pairs]
     if len(points) < 3:
         return
-    took = steps[-1].time - steps[-2].time
-    usual = float(np.median([per_step for _, per_step in points[:-1]])) * (
-        steps[-1].number - steps[-2].number
-    )
+    (before, since), (now, then) = times[-2:]
+    took = then - since
+    usual = float(np.median([per_step for _, per_step in points[:-1]])) * (now - before)
     if took - usual > seconds:
         yield Observation(
-            f"{took:.0f} seconds passed between steps {steps[-2].number} and {steps[-1].number}; usual are {usual:.0f}",
+            f"{took:.0f} seconds passed between steps {before} and {now}; usual are {usual:.0f}",
             (),
             {"seconds for a step": points},
         )
@@ -41,4 +40,5 @@ RULE = Rule(
     detect,
     "warning",
     "look at the loader, at storage, and at ranks that wait for each other; py-spy dump shows what a process is doing",
+    scalars=True,
 )

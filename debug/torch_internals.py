@@ -6,6 +6,7 @@ Modules that are slow to import are imported inside the functions that need them
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -109,16 +110,14 @@ def forward_hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
 
 def script_function() -> Any:
     """Return the function that ``torch.jit.script`` calls, under whatever name the user imported it."""
-    import torch.jit._script
-
-    return torch.jit._script._script_impl
+    module: Any = importlib.import_module("torch.jit._script")
+    return module._script_impl
 
 
 def set_script_function(function: Any) -> None:
     """Replace the function that ``script_function`` returns."""
-    import torch.jit._script
-
-    torch.jit._script._script_impl = function
+    module: Any = importlib.import_module("torch.jit._script")
+    module._script_impl = function
 
 
 def module_members(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:

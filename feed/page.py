@@ -26,7 +26,7 @@ def _blocks(record: dict[str, Any]) -> list[Block]:
     """Return the blocks of a record; an error if the record is of another form."""
     texts([record["text"]])
     rows = [[count(workers), _ms(predicted), _ms(seen)] for workers, predicted, seen in record["steps"]]
-    batch = [
+    batch: list[list[Any]] = [
         ["processor time of a batch in one worker, ms", _ms(record["cpu"])],
         ["waiting of a batch in one worker, ms", _ms(record["waiting"])],
         ["step with a batch at hand, ms", _ms(record["step"])],

@@ -93,9 +93,9 @@ class Run:
 
     def discard(self) -> None:
         """Delete the files of a run that could not begin; those of a run that was there before are kept."""
-        lines, self._lines = list(self._lines.values()), {}
-        for one in lines:
-            one.close()
+        for lines in list(self._lines.values()):
+            lines.close()
+        self._lines.clear()
         if not is_main() or not self._is_new or not self.local:
             return
         ours = re.compile(r"[\w.-]+\.rank\d+\.\d+\.(jsonl|seg)")

@@ -41,7 +41,7 @@ PACKAGES = sorted(
 FOREIGN = {"DataLoader", "CrossEntropyLoss", "GradScaler", "StatefulDataLoader", "SyncBatchNorm", "BatchNorm"}
 """Names of torch and its surroundings."""
 THEIRS = {"callbacks", "reduction", "dim", "persistent_workers", "fullgraph", "backend", "accuracy"}
-THEIRS |= {"use_stateful_dataloader"}
+THEIRS |= {"use_stateful_dataloader", "dataloader_num_workers"}
 """Arguments of torch and of trainers."""
 
 

@@ -1,4 +1,7 @@
-"""Own whole trees of processes: recognise a process, list and end those below it, adopt orphans.  Standard library only."""
+"""Own whole trees of processes: recognise a process, list and end those below it, adopt orphans.
+
+It imports the standard library and ``loopwise.storage.files`` alone, and is sent to nodes of clusters with it.
+"""
 
 from __future__ import annotations
 

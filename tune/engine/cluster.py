@@ -16,6 +16,7 @@ from typing import Any
 from loopwise.errors import InputError, StateError
 from loopwise.extras import required
 from loopwise.programs import locks, processes
+from loopwise.storage import files
 
 from ..job.command import placeholders
 from ..job.job import Job
@@ -216,10 +217,11 @@ class Cluster:
             "folder": None if self.description.working_dir is not None else invocation.folder,
             "seconds": invocation.seconds,
         }
-        sources = {
+        sources = {  # they import the standard library and each other alone
             "supervise.py": Path(supervise.__file__).read_text(),
             "loopwise/programs/locks.py": Path(locks.__file__).read_text(),
             "loopwise/programs/processes.py": Path(processes.__file__).read_text(),
+            "loopwise/storage/files.py": Path(files.__file__).read_text(),
         }
         actor: Any = ray.remote(node.Node).options(
             name=attempt.name,

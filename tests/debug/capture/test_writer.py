@@ -314,14 +314,14 @@ def test_an_interrupted_close_can_be_repeated(tmp_path, gated, monkeypatch):
     training.train(2)
     target = training.watch._writer
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(target._thread, "join", interrupted)
+        patch.setattr(target, "_end_of_work", types.SimpleNamespace(acquire=interrupted))
         target.close()
     target._segments.gate.set()
     training.watch.close()
     assert raw_steps(open_run(tmp_path / "run")) == [0, 1]
 
 
-def interrupted():
+def interrupted(**_):
     raise KeyboardInterrupt
 
 

@@ -32,6 +32,8 @@ LOSSES = (_Loss,)
 WRAPPER_NAMES = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 """Parts of names that torch.compile and torch.distributed add."""
 
+_scripting: Any = importlib.import_module("torch.jit._script")
+
 
 def in_backward() -> bool:
     """Return whether autograd runs a backward pass on this thread now."""
@@ -110,14 +112,12 @@ def forward_hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
 
 def script_function() -> Any:
     """Return the function that ``torch.jit.script`` calls, under whatever name the user imported it."""
-    module: Any = importlib.import_module("torch.jit._script")
-    return module._script_impl
+    return _scripting._script_impl
 
 
 def set_script_function(function: Any) -> None:
     """Replace the function that ``script_function`` returns."""
-    module: Any = importlib.import_module("torch.jit._script")
-    module._script_impl = function
+    _scripting._script_impl = function
 
 
 def module_members(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:

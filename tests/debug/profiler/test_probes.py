@@ -148,19 +148,21 @@ def test_a_model_that_is_compiled_in_place_later(graphs):
 
 
 @pytest.mark.parametrize("of", [Seen, lambda: Phases(lambda: 0.0)])
-def test_a_compiled_update_has_nothing_of_ours_in_it(graphs, of):
+def test_a_compiled_update_is_seen_and_compiled_once(graphs, of):
     net, optimizer = parts()
     probes = Probes(phases := of(), [net], [optimizer])
     phases.begin()
-    update = torch.compile(optimizer.step, backend=graphs)  # in it torch itself breaks the graph once
-    for _ in range(2):
+    update = torch.compile(optimizer.step, backend=graphs)
+    for _ in range(4):
         net(torch.ones(2, 4)).sum().backward()
         update()
-    assert graphs.frame_count == 1
+    assert (
+        graphs.frame_count == 3
+    )  # torch itself breaks the graph: an operator of ours, the update, an operator of ours
     if isinstance(phases, Seen):
-        assert phases.calls == STEP[:2] * 2
+        assert phases.calls == STEP * 4
     else:
-        assert phases._seconds[FORWARD] > phases._seconds[OPTIMIZER] == 0
+        assert phases._seconds[FORWARD] > 0 < phases._seconds[OPTIMIZER]
     probes.remove()
 
 

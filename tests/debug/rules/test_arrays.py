@@ -46,11 +46,11 @@ def test_no_findings_if_nothing_is_saved(tmp_path):
     assert run(tmp_path / "run", lambda step: {}) == []
 
 
-def test_tensors_without_a_collection_are_not_saved(tmp_path):
+def test_tensors_without_a_collection_are_saved_all_the_same(tmp_path):
     with Watch(nn.Linear(1, 1), run=tmp_path / "run", save=every(1), collections=["losses"]) as watch:
         watch.save("labels", torch.zeros(3))
         watch.step(loss=1.0)
-    assert open_run(tmp_path / "run").names() == ["loss"]
+    assert open_run(tmp_path / "run").names() == ["labels", "loss"]
 
 
 @pytest.mark.parametrize(("shares", "said"), [([0.9, 0.08, 0.02], True), ([0.6, 0.3, 0.1], False)])

@@ -91,14 +91,14 @@ def test_a_failure_switches_health_off_and_loses_no_step(tmp_path, monkeypatch):
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     monkeypatch.setattr("loopwise.debug.signals.modules.frozen_norms", lambda *_: 1 / 0)
     with (
-        pytest.warns(LoopwiseWarning, match="'health' is switched off: ZeroDivisionError") as said,
+        pytest.warns(LoopwiseWarning, match="'health'") as said,
         Watch(net, optimizer, run=tmp_path / "run", save=every(1)) as watch,
     ):
         for number in range(4):
             net(torch.randn(6, 4)).sum().backward()
             optimizer.step()
             watch.step(loss=number)
-    assert len(said) == 1
+    assert ["ZeroDivisionError" in str(warning.message) for warning in said] == [True, False]
     assert [open_run(tmp_path / "run").value("loss", step) for step in range(4)] == [0, 1, 2, 3]
 
 

@@ -78,12 +78,14 @@ class Table:
         return self.runs.get(f"{self.task}.{method}.{round(100 * budget)}", {})
 
     def reached(self, method: str) -> list[Reached]:
-        """Return for each seed with what a method reaches the mean final metric of plain."""
-        higher, target = TASKS[self.task].higher, statistics.fmean(self.of("plain", 1.0)["metric"])
+        """Return for each seed with what a method reaches the mean final metric of plain, with the same seeds."""
         trainings = [quantities for budget in BUDGETS if (quantities := self.of(method, budget))]
+        plain = self.of("plain", 1.0)["metric"]
+        seeds = min(len(plain), *(len(quantities["metric"]) for quantities in trainings))
+        higher, target = TASKS[self.task].higher, statistics.fmean(plain[:seeds])
         return [
             reach([_point(quantities, run) for quantities in trainings], target, higher)
-            for run in range(min(len(quantities["metric"]) for quantities in trainings))
+            for run in range(seeds)
         ]
 
     def rows(self) -> list[Row]:
@@ -102,12 +104,12 @@ class Table:
         ours, theirs = self.of(method, budget), self.of(other, budget)
         if not ours or not theirs or method == other:
             return []
-        task = TASKS[self.task]
+        task, seeds = TASKS[self.task], min(len(ours["metric"]), len(theirs["metric"]))
         label = (
             f"{self.task}, {method}: final {task.metric} after {budget} of plain's samples (equal samples)"
         )
-        table = [Row(label, ours["metric"], theirs["metric"], other, task.metric, None)]
-        if method != "ours" or min(len(ours["metric"]), len(theirs["metric"])) < 2:
+        table = [Row(label, ours["metric"][:seeds], theirs["metric"][:seeds], other, task.metric, None)]
+        if method != "ours" or seeds < 2:
             return table
         gain = in_standard_errors(ours["metric"], theirs["metric"], task.higher)
         least = GAINS.get(self.task, -1.0) if other == "plain" else -1.0
@@ -126,10 +128,8 @@ class Table:
     def until(self, method: str) -> list[Row]:
         """Return rows of samples and seconds until plain's final metric, of plain's."""
         goal, whole = f"plain's final {TASKS[self.task].metric}", self.of("plain", 1.0)
-        points, found = (
-            [_point(whole, run) for run in range(len(whole["metric"]))],
-            self.reached(method),
-        )
+        found = self.reached(method)
+        points = [_point(whole, run) for run in range(len(found))]
         bar = SAMPLES.get(self.task) if method == "ours" else None
         text = None if bar is None else f"ratio <= {bar}"
         samples, seconds = [one.samples for one in found], [one.seconds for one in found]

@@ -116,6 +116,7 @@ def test_an_interrupt_at_any_line_of_a_step_harms_neither_training_nor_the_run(t
 
 
 def test_an_interrupted_close_is_repeated(tmp_path):
+    before = set(threading.enumerate())  # other tests' may be among them
     training = Training(tmp_path / "0")
     training.step()
     count = lines_of(training.watch.close)
@@ -128,9 +129,18 @@ def test_an_interrupted_close_is_repeated(tmp_path):
         assert training.hooks() == 0
         assert is_right(tmp_path / str(at))
         assert open_run(tmp_path / str(at)).info["state"] == "finished"
-    assert not [thread for thread in threading.enumerate() if "loopwise" in thread.name]
+    assert not [thread for thread in set(threading.enumerate()) - before if "loopwise" in thread.name]
 
 
+@pytest.fixture
+def ctrl_c():
+    """Let SIGINT raise an exception also where the tests were started by a shell in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_the_first_interrupt_is_delayed_and_the_second_is_not():
     reached = []
     with pytest.raises(KeyboardInterrupt), Delayed():
@@ -144,6 +154,7 @@ def test_the_first_interrupt_is_delayed_and_the_second_is_not():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_during_close_takes_effect_after_it(tmp_path):
     training = Training(tmp_path / "run", on_finding=[])
     training.step()
@@ -186,6 +197,7 @@ def test_a_fork_does_nothing_and_says_so_once(tmp_path):
 
 
 def resources():
+    gc.collect()  # what other tests have left
     return threading.active_count(), len(os.listdir("/proc/self/fd"))
 
 

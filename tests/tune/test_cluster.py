@@ -72,9 +72,13 @@ def on_cluster(address, command, **changes):
 
 def attempt(folder, trial, number):
     """Return where an attempt runs once it has printed its first line."""
-    path = folder / f"run0/tune/trials/{trial:05d}/{number}"
-    wait_for(lambda: (path / "stdout").exists() and (path / "stdout").read_text())
-    return json.loads((path / "place.json").read_text())
+    wait_for(lambda: has_begun(folder, trial, number))
+    return json.loads((folder / f"run0/tune/trials/{trial:05d}/{number}/place.json").read_text())
+
+
+def has_begun(folder, trial, number):
+    path = folder / f"run0/tune/trials/{trial:05d}/{number}/stdout"
+    return path.exists() and bool(path.read_text())
 
 
 def pids(folder, trial="*"):
@@ -177,21 +181,27 @@ def test_tuner_actor_node_and_head_are_killed(cluster, tmp_path):
     cluster[1](second["node"])
     wait_for(lambda: not any(map(alive, pids(tmp_path, 1))))
     wait_for(lambda: not os.path.exists(second["folder"]))
-    (tmp_path / "go-0").touch()  # makes room on the node that is left
-    again = attempt(tmp_path, 1, 1)
-    assert again["node"] != second["node"]
-    (tmp_path / "go-1").touch()
-    attempt(tmp_path, 2, 0)
+    (
+        tmp_path / "go-0"
+    ).touch()  # makes room on the node that is left, before or after the tuner knows of the death
+    wait_for(lambda: has_begun(tmp_path, 1, 1) or has_begun(tmp_path, 2, 0))
+    (next_trial, number), (last, of_last) = sorted(
+        ((1, 1), (2, 0)), key=lambda one: not has_begun(tmp_path, *one)
+    )
+    (tmp_path / f"go-{next_trial}").touch()
+    attempt(tmp_path, last, of_last)
+    assert attempt(tmp_path, 1, 1)["node"] != second["node"]
     cluster[1]("head")
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     assert output.endswith(
-        f"seen: the Ray cluster with the head node {cluster[0]!r} is lost: Connection refused; trials that ran: 2\n"
+        f"seen: the Ray cluster with the head node {cluster[0]!r} is lost: Connection refused; trials that ran: {last}\n"
         "expected: a head node that runs for as long as the job\n"
         "likely cause: ray stop, a head node that failed, or a network that failed\n"
         "fix: ended trials are kept; start the cluster again, set cluster.address if it is another one, and go on with --resume "
         "(resume=True), which repeats the trials that ended with the cluster \n--\n"
     )
     trials = sorted(recorded(str(tmp_path / "run0")), key=lambda trial: trial.number)
-    assert [(t.number, t.state, t.attempts) for t in trials] == [(0, "finished", 2), (1, "finished", 2)]
+    ended = [(t.number, t.state, t.attempts) for t in trials]
+    assert ended == [(0, "finished", 2), (next_trial, "finished", number + 1)]
     wait_for(lambda: not any(map(alive, pids(tmp_path))))

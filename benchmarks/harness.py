@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -72,6 +73,7 @@ def run(
     until: float | None = None,
     only: list[str] | None = None,
     match: str = "",
+    earlier: Path | None = None,
 ) -> bool:
     """Run all cases over ``seeds`` and write the record.
 
@@ -84,6 +86,7 @@ def run(
         only: run the cases whose names begin with one of these words.  The record also has the other cases, with the
             seeds that the cache has.
         match: of those, run the cases in whose name this regular expression matches.
+        earlier: a record of the same claim and versions, perhaps of an earlier commit, whose runs are not run again.
 
     Returns:
         False if the time ran out before all cases had run; no record is written then.
@@ -94,10 +97,13 @@ def run(
     console = terminal()
     failures: list[str] = []
     runs: Runs = defaultdict(lambda: defaultdict(list))
+    known = _known(earlier, module.CLAIM, quick)
+    raw: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     left_out = functools.partial(_left_out, module, quick, only, match)
     for seed in range(seeds):
         for case in module.cases(record.device()):
-            if left_out(case, seed):
+            found = known["raw"].get(case, {}).get(str(seed))
+            if found is None and left_out(case, seed):
                 continue
             if until is not None and time.monotonic() > until:
                 console.print(
@@ -107,11 +113,12 @@ def run(
             start = time.monotonic()
             anew = fresh and (not only or case.partition(".")[0] in only)
             try:
-                quantities = measure(module, case, seed, quick, anew)
+                quantities = found or measure(module, case, seed, quick, anew)
             except CaseError as error:
                 failures.append(str(error))
                 console.print(f"{module.CLAIM}: seed {seed}, {case}: failed", highlight=False)
                 continue
+            raw[case][str(seed)] = quantities
             for quantity, value in quantities.items():
                 runs[case][quantity].append(value)
             console.print(
@@ -119,9 +126,28 @@ def run(
             )
     if failures:
         raise CaseError("\n".join(failures))
-    path = record.write(module.CLAIM, module.rows(runs), quick)
+    path = record.write(module.CLAIM, module.rows(runs), quick, raw, known["commits"])
     show(json.loads(path.read_text()), console)
     return True
+
+
+def _known(earlier: Path | None, claim: str, quick: bool) -> dict[str, Any]:
+    """Return a record whose runs are not run again; an error if other software or another processor made it."""
+    if earlier is None:
+        return {"raw": {}, "commits": []}
+    found: dict[str, Any] = json.loads(earlier.read_text())
+    now = record.header()
+    for name, there, here in (
+        ("claim", found["claim"], claim),
+        ("length", found["quick"], quick),
+        ("versions", found["versions"], now["versions"]),
+        ("instruction set", found["machine"]["capability"], now["machine"]["capability"]),
+    ):
+        if there != here:
+            raise SystemExit(
+                f"{earlier}: its {name} is {there}, here it is {here}: its runs cannot be taken over"
+            )
+    return {"raw": found.get("raw", {}), "commits": found.get("commits", [])}
 
 
 def _left_out(
@@ -161,11 +187,15 @@ def main(module: ModuleType) -> None:
     parser.add_argument(
         "--cases", metavar="REGEX", default="", help="of those, run the cases in whose name this matches"
     )
+    parser.add_argument(
+        "--from", type=Path, dest="earlier", metavar="RECORD", help="take the runs of this record over"
+    )
     args = parser.parse_args()
     only = args.only.split(",") if args.only else None
     if unknown := set(only or ()) - set(groups):
         parser.error(f"--only {','.join(sorted(unknown))}: no such cases; there are {', '.join(groups)}")
-    run(module, 2 if args.quick else args.seeds, args.quick, args.fresh, only=only, match=args.cases)
+    seeds = 2 if args.quick else args.seeds
+    run(module, seeds, args.quick, args.fresh, only=only, match=args.cases, earlier=args.earlier)
 
 
 def _child() -> None:

@@ -5,7 +5,8 @@ versions, commit, quick, rows: [{quantity, ours, peer, peer_name, ratio, unit, b
 name of the GPU, or ``cpu-`` and the instruction set.  ``ours`` and ``peer`` are ``[median, lowest, highest]`` over the
 runs, ``ratio`` is our median over the peer's, ``bar`` is a text such as ``ratio <= 0.5`` or ``ours <= 50`` or null, and
 ``met`` tells if the bar is met.  A target that no run reached is infinite in a ``Row`` and meets no ``<=``; in JSON,
-which has no infinite numbers, it is the text ``never``.  Records from before November 29, 2026 have no ``command`` and
+which has no infinite numbers, it is the text ``never``.  ``raw`` has the quantities of all runs by case and seed, and
+``commits`` the commits that they were measured at.  Records from before November 29, 2026 have no ``command`` and
 no ``date``; the date is in the file name.
 """
 
@@ -21,6 +22,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,12 +142,23 @@ def header() -> dict[str, Any]:
     return {"machine": machine, "versions": versions, "commit": commit()}
 
 
-def write(claim: str, rows: list[Row], quick: bool) -> Path:
-    """Write the record of a claim and return its path."""
+def write(
+    claim: str, rows: list[Row], quick: bool, raw: dict[str, Any] | None = None, commits: Iterable[str] = ()
+) -> Path:
+    """Write the record of a claim and return its path.
+
+    Args:
+        claim: the claim.
+        rows: the rows.
+        quick: whether the runs were short.
+        raw: quantities of all runs, by case and seed.
+        commits: commits of an earlier record whose runs are among them.
+    """
     RESULTS.mkdir(exist_ok=True)
     today = datetime.date.today()
     record = {"claim": claim, "command": command(), "date": today.isoformat(), **header(), "quick": quick}
     record["rows"] = [row.record() for row in rows]
+    record |= {"commits": sorted({*commits, record["commit"]}), "raw": raw or {}}
     path = RESULTS / f"{claim}_{machine()}{'-quick' * quick}_{today:%Y%m%d}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path

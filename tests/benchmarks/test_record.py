@@ -96,6 +96,30 @@ def test_a_record_has_the_seeds_that_the_cache_has_of_cases_that_are_not_named(b
     assert seen == [{"a": 1, "b": 1}, {"a": 1, "b": 3}]
 
 
+def test_a_benchmark_goes_on_from_a_record(benchmarks, monkeypatch):
+    harness, record = benchmarks
+    ran = []
+
+    def child(command, **_):
+        ran.append(tuple(command[-2:]))
+        return SimpleNamespace(returncode=0, stdout='result: {"time": 1.5}\n', stderr="")
+
+    monkeypatch.setattr(harness, "subprocess", SimpleNamespace(run=child))
+    monkeypatch.setattr(record, "commit", lambda: "abc")
+    assert harness.run(fake(), 1, False)
+    path = next(record.RESULTS.glob("fake_*.json"))
+    monkeypatch.setattr(record, "sources", lambda: "other code")
+    monkeypatch.setattr(record, "commit", lambda: "def")
+    assert harness.run(fake(), 2, False, earlier=path)
+    assert ran == [("a", "0"), ("b", "0"), ("a", "1"), ("b", "1")]
+    found = json.loads(path.read_text())
+    assert found["commits"] == ["abc", "def"]
+    assert found["raw"]["b"] == {"0": {"time": 1.5}, "1": {"time": 1.5}}
+    path.write_text(json.dumps(found | {"versions": {"torch": "1.0"}}))
+    with pytest.raises(SystemExit, match="its versions is"):
+        harness.run(fake(), 2, False, earlier=path)
+
+
 def test_a_real_child_process_measures(benchmarks):
     harness, _ = benchmarks
     from benchmarks.sift import overhead

@@ -33,7 +33,7 @@ class Ending:
         self.monitors: Monitors | None = None
         self.writer: Writer | None = None
         self.reports: Reports | None = None
-        self._closing = self._warned = False
+        self._closing = False
         self._left: list[Callable[[str], None]] = [
             self._close_capture,
             self._close_monitors,

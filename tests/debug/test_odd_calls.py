@@ -2,30 +2,10 @@
 
 import pytest
 import torch
-from torch import nn
+from watch_kit import steps, watched
 
-from loopwise.debug import Watch, every, open_run
+from loopwise.debug import every, open_run
 from loopwise.warnings import LoopwiseWarning
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-
-
-def steps(net, optimizer, watched, count, **scalars):
-    for _ in range(count):
-        optimizer.zero_grad()
-        loss = net(torch.ones(2, 4)).sum()
-        loss.backward()
-        optimizer.step()
-        watched.step(loss=loss, **scalars)
-
-
-def watched(tmp_path, **options):
-    net = network()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    return net, optimizer, Watch(net, optimizer, run=tmp_path / "run", **options)
 
 
 @pytest.mark.parametrize(

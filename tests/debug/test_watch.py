@@ -5,32 +5,13 @@ import re
 import pytest
 import torch
 from torch import nn
+from watch_kit import network, steps, watched
 
 from loopwise.debug import Collection, Watch, at, between, every, open_run
 from loopwise.debug.capture import budget
 from loopwise.errors import InputError, StateError
 from loopwise.run import Run
 from loopwise.warnings import LoopwiseWarning
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-
-
-def steps(net, optimizer, watched, count, **scalars):
-    for _ in range(count):
-        optimizer.zero_grad()
-        loss = net(torch.ones(2, 4)).sum()
-        loss.backward()
-        optimizer.step()
-        watched.step(loss=loss, **scalars)
-
-
-def watched(tmp_path, **options):
-    net = network()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    return net, optimizer, Watch(net, optimizer, run=tmp_path / "run", **options)
 
 
 def test_each_mode_counts_its_own_steps(tmp_path):

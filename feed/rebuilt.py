@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from typing import Any
 
 from loopwise.warnings import warn
 
-from .torch_internals import observe_iterations
+from .torch_internals import observe_iterators
 
 STREAM = ("batch_size", "num_workers", "collate_fn", "worker_init_fn", "prefetch_factor")
 """Attributes by which the loader of a stream is recognised, besides the stream: it keeps no sampler."""
+FRAMEWORKS = ("loopwise", "torch", "torchdata", "accelerate", "transformers")
+"""Packages whose code iterates a loader for the user."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -44,7 +47,7 @@ def add(loader: Any) -> None:
     _unused.add(unused)
     _of_loader[loader] = unused
     if not _end:
-        _end.append(observe_iterations(_warn_if_rebuilt))
+        _end.append(observe_iterators(_warn_if_rebuilt))
 
 
 def discard(loader: Any) -> None:
@@ -71,8 +74,16 @@ def _warn_if_rebuilt(iterated: Any) -> None:
                 "place, so that its batches are loaded without Loopwise; Accelerate's prepare does this: use "
                 "loopwise.feed.accelerate.prepare_loader(accelerator, loader), or FeedingTrainerMixin in a Hugging Face "
                 "Trainer, or else a plain DataLoader",
-                stacklevel=4,
+                stacklevel=_level(),
             )
+
+
+def _level() -> int:
+    """Return the ``stacklevel`` for ``warn`` in the calling function that points at the first code of no framework."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in FRAMEWORKS:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _made_from(iterated: Any, unused: _Unused) -> bool:

@@ -88,26 +88,25 @@ def set_signal_handlers() -> None:
     torch.multiprocessing._set_thread_name("pt_data_worker")
 
 
-def observe_iterations(observer: Callable[[Any], None]) -> Callable[[], None]:
-    """Call a function with every ``DataLoader`` whose iteration begins in this process, before it begins.
+def observe_iterators(observer: Callable[[Any], None]) -> Callable[[], None]:
+    """Call a function with every loader for which an iterator of torch or torchdata is made in this process, just before.
 
     Returns:
-        Function that ends this.  If another program has replaced ``DataLoader.__iter__`` meanwhile, that remains.
+        Function that ends this.  If another program has replaced the iterators' ``__init__`` meanwhile, that remains.
     """
-    iterate: Any = DataLoader.__iter__
+    make: Any = BaseIterator.__init__
     observers = [observer]
 
-    @functools.wraps(iterate)
-    def observed(loader: Any) -> Any:
+    @functools.wraps(make)
+    def observed(iterator: Any, loader: Any, *arguments: Any, **options: Any) -> None:
         for each in observers:
             each(loader)
-        return iterate(loader)
+        make(iterator, loader, *arguments, **options)
 
     def end() -> None:
         observers.clear()
-        present: Any = DataLoader.__iter__
-        if present is observed:
-            DataLoader.__iter__ = iterate  # type: ignore[method-assign]
+        if BaseIterator.__init__ is observed:
+            BaseIterator.__init__ = make
 
-    DataLoader.__iter__ = observed  # type: ignore[method-assign]
+    BaseIterator.__init__ = observed
     return end

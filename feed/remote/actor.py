@@ -105,13 +105,13 @@ class Actor:
         try:
             dataset, collate_fn, worker_init_fn = map(pickle.loads, pickle.loads(self._user[1]))
         except Exception as error:
-            text = f"{type(error).__name__}: {error}"
-            self._service.answer(0, pickle.dumps((0, generation, text)))
+            self._service.answer(0, pickle.dumps((0, generation, f"{type(error).__name__}: {error}")))
             return
         complete = dataclasses.replace(
             work, dataset=dataset, collate_fn=collate_fn, worker_init_fn=worker_init_fn
         )
         self._worker = Worker(complete, self._extents, self._progress, work.lanes > 1)
+        self._service.answer(0, pickle.dumps((0, generation, "")))
 
     def _task(self, ticket: int, task: Any, released: list[Any]) -> None:
         """Execute a task and answer it."""

@@ -146,13 +146,23 @@ class Fleet:
         if member is None:
             if not self._members:
                 self._start()
-            member = min(self._members, key=lambda member: (len(member.lanes), member.connection is None))
+            member = min(self._members, key=self._suitability)
             self._lanes[task.lane] = member
             member.lanes.add(task.lane)
         self._ticket += 1
         member.tasks[self._ticket] = task
         if member.connection is not None:
             member.send_task(self._ticket, task)
+
+    def _suitability(self, member: Member) -> tuple[int, int]:
+        """Return a value that is lower for an actor that had better take a lane.
+
+        An actor that runs takes it at once, and gives it to one that is being started as soon as that one can load.  The lanes
+        of an iterable dataset cannot be given away without loss, so that they wait for it.
+        """
+        assert self._shipment is not None
+        lanes, starting = len(member.lanes), int(member.connection is None)
+        return (lanes, starting) if self._shipment.work.iterable else (starting, lanes)
 
     def _start(self, delay: float = 0.0) -> None:
         """Start an actor after ``delay`` seconds, in a thread of its own since Ray may wait for long."""
@@ -200,7 +210,6 @@ class Fleet:
             self._ship(member)
             for ticket, task in member.tasks.items():
                 member.send_task(ticket, task)
-            self._balance(member)
 
     def _failed(self, member: Member, error: Exception, fatal: bool) -> None:
         """Handle an actor that could not be started: its lanes go to others, and another one is started."""
@@ -233,8 +242,10 @@ class Fleet:
             if isinstance(result, Result):
                 self._fruitless = 0
                 self.arrivals.put(result)
-            elif result[0] == self._generation:
+            elif result[0] == self._generation and result[1]:
                 self.arrivals.put(_unloadable(member, result[1]))
+            elif result[0] == self._generation:
+                self._balance(member)
         reason = member.connection.lost()
         if reason:
             self._lose(member, reason)

@@ -109,7 +109,7 @@ class Member:
         self.send("task", ticket, task, self._views.take_released() if self._views is not None else [])
 
     def receive(self, arena: Arena, counters: Counters) -> list[Any]:
-        """Return the results that are complete, and a pair of generation and text for work that cannot be loaded."""
+        """Return the results that are complete, and a pair for work that has arrived: generation, and why it cannot be loaded."""
         assert self.connection is not None
         complete = []
         for ticket in self.connection.receive_frames(lambda ticket, total: self._place(arena, ticket, total)):

@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from loopwise.errors import InputError
 from loopwise.feed import RemoteDataLoader
 from loopwise.feed.accelerate import prepare_loader, skip_first_batches
+from loopwise.feed.torch_internals import BaseIterator
 from loopwise.warnings import LoopwiseWarning
 
 
@@ -32,7 +33,7 @@ def accelerator(**options):
     return Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(**options))
 
 
-ITERATE = DataLoader.__iter__
+MAKE = BaseIterator.__init__
 KINDS = {
     "shuffled": lambda make, **own: make(Augmented(), 4, shuffle=True, num_workers=2, **own),
     "batches": lambda make, **own: make(
@@ -68,7 +69,7 @@ def test_batches_are_those_of_a_dataloader_that_accelerate_has_prepared(kind, co
     assert equal(theirs, ours)
     assert loader.report()["batches"] == len(ours[1])
     assert (loader.prefetch_bytes, loader.use_stateful_dataloader) == (1 << 20, len(config) > 0)
-    assert DataLoader.__iter__ is ITERATE
+    assert BaseIterator.__init__ is MAKE
 
 
 def test_a_state_of_the_accelerator_goes_on_in_the_middle_of_an_epoch(tmp_path):
@@ -101,13 +102,29 @@ def test_a_loader_that_accelerate_throws_away_is_told_of_once():
         "else a plain DataLoader"
     ]
     assert caught[0].filename == __file__
-    assert DataLoader.__iter__ is ITERATE
+    assert BaseIterator.__init__ is MAKE
 
 
 def test_a_stream_that_accelerate_reads_itself_is_told_of():
     loader = accelerator().prepare(RemoteDataLoader(Stream((5, 2)), 2, num_workers=2))
     with pytest.warns(LoopwiseWarning, match="made from the attributes of a RemoteDataLoader"):
         list(loader)
+
+
+@pytest.mark.filterwarnings("ignore:.set_vital. is deprecated")  # of torchdata
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stateful_loader_that_accelerate_makes_is_told_of(workers):
+    """It makes its iterator while it is prepared."""
+    ours = accelerator(use_stateful_dataloader=True)
+    loader = RemoteDataLoader(Augmented(8), 4, shuffle=True, num_workers=workers)
+    with pytest.warns(
+        LoopwiseWarning, match="^a StatefulDataLoader that was made from the attributes"
+    ) as caught:
+        prepared = ours.prepare(loader)
+    told = [warning for warning in caught if warning.category is LoopwiseWarning]
+    assert [warning.filename for warning in told] == [__file__]
+    assert len(list(prepared)) == 2
+    assert BaseIterator.__init__ is MAKE
 
 
 def test_other_loaders_of_the_dataset_are_not_told_of():
@@ -120,21 +137,21 @@ def test_other_loaders_of_the_dataset_are_not_told_of():
 
 def test_a_replacement_by_other_code_remains():
     loader = RemoteDataLoader(Augmented(8), 4, num_workers=1)
-    observed, calls = DataLoader.__iter__, []
-    assert observed is not ITERATE
+    observed, calls = BaseIterator.__init__, []
+    assert observed is not MAKE
 
-    def counted(loader):
+    def counted(iterator, loader):
         calls.append(loader)
-        return observed(loader)
+        observed(iterator, loader)
 
-    DataLoader.__iter__ = counted
+    BaseIterator.__init__ = counted
     try:
         list(loader)
-        assert DataLoader.__iter__ is counted
+        assert BaseIterator.__init__ is counted
         assert len(list(DataLoader(Augmented(8), 4))) == 2
         assert len(calls) == 2
     finally:
-        DataLoader.__iter__ = ITERATE
+        BaseIterator.__init__ = MAKE
 
 
 def test_other_loaders_are_refused():

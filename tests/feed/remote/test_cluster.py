@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from loopwise.errors import InputError
 from loopwise.feed import RemoteDataLoader
+from loopwise.feed.remote import cluster as placement
 from loopwise.feed.remote import member
 from loopwise.feed.remote.pool import close_fleets
 
@@ -163,6 +164,38 @@ def test_actors_that_are_killed_and_frozen_in_an_epoch(network):
     for process in frozen:  # Ray does not end it before it wakes up
         if psutil.pid_exists(process):
             os.kill(process, signal.SIGCONT)
+
+
+def test_the_batches_of_a_dead_actor_do_not_wait_for_its_replacement(network, monkeypatch):
+    """The other actor takes them, and gives lanes to the replacement once that one can load."""
+    loader = RemoteDataLoader(Images(2000, 0.01), **ARGUMENTS, group="data", workers=2)
+    place, allowed = placement.place, threading.Event()
+
+    def late(*arguments):
+        allowed.wait(PATIENCE)
+        return place(*arguments)
+
+    torch.manual_seed(5)
+    batches, before, new = [], set(), set()
+    for number, batch in enumerate(loader):
+        batches.append(batch)
+        process = int(batch["process"][0])
+        if number < 6:
+            before.add(process)
+        elif number == 6:
+            monkeypatch.setattr(placement, "place", late)
+            os.kill(process, signal.SIGKILL)
+        elif number == 40:
+            allowed.set()
+        if process not in before:
+            new.add(number)
+        if len(new) == 5:
+            break
+    assert len(before) == 2
+    assert min(new) > 40
+    torch.manual_seed(5)
+    expected = iter(DataLoader(Images(2000), **ARGUMENTS))
+    assert_equal([next(expected) for _ in batches], batches)
 
 
 def test_the_number_of_workers_follows_what_training_waits_for(cluster, monkeypatch):

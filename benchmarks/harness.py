@@ -100,10 +100,10 @@ def run(
     known = _known(earlier, module.CLAIM, quick)
     raw: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     left_out = functools.partial(_left_out, module, quick, only, match)
-    for seed in range(seeds):
+    for seed in range(max(seeds, _seeds(known))):
         for case in module.cases(record.device()):
             found = known["raw"].get(case, {}).get(str(seed))
-            if found is None and left_out(case, seed):
+            if found is None and (seed >= seeds or left_out(case, seed)):
                 continue
             if until is not None and time.monotonic() > until:
                 console.print(
@@ -148,6 +148,11 @@ def _known(earlier: Path | None, claim: str, quick: bool) -> dict[str, Any]:
                 f"{earlier}: its {name} is {there}, here it is {here}: its runs cannot be taken over"
             )
     return {"raw": found.get("raw", {}), "commits": found.get("commits", [])}
+
+
+def _seeds(known: dict[str, Any]) -> int:
+    """Return the number of seeds of a record."""
+    return max((int(seed) + 1 for found in known["raw"].values() for seed in found), default=0)
 
 
 def _left_out(

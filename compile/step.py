@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from loopwise import validate
+from loopwise import sample_losses, validate
 from loopwise.devices import native_dtype
 from loopwise.errors import StateError
 from loopwise.ranks import world_size
@@ -52,7 +52,7 @@ class TrainStep(PlannedStep):
         loss: a criterion for ``(input, target)`` batches, such as ``nn.CrossEntropyLoss()``, or
             ``def loss(model, batch)`` (its first parameter named ``model``) for other batches.
             It returns one number, or one a sample (``reduction="none"``): then the step trains on their mean,
-            and ``losses`` holds them for a sifting loader's ``record_losses``.  A function may return a pair
+            ``losses`` holds them, and a ``SiftingDataLoader`` of the same model gets them.  A function may return a pair
             ``(loss, count)``: then the loss is the mean of ``count`` (an int) values, such as tokens.
         optimizer: optimizer of the model's parameters, or a framework's wrapper of it; ``None`` if a framework
             does backward and update, and only ``forward`` is used.  One that takes a closure trains eagerly.
@@ -108,6 +108,7 @@ class TrainStep(PlannedStep):
         self._pinned = plan is not None
         self._events = Events(run, resume)
         self._window = Accumulation(spec, self._events.add)
+        sample_losses.announce(model, self)
         self._begin(plan)
         if spec.needs_closure:
             several = "computes losses and gradients several times in an update, by calls of a closure"
@@ -136,6 +137,7 @@ class TrainStep(PlannedStep):
         self._events.batch = state["batch"]
         self._window = Accumulation(self.spec, self._events.add)
         self._window.load(state["window"])
+        sample_losses.announce(self.spec.model, self)
         for parameter, gradient in state["gradients"]:  # copies of parameters have none
             parameter.grad = gradient
         self._begin(state["plan"])
@@ -203,8 +205,13 @@ class TrainStep(PlannedStep):
         self._events.batch += 1
         assert self._forward_pass is not None
         result = self._forward_pass(batch, self._events.batch)
-        self.losses = result.losses.detach() if result.losses.ndim else None
+        self._give(batch, result.losses)
         return result
+
+    def _give(self, batch: Any, losses: torch.Tensor) -> None:
+        """Show the losses of a batch, and give them to a loader that remembers them."""
+        self.losses = losses.detach() if losses.ndim else None
+        sample_losses.give(self.spec.model, batch, self.losses)
 
     def _train(self, batch: Any) -> torch.Tensor:
         """Train on one batch by an ordinary step."""
@@ -228,7 +235,7 @@ class TrainStep(PlannedStep):
         assert self._forward_pass is not None
         self._events.batch += 1
         result: Pass = train_by_closure(self.spec, self._forward_pass, batch, self._events.batch)
-        self.losses = result.losses.detach() if result.losses.ndim else None
+        self._give(batch, result.losses)
         return result.loss.detach()
 
     def _replay(self, batch: Any) -> torch.Tensor | None:
@@ -245,7 +252,7 @@ class TrainStep(PlannedStep):
         self._events.batch += 1
         if window.add(batch):
             window.forget()
-        self.losses = losses if losses.ndim else None
+        self._give(batch, losses)
         loss = losses.mean() if losses.ndim else losses
         supervisor = self._forward_pass.supervisor if self._forward_pass is not None else None
         if supervisor is not None and (reason := supervisor.after_loss(loss, batch, self._events.batch)):

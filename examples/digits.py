@@ -146,7 +146,6 @@ def train(args: argparse.Namespace, loop: str, progress: Progress) -> Result:
                 if loop == "all":
                     result.searching += prepare(result.step, (images, labels))
                     loss = result.step((images, labels))
-                    loader.record_losses(result.step.losses)
                     watch.step(loss=loss)
                 else:
                     optimizer.zero_grad()

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from loopwise import batch as batches
+from loopwise import sample_losses
 from loopwise.errors import InputError
 from loopwise.loss import is_pair
 from loopwise.preserve import inside
@@ -20,6 +21,8 @@ from ..loss_history import LossHistory
 from ..scoring import validate_losses
 from .checksums import Fingerprint
 
+_LossesOf = Callable[["_Batch"], torch.Tensor | None]
+"""Function from a waiting batch to its losses; ``None``: they cannot be had."""
 AHEAD = 16
 """Most batches that a framework may fetch before it trains on them."""
 
@@ -47,7 +50,7 @@ class _Deferred:
     same: torch.Tensor
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class StepLosses:
     """Hook on the forward pass that follows a yielded batch; adds its per-sample losses to the history.
 
@@ -57,6 +60,9 @@ class StepLosses:
     forward pass, so that models are pickled and copied without it.  On an accelerator the comparison is fetched with
     the losses, once an epoch, except in the first batches, from which the hook learns how many forward passes come
     before that of the batch.
+
+    A compiled training step calls no hook, and gives its losses itself (``receive``).  Its model gets no hook, which
+    would have the step captured again.
 
     Attributes:
         expected: number of batches that were yielded.
@@ -84,6 +90,8 @@ class StepLosses:
     agreement: torch.Tensor | None = None
     settled: bool = False
     _active: bool = True
+    _gives: bool = False
+    """A compiled training step has given losses."""
     _pending: deque[_Batch] = field(default_factory=lambda: deque(maxlen=AHEAD))
     _deferred: list[_Deferred] = field(default_factory=list)
     _handle: RemovableHandle | None = None
@@ -114,7 +122,8 @@ class StepLosses:
                 "the batch's input holds no tensor with one row for each sample",
             )
             return
-        if self._handle is None:
+        sample_losses.subscribe(self.model, self)
+        if self._handle is None and not self._waits_for_a_step():
             try:
                 self._handle = self.model.register_forward_hook(self._hook, with_kwargs=True)
             except RuntimeError as error:  # a module of torch.jit.script takes no hook
@@ -122,9 +131,14 @@ class StepLosses:
                 return
         self._pending.append(_Batch(indices, batch[1], fingerprint))
 
+    def _waits_for_a_step(self) -> bool:
+        """Return whether a compiled training step gives the losses, or may give the first ones."""
+        return (self._gives or self.expected == 1) and sample_losses.announced(self.model)
+
     def cancel(self) -> None:
         """Remove the hook, and wait for no batch."""
         self._release()
+        sample_losses.unsubscribe(self.model, self)
         self._pending.clear()
 
     def fetch(self) -> None:
@@ -154,8 +168,18 @@ class StepLosses:
         # a trial pass of another part, perhaps at other weights, is not the step's
         if inside() or not self._pending or not torch.is_grad_enabled():
             return
+        self._match((*args, *kwargs.values()), lambda batch: self._losses(batch, output), output)
+
+    def receive(self, batch: Any, losses: torch.Tensor | None) -> None:
+        """Take the losses of a batch that a compiled training step has trained on, shape (batch,), detached."""
+        if self._pending and self._active:
+            self._gives = True
+            self._match((batch,), lambda waiting: self._given(waiting, losses))
+
+    def _match(self, given: tuple[Any, ...], losses: _LossesOf, output: Any = None) -> None:
+        """Find the batch that a forward pass received, and add its losses."""
         self.forwards += 1
-        given, waiting = (*args, *kwargs.values()), False
+        waiting = False
         for batch in list(self._pending):
             same = batch.fingerprint.equals(given)
             if same is None:
@@ -163,33 +187,28 @@ class StepLosses:
             batch.forwards += 1
             if self.settled and deferred(same):
                 waiting = True
-                self._defer(batch, output, same)
+                if (found := losses(batch)) is not None:
+                    self._deferred.append(_Deferred(batch, found, same))
             elif bool(same):
-                self._recognised(batch, output)
+                self._recognised(batch, losses(batch), output)
                 return
         if waiting:
             self._stop_waiting()
         elif not self.settled:
             self.foreign = batches.describe(given if len(given) != 1 else given[0])
 
-    def _recognised(self, batch: _Batch, output: Any) -> None:
+    def _recognised(self, batch: _Batch, losses: torch.Tensor | None, output: Any) -> None:
         """Add the losses of a batch, and wait no longer for it and for those before it."""
         if not self.settled:
             self._forwards, self._lag = max(self._forwards, batch.forwards), max(self._lag, batch.yields)
-        losses = self._losses(batch, output)
         if losses is not None:
-            if not self.observed:
+            if not self.observed and output is not None:
                 self._watch_gradient(batch, output)
             self._add(batch, losses)
         while self._pending and self._pending.popleft() is not batch:
             pass
         if not self._pending:
             self._release()
-
-    def _defer(self, batch: _Batch, output: Any, same: torch.Tensor) -> None:
-        losses = self._losses(batch, output)
-        if losses is not None:
-            self._deferred.append(_Deferred(batch, losses, same))
 
     def _stop_waiting(self) -> None:
         """Wait no longer for a batch after as many forward passes as the first batches took."""
@@ -209,6 +228,15 @@ class StepLosses:
         except Exception as error:  # the training step must go on
             self._active, self.problem = False, repr(error)
         return None
+
+    def _given(self, batch: _Batch, losses: torch.Tensor | None) -> torch.Tensor | None:
+        """Return the losses that a compiled training step gave for a batch."""
+        size = len(batch.indices)
+        if losses is None or losses.numel() != size:
+            self._active = False
+            self.problem = "the compiled training step has one loss for a batch (give TrainStep the loss with reduction='none')"
+            return None
+        return losses.reshape(size)
 
     def _watch_gradient(self, batch: _Batch, output: Any) -> None:
         """Compare the gradient that the loop's backward pass will give the output with that of the criterion."""

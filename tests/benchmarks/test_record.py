@@ -115,6 +115,9 @@ def test_a_benchmark_goes_on_from_a_record(benchmarks, monkeypatch):
     found = json.loads(path.read_text())
     assert found["commits"] == ["abc", "def"]
     assert found["raw"]["b"] == {"0": {"time": 1.5}, "1": {"time": 1.5}}
+    assert harness.run(fake(), 1, False, match="a", earlier=path)  # its further seeds are kept
+    assert json.loads(path.read_text())["raw"] == found["raw"]
+    assert len(ran) == 4
     path.write_text(json.dumps(found | {"versions": {"torch": "1.0"}}))
     with pytest.raises(SystemExit, match="its versions is"):
         harness.run(fake(), 2, False, earlier=path)

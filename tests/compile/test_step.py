@@ -133,28 +133,75 @@ def test_a_loss_of_model_and_batch():
     )
 
 
-def test_one_loss_a_sample_for_a_sifting_loader():
+def sifted(loss: nn.Module, use: bool = True):
+    """Return a sifting loader, a step of the same model, and the step or an ordinary loop's step, as a function."""
     from torch.utils.data import DataLoader, TensorDataset
 
     from loopwise.sift import SiftingDataLoader
 
-    each = nn.CrossEntropyLoss(reduction="none")
-    net = model()
-    step = TrainStep(net, each, torch.optim.SGD(net.parameters(), lr=0.1), plan=CAPTURED)
+    torch.manual_seed(0)
+    net, each = (
+        nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 3)),
+        nn.CrossEntropyLoss(reduction="none"),
+    )
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)  # so that the losses stay
+    step = TrainStep(net, loss, optimizer, plan=CAPTURED)
     data = TensorDataset(torch.randn(64, 6), torch.arange(64) % 3)
-    loader = SiftingDataLoader(DataLoader(data, 8, shuffle=True), net, loss=each, keep=0.5)
-    trained = []
+    loader = SiftingDataLoader(DataLoader(data, 8, shuffle=True), net, loss=each, keep=0.5, seed=0)
+
+    def usual(batch):
+        optimizer.zero_grad()
+        each(net(batch[0]), batch[1]).mean().backward()
+        optimizer.step()
+
+    return loader, step, step if use else usual
+
+
+def trained(loader, train, after=lambda: None) -> list[int]:
+    """Train three epochs, and return the number of samples in each."""
+    counts = []
     for _ in range(3):
-        trained.append(0)
+        counts.append(0)
         for batch in loader:
-            loss = step(batch)
-            assert loss.item() == pytest.approx(step.losses.mean().item())
+            train(batch)
+            after()
+            counts[-1] += len(batch[1])
+    return counts
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["given", "recorded"])
+def test_a_sifting_loader_gets_the_losses_of_the_step(recorded):
+    loader, step, train = sifted(nn.CrossEntropyLoss(reduction="none"))
+
+    def after():
+        if recorded:
             loader.record_losses(step.losses)
-            trained[-1] += len(batch[1])
-    assert trained[0] == 64
-    assert max(trained[1:]) < 50
+
+    counts = trained(loader, train, after)
+    assert counts[0] == 64
+    assert max(counts[1:]) < 50
     assert loader.report().scored == 0
-    assert step._forward_pass.log.graphs <= 2  # the loader's hook goes when it is given losses
+    assert step._forward_pass.log.graphs == 1  # no hook on the model had it captured anew
+    known = loader._history.losses[:64]
+    x, y = loader.dataset.tensors
+    now = nn.functional.cross_entropy(step.spec.model(x), y, reduction="none").detach()
+    torch.testing.assert_close(known, now)  # each sample's own
+
+
+def test_a_step_with_one_loss_for_a_batch_tells_a_sifting_loader_what_to_do():
+    loader, _, train = sifted(nn.CrossEntropyLoss())
+    with pytest.warns(UserWarning, match="give TrainStep the loss with reduction='none'"):
+        counts = trained(loader, train)
+    assert max(counts[1:]) < 50
+    assert loader.report().scored > 0
+
+
+def test_a_step_that_is_not_used_leaves_the_losses_to_the_loop():
+    loader, step, train = sifted(nn.CrossEntropyLoss(reduction="none"), use=False)
+    counts = trained(loader, train)
+    assert max(counts[1:]) < 50
+    assert loader.report().scored == 0
+    assert step.losses is None
 
 
 def test_a_gradient_scaler_and_a_scheduler():

@@ -20,6 +20,7 @@ from .elastic import Elastic
 from .keys import new_keys
 from .link import Connection
 from .member import Arena, Member
+from .ranks import choose, rank_of
 from .shipment import Shipment
 
 with required("pyzmq", "feed", "a loader with a group", module="zmq"):
@@ -192,9 +193,7 @@ class Fleet:
         with self._lock:
             trusted = [node for node in nodes if now - self._avoided.get(node.name, -AVOIDED) >= AVOIDED]
             taken = [other.node.name for other in self._members if other.node is not None]
-            member.node = node = min(
-                trusted or nodes, key=lambda node: (taken.count(node.name) + 1) / max(node.cpus, 1)
-            )
+            member.node = node = choose(trusted or nodes, taken, before=rank_of()[0] * self.count)
         return node
 
     def _started(self, member: Member, actor: Any, hello: Any) -> None:

@@ -251,6 +251,65 @@ def test_a_killed_trainer_frees_its_workers(cluster, tmp_path):
         print(f"the worker ended after {time.monotonic() - start:.2f} s")
 
 
+TWO_RANKS = """
+import time, ray
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+from loopwise.feed import RemoteDataLoader
+from loopwise.feed.remote.pool import close_fleets
+
+class Noise(Dataset):
+    def __len__(self):
+        return 44
+    def __getitem__(self, index):
+        node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+        return torch.rand(20_000), index, os.getpid(), node
+
+def loaded(make, **options):
+    torch.manual_seed(dist.get_rank())
+    sampler, batches = DistributedSampler(Noise(), shuffle=True), []
+    loader = make(Noise(), batch_size=4, sampler=sampler, num_workers=2, **options)
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        batches += list(loader)
+    return batches
+
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(20_000, 1))
+expected, batches = loaded(DataLoader), loaded(RemoteDataLoader, workers=1, group="data")
+for batch in batches:
+    model(batch[0]).sum().backward()
+same = [torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1]) for ours, theirs in zip(batches, expected)]
+if dist.get_rank():  # it ends its workers while the other rank loads
+    close_fleets()
+    dist.barrier()
+    again = []
+else:
+    dist.barrier()
+    again = loaded(RemoteDataLoader, workers=1, group="data")
+indices = [int(index) for batch in batches[:6] for index in batch[1]]
+print(json.dumps({
+    "same": same, "expected": len(expected), "indices": indices, "again": [batch[1].tolist() for batch in again],
+    "pids": sorted({int(pid) for batch in batches + again for pid in batch[2]}),
+    "nodes": sorted({node for batch in batches + again for node in batch[3]}),
+}))
+"""
+
+
+def test_ddp_ranks_share_a_group(cluster, ranks, monkeypatch):
+    """Each has DataLoader's batches from a node of its own, goes on when the other one has ended, and leaves nothing."""
+    monkeypatch.setenv("RAY_ADDRESS", cluster[0].address)
+    first, second = ranks(TWO_RANKS)
+    for rank in (first, second):
+        assert rank["same"] == [True] * rank["expected"] == [True] * 12
+        assert len(rank["pids"]) == len(rank["nodes"]) == 1
+    assert first["nodes"] != second["nodes"]
+    assert set(first["indices"] + second["indices"]) == set(range(44))
+    assert [index for batch in first["again"][:6] for index in batch] == first["indices"]
+    psutil.wait_procs(
+        [psutil.Process(pid) for pid in first["pids"] + second["pids"] if psutil.pid_exists(pid)]
+    )
+
+
 def test_an_unknown_group_is_refused(cluster):
     loader = RemoteDataLoader(Images(), num_workers=1, group="date")
     with pytest.raises(InputError) as caught:

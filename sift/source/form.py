@@ -60,6 +60,8 @@ class Form:
 
     def agrees(self, batch: Any, size: int) -> bool:
         """Return whether some field of a batch has ``size`` samples, or nothing in it tells their number."""
+        if isinstance(batch, (tuple, list)) and any(_has_rows(part, size) for part in batch):
+            return True  # the usual batch, without looking at all of it
         counts = _counts(batch)
         return size in counts or not counts
 
@@ -95,6 +97,10 @@ class Form:
         if self.stacked or (not path and (type(node) is tuple or len({_kind(child) for child in node}) > 1)):
             return False
         return True if batches.holds_samples(node) else None
+
+
+def _has_rows(node: Any, size: int) -> bool:
+    return isinstance(node, torch.Tensor) and node.ndim > 0 and node.shape[0] == size
 
 
 def _is_list_of_constants(node: Any) -> bool:

@@ -170,7 +170,7 @@ def length_of(loader: Any) -> int | None:
 def _are_whole(indices: Any) -> bool:
     if indices is None or isinstance(indices, torch.Tensor):
         return indices is not None
-    return all(hasattr(index, "__index__") for index in indices)
+    return set(map(type, indices)) == {int} or all(hasattr(index, "__index__") for index in indices)
 
 
 def _can_plan(loader: Any) -> bool:

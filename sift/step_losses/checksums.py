@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import lru_cache
 from typing import Any
 
 import torch
 
 from loopwise import batch as batches
+from loopwise.torch_internals import version
 
 COLUMNS = 1024
 """Most elements of a row that its checksum covers, evenly spaced over the row."""
@@ -70,7 +72,9 @@ class Fingerprint:
 
     def __init__(self, value: Any, size: int) -> None:
         self.size = size
-        self._elements = [sampled(tensor) for tensor in rows(value, size)]
+        tensors = rows(value, size)
+        self._elements = [sampled(tensor) for tensor in tensors]
+        self._tensors = [(weakref.ref(tensor), _version(tensor)) for tensor in tensors]
 
     def __bool__(self) -> bool:
         return bool(self._elements)
@@ -92,6 +96,14 @@ class Fingerprint:
             same = equal if same is None else same & equal
         return same
 
+    def is_unchanged(self, value: Any) -> bool:
+        """Return whether ``value`` holds the very tensors of the input, to which torch has not written since."""
+        others = rows(value, self.size)
+        return len(others) >= len(self._tensors) > 0 and all(
+            tensor() is other and writes is not None and _version(other) == writes
+            for (tensor, writes), other in zip(self._tensors, others, strict=False)
+        )
+
     def permuted(self, value: torch.Tensor) -> torch.Tensor | None:
         """Return whether ``value`` holds the rows of the batch's one tensor in another order: bool, 0-dimensional.
 
@@ -102,6 +114,11 @@ class Fingerprint:
             return None
         wanted, found = sums
         return (wanted != found).any() & (wanted.sort().values == found.sort().values).all()
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    """Return how often torch has written to a tensor; ``None``: it does not count that."""
+    return None if tensor.is_inference() else version(tensor)
 
 
 def _sums(expected: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:

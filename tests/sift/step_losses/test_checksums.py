@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from loopwise.sift.step_losses import checksums
+from loopwise.sift.step_losses.checksums import Fingerprint
 
 # -- checksums ------------------------------------------------------------------------------------
 
@@ -38,3 +39,19 @@ def test_checksums_do_not_depend_on_the_memory_layout():
     assert torch.equal(checksums.sampled(image), checksums.sampled(other))
     assert checksums.Fingerprint(image, 4).equals(other)
     assert checksums.Fingerprint(other.flatten(1), 4).equals(image)
+
+
+def test_the_very_tensor_is_unchanged_until_torch_writes_to_it():
+    tensor = torch.randn(4, 3)
+    fingerprint = Fingerprint((tensor, "name"), 4)
+    assert fingerprint.is_unchanged((tensor, torch.randn(4)))
+    assert not fingerprint.is_unchanged(tensor.clone())
+    tensor.mul_(1.0)
+    assert not fingerprint.is_unchanged(tensor)
+    assert bool(fingerprint.equals(tensor))
+
+
+def test_a_tensor_of_inference_mode_counts_no_writes():
+    with torch.inference_mode():
+        tensor = torch.randn(4, 3)
+    assert not Fingerprint(tensor, 4).is_unchanged(tensor)

@@ -163,6 +163,24 @@ def test_losses_that_stop_coming_stop_the_selection(model):
     assert len(train(lambda model, a, b: F.cross_entropy(model(a), b))) == 4
 
 
+def test_batches_that_are_reordered_in_place_later_on_are_not_recognised(model):
+    def in_place(model, x, y):
+        order = x[:, 0].argsort()
+        x.copy_(x[order])  # the tensor that the loader yielded, with other rows in each place
+        y.copy_(y[order])
+        return F.cross_entropy(model(x), y)
+
+    x, y = data()
+    loader = sift(x, y, model=model)
+    for a, b in loader:
+        F.cross_entropy(model(a), b).backward()
+    before = remembered(loader).clone()
+    with pytest.warns(LoopwiseWarning, match="the losses of 0 of"):
+        for a, b in loader:
+            in_place(model, a, b).backward()
+    assert remembered(loader).equal(before)
+
+
 # -- the form of the batches, and the loss --------------------------------------------------------
 
 

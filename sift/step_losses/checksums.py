@@ -68,22 +68,24 @@ class Fingerprint:
     Args:
         value: the input: a tensor, or a nest of them.
         size: number of samples.
+        copied: hold elements; otherwise only the very tensors of the input are recognised.
     """
 
-    def __init__(self, value: Any, size: int) -> None:
-        self.size = size
+    def __init__(self, value: Any, size: int, copied: bool = True) -> None:
+        self.size, self.copied = size, copied
         tensors = rows(value, size)
-        self._elements = [sampled(tensor) for tensor in tensors]
+        self._elements = [sampled(tensor) for tensor in tensors] if copied else []
         self._tensors = [(weakref.ref(tensor), _version(tensor)) for tensor in tensors]
 
     def __bool__(self) -> bool:
-        return bool(self._elements)
+        return bool(self._tensors)
 
     def equals(self, value: Any) -> torch.Tensor | None:
         """Return whether ``value`` holds the same rows in the same order: bool, 0-dimensional, on the device of ``value``.
 
         Another dtype, a flattened or reshaped row, and another device count as the same, and so do further tensors
-        after those of the input.  ``None``: too few tensors, or rows of another length, so that no values are compared.
+        after those of the input.  ``None``: too few tensors, rows of another length, or no elements, so that no values
+        are compared.
         """
         others = rows(value, self.size)
         if len(others) < len(self._elements):

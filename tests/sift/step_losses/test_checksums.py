@@ -46,6 +46,8 @@ def test_the_very_tensor_is_unchanged_until_torch_writes_to_it():
     fingerprint = Fingerprint((tensor, "name"), 4)
     assert fingerprint.is_unchanged((tensor, torch.randn(4)))
     assert not fingerprint.is_unchanged(tensor.clone())
+    assert Fingerprint(tensor, 4, copied=False).is_unchanged(tensor)
+    assert Fingerprint(tensor, 4, copied=False).equals(tensor) is None
     tensor.mul_(1.0)
     assert not fingerprint.is_unchanged(tensor)
     assert bool(fingerprint.equals(tensor))

@@ -181,6 +181,17 @@ def test_batches_that_are_reordered_in_place_later_on_are_not_recognised(model):
     assert remembered(loader).equal(before)
 
 
+def test_a_loop_that_begins_to_copy_its_batches_is_read_after_one_of_them(model):
+    x, y = data()
+    loader = sift(x, y, model=model, keep=1 / 2)
+    for change in (lambda a: a, lambda a: a, torch.clone):
+        for a, b in loader:
+            F.cross_entropy(model(change(a)), b).backward()
+    assert loader.report().scored == 0
+    losses = F.cross_entropy(model(x), y, reduction="none").detach()
+    assert torch.allclose(remembered(loader), losses)
+
+
 # -- the form of the batches, and the loss --------------------------------------------------------
 
 

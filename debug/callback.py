@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -13,16 +13,22 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from loopwise.ranks import anywhere, world_size
+from loopwise import validate
+from loopwise.ranks import anywhere, is_main, world_size
 from loopwise.run import Run, location
 from loopwise.warnings import warn
 
 from . import options as validation
+from .loggers import Logger
 from .options import WatchOptions
 from .watch import Watch
 
 AGREE = 50
 """Number of training steps after which several ranks ask each other whether to stop."""
+
+
+TRAINER = "trainer"
+"""Value of ``loggers``: the loggers that the trainer has."""
 
 
 class Session:
@@ -58,6 +64,7 @@ class Session:
         scaler: Any = None,
         counters: Mapping[str, Any] | None = None,
         resume: bool = False,
+        loggers: Callable[[], Iterable[Logger]] | None = None,
     ) -> None:
         """Begin to watch.
 
@@ -68,12 +75,17 @@ class Session:
             model, optimizer, scaler: arguments of ``Watch``.
             counters: step counters to go on from.
             resume: go on in the folder of an earlier run.
+            loggers: function that returns the loggers in place of those of the options; not called on other ranks
+                than rank 0.
 
         Raises:
             StateError: the folder cannot be written to.
         """
         resume = (resume or self._resume) and not isinstance(self._run, Run)
         arguments = self._options.arguments()
+        if loggers is not None and is_main():
+            with self.guarded():
+                arguments["loggers"] = list(loggers())
         for other in list(self._opened):
             if other is not self and location(other._run) == location(self._run):
                 other.close("failed")
@@ -106,17 +118,22 @@ class Session:
         if mode != "train":
             self._inside.enter_context(self.watch.mode(mode))
 
+    @property
+    def saves_scalars(self) -> bool:
+        """Whether losses and metrics of the present step are saved: with the default schedule, at every step."""
+        return self.watch is not None and (self._options.every_scalar or self.watch.saves)
+
     def step(self, read: Callable[[], Mapping[str, Any]] = dict) -> None:
         """Finish the present step.
 
         Args:
-            read: function that returns losses and metrics; called if the step is saved.  Values that are no numbers
-                are left out.
+            read: function that returns losses and metrics; called if the step, or its scalars, are saved.  Values that
+                are no numbers are left out.
         """
         if self.watch is None:
             return
         scalars: dict[str, float | torch.Tensor] = {}
-        if self.watch.saves:
+        if self.saves_scalars:
             with self.guarded():
                 scalars = numbers(read())
         self.watch.step(**scalars)
@@ -138,14 +155,28 @@ class WatchingCallback:
     Args:
         run: folder or fsspec URL of the run, or a ``Run``, which the caller closes.
         resume: go on in a folder that already holds a run; only if ``run`` is a path.
+        loggers: ``"trainer"``: those of the trainer; or loggers of ``loopwise.debug.loggers``; ``()`` for none.
         options: options of ``Watch``.
 
     Raises:
         InputError: an argument cannot be used.
     """
 
-    def __init__(self, *, run: str | os.PathLike[str] | Run, resume: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        run: str | os.PathLike[str] | Run,
+        resume: bool = False,
+        loggers: str | Iterable[Logger] = TRAINER,
+        **options: Any,
+    ) -> None:
         validation.run(run, resume)
+        self._of_trainer = isinstance(loggers, str)
+        if isinstance(loggers, str):
+            fix = "pass loggers='trainer', loggers=(), or a list of loggers"
+            validate.one_of("loggers", loggers, (TRAINER,), "the name of a logger", fix)
+        else:
+            options["loggers"] = loggers
         self._options = WatchOptions.of(options)
         self._session = Session(run, resume, self._options)
         self._steps = 0

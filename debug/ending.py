@@ -13,6 +13,7 @@ from loopwise.warnings import warn
 
 from .capture.capture import Capture
 from .capture.writer import Writer
+from .loggers.delivery import Deliveries
 from .monitors.monitor import Monitors
 from .reporting import Reports
 
@@ -24,7 +25,7 @@ class Ending:
         handle: handle of the run.
 
     Attributes:
-        capture, monitors, writer, reports: the parts that were started so far.
+        capture, monitors, writer, loggers, reports: the parts that were started so far.
     """
 
     def __init__(self, handle: RunHandle) -> None:
@@ -32,6 +33,7 @@ class Ending:
         self.capture: Capture | None = None
         self.monitors: Monitors | None = None
         self.writer: Writer | None = None
+        self.loggers: Deliveries | None = None
         self.reports: Reports | None = None
         self._closing = False
         self._left: list[Callable[[str], None]] = [
@@ -131,3 +133,5 @@ class Ending:
     def _close_reports(self, state: str) -> None:
         if self.reports is not None:
             self.reports.close()
+        elif self.loggers is not None:  # the start failed
+            self.loggers.close()

@@ -6,7 +6,7 @@ Trainer(callbacks=[WatchCallback(run="runs/digits", save=every(100))]).fit(modul
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ import torch
 from loopwise.extras import required
 from loopwise.run import Run
 
-from .callback import WatchingCallback
+from .callback import TRAINER, WatchingCallback
+from .loggers import Logger
+from .loggers.trainers import Held, of_lightning
 
 with required("lightning", "lightning", "WatchCallback"):
     try:
@@ -41,6 +43,9 @@ class WatchCallback(WatchingCallback, Callback):
     Args:
         run: folder or fsspec URL of the run, or a ``Run``, which the caller closes.
         resume: go on in a folder that already holds a run, even without a checkpoint; only if ``run`` is a path.
+        loggers: ``"trainer"``: the Trainer's loggers get numbers and findings, on their own threads; others, such
+            as ``CSVLogger``, at the Trainer's logging steps;
+            or loggers of ``loopwise.debug.loggers``; ``()`` for none.
         options: options of ``Watch``; a finding of severity ``stop_on`` or worse sets ``trainer.should_stop``.
 
     Raises:
@@ -48,12 +53,20 @@ class WatchCallback(WatchingCallback, Callback):
         StateError: when training begins: the folder holds another run.
     """
 
-    def __init__(self, *, run: str | os.PathLike[str] | Run, resume: bool = False, **options: Any) -> None:
-        super().__init__(run=run, resume=resume, **options)
+    def __init__(
+        self,
+        *,
+        run: str | os.PathLike[str] | Run,
+        resume: bool = False,
+        loggers: str | Iterable[Logger] = TRAINER,
+        **options: Any,
+    ) -> None:
+        super().__init__(run=run, resume=resume, loggers=loggers, **options)
         self._loaded: dict[str, Any] = {}
         self._progress: Any = None
         self._done = 0
         self._before: dict[str, Any] = {}
+        self._held: list[Held] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._progress = trainer.fit_loop.epoch_loop.batch_progress
@@ -74,6 +87,8 @@ class WatchCallback(WatchingCallback, Callback):
             return returned | self._logged(trainer)
 
         self._session.step(read)
+        if not trainer.global_step % max(1, trainer.log_every_n_steps):
+            self._pass_on(trainer)
         if self._should_stop():
             trainer.should_stop = True
         self._done = self._progress.total.processed
@@ -117,8 +132,9 @@ class WatchCallback(WatchingCallback, Callback):
     def on_exception(self, *_: Any) -> None:
         self._session.close("failed")
 
-    def teardown(self, *_: Any, **__: Any) -> None:
+    def teardown(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         self._session.close()
+        self._pass_on(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         watch = self._session.watch
@@ -153,13 +169,23 @@ class WatchCallback(WatchingCallback, Callback):
             scaler=getattr(trainer.precision_plugin, "scaler", None),
             counters=counters,
             resume=resume,
+            loggers=(lambda: self._loggers(trainer)) if self._of_trainer else None,
         )
+
+    def _loggers(self, trainer: Trainer) -> list[Logger]:
+        loggers = of_lightning(trainer.loggers)
+        self._held = [logger for logger in loggers if isinstance(logger, Held)]
+        return loggers
+
+    def _pass_on(self, trainer: Trainer) -> None:
+        for logger in self._held:
+            with self._session.guarded():
+                logger.pass_on(trainer.global_step)
 
     def _note_logged(self, trainer: Trainer) -> None:
         """Remember ``callback_metrics``: Lightning keeps a value there although later steps do not log it."""
         self._before = {}
-        watch = self._session.watch
-        if watch is not None and (watch.saves or self._session.mode != "train"):
+        if self._session.saves_scalars or self._session.mode != "train":
             with self._session.guarded():
                 self._before = dict(trainer.callback_metrics)
 

@@ -22,6 +22,7 @@ from .alerts.notices import Tell
 from .capture.capture import CaptureOptions
 from .capture.collection import Collection, collection_of
 from .capture.writer import ON_BACKLOG
+from .loggers.logger import Logger, validated
 from .model import names
 from .model.vocabulary import Save, check_save
 from .profiler import Profile
@@ -48,6 +49,7 @@ class WatchOptions:
     collections: Iterable[str | Collection] = ("losses", "metrics", "health")
     rules: Rules = "auto"
     on_finding: Tell | Sequence[Tell] | None = None
+    loggers: Iterable[Logger] = ()
     stop_on: str | None = None
     on_backlog: str = "block"
     max_overhead: float | str | None = "auto"
@@ -67,6 +69,7 @@ class WatchOptions:
         if not isinstance(self.rules, (bool, str, Mapping)) and isinstance(self.rules, Iterable):
             put("rules", tuple(self.rules))
         put("on_finding", _functions(self.on_finding))
+        put("loggers", validated(self.loggers))
         validate.one_of(
             "stop_on", self.stop_on, (*SEVERITIES, None), fix="pass for instance stop_on='critical'"
         )

@@ -13,6 +13,7 @@ from loopwise.run import Run
 from .alerts.notices import Findings, Notices, Tell
 from .capture.clock import Clock
 from .capture.writer import Writer, record
+from .loggers.delivery import Deliveries
 from .monitors.monitor import Monitors
 from .rules import Finding
 
@@ -26,6 +27,7 @@ class Reports:
         clock: the step's number.
         counts: counter of failed steps.
         on_finding: function or functions that are called with each finding; default: findings are logged.
+        loggers: destinations of findings beside these functions.
     """
 
     def __init__(
@@ -35,9 +37,11 @@ class Reports:
         clock: Clock,
         counts: Counter[str],
         on_finding: Tell | Sequence[Tell] | None,
+        loggers: Deliveries,
     ) -> None:
         self._run, self._writer, self._clock, self._counts = run, writer, clock, counts
-        self._findings = Findings(on_finding)
+        self._loggers = loggers
+        self._findings = Findings(on_finding, (loggers.add_finding,))
         self._notices = Notices(writer.event if writer else lambda text, step: None)
         self.attempt = self._notices.attempt
 
@@ -83,6 +87,8 @@ class Reports:
     def close(self) -> None:
         """Wait a limited time until the last findings are delivered."""
         self.attempt("findings could not be delivered", self._findings.close)
+        self.attempt("loggers could not be closed", self._loggers.close)
+        self._tell_of_loggers()
         self._notices.warn()
 
     def tell(self) -> None:
@@ -92,8 +98,15 @@ class Reports:
                 self._counts["failed"] += step >= 0
                 self._notices.say(text, step, event=False)
             self._findings.add(self._writer.findings())
+        self._tell_of_loggers()
         self._notices.warn()
         self._findings.tell()
+
+    def _tell_of_loggers(self) -> None:
+        for text in self._loggers.problems():
+            self._notices.say(text, -1)
+        if self._loggers.dropped:
+            self._counts["unlogged"] = self._loggers.dropped
 
 
 def as_number(value: Any) -> float | torch.Tensor | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 from torch.optim import Optimizer
@@ -15,7 +16,9 @@ from loopwise.extras import required
 from loopwise.run import Run
 from loopwise.wrappers import innermost
 
-from .callback import WatchingCallback, numbers
+from .callback import TRAINER, WatchingCallback, numbers
+from .loggers import Logger
+from .loggers.trainers import of_transformers
 
 with required("transformers", "transformers", "WatchCallback"):
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -42,6 +45,8 @@ class WatchCallback(WatchingCallback, TrainerCallback):
     Args:
         run: folder or fsspec URL of the run, or a ``Run``, which the caller closes.
         resume: go on in a folder that already holds a run, even without a checkpoint; only if ``run`` is a path.
+        loggers: ``"trainer"``: what ``report_to`` names gets numbers and findings: TensorBoard, W&B and MLflow;
+            or loggers of ``loopwise.debug.loggers``; ``()`` for none.
         options: options of ``Watch``; from the severity ``stop_on`` on, findings stop the training.
 
     Raises:
@@ -49,8 +54,15 @@ class WatchCallback(WatchingCallback, TrainerCallback):
         StateError: when training begins: the folder holds another run.
     """
 
-    def __init__(self, *, run: str | os.PathLike[str] | Run, resume: bool = False, **options: Any) -> None:
-        super().__init__(run=run, resume=resume, **options)
+    def __init__(
+        self,
+        *,
+        run: str | os.PathLike[str] | Run,
+        resume: bool = False,
+        loggers: str | Iterable[Logger] = TRAINER,
+        **options: Any,
+    ) -> None:
+        super().__init__(run=run, resume=resume, loggers=loggers, **options)
         self._scalars: dict[str, Any] = {}
         self._evaluating = False
         self._end: Any = None
@@ -64,7 +76,14 @@ class WatchCallback(WatchingCallback, TrainerCallback):
         optimizer = optimizer if isinstance(optimizer, Optimizer) else None
         scaler = getattr(objects.get("optimizer"), "scaler", None)
         counters = _counters_after(kept, state.global_step)
-        self._session.open(objects["model"], optimizer, scaler=scaler, counters=counters, resume=bool(kept))
+        self._session.open(
+            objects["model"],
+            optimizer,
+            scaler=scaler,
+            counters=counters,
+            resume=bool(kept),
+            loggers=(lambda: of_transformers(args.report_to, args.output_dir)) if self._of_trainer else None,
+        )
         self._end = weakref.finalize(self, self._session.close, "failed")
         self._evaluating = False
         with self._session.guarded():

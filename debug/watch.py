@@ -28,6 +28,8 @@ from .capture.collection import Collection
 from .capture.writer import Writer
 from .ending import Ending
 from .interrupts import Delayed
+from .loggers import Logger
+from .loggers.delivery import Deliveries
 from .model import names
 from .model.vocabulary import MODES, Save, place
 from .monitors.monitor import Monitors
@@ -72,6 +74,8 @@ class Watch:
         on_finding: function, or several, that ``step`` calls on the training thread with each new `Finding` (another
             thread calls them if training stalls); ``loopwise.debug.alerts.destinations`` has such functions; default:
             findings are logged under ``loopwise.debug``.
+        loggers: where numbers and findings also go while training goes on: objects of ``loopwise.debug.loggers``, such
+            as ``TensorBoardLogger``.  With several ranks, rank 0 logs.
         stop_on: ``warning`` or ``critical``: ``should_stop`` is true after a finding of this severity or worse.
         scaler: the ``torch.amp.GradScaler``, so that steps which it skips are marked.
         on_backlog: the reaction if storage is slower than training: ``block`` waits, ``drop`` leaves raw tensors of
@@ -90,7 +94,7 @@ class Watch:
     Attributes:
         run: the run.
         counts: numbers of steps: ``saved``, ``dropped`` or ``reduced`` by ``on_backlog``, ``thinned`` by
-            ``max_overhead``, and ``failed``.
+            ``max_overhead``, ``failed``, and ``unlogged`` by a logger that is slower than training.
 
     Raises:
         InputError: an argument cannot be used.
@@ -108,6 +112,7 @@ class Watch:
         collections: Iterable[str | Collection] = ("losses", "metrics", "health"),
         rules: Rules = "auto",
         on_finding: Tell | Sequence[Tell] | None = None,
+        loggers: Iterable[Logger] = (),
         stop_on: str | None = None,
         scaler: Any = None,
         on_backlog: str = "block",
@@ -125,6 +130,7 @@ class Watch:
             collections=collections,
             rules=rules,
             on_finding=on_finding,
+            loggers=loggers,
             stop_on=stop_on,
             on_backlog=on_backlog,
             max_overhead=max_overhead,
@@ -157,13 +163,16 @@ class Watch:
         selected, on_backlog = self._options.selected_rules(), self._options.on_backlog
         rules = SavedStepRules(selected) if of_source(selected, "saved step") else None
         pinned = names.device(self._what.models).type == "cuda"
-        writer = Writer(self.run, pinned, on_backlog, rules) if writes else None
-        self._writer = self._ending.writer = writer
         self.counts: Counter[str] = Counter()
+        loggers = Deliveries(self._options.loggers if is_main() else ())
+        self._ending.loggers = loggers
+        writer = Writer(self.run, pinned, on_backlog, rules, loggers) if writes else None
+        self._writer = self._ending.writer = writer
         self._clock, self._budget = Clock(), Budget(*self._options.limit(sharded))
         if self.run.resumed:
             self._clock.load_state_dict(last_counters(self.run))
-        self._reports = Reports(self.run, writer, self._clock, self.counts, self._options.on_finding)
+        told = self._options.on_finding
+        self._reports = Reports(self.run, writer, self._clock, self.counts, told, loggers)
         self._ending.reports = self._reports
         shared = self._clock, self._budget, self.counts, self._reports.say
         self._capture = Capture(self._what, writes or self._what.gather, writer, *shared)

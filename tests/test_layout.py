@@ -33,7 +33,7 @@ ORDER = {
     "compile": "cpu_libraries torch_internals linear_cross_entropy plan losses options spec accumulation "
     "layout graph verify search explain events cuda_graph forward planning step trainer_options lightning compared "
     "optimize fit cache page transformers",
-    "debug": "torch_internals model hooks statistics store signals rules alerts monitors read profiler nan capture "
+    "debug": "torch_internals model hooks statistics store signals rules alerts loggers monitors read profiler nan capture "
     "options reporting interrupts ending watch preflight page callback lightning transformers cli",
 }
 """The rooms of each part, the lowest first: a room imports only rooms before it."""

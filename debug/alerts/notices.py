@@ -63,10 +63,12 @@ class Findings:
 
     Args:
         tell: called with each finding, one function or several; default: findings are logged.
+        before: called with each finding before all of them; must not raise.
     """
 
-    def __init__(self, tell: Tell | Sequence[Tell] | None) -> None:
-        self._functions = (log,) if tell is None else (tell,) if callable(tell) else tuple(tell)
+    def __init__(self, tell: Tell | Sequence[Tell] | None, before: Sequence[Tell] = ()) -> None:
+        functions = (log,) if tell is None else (tell,) if callable(tell) else tuple(tell)
+        self._functions = (*before, *functions)
         self._pending: list[Finding] = []
         self._told_at_once: list[Finding] = []
         self.all: list[Finding] = []

@@ -22,6 +22,7 @@ from loopwise.run import Run
 from loopwise.torch_internals import call_before_executors_end
 from loopwise.warnings import warn
 
+from ..loggers.delivery import Deliveries
 from ..rules import Finding
 from ..rules.saved_steps import SavedStepRules
 from ..store.group import ALIGNMENT, Group
@@ -73,10 +74,18 @@ class Writer:
         pinned: use page-locked memory.
         on_backlog: one of ``ON_BACKLOG``.
         rules: rules that are applied to each step, on this thread; ``None``: none.
+        loggers: destinations of each step's numbers.
     """
 
-    def __init__(self, run: Run, pinned: bool, on_backlog: str, rules: SavedStepRules | None = None) -> None:
-        self._run, self._rules = run, rules
+    def __init__(
+        self,
+        run: Run,
+        pinned: bool,
+        on_backlog: str,
+        rules: SavedStepRules | None = None,
+        loggers: Deliveries | None = None,
+    ) -> None:
+        self._run, self._rules, self._loggers = run, rules, loggers
         self._findings: queue.SimpleQueue[Finding] = queue.SimpleQueue()
         self._problems: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
         self._segments = Segments(run, tell=self._tell)
@@ -194,19 +203,23 @@ class Writer:
             event.synchronize()
         chunks = buffer.chunks()
         layout = self._segments.write(step.groups, chunks, step.record)
-        if self._rules is not None:
-            apply = functools.partial(self._apply_rules, self._rules, step.record, layout, chunks)
-            self._guarded(apply, "rules could not look at a step", -1)()
+        self._pass_on(step.record, layout, chunks)
 
     def _write_scalars(self, steps: Sequence[ScalarStep], copied: Callable[[], list[float]]) -> None:
         numbers = iter(copied())
         blocks = [(step.groups, _block(step, numbers), step.record) for step in steps]
         layouts = self._segments.write_scalars(blocks)
-        if self._rules is None:
-            return
         for (_, block, record), layout in zip(blocks, layouts, strict=True):
-            apply = functools.partial(self._apply_rules, self._rules, record, layout, [memoryview(block)])
+            self._pass_on(record, layout, [memoryview(block)])
+
+    def _pass_on(self, of: dict[str, Any], layout: Layout, chunks: Sequence[memoryview]) -> None:
+        """Give a written step to the rules and the loggers."""
+        if self._rules is not None:
+            apply = functools.partial(self._apply_rules, self._rules, of, layout, chunks)
             self._guarded(apply, "rules could not look at a step", -1)()
+        if self._loggers is not None:
+            add = functools.partial(self._loggers.add_step, of, layout, functools.partial(_read, chunks))
+            self._guarded(add, "loggers could not get a step", -1)()
 
     def _apply_rules(
         self, rules: SavedStepRules, of: dict[str, Any], layout: Layout, chunks: Sequence[memoryview]

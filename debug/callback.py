@@ -120,7 +120,7 @@ class Session:
 
     @property
     def saves_scalars(self) -> bool:
-        """Whether losses and metrics of the present step are saved: with the default schedule, at every step."""
+        """True if losses and metrics of the present step are saved: with the default schedule, at every step."""
         return self.watch is not None and (self._options.every_scalar or self.watch.saves)
 
     def step(self, read: Callable[[], Mapping[str, Any]] = dict) -> None:

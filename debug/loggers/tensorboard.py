@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from loopwise.errors import InputError
 from loopwise.extras import required
@@ -47,8 +47,9 @@ class TensorBoardLogger:
                 "pass for instance TensorBoardLogger('runs/tensorboard')",
             )
         self.statistics, self._prefix = tuple(statistics), prefix
-        self._make = lambda: SummaryWriter(os.fspath(folder), flush_secs=SECONDS)
-        self._writer, self._owned = (None if is_path else folder), is_path
+        self._folder, self._kind = folder, cast(Any, SummaryWriter)
+        self._owned = is_path
+        self._writer: Any = None if is_path else folder
 
     def log_steps(self, steps: Sequence[LoggedStep]) -> None:
         writer = self._open()
@@ -72,5 +73,5 @@ class TensorBoardLogger:
 
     def _open(self) -> Any:
         if self._writer is None:
-            self._writer = self._make()
+            self._writer = self._kind(os.fspath(self._folder), flush_secs=SECONDS)
         return self._writer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from loopwise.extras import required
 
@@ -38,7 +38,8 @@ class WandbLogger:
         with required("wandb", "loggers", "WandbLogger"):
             import wandb
         self.statistics, self._prefix, self._init = tuple(statistics), prefix, init
-        self._wandb, self._given, self._run, self._owned = wandb, run, None, False
+        self._wandb: Any = wandb
+        self._given, self._run, self._owned = run, cast(Any, None), False
         self._known: set[str] = set()
 
     def log_steps(self, steps: Sequence[LoggedStep]) -> None:

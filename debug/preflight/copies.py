@@ -24,6 +24,13 @@ SEED = 0
 """Seed of all random numbers, so that a repeated preflight gives the same report."""
 
 
+def seed_all(seed: int) -> None:
+    """Seed the generators of the CPU and of GPUs that are in use; ``torch.manual_seed`` without CUDA costs more."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
+
+
 @dataclass
 class Setup:
     """A model without its wrappers, its loss and its optimizer, and the batch that they are tried out on."""
@@ -32,6 +39,8 @@ class Setup:
     loss: Callable[..., Any]
     optimizer: Optimizer | None
     batch: Any
+    shape: tuple[int, ...] = ()
+    """Shape of the last computed loss, before its mean is taken."""
 
     def compute(self) -> torch.Tensor:
         """Return the loss of the batch, a tensor without dimensions.
@@ -52,6 +61,7 @@ class Setup:
                 "the loss returned the model's whole output, or a number from .item()",
                 "return the tensor that backward() is called on, for instance output.loss",
             )
+        self.shape = tuple(loss.shape)
         return loss.mean() if loss.ndim else loss
 
     @property
@@ -111,7 +121,7 @@ class Setup:
         try:
             for parameter, _ in grads:
                 parameter.grad = None
-            torch.manual_seed(SEED)
+            seed_all(SEED)
             with torch.enable_grad():
                 yield
         finally:
@@ -143,6 +153,13 @@ class RecordedCall:
         """Arguments by position or name, without the targets that models of Hugging Face take as well."""
         named = {str(place): value for place, value in enumerate(self.args)} | dict(self.kwargs)
         return {name: value for name, value in named.items() if "label" not in name and "target" not in name}
+
+    def exchanged(self, leaf: torch.Tensor, other: torch.Tensor) -> RecordedCall:
+        """Return a call with another tensor in place of one of its own."""
+        args, kwargs = batches.map_tensors(
+            lambda tensor: other if tensor is leaf else tensor, (self.args, dict(self.kwargs))
+        )
+        return RecordedCall(args, kwargs)
 
     def changed(self, values: Mapping[str, Any]) -> RecordedCall:
         """Return a call with other values of some fields."""

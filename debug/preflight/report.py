@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from loopwise.validate import one_of
 from ..rules import SEVERITIES, Finding, FindingError, Observation, at_least
 from ..rules.engine import make_finding
 from ..rules.finding import Points
+from .known import write_baseline
 
 WIDTH = 110
 """Characters in a line of the printed report."""
@@ -46,9 +48,10 @@ def faulty(
     what: str,
     tensors: tuple[str, ...] = (),
     evidence: Mapping[str, Points] | None = None,
+    advice: str = "",
 ) -> Result:
     """Return the result of the check ``name`` with one finding of ``rule``; the others are fields of `Observation`."""
-    return Result(name, "", (make_finding(rule, Observation(what, tensors, evidence or {}), 0),))
+    return Result(name, "", (make_finding(rule, Observation(what, tensors, evidence or {}, advice), 0),))
 
 
 def left_out(name: str, why: str) -> Result:
@@ -63,10 +66,12 @@ class PreflightReport:
     Attributes:
         results: one result for each check.
         seconds: duration of the preflight.
+        suppressed: findings that ``suppress=`` or ``baseline=`` left out of the results.
     """
 
     results: tuple[Result, ...]
     seconds: float = field(compare=False)
+    suppressed: tuple[Finding, ...] = ()
 
     @property
     def findings(self) -> list[Finding]:
@@ -89,9 +94,15 @@ class PreflightReport:
                 "; ".join(dict.fromkeys(finding.advice for finding in bad)),
             )
 
+    def write_baseline(self, path: str | os.PathLike[str]) -> None:
+        """Write all findings to a JSON file; ``preflight(..., baseline=path)`` reports only others."""
+        write_baseline(path, [*self.suppressed, *self.findings])
+
     def __str__(self) -> str:
         number, outcomes = len(self.findings), [result.outcome for result in self.results]
         counts = f"{outcomes.count('passed')} passed, {outcomes.count('left out')} left out"
+        if self.suppressed:
+            counts += f", {len(self.suppressed)} suppressed"
         lines = [f"{number} finding{'s' * (number != 1)}, {counts}, in {self.seconds:.1f} s"]
         for result in self.results:
             if not result.findings:

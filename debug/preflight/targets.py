@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,17 +13,10 @@ from torch.overrides import TorchFunctionMode
 
 from ..rules import Finding, Observation
 from ..rules.engine import make_finding
+from .bounds import Bounds, bounds_of_loss
+from .values import doubts
 
 F = nn.functional
-
-
-class Bounds(NamedTuple):
-    """Values that the loss of the batch can reach."""
-
-    floor: float
-    """Loss if every target is predicted."""
-    guess: float
-    """Loss of the best guess that is the same for all inputs."""
 
 
 class LossRefused(Exception):
@@ -35,6 +28,7 @@ class Targets(TorchFunctionMode):
 
     Attributes:
         findings: faults of the arguments.
+        doubts: faults of the values, by which the loss is another one than it seems.
         calls: descriptions of the called losses and their arguments.
         bounds: bounds of the loss, if one loss of torch was called and its bounds are known.
     """
@@ -42,13 +36,20 @@ class Targets(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.findings: list[Finding] = []
+        self.doubts: list[Finding] = []
         self.calls: list[str] = []
         self.bounds: Bounds | None = None
         self._value: torch.Tensor | None = None
 
     def bounds_of(self, loss: torch.Tensor) -> Bounds | None:
-        """Return the bounds of the whole loss; ``None`` if it is more than torch's loss, such as a multiple of it."""
+        """Return the bounds of the whole loss.
+
+        They are ``None`` if the loss is more than torch's loss, such as a multiple of it, or if one constant predicts
+        all targets of the batch.
+        """
         if self._value is None or not math.isclose(self._value.item(), loss.item(), rel_tol=1e-5):
+            return None
+        if self.bounds is not None and math.isclose(self.bounds.guess, self.bounds.floor, abs_tol=1e-9):
             return None
         return self.bounds
 
@@ -70,9 +71,11 @@ class Targets(TorchFunctionMode):
             if inspect_arguments is not _broadcast:
                 raise LossRefused(wrong[0])
         elif len(self.calls) == 1:
-            self.bounds = _bounds(func, outputs, targets, options)
+            self.bounds = bounds_of_loss(func, outputs, targets, options)
         result = func(*args, **kwargs)
         self._value = result.detach().mean()
+        if wrong is None:
+            self.doubts += doubts(func, outputs.detach(), targets, self._value.item(), self.bounds)
         return result
 
 
@@ -171,50 +174,6 @@ LOSSES: dict[Any, Callable[[torch.Tensor, torch.Tensor, dict[str, Any]], Wrong |
     F.smooth_l1_loss: _broadcast,
     F.huber_loss: _broadcast,
 }
-
-
-def _class_bounds(targets: torch.Tensor, classes: int, options: dict[str, Any]) -> Bounds | None:
-    """Return the bounds of cross_entropy by the shares of the classes; ``None`` if the classes are weighted."""
-    if options.get("weight") is not None:
-        return None
-    smoothing = options["label_smoothing"]
-    spread = smoothing / classes
-    if targets.is_floating_point():
-        shares = targets.movedim(1, -1).reshape(-1, classes) if targets.ndim > 1 else targets[None]
-        shares = shares.double() * (1 - smoothing) + spread
-        return Bounds(_entropy(shares).mean().item(), _entropy(shares.mean(0)).item())
-    counts = targets[targets != options["ignore_index"]].long().bincount(minlength=classes).double()
-    smooth = torch.full((classes,), spread, dtype=torch.float64)
-    single = smooth.clone()
-    single[0] += 1 - smoothing
-    mean = counts.cpu() / counts.sum().cpu() * (1 - smoothing) + smooth
-    return Bounds(_entropy(single).item(), _entropy(mean).item())
-
-
-def _bounds(
-    func: Any, outputs: torch.Tensor, targets: torch.Tensor, options: dict[str, Any]
-) -> Bounds | None:
-    """Return the bounds of a loss that is the mean over the batch, if they are known."""
-    if options.get("reduction") == "sum":
-        return None
-    if func is F.cross_entropy:
-        return _class_bounds(targets, outputs.shape[1 if outputs.ndim > 1 else 0], options)
-    if outputs.shape != targets.shape or options.get("weight") is not None:
-        return None
-    known = targets.detach().double()
-    if func is F.mse_loss:
-        return Bounds(0.0, (known - known.mean(0)).square().mean().item())
-    is_binary = func in (F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
-    if is_binary and options.get("pos_weight") is None:
-        shares = torch.stack([known, 1 - known], -1)
-        return Bounds(_entropy(shares).mean().item(), _entropy(shares.mean(0)).mean().item())
-    return None
-
-
-def _entropy(shares: torch.Tensor) -> torch.Tensor:
-    """Return the entropy over the last dimension."""
-    entropies: torch.Tensor = torch.special.entr(shares).sum(-1)
-    return entropies
 
 
 def _described(value: Any) -> str:

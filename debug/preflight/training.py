@@ -1,4 +1,4 @@
-"""Training on one batch, repeatedly: a model that cannot learn one batch cannot learn more."""
+"""Training on one batch, repeatedly, with the rules over saved steps for the first steps."""
 
 from __future__ import annotations
 
@@ -6,35 +6,39 @@ import contextlib
 import math
 import statistics
 import tempfile
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from loopwise.ranks import is_main
 from loopwise.schedule import every
 
+from ..model import names
 from ..rules import RULES, Finding
 from ..rules.thresholds import select
 from ..watch import Watch
-from .copies import SEED, Setup, needs_closure
-from .report import Result, faulty, left_out
-from .targets import Bounds
+from .bounds import Bounds
+from .copies import SEED, Setup, needs_closure, seed_all
 
 FALL = 0.2
 """Share by which the loss has to fall below the loss of the best constant guess, as far as it can fall.  A linear model
 with ten parameters reaches more on 32 random samples, and a model that ignores its input reaches 0."""
-SLOW = 0.02
-"""Share that suffices for the user's optimizer if Adam reaches ``FALL``: learning rates that suit a long training need
-not learn in a few steps."""
-TARGETS = 4
-"""Parameters for each target above which a model is expected to learn any batch by heart."""
-ENOUGH = 0.5
+ENOUGH = 0.4
 """Share after which the training ends early."""
+LEAST = 8
+"""Steps before the training ends early."""
 STEPS = 20
-"""Smallest number of steps: rules look at up to 16."""
-RATES = (1e-3, 1e-2, 1e-4)
-"""Learning rates of Adam, which tells an unsuitable model from an unsuitable optimizer."""
+"""Smallest value of ``steps=``."""
+WATCHED = 6
+"""Steps that rules look at; they need four steps with an update."""
+RISES = 12
+"""Number of steps after which a loss that was above its first value in the last five of them ends the training."""
+RISE = 0.1
+"""Share of the possible fall by which such a loss has risen at least."""
+RATE = 1e-3
+"""Learning rate of Adam if no optimizer is passed."""
 OFF = {"repeated_batch", "loss_not_decreasing", "loss_spike", "shuffled_targets", "stalled_training"}
 """Rules that preflight leaves out: one repeated batch triggers them, or they concern whole runs."""
 
@@ -46,9 +50,13 @@ class Training:
     losses: list[float] = field(default_factory=list)
     failed: str = ""
     """The operation that raised, its step and its error; empty if none did."""
+    rises: bool = False
+    """Whether the training ended because the loss rose, or became NaN or infinite."""
     findings: list[Finding] = field(default_factory=list)
     watched: bool = False
     """Whether rules were applied."""
+    changed: tuple[str, ...] = ()
+    """Frozen parameters that changed."""
 
     @property
     def last(self) -> float:
@@ -63,21 +71,40 @@ class Training:
             return -math.inf
         return (first - self.last) / max(abs(first - floor), 1e-12)
 
+    def has_risen(self, bounds: Bounds | None) -> bool:
+        """Return whether the loss of this batch was above its first value in all of the last five steps."""
+        first = self.losses[0]
+        scale = abs(first - (bounds.floor if bounds else 0.0))
+        return len(self.losses) > RISES and min(self.losses[-5:]) > first + RISE * scale
+
+
+Ends = Callable[[Training], bool]
+"""Function that decides after each step whether the training ends."""
+
 
 def train(
-    copy: Setup, steps: int, deadline: float, bounds: Bounds | None, watch: Watch | None = None
+    copy: Setup,
+    steps: int,
+    bounds: Bounds | None,
+    fall: float = ENOUGH,
+    training: Training | None = None,
+    watch: Watch | None = None,
 ) -> Training:
-    """Train a copy on its batch until the loss fell by ``ENOUGH``, or until all steps are done or the time is over.
+    """Train a copy on its batch until the loss fell by a share, rose, or all steps are done.
 
     Args:
         copy: has an optimizer.
-        steps: largest number of steps.
-        deadline: time of ``time.monotonic`` at which the training ends.
+        steps: number of steps in all.
         bounds: bounds of the loss, if known.
+        fall: share of the fall that ends the training.
+        training: an earlier part of the training, which is continued.
         watch: ``Watch`` whose ``step`` is called after each training step.
     """
-    training, optimizer = Training(), copy.optimizer
+    optimizer = copy.optimizer
     assert optimizer is not None
+    if training is None:
+        training = Training()
+        seed_all(SEED)
 
     def closure() -> float:
         optimizer.zero_grad()
@@ -85,8 +112,8 @@ def train(
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
-    torch.manual_seed(SEED)
-    for step in range(steps):
+    with_closure = needs_closure(optimizer)
+    while len(training.losses) < steps and not training.rises and not training.failed:
         operation = "the forward pass"
         try:
             optimizer.zero_grad()
@@ -94,30 +121,46 @@ def train(
             operation = "backward"
             loss.backward()  # type: ignore[no-untyped-call]
             operation = "the optimizer's step"
-            if needs_closure(optimizer):
+            if with_closure:
                 optimizer.step(closure)
             else:
                 optimizer.step()
         except Exception as error:
+            step = len(training.losses)
             training.failed = f"{operation} of step {step} on the same batch raises {error!r}"
             break
         training.losses.append(float(loss.detach()))
         if watch is not None:
             watch.step(loss=loss)
-        enough = len(training.losses) >= STEPS and training.fall(bounds) > ENOUGH
-        if enough or not math.isfinite(training.losses[-1]) or time.monotonic() > deadline:
+        training.rises = not math.isfinite(training.losses[-1]) or training.has_risen(bounds)
+        if len(training.losses) >= LEAST and training.fall(bounds) > fall:
             break
     return training
 
 
-def train_under_watch(setup: Setup, steps: int, deadline: float, bounds: Bounds | None) -> Training:
-    """Train a copy with the user's optimizer, or with Adam if there is none, under a ``Watch`` with the rules."""
+def train_under_watch(
+    setup: Setup, steps: int, bounds: Bounds | None, frozen: Callable[[str, nn.Parameter], bool]
+) -> Training:
+    """Train a copy with the user's optimizer, or with Adam if there is none; the first steps under a ``Watch``.
+
+    Args:
+        setup: what is copied.
+        steps: number of steps in all.
+        bounds: bounds of the loss, if known.
+        frozen: whether the parameter of this name must not change.
+    """
     copy = setup.copy()
     if copy.optimizer is None:
-        copy.optimizer = torch.optim.Adam(copy.model.parameters(), RATES[0])
+        copy.optimizer = torch.optim.Adam(copy.model.parameters(), RATE)
+    kept = {
+        name: parameter.detach().clone()
+        for name, parameter in copy.model.named_parameters()
+        if frozen(names.plain(name), parameter)
+    }
     rules = [name for name in select(True, "saved step") if RULES[name].mode == "train" and name not in OFF]
+    training, watch = Training(), None
+    seed_all(SEED)
     with contextlib.ExitStack() as stack:
-        watch = None
         if not needs_closure(copy.optimizer):  # such an optimizer may be done in one step
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="loopwise-preflight-"))
             watch = Watch(
@@ -130,53 +173,19 @@ def train_under_watch(setup: Setup, steps: int, deadline: float, bounds: Bounds 
                 profile=False,
             )
             stack.enter_context(watch)
-        training = train(copy, steps, deadline, bounds, watch)
+            train(copy, WATCHED, bounds, training=training, watch=watch)
     if watch is not None and is_main():  # other ranks save no steps
         training.findings, training.watched = watch.findings, True
+    train(copy, steps, bounds, training=training)
+    after = dict(copy.model.named_parameters())
+    training.changed = tuple(
+        names.plain(name)
+        for name, value in kept.items()
+        if name in after and not same(value, after[name].detach())
+    )
     return training
 
 
-def one_batch(setup: Setup, training: Training, steps: int, deadline: float, bounds: Bounds | None) -> Result:
-    """Check that the loss of one batch falls; if it does not, try Adam to tell whether the optimizer is at fault."""
-    name = "one batch"
-    if not math.isfinite(training.losses[0]):
-        return left_out(name, "the loss of the batch is not finite")
-    with_adam = f" with Adam at a learning rate of {RATES[0]:g}" if setup.optimizer is None else ""
-    count = f"{len(training.losses)} steps{with_adam}"
-    change = f"from {training.losses[0]:.4g} to {training.last:.4g} in {count}"
-    if training.fall(bounds) > FALL:
-        return Result(name, f"the loss fell {change}")
-    other = _with_adam(setup, steps, deadline, bounds)
-    evidence = {"loss": list(enumerate(training.losses))}
-    guess = f"; the best constant guess has a loss of {bounds.guess:.4g}" if bounds else ""
-    if other is not None:
-        adam = f"and with Adam at a learning rate of {other[0]:g} to {other[1].last:.4g}"
-        if training.fall(None) > SLOW:
-            return Result(name, f"the loss fell slowly, {change}, {adam}")
-        what = f"the loss of one batch went {change}, {adam}{guess}"
-        return faulty(name, "optimizer_does_not_learn", what, evidence=evidence)
-    if time.monotonic() > deadline:
-        why = f"no time was left to try Adam as well: the loss went {change}"
-        return left_out(name, training.failed or why)
-    if training.failed and len(training.losses) < STEPS and math.isfinite(training.losses[-1]):
-        return left_out(name, training.failed)
-    if setup.trained < TARGETS * setup.targets:
-        few = f"{setup.trained:,} parameters may be too few to learn {setup.targets:,} targets by heart"
-        return left_out(name, f"{few}: the loss went {change}")
-    what = f"the loss of one batch went {change}{guess}, and does not fall with Adam either"
-    return faulty(name, "cannot_overfit_one_batch", what, evidence=evidence)
-
-
-def _with_adam(
-    setup: Setup, steps: int, deadline: float, bounds: Bounds | None
-) -> tuple[float, Training] | None:
-    """Return the first learning rate of Adam with which the loss falls, and that training."""
-    for rate in RATES:
-        copy = setup.copy()
-        copy.optimizer = torch.optim.Adam(copy.model.parameters(), rate)
-        training = train(copy, steps, deadline, bounds)
-        if training.losses and training.fall(bounds) > FALL:
-            return rate, training
-        if time.monotonic() > deadline:
-            break
-    return None
+def same(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Return whether two tensors are equal, NaN being equal to NaN."""
+    return bool(((first == second) | ((first != first) & (second != second))).all())

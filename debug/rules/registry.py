@@ -40,7 +40,11 @@ MODULES = (
     *("profile.gpu_memory_increase", "profile.load_balancing"),
     *("preflight.input_not_finite", "preflight.bad_targets", "preflight.step_fails"),
     *("preflight.output_not_repeatable", "preflight.output_ignores_input", "preflight.samples_mixed"),
-    *("preflight.optimizer_does_not_learn", "preflight.cannot_overfit_one_batch"),
+    *("preflight.ignored_input", "preflight.unexpected_output", "preflight.loss_not_scalar"),
+    *("preflight.output_scale", "preflight.low_initial_loss", "preflight.one_class_batch"),
+    *("preflight.frozen_parameter_changes", "preflight.wrong_gradient"),
+    *("preflight.unsuitable_learning_rate", "preflight.optimizer_does_not_learn"),
+    "preflight.cannot_overfit_one_batch",
 )
 """Modules of the rules, relative to this package, in the order in which rules are applied."""
 _LOADED = {

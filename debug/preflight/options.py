@@ -19,7 +19,7 @@ from .training import STEPS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreflightOptions:
-    """What the user expects of the model, beside its arguments."""
+    """Expectations of the user, beside model, batch, loss and optimizer."""
 
     steps: int
     """Largest number of training steps on the batch."""

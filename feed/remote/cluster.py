@@ -12,7 +12,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +97,34 @@ def members(group: str) -> list[Node]:
         for node in nodes
         if node["Alive"] and group in node["Resources"]
     ]
+
+
+def choose(nodes: Sequence[Node], taken: Iterable[str], before: int = 0) -> Node:
+    """Return the node for the next actor: the one with the fewest for its processors.
+
+    Ranks of a training place their actors at the same time and do not talk to each other.  Each therefore works out the
+    places of the ranks before it, which choose by the same rule, and goes on from there.
+
+    Args:
+        nodes: nodes to choose from.
+        taken: names of the nodes of this rank's other actors, once for each.
+        before: number of actors of the ranks before this one.
+    """
+    ordered, counts = sorted(nodes, key=lambda node: node.name), Counter[str]()
+    for _ in range(
+        before % sum(_weight(node) for node in nodes)
+    ):  # after so many, all nodes are equally full
+        counts[_emptiest(ordered, counts).name] += 1
+    counts.update(taken)
+    return _emptiest(ordered, counts)
+
+
+def _emptiest(nodes: Sequence[Node], counts: Counter[str]) -> Node:
+    return min(nodes, key=lambda node: (counts[node.name] + 1) / _weight(node))
+
+
+def _weight(node: Node) -> int:
+    return max(node.cpus, 1)
 
 
 @contextlib.contextmanager

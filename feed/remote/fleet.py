@@ -13,6 +13,7 @@ from typing import Any
 
 from loopwise.errors import InputError, LoopwiseError, StateError
 from loopwise.extras import required
+from loopwise.ranks import rank
 
 from ..protocol import Counters, Lost, Result, Task
 from . import cluster
@@ -20,7 +21,6 @@ from .elastic import Elastic
 from .keys import new_keys
 from .link import Connection
 from .member import Arena, Member
-from .ranks import choose, rank_of
 from .shipment import Shipment
 
 with required("pyzmq", "feed", "a loader with a group", module="zmq"):
@@ -193,7 +193,7 @@ class Fleet:
         with self._lock:
             trusted = [node for node in nodes if now - self._avoided.get(node.name, -AVOIDED) >= AVOIDED]
             taken = [other.node.name for other in self._members if other.node is not None]
-            member.node = node = choose(trusted or nodes, taken, before=rank_of()[0] * self.count)
+            member.node = node = cluster.choose(trusted or nodes, taken, rank() * self.count)
         return node
 
     def _started(self, member: Member, actor: Any, hello: Any) -> None:

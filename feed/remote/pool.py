@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from loopwise.errors import LoopwiseError
+from loopwise.ranks import world_size
 
 from ..protocol import Counters, Lost, Result, Task, Work
 from . import cluster
 from .elastic import Elastic
 from .fleet import Fleet
-from .ranks import rank_of
 from .shipment import ship
 
 _idle: list[Fleet] = []
@@ -70,7 +70,7 @@ class RemotePool:
     def __init__(self, group: str, workers: int | None, batches: int, lanes: int) -> None:
         cluster.attach(group)
         cpus = sum(node.cpus for node in cluster.members(group))
-        self._most = max(1, min(lanes, -(-cpus // rank_of()[1])))
+        self._most = max(1, min(lanes, -(-cpus // world_size())))
         self._group, self._workers, self._batches = group, workers, batches
         self._arrivals: queue.SimpleQueue[Result | Lost | LoopwiseError] = queue.SimpleQueue()
         self._fleet: Fleet | None = None

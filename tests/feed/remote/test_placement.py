@@ -4,8 +4,7 @@ from collections import Counter
 
 import pytest
 
-from loopwise.feed.remote.cluster import Node
-from loopwise.feed.remote.ranks import choose, rank_of
+from loopwise.feed.remote.cluster import Node, choose
 
 
 def placed(nodes, ranks, count):
@@ -32,17 +31,3 @@ def test_ranks_fill_the_nodes_by_their_processors(cpus, ranks, count):
 
 def test_two_ranks_with_a_worker_each_have_different_nodes():
     assert placed([Node("a", "", 4), Node("b", "", 4)], 2, 1) == [["a"], ["b"]]
-
-
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({}, (0, 1)),
-        ({"RANK": "1", "WORLD_SIZE": "2"}, (1, 2)),
-        ({"RANK": "2", "WORLD_SIZE": "2"}, (0, 1)),
-        ({"RANK": "1"}, (0, 1)),
-        ({"RANK": "x", "WORLD_SIZE": "2"}, (0, 1)),
-    ],
-)
-def test_the_rank_is_that_of_torchrun(variables, expected):
-    assert rank_of(variables) == expected

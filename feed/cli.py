@@ -43,6 +43,11 @@ def command() -> None:
 @click.option(
     "--ready-seconds", type=float, default=60.0, show_default=True, help="Time limit for --ready, in seconds."
 )
+@click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="A running Ray cluster, whose nodes are the hosts: HOST:PORT, or auto; default: this machine.",
+)
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def launch(
@@ -54,6 +59,7 @@ def launch(
     port: int | None,
     ready: int | None,
     ready_seconds: float,
+    cluster: str | None,
     script: str,
     args: tuple[str, ...],
 ) -> None:
@@ -75,6 +81,7 @@ def launch(
         port=port,
         ready=ready,
         ready_seconds=ready_seconds,
+        cluster=cluster,
     )
     sys.exit(status)
 

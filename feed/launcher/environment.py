@@ -48,7 +48,7 @@ def hosts_here(groups: Iterable[Group]) -> list[Host]:
     ]
 
 
-def resources(host: Host, hosts: Iterable[Host]) -> dict[str, Any]:
+def resources(host: Host, hosts: Iterable[Host], interface: str = "lo") -> dict[str, Any]:
     """Return the content of SageMaker's ``resourceconfig.json`` for a host."""
     members: dict[str, list[str]] = {}
     for other in hosts:
@@ -58,7 +58,7 @@ def resources(host: Host, hosts: Iterable[Host]) -> dict[str, Any]:
         "hosts": [address for addresses in members.values() for address in addresses],
         "current_group_name": host.group.name,
         "current_instance_type": "local",
-        "network_interface_name": "lo",
+        "network_interface_name": interface,
         "instance_groups": [
             {"instance_group_name": name, "instance_type": "local", "hosts": addresses}
             for name, addresses in members.items()
@@ -67,7 +67,13 @@ def resources(host: Host, hosts: Iterable[Host]) -> dict[str, Any]:
 
 
 def variables(
-    host: Host, hosts: list[Host], training: Group, folder: Path, script: str, arguments: list[str]
+    host: Host,
+    hosts: list[Host],
+    training: Group,
+    folder: Path,
+    script: str,
+    arguments: list[str],
+    interface: str = "lo",
 ) -> dict[str, str]:
     """Write the files that SageMaker's container has, and return the variables of a host.
 
@@ -78,11 +84,14 @@ def variables(
         folder: folder of this host.
         script: the script's path.
         arguments: the script's arguments.
+        interface: name of the network interface by which the hosts reach each other.
     """
     members: dict[str, list[str]] = {}
     for other in hosts:
         members.setdefault(other.group.name, []).append(other.address)
-    _, container = prepare(folder / "ml", {}, None, {}, os.path.basename(script), resources(host, hosts))
+    _, container = prepare(
+        folder / "ml", {}, None, {}, os.path.basename(script), resources(host, hosts, interface)
+    )
     return {
         **container,
         "SM_USER_ARGS": text_of(arguments),

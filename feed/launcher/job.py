@@ -23,6 +23,8 @@ from .cluster import GRACE as NODE_GRACE
 from .cluster import SECONDS, Cluster, free_port
 from .environment import Host, variables
 from .group import Group
+from .machines import GRACE as MACHINE_GRACE
+from .machines import Machines
 from .node import GRACE
 from .processes import Running
 
@@ -40,7 +42,8 @@ class Job:
         folder: the job's folder.
         program: the script and its arguments.
         port: port of ``torchrun`` on the first host of the training group; 0: any free one.
-        cluster: the Ray cluster of the hosts that load; ``None``: there are none.
+        cluster: the Ray cluster of the hosts that load, which the job starts; ``None``: it starts none.
+        machines: the nodes of a running Ray cluster that are the hosts; ``None``: all hosts are on this machine.
     """
 
     def __init__(
@@ -51,11 +54,13 @@ class Job:
         program: list[str],
         port: int = 0,
         cluster: Cluster | None = None,
+        machines: Machines | None = None,
     ) -> None:
         self.hosts, self.training, self.folder, self.program = hosts, training, folder, program
         self._outputs: tuple[BinaryIO, BinaryIO] = (sys.stdout.buffer, sys.stderr.buffer)
         self._job = f"{folder}/{uuid.uuid4().hex[:8]}"
-        self._port, self._cluster = port, cluster
+        self._cluster, self._machines = cluster, machines
+        self._port = port or (0 if machines is None else machines.port)
         self._running: list[Running] = []
         self._signals: list[int] = []
         self._lost_hosts: list[Host] = []
@@ -142,22 +147,28 @@ class Job:
                 return 1
 
     def _start_host(self, host: Host) -> None:
-        own = self._variables(host)
-        program = [sys.executable, *self.program]
+        own: dict[str, str] = {}
+        arguments = self.program
         if host.group is self.training and host.group.nodes * host.group.processes > 1:
             first = next(other for other in self.hosts if other.group is self.training)
             self._port = self._port or free_port(first.address)
             own |= torchrun.prefix(str(host))
-            program = [sys.executable, "-P", "-m", torchrun.__name__]
             nodes, processes, addresses = (
                 host.group.nodes,
                 host.group.processes,
                 (host.address, first.address),
             )
-            program += torchrun.arguments(host.node, nodes, processes, *addresses, self._port, self.program)
+            arguments = ["-P", "-m", torchrun.__name__]
+            arguments += torchrun.arguments(host.node, nodes, processes, *addresses, self._port, self.program)
         if host.group is self.training and self._cluster is not None:
             own |= self._cluster.variables()
-        self._run(host, program, {**os.environ, **own})
+        if self._machines is None:
+            own |= self._variables(host)
+            self._run(host, [sys.executable, *arguments], {**os.environ, **own})
+        else:
+            folder = str(self.folder / f"{host.group.name}-{host.node}")
+            program = self._machines.program(host, self.training, folder, self.program, arguments, own)
+            self._run(host, program, dict(os.environ), MACHINE_GRACE)
 
     def _variables(self, host: Host) -> dict[str, str]:
         folder = self.folder / f"{host.group.name}-{host.node}"

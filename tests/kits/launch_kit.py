@@ -9,7 +9,7 @@ import time
 
 from loopwise.programs.processes import descendants, identity
 
-PATIENCE = 120
+PATIENCE = 300
 WAITING = """
 import os, pathlib, subprocess, sys, time
 host = os.environ["LOOPWISE_GROUP"] + "-" + os.environ["LOOPWISE_GROUP_NODE"]

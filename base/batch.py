@@ -290,6 +290,8 @@ def split(batch: Any, sizes: Sequence[int], lists: Lists | None = None) -> list[
 
 def leaves(batch: Any) -> list[Any]:
     """Return all leaves of a batch in order: tensors, arrays and constants."""
+    if isinstance(batch, torch.Tensor):
+        return [batch]
     opened = None if _is_array(batch) else _open(batch)
     return [batch] if opened is None else [leaf for child in opened[0] for leaf in leaves(child)]
 
@@ -303,6 +305,10 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], batch: Any) ->
     """Apply a function to every tensor and return the results in the structure of the batch."""
     if isinstance(batch, torch.Tensor):
         return function(batch)
+    if type(batch) in (tuple, list):
+        return type(batch)([map_tensors(function, child) for child in batch])
+    if type(batch) is dict:
+        return {key: map_tensors(function, child) for key, child in batch.items()}
     if isinstance(batch, PackedSequence):  # its batch_sizes stay on the CPU
         orders = (None if order is None else function(order) for order in batch[2:])
         return PackedSequence(function(batch.data), batch.batch_sizes, *orders)

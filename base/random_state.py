@@ -40,6 +40,6 @@ def devices() -> dict[str, list[torch.Tensor]]:
     states = {}
     for name in ("cuda", "xpu"):
         module = getattr(torch, name, None)
-        if module is not None and module.is_available() and module.is_initialized():
+        if module is not None and module.is_initialized():
             states[name] = module.get_rng_state_all()
     return states

@@ -73,9 +73,8 @@ class Reports:
 
     def collect(self, monitors: Monitors) -> None:
         """Take over the findings of the monitors and write them."""
-        findings = monitors.findings()
-        self._findings.add(findings)
-        if findings:
+        if findings := monitors.findings():
+            self._findings.add(findings)
             self._record(findings)
 
     def _record(self, findings: list[Finding]) -> None:
@@ -93,7 +92,7 @@ class Reports:
 
     def tell(self) -> None:
         """Warn of the messages and tell the findings since the last call."""
-        if self._writer is not None:
+        if self._writer is not None and self._writer.has_news():
             for text, step in self._writer.problems():
                 self._counts["failed"] += step >= 0
                 self._notices.say(text, step, event=False)

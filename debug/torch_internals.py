@@ -35,15 +35,15 @@ WRAPPER_NAMES = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_mod
 _scripting: Any = importlib.import_module("torch.jit._script")
 
 
-def in_backward() -> bool:
-    """Return whether autograd runs a backward pass on this thread now."""
-    return torch._C._current_graph_task_id() >= 0
+def in_backward_or_transform() -> bool:
+    """Return whether autograd runs a backward pass on this thread, or a transform runs the code on tensors without numbers.
 
-
-def in_transform() -> bool:
-    """Return whether torch.func transforms (vmap, grad) or torch.jit.trace run the code now, on tensors that hold no numbers."""
+    Transforms are those of torch.func (vmap, grad), and torch.jit.trace.
+    """
     return (
-        torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None
+        torch._C._current_graph_task_id() >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
     )
 
 
@@ -59,9 +59,9 @@ def zero_all(tensors: Sequence[torch.Tensor]) -> None:
     torch._foreach_zero_(list(tensors))
 
 
-def norms(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the Euclidean norm of each tensor, with few kernels for all."""
-    return list(torch._foreach_norm(list(tensors)))
+def norms(tensors: Sequence[torch.Tensor], dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+    """Return the Euclidean norm of each tensor, computed in ``dtype`` (default: its own), with few kernels for all."""
+    return list(torch._foreach_norm(list(tensors), 2, dtype))
 
 
 def differences(ones: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -100,9 +100,8 @@ def outside_inference() -> contextlib.AbstractContextManager[Any]:
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()
 
 
-def set_grad_mode(enabled: bool) -> None:
-    """Switch autograd on or off on this thread, by one call that an interrupt cannot split."""
-    torch._C._set_grad_enabled(enabled)
+set_grad_mode: Callable[[bool], None] = torch._C._set_grad_enabled
+"""Switch autograd on or off on this thread, by one call that an interrupt cannot split."""
 
 
 def forward_hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:

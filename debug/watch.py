@@ -27,6 +27,7 @@ from .capture.clock import Clock
 from .capture.collection import Collection
 from .capture.writer import Writer
 from .ending import Ending
+from .hooks.guards import Quiet
 from .interrupts import Delayed
 from .loggers import Logger
 from .loggers.delivery import Deliveries
@@ -169,6 +170,7 @@ class Watch:
         writer = Writer(self.run, pinned, on_backlog, rules, loggers) if writes else None
         self._writer = self._ending.writer = writer
         self._clock, self._budget = Clock(), Budget(*self._options.limit(sharded))
+        self._quietly = Quiet(self._budget.stopwatch)
         if self.run.resumed:
             self._clock.load_state_dict(last_counters(self.run))
         told = self._options.on_finding
@@ -184,7 +186,10 @@ class Watch:
     def _add_monitors(self, rules: Selection) -> None:
         """Make the monitors in the order in which they begin and end steps."""
         models, optimizers, add = self._what.models, self._what.optimizers, self._monitors.add
-        reports, budget = self._reports, self._budget  # monitors hold no reference to this object
+        reports, stopwatch = (
+            self._reports,
+            self._budget.stopwatch,
+        )  # monitors hold no reference to this object
         if "stalled_training" in rules:
             seconds = rules["stalled_training"].get("seconds")
             add(StallMonitor(reports.at_once, seconds))
@@ -193,18 +198,18 @@ class Watch:
             add(RankMonitor(models, self._what.save, ranks))
         if self._options.trap:
             scaler = self._what.scaler
-            add(Trap(models, optimizers, self.run, scaler, lambda: reports.findings, budget.counted))
+            add(Trap(models, optimizers, self.run, scaler, lambda: reports.findings, stopwatch))
         if self._options.profile is not False:
             profile = self._options.profile if isinstance(self._options.profile, Profile) else Profile()
             of_profile = of_source(rules, "profile")
             try:
-                add(Profiler(models, optimizers, self.run, profile, lambda: budget.spent, of_profile))
+                add(Profiler(models, optimizers, self.run, profile, stopwatch.spent, of_profile))
             except Exception as error:  # no threads left, a driver that fails
                 reports.say(f"Profiler is switched off: {error!r}{place(error)}")
 
     def _begin(self) -> None:
         self._capture.begin()
-        with self._budget.counted(), torch.no_grad():
+        with self._quietly:
             self._monitors.begin(self._clock.step, self._clock.mode)
 
     def step(self, /, **scalars: float | torch.Tensor) -> None:
@@ -234,7 +239,7 @@ class Watch:
     def _finish(self, scalars: dict[str, float | torch.Tensor]) -> None:
         self._budget.begin_step()
         self._capture.finish(scalars)
-        with self._budget.counted(), torch.no_grad():
+        with self._quietly:
             self._monitors.end(self._clock.step, self._clock.mode, scalars)
         self._clock.tick()
         self._begin()

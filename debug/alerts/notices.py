@@ -75,6 +75,8 @@ class Findings:
 
     def add(self, findings: list[Finding]) -> None:
         """Add findings, except for those that ``tell_at_once`` was called with before."""
+        if not findings:
+            return
         known = {(finding.rule, finding.tensors) for finding in self._told_at_once}
         new = [finding for finding in findings if (finding.rule, finding.tensors) not in known]
         self._pending += new

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
+from types import TracebackType
+
+from ..hooks.guards import Stopwatch
 
 LEARNING = 1.0
 """Seconds before the limit applies: the first saved step allocates memory."""
@@ -15,45 +17,28 @@ class Budget:
     Args:
         limit: largest share of the training time to spend on saving; ``None``: no limit.
         free: seconds of saving that the limit does not count.
+
+    Attributes:
+        stopwatch: stopwatch of all the time.
     """
 
     def __init__(self, limit: float | None, free: float = 0.0) -> None:
         self.limit, self._free = limit, free
-        self._done, self._depth, self._start = 0.0, 0, time.perf_counter()
-        self._since = self._start
+        self.stopwatch, self._start = Stopwatch(), time.perf_counter()
         self._saving = 0.0
-        self._counted, self._counted_as_saving = _Counted(self, False), _Counted(self, True)
-
-    @property
-    def spent(self) -> float:
-        """Seconds so far."""
-        return self._done + (time.perf_counter() - self._since if self._depth else 0.0)
+        self._as_saving = _Saving(self)
 
     def begin_step(self) -> None:
         """Stop counting what an interrupt left open."""
-        self._depth = 0
+        self.stopwatch.depth = self._as_saving.depth = 0
 
-    def counted(self) -> AbstractContextManager[None]:
-        """Count the time inside; nested blocks count once."""
-        return self._counted
+    def saving(self) -> _Saving:
+        """Return a context in which the time that the stopwatch counts is that of saving."""
+        return self._as_saving
 
-    def saving(self) -> AbstractContextManager[None]:
-        """Count the time inside, and count it as saving."""
-        return self._counted_as_saving
-
-    def enter(self) -> None:
-        """Begin to count."""
-        if not self._depth:
-            self._since = time.perf_counter()
-        self._depth += 1
-
-    def leave(self, saving: bool) -> None:
-        """End to count."""
-        self._depth = max(0, self._depth - 1)  # an interrupt may have set it to 0 meanwhile
-        if not self._depth:
-            seconds = time.perf_counter() - self._since
-            self._done += seconds
-            self._saving += seconds * saving
+    def add(self, seconds: float) -> None:
+        """Add seconds of saving."""
+        self._saving += seconds
 
     def excess(self) -> str:
         """Return a message if saving took more time than the limit allows, otherwise an empty text."""
@@ -66,14 +51,20 @@ class Budget:
         )
 
 
-class _Counted(AbstractContextManager[None]):
-    """Block whose time is counted.  One object serves all blocks, since a step has some twenty of them."""
+class _Saving:
+    """Block whose time counts as saving; one object serves all blocks, and in nested blocks the outermost one counts."""
 
-    def __init__(self, budget: Budget, saving: bool) -> None:
-        self._budget, self._saving = budget, saving
+    def __init__(self, budget: Budget) -> None:
+        self._budget, self.depth, self._since = budget, 0, 0.0
 
     def __enter__(self) -> None:
-        self._budget.enter()
+        if not self.depth:
+            self._since = time.perf_counter()
+        self.depth += 1
 
-    def __exit__(self, *_: object) -> None:
-        self._budget.leave(self._saving)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.depth = max(0, self.depth - 1)
+        if not self.depth:
+            self._budget.add(time.perf_counter() - self._since)

@@ -83,6 +83,8 @@ class Capture(updates.UpdateSubscriber):
         self._options, self._active, self._clock, self._budget = options, active, clock, budget
         self._counts, self._say = counts, say
         self._collections = list(options.collections)
+        self._scalars_of: list[Collection] | None = None
+        self._scalar_owners: list[Collection] = []
         self._saved = Collection(SAVED, include=".")
         health = next((c for c in self._collections if c.name == "health"), None)
         self._health = Health(options.models, options.optimizers, health, lambda e: self._fail(health, e))
@@ -98,6 +100,9 @@ class Capture(updates.UpdateSubscriber):
         self._members: tuple[int, ...] = ()
         self._groups = Groups()
         self._device = names.device(options.models)
+        self._has_autocast = torch.amp.is_autocast_available(self._device.type)
+        self._guards = [self._new_guard([]), self._new_guard([budget.saving()])]
+        """Contexts of steps that are not saved, and of those that are."""
         self._buffer = StagingBuffer(writer, options.on_backlog, counts, say)
         self._observers = Observers(self._receive)
         self._scalars = ScalarSteps(writer, self._fail)
@@ -194,7 +199,9 @@ class Capture(updates.UpdateSubscriber):
         """Begin to save the step if a collection is due."""
         self._updated.clear()
         mode, number = self._clock.mode, self._clock.mode_step
-        collections = [c for c in self._collections if due(c.save or self._options.save, mode, number)]
+        own = [c for c in self._collections if c.save and due(c.save, mode, number)]
+        by_default = due(self._options.save, mode, number)
+        collections = [c for c in self._collections if (c in own if c.save else by_default)]
         late = [c for c in self._late if c not in collections] if mode == "train" else []
         self._step, self._observers.open = None, False
         self._health.rest()
@@ -253,11 +260,11 @@ class Capture(updates.UpdateSubscriber):
 
     def _scalar_collections(self) -> list[Collection]:
         """Return the collections of which every step is saved."""
-        return [
-            c
-            for c in self._collections
-            if c.name in SCALARS and c.save is None and self._options.every_scalar
-        ]
+        if self._scalars_of is not self._collections:
+            self._scalars_of = self._collections
+            owners = [c for c in self._collections if c.name in SCALARS and c.save is None]
+            self._scalar_owners = owners if self._options.every_scalar else []
+        return self._scalar_owners
 
     def _finish_scalars(self, scalars: Mapping[str, float | torch.Tensor], samples: int | None) -> None:
         """Keep the losses and metrics of a step of which nothing else is saved."""
@@ -336,9 +343,13 @@ class Capture(updates.UpdateSubscriber):
 
     def _guarded(self) -> Guarded:
         """Return a context that counts the time, switches autograd off, and lets no error reach the training loop."""
-        counted = self._budget.counted if self._step is None else self._budget.saving
-        contexts = counted(), full_precision(self._device)
-        return Guarded(lambda error: self._fail(None, error), self.lose, *contexts)
+        if self._has_autocast and torch.is_autocast_enabled(self._device.type):
+            saving = [] if self._step is None else [self._budget.saving()]
+            return self._new_guard([*saving, full_precision(self._device)])
+        return self._guards[self._step is not None]
+
+    def _new_guard(self, contexts: list[Any]) -> Guarded:
+        return Guarded(lambda error: self._fail(None, error), self.lose, self._budget.stopwatch, contexts)
 
     def _fail(self, collection: Collection | None, error: Exception) -> None:
         """Report an error and its place once; leave the collection out of the step, or discard the step.

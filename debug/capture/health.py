@@ -53,7 +53,8 @@ class Health:
         self._collection, self._failed = collection, failed
         self._zeroing, self._outputs = Zeroing(self._guarded), Outputs(self._guarded)
         active = collection is not None
-        self.rates = Rates(optimizers if active else {}, self._guarded, self._zeroing.step_called)
+        guard = Guarded(self._leave_out)
+        self.rates = Rates(optimizers if active else {}, guard, self._zeroing.step_called)
         self._outputs.attach(models if active else {})
         self._modes = module_signals.ModesAtForward(models if active else {})
         self._modules: list[tuple[str, nn.Module]] = []

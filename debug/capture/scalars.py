@@ -17,12 +17,13 @@ from torch.optim import Optimizer
 from loopwise.wrappers import is_shard
 
 from ..store.group import ALIGNMENT, Group, Names
+from ..torch_internals import norms
 from .collection import Collection
 from .writer import ScalarStep, Writer
 
 SECONDS, STEPS = 1.0, 256
 """Longest time, and largest number of steps, that numbers wait."""
-NORM_SHARE, NORM_FREE = 0.003, 0.1
+NORM_SHARE, NORM_FREE = 0.002, 0.1
 """Largest share of the training time that the norms of the gradients may take, and seconds that do not count."""
 
 
@@ -105,10 +106,12 @@ def _number(value: float | torch.Tensor) -> Any:
     """Return a number, or a copy of it if it is on an accelerator; of several elements, their mean."""
     if not isinstance(value, torch.Tensor):
         return float(value)
+    if value.numel() == 1 and value.device.type == "cpu":
+        return float(value.item())
     number = value.detach()
     if number.numel() != 1:
         number = number.double().mean()
-    return float(number) if number.device.type == "cpu" else number.reshape(()).to(torch.float64, copy=True)
+    return number.item() if number.device.type == "cpu" else number.reshape(()).to(torch.float64, copy=True)
 
 
 def _on_host(tensors: Sequence[torch.Tensor]) -> Callable[[], list[float]]:
@@ -144,7 +147,7 @@ class UpdateScalars:
     """Learning rate and norm of the gradients of each optimizer, taken at its update.
 
     The norm is that of the gradients that the update uses: summed over accumulated batches, unscaled, clipped.  It is
-    left out where it would take more than 0.3 % of the training time, for shards, and for sparse gradients.
+    left out where it would take more than 0.2 % of the training time, for shards, and for sparse gradients.
 
     Args:
         optimizers: optimizers by key.
@@ -160,15 +163,8 @@ class UpdateScalars:
         suffix = self._suffixes.get(id(optimizer))
         if suffix is None:
             return
-        rates = [group.get("lr") for group in optimizer.param_groups]
-        known = [
-            float(r)
-            for r in rates
-            if not isinstance(r, torch.Tensor) or r.device.type == "cpu"
-            if r is not None
-        ]
-        if known:
-            self._values[f"learning_rate{suffix}"] = max(known)
+        if (rate := _rate(optimizer)) is not None:
+            self._values[f"learning_rate{suffix}"] = rate
         start = time.perf_counter()
         if self._spent <= NORM_SHARE * (start - self._start) + NORM_FREE:
             if (norm := _norm(optimizer)) is not None:
@@ -181,11 +177,29 @@ class UpdateScalars:
         return values
 
 
+def _rate(optimizer: Optimizer) -> float | None:
+    """Return the largest learning rate; ``None`` if there is none, or if reading it would wait for a device."""
+    groups = optimizer.param_groups
+    if len(groups) == 1 and type(rate := groups[0].get("lr")) is float:
+        return rate
+    rates = [group.get("lr") for group in groups]
+    readable = [
+        float(rate)
+        for rate in rates
+        if rate is not None
+        and (type(rate) is float or not isinstance(rate, torch.Tensor) or rate.device.type == "cpu")
+    ]
+    return max(readable, default=None)
+
+
 def _norm(optimizer: Optimizer) -> torch.Tensor | None:
     """Return the norm of an optimizer's gradients; ``None`` if there are none, or not all of them are here."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not gradients or any(g.layout is not torch.strided or is_shard(g) for g in gradients):
+    if not gradients or any([g.layout is not torch.strided or is_shard(g) for g in gradients]):
         return None
-    norm = torch.nn.utils.get_total_norm(gradients, 2.0, foreach=None)
+    if all([g.device.type == "cpu" for g in gradients]):
+        norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms(gradients)))
+    else:
+        norm = torch.nn.utils.get_total_norm(gradients, 2.0, foreach=None)
     scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer divides by it itself
     return norm if scale is None else norm / scale.to(norm.device)

@@ -176,6 +176,10 @@ class Writer:
         if not self._closed:
             self._put(self._guarded(write, "a restart could not be written", -1))
 
+    def has_news(self) -> bool:
+        """Return whether there are errors or findings since they were asked for."""
+        return not (self._problems.empty() and self._findings.empty())
+
     def problems(self) -> list[tuple[str, int]]:
         """Return the errors since the last call, each with the number of the lost step, or -1 if none is lost."""
         return _emptied(self._problems)

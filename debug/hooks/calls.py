@@ -18,17 +18,17 @@ from torch import nn
 from loopwise.torch_internals import compiled_call, set_compiled_call
 
 from ..torch_internals import set_grad_mode
-from .guards import as_pickle
+from .guards import as_pickle, is_extra_pass
 
 
 class CallSubscriber:
     """Base class of subscribers to calls; no method may raise."""
 
     def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """The module is about to run its forward pass."""
+        """The module is about to run its forward pass, which is no extra pass (see ``guards``)."""
 
     def returned(self, module: nn.Module, output: Any) -> None:
-        """The forward pass returned its output; not called if the forward pass raised an error."""
+        """The forward pass, perhaps an extra one, returned its output; not called if it raised an error."""
 
 
 class _Calls:
@@ -39,7 +39,7 @@ class _Calls:
     """
 
     def __init__(self, module: nn.Module | None = None) -> None:
-        self.subscribers: tuple[CallSubscriber, ...] = ()
+        self.set_subscribers(())
         self._module = id(module)
         self._handles: list[Any] = []
         self._compiled: Any = None
@@ -51,6 +51,13 @@ class _Calls:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Calls:
         return _Calls()
+
+    def set_subscribers(self, subscribers: tuple[CallSubscriber, ...]) -> None:
+        """Replace the subscribers; they are called in this order, if their class has the method."""
+        self.subscribers = subscribers
+        base = CallSubscriber
+        self._called = [s.called for s in subscribers if type(s).called is not base.called]
+        self._returned = [s.returned for s in subscribers if type(s).returned is not base.returned]
 
     def refresh(self, module: nn.Module) -> None:
         """Register the hooks, or wrap the compiled call of a module that was compiled in place since."""
@@ -75,10 +82,12 @@ class _Calls:
     def before(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
         if torch.compiler.is_compiling() or self._in_wrapper or id(module) != self._module:
             return
+        if is_extra_pass():
+            return
         enabled = torch.is_grad_enabled()
         try:
-            for subscriber in self.subscribers:
-                subscriber.called(module, args, kwargs)
+            for called in self._called:
+                called(module, args, kwargs)
         except BaseException:  # an interrupt, which may have come between a context's end and its effect
             set_grad_mode(enabled)
             raise
@@ -88,8 +97,8 @@ class _Calls:
             return
         enabled = torch.is_grad_enabled()
         try:
-            for subscriber in self.subscribers:
-                subscriber.returned(module, output)
+            for returned in self._returned:
+                returned(module, output)
         except BaseException:
             set_grad_mode(enabled)
             raise
@@ -116,7 +125,7 @@ _modules: weakref.WeakKeyDictionary[nn.Module, _Calls] = weakref.WeakKeyDictiona
 def _forget() -> None:
     """Call no subscribers in a fork of the process, which has none of their threads."""
     for calls in list(_modules.values()):
-        calls.subscribers = ()
+        calls.set_subscribers(())
 
 
 if hasattr(os, "register_at_fork"):
@@ -126,7 +135,7 @@ if hasattr(os, "register_at_fork"):
 def subscribe(module: nn.Module, subscriber: CallSubscriber) -> None:
     """Add a subscriber to the calls of a module; subscribers are called in the order of their subscription."""
     calls = _modules.setdefault(module, _Calls(module))
-    calls.subscribers = (*calls.subscribers, subscriber)
+    calls.set_subscribers((*calls.subscribers, subscriber))
     calls.refresh(module)
 
 
@@ -141,7 +150,7 @@ def unsubscribe(module: nn.Module, subscriber: CallSubscriber) -> None:
     calls = _modules.get(module)
     if calls is None:
         return
-    calls.subscribers = tuple([other for other in calls.subscribers if other is not subscriber])
+    calls.set_subscribers(tuple([other for other in calls.subscribers if other is not subscriber]))
     if not calls.subscribers:
         calls.remove(module)
         del _modules[module]

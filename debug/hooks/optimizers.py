@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,6 +39,14 @@ class UpdateSubscriber:
         """
 
 
+def _methods(subscribers: tuple[UpdateSubscriber, ...], *names: str) -> list[Callable[[Optimizer], None]]:
+    """Return the methods that the classes of the subscribers have of their own, in the order of the subscribers."""
+    pairs = [(subscriber, name) for subscriber in subscribers for name in names]
+    return [
+        getattr(s, name) for s, name in pairs if getattr(type(s), name) is not getattr(UpdateSubscriber, name)
+    ]
+
+
 _numbers = itertools.count()
 _live: weakref.WeakValueDictionary[int, _Updates] = weakref.WeakValueDictionary()
 
@@ -46,7 +55,7 @@ class _Updates:
     """Hooks and subscribers of one optimizer.  The hooks of an unpickled optimizer have no subscribers."""
 
     def __init__(self) -> None:
-        self.subscribers: tuple[UpdateSubscriber, ...] = ()
+        self.set_subscribers(())
         self.optimizer: weakref.ref[Optimizer] | None = None
         self._handles: list[Any] = []
         self._number, self._token = next(_numbers), torch.zeros(1)
@@ -56,6 +65,29 @@ class _Updates:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Updates:
         return _Updates()
+
+    def set_subscribers(self, subscribers: tuple[UpdateSubscriber, ...]) -> None:
+        """Replace the subscribers; they are called in this order, if their class has the method."""
+        self.subscribers = subscribers
+        self._on_call = _methods(subscribers, "step_called")
+        self._on_call_and_update = _methods(subscribers, "step_called", "before_update")
+        self._before_update = _methods(subscribers, "before_update")
+        self._after_update = _methods(subscribers, "after_update")
+
+    def called(self, optimizer: Optimizer, has_closure: bool) -> None:
+        """Tell the subscribers that ``optimizer.step`` was called."""
+        for method in self._on_call if has_closure else self._on_call_and_update:
+            method(optimizer)
+
+    def has_gradients(self, optimizer: Optimizer) -> None:
+        """Tell the subscribers that a closure made the gradients."""
+        for method in self._before_update:
+            method(optimizer)
+
+    def returns(self, optimizer: Optimizer) -> None:
+        """Tell the subscribers that ``optimizer.step`` is about to return."""
+        for method in self._after_update:
+            method(optimizer)
 
     def register(self, optimizer: Optimizer) -> None:
         self.optimizer = weakref.ref(optimizer)
@@ -79,10 +111,7 @@ class _Updates:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
         enabled = torch.is_grad_enabled()
         try:
-            for subscriber in self.subscribers:
-                subscriber.step_called(optimizer)
-                if closure is None:
-                    subscriber.before_update(optimizer)
+            self.called(optimizer, closure is not None)
         except BaseException:  # an interrupt, which may have come between a context's end and its effect
             set_grad_mode(enabled)
             raise
@@ -91,8 +120,7 @@ class _Updates:
 
         def closure_that_tells() -> Any:
             loss = closure()
-            for subscriber in self.subscribers:
-                subscriber.before_update(optimizer)
+            self.has_gradients(optimizer)
             return loss
 
         if len(args) > 1:
@@ -103,8 +131,7 @@ class _Updates:
         if torch.compiler.is_compiling():
             self._trace(optimizer, True)
             return
-        for subscriber in self.subscribers:
-            subscriber.after_update(optimizer)
+        self.returns(optimizer)
 
     def _trace(self, optimizer: Optimizer, is_after: bool) -> None:
         """Put an operator into the graph; it takes the parameters, so that it keeps its place before or after their change."""
@@ -120,12 +147,10 @@ def _updated(parameters: list[torch.Tensor], token: torch.Tensor, number: int, i
     optimizer = None if updates is None or updates.optimizer is None else updates.optimizer()
     if updates is None or optimizer is None:
         return
-    for subscriber in updates.subscribers:
-        if is_after:
-            subscriber.after_update(optimizer)
-        else:
-            subscriber.step_called(optimizer)
-            subscriber.before_update(optimizer)
+    if is_after:
+        updates.returns(optimizer)
+    else:
+        updates.called(optimizer, False)
 
 
 def _updated_fake(parameters: list[torch.Tensor], token: torch.Tensor, number: int, is_after: bool) -> None:
@@ -150,7 +175,7 @@ def _updates(optimizer: Optimizer) -> _Updates | None:
 def _forget() -> None:
     """Call no subscribers in a fork of the process, which has none of their threads."""
     for updates in list(_live.values()):
-        updates.subscribers = ()
+        updates.set_subscribers(())
 
 
 if hasattr(os, "register_at_fork"):
@@ -198,7 +223,7 @@ def subscribe(optimizer: Optimizer, subscriber: UpdateSubscriber) -> None:
         updates.register(optimizer)
         _optimizers[optimizer] = weakref.ref(updates)
         _foreign.clear()
-    updates.subscribers = (*updates.subscribers, subscriber)
+    updates.set_subscribers((*updates.subscribers, subscriber))
 
 
 def unsubscribe(optimizer: Optimizer, subscriber: UpdateSubscriber) -> None:
@@ -207,7 +232,7 @@ def unsubscribe(optimizer: Optimizer, subscriber: UpdateSubscriber) -> None:
     updates = _updates(optimizer)
     if updates is None:
         return
-    updates.subscribers = tuple([other for other in updates.subscribers if other is not subscriber])
+    updates.set_subscribers(tuple([other for other in updates.subscribers if other is not subscriber]))
     if not updates.subscribers:
         updates.remove()
         del _optimizers[optimizer]

@@ -40,43 +40,52 @@ class Monitors:
     """
 
     def __init__(self, say: Callable[[str], None], monitors: Iterable[Monitor] = ()) -> None:
-        self._all, self._say = list(monitors), say
+        self._all, self._say = tuple(monitors), say
         self._last_findings: list[Finding] = []
 
     def add(self, monitor: Monitor) -> None:
         """Add a monitor, which is called after the others."""
-        self._all.append(monitor)
+        self._all = (*self._all, monitor)
 
     def begin(self, step: int, mode: str) -> None:
-        self._call(lambda monitor: monitor.begin(step, mode))
+        for monitor in self._all:
+            try:
+                monitor.begin(step, mode)
+            except Exception as error:
+                self._drop(monitor, error)
 
     def end(self, step: int, mode: str, scalars: Scalars) -> None:
-        self._call(lambda monitor: monitor.end(step, mode, scalars))
+        for monitor in self._all:
+            try:
+                monitor.end(step, mode, scalars)
+            except Exception as error:
+                self._drop(monitor, error)
 
     def findings(self) -> list[Finding]:
         findings: list[Finding] = []
-        self._call(lambda monitor: findings.extend(monitor.findings()))
+        for monitor in self._all:
+            try:
+                findings += monitor.findings()
+            except Exception as error:
+                self._drop(monitor, error)
         findings, self._last_findings = findings + self._last_findings, []
         return findings
 
     def close(self) -> None:
-        self._call(lambda monitor: monitor.close())
+        for monitor in self._all:
+            try:
+                monitor.close()
+            except Exception as error:
+                self._drop(monitor, error)
 
     def of(self, kind: type[T]) -> Iterator[T]:
         """Yield the remaining monitors of a class."""
         return (monitor for monitor in self._all if isinstance(monitor, kind))
 
-    def _call(self, action: Callable[[Monitor], None]) -> None:
-        for monitor in list(self._all):
-            try:
-                action(monitor)
-            except Exception as error:
-                self._all.remove(monitor)
-                self._say(f"{type(monitor).__name__} is switched off: {error!r}{place(error)}")
-                self._remove(monitor)
-
-    def _remove(self, monitor: Monitor) -> None:
-        """Close a monitor that raised, and keep the findings that it made before."""
+    def _drop(self, monitor: Monitor, error: Exception) -> None:
+        """Remove and close a monitor that raised, and keep the findings that it made before."""
+        self._all = tuple([other for other in self._all if other is not monitor])
+        self._say(f"{type(monitor).__name__} is switched off: {error!r}{place(error)}")
         try:
             monitor.close()
         except Exception as error:

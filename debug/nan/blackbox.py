@@ -27,6 +27,7 @@ from loopwise.wrappers import is_sharded
 
 from ..model.names import device, root
 from .calls import Call
+from .random_states import plain
 
 WEIGHTS = 2 * 2**30
 """Bytes of weights above which they are not written."""
@@ -86,6 +87,7 @@ def _call(record: dict[str, Any], to: torch.device) -> Call:
 def _record(call: Call) -> dict[str, Any]:
     record = {f.name: getattr(call, f.name) for f in fields(call)}
     record |= {key: _plain(record[key]) for key in ("args", "kwargs")}
+    record["states"] = plain(call.states)
     return record | {"gradients": {place: gradient.cpu() for place, gradient in call.gradients.items()}}
 
 

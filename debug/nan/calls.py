@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import functools
-import random
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from loopwise import batch, random_state
+from loopwise import batch
 from loopwise.torch_internals import version
 from loopwise.wrappers import unwrap
 
 from ..hooks import calls as hook_calls
-from ..hooks.guards import is_extra_pass, is_observable
-from ..hooks.tensors import on_gradient
+from ..hooks.guards import is_capturing, is_extra_pass
+from ..hooks.tensors import Gradients, before_node
+from . import random_states
 from .origin import user_line
 
 LARGE = 256 * 2**20
@@ -37,7 +37,7 @@ class Call:
         step: number of the step, over all modes.
         model: key of the model.
         args, kwargs: arguments of the call; the tensors are the caller's own, without their autograd graph.
-        states: random states of torch and of Python before the call.
+        states: random states of torch and of Python before the call, as ``random_states`` has them.
         autocast: device type, whether autocast was on, and its dtype.
         line: file and line of the caller.
         gradients: gradients of the loss with respect to the outputs, by their place among the leaves of the output.
@@ -53,9 +53,11 @@ class Call:
     line: str
     gradients: dict[int, torch.Tensor] = field(default_factory=dict)
     left_out: bool = False
+    known: InitVar[list[torch.Tensor] | None] = None
+    """The tensors among the arguments, where the caller has them already."""
 
-    def __post_init__(self) -> None:
-        leaves = batch.leaves((self.args, self.kwargs))
+    def __post_init__(self, known: list[torch.Tensor] | None) -> None:
+        leaves = batch.leaves((self.args, self.kwargs)) if known is None else known
         self.tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         """All tensors among the arguments."""
         self._versions = list(map(version, self.tensors))
@@ -81,7 +83,7 @@ class Calls(hook_calls.CallSubscriber):
     """
 
     def __init__(
-        self, models: Mapping[str, nn.Module], keep: int, guard: Callable[[], AbstractContextManager[Any]]
+        self, models: Mapping[str, nn.Module], keep: int, guard: AbstractContextManager[Any]
     ) -> None:
         self.open, self._guard = False, guard
         self._steps: deque[tuple[int, list[Call]]] = deque(maxlen=keep)
@@ -118,10 +120,10 @@ class Calls(hook_calls.CallSubscriber):
 
     def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Record the arguments of a call."""
-        if not self.open or not torch.is_grad_enabled() or not is_observable():
+        if not self.open or not torch.is_grad_enabled() or is_capturing():
             return
         self._running.append((module, None))
-        with self._guard():
+        with self._guard:
             if len(self._steps[-1][1]) < CALLS and self._input_bytes <= LARGE:
                 self._running[-1] = module, self._add_call(self._models[id(module)][0], args, kwargs)
 
@@ -132,14 +134,16 @@ class Calls(hook_calls.CallSubscriber):
             tensors.append(tensor if tensor.grad_fn is None else tensor.detach().requires_grad_())
             return tensors[-1]
 
-        args, kwargs = batch.map_tensors(detach, (args, kwargs))
-        device = next((t.device.type for t in tensors if t.device.type != "cpu"), "cpu")
+        args = batch.map_tensors(detach, args)
+        kwargs = batch.map_tensors(detach, kwargs) if kwargs else {}
+        device = next(iter([kind for t in tensors if (kind := t.device.type) != "cpu"]), "cpu")
         autocast = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
         step, calls = self._steps[-1]
-        line = user_line(sys._getframe())
-        calls.append(Call(step, key, args, kwargs, random_states(), autocast, line))
+        line = user_line(sys._getframe(4))  # from the hook's caller on
+        call = Call(step, key, args, kwargs, random_states.take(), autocast, line, known=tensors)
+        calls.append(call)
         self._input_bytes += sum([t.nbytes for t in tensors])
-        return calls[-1]
+        return call
 
     def returned(self, module: nn.Module, output: Any) -> None:
         """Ask for the gradients of the outputs of a call."""
@@ -148,20 +152,19 @@ class Calls(hook_calls.CallSubscriber):
         _, call = self._running.pop()
         if call is None:
             return
-        with self._guard():
-            for place, leaf in enumerate(batch.leaves(output)):
+        with self._guard:
+            leaves = (output,) if type(output) is torch.Tensor else batch.leaves(output)
+            for place, leaf in enumerate(leaves):
                 # a hook on a parameter would outlive the step
                 if isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None:
-                    on_gradient(leaf, functools.partial(self._add_gradient, call, place))
+                    before_node(leaf, functools.partial(self._add_gradient, call, place, leaf.output_nr))
 
-    def _add_gradient(self, call: Call, place: int, gradient: torch.Tensor) -> None:
+    def _add_gradient(self, call: Call, place: int, number: int, gradients: Gradients) -> None:
+        gradient = gradients[number]
+        if gradient is None:
+            return
         self._gradient_bytes += gradient.nbytes
         if self._gradient_bytes > LARGE:
             call.left_out = True
         else:
             call.gradients[place] = gradient.detach()
-
-
-def random_states() -> dict[str, Any]:
-    """Return the random states that models draw from, without NumPy's, which takes longer than all others together."""
-    return {"torch": torch.get_rng_state(), "devices": random_state.devices(), "python": random.getstate()}

@@ -1,19 +1,21 @@
-"""Test whether tensors are finite, by one sum, and without waiting for an accelerator."""
+"""Test whether tensors are finite, by their norms, and without waiting for an accelerator."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from ..model.shards import local
-from ..torch_internals import CONVOLUTIONS, sparse_values
+from ..torch_internals import CONVOLUTIONS, norms, sparse_values
 
 HALVES = (torch.float16, torch.bfloat16)
 LARGE = 2**16
 """Elements of a gradient above which only a row and a column are read."""
+FEW = 16
+"""Numbers that are read one by one faster than they are added by torch."""
 PRODUCTS = (nn.Linear, *CONVOLUTIONS)
 
 
@@ -47,22 +49,58 @@ def edges(product: torch.Tensor, bias: nn.Parameter | None = None) -> list[torch
     return [product[0], product[:, 0] if bias is None or bias.grad is None else bias.grad]
 
 
-def total(tensors: Iterable[torch.Tensor]) -> torch.Tensor | None:
-    """Return the sum of all elements, which is not finite if an element is not, or if the sum overflows.
+def parts(
+    parameters: Sequence[nn.Parameter], products: Mapping[int, nn.Parameter | None]
+) -> list[torch.Tensor]:
+    """Return the gradients of parameters, of products only edges.
+
+    Args:
+        parameters: the parameters; those without a gradient are left out.
+        products: what the function ``products`` returned.
+    """
+    read: list[torch.Tensor] = []
+    own = {id(parameter) for parameter in parameters}
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        if id(parameter) in products and gradient.numel() >= LARGE:
+            bias = products[id(parameter)]
+            row, *column = edges(local(gradient), bias)
+            read.append(row)
+            if bias is None or bias.grad is None or id(bias) not in own:  # otherwise it is read by itself
+                read += column
+        else:
+            read.append(gradient)
+    return read
+
+
+def total(tensors: Sequence[torch.Tensor]) -> torch.Tensor | float:
+    """Return the sum of the norms of floating-point tensors, which is not finite if an element is not, or if it overflows.
 
     Returns:
-        A number on the device of the first tensor; ``None`` if there are no tensors.
+        A number; if the first tensor is on a CUDA device, a tensor there, for which nothing has waited.
     """
-    parts = [stored_values(local(tensor)) for tensor in tensors]
+    parts = [
+        tensor
+        if tensor.layout is torch.strided and type(tensor) is torch.Tensor
+        else stored_values(local(tensor))
+        for tensor in tensors
+    ]
     if not parts:
-        return None
+        return 0.0
     if parts[0].device.type == "cuda":
         return torch.nn.utils.get_total_norm(parts, 1.0)  # few kernels for all tensors
-    sums = [part.sum(dtype=torch.float32) if part.dtype in HALVES else part.sum() for part in parts]
-    device = sums[0].device
-    if any([part.device != device or part.dtype != sums[0].dtype for part in sums]):
-        sums = [part.to(device, torch.float64, non_blocking=True) for part in sums]
-    return torch.stack(sums).sum()
+    halves = [part for part in parts if part.dtype in HALVES]
+    others = [part for part in parts if part.dtype not in HALVES] if halves else parts
+    # one call takes half the time of a sum for each
+    parts = (norms(others) if others else []) + (norms(halves, torch.float32) if halves else [])
+    if len(parts) <= FEW:
+        return sum([float(part) for part in parts])
+    device = parts[0].device
+    if any([part.device != device or part.dtype != parts[0].dtype for part in parts]):
+        parts = [part.to(device, torch.float64) for part in parts]
+    return float(torch.stack(parts).sum())
 
 
 def stored_values(tensor: torch.Tensor) -> torch.Tensor:
@@ -84,10 +122,10 @@ class Flag:
         value: the sum; if it is on an accelerator, the copy takes place once the device has computed it.
     """
 
-    def __init__(self, value: torch.Tensor) -> None:
+    def __init__(self, value: torch.Tensor | float) -> None:
         self._event: torch.cuda.Event | None = None
         self._host = value
-        if value.device.type == "cuda":
+        if isinstance(value, torch.Tensor) and value.device.type == "cuda":
             self._host = torch.empty((), dtype=value.dtype, pin_memory=True)
             self._host.copy_(value, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -97,4 +135,4 @@ class Flag:
         """Wait for the copy and return whether the sum is finite."""
         if self._event is not None:
             self._event.synchronize()
-        return math.isfinite(self._host.item())
+        return math.isfinite(self._host)

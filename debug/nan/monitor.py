@@ -13,7 +13,6 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +23,7 @@ from loopwise.run import Run
 from loopwise.wrappers import is_shard, is_sharded
 
 from ..hooks import optimizers as updates
-from ..hooks.guards import Guarded, is_capturing
+from ..hooks.guards import Guarded, Stopwatch, is_capturing
 from ..model import names
 from ..model.shards import local
 from ..monitors.monitor import Scalars
@@ -32,7 +31,7 @@ from ..rules import Finding
 from .alarm import Alarm, finding_of
 from .blackbox import write
 from .calls import Call, Calls
-from .finite_check import Flag, edges, not_finite, products, total
+from .finite_check import Flag, not_finite, parts, products, total
 from .origin import Origin
 from .replay import replay
 from .weights import WeightCopy
@@ -66,7 +65,7 @@ class Trap(updates.UpdateSubscriber):
         scaler: the ``torch.amp.GradScaler``; gradients that overflow are how it finds its scale, so that they count only
             once the scale is below 1.
         findings: returns the findings of the rules; a critical one and a loss spike cause a black box, too.
-        counted: context manager that measures the time in hooks.
+        stopwatch: stopwatch that counts the time in hooks.
     """
 
     def __init__(
@@ -76,10 +75,12 @@ class Trap(updates.UpdateSubscriber):
         run: Run,
         scaler: Any = None,
         findings: Callable[[], list[Finding]] = list,
-        counted: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
         self._models, self._optimizers, self._run, self._scaler = models, optimizers, run, scaler
-        self._rule_findings, self._counted = findings, counted
+        self._rule_findings = findings
+        self._guard = Guarded(lambda error: setattr(self, "_error", error), lambda: None, stopwatch)
+        """Context that keeps an error, which must not end the training in a hook, until the end of the step."""
         self._communicates = any(_communicates(model) for model in models.values())
         self._weights = WeightCopy(optimizers)
         device = names.device(models)
@@ -107,21 +108,24 @@ class Trap(updates.UpdateSubscriber):
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        with self._guard():
-            self._read_sums(step)
+        if self._sums:
+            with self._guard:
+                self._read_sums(step)
         if mode == "train" and self._calls.open:
             self._inspect_losses(step, scalars)
-            self._inspect_scale(step)
+            if self._scaler is not None:
+                self._inspect_scale(step)
             self._write_box_for_rules(step)
         self._calls.open = False
-        self._make_findings(scalars)
+        if self._alarms:
+            self._make_findings(scalars)
 
     def findings(self) -> list[Finding]:
         findings, self._findings = self._findings, []
         return findings
 
     def close(self) -> None:
-        with self._guard():
+        with self._guard:
             self._read_sums()
         self._make_findings({})
         updates.unsubscribe_all(self)
@@ -130,16 +134,13 @@ class Trap(updates.UpdateSubscriber):
 
     # -- sums of gradients, losses and the scale ---------------------------------------------------
 
-    def _guard(self) -> Guarded:
-        """Return a context that keeps an error, which must not end the training in a hook, until the end of the step."""
-        return Guarded(lambda error: setattr(self, "_error", error), lambda: None, self._counted())
-
     def before_update(self, optimizer: Optimizer) -> None:
         """Compute the sum of the gradients, and copy the weights."""
         if not self._calls.open or self._error is not None or is_capturing():
             return
-        with self._guard():
-            self._read_sums(self._step)
+        with self._guard:
+            if self._sums:
+                self._read_sums(self._step)
             if self._scaler is not None and self._scaler.is_enabled():
                 return
             self._sum_gradients([p for group in optimizer.param_groups for p in group["params"]])
@@ -147,15 +148,10 @@ class Trap(updates.UpdateSubscriber):
                 self._weights.save(self._step)
 
     def _sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        parts: list[torch.Tensor] = []
-        for p in parameters:
-            if p.grad is not None:
-                is_product = id(p) in self._products
-                parts += edges(local(p.grad), self._products[id(p)]) if is_product else [p.grad]
-        self._add_sum(total(parts), parameters)
+        self._add_sum(total(parts(parameters, self._products)), parameters)
 
-    def _add_sum(self, value: torch.Tensor | None, parameters: Sequence[nn.Parameter]) -> None:
-        if value is not None:
+    def _add_sum(self, value: torch.Tensor | float, parameters: Sequence[nn.Parameter]) -> None:
+        if isinstance(value, torch.Tensor) or not math.isfinite(value):
             self._sums.append(_PendingSum(self._step, Flag(value), parameters))
             if not self._deferred:
                 self._read_sums()
@@ -177,14 +173,26 @@ class Trap(updates.UpdateSubscriber):
 
     def _inspect_losses(self, step: int, scalars: Scalars) -> None:
         """Inspect the losses, whose gradients may be finite all the same, and without optimizers also gradients."""
-        losses = {name: value for name, value in scalars.items() if "loss" in name}
-        later = [v.detach() for v in losses.values() if isinstance(v, torch.Tensor) and not _is_cheap(v)]
-        known = {n: float(v) for n, v in losses.items() if not isinstance(v, torch.Tensor) or _is_cheap(v)}
-        self._losses.extend([(step, value) for value in list(known.values())[:1]])
-        bad = {name for name, value in known.items() if not math.isfinite(value)}
-        self._finite_losses |= known.keys() - bad
-        if bad & self._finite_losses:  # a best loss so far may begin with infinity
-            self._alarm(step)
+        known: dict[str, float] = {}
+        later: list[torch.Tensor] = []
+        for name, value in scalars.items():
+            if "loss" not in name:
+                continue
+            if not isinstance(value, torch.Tensor):
+                known[name] = float(value)
+            elif _is_cheap(value):
+                known[name] = value.item()
+            elif value.is_floating_point():
+                later.append(value.detach())
+        if known:
+            self._losses.append((step, next(iter(known.values()))))
+        if math.isfinite(sum(known.values())):
+            self._finite_losses |= known.keys()
+        else:
+            bad = {name for name, value in known.items() if not math.isfinite(value)}
+            self._finite_losses |= known.keys() - bad
+            if bad & self._finite_losses:  # a best loss so far may begin with infinity
+                self._alarm(step)
         if later:
             self._add_sum(total(later), ())
         if not self._optimizers:
@@ -192,7 +200,7 @@ class Trap(updates.UpdateSubscriber):
 
     def _inspect_scale(self, step: int) -> None:
         """Raise an alarm if the scale falls below 1: then overflow is not the reason why gradients are not finite."""
-        if self._scaler is None or step % SCALE_EVERY or self._scaler.get_scale() >= self._lowest_scale:
+        if step % SCALE_EVERY or self._scaler.get_scale() >= self._lowest_scale:
             return
         self._lowest_scale = 0.0
         self._alarm(step)
@@ -226,6 +234,8 @@ class Trap(updates.UpdateSubscriber):
     def _write_box_for_rules(self, step: int) -> None:
         """Write a black box after a critical finding or a loss spike."""
         findings = self._rule_findings()
+        if len(findings) == self._known_findings:
+            return
         new, self._known_findings = findings[self._known_findings :], len(findings)
         alarming = [f for f in new if f.severity == "critical" or f.rule == "loss_spike"]
         if any(f.rule != "non_finite" for f in alarming) and self._box_count < ALARMS:

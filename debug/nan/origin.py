@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,16 +117,24 @@ def describe(tensor: torch.Tensor, batch_size: int | None) -> tuple[str, tuple[i
 
 def user_line(frame: FrameType) -> str:
     """Return file and line of the innermost frame outside torch and Loopwise; empty if there is none."""
-    files = ((outer.f_code.co_filename, line) for outer, line in traceback.walk_stack(frame))
-    return next((f"{relative(file)}:{line}" for file, line in files if _is_users(file)), "")
+    outer: FrameType | None = frame
+    while outer is not None:
+        if is_users(outer.f_code.co_filename):
+            return f"{_shown(outer.f_code.co_filename)}:{outer.f_lineno}"
+        outer = outer.f_back
+    return ""
 
 
 def user_line_of(trace: Sequence[str]) -> str:
     """Return file and line of the innermost entry of a formatted traceback outside torch and Loopwise."""
     matches = filter(None, map(_FRAME.search, reversed(trace)))
-    return next((f"{relative(match[1])}:{match[2]}" for match in matches if _is_users(match[1])), "")
+    return next((f"{relative(match[1])}:{match[2]}" for match in matches if is_users(match[1])), "")
 
 
-def _is_users(file: str) -> bool:
+_shown = functools.cache(relative)
+
+
+@functools.cache
+def is_users(file: str) -> bool:
     inside = file.startswith(_TORCH) or file.startswith("<") or file.startswith(_OURS)
     return not inside and not file.startswith(os.path.dirname(os.__file__) + os.sep + "threading")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import random
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ..hooks.forward import on_call, on_return
 from ..hooks.tensors import on_node
 from ..model.names import root
 from ..torch_internals import RUNNING_NORMS, TorchDispatchMode, storage_key
+from . import random_states
 from .calls import Call
 from .finite_check import not_finite
 from .origin import Origin, describe, user_line, user_line_of
@@ -74,13 +74,28 @@ def replay(model: nn.Module, call: Call) -> Origin | None:
         torch.autograd.set_detect_anomaly(True, check_nan=False),  # its NaN check would stop at masks
         torch.autocast(device, dtype=dtype, enabled=on),
     ):
-        _set_random_states(call.states)
+        random_states.restore(call.states)
         return _run(model, call)
+
+
+def output(model: nn.Module, call: Call) -> Any:
+    """Repeat a call of the model and return its output, without autograd and without side effects."""
+    model = root(model)
+    device, on, dtype = call.autocast
+    with (
+        preserve(model),
+        torch.compiler.set_stance("force_eager"),
+        torch.no_grad(),
+        _eager(model),
+        torch.autocast(device, dtype=dtype, enabled=on),
+    ):
+        random_states.restore(call.states)
+        return model(*call.args, **call.kwargs)
 
 
 def _run(model: nn.Module, call: Call) -> Origin | None:
     size = call.batch_size
-    forward = _Forward(model, size)
+    forward = Tracker(model, size)
     with forward:
         output = model(*call.args, **call.kwargs)
     leaves = batch.leaves(output)
@@ -116,7 +131,7 @@ def _of_weights(model: nn.Module) -> Origin | None:
     return None
 
 
-class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Tracking of values that are not finite from the operation that made them to the output."""
 
     def __init__(self, model: nn.Module, size: int | None) -> None:
@@ -249,11 +264,3 @@ def _eager(model: nn.Module) -> Iterator[None]:
     finally:
         for module, call in compiled:
             set_compiled_call(module, call)
-
-
-def _set_random_states(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    for name, device_states in states["devices"].items():
-        getattr(torch, name).set_rng_state_all(device_states)
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))

@@ -137,8 +137,10 @@ class Phases:
 
     def end(self, step: int, mode: str) -> None:
         """End a step and add it to the current row."""
-        self._end_backward(self._now())
-        self._end_named()
+        if self._after is not None:
+            self._end_backward(self._now())
+        if self._named is not None:
+            self._end_named()
         seconds, own = self._clock() - self._start, self._spent() - self._own
         row = self._row
         if row is None or row.mode != mode:
@@ -258,7 +260,8 @@ class Phases:
             self._add(TO_DEVICE, now - self._arrived)
         self._arrived = None
         self._began = now - self._total
-        self._mark = self._recorded()
+        if self._events is not None:
+            self._mark = self._events.record()
 
     def forward_ends(self, grad: bool) -> None:
         """End a forward pass; with ``grad`` a backward pass may follow."""
@@ -273,7 +276,8 @@ class Phases:
             return
         self._depth, now = 0, self._now()
         self._add(FORWARD, now - self._total - self._began)
-        self._span("forward")
+        if self._events is not None:
+            self._span("forward")
         self._after = now if grad else None
 
     def optimizer_begins(self) -> None:
@@ -284,27 +288,28 @@ class Phases:
         self._end_backward(now)
         self._arrived, self._depth = None, 0
         self._updating = now - self._total
-        self._mark = self._recorded()
+        if self._events is not None:
+            self._mark = self._events.record()
 
     def optimizer_ends(self) -> None:
         """End an update."""
         if self._inside or get_ident() != self._thread:
             return
         now = self._now()
-        self._end_backward(now)  # of a closure
+        if self._after is not None:  # of a closure
+            self._end_backward(now)
         self._add(OPTIMIZER, now - self._total - self._updating)
-        self._span("optimizer")
+        if self._events is not None:
+            self._span("optimizer")
 
     def _end_backward(self, now: float) -> None:
         if self._after is not None:
             self._add(BACKWARD, now - self._after)
             self._after = None
-            self._span("backward")
+            if self._events is not None:
+                self._span("backward")
 
     # -- on a device ----------------------------------------------------------------------------
-
-    def _recorded(self) -> Any:
-        return None if self._events is None else self._events.record()
 
     def _span(self, kind: str) -> None:
         """Record the time since the last mark as that of ``kind``."""

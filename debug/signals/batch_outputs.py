@@ -134,16 +134,14 @@ class _Subscriber(calls.CallSubscriber):
         self._outputs, self._key = outputs, key
 
     def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if (outputs := self._open_outputs()) is not None:
+        outputs = self._outputs()
+        if outputs is not None and outputs.open and is_observable():
             outputs.called(self._key, args, kwargs)
 
     def returned(self, module: nn.Module, output: Any) -> None:
-        if (outputs := self._open_outputs()) is not None:
-            outputs.returned(self._key, output)
-
-    def _open_outputs(self) -> Outputs | None:
         outputs = self._outputs()
-        return outputs if outputs is not None and outputs.open and is_observable() else None
+        if outputs is not None and outputs.open and is_observable():
+            outputs.returned(self._key, output)
 
 
 def scale(logits: torch.Tensor, gradient: torch.Tensor, dim: int) -> torch.Tensor:

@@ -31,7 +31,7 @@ class Rates(updates.UpdateSubscriber):
     def __init__(
         self,
         optimizers: Mapping[str, Optimizer],
-        guard: Callable[[], AbstractContextManager[Any]],
+        guard: AbstractContextManager[Any],
         updating: Callable[[Optimizer], None],
     ) -> None:
         self._guard, self._updating = guard, updating
@@ -57,7 +57,7 @@ class Rates(updates.UpdateSubscriber):
         self._rates[id(optimizer)] = _Rate(key, optimizer)
 
     def step_called(self, optimizer: Optimizer) -> None:
-        with self._guard():
+        with self._guard:
             self._rates[id(optimizer)].update()
             self._updating(optimizer)
 
@@ -84,7 +84,10 @@ class _Rate:
 
     def _now(self) -> float:
         """Return the rate; tensors on an accelerator are ignored, because reading one would wait for the device."""
-        rates = [group.get("lr") for group in self._optimizer.param_groups]  # some optimizers have none
+        groups = self._optimizer.param_groups
+        if len(groups) == 1 and type(rate := groups[0].get("lr")) is float:  # the usual case, twice in a step
+            return rate
+        rates = [group.get("lr") for group in groups]  # some optimizers have none
         readable = [float(rate) for rate in rates if isinstance(rate, Real) or _is_number(rate)]
         return max(readable, default=0.0)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..hooks import calls
-from ..hooks.guards import is_observable
+from ..hooks.guards import is_capturing
 from ..model import names
 from ..torch_internals import BATCH_NORMS, DROPOUTS, RUNNING_NORMS
 
@@ -72,7 +72,7 @@ class ModesAtForward(calls.CallSubscriber):
 
     def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Note the modes; a forward pass without gradients is an evaluation, whose step may be reported later."""
-        if not is_observable():
+        if is_capturing():
             return
         self._called = True
         if not torch.is_grad_enabled() or self.mode not in ("train", ""):

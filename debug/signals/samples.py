@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..hooks import calls
-from ..hooks.guards import is_observable
+from ..hooks.guards import is_capturing
 from ..model import names
 from ..model.tensors import tensors
 
@@ -33,14 +33,17 @@ class Samples:
 
     def add(self, key: str, args: Any, kwargs: Any) -> None:
         """Count the samples of a call: the first dimension of its first tensor that has one."""
-        for _, tensor in (*tensors("", args), *tensors("", kwargs)):
+        found = [args[0]] if args and type(args[0]) is torch.Tensor and args[0].ndim else ()
+        for tensor in found or [tensor for _, tensor in (*tensors("", args), *tensors("", kwargs))]:
             if tensor.ndim:
-                self._counts[key] += len(tensor)
+                self._counts[key] += tensor.size(0)
                 return
 
     def take(self) -> int | None:
         """Return the number of samples since the last call, of the model with most; ``None`` if no call was seen."""
-        count = max(self._counts.values(), default=None)
+        if not self._counts:
+            return None
+        count = max(self._counts.values())
         self._counts.clear()
         return count
 
@@ -58,5 +61,5 @@ class _Subscriber(calls.CallSubscriber):
 
     def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         samples = self._samples()
-        if samples is not None and torch.is_grad_enabled() and is_observable():
+        if samples is not None and torch.is_grad_enabled() and not is_capturing():
             samples.add(self._key, args, kwargs)

@@ -64,8 +64,11 @@ class Zeroing:
 
     def step_called(self, optimizer: Optimizer) -> None:
         """Count an update, whether its step is saved or not."""
-        if (followed := self._followed.get(optimizer)) is not None:
-            followed.updated = True
+        if self._followed and (followed := self._followed.get(optimizer)) is not None:
+            if not followed.updated:
+                followed.updated = True
+            elif followed.fresh or followed.is_enough:
+                followed.end()  # nothing that comes changes the answer
 
     def close(self) -> None:
         for followed in self._followed.values():
@@ -118,11 +121,16 @@ class _Followed:
                 self.fresh = True
 
     @property
+    def is_enough(self) -> bool:
+        """True if no more gradients are compared."""
+        return self._compared >= PASSES
+
+    @property
     def is_added_to(self) -> bool:
         """True if there were gradients, and each was added to an earlier one."""
         return self._compared > 0 and not self.fresh
 
     def end(self) -> None:
-        for handle in self._handles:
+        handles, self._handles = self._handles, []
+        for handle in handles:
             handle.remove()
-        self._handles.clear()

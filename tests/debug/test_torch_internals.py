@@ -30,10 +30,10 @@ def test_classes_of_modules():
 def test_backward_is_known_inside_a_hook():
     seen = []
     x = torch.ones(2, requires_grad=True)
-    x.register_hook(lambda _: seen.append(internals.in_backward()))
+    x.register_hook(lambda _: seen.append(internals.in_backward_or_transform()))
     x.sum().backward()
     assert seen == [True]
-    assert not internals.in_backward()
+    assert not internals.in_backward_or_transform()
 
 
 def test_operations_over_several_tensors():

@@ -52,7 +52,7 @@ class BadBackward(torch.autograd.Function):
 
 def traced(model, *args, loss=lambda out: out.square().mean(), **kwargs):
     """Return the origin of a replay after one forward and backward pass."""
-    calls = Calls({"": model}, 3, contextlib.nullcontext)
+    calls = Calls({"": model}, 3, contextlib.nullcontext())
     calls.open = True
     calls.begin(0)
     loss(model(*args, **kwargs)).backward()
@@ -189,7 +189,7 @@ def test_a_loss_inside_the_model():
 def test_nothing_is_changed():
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), Middle(BadBackward.apply))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    calls = Calls({"": model}, 3, contextlib.nullcontext)
+    calls = Calls({"": model}, 3, contextlib.nullcontext())
     calls.open = True
     calls.begin(0)
     loss = model(torch.randn(6, 4)).sum()
@@ -234,7 +234,7 @@ def test_under_autocast():
     model = Half()
     with torch.no_grad():
         model.net.weight.fill_(100.0)
-    calls = Calls({"": model}, 3, contextlib.nullcontext)
+    calls = Calls({"": model}, 3, contextlib.nullcontext())
     calls.open = True
     calls.begin(0)
     with torch.autocast("cpu", dtype=torch.float16):

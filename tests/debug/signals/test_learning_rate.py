@@ -15,7 +15,7 @@ from loopwise.debug.signals.learning_rate import Rates
 
 
 def rates(optimizer):
-    return Rates({"": optimizer}, contextlib.nullcontext, lambda _: None)
+    return Rates({"": optimizer}, contextlib.nullcontext(), lambda _: None)
 
 
 def stepped(make, steps, order="ss", every=1, unit=1):

@@ -148,3 +148,20 @@ def targets_of_another_order(job: Job) -> None:
 @fault("cnn", "frozen_parameter")
 def layers_that_stay_frozen(job: Job) -> None:
     job.model[1].requires_grad_(False)
+
+
+@fault("mlp", "softmax_axis", also=("loss_input", *LOST))
+def softmax_over_the_batch(job: Job) -> None:
+    job.model = nn.Sequential(*job.model, nn.LogSoftmax(0))
+    job.criterion = nn.functional.nll_loss
+
+
+@fault("mlp", "target_scale", also=("weight_update_ratio", *LOST))
+def targets_in_thousands(job: Job) -> None:
+    job.model[-1] = nn.Linear(64, 1)
+    job.criterion = lambda output, y: nn.functional.mse_loss(output, 1000.0 * y[:, None])
+
+
+@fault("mlp", "over_regularization", also=("weight_update_ratio", *LOST))
+def weight_decay_of_thirty(job: Job) -> None:
+    job.optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=2e-3, weight_decay=30.0)

@@ -19,6 +19,7 @@ from ..hooks.guards import Guarded, is_capturing
 from ..hooks.scripting import hooks_off_while_scripting
 from ..model import names
 from ..model.vocabulary import SCALARS, Save, due, place
+from ..profiler.loaders import EpochLengths
 from ..signals.samples import Samples
 from ..statistics.precision import full_precision
 from ..store.host_buffer import HostBuffer
@@ -36,6 +37,8 @@ from .writer import Writer
 
 UNLIMITED = 10
 """Last step that the default schedule saves whatever the first steps cost: rules need some to begin with."""
+FULL = 100
+"""Smallest number of samples in a tensor that a script passes each time, for it to be all of the data."""
 FAILURES = 3
 """Number of steps in which a collection fails before it is switched off: one odd call must not cost the rest of a run."""
 
@@ -108,7 +111,9 @@ class Capture(updates.UpdateSubscriber):
         self._scalars = ScalarSteps(writer, self._fail)
         follows = options.every_scalar and active
         self._at_updates = UpdateScalars(options.optimizers if follows else {})
-        self._samples = Samples(options.models if follows else {})
+        judged = any(collection.name == "health" for collection in options.collections)
+        self._samples = Samples(options.models if follows or (judged and active) else {})
+        self._epochs = EpochLengths()
         self._cleanup = contextlib.ExitStack()
         self._cleanup.enter_context(hooks_off_while_scripting())
         if active:
@@ -188,6 +193,7 @@ class Capture(updates.UpdateSubscriber):
         self.drop()
         self._scalars.hand_over()
         self._samples.close()
+        self._epochs.close()
         self._observers.remove()
         self._health.close()
         updates.unsubscribe_all(self)
@@ -235,12 +241,13 @@ class Capture(updates.UpdateSubscriber):
         step, self._observers.open = self._step, False
         scalars = {**self._at_updates.take(), **scalars}
         samples = self._samples.take()
+        whole = self._epochs.is_one_batch or (self._samples.is_kept and (samples or 0) >= FULL)
         if step is None:
             if self._options.every_scalar and self._active:
                 self._finish_scalars(scalars, samples)
             return
         if samples is not None:
-            step.record["marks"]["samples"] = samples
+            step.record["marks"] |= {"samples": samples} | ({"full_batch": True} if whole else {})
         if scalars:
             step.add_scalars(scalars)
         if self._clock.mode != "train" or not self._options.optimizers:

@@ -143,6 +143,10 @@ class Health:
         else:
             self._note_still_parameters()
             self._note_losses(scalars)
+            if targets := self._outputs.targets():
+                self._facts["targets"] = targets
+            if decays := self._decays():
+                self._facts["decays"] = decays
             if rates := self.rates.facts():
                 self._facts["rates"] = rates
         marks: dict[str, Any] = {"facts": self._facts} if self._facts else {}
@@ -209,6 +213,15 @@ class Health:
         unchanged = before and all(before.get(key) == number for key, number in versions.items())
         if unchanged and self._optimizers and not self._updated:
             self._facts["still"] = True
+
+    def _decays(self) -> list[list[float]]:
+        """Return weight decay, learning rate, and 1 for decoupled decay, of each group of the step's optimizers that has any."""
+        groups = [(optimizer, group) for optimizer in self._updated for group in optimizer.param_groups]
+        return [
+            [float(group["weight_decay"]), float(group["lr"]), float("AdamW" in type(optimizer).__name__)]
+            for optimizer, group in groups
+            if group.get("weight_decay")
+        ]
 
     def _note_frozen(self, held: list[nn.Parameter], names_by_id: Mapping[int, str]) -> None:
         """Note the frozen parameters that an optimizer holds, and their share of its elements."""

@@ -29,13 +29,11 @@ class LoggedStep(NamedTuple):
 
 
 class Logger(Protocol):
-    """Destination of numbers and findings.  A thread of its own calls all methods; an error ends the delivery.
+    """Destination of numbers and findings.  A thread of its own calls all methods; an error ends the delivery."""
 
-    Attributes:
-        statistics: names of the saved statistics of tensors that the logger gets.
-    """
-
-    statistics: Sequence[str]
+    @property
+    def statistics(self) -> Sequence[str]:
+        """Names of the saved statistics of tensors that the logger gets; a plain attribute will do."""
 
     def log_steps(self, steps: Sequence[LoggedStep]) -> None:
         """Log steps, in order."""

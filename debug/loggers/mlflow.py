@@ -48,7 +48,9 @@ class MLflowLogger:
         active = mlflow.active_run() if run_id is None else None
         self._run_id = active.info.run_id if active is not None else run_id
         self._owned = self._run_id is None
-        self._mlflow, self._client, self._status = mlflow, None, ""
+        self._mlflow: Any = mlflow
+        self._client: Any = None
+        self._status = ""
         self._uri, self._experiment, self._run_name = uri, experiment, run_name
 
     def log_steps(self, steps: Sequence[LoggedStep]) -> None:

@@ -11,22 +11,61 @@ from __future__ import annotations
 
 import functools
 import threading
-from typing import Any
+from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
 
 from .. import torch_internals
-from .phases import Phases
 
 GLOBAL_CHANGE = (
-    "While a Watch with a profile is open, torch.utils.data.DataLoader.__iter__ and the __next__ of its iterators "
+    "While a Watch is open, torch.utils.data.DataLoader.__iter__ and the __next__ of its iterators "
     "are replaced by timed ones in the whole process; closing the Watch puts the originals back."
 )
 """Side effect outside of the Watch's own objects, for the documents."""
 
 
+class Subscriber(Protocol):
+    """Observer of the process's loaders."""
+
+    def loads(self) -> float | None:
+        """Return the time if the calling thread is that of the training; ``None``: its calls do not count."""
+
+    def loaded(self, start: float, workers: int, arrived: bool) -> None:
+        """Count a call that began at ``start``."""
+
+
+class EpochLengths:
+    """Observer of how many batches the epochs of the loaders have that this thread iterates.
+
+    Attributes:
+        is_one_batch: whether the last epoch that was begun has a single batch.
+    """
+
+    def __init__(self) -> None:
+        self.is_one_batch = False
+        self._thread = threading.get_ident()
+        subscribe(self)
+
+    def loads(self) -> float | None:
+        return None
+
+    def loaded(self, start: float, workers: int, arrived: bool) -> None:
+        """Do nothing: ``loads`` counts no call."""
+
+    def begun(self, loader: DataLoader[Any]) -> None:
+        """Note the number of batches of a loader whose epoch begins."""
+        if threading.get_ident() == self._thread:
+            try:
+                self.is_one_batch = len(loader) == 1
+            except Exception:  # it has no length, or the user's sampler fails
+                self.is_one_batch = False
+
+    def close(self) -> None:
+        unsubscribe(self)
+
+
 _lock = threading.Lock()
-_subscribers: tuple[Phases, ...] = ()
+_subscribers: tuple[Subscriber, ...] = ()
 _originals: dict[str, Any] = {}
 
 
@@ -34,7 +73,7 @@ def _methods() -> tuple[tuple[type, str], ...]:
     return (DataLoader, "__iter__"), (torch_internals.loader_iterator(), "__next__")
 
 
-def subscribe(phases: Phases) -> None:
+def subscribe(phases: Subscriber) -> None:
     """Report each batch to ``phases`` from now on."""
     global _subscribers
     with _lock:
@@ -45,7 +84,7 @@ def subscribe(phases: Phases) -> None:
                 setattr(owner, name, _timed(_originals[name]))
 
 
-def unsubscribe(phases: Phases) -> None:
+def unsubscribe(phases: Subscriber) -> None:
     """Stop telling ``phases``; the last one to leave puts torch's methods back."""
     global _subscribers
     with _lock:
@@ -63,6 +102,9 @@ def _timed(original: Any) -> Any:
     def timed(self: Any) -> Any:
         starts = [(subscriber, subscriber.loads()) for subscriber in _subscribers]
         gives_batch, arrived = not isinstance(self, DataLoader), False
+        for subscriber in () if gives_batch else _subscribers:
+            if isinstance(subscriber, EpochLengths):
+                subscriber.begun(self)
         try:
             result = original(self)
             arrived = gives_batch

@@ -1,9 +1,10 @@
-"""Inputs of the model that are constant, or are far from zero mean and unit size.
+"""Inputs of the model that are constant or tiny, or are far from zero mean and unit size.
 
 Statistic: mean and standard deviation of the model's floating-point inputs of two dimensions or more.
-Default: all values are equal, or their root mean square is above 20, at two successive saved steps.  Models whose first
-layer normalizes may have large inputs.
+Default: all values are equal, none is larger than 0.01, or their root mean square is above 20, at two successive saved
+steps.  Models whose first layer normalizes may have large or tiny inputs.
 Why: pixels from 0 to 255 have about 130; normalized data has about 1, and tabular data rarely more than 10.
+Pixels that are divided by 255 twice are at most 0.004; beside them, biases and initial noise are all that a layer sees.
 False alarms: models that normalize their input in another way.
 """
 
@@ -13,7 +14,7 @@ from .finding import Observation, Observations, Rule
 from .history import Columns, Floats, History, Mask
 
 
-def detect(history: History, size: float = 20.0, steps: float = 2) -> Observations:
+def detect(history: History, size: float = 20.0, least: float = 0.01, steps: float = 2) -> Observations:
     def is_data(columns: Columns) -> Mask:
         described = zip(columns.names, columns.shapes, columns.dtypes, strict=True)
         return np.array([n == "" and len(s) > 1 and "float" in d for n, s, d in described], dtype=bool)
@@ -24,8 +25,13 @@ def detect(history: History, size: float = 20.0, steps: float = 2) -> Observatio
     def large(columns: Columns, mean: Floats, std: Floats, low: Floats, high: Floats) -> Mask:
         return np.asarray(is_data(columns) & (np.sqrt(mean**2 + std**2) > size))
 
+    def tiny(columns: Columns, mean: Floats, std: Floats, low: Floats, high: Floats) -> Mask:
+        return np.asarray(is_data(columns) & (low != high) & (np.maximum(-low, high) < least))
+
     statistics = ("mean", "std", "min", "max")
-    tests = {"constant": constant} | ({} if history.begins_with_norm else {"not normalized": large})
+    tests = {"constant": constant}
+    if not history.begins_with_norm:
+        tests |= {"not normalized": large, "tiny": tiny}
     for what, test in tests.items():
         if history.persistent(steps, "input", statistics, test):
             mean, std, low, high = (float(v[0]) for v in history.now.columns("input", *statistics).values)

@@ -22,8 +22,22 @@ MODULES = (
     ),
     # the model, its input and its loss
     *("loss_input", "initial_loss", "wrong_mode", "active_in_evaluation", "frozen_batchnorm"),
-    *("loss_not_depending_on_input", "input_not_normalized", "repeated_batch", "poor_weight_initialization"),
-    *("vanishing_gradient", "dead_relu", "saturated_activation", "all_zero", "weight_update_ratio"),
+    *(
+        "loss_not_depending_on_input",
+        "softmax_axis",
+        "target_scale",
+        "input_not_normalized",
+        "repeated_batch",
+        "poor_weight_initialization",
+    ),
+    *(
+        "vanishing_gradient",
+        "dead_relu",
+        "saturated_activation",
+        "all_zero",
+        "weight_update_ratio",
+        "over_regularization",
+    ),
     # the course of the training
     *("loss_not_decreasing", "loss_spike", "overfit", "overtraining", "shuffled_targets", "stalled_training"),
     # tensors that users save by hand

@@ -2,11 +2,13 @@
 
 Statistic: mean, standard deviation, minimum and maximum of the model's input.
 Default: they are equal in every bit at four successive saved steps, or in four turns of up to five batches, and the input is
-not constant.  Of steps that are all a multiple of some number apart, only those from the beginning count.
+not constant.  A loader whose epochs have one batch, and a tensor of 100 samples or more that is passed itself each time, are
+training on all of the data, and no fault.  Of steps that are all a multiple of some number apart, only those from the beginning count.
 Why: different batches of real data have different statistics.  A loader without shuffling gives equal batches at steps that
 are a multiple of its epoch apart.
-False alarms: training on all of the data or on one batch on purpose; a loader without shuffling if the first saved step is
-a multiple of its epoch before the others, too.
+False alarms: training on one batch on purpose; a loader without shuffling if the first saved step is
+a multiple of its epoch before the others, too; fewer than 100 samples that a script keeps in a tensor, to train on all of
+them, look like a batch that is kept by mistake.
 """
 
 import itertools
@@ -22,6 +24,8 @@ Batch = tuple[tuple[int, ...], float, float, float, float]
 
 
 def detect(history: History, steps: float = 4) -> Observations:
+    if history.now.marks.get("full_batch"):
+        return
     for period in range(1, PERIOD + 1):
         last = history.last(period * int(steps))
         batches = _batches(last) if last is not None else None

@@ -18,10 +18,17 @@ from ..hooks.tensors import on_gradient
 from ..model import names
 from ..model.tensors import tensors
 
-HEADS = ("spread", "varied", "scale")
+HEADS = ("spread", "varied", "scale", "over_batch", "target", "residual")
 """Columns of the table of outputs.  ``spread``: distance between the outputs of a batch, in units of float32's (or a
 finer dtype's) last place at the largest output.  ``varied``: 1 if the inputs differ, else 0.  ``scale``: the factor
-between a mean cross-entropy and the loss that backward was called on; NaN for other losses, or if the factor is unknown."""
+between a mean cross-entropy and the loss that backward was called on; NaN for other losses, or if the factor is unknown.  ``over_batch``: largest distance from 1 of the
+sums of probabilities over the batch; NaN if the output has no probabilities.  ``target``, ``residual``: root mean squares of
+the targets, and of their distance from the output, if the loss is a mean squared error, which the caller has to check:
+the residual's square is the loss then."""
+DIFFERENT = 0.05
+"""Distance from 1 beyond which the probabilities of a sample do not sum up to it."""
+CLASSES = 50
+"""Largest number of classes whose targets are counted."""
 SAMPLES, ELEMENTS = 32, 32
 """Largest number of inspected samples, and of elements along any other dimension."""
 POSITIONS = 4
@@ -44,6 +51,7 @@ class Outputs:
         self._guard = guard
         self._inputs: dict[str, tuple[int, torch.Tensor]] = {}
         self._rows: dict[str, dict[str, torch.Tensor]] = {}
+        self._counts: dict[str, torch.Tensor] = {}
         self._subscribers: list[tuple[nn.Module, _Subscriber]] = []
 
     def attach(self, models: Mapping[str, nn.Module]) -> None:
@@ -65,6 +73,7 @@ class Outputs:
         self.open = False
         self._inputs.clear()
         self._rows.clear()
+        self._counts.clear()
 
     def take(self) -> tuple[tuple[str, ...], torch.Tensor] | None:
         """Finish a step.
@@ -81,6 +90,10 @@ class Outputs:
         unknown = torch.full((), torch.nan, dtype=torch.float64, device=device)
         values = [torch.stack([row.get(head, unknown).to(device) for head in HEADS]) for row in rows.values()]
         return tuple(f"samples/{key}" for key in rows), torch.stack(values)
+
+    def targets(self) -> dict[str, list[int]]:
+        """Return the number of targets of each class in the step, by model, before `take`; waits for the device."""
+        return {key: counts.tolist() for key, counts in self._counts.items() if int(counts.sum())}
 
     def close(self) -> None:
         self.rest()
@@ -109,12 +122,15 @@ class Outputs:
             size = y.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
             spread = (y.amax(0) - y.amin(0)).amax() / size / last_place
             row = self._rows[key] = {"spread": spread, "varied": varied.to(spread.device)}
-            self._follow_gradient(outputs[0], row)
+            row["over_batch"] = _over_batch(outputs[0].detach())
+            self._follow_gradient(key, outputs[0], row)
 
-    def _follow_gradient(self, logits: torch.Tensor, row: dict[str, torch.Tensor]) -> None:
+    def _follow_gradient(self, key: str, logits: torch.Tensor, row: dict[str, torch.Tensor]) -> None:
         if logits.grad_fn is None:  # a parameter, on which the hook would stay
             return
         class_dims = {1, logits.ndim - 1}
+        is_plain = logits.ndim == 2 and logits.shape[1] <= CLASSES
+        kept = logits.detach().clone() if logits.numel() <= MOST else None
         by_dim = {d: _predictions(logits.detach(), d).clone() for d in class_dims if logits.shape[d] > 1}
 
         def come(gradient: torch.Tensor) -> None:
@@ -123,6 +139,12 @@ class Outputs:
                 if scales:
                     best = torch.stack(scales).nan_to_num(-1.0).amax().double()
                     row["scale"] = torch.where(best > 0, best, torch.nan)
+                    if is_plain and logits.shape[1] > 1:
+                        self._counts[key] = _class_counts(gradient, best > 0)
+                if kept is not None:
+                    distance = gradient.double() * (kept.numel() / 2)
+                    row["target"] = (kept.double() - distance).square().mean().sqrt()
+                    row["residual"] = distance.square().mean().sqrt()
 
         on_gradient(logits, come)
 
@@ -165,6 +187,34 @@ def scale(logits: torch.Tensor, gradient: torch.Tensor, dim: int) -> torch.Tenso
     fits = (wrong <= FIT * largest).logical_or(~used).all()
     middle = factor.where(used, torch.nan).nanmedian()
     return torch.where(fits, middle * counted.sum(), torch.nan)
+
+
+def _over_batch(values: torch.Tensor) -> torch.Tensor:
+    """Return the largest distance from 1 of the sums over the batch; NaN if the values are no probabilities of it.
+
+    Logarithms of probabilities count as well.  Sums over another dimension that are 1, too, are no evidence.
+    """
+    columns = values.flatten(1)
+    columns = _probabilities(columns[:, :: -(-columns.shape[1] // ELEMENTS)])
+    rows = _probabilities(values[0].reshape(-1, values.shape[-1])[:POSITIONS])
+    distance = (columns.sum(0) - 1).abs().amax()
+    differs = (rows.sum(-1) - 1).abs().amax() > DIFFERENT
+    is_probability = (columns >= 0).all() & (columns <= 1).all() & differs
+    return torch.where(is_probability, distance, torch.nan)
+
+
+def _probabilities(values: torch.Tensor) -> torch.Tensor:
+    """Return values, or their exponentials if none is positive, in float64."""
+    values = values.double()
+    return torch.where((values <= 0).all(), values.clamp(max=0).exp(), values)
+
+
+def _class_counts(gradient: torch.Tensor, is_cross_entropy: torch.Tensor) -> torch.Tensor:
+    """Return the number of targets of each class: the gradient of a cross-entropy is negative at the target alone."""
+    targets = gradient.argmin(1)
+    counted = (gradient != 0).any(1) & is_cross_entropy
+    counts = torch.zeros(gradient.shape[1], dtype=torch.int64, device=gradient.device)
+    return counts.index_add_(0, targets, counted.long())
 
 
 def _predictions(values: torch.Tensor, dim: int) -> torch.Tensor:

@@ -21,10 +21,15 @@ class Samples:
 
     Args:
         models: models by key.
+
+    Attributes:
+        is_kept: whether the last call got the very tensor of the call before, as if the script kept it.
     """
 
     def __init__(self, models: Mapping[str, nn.Module]) -> None:
         self._counts = Counter[str]()
+        self._last: dict[str, Callable[[], torch.Tensor | None]] = {}
+        self.is_kept = False
         self._subscribers = [
             (names.root(model), _Subscriber(weakref.ref(self), key)) for key, model in models.items()
         ]
@@ -37,6 +42,8 @@ class Samples:
         for tensor in found or [tensor for _, tensor in (*tensors("", args), *tensors("", kwargs))]:
             if tensor.ndim:
                 self._counts[key] += tensor.size(0)
+                self.is_kept = key in self._last and self._last[key]() is tensor
+                self._last[key] = weakref.ref(tensor)
                 return
 
     def take(self) -> int | None:

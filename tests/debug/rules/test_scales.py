@@ -1,0 +1,183 @@
+"""Scales of inputs, targets and weights, class counts, and training on all of the data: faults and their healthy neighbours."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from loopwise.debug import Watch, every, open_run
+
+F = nn.functional
+
+
+def train(folder, model, batch, criterion, steps=30, make=None, **options):
+    """Train, and return the findings by rule; those of the saved run are the same."""
+    optimizer = (make or (lambda p: torch.optim.Adam(p, lr=1e-3)))(model.parameters())
+    settings = {"save": every(1), "profile": False, "trap": False, "on_finding": []}
+    with Watch(model, optimizer, run=folder / "run", **(settings | options)) as watch:
+        for step in range(steps):
+            x, y = batch(step)
+            optimizer.zero_grad()
+            loss = criterion(model(x), y)
+            loss.backward()
+            optimizer.step()
+            watch.step(loss=loss)
+    assert not watch.counts["failed"]
+    assert [str(f) for f in open_run(folder / "run").judge()] == [str(f) for f in watch.findings]
+    return {finding.rule: finding for finding in watch.findings}
+
+
+def net(outputs=3, *more, inputs=10):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(inputs, 32), nn.ReLU(), nn.Linear(32, outputs), *more)
+
+
+def classes(step, size=32):
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(size, 10, generator=generator)
+    return x, (x @ torch.eye(10)[:, :3]).argmax(1)
+
+
+def numbers(scale):
+    def batch(step):
+        x, _ = classes(step)
+        return x, scale * x[:, :1]
+
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("scale", "what"),
+    [(1e3, "the targets have a root mean square of "), (1e-4, "the targets have a root mean square of ")],
+)
+def test_targets_far_from_the_outputs(tmp_path, scale, what):
+    finding = train(tmp_path, net(1), numbers(scale), F.mse_loss)["target_scale"]
+    assert finding.what.startswith(what)
+    assert finding.evidence["target"][0][1] == pytest.approx(
+        scale * float(numbers(1.0)(0)[1].square().mean().sqrt()), rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 10.0])
+@pytest.mark.parametrize("criterion", [F.mse_loss, F.l1_loss, lambda y, t: 3 * F.mse_loss(y, t)])
+def test_usual_targets_and_other_losses(tmp_path, scale, criterion):
+    assert "target_scale" not in train(tmp_path, net(1), numbers(scale), criterion, steps=3)
+
+
+def test_large_targets_of_a_loss_that_is_no_squared_error_are_unknown(tmp_path):
+    assert "target_scale" not in train(tmp_path, net(1), numbers(1e3), F.l1_loss, steps=3)
+
+
+def test_a_zero_initialised_output_is_no_fault(tmp_path):
+    model = net(1)
+    nn.init.zeros_(model[-1].weight)
+    assert "target_scale" not in train(tmp_path, model, numbers(1.0), F.mse_loss, steps=3)
+
+
+def test_pixels_divided_twice(tmp_path):
+    def batch(step):
+        x, y = classes(step)
+        return x.sigmoid() / 255, y
+
+    finding = train(tmp_path, net(), batch, F.cross_entropy)["input_not_normalized"]
+    assert finding.what.startswith("the model's input is tiny: mean 0.00")
+
+
+def test_sparse_inputs_are_not_tiny(tmp_path):
+    def batch(step):
+        x, y = classes(step)
+        return F.one_hot(x.argmax(1) * 100, 1000).float(), y
+
+    assert "input_not_normalized" not in train(tmp_path, net(inputs=1000), batch, F.cross_entropy)
+
+
+@pytest.mark.parametrize("layer", [nn.Softmax(0), nn.LogSoftmax(0)])
+def test_softmax_over_the_batch(tmp_path, layer):
+    def criterion(y, t):
+        return F.nll_loss(y if isinstance(layer, nn.LogSoftmax) else y.log(), t)
+
+    finding = train(tmp_path, net(3, layer), classes, criterion, steps=4)["softmax_axis"]
+    assert finding.what.startswith("the outputs of the model sum up to 1 over the batch (to ")
+
+
+@pytest.mark.parametrize("layer", [nn.Softmax(1), nn.LogSoftmax(1), nn.Sigmoid(), nn.ReLU()])
+def test_softmax_over_classes_and_other_outputs(tmp_path, layer):
+    found = train(tmp_path, net(3, layer), classes, lambda y, t: y.var() + F.cross_entropy(y, t), steps=4)
+    assert "softmax_axis" not in found
+
+
+def test_imbalance_is_seen_from_targets_that_are_not_saved(tmp_path):
+    def batch(step):
+        x, y = classes(step)
+        return x, torch.where(torch.arange(32) > 0, 0, y)
+
+    finding = train(tmp_path, net(), batch, F.cross_entropy, save=None)["class_imbalance"]
+    assert "targets are of class 1, class 2, and " in finding.what
+    assert "of class 0" in finding.what
+
+
+def test_classes_of_a_third_and_of_a_tenth_are_no_imbalance(tmp_path):
+    def batch(step):
+        x, _ = classes(step)
+        draws = torch.rand(32, generator=torch.Generator().manual_seed(step))
+        return x, (draws > 0.6).long() + (draws > 0.9).long()
+
+    assert "class_imbalance" not in train(tmp_path, net(), batch, F.cross_entropy)
+
+
+def test_weight_decay_that_dominates(tmp_path):
+    def make(parameters):
+        return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=50.0)
+
+    finding = train(tmp_path, net(), classes, F.cross_entropy, steps=60, make=make)["over_regularization"]
+    assert "under a weight decay of 50, and loss is " in finding.what
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.01, 0.1])
+def test_usual_weight_decay(tmp_path, decay):
+    def make(parameters):
+        return torch.optim.AdamW(parameters, lr=1e-2, weight_decay=decay)
+
+    found = train(tmp_path, net(), classes, F.cross_entropy, steps=60, make=make)
+    assert "over_regularization" not in found
+
+
+X, Y = classes(0, 200)
+
+
+def by_loader(size, shuffle, again=False):
+    loader = DataLoader(TensorDataset(X, Y), batch_size=size, shuffle=shuffle)
+    batches = iter(loader)
+
+    def batch(step):
+        nonlocal batches
+        if again:
+            return next(iter(loader))
+        try:
+            return next(batches)
+        except StopIteration:
+            batches = iter(loader)
+            return next(batches)
+
+    return batch
+
+
+@pytest.mark.parametrize("batch", [lambda step: (X, Y), by_loader(200, False)], ids=["tensors", "loader"])
+@pytest.mark.parametrize("save", [None, every(1)])
+def test_training_on_all_of_the_data_is_no_repeated_batch(tmp_path, batch, save):
+    assert "repeated_batch" not in train(tmp_path, net(), batch, F.cross_entropy, save=save)
+
+
+def test_the_first_batch_again_and_again_is_one(tmp_path):
+    found = train(tmp_path, net(), by_loader(16, False, again=True), F.cross_entropy, save=None)
+    assert "repeated_batch" in found
+
+
+def test_a_head_over_a_random_frozen_trunk_is_healthy(tmp_path):
+    model = net()
+    model[0].requires_grad_(False)
+
+    def make(parameters):
+        return torch.optim.Adam([p for p in parameters if p.requires_grad], lr=1e-2)
+
+    assert train(tmp_path, model, classes, F.cross_entropy, steps=120, make=make, save=None) == {}

@@ -193,7 +193,6 @@ class Capture(updates.UpdateSubscriber):
         self.drop()
         self._scalars.hand_over()
         self._samples.close()
-        self._epochs.close()
         self._observers.remove()
         self._health.close()
         updates.unsubscribe_all(self)

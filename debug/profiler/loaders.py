@@ -11,31 +11,24 @@ from __future__ import annotations
 
 import functools
 import threading
-from typing import Any, Protocol
+import weakref
+from typing import Any
 
 from torch.utils.data import DataLoader
 
 from .. import torch_internals
+from .phases import Phases
 
 GLOBAL_CHANGE = (
-    "While a Watch is open, torch.utils.data.DataLoader.__iter__ and the __next__ of its iterators "
+    "While a Watch with a profile is open, torch.utils.data.DataLoader.__iter__ and the __next__ of its iterators "
     "are replaced by timed ones in the whole process; closing the Watch puts the originals back."
 )
 """Side effect outside of the Watch's own objects, for the documents."""
 
 
-class Subscriber(Protocol):
-    """Observer of the process's loaders."""
-
-    def loads(self) -> float | None:
-        """Return the time if the calling thread is that of the training; ``None``: its calls do not count."""
-
-    def loaded(self, start: float, workers: int, arrived: bool) -> None:
-        """Count a call that began at ``start``."""
-
-
 class EpochLengths:
-    """Observer of how many batches the epochs of the loaders have that this thread iterates.
+    """Observer of how many batches the epochs of the loaders have that this thread iterates; it sees them only while a
+    profile is subscribed.
 
     Attributes:
         is_one_batch: whether the last epoch that was begun has a single batch.
@@ -44,13 +37,7 @@ class EpochLengths:
     def __init__(self) -> None:
         self.is_one_batch = False
         self._thread = threading.get_ident()
-        subscribe(self)
-
-    def loads(self) -> float | None:
-        return None
-
-    def loaded(self, start: float, workers: int, arrived: bool) -> None:
-        """Do nothing: ``loads`` counts no call."""
+        _observers.add(self)
 
     def begun(self, loader: DataLoader[Any]) -> None:
         """Note the number of batches of a loader whose epoch begins."""
@@ -60,12 +47,10 @@ class EpochLengths:
             except Exception:  # it has no length, or the user's sampler fails
                 self.is_one_batch = False
 
-    def close(self) -> None:
-        unsubscribe(self)
 
-
+_observers: weakref.WeakSet[EpochLengths] = weakref.WeakSet()
 _lock = threading.Lock()
-_subscribers: tuple[Subscriber, ...] = ()
+_subscribers: tuple[Phases, ...] = ()
 _originals: dict[str, Any] = {}
 
 
@@ -73,7 +58,7 @@ def _methods() -> tuple[tuple[type, str], ...]:
     return (DataLoader, "__iter__"), (torch_internals.loader_iterator(), "__next__")
 
 
-def subscribe(phases: Subscriber) -> None:
+def subscribe(phases: Phases) -> None:
     """Report each batch to ``phases`` from now on."""
     global _subscribers
     with _lock:
@@ -84,7 +69,7 @@ def subscribe(phases: Subscriber) -> None:
                 setattr(owner, name, _timed(_originals[name]))
 
 
-def unsubscribe(phases: Subscriber) -> None:
+def unsubscribe(phases: Phases) -> None:
     """Stop telling ``phases``; the last one to leave puts torch's methods back."""
     global _subscribers
     with _lock:
@@ -102,9 +87,8 @@ def _timed(original: Any) -> Any:
     def timed(self: Any) -> Any:
         starts = [(subscriber, subscriber.loads()) for subscriber in _subscribers]
         gives_batch, arrived = not isinstance(self, DataLoader), False
-        for subscriber in () if gives_batch else _subscribers:
-            if isinstance(subscriber, EpochLengths):
-                subscriber.begun(self)
+        for observer in () if gives_batch else list(_observers):
+            observer.begun(self)
         try:
             result = original(self)
             arrived = gives_batch

@@ -2,7 +2,7 @@
 
 Statistic: mean, standard deviation, minimum and maximum of the model's input.
 Default: they are equal in every bit at four successive saved steps, or in four turns of up to five batches, and the input is
-not constant.  A loader whose epochs have one batch, and a tensor of 100 samples or more that is passed itself each time, are
+not constant.  A DataLoader whose epochs have one batch (the profile sees that), and a tensor of 100 samples or more that is passed itself each time, are
 training on all of the data, and no fault.  Of steps that are all a multiple of some number apart, only those from the beginning count.
 Why: different batches of real data have different statistics.  A loader without shuffling gives equal batches at steps that
 are a multiple of its epoch apart.

@@ -87,7 +87,7 @@ class WatchCallback(WatchingCallback, Callback):
             return returned | self._logged(trainer)
 
         self._session.step(read)
-        if not trainer.global_step % max(1, trainer.log_every_n_steps):
+        if not trainer.global_step % max(1, getattr(trainer, "log_every_n_steps", None) or 1):
             self._pass_on(trainer)
         if self._should_stop():
             trainer.should_stop = True

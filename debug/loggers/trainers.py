@@ -97,7 +97,7 @@ def _of_lightning(logger: Any) -> Logger:
     return Held(logger)
 
 
-def of_transformers(reports: Iterable[str], output_folder: str | None) -> list[Logger]:
+def of_transformers(reports: str | Iterable[str] | None, output_folder: str | None) -> list[Logger]:
     """Return destinations for what Hugging Face's ``report_to`` names, of TensorBoard, W&B and MLflow.
 
     Call this when training begins, after the Trainer's own callbacks have opened their runs.
@@ -111,7 +111,8 @@ def of_transformers(reports: Iterable[str], output_folder: str | None) -> list[L
         "wandb": lambda: WandbLogger(**QUIET),
         "mlflow": lambda: MLflowLogger(**QUIET),
     }
-    return [InTraining(make[name]()) for name in reports if name in make]
+    names = [reports] if isinstance(reports, str) else reports or ()
+    return [InTraining(make[name]()) for name in names if name in make]
 
 
 def _event_folder(output_folder: str) -> Path:

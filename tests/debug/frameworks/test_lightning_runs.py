@@ -158,3 +158,19 @@ def test_under_ddp_rank_0_writes_averaged_gradients(ranks, tmp_path):
     assert first == second
     assert saved.ranks == [0]
     assert_saved(saved, copy.deepcopy(truth(epochs=1)[0]))
+
+
+def test_one_callback_in_two_fits_and_in_two_trainers(tmp_path):
+    """A fit that goes on has one history; a training from the beginning has a folder of its own, and says so."""
+    callback = watching(tmp_path)
+    first = trainer(tmp_path, callback)
+    module = Module()
+    first.fit(module)
+    first.fit_loop.max_epochs = 3
+    first.fit(module)
+    saved = open_run(tmp_path / "run")
+    assert saved.steps("train") == list(range(12))
+    assert saved.info["state"] == "finished"
+    trainer(tmp_path, callback, max_epochs=1).fit(Module())
+    assert open_run(tmp_path / "run").steps("train") == list(range(12))
+    assert open_run(tmp_path / "run-2").steps("train") == list(range(4))

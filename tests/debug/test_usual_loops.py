@@ -16,6 +16,7 @@ class Tied(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.embed, self.head = nn.Embedding(20, 8), nn.Linear(8, 20, bias=False)
+        nn.init.normal_(self.embed.weight, std=0.3)
         self.head.weight = self.embed.weight
 
     def forward(self, x):

@@ -12,12 +12,12 @@ COLUMNS = {"ms": "ms", "least": "least ms", "most": "most ms", "MiB": "peak MiB"
 """Key of a number in the record -> heading of its column."""
 
 
-def sections(path: str, other: str | None = None) -> list[Block]:
+def sections(path: str, *others: str) -> list[Block]:
     """Return the plan in use, the variants that it was chosen from, and later events.
 
     Args:
         path: the run.
-        other: a second run; it is ignored, because plans of two runs are not compared.
+        others: further runs; they are ignored, because plans of several runs are not compared.
     """
     plans, lost_plans = read(path, "compile", "plans", _plan)
     events, lost_events = read(path, "compile", "events", _event)

@@ -11,12 +11,12 @@ from loopwise.storage.json_lines import count, finite, texts
 COLUMNS = ("workers", "predicted, ms", "seen, ms")
 
 
-def sections(path: str, other: str | None = None) -> list[Block]:
+def sections(path: str, *others: str) -> list[Block]:
     """Return a section with the last diagnosis of the run: the verdict, and predicted beside measured times.
 
     Args:
         path: folder or URL of the run.
-        other: another run, which this section does not use.
+        others: further runs, which this section does not use.
     """
     diagnoses, lost = read(path, "feed", "diagnosis", _blocks)
     return section("feed", "Feeding", 82, [*(diagnoses[-1] if diagnoses else []), *left_out(lost)])

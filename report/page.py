@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 
@@ -25,20 +25,50 @@ from loopwise.sections import table
 from .facts import QUIET, Facts, facts, moment
 from .sections import SEVERITIES, Section, collect
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "browser"
+"""Templates, styles and scripts."""
 NAME = "report.html"
 COMPARISON = "comparison"
-"""Id of the section that compares two runs."""
+"""Id of the section that compares runs."""
+STYLES = ("page.css", "plots.css", "narrow.css")
+SCRIPTS = ("plots.js", "layers.js", "runs.js", "controls.js", "cursor.js", "page.js", "live.js")
+"""Scripts of the page in their order: each uses those before it."""
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; connect-src 'self'"
 """Content security policy of the page."""
 HEIGHT = 300
 """Height in pixels of a plot whose layout names none."""
+PLOTS = ("plot", "choice")
+"""Kinds of blocks to which findings link."""
+COLUMNS = 3
+"""Columns of a table that may share a row with other blocks."""
+
+
+class Drawn(NamedTuple):
+    """What the HTML of a block has to know of its plots."""
+
+    keys: list[str]
+    height: int
+    """Pixels."""
+    tools: list[str]
+    """Names of switches: ``log``, ``smooth``."""
+
+
+Runs = str | os.PathLike[str] | Run | Iterable[str | os.PathLike[str] | Run] | None
+"""A run, or several."""
+
+
+def locations(runs: Runs) -> list[str]:
+    """Return the folders or URLs of runs."""
+    if runs is None:
+        return []
+    several = [runs] if isinstance(runs, (str, os.PathLike, Run)) or not isinstance(runs, Iterable) else runs
+    return [location(run) for run in several]
 
 
 def report(
     run: str | os.PathLike[str] | Run,
     out: str | os.PathLike[str] | None = None,
-    compare: str | os.PathLike[str] | Run | None = None,
+    compare: Runs = (),
 ) -> str:
     """Write the page of a run, which may still be in progress.
 
@@ -46,7 +76,7 @@ def report(
         run: folder or fsspec URL of the run, or a ``Run``.
         out: file or fsspec URL of the page; default: ``report.html`` in the run's folder.  An existing file is
             replaced atomically.
-        compare: another run to compare with.
+        compare: another run, or several, to compare with.
 
     Returns:
         The path or URL of the page.
@@ -56,7 +86,7 @@ def report(
         MissingExtra: plotly or jinja2 is not installed.
     """
     path = location(run)
-    text = html(state(path, None if compare is None else location(compare)))
+    text = html(state(path, *locations(compare)))
     target = f"{path.rstrip('/')}/{NAME}" if out is None else os.fspath(out)
     fs, file = fsspec.core.url_to_fs(target)
     if is_local(fs):
@@ -83,71 +113,160 @@ def html(state: Mapping[str, Any], live: bool = False) -> str:
             state=state,
             policy=POLICY,
             plots=embedded({"plots": plots, "live": live, "etag": state["etag"], "run": state["run"]}),
-            plotly=_plotly(),
-            css=(FOLDER / "page.css").read_text(),
-            scripts=[(FOLDER / name).read_text() for name in ("plots.js", "page.js")],
+            plotly="" if state["run"]["list"] else _plotly(),
+            css="\n".join((FOLDER / name).read_text() for name in STYLES),
+            scripts=[(FOLDER / name).read_text() for name in SCRIPTS],
         )
     )
 
 
-def state(path: str, other: str | None = None) -> dict[str, Any]:
+def state(path: str, *others: str, back: str = "") -> dict[str, Any]:
     """Read a run and return the state of its page.
 
     Args:
         path: folder or fsspec URL of the run.
-        other: another run to compare with.
+        others: runs to compare with.
+        back: address of a list of runs, to which the page links; default: no link.
 
     Raises:
         InputError: the folder holds no run, or one that a newer version wrote.
         MissingExtra: jinja2 is not installed.
     """
-    first, *others = [facts(run) for run in (path, other) if run is not None]
-    sections, notes = collect(path, other)
-    if others:
-        sections = _with_comparison(first, others[0], sections)
+    first, *beside = [facts(run) for run in (path, *others)]
+    sections, notes = collect(path, *others)
+    if beside:
+        sections = _with_comparison([first, *beside], sections)
     if not sections:
         notes.append(
             "There is nothing to show yet: no part has written into this run. A Watch writes at the steps that it saves."
         )
     render = _environment().get_template("blocks.html").module
-    rendered = [{"id": s.id, "title": s.title, "blocks": list(_blocks(s, render))} for s in sections]
+    keyed = {section.id: _keyed(section) for section in sections}
+    places = {block["title"]: key for of in keyed.values() for key, block in of if block["kind"] in PLOTS}
+    known = {
+        name
+        for of in keyed.values()
+        for _, block in of
+        if block["kind"] == "layers"
+        for name in block["names"]
+    }
+    rendered = [
+        {"id": s.id, "title": s.title, "blocks": list(_rendered(keyed[s.id], render, places, known))}
+        for s in sections
+    ]
     badges = [{"id": section.id, "title": section.title, **_badge(section)} for section in sections]
     content = {
-        "head": _block("head", str(render.head(first, others, notes, moment))),
+        "head": _block("head", str(render.head(first, beside, notes, moment, back))),
         "nav": _block("nav", str(render.nav(badges))),
         "sections": rendered,
-        "run": {"state": first.state, "written": first.written, "quiet": QUIET, "name": first.name},
+        "run": {
+            "state": first.state,
+            "written": first.written,
+            "quiet": QUIET,
+            "name": first.name,
+            "list": False,
+        },
     }
     return content | {"etag": _digest(json.dumps(content))}
 
 
-def _with_comparison(first: Facts, second: Facts, sections: list[Section]) -> list[Section]:
-    """Add the facts that differ between two runs, before the other blocks of the comparison."""
-    pairs = dict(first.rows()), dict(second.rows())
-    rows = [[name, *(pair.get(name, "") for pair in pairs)] for name in {**pairs[0], **pairs[1]}]
-    rows = [["folder", first.path, second.path], *(row for row in rows if row[1] != row[2])]
-    blocks = [table("Differences", ["", first.name, second.name], rows)]
+def listed(folder: str, runs: Sequence[tuple[str, str, Mapping[str, Any]]], unread: int) -> dict[str, Any]:
+    """Return the state of a list of runs.
+
+    Args:
+        folder: folder or URL of the runs.
+        runs: name, address and values by column of each run.
+        unread: number of runs whose values are not known yet.
+    """
+    render = _environment().get_template("blocks.html").module
+    columns = list(dict.fromkeys(column for _, _, row in runs for column in row))
+    name = folder.rsplit("/", 1)[-1]
+    content = {
+        "head": _block("head", str(render.runs_head(name, folder, len(runs), unread))),
+        "nav": _block("nav", ""),
+        "sections": [
+            {"id": "runs", "title": "Runs", "blocks": [_block("runs", str(render.runs(runs, columns)))]}
+        ],
+        "run": {"state": "running", "written": 0, "quiet": QUIET, "name": name, "list": True},
+    }
+    return content | {"etag": _digest(json.dumps(content))}
+
+
+def _with_comparison(runs: Sequence[Facts], sections: list[Section]) -> list[Section]:
+    """Add the facts that differ between runs, before the other blocks of the comparison."""
+    known = [dict(run.rows()) for run in runs]
+    names = dict.fromkeys(name for rows in known for name in rows)
+    rows = [[name, *(of.get(name, "") for of in known)] for name in names]
+    rows = [["folder", *(run.path for run in runs)], *(row for row in rows if len(set(row[1:])) > 1)]
+    blocks = [table("Differences", ["", *(run.name for run in runs)], rows)]
     blocks += [block for section in sections if section.id == COMPARISON for block in section.blocks]
     rest = [section for section in sections if section.id != COMPARISON]
-    return sorted([*rest, Section(COMPARISON, "Two runs", 15.0, blocks)], key=lambda section: section.order)
+    return sorted(
+        [*rest, Section(COMPARISON, "Runs compared", 15.0, blocks)], key=lambda section: section.order
+    )
 
 
-def _blocks(section: Section, render: Any) -> Iterable[dict[str, Any]]:
-    """Render the blocks of a section, findings by severity."""
+def _keyed(section: Section) -> list[tuple[str, dict[str, Any]]]:
+    """Return the blocks of a section with their keys, findings by severity."""
     counts: Counter[str] = Counter()
+    keyed = []
     order = {severity: -number for number, severity in enumerate(SEVERITIES)}
     for block in sorted(section.blocks, key=lambda block: order.get(block.get("severity", ""), -9)):
         key = re.sub(r"[^a-z0-9]+", "-", f"{section.id}-{block['kind']}-{_name(block)}".lower())
         counts[key] += 1
-        key += f"-{counts[key]}" if counts[key] > 1 else ""
+        keyed.append((f"{key}-{counts[key]}" if counts[key] > 1 else key, block))
+    return keyed
+
+
+def _rendered(
+    keyed: Iterable[tuple[str, dict[str, Any]]], render: Any, places: Mapping[str, str], known: set[str]
+) -> Iterable[dict[str, Any]]:
+    """Yield the blocks of a section as HTML.
+
+    Args:
+        keyed: keys and blocks.
+        render: macros of ``blocks.html``.
+        places: keys of plots by title, to which findings link.
+        known: names of the layers that can be selected.
+    """
+    for key, block in keyed:
         candidates = block["plots"] if block["kind"] == "choice" else [block.get("plot", block)]
         plots = {
-            name: {part: plot[part] for part in ("data", "layout", "describe")}
+            name: {part: plot[part] for part in ("data", "layout", "describe", "frames") if part in plot}
             for name, plot in zip(_plot_keys(key, candidates), candidates, strict=True)
             if plot is not None and "data" in plot
         }
-        text = getattr(render, block["kind"])(block, key, list(plots), _height(candidates))
-        yield _block(key, str(text), plots)
+        if block["kind"] == "finding":
+            links = {title: places[title] for title in block["plots"] if title in places}
+            block = block | {
+                "links": links,
+                "layers": [name for name in block["tensors"] if _is_layer(name, known)],
+            }
+        drawn = Drawn(list(plots), _height(candidates), _tools(candidates))
+        text = getattr(render, block["kind"])(block, key, drawn)
+        yield _block(key, str(text), plots) | {"narrow": _is_narrow(block, candidates)}
+
+
+def _is_layer(name: str, known: set[str]) -> bool:
+    """Return whether a name is a layer's, or that of one of its parameters."""
+    return name in known or name.rpartition(".")[0] in known
+
+
+def _tools(plots: Iterable[Mapping[str, Any] | None]) -> list[str]:
+    """Return the switches that any of a block's plots has."""
+    shown = [plot for plot in plots if plot and "data" in plot]
+    traces = [trace for plot in shown for trace in plot["data"]]
+    lines = any(trace.get("type") == "scatter" and "stackgroup" not in trace for trace in traces)
+    smooth = any((trace.get("meta") or {}).get("smooth") for trace in traces)
+    return ["log"] * lines + ["smooth"] * smooth
+
+
+def _is_narrow(block: Mapping[str, Any], plots: Iterable[Mapping[str, Any] | None]) -> bool:
+    """Return whether a block may share a row with others: most plots, and tables of few columns."""
+    if block["kind"] == "table":
+        return len(block["columns"]) <= COLUMNS
+    maps = any(trace.get("type") == "heatmap" for plot in plots if plot for trace in plot.get("data", ()))
+    return block["kind"] in ("plot", "choice") and not maps
 
 
 def _plot_keys(key: str, plots: Sequence[Mapping[str, Any] | None]) -> list[str]:
@@ -196,7 +315,7 @@ def _environment() -> Any:
         import jinja2
     loader = jinja2.FileSystemLoader(FOLDER)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"cell": cell, "sentence": sentence}
+    environment.filters |= {"cell": cell, "sentence": sentence, "grouped": grouped}
     return environment
 
 
@@ -204,6 +323,14 @@ def _plotly() -> str:
     with required("plotly", "report", "the page of a run"):
         from plotly.offline.offline import get_plotlyjs
     return str(get_plotlyjs())
+
+
+def grouped(names: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Group names of layers by the module that contains them, in order of first appearance."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.rpartition(".")[0], []).append(name)
+    return list(groups.items())
 
 
 def cell(value: Any) -> str:

@@ -1,9 +1,10 @@
 """Sections of the page of a run: their format, and the providers that make them.
 
-A provider is a function ``sections(path: str, other: str | None = None) -> list[dict]`` under the entry point group
+A provider is a function ``sections(path: str, *others: str) -> list[dict]`` under the entry point group
 ``loopwise.sections``.  It reads the run in the folder or at the fsspec URL ``path``, which may still be in progress,
-and compares it with the run ``other`` if there is one.  It returns no section that has nothing to show.  If a
-provider raises an exception, the page names it and shows the sections of the others.
+and compares it with the runs ``others``.  It returns no section that has nothing to show.  If a provider raises an
+exception, the page names it and shows the sections of the others.  Beside it, its module may have a function
+``overview(path: str) -> dict[str, cell]``: values by column for the run's row in a list of runs.
 
 A section is ``{"id": "findings", "title": "Findings", "order": 20, "blocks": [...]}``.  The id consists of small letters,
 digits and ``-``.  Sections are sorted by ``order``; sections of the same id are joined.  The functions of
@@ -17,12 +18,21 @@ digits and ``-``.  Sections are sorted by ``order``; sections of the same id are
     A plot, with traces and layout in Plotly's form.  NumPy arrays are allowed: they are sent as 32-bit numbers, and
     values that are not finite become gaps.  ``describe`` says in words what the plot shows.  Colours come from the
     page, which is light or dark: the key ``meta: {"color": c}`` of a trace selects a colour by its number or as
-    ``critical``, ``warning``, ``info`` or ``muted``; a heat map with ``zmid`` gets a diverging scale.
+        ``critical``, ``warning``, ``info`` or ``muted``; a heat map with ``zmid`` gets a diverging scale.  Two traces with
+    ``meta: {"smooth": "raw"}`` and ``meta: {"smooth": "mean"}`` are values and their moving mean, between which the
+    reader switches.  A heat map with ``meta: {"of": str, "scale": "log" or "linear"}`` has layers as rows: ``of`` says
+    what it shows of them, and ``log`` that its numbers are powers of ten.  Optional key ``frames: {"label": str,
+    "values": (n,), "range": (n, 2), "y": (n, bins)}``: ``n`` histograms for a slider, each of bins of equal width
+    between the two ends of its range; the chosen one replaces the first trace.
 ``{"kind": "choice", "title": str, "label": str, "plots": [plot, ...]}``
-    Several plots, one of which is shown at a time; the reader chooses it by its title.
+    Several plots, one of which is shown at a time; the reader chooses it by its title.  Optional key ``of_layers``:
+    true if the titles are names of modules or parameters, so that the selected layer chooses.
+``{"kind": "layers", "title": str, "names": [str, ...]}``
+    A list of layers with a search.  The selection holds for all plots of layers.
 ``{"kind": "finding", "severity": "info" | "warning" | "critical", "rule": str, "step": int, "what": str, "advice": str,
 "line": str, "plot": plot or None}``
-    A finding of a rule.  ``line`` names a place in the user's code, or is empty.
+    A finding of a rule.  ``line`` names a place in the user's code, or is empty.  Optional keys: ``tensors``, names of
+    modules and parameters that become links to their layer, and ``plots``, titles of plots to link to.
 """
 
 from __future__ import annotations
@@ -48,6 +58,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "table": {"title": str, "columns": list, "rows": list},
     "plot": _PLOT,
     "choice": {"title": str, "label": str, "plots": list},
+    "layers": {"title": str, "names": list},
     "finding": {
         "severity": str,
         "rule": str,
@@ -59,6 +70,14 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }
 """Kind of a block -> its keys and their types."""
+OPTIONAL: dict[str, dict[str, Any]] = {
+    "choice": {"of_layers": bool},
+    "finding": {"tensors": list, "plots": list},
+}
+"""Kind of a block -> keys that it may lack, and their types."""
+TEXTS = {"layers": ("names",), "finding": ("tensors", "plots")}
+"""Kind of a block -> keys that hold texts."""
+_FRAMES = {"label": str, "values": np.ndarray, "range": np.ndarray, "y": np.ndarray}
 SAME = "same"
 """Replacement of a trace's ``x`` that equals the ``x`` of the plot's first trace."""
 CELL = (str, int, float, bool, type(None), np.generic)
@@ -74,13 +93,13 @@ class Section:
     blocks: list[dict[str, Any]]
 
 
-def collect(path: str, other: str | None = None) -> tuple[list[Section], list[str]]:
+def collect(path: str, *others: str) -> tuple[list[Section], list[str]]:
     """Return the sections of all providers in their order, and a note for each provider that failed."""
     sections: dict[str, Section] = {}
     notes = []
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
-            for unchecked in entry.load()(path, other):
+            for unchecked in entry.load()(path, *others):
                 section = validated(unchecked)
                 if section.id in sections:
                     sections[section.id].blocks.extend(section.blocks)
@@ -113,7 +132,13 @@ def _block(block: Any, name: str) -> dict[str, Any]:
         raise _error(f"{name} of the kind {kind!r}", f"one of: {', '.join(KINDS)}")
     name = f"{name} of the kind {kind!r}"
     _require(block, KINDS[kind], name)
-    valid = {"kind": kind, **{key: block[key] for key in KINDS[kind]}}
+    optional = {key: of() for key, of in OPTIONAL.get(kind, {}).items()}
+    block = {**optional, **block}
+    _require(block, OPTIONAL.get(kind, {}), name)
+    valid = {"kind": kind, **{key: block[key] for key in (*KINDS[kind], *optional)}}
+    for key in TEXTS.get(kind, ()):
+        if not all(isinstance(item, str) for item in block[key]):
+            raise _error(f"{name} with {key} that are no texts", "a list of texts")
     if kind == "plot":
         return _plot(block, name)
     if kind == "choice":
@@ -137,14 +162,21 @@ def _plot(plot: Any, name: str) -> dict[str, Any]:
     for trace in data[1:]:
         if isinstance(trace.get("x"), dict) and trace["x"] == data[0].get("x"):
             trace["x"] = SAME  # otherwise half of a page's bytes would be steps
-    layout = plain(plot["layout"], name)
-    return {
-        "kind": "plot",
-        "title": plot["title"],
-        "describe": plot["describe"],
-        "data": data,
-        "layout": layout,
-    }
+    result = {"kind": "plot", "title": plot["title"], "describe": plot["describe"], "data": data}
+    result["layout"] = plain(plot["layout"], name)
+    return result | {"frames": _frames(plot["frames"], name)} if "frames" in plot else result
+
+
+def _frames(frames: Any, name: str) -> dict[str, Any]:
+    name = f"frames of {name}"
+    _require(frames, _FRAMES, name)
+    count = len(frames["values"])
+    shapes = frames["values"].shape, frames["range"].shape, frames["y"].shape[:1]
+    if not count or shapes != ((count,), (count, 2), (count,)) or frames["y"].ndim != 2:
+        raise _error(
+            f"{name} of the shapes {shapes}", "values (n,), range (n, 2) and y (n, bins), n at least 1"
+        )
+    return {key: plain(frames[key], name) for key in _FRAMES}
 
 
 def _cells(table: Mapping[str, Any], name: str) -> list[list[Any]]:

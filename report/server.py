@@ -1,33 +1,26 @@
-"""Read-only HTTP server of the page of a run and of its later states."""
+"""Read-only HTTP server of the page of a run, or of a list of runs and their pages, and of their later states."""
 
 from __future__ import annotations
 
 import io
 import ipaddress
-import json
-import os
 import re
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
 from loopwise.errors import LoopwiseError
-from loopwise.run import Run, location
 
-from .facts import signature
-from .page import POLICY, html, state
+from .page import POLICY
+from .source import Page
 
-PAUSE = 2.0
-"""Least number of seconds between two listings of the run's files."""
-SHARE = 4
-"""Pause before the sections are made again, in multiples of the time that making them took.
-
-The training on the same machine has the processor to itself in the pause."""
+STATE = "sections.json"
+"""Name of a page's state, beside the page."""
 LOCAL = ("127.0.0.1", "localhost", "::1")
 PIECE = 2**16
 """Bytes sent by one call."""
@@ -47,71 +40,14 @@ HEADERS = {
 HOST = re.compile(r"(?:\[(?P<ipv6>[0-9a-f:.]+)\]|(?P<name>[a-z0-9_.-]+))(?::[0-9]{1,5})?", re.IGNORECASE)
 
 
-class Source:
-    """State of a run's page, which is made again after files of the run changed.
-
-    Args:
-        run: folder or fsspec URL of the run, or a ``Run``.
-        compare: another run to compare with.
-
-    Raises:
-        InputError: the folder holds no run, or one that a newer version wrote.
-    """
-
-    def __init__(
-        self, run: str | os.PathLike[str] | Run, compare: str | os.PathLike[str] | Run | None = None
-    ) -> None:
-        self._path, self._other = location(run), None if compare is None else location(compare)
-        self._runs = [Run.existing(path) for path in (self._path, self._other) if path is not None]
-        self._lock = threading.Lock()
-        self._next = 0.0
-        self._signature = ""
-        self._state: dict[str, Any] = {}
-        self._encoded: dict[str, tuple[str, bytes]] = {}
-        """Kind of answer -> etag of the state and bytes, which all connections share."""
-        self.made = 0
-        """Number of times that the sections were made."""
-        self.state()
-        self._next = 0.0  # the first state took long because of imports
-
-    def state(self) -> dict[str, Any]:
-        """Return the state of the page, as ``loopwise.report.page`` defines it."""
-        with self._lock:
-            start = time.monotonic()
-            if start >= self._next:
-                now = "".join(f"{signature(run)} {run.state()} " for run in self._runs)
-                if now != self._signature:
-                    self._state = state(self._path, self._other)
-                    self._signature, self.made = now, self.made + 1
-                spent = time.monotonic() - start
-                self._next = start + spent + max(PAUSE, SHARE * spent)
-            return self._state
-
-    def page(self) -> tuple[bytes, str]:
-        """Return the page as HTML, and the etag of its state."""
-        return self._encode("page", lambda state: html(state, live=True))
-
-    def sections(self) -> tuple[bytes, str]:
-        """Return the state as JSON, and its etag."""
-        return self._encode("sections", json.dumps)
-
-    def _encode(self, kind: str, make: Callable[[dict[str, Any]], str]) -> tuple[bytes, str]:
-        state = self.state()
-        with self._lock:
-            etag, data = self._encoded.get(kind, ("", b""))
-            if etag != state["etag"]:
-                etag, data = self._encoded[kind] = state["etag"], make(state).encode(errors="replace")
-            return data, etag
-
-
 class Server(ThreadingHTTPServer):
-    """Server of the paths ``/`` and ``/sections.json``.
+    """Server of the pages of a source.
 
     A request must name this machine in its ``Host`` header, as the name of another site may resolve to its address (DNS
     rebinding).  Each connection has one request, of at most ``HEAD`` bytes, and a limited time for it and for the answer.
 
     Args:
-        source: the state to serve.
+        source: the run or the folder of runs to serve.
         host: address to listen on.  Requests to a loopback address must name ``localhost``, ``127.0.0.1`` or ``::1``;
             requests to another address may also name any address, or this machine's name.
         port: port to listen on; 0 takes a free one.
@@ -121,7 +57,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(
-        self, source: Source, host: str = "127.0.0.1", port: int = 0, names: Iterable[str] = ()
+        self, source: Page, host: str = "127.0.0.1", port: int = 0, names: Iterable[str] = ()
     ) -> None:
         self.source = source
         self.guarded = host in LOCAL
@@ -232,14 +168,16 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, path: str) -> Answer:
         if not self.server.is_named(self.headers.get_all("Host")):
             return _text(HTTPStatus.FORBIDDEN, "The request names another machine than this one.")
-        if path == "/":
-            return Answer(HTTPStatus.OK, "text/html", self.server.source.page()[0])
-        if path == "/sections.json":
-            data, etag = self.server.source.sections()
-            if self.headers.get("If-None-Match") == f'"{etag}"':
-                return Answer(HTTPStatus.NOT_MODIFIED, "application/json", b"", etag)
-            return Answer(HTTPStatus.OK, "application/json", data, etag)
-        return _text(HTTPStatus.NOT_FOUND, "The only paths are / and /sections.json.")
+        folder, _, name = path.rpartition("/")
+        source = self.server.source.find(f"{folder}/") if name in ("", STATE) else None
+        if source is None:
+            return _text(HTTPStatus.NOT_FOUND, "There is no such page.")
+        if name == "":
+            return Answer(HTTPStatus.OK, "text/html", source.page()[0])
+        data, etag = source.sections()
+        if self.headers.get("If-None-Match") == f'"{etag}"':
+            return Answer(HTTPStatus.NOT_MODIFIED, "application/json", b"", etag)
+        return Answer(HTTPStatus.OK, "application/json", data, etag)
 
     def _send(self, answer: Answer) -> None:
         deadline = time.monotonic() + self.patience + len(answer.data) / self.rate

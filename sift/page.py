@@ -16,12 +16,12 @@ Epochs = dict[int, dict[str, float]]
 """Sums over all ranks by name, by epoch."""
 
 
-def sections(path: str, other: str | None = None) -> list[Block]:
+def sections(path: str, *others: str) -> list[Block]:
     """Return a section with the kept samples and the times of each epoch, summed over the ranks.
 
     Args:
         path: folder or URL of the run.
-        other: another run, which this section does not use: epochs of two runs are not compared.
+        others: further runs, which this section does not use: epochs of several runs are not compared.
     """
     records, lost = read(path, "sift", "epochs", _epoch)
     epochs: Epochs = {}

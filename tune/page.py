@@ -22,12 +22,12 @@ PAIRS = 6
 """Most pairs of objectives that are drawn."""
 
 
-def sections(path: str, other: str | None = None) -> list[Block]:
+def sections(path: str, *others: str) -> list[Block]:
     """Return a section with the history of the objective or the Pareto front, the curves of the trials, and a table.
 
     Args:
         path: folder or URL of the run.
-        other: another run, which this section does not use.
+        others: further runs, which this section does not use.
     """
     records, lost = read(path, "tune", "trials", _trial)
     parents, lost_parents = read(path, "tune", "parents", _trial)

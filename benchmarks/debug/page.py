@@ -3,7 +3,10 @@
 A ``Watch`` saves a loss, two metrics and the health of every layer at each of its first steps.  The writer then writes
 the last of these steps again and again, with drifting numbers, as a real training would take hours.  The page is opened
 from disk in headless Chromium at a desktop's and a phone's width: ``open`` is the time from navigation until the first
-section is there and every plot within the window is drawn, the median of several loads by one browser.
+section is there and every plot within the window is drawn, the median of several loads by one browser.  ``zoom`` is the
+time from the end of a drag across a heat map of all layers until it is drawn again, with its labels; ``search`` from a
+key to the list of the layers that match, and ``select`` from Enter until all plots of layers in the window show the
+layer, each the median of several.
 """
 
 from __future__ import annotations
@@ -47,6 +50,37 @@ READY = """() => {
   const drawn = near.every((box) => box.dataset.drawn && box.querySelector(".main-svg"));
   return document.querySelector("section") && near.length && drawn && performance.now();
 }"""
+
+
+MAP = "[data-plot=layers-plot-gradients]"
+ZOOM = """(box) => {
+  let start = 0, end = 0;
+  addEventListener("mouseup", () => (start = performance.now()), { capture: true, once: true });
+  box.on("plotly_afterplot", () => requestAnimationFrame(() => setTimeout(() => (end = performance.now()))));
+  window.zoomed = () => end - start;
+}"""
+"""JavaScript that measures a zoom by dragging."""
+WHOLE = """(box) => {
+  box.removeAllListeners("plotly_afterplot");
+  return Plotly.relayout(box, { "xaxis.autorange": true, "yaxis.autorange": "reversed" });
+}"""
+"""JavaScript that ends the measurement of a zoom and shows the whole plot again."""
+SEARCH = """async (text) => {
+  const input = document.querySelector(".picker input");
+  const frames = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+  await frames();
+  const start = performance.now();
+  input.value = text;
+  input.dispatchEvent(new Event("input", { bubbles: true }));
+  await frames();
+  const listed = performance.now();
+  input.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
+  await frames();
+  return [listed - start, performance.now() - listed];
+}"""
+"""JavaScript that measures a search and the selection of what it finds."""
+SETTLED = 2000
+"""Milliseconds after which all drawing has ended."""
 
 
 class Deep(nn.Module):
@@ -152,8 +186,39 @@ def opened(path: Path) -> dict[str, float]:
                 times.append(page.wait_for_function(READY).json_value() / 1e3)
                 page.close()
             quantities[f"open, {name}"] = statistics.median(times)
+        quantities |= used(browser, path)
         browser.close()
     return quantities
+
+
+def used(browser: Any, path: Path) -> dict[str, float]:
+    """Return the median milliseconds of zooming, searching and selecting."""
+    width, height = WINDOWS["desktop"]
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.goto(path.as_uri())
+    zooms, searches = [], []
+    for number in range(LOADS):
+        page.locator(MAP).scroll_into_view_if_needed()
+        page.wait_for_selector(f"{MAP}[data-drawn] .main-svg", state="attached")
+        page.wait_for_timeout(SETTLED)
+        page.eval_on_selector(MAP, ZOOM)
+        box = page.locator(f"{MAP} .nsewdrag").first.bounding_box()
+        x, y = box["x"] + 0.2 * box["width"], box["y"] + 0.2 * box["height"]
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + (0.3 + 0.05 * number) * box["width"], y + 0.5 * box["height"], steps=3)
+        page.mouse.up()
+        page.wait_for_timeout(SETTLED)
+        zooms.append(page.evaluate("() => window.zoomed()"))
+        page.eval_on_selector(MAP, WHOLE)
+    page.locator(".picker").scroll_into_view_if_needed()
+    for number in range(LOADS):
+        page.wait_for_timeout(SETTLED)
+        searches.append(page.evaluate(SEARCH, f"layers.{11 * number + 10}"))
+    page.close()
+    found, selected = zip(*searches, strict=True)
+    medians = {"zoom": zooms, "search": found, "select": selected}
+    return {name: statistics.median(values) for name, values in medians.items()}
 
 
 def measured(seed: int) -> dict[str, float]:
@@ -187,6 +252,9 @@ def rows(runs: Runs) -> list[Row]:
     for name in WINDOWS:
         key = f"open, {name}"
         shown.append(Row(f"{of}: time to open it, {name}", quantities[key], None, "", "s", "ours <= 3"))
+    for name, words in {"zoom": "zoom into a heat map of all layers", "search": "search a layer"}.items():
+        shown.append(Row(f"{of}: {words}", quantities[name], None, "", "ms", "ours <= 200"))
+    shown.append(Row(f"{of}: select a layer for all plots", quantities["select"], None, "", "ms", None))
     return shown
 
 

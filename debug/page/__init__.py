@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from loopwise.sections import finding as finding_block
 from ..read.query import span
 from ..read.saved_run import SavedRun, open_run
 from ..rules import SEVERITIES, Finding
-from . import comparison, distributions, layers, scalars
+from . import comparison, distributions, histograms, layers, scalars
 
 SHOWN = 100
 """Number of findings that are shown with plots; further findings are text alone."""
@@ -22,24 +23,52 @@ LATEST = 50
 """Largest number of events on the page."""
 
 
-def sections(path: str, other: str | None = None) -> list[dict[str, Any]]:
-    """Return findings, losses and metrics, layers, distributions, what was saved, and a comparison of two runs.
+def sections(path: str, *others: str) -> list[dict[str, Any]]:
+    """Return findings, losses and metrics, layers, what was saved, and a comparison of runs.
 
     Args:
         path: folder or fsspec URL of a run.
-        other: folder or URL of a run to compare it with.
+        others: folders or URLs of runs to compare it with.
     """
-    saved, beside = open_run(path), None if other is None else open_run(other)
+    saved, beside = open_run(path), [open_run(other) for other in others]
     findings = worst_first(saved)
     named = [name for finding in findings for name in finding.tensors]
     return [
-        *section("comparison", "Two runs", 15, comparison.blocks(saved, beside)),
-        *section("findings", "Findings", 20, _findings(saved, findings)),
-        *section("metrics", "Loss and metrics", 30, scalars.blocks(saved, beside)),
-        *section("layers", "Layers", 40, layers.blocks(saved)),
-        *section("distributions", "Distributions", 41, distributions.blocks(saved, named)),
+        *section("findings", "Findings", 5, _findings(saved, findings)),
+        *section("metrics", "Loss and metrics", 8, scalars.blocks(saved, *beside)),
+        *section("comparison", "Runs compared", 15, comparison.blocks(saved, *beside)),
+        *section("layers", "Layers", 40, _layers(saved, named)),
         *section("saved", "What was saved", 90, _saved(saved)),
     ]
+
+
+def overview(path: str) -> dict[str, Any]:
+    """Return last step, last loss and the number of findings, for a list of runs."""
+    saved = open_run(path)
+    steps = saved.steps()
+    if not steps and not saved.findings():
+        return {}
+    counts = Counter(finding.severity for finding in saved.findings())
+    named = {"critical": "critical", "warning": "warnings", "info": "infos"}
+    findings = ", ".join(f"{counts[key]} {word}" for key, word in named.items() if counts[key])
+    return {
+        "step": steps[-1] if steps else None,
+        "last loss": _last_loss(saved),
+        "findings": findings or "none",
+    }
+
+
+def _last_loss(saved: SavedRun) -> float | None:
+    """Return the loss of the last training step that saved one."""
+    for name in saved.names(collection="losses")[:1]:
+        for step in saved.steps()[: -LATEST - 1 : -1]:
+            if saved.has(name, step) and saved.record(step)["mode"] == "train":
+                return float(saved.value(name, step))
+    return None
+
+
+def _layers(saved: SavedRun, named: list[str]) -> list[Block]:
+    return [*layers.blocks(saved), *distributions.blocks(saved, named), *histograms.blocks(saved, named)]
 
 
 def worst_first(saved: SavedRun) -> list[Finding]:
@@ -81,7 +110,15 @@ def _missing(saved: SavedRun) -> Iterator[str]:
 
 def _finding(of: Finding, drawn: bool = True) -> Block:
     plot = _evidence(of) if drawn else None
-    return finding_block(of.severity, of.rule, of.step, of.what, of.advice, of.line, plot)
+    shown = _plots(of)
+    tensors = tuple(dict.fromkeys((*of.tensors, *of.evidence)))
+    return finding_block(of.severity, of.rule, of.step, of.what, of.advice, of.line, plot, tensors, shown)
+
+
+def _plots(finding: Finding) -> list[str]:
+    """Return the titles of the page's plots that show what a finding is about."""
+    names = dict.fromkeys(name.partition(",")[0] for name in (*finding.tensors, *finding.evidence))
+    return [scalars.LOSSES if name.startswith("loss") else name for name in names]
 
 
 def _evidence(finding: Finding) -> Block | None:

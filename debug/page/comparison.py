@@ -1,4 +1,4 @@
-"""Section of the page that compares two runs."""
+"""Section of the page that compares a run with others."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ COMPARED = 10
 """Blocks with different bytes that are compared tensor by tensor, until a tensor differs; each takes half a second."""
 
 
-def blocks(saved: SavedRun, other: SavedRun | None = None) -> list[Block]:
-    """Return blocks about the first step and tensor at which two runs differ, and about what only one of them has."""
-    if other is None or not (saved.steps() and other.steps()):
+def blocks(saved: SavedRun, *others: SavedRun) -> list[Block]:
+    """Return blocks about the first step and tensor at which each other run differs, and about what only one has."""
+    return [block for other in others for block in _pair(saved, other)]
+
+
+def _pair(saved: SavedRun, other: SavedRun) -> list[Block]:
+    if not (saved.steps() and other.steps()):
         return []
     rows = [[(saved, other)[run].path, *cells] for run, *cells in only(saved, other).rows()]
-    shown = [text(_sentences(saved, other))]
+    shown = [text(f"{other.name}: {_sentences(saved, other)}")]
     if rows:
         columns = ["only in", "how many", "of what", "names"]
-        shown.append(table("Steps and tensors of only one run", columns, rows))
+        shown.append(table(f"Steps and tensors of only one run, beside {other.name}", columns, rows))
     return shown
 
 

@@ -44,7 +44,7 @@ def blocks(saved: SavedRun, first: Sequence[str] = ()) -> list[Block]:
         plots = [plot for row in rows[:CHOICES] if (plot := _distribution(table, row)) is not None]
         if plots:
             label = "Of" if len(rows) <= CHOICES else f"Of ({CHOICES} of {len(rows):,})"
-            shown.append(choice(title, label, plots))
+            shown.append(choice(f"{title}: distribution", label, plots, of_layers=True))
     return shown
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from loopwise.sections import Block, plot
+from loopwise.sections import layers as layers_block
 
 from ..read.saved_run import SavedRun
 from ..read.tables import Steps, Table
@@ -16,10 +17,6 @@ from ..store.columns import Floats
 
 ROWS = 200
 """Largest number of rows of a heat map.  With more tensors, first non-matrices are left out, then neighbours share a row."""
-WIDE = 22
-"""Characters of a layer's name at the axis; pointing at a cell shows the whole name."""
-TICKS = 24
-"""Largest number of names at the axis."""
 WHOLE = "(the model)"
 """Label of the root module, which has no name."""
 
@@ -68,6 +65,8 @@ STATISTICS = {
     "output": ("mean", "std", "zero", "nan", "inf"),
 }
 """Kind -> statistics that heat maps are made of."""
+PARAMETERS = ("gradient", "weight", "update")
+"""Kinds of tensors that are named after parameters."""
 NOT_FINITE = "Share of NaN and infinite numbers"
 QUANTITIES = (
     Quantity("gradient", "Gradients", "Root mean square of each parameter's gradient", _rms, "log"),
@@ -88,11 +87,19 @@ QUANTITIES = (
 
 
 def blocks(saved: SavedRun) -> list[Block]:
-    """Return a heat map of each quantity that was saved and is not zero everywhere."""
+    """Return a list of the layers, and a heat map of each quantity that was saved and is not zero everywhere."""
     tables = saved.tables(STATISTICS)
-    return [
+    maps = [
         block for quantity in QUANTITIES if (block := _heat_map(quantity, tables[quantity.kind])) is not None
     ]
+    return [layers_block("Layer", layer_names(tables)), *maps] if maps else []
+
+
+def layer_names(tables: Mapping[str, Table]) -> list[str]:
+    """Return the modules whose outputs or parameters tables have, in the order of the outputs."""
+    modules = tables["output"].names
+    owners = [name.rpartition(".")[0] for kind in PARAMETERS for name in tables[kind].names]
+    return [name or WHOLE for name in dict.fromkeys([*modules, *owners])]
 
 
 def _heat_map(quantity: Quantity, table: Table) -> Block | None:
@@ -117,13 +124,14 @@ def _heat_map(quantity: Quantity, table: Table) -> Block | None:
     layout = {
         "height": int(min(640, height)),
         "xaxis": {"title": {"text": "step"}, "showgrid": False},
-        "yaxis": {"type": "category", "autorange": "reversed", "showgrid": False, **_ticks(names)},
+        "yaxis": {"type": "category", "autorange": "reversed", "showgrid": False},
     }
     describe = f"{quantity.describe}, at {steps}{left_out}{power}"
-    return plot(quantity.title, describe, [_trace(names, table.steps, values, quantity.scale)], layout)
+    return plot(quantity.title, describe, [_trace(names, table.steps, values, quantity)], layout)
 
 
-def _trace(names: list[str], steps: Steps, values: Floats, scale: str) -> dict[str, Any]:
+def _trace(names: list[str], steps: Steps, values: Floats, quantity: Quantity) -> dict[str, Any]:
+    scale = quantity.scale
     shown = {"log": "10<sup>%{z:.2f}</sup>", "share": "%{z:.1%}", "sign": "%{z:+.2f}"}[scale]
     trace: dict[str, Any] = {
         "type": "heatmap",
@@ -132,6 +140,7 @@ def _trace(names: list[str], steps: Steps, values: Floats, scale: str) -> dict[s
         "z": values,
         "hovertemplate": f"%{{y}}<br>step %{{x}}<br>{shown}<extra></extra>",
         "hoverongaps": False,
+        "meta": {"of": quantity.title, "scale": "log" if scale == "log" else "linear"},
     }
     if scale == "log" and np.isfinite(values).any():
         low, high = np.nanquantile(values, 0.002), np.nanquantile(values, 0.998)
@@ -166,9 +175,3 @@ def _rows(names: list[str], shapes: list[tuple[int, ...]], values: Floats) -> tu
         ]
     most = len(names) // ROWS + 1
     return texts, np.array(means), f"{words}; {ROWS} rows of neighbours, each of the mean of about {most}"
-
-
-def _ticks(names: Sequence[str]) -> dict[str, Any]:
-    chosen = names[:: max(1, -(-len(names) // TICKS))]
-    short = [name if len(name) <= WIDE else "…" + name[1 - WIDE :] for name in chosen]
-    return {"tickmode": "array", "tickvals": list(chosen), "ticktext": short, "ticklabelstandoff": 4}

@@ -1,8 +1,8 @@
-"""Losses and metrics over steps, of one run or of two."""
+"""Losses and metrics over steps, of one run or of several."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,17 @@ from ..read.tables import Steps
 from ..statistics.thin import thinned
 from ..store.columns import Floats
 
-SMOOTHED = 200
+SMOOTHED = 100
 """Number of points from which on a smoothed line is drawn over a faint line of the values."""
-SEPARATE = 6
+SEPARATE = 36
 """Largest number of metrics with a plot each; with more, the page has a menu of metrics."""
+LOSSES = "Losses"
+"""Title of the plot of the losses."""
 
 
 def smoothed(values: Floats) -> Floats:
-    """Return the mean of the finite values around each point, over a fiftieth of the line."""
-    width = max(3, len(values) // 50) | 1
+    """Return the mean of the finite values around each point, over a fortieth of the line, at least 7 points."""
+    width = max(7, len(values) // 40) | 1
     finite = np.isfinite(values)
     kernel = np.ones(width)
     total = np.convolve(np.where(finite, values, 0.0), kernel, "same")
@@ -32,21 +34,20 @@ def smoothed(values: Floats) -> Floats:
     return np.asarray(total / np.where(count > 0, count, np.nan))
 
 
-def blocks(saved: SavedRun, other: SavedRun | None = None) -> list[Block]:
-    """Return a plot of the losses and one of each metric, with the lines of a second run in the same plots."""
-    shown = [_plot("Losses", saved.names(collection="losses"), saved, other)]
-    metrics = [_plot(name, [name], saved, other) for name in saved.names(collection="metrics")]
+def blocks(saved: SavedRun, *others: SavedRun) -> list[Block]:
+    """Return a plot of the losses and one of each metric, with the lines of other runs in the same plots."""
+    shown = [_plot(LOSSES, saved.names(collection="losses"), saved, others)]
+    metrics = [_plot(name, [name], saved, others) for name in saved.names(collection="metrics")]
     plots = [block for block in metrics if block]
     shown += [choice("Metrics", "Metric", plots)] if len(plots) > SEPARATE else plots
     return [block for block in shown if block]
 
 
-def _plot(title: str, names: list[str], saved: SavedRun, other: SavedRun | None) -> Block | None:
+def _plot(title: str, names: list[str], saved: SavedRun, others: Sequence[SavedRun]) -> Block | None:
     lines = list(_lines(names, saved, ""))
-    if other is not None:
+    for other in others:
         known = set(other.names())
-        of = f" of {other.path.rstrip('/').rsplit('/', 1)[-1]}"
-        lines += _lines([name for name in names if name in known], other, of)
+        lines += _lines([name for name in names if name in known], other, f" of {other.name}")
     if not lines:
         return None
     data: list[dict[str, Any]] = []
@@ -82,8 +83,17 @@ def _traces(label: str, steps: Steps, values: NDArray[np.float64], number: int) 
     if len(steps) < SMOOTHED:
         return [line]
     x, mean = thinned(steps, smoothed(values))
-    faint = {**line, "opacity": 0.35, "line": {"width": 1}, "showlegend": False, "name": f"{label}, as it is"}
-    return [faint, {**common, "x": x, "y": mean, "mode": "lines", "line": {"width": 2}}]
+    faint = {**line, "opacity": 0.35, "line": {"width": 1}, "showlegend": False}
+    faint["meta"] = {"color": number, "smooth": "raw"}
+    mean_line = {
+        **common,
+        "name": f"{label}, smoothed",
+        "x": x,
+        "y": mean,
+        "mode": "lines",
+        "line": {"width": 2},
+    }
+    return [faint, mean_line | {"meta": {"color": number, "smooth": "mean"}}]
 
 
 def _described(label: str, steps: Steps, values: Floats) -> str:

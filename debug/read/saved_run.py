@@ -62,6 +62,11 @@ class SavedRun(TensorReader):
         return self._run.url
 
     @property
+    def name(self) -> str:
+        """Name of the run's folder."""
+        return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
     def info(self) -> dict[str, Any]:
         """Present contents of ``run.json``."""
         return self._run.info()

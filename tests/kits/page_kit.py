@@ -1,5 +1,6 @@
 """Runs that have something to show in every section of their page."""
 
+import copy
 import warnings
 
 import torch
@@ -19,7 +20,12 @@ class Training:
         )
         self.model[2].bias.data.fill_(-9.0)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr)
-        collections = ("losses", "metrics", "health", Collection("gradients", statistics=("quantiles",)))
+        collections = (
+            "losses",
+            "metrics",
+            "health",
+            Collection("gradients", statistics=("quantiles", "histogram")),
+        )
         self.watch = Watch(self.model, self.optimizer, run=run, save=every(1), collections=collections)
         self.inputs = torch.randn(256, 8)
         self.targets = self.inputs[:, :3].argmax(dim=1)
@@ -44,6 +50,27 @@ class Training:
             for _ in range(steps):
                 self.watch.step(loss=self.loss())
         self.model.train()
+
+
+def deep_run(path, layers=60, steps=8):
+    """Write a run of many layers with long names, most of them in groups, and return its path."""
+    torch.manual_seed(0)
+    blocks = nn.ModuleDict({"attention_output": nn.Linear(4, 4), "feed_forward": nn.Linear(4, 4)})
+    model = nn.ModuleDict(
+        {"encoder_of_the_model": nn.ModuleList(copy.deepcopy(blocks) for _ in range(layers // 2))}
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with Watch(model, optimizer, run=str(path), save=every(1), rules=False) as watch:
+        for _ in range(steps):
+            x = torch.randn(8, 4)
+            for block in model["encoder_of_the_model"]:
+                x = x + 0.1 * block["feed_forward"](block["attention_output"](x))
+            loss = x.square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            watch.step(loss=loss)
+    return str(path)
 
 
 def sifted(run):

@@ -1,9 +1,12 @@
 """Runs, and a browser that opens their pages."""
 
 import shutil
+from pathlib import Path
 
 import pytest
-from page_kit import full_run
+from page_kit import deep_run, full_run
+
+from loopwise.report import report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -16,6 +19,19 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def other(tmp_path_factory):
     return full_run(tmp_path_factory.mktemp("runs") / "second", seed=1)
+
+
+@pytest.fixture(scope="session")
+def url(run, tmp_path_factory):
+    """Return the address of the page of a run, as a file."""
+    return Path(report(run, str(tmp_path_factory.mktemp("pages") / "page.html"))).as_uri()
+
+
+@pytest.fixture(scope="session")
+def deep(tmp_path_factory):
+    """Return the address of the page of a run of many layers."""
+    folder = tmp_path_factory.mktemp("deep")
+    return Path(report(deep_run(folder / "run"), str(folder / "page.html"))).as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +57,7 @@ def look(browser):
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(500_000)  # a busy machine
+        page.set_default_timeout(60_000)  # a busy machine
         page.on("console", lambda message: messages.append(message.text))
         page.on("pageerror", lambda error: messages.append(str(error)))
         page.on(
@@ -59,13 +75,14 @@ def look(browser):
 
 @pytest.fixture
 def scrolled():
-    """Return a function that scrolls through a page until all plots are drawn."""
+    """Return a function that scrolls through a page until all plots are drawn that can be seen."""
 
     def scroll(page):
         for plot in page.query_selector_all(".plot"):
-            plot.scroll_into_view_if_needed()
+            if plot.is_visible():
+                plot.scroll_into_view_if_needed()
         page.wait_for_function(
-            "() => [...document.querySelectorAll('.plot')].every((box) => box.querySelector('.main-svg'))"
+            "() => [...document.querySelectorAll('.plot')].every((box) => !box.clientWidth || box.dataset.drawn)"
         )
 
     return scroll

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from loopwise.cli import main
 from loopwise.errors import InputError
 from loopwise.report import report
-from loopwise.report.server import Server, Source
+from loopwise.report.server import Server
+from loopwise.report.source import Source
 from loopwise.run import Run
 
 

@@ -8,13 +8,8 @@ import pytest
 
 from loopwise.report import report
 
-SECTIONS = ("job", "findings", "metrics", "layers", "distributions", "phases", "sift", "compile", "saved")
-WIDTHS = {"phone": 375, "desktop": 1280}
-
-
-@pytest.fixture(scope="module")
-def url(run, tmp_path_factory):
-    return Path(report(run, str(tmp_path_factory.mktemp("pages") / "page.html"))).as_uri()
+SECTIONS = ("findings", "metrics", "job", "layers", "phases", "sift", "compile", "saved")
+WIDTHS = {"phone": 360, "desktop": 1280}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -96,18 +91,6 @@ def test_plots_and_tables_are_described_in_words(look, url):
         assert len(plot.get_attribute("aria-label")) > 20
     for table in page.query_selector_all("table"):
         assert table.query_selector("caption").inner_text()
-
-
-def test_a_layer_can_be_chosen(look, scrolled, url):
-    page = look(url)
-    scrolled(page)
-    select = page.locator("#distributions select").first
-    assert select.locator("option").count() > 3
-    before = page.inner_text("#distributions .describe >> nth=0")
-    select.select_option(index=2)
-    assert page.inner_text("#distributions .describe >> nth=0") != before
-    box = page.locator("#distributions .plot").first
-    assert box.get_attribute("data-drawn") == box.get_attribute("data-plot") == select.input_value()
 
 
 def test_two_runs_side_by_side(look, scrolled, run, other, tmp_path):

@@ -12,8 +12,9 @@ import time
 import pytest
 
 from loopwise.errors import InputError
-from loopwise.report import server
-from loopwise.report.server import Server, Source
+from loopwise.report import server, source
+from loopwise.report.server import Server
+from loopwise.report.source import Source
 from loopwise.run import Run
 
 
@@ -60,7 +61,7 @@ def test_an_unchanged_state_is_not_sent_again(served):
 )
 def test_nothing_else_is_served(served, path):
     answer, body = ask(served, path)
-    assert (answer.status, body) == (404, b"The only paths are / and /sections.json.")
+    assert (answer.status, body) == (404, b"There is no such page.")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
@@ -227,28 +228,28 @@ def test_a_public_address_answers_to_addresses_and_names_of_this_machine(run):
 
 def test_sections_are_made_only_after_files_changed(run, tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(server.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(source.time, "monotonic", lambda: now[0])
     path = str(tmp_path / "run")
     with Run(path) as going:
-        source = Source(path)
-        first = source.state()
-        assert source.state() is first
+        of_run = Source(path)
+        first = of_run.state()
+        assert of_run.state() is first
         going.append("compile", "events", {"batch": 0, "text": "something"})
-        assert source.state() is first  # too early to list the files again
-        now[0] += server.PAUSE
-        second = source.state()
+        assert of_run.state() is first  # too early to list the files again
+        now[0] += source.PAUSE
+        second = of_run.state()
         assert [section["id"] for section in second["sections"]] == ["compile"]
         assert second["etag"] != first["etag"]
-        now[0] += server.PAUSE
-        assert source.state() is second
-        assert source.made == 2
-    now[0] += server.PAUSE
-    assert source.state()["run"]["state"] == "finished"
+        now[0] += source.PAUSE
+        assert of_run.state() is second
+        assert of_run.made == 2
+    now[0] += source.PAUSE
+    assert of_run.state()["run"]["state"] == "finished"
 
 
 def test_a_deleted_run_is_answered_with_an_error(served, tmp_path, monkeypatch):
-    monkeypatch.setattr(server, "PAUSE", 0.0)
-    monkeypatch.setattr(server, "SHARE", 0.0)
+    monkeypatch.setattr(source, "PAUSE", 0.0)
+    monkeypatch.setattr(source, "SHARE", 0.0)
     assert ask(served, "/sections.json")[0].status == 200
     shutil.rmtree(tmp_path / "run")
     served.source._next = 0.0

@@ -24,27 +24,33 @@ DURATIONS = {
 """Key of ``summary.job`` -> label."""
 
 
-def sections(path: str, other: str | None = None) -> list[dict[str, Any]]:
+def sections(path: str, *others: str) -> list[dict[str, Any]]:
     """Return the times of the run, phases of its steps, the use of the machine, and operators of chosen steps.
 
     Args:
         path: folder or fsspec URL of a run.
-        other: folder or URL of a run to compare it with.
+        others: folders or URLs of runs to compare it with.
     """
     own, lost = read_sessions(path)
     if not own:
         return section("job", "Job", 10, left_out(lost))
-    others = [] if other is None else sessions(other)
+    beside = {other: sessions(other) for other in others}
     return [
-        *section("job", "Job", 10, [*_job(path, own, other, others), *left_out(lost)]),
-        *section("phases", "Step phases", 50, page_phases.blocks(own, others)),
+        *section("job", "Job", 10, [*_job({path: own, **beside}), *left_out(lost)]),
+        *section(
+            "phases",
+            "Step phases",
+            50,
+            page_phases.blocks(own, {_name(other): read for other, read in beside.items()}),
+        ),
         *section("system", "System", 60, page_system.blocks(own)),
         *section("operators", "Operators", 70, _operators(own)),
     ]
 
 
-def _job(path: str, own: list[Session], other: str | None, others: list[Session]) -> list[Block]:
-    jobs = [summary.job(path, own)] + ([summary.job(other, others)] if other and others else [])
+def _job(runs: dict[str, list[Session]]) -> list[Block]:
+    runs = {path: read for path, read in runs.items() if read}
+    jobs = [summary.job(path, read) for path, read in runs.items()]
     rows: list[list[Any]] = [
         [name, *(_date(job[name]) for job in jobs)] for name in ("start", "end") if jobs[0][name] is not None
     ]
@@ -52,10 +58,13 @@ def _job(path: str, own: list[Session], other: str | None, others: list[Session]
         if any(job[name] is not None for job in jobs):
             seconds = [job[name] for job in jobs]
             rows.append([label, *(None if value is None else round(value, 3) for value in seconds)])
-    ranks = [len({session.rank for session in sessions}) for sessions in (own, others) if sessions]
+    ranks = [len({session.rank for session in sessions}) for sessions in runs.values()]
     rows.append(["ranks that were profiled", *ranks])
-    width = 1 + len(jobs)
-    return [table("Times", ["", "this run", "the other"][:width], [row[:width] for row in rows])]
+    return [table("Times", ["", *map(_name, runs)], rows)]
+
+
+def _name(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _date(seconds: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,20 +22,20 @@ BINS = 60
 """Bars of the histogram of durations."""
 
 
-def blocks(sessions: list[Session], others: list[Session]) -> list[Block]:
+def blocks(sessions: list[Session], others: Mapping[str, list[Session]]) -> list[Block]:
     """Return tables and plots; none if no step has ended.
 
     Args:
         sessions: sessions of the run.
-        others: sessions of a run to compare it with.
+        others: sessions of runs to compare it with, by the name of the run.
     """
     ranks = _by_rank(sessions)
     if not ranks:
         return []
     rank, shown = min(ranks.items())
-    _, other = min(_by_rank(others).items(), default=(0, None))
+    beside = {name: min(of.items())[1] for name, read in others.items() if (of := _by_rank(read))}
     title = "" if len(ranks) == 1 else f", rank {rank}"
-    shown_blocks = [_phases(shown, other, title), _steps(shown, other, title)]
+    shown_blocks = [_phases(shown, beside, title), _steps(shown, beside, title)]
     train = shown.of("train")
     if len(train) > 1:
         shown_blocks += [_over_steps(train, title), _durations(train, title), _histogram(train, title)]
@@ -54,15 +55,15 @@ def _by_rank(sessions: list[Session]) -> dict[int, Table]:
     return {rank: joined(tables) for rank, tables in ranks.items()}
 
 
-def _phases(shown: Table, other: Table | None, title: str) -> Block:
-    means, means_of_other = _means(shown), {} if other is None else _means(other)
+def _phases(shown: Table, beside: Mapping[str, Table], title: str) -> Block:
+    means, others = _means(shown), [_means(other) for other in beside.values()]
     rows = []
     for mode, kinds in summary.phases(shown).items():
         for kind, (seconds, share) in kinds.items():
             if seconds:
                 row = [mode, kind, round(seconds, 3), round(100 * share, 1), means[mode, kind]]
-                rows.append(row + [means_of_other.get((mode, kind))] * (other is not None))
-    columns = ["mode", "phase", "seconds", "%", "ms a step"] + ["ms a step, the other"] * (other is not None)
+                rows.append(row + [of.get((mode, kind)) for of in others])
+    columns = ["mode", "phase", "seconds", "%", "ms a step", *(f"ms a step, {name}" for name in beside)]
     return table(f"Time by phase{title}", columns, rows)
 
 
@@ -75,14 +76,14 @@ def _means(shown: Table) -> dict[tuple[str, str], float]:
     }
 
 
-def _steps(shown: Table, other: Table | None, title: str) -> Block:
+def _steps(shown: Table, beside: Mapping[str, Table], title: str) -> Block:
     rows = []
-    for name, run in {"this run": shown, "the other": other}.items():
-        for mode, values in summary.steps(run).items() if run is not None else ():
+    for name, run in {"this run": shown, **beside}.items():
+        for mode, values in summary.steps(run).items():
             numbers = [round(1e3 * values[key], 3) for key in ("mean", "p50", "p95", "p99", "max")]
             rows.append([name, mode, int(values["steps"]), *numbers])
     columns = ["run", "mode", "steps", "mean, ms", "p50, ms", "p95, ms", "p99, ms", "max, ms"]
-    cut = 1 if other is None else 0
+    cut = 0 if beside else 1
     return table(f"Step durations{title}", columns[cut:], [row[cut:] for row in rows])
 
 

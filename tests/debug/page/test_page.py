@@ -12,7 +12,7 @@ from torch import nn
 
 from loopwise.debug import Collection, SavedRun, Watch, every, open_run
 from loopwise.debug import page as pages
-from loopwise.debug.page import distributions, layers
+from loopwise.debug.page import distributions, histograms, layers
 from loopwise.debug.page.layers import QUANTITIES, ROWS
 from loopwise.debug.page.scalars import smoothed
 from loopwise.debug.read.tables import Table, spread
@@ -32,8 +32,8 @@ def path(tmp_path_factory):
     return path
 
 
-def by_id(path, other=None):
-    return {each["id"]: each["blocks"] for each in pages.sections(path, other)}
+def by_id(path, *others):
+    return {each["id"]: each["blocks"] for each in pages.sections(path, *others)}
 
 
 def test_an_empty_run_has_no_sections(tmp_path):
@@ -67,7 +67,9 @@ def test_steps_are_chosen_before_they_are_read(path, monkeypatch):
 
 
 def test_heat_maps_are_logarithms_with_gaps(path):
-    plots = {each["title"]: each for each in layers.blocks(open_run(path))}
+    listed, *maps = layers.blocks(open_run(path))
+    assert listed["names"] == ["0", "1", "2", "3", "4", "(the model)"]
+    plots = {each["title"]: each for each in maps}
     assert list(plots) == [
         "Gradients",
         "Weights",
@@ -98,7 +100,7 @@ def test_many_layers_share_rows_and_the_description_names_it(tmp_path):
             many(torch.randn(4, 2)).sum().backward()
             optimizer.step()
             watch.step()
-    (plot,) = layers.blocks(open_run(str(tmp_path / "run")))
+    _, plot = layers.blocks(open_run(str(tmp_path / "run")))
     trace = plot["data"][0]
     assert trace["z"].shape == (ROWS, 2) == (len(trace["y"]), 2)
     assert trace["y"][0] == "0.weight to 1.weight"
@@ -106,14 +108,60 @@ def test_many_layers_share_rows_and_the_description_names_it(tmp_path):
 
 
 def test_distributions_by_quantiles_or_else_by_spread(path):
-    plots = {each["title"]: each["plots"] for each in distributions.blocks(open_run(path), ["4.weight"])}
-    assert set(plots) == {"Weights", "Gradients", "Outputs", "Inputs"}
-    assert plots["Weights"][0]["title"] == plots["Gradients"][0]["title"] == "4.weight"
-    assert "Median" in plots["Gradients"][0]["describe"]
-    assert "one standard deviation" in plots["Weights"][0]["describe"]
-    low, high, *_, middle = plots["Gradients"][0]["data"]
+    shown = distributions.blocks(open_run(path), ["4.weight"])
+    plots = {each["title"]: each["plots"] for each in shown}
+    assert set(plots) == {f"{kind}: distribution" for kind in ("Weights", "Gradients", "Outputs", "Inputs")}
+    assert (
+        plots["Weights: distribution"][0]["title"]
+        == plots["Gradients: distribution"][0]["title"]
+        == "4.weight"
+    )
+    assert "Median" in plots["Gradients: distribution"][0]["describe"]
+    assert "one standard deviation" in plots["Weights: distribution"][0]["describe"]
+    low, high, *_, middle = plots["Gradients: distribution"][0]["data"]
     assert (low["y"] <= middle["y"]).all()
     assert (middle["y"] <= high["y"]).all()
+
+
+def test_histograms_are_those_that_were_saved(path):
+    saved = open_run(path)
+    (chosen,) = histograms.blocks(saved, ["4.weight"])
+    assert (chosen["title"], chosen["of_layers"]) == ("Gradients: histogram", True)
+    plot = chosen["plots"][0]
+    assert plot["title"] == "4.weight"
+    frames = plot["frames"]
+    assert frames["values"].tolist() == saved.steps("train")[:1] + frames["values"].tolist()[1:]
+    step = int(frames["values"][3])
+    kept = saved.statistics("gradient/4.weight", step)
+    assert frames["range"][3].tolist() == [kept["bins_from"], kept["bins_to"]]
+    assert frames["y"][3].tolist() == [kept[f"bin_{number}"] for number in range(64)]
+    assert frames["y"].sum(axis=1).tolist() == [48] * len(frames["values"])
+
+
+def test_histograms_of_a_run_that_saved_none(tmp_path):
+    with Watch(nn.Linear(2, 2), run=str(tmp_path / "run"), save=every(1), rules=False) as watch:
+        watch.step(loss=1.0)
+    assert histograms.blocks(open_run(str(tmp_path / "run"))) == []
+
+
+def test_an_overview_has_the_last_step_loss_and_findings(path, tmp_path):
+    saved = open_run(path)
+    row = pages.overview(path)
+    counts = [finding.severity for finding in saved.findings()]
+    assert row["step"] == saved.steps()[-1]
+    assert row["last loss"] == saved.series("loss", mode="train")[1][-1]
+    assert row["findings"] == f"{counts.count('warning')} warnings"
+    Run(str(tmp_path / "empty")).close()
+    assert pages.overview(str(tmp_path / "empty")) == {}
+
+
+def test_a_finding_links_to_its_layers_and_plots():
+    of_loss = Finding("a", "warning", 2, "train", "it rises", (), {"loss, train": [(1, 1.0)]}, "lower it")
+    assert pages._finding(of_loss)["plots"] == ["Losses"]
+    of_layer = Finding(
+        "a", "warning", 2, "train", "it burns", ("0.weight",), {"2.weight": [(1, 1.0)]}, "water"
+    )
+    assert pages._finding(of_layer)["tensors"] == ["0.weight", "2.weight"]
 
 
 def test_losses_of_each_mode_over_all_steps(path):
@@ -135,7 +183,7 @@ def test_a_thinned_line_keeps_its_extremes_and_ends():
     assert {0, 777, 40_001, 49_999} <= set(steps.tolist())
     assert np.isnan(kept).any()
     mean = smoothed(np.array([1.0, np.nan, 3.0, 5.0]))
-    np.testing.assert_allclose(mean, [1.0, 2.0, 4.0, 4.0])
+    np.testing.assert_allclose(mean, [3.0, 3.0, 3.0, 3.0])
 
 
 def test_losses_that_are_not_finite_are_counted(tmp_path):
@@ -188,7 +236,7 @@ def test_a_shift_that_was_not_saved_is_a_gap():
 
 def test_tensors_that_cannot_be_chosen_are_counted(path, monkeypatch):
     monkeypatch.setattr(distributions, "CHOICES", 2)
-    weights = {each["title"]: each for each in distributions.blocks(open_run(path))}["Weights"]
+    weights = {each["title"]: each for each in distributions.blocks(open_run(path))}["Weights: distribution"]
     assert (weights["label"], len(weights["plots"])) == ("Of (2 of 6)", 2)
 
 

@@ -130,7 +130,7 @@ def test_two_runs_side_by_side(tmp_path, clock):
     for each in sections.values():
         sections_of.validated(each)
     table = sections["phases"]["blocks"][0]
-    assert table["columns"][-1] == "ms a step, the other"
+    assert table["columns"][-1] == "ms a step, two"
     data = next(row for row in table["rows"] if row[:2] == ["train", "data"])
     assert data[-2:] == pytest.approx([1250 / 3, 375], abs=0.01)
 

@@ -1,62 +1,7 @@
 "use strict";
-// The page: its theme, the highlighted link of the navigation, and the updates of a live page.
+// Updates of a live page: a block that changed is replaced, and nothing else.
 
-const root = document.documentElement;
-const button = document.getElementById("theme");
-const prefers = matchMedia("(prefers-color-scheme: dark)");
-
-function storedTheme(value) {
-  try {
-    if (value) localStorage.setItem("loopwise-theme", value);
-    return localStorage.getItem("loopwise-theme");
-  } catch {
-    return value; // the browser has storage switched off
-  }
-}
-
-function theme() {
-  return root.dataset.theme ?? (prefers.matches ? "dark" : "light");
-}
-
-function show() {
-  const other = theme() === "dark" ? "light" : "dark";
-  button.textContent = other === "dark" ? "Dark" : "Light";
-  button.setAttribute("aria-label", `Use the ${other} colours`);
-  drawn().forEach(draw);
-}
-
-if (storedTheme()) root.dataset.theme = storedTheme();
-button.addEventListener("click", () => {
-  root.dataset.theme = theme() === "dark" ? "light" : "dark";
-  storedTheme(root.dataset.theme);
-  show();
-});
-prefers.addEventListener("change", show);
-show();
-adopt(document);
-
-// -- navigation ------------------------------------------------------------------------------------
-
-const visible = new Set();
-const sectionObserver = new IntersectionObserver(
-  (entries) => {
-    for (const { target, isIntersecting } of entries) visible[isIntersecting ? "add" : "delete"](target.id);
-    mark();
-  },
-  { rootMargin: "-10% 0px -60% 0px" },
-);
-
-function mark() {
-  for (const link of document.querySelectorAll("nav a")) {
-    const here = visible.has(link.hash.slice(1));
-    here ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current");
-  }
-}
-document.querySelectorAll("section").forEach((section) => sectionObserver.observe(section));
-
-// -- updates ---------------------------------------------------------------------------------------
-
-const FOCUSABLE = "a, select, [tabindex]";
+const FOCUSABLE = "a, button, input, select, [tabindex]";
 
 function replace(element, block) {
   if (element.dataset.hash === block.hash) return;
@@ -67,8 +12,9 @@ function replace(element, block) {
   }
   element.dataset.hash = block.hash;
   const place = [...element.querySelectorAll(FOCUSABLE)].indexOf(document.activeElement);
-  const { scrollTop = 0, scrollLeft = 0 } = element.querySelector(".scroll, ul") ?? {};
+  const { scrollTop = 0, scrollLeft = 0 } = element.querySelector(".scroll, .list, ul") ?? {};
   const chosen = element.querySelector("select")?.value;
+  const searched = element.querySelector("input[type=search]")?.value;
   const old = new Map(drawn(element).map((box) => [box.dataset.plot, box]));
   const fresh = document.createElement("div");
   fresh.innerHTML = block.html;
@@ -85,7 +31,8 @@ function replace(element, block) {
   element.replaceChildren(...fresh.childNodes);
   drawn(element).forEach(draw);
   adopt(element);
-  Object.assign(element.querySelector(".scroll, ul") ?? {}, { scrollTop, scrollLeft });
+  if (searched) search(Object.assign(element.querySelector("input[type=search]"), { value: searched }));
+  Object.assign(element.querySelector(".scroll, .list, ul") ?? {}, { scrollTop, scrollLeft });
   if (place >= 0) element.querySelectorAll(FOCUSABLE)[place]?.focus({ preventScroll: true });
 }
 
@@ -94,8 +41,8 @@ function fill(section, blocks) {
   let last = section.querySelector("h2");
   for (const block of blocks) {
     const element = old.get(block.key) ?? document.createElement("div");
-    element.className = "block";
-    element.dataset.key = block.key;
+    element.className = block.narrow ? "block narrow" : "block";
+    element.id = element.dataset.key = block.key;
     if (last.nextElementSibling !== element) last.after(element);
     replace(element, block);
     old.delete(block.key);

@@ -44,7 +44,7 @@ COLUMNS = 3
 
 
 class Drawn(NamedTuple):
-    """What the HTML of a block has to know of its plots."""
+    """Keys, height and switches of the plots of a block, for its HTML."""
 
     keys: list[str]
     height: int

@@ -14,17 +14,19 @@ COMPARED = 10
 
 def blocks(saved: SavedRun, *others: SavedRun) -> list[Block]:
     """Return blocks about the first step and tensor at which each other run differs, and about what only one has."""
-    return [block for other in others for block in _pair(saved, other)]
+    return [block for other in others for block in _pair(saved, other, len(others) > 1)]
 
 
-def _pair(saved: SavedRun, other: SavedRun) -> list[Block]:
+def _pair(saved: SavedRun, other: SavedRun, named: bool) -> list[Block]:
     if not (saved.steps() and other.steps()):
         return []
     rows = [[(saved, other)[run].path, *cells] for run, *cells in only(saved, other).rows()]
-    shown = [text(f"{other.name}: {_sentences(saved, other)}")]
+    shown = [text((f"{other.name}: " if named else "") + _sentences(saved, other))]
     if rows:
         columns = ["only in", "how many", "of what", "names"]
-        shown.append(table(f"Steps and tensors of only one run, beside {other.name}", columns, rows))
+        shown.append(
+            table("Steps and tensors of only one run" + (f", {other.name}" if named else ""), columns, rows)
+        )
     return shown
 
 

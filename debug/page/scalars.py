@@ -26,7 +26,7 @@ LOSSES = "Losses"
 
 def smoothed(values: Floats) -> Floats:
     """Return the mean of the finite values around each point, over a fortieth of the line, at least 7 points."""
-    width = max(7, len(values) // 40) | 1
+    width = min(max(7, len(values) // 40), len(values) - 1) | 1
     finite = np.isfinite(values)
     kernel = np.ones(width)
     total = np.convolve(np.where(finite, values, 0.0), kernel, "same")

@@ -62,7 +62,9 @@ def look(browser):
         page.on("pageerror", lambda error: messages.append(str(error)))
         page.on(
             "request",
-            lambda request: messages.extend([request.url] * (not request.url.startswith((url, "data:")))),
+            lambda request: messages.extend(
+                [request.url] * (not request.url.startswith((url, "data:", "blob:")))
+            ),
         )
         page.goto(url)
         return page

@@ -138,7 +138,7 @@ def test_the_cursor_is_shared_and_names_the_lines(look, url):
 
 def test_the_slider_chooses_the_step_of_a_histogram(look, url):
     page = look(url)
-    page.evaluate("() => select('4')")
+    page.evaluate("() => select('4.bias')")
     figure = page.locator("#layers-choice-gradients-histogram")
     figure.scroll_into_view_if_needed()
     page.wait_for_selector("#layers-choice-gradients-histogram .plot[data-drawn]")

@@ -68,15 +68,16 @@ def test_the_page_grows_without_a_reload(look, served, tmp_path):
     page.wait_for_selector("#metrics .plot[data-drawn]")
     page.evaluate("() => { document.querySelector('#metrics .plot').kept = true }")
     page.locator("#saved .scroll").first.focus()
-    page.locator("#layers select").first.select_option(index=2)
-    chosen = page.locator("#layers select").first.input_value()
+    page.evaluate("() => select('4.bias')")
+    menu = page.locator("#layers-choice-gradients-distribution select")
+    chosen = menu.input_value()
     place, top = page.evaluate(LOOKED_AT)
     assert page.evaluate("() => scrollY") > 0
     training.train(8)
     shows(page, "#metrics .describe", "20 steps")
     assert page.evaluate("() => document.querySelector('#metrics .plot').kept")
     assert page.evaluate("() => document.activeElement.matches('#saved .scroll')")
-    assert page.locator("#layers select").first.input_value() == chosen
+    assert menu.input_value() == chosen
     after, its_top = page.evaluate(LOOKED_AT)
     assert after == place  # although blocks were added above it
     assert abs(its_top - top) < 200

@@ -17,6 +17,10 @@ PEERS = {
         *["smdebug==1.0.34", "protobuf==3.20.3", "requests", "pandas", "numpy"],
         *[f"torch=={version('torch').partition('+')[0]}", "psutil", "rich", "setuptools<81"],
     ],
+    "feed": [
+        *["spdl==0.8.0", "av==18.1.0", "rpcdataloader==0.2.1", "torchvision", "psutil", "rich"],
+        f"torch=={version('torch').partition('+')[0]}",
+    ],
     "syne-tune": [
         *["syne-tune==0.16.0", "botorch==0.18.1", "gpytorch==1.15.2"],
         *[f"torch=={version('torch').partition('+')[0]}", "psutil", "rich"],

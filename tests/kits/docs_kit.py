@@ -26,6 +26,7 @@ PUBLIC = (
     "loopwise.tune",
     "loopwise.feed",
     "loopwise.debug.alerts.destinations",
+    "loopwise.debug.loggers",
     "loopwise.debug.nan",
     "loopwise.debug.read.compare",
     "loopwise.report",

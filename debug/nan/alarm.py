@@ -11,7 +11,7 @@ from ..monitors.monitor import Scalars
 from ..rules import Finding, Observation
 from ..rules.engine import make_finding
 from .calls import Call
-from .origin import Origin
+from .origin import AT_OUTPUT, Origin
 
 SHOWN = 8
 """Largest number of operations of a loss that a finding names."""
@@ -48,7 +48,8 @@ def finding_of(alarm: Alarm, losses: list[tuple[int, float]], scalars: Scalars) 
     """
     origin = alarm.origin
     what = f"loss or gradients are not finite: {_why(alarm)}" if origin is None else str(origin)
-    if (alarm.calls and not alarm.communicates) if origin is None else origin.where == "loss":
+    is_unknown = origin is None or (origin.where == "loss" and origin.operation == AT_OUTPUT)
+    if is_unknown and alarm.calls and not alarm.communicates:
         what += _operations(scalars)
     if any(call.changed for call in alarm.calls):
         what += "; an input was changed in place after the call"

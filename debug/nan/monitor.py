@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -32,8 +34,9 @@ from .alarm import Alarm, finding_of
 from .blackbox import write
 from .calls import Call, Calls
 from .finite_check import Flag, not_finite, parts, products, total
+from .loss_code import Returned, explain
 from .origin import Origin
-from .replay import replay
+from .replay import output, replay
 from .weights import WeightCopy
 
 KEEP = 3
@@ -96,6 +99,8 @@ class Trap(updates.UpdateSubscriber):
         self._losses: deque[tuple[int, float]] = deque(maxlen=LOSSES)
         self._lowest_scale = 1.0 if scaler is None else min(1.0, scaler.get_scale())
         self._alarms: list[Alarm] = []
+        self._returned: list[Returned] = []
+        """What the models returned in the step of the last alarm, if they returned finite values."""
         self._findings: list[Finding] = []
         self._error: Exception | None = None
 
@@ -221,6 +226,11 @@ class Trap(updates.UpdateSubscriber):
                 failed = repr(error)
             with contextlib.suppress(Exception):  # the finding says that the batch could not be written
                 box = write(self._run, step, self._calls, self._models)
+            if not failed and not self._communicates and (origin is None or origin.where == "loss"):
+                with contextlib.suppress(Exception):  # the finding then names the loss as a whole
+                    self._returned = [
+                        Returned(names.root(m := self._models[c.model]), output(m, c)) for c in calls
+                    ]
         self._alarms.append(Alarm(step, origin, calls, self._communicates, box, failed))
 
     def _origin(self, calls: Sequence[Call]) -> Origin | None:
@@ -228,8 +238,22 @@ class Trap(updates.UpdateSubscriber):
         return next((origin.of(call.model) for call, origin in origins if origin is not None), None)
 
     def _make_findings(self, scalars: Scalars) -> None:
-        self._findings += [finding_of(alarm, list(self._losses), scalars) for alarm in self._alarms]
-        self._alarms.clear()
+        alarms, self._alarms = self._alarms, []
+        returned, self._returned = self._returned, []
+        for alarm in alarms:
+            if (
+                returned
+                and alarm.step == self._step
+                and (origin := self._in_loss(scalars, returned)) is not None
+            ):
+                alarm = replace(alarm, origin=origin)
+            self._findings.append(finding_of(alarm, list(self._losses), scalars))
+
+    def _in_loss(self, scalars: Scalars, returned: Sequence[Returned]) -> Origin | None:
+        """Return the origin in the code that computed a loss of this step, whose variables are still there."""
+        tensors = [v for name, v in scalars.items() if "loss" in name and isinstance(v, torch.Tensor)]
+        bad = [value for value in tensors if value.grad_fn is not None and not_finite(value)]
+        return explain(bad[0], sys._getframe(), returned) if bad else None
 
     def _write_box_for_rules(self, step: int) -> None:
         """Write a black box after a critical finding or a loss spike."""

@@ -22,6 +22,8 @@ _OURS = (
     str(Path(__file__).resolve().parent.parent) + os.sep,
 )
 _FRAME = re.compile(r'File "(.+)", line (\d+), in ')
+AT_OUTPUT = "its gradient at the model's output"
+"""Operation of an origin in the loss whose code does not show it."""
 SAMPLES = 8
 """Largest number of samples that a finding names."""
 FIXES = (
@@ -36,6 +38,14 @@ FIXES = (
     ("acos", "clamp the cosine to less than 1: the gradient at 1 is infinite"),
 )
 """Pairs of a word in the operation's name and the usual fix."""
+LOSS_FIXES = (
+    ("is not finite", "look at these values where they are made or loaded"),
+    ("are ignored", "leave out batches without labels, or sum the loss and divide it by at least 1"),
+    ("weights of all these", "give each class that occurs a weight above 0"),
+    ("is empty", "leave out the loss of an empty selection"),
+    (" is 0", "clamp the divisor to at least 1, or leave this batch out"),
+)
+"""The same for what an expression in the loss function shows."""
 DEFAULT_FIX = "lower the learning rate, clip gradients, or compute this in float32"
 
 
@@ -68,7 +78,8 @@ class Origin:
             "input": f"the model's input {self.operation} is not finite: {self.tensor}{samples}",
             "weight": f"{self.operation} was not finite before this step: {self.tensor}",
             "forward": f"{self.operation}{place} made {self.tensor} from finite values{samples}",
-            "loss": f"the first value that is not finite arose in the loss, outside the model: {self.operation}",
+            "loss": f"the first value that is not finite arose in the loss, outside the model: {self.operation}"
+            + ("" if self.operation == AT_OUTPUT else f", {self.tensor}"),
             "backward": f"the gradient of {self.operation}{place} made {self.tensor} from finite values{samples}",
         }
         return texts[self.where]
@@ -89,7 +100,8 @@ class Origin:
         if self.where == "weight":
             return "lower the learning rate, or clip gradients: the update before this step made it so"
         name = self.operation.lower()
-        return next((fix for word, fix in FIXES if word in name), DEFAULT_FIX)
+        fixes = (*LOSS_FIXES, *FIXES) if self.where == "loss" else FIXES
+        return next((fix for word, fix in fixes if word in name), DEFAULT_FIX)
 
 
 def describe(tensor: torch.Tensor, batch_size: int | None) -> tuple[str, tuple[int, ...]]:

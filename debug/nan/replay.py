@@ -24,7 +24,7 @@ from ..torch_internals import RUNNING_NORMS, TorchDispatchMode, storage_key
 from . import random_states
 from .calls import Call
 from .finite_check import not_finite
-from .origin import Origin, describe, user_line, user_line_of
+from .origin import AT_OUTPUT, Origin, describe, user_line, user_line_of
 
 FILLS = (
     "masked_fill",
@@ -105,8 +105,7 @@ def _run(model: nn.Module, call: Call) -> Origin | None:
             return event.origin
     for gradient in call.gradients.values():
         if not_finite(gradient):
-            name = "its gradient at the model's output"
-            return Origin("loss", "", "", name, call.line, *describe(gradient, size))
+            return Origin("loss", "", "", AT_OUTPUT, call.line, *describe(gradient, size))
     return _backward(model, call, leaves, forward.owners, size)
 
 

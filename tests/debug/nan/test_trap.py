@@ -141,10 +141,7 @@ def test_a_nan_in_the_loss_only(tmp_path):
             watch.step(loss=loss)
     found = only(watch)
     assert found.step == 1
-    assert (
-        "torch.log(model(torch.ones(3, 4)) * factor): model(torch.ones(3, 4)) * factor has zeros"
-        in found.what
-    )
+    assert "model(torch.ones(3, 4)).exp() * factor has zeros" in found.what
 
 
 def test_several_models(tmp_path):

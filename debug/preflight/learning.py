@@ -18,8 +18,10 @@ TARGETS = 4
 """Parameters for each target above which a model is expected to learn any batch by heart."""
 RATES = (RATE, 1e-2, 1e-4)
 """Learning rates of Adam, which tells an unsuitable model from an unsuitable optimizer."""
-FACTORS = (10.0, 100.0, 1000.0, 10000.0)
+FACTORS = (1e2, 1e3, 1e4, 1e5, 10.0)
 """Factors by which the user's learning rate is changed to tell whether it is at fault."""
+PATIENCE = 15
+"""Steps after which a trial ends if the loss hardly moved."""
 PART = 2
 """Trials have ``steps`` over this number of steps."""
 
@@ -49,6 +51,13 @@ def one_batch(setup: Setup, training: Training, steps: int, bounds: Bounds | Non
     if training.rises and (better := _rate(setup, steps, bounds, smaller=True)):
         return _unsuitable(name, f"the loss of one batch rose {change}", better, "lower", evidence)
     other = _with_adam(setup, steps, bounds)
+    if other is not None and other[1].fall(bounds) <= FALL:
+        slow = (
+            f"with Adam at a learning rate of {other[0]:g} to {other[1].last:.4g}, below every constant guess"
+        )
+        if training.fall(None) > SLOW:
+            return Result(name, f"the loss fell slowly, {change}, and {slow}")
+        return left_out(name, f"the loss went {change}, and falls slowly {slow}")
     if other is not None:
         adam = f"and with Adam at a learning rate of {other[0]:g} to {other[1].last:.4g}"
         if training.fall(None) > SLOW:
@@ -92,21 +101,29 @@ def _rate(setup: Setup, steps: int, bounds: Bounds | None, smaller: bool) -> tup
         rate = float(copy.optimizer.param_groups[0]["lr"])
         if not 0 < rate < 1e3:
             return None
-        training = train(copy, steps // PART, bounds, fall=FALL)
+        training = train(copy, steps // PART, bounds, fall=FALL, patience=PATIENCE)
         if training.losses and training.fall(bounds) > FALL:
             return rate, training
     return None
 
 
 def _with_adam(setup: Setup, steps: int, bounds: Bounds | None) -> tuple[float, Training] | None:
-    """Return the first learning rate of Adam with which the loss falls, and that training."""
+    """Return the first learning rate of Adam with which the loss falls, and that training.
+
+    If none does, one with which it falls slowly but below the loss of any constant guess, as that needs the input.
+    """
+    slow: tuple[float, Training] | None = None
     for rate in RATES:
         copy = setup.copy()
         copy.optimizer = torch.optim.Adam(copy.model.parameters(), rate)
-        training = train(copy, steps // PART, bounds, fall=FALL)
-        if training.losses and training.fall(bounds) > FALL:
+        training = train(copy, steps // PART, bounds, fall=FALL, patience=PATIENCE)
+        if not training.losses:
+            continue
+        if training.fall(bounds) > FALL:
             return rate, training
-    return None
+        if bounds is not None and training.fall(bounds) > SLOW:
+            slow = slow or (rate, training)
+    return slow
 
 
 def trained_for_a_few_steps(setup: Setup, steps: int = 3) -> Setup | None:

@@ -37,6 +37,8 @@ RISES = 12
 """Number of steps after which a loss that was above its first value in the last five of them ends the training."""
 RISE = 0.1
 """Share of the possible fall by which such a loss has risen at least."""
+STILL = 0.005
+"""Share of the fall below which a loss hardly moved."""
 RATE = 1e-3
 """Learning rate of Adam if no optimizer is passed."""
 OFF = {"repeated_batch", "loss_not_decreasing", "loss_spike", "shuffled_targets", "stalled_training"}
@@ -78,15 +80,12 @@ class Training:
         return len(self.losses) > RISES and min(self.losses[-5:]) > first + RISE * scale
 
 
-Ends = Callable[[Training], bool]
-"""Function that decides after each step whether the training ends."""
-
-
 def train(
     copy: Setup,
     steps: int,
     bounds: Bounds | None,
     fall: float = ENOUGH,
+    patience: int | None = None,
     training: Training | None = None,
     watch: Watch | None = None,
 ) -> Training:
@@ -97,6 +96,7 @@ def train(
         steps: number of steps in all.
         bounds: bounds of the loss, if known.
         fall: share of the fall that ends the training.
+        patience: number of steps after which a training whose loss hardly moved ends.
         training: an earlier part of the training, which is continued.
         watch: ``Watch`` whose ``step`` is called after each training step.
     """
@@ -134,6 +134,8 @@ def train(
             watch.step(loss=loss)
         training.rises = not math.isfinite(training.losses[-1]) or training.has_risen(bounds)
         if len(training.losses) >= LEAST and training.fall(bounds) > fall:
+            break
+        if len(training.losses) == patience and training.fall(None) < STILL:
             break
     return training
 

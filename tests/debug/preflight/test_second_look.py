@@ -209,3 +209,15 @@ def test_an_optimizer_whose_weight_decay_is_too_large():
     model = nn.Sequential(nn.Linear(24, 64), nn.ReLU(), nn.Linear(64, 5))
     optimizer = torch.optim.SGD(model.parameters(), 0.1, weight_decay=5.0)
     assert "optimizer_does_not_learn" in rules(preflight(model, digits(), CROSS, optimizer))
+
+
+def test_a_head_on_a_frozen_trunk_of_small_features_learns_slowly():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 32), nn.Tanh(), nn.Linear(32, 32), nn.Linear(32, 10))
+    for layer in model[:-1]:
+        layer.requires_grad_(False)
+    model[2].weight.data.mul_(0.1)
+    optimizer = torch.optim.Adam(model[3].parameters(), 1e-3)
+    report = preflight(model, (torch.randn(32, 24), torch.randperm(32) % 10), CROSS, optimizer)
+    assert report.findings == []
+    assert "slowly" in str(report)

@@ -1,0 +1,261 @@
+"""Faults that ``preflight`` detects and names before a training, its false positives, and its time beside torchtest2's.
+
+Thirds: faults of the zoo by their order, and drawn faults by theirs.  The first third was built on, thresholds were chosen
+on the second, the third is reported; the seeds of what is reported are drawn when it runs, and are in the record.  A zoo's
+fault is out of reach if it shows in the loop or in a later batch only, which ``preflight`` does not see; rows say so.
+Trainings of two models or two ranks are left out.  A fault is detected if there is a finding (torchtest2: WARN or FAIL),
+of any severity; it is named if a rule that names its cause is among the findings.  Healthy setups are of 14 kinds.  Both get the
+same arguments and run in turns, in one process, with one thread, after one call that is not counted.
+torchtest2 0.1 has to be installed (``pip install --no-deps torchtest2==0.1.0``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import random
+import secrets
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .. import harness
+from ..harness import Runs
+from ..record import Row
+from ..zoo import FAULTS, Job, injected
+from .preflight_faults import PLANTED, faulty
+from .preflight_setups import SETUPS, Drawn, drawn
+
+CLAIM = "debug_preflight"
+QUICK = False
+THIRDS = ("built", "set", "report")
+LOOP = ("before_backward", "backward", "update", "set_mode")
+ROUNDS = 2
+"""Draws of each healthy setup."""
+
+
+def ours(setup: Drawn) -> tuple[set[str], Counter[str], float]:
+    """Return the rules and the severities of our findings, and the seconds."""
+    from loopwise.debug import preflight
+
+    criterion = setup.criterion
+
+    def loss(model: Any, batch: Any) -> Any:
+        return criterion(model(*batch[0]), batch[1])
+
+    single = len(setup.inputs) == 1
+    batch = (setup.inputs[0], setup.target) if single else (setup.inputs, setup.target)
+    optimizer = setup.made()
+    start = time.perf_counter()
+    report = preflight(setup.model, batch, criterion if single else loss, optimizer, **setup.expected)
+    seconds = time.perf_counter() - start
+    findings = report.findings
+    return {f.rule for f in findings}, Counter(f.severity for f in findings), seconds
+
+
+def theirs(setup: Drawn) -> tuple[Counter[str], float]:
+    """Return the statuses of torchtest2's checks, and the seconds."""
+    import torchtest2
+
+    inputs = setup.inputs[0] if len(setup.inputs) == 1 else setup.inputs
+    optimizer = setup.made()
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        report = torchtest2.check_model(
+            setup.model,
+            inputs,
+            setup.target,
+            loss_fn=setup.criterion,
+            optimizer=optimizer,
+            **setup.expected,
+        )
+    return Counter(r.status.name for r in report.results), time.perf_counter() - start
+
+
+def of_zoo(name: str, seed: int) -> Drawn:
+    """Return what a fault of the zoo is before its training."""
+    job = injected(name, seed)
+    model, optimizer = job.made()
+    x, y = job.batch(0)
+    forward = job.forward
+    if forward is not None:
+        model = _Forward(model, forward)
+    return Drawn(model.train(), (x,), y, job.criterion, job.optimizer, held=optimizer)
+
+
+class _Forward(torch.nn.Module):
+    def __init__(self, inner: torch.nn.Module, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self.inner = inner
+        self.run = run
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.run(x)
+
+
+def in_reach(name: str, seed: int) -> bool:
+    """Return whether a fault of the zoo shows in model, optimizer, loss or first batch."""
+    job, plain = injected(name, seed), Job(FAULTS[name].kind, seed)
+    if any(key in vars(job) for key in LOOP) or job.evaluations:
+        return False
+    same = (job.criterion, job.optimizer, job.forward) == (plain.criterion, plain.optimizer, plain.forward)
+    same &= "made" not in vars(job) and str(job.model) == str(plain.model)
+    if not same:
+        return True
+    states = zip(job.model.state_dict().values(), plain.model.state_dict().values(), strict=True)
+    if not all(torch.equal(a, b) for a, b in states):
+        return True
+    if [p.requires_grad for p in job.model.parameters()] != [
+        p.requires_grad for p in plain.model.parameters()
+    ]:
+        return True
+    settings = [[str(vars(m).get("momentum")) for m in each.model.modules()] for each in (job, plain)]
+    if settings[0] != settings[1]:
+        return True
+    return not all(torch.equal(a, b) for a, b in zip(job.batch(0), plain.batch(0), strict=True))
+
+
+def _warm() -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    ours(drawn("vectors", 0))
+    theirs(drawn("vectors", 0))
+
+
+def _judged(
+    counts: Counter[str], times: Counter[str], name: str, named: set[str], make: Callable[[], Drawn]
+) -> None:
+    """Judge one fault by both; each gets a setup of its own."""
+    rules, severities, seconds = ours(make())
+    times["ours"] += seconds
+    try:
+        statuses, others = theirs(make())
+    except Exception as error:  # counted as not detected
+        print(f"torchtest2 raises for {name}: {error!r}", file=sys.stderr)
+        statuses, others = Counter(), 0.0
+    times["theirs"] += others
+    counts["faults"] += 1
+    counts["detected"] += bool(rules)
+    counts["serious"] += severities["critical"] + severities["warning"] > 0
+    counts["named"] += bool(rules & named)
+    counts["theirs"] += statuses["FAIL"] + statuses["WARN"] > 0
+    if not rules & named:
+        print(f"{name}: {', '.join(sorted(rules)) or 'missed'}", file=sys.stderr)
+
+
+def _shares(counts: Counter[str], times: Counter[str], seed: int) -> dict[str, float]:
+    keys = ("detected", "serious", "named", "theirs")
+    shares = {f"{key}, %": 100 * counts[key] / max(counts["faults"], 1) for key in keys}
+    times_of = {f"seconds {key}": value for key, value in times.items()}
+    return {"faults": counts["faults"], **shares, **times_of, "seed": seed}
+
+
+def zoo(third: str, seed: int) -> dict[str, float]:
+    """Return the shares of a third of the zoo's faults, and of those in reach."""
+    _warm()
+    seed = seed if third != "report" else secrets.randbelow(10**6)
+    counts: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+    times: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+    of_job = [(name, fault) for name, fault in FAULTS.items() if fault.kind not in ("gan", "ddp")]
+    for number, (name, fault) in enumerate(of_job):
+        if THIRDS[number % 3] == third:
+            reach = in_reach(name, seed)
+            named = {*fault.named, "unsuitable_learning_rate"} if "learning_rate" in name else {*fault.named}
+            _judged(counts[reach], times[reach], name, named, functools.partial(of_zoo, name, seed))
+    shares = _shares(counts[True], times[True], seed)
+    everything = counts[True] + counts[False]
+    return {
+        **shares,
+        **{f"all: {k}": v for k, v in _shares(everything, times[True] + times[False], seed).items()},
+    }
+
+
+def faults(third: str, seed: int) -> dict[str, float]:
+    """Return the shares of a third of the drawn faults."""
+    _warm()
+    seed = seed if third != "report" else secrets.randbelow(10**6)
+    counts, times = Counter[str](), Counter[str]()
+    for number, (name, fault) in enumerate(PLANTED.items()):
+        if THIRDS[number % 3] == third:
+            for draw in range(1 if QUICK else ROUNDS):
+                made = functools.partial(faulty, name, ROUNDS * seed + draw)
+                _judged(counts, times, name, {*fault.named}, made)
+    return _shares(counts, times, seed)
+
+
+def healthy(third: str, seed: int) -> dict[str, float]:
+    """Count the findings in drawn healthy setups, and the seconds of both."""
+    _warm()
+    seed = seed if third != "report" else secrets.randbelow(10**6)
+    counts, times = Counter[str](), Counter[str]()
+    for name in SETUPS:
+        for draw in range(1 if QUICK else ROUNDS):
+            at = ROUNDS * seed + draw
+            sides = [functools.partial(ours, drawn(name, at)), functools.partial(theirs, drawn(name, at))]
+            order = random.Random(f"{name} {at}").sample((0, 1), 2)
+            results: Any = {side: sides[side]() for side in order}
+            rules, severities, seconds = results[0]
+            statuses, others = results[1]
+            counts.update(severities)
+            counts["setups"] += 1
+            counts["theirs: WARN"] += statuses["WARN"] > 0
+            counts["theirs: FAIL"] += statuses["FAIL"] > 0
+            times.update({"ours": seconds, "theirs": others})
+            if severities["critical"] or severities["warning"]:
+                print(f"{name} {at}: {', '.join(sorted(rules))}", file=sys.stderr)
+    keys = ("setups", "critical", "warning", "info", "theirs: WARN", "theirs: FAIL")
+    times_of = {f"seconds {key}": value for key, value in times.items()}
+    return {**{key: float(counts[key]) for key in keys}, **times_of, "seed": seed}
+
+
+def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
+    functions: dict[str, Callable[[int], dict[str, float]]] = {}
+    for kind in (zoo, faults, healthy):
+        for third in THIRDS if kind is not healthy else THIRDS[1:]:
+            functions[f"{kind.__name__}.{third}"] = functools.partial(kind, third)
+    return functions
+
+
+def rows(runs: Runs) -> list[Row]:
+    table = []
+    for case, values in runs.items():
+        kind, _, third = case.partition(".")
+        note = {"built": "built on", "set": "of the thresholds", "report": "reported"}[third]
+        reported = third == "report"
+
+        def held(bar: str, reported: bool = reported) -> str | None:
+            return bar if reported else None
+
+        def row(
+            what: str, key: str, peer: str | None, unit: str, bar: str | None, values: Any = values
+        ) -> None:
+            name = "torchtest2" if peer else ""
+            table.append(Row(what, values[key], values[peer] if peer else None, name, unit, bar))
+
+        if kind == "healthy":
+            label = f"{values['setups'][0]:.0f} healthy setups, {note}"
+            row(f"{label}: critical findings, FAIL", "critical", "theirs: FAIL", "count", held("ours <= 0"))
+            row(f"{label}: warnings, WARN", "warning", "theirs: WARN", "count", held("ours <= 1"))
+            row(f"{label}: time", "seconds ours", "seconds theirs", "s", held("ratio <= 1"))
+            continue
+        of = "drawn faults" if kind == "faults" else "faults of the zoo in reach"
+        label = f"{values['faults'][0]:.0f} {of}, {note}"
+        row(f"{label}: detected", "detected, %", "theirs, %", "%", held("ours >= 60"))
+        row(f"{label}: detected by a warning or worse", "serious, %", None, "%", None)
+        row(f"{label}: named", "named, %", None, "%", None)
+        row(f"{label}: time", "seconds ours", "seconds theirs", "s", held("ratio <= 1"))
+        if kind == "zoo":
+            label = f"all {values['all: faults'][0]:.0f} faults of the zoo's third, {note}"
+            row(f"{label}: detected", "all: detected, %", "all: theirs, %", "%", None)
+            row(f"{label}: named", "all: named, %", None, "%", None)
+    return table
+
+
+if __name__ == "__main__":
+    harness.main(sys.modules[__name__])

@@ -59,7 +59,14 @@ OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = {
 }
 CHANGING = ("backward", "register_hook", "register_post_accumulate_grad_hook", "retain_grad", "share_memory")
 """Methods of tensors, besides those whose names end in ``_``, that change something of the user's."""
-OF_TORCH = ("torch", "torch.functional", "torch.nn.functional", "torch.special", "torch.linalg", "torch.fft")
+OF_TORCH: tuple[str, ...] = (
+    "torch",
+    "torch.functional",
+    "torch.nn.functional",
+    "torch.special",
+    "torch.linalg",
+    "torch.fft",
+)
 OF_TORCH += ("torch._C._nn", "torch._C._special", "torch._C._linalg", "torch._C._fft")
 """Modules of torch whose functions compute values and do nothing else."""
 PLAIN_ATTRIBUTES = ("T", "mT", "mH", "H", "real", "imag", "shape", "dtype", "device", "ndim", "data")

@@ -108,7 +108,7 @@ def test_a_long_function_would_be_seen():
 
 
 def test_the_base_stays_small():
-    assert sum(path.read_text().count("\n") for path in (ROOT / "base").rglob("*.py")) <= 2400
+    assert sum(path.read_text().count("\n") for path in (ROOT / "base").rglob("*.py")) <= 2500
 
 
 def test_docstrings_begin_with_a_verb_or_a_noun():

@@ -95,7 +95,7 @@ def test_evaluations_are_steps_of_their_own(tmp_path):
     }
     assert scalars(saved_run, "seen", "eval") == dict.fromkeys([0, 1, 3, 4], 8)
     outputs = torch.cat([saved_run.value("net.2.output.0", step, mode="eval") for step in (3, 4)])
-    assert torch.equal(outputs, module(data(16, seed=1).tensors[0]))
+    torch.testing.assert_close(outputs, module(data(16, seed=1).tensors[0]))  # batches of 8, and one of 16
     assert not saved_run.names("gradient", step=4)
     assert saved_run.names("gradient", step=3)
     assert not saved_run.names("#1", step=7)

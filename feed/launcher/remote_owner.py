@@ -1,7 +1,7 @@
 """Owner of a host's script on another machine: an actor of Ray, which starts there what owns a host on any machine.
 
 The actor ends with the program that has made it (``remote_host.py``).  Then the pipe to the owner is closed, and the owner
-ends all processes of the host.
+ends all processes of the host.  Ray kills the children of an actor that ends, so the owner is the child of a shell.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class RemoteOwner:
         )  # fmt: skip
         environment = {**inherited, **members, **order.own, "RAY_ADDRESS": order.cluster, JOB: mark}
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", owner.__name__],
+            ["/bin/sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-P", "-m", owner.__name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -95,7 +95,7 @@ class RemoteOwner:
     def read(self) -> tuple[bytes, bytes, int | None]:
         """Return what was printed since the last call, on both streams, and the exit status once all is over."""
         code = self._process.poll()
-        if code is not None and code < 0:  # killed before it could end what it started
+        if code is not None and not 0 <= code <= 128:  # perhaps killed before it could end what it started
             kill_marked(f"{JOB}={self._mark}", owner.GRACE)
         out, err = b"", b""
         readable, _, _ = select.select(self._open, [], [], PERIOD if code is None else 0.0)

@@ -13,6 +13,7 @@ def test_builders_follow_the_format_of_the_page():
         sections.table("Numbers", ("a", "b"), [("x", 1.5)]),
         plot,
         sections.choice("Layers", "Layer", [plot]),
+        sections.layers("All layers", ["a", "b"]),
         sections.finding("warning", "a_rule", 3, "it burns", "water", "train.py:3", plot),
     ]
     (section,) = sections.section("ours", "Ours", 10, blocks)

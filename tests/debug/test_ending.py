@@ -115,6 +115,8 @@ def test_an_interrupt_at_any_line_of_a_step_harms_neither_training_nor_the_run(t
     assert saved.info["state"] == "finished"
 
 
+# an interrupt can come between the opening of a file and its with block
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_an_interrupted_close_is_repeated(tmp_path):
     before = set(threading.enumerate())  # other tests' may be among them
     training = Training(tmp_path / "0")

@@ -1,7 +1,7 @@
 """Owner of a host's script on another machine: an actor of Ray, which starts there what owns a host on any machine.
 
 The actor ends with the program that has made it (``remote_host.py``).  Then the pipe to the owner is closed, and the owner
-ends all processes of the host.  Ray kills the children of an actor that ends, so the owner is the child of a shell.
+ends all processes of the host.  Ray kills the children of an actor that ends, so the owner is the child of another process.
 """
 
 from __future__ import annotations
@@ -24,6 +24,14 @@ from . import node as owner
 from .environment import JOB, Host, variables
 from .group import Group
 
+_PARENT = """
+import os, subprocess, sys
+code = subprocess.call(sys.argv[1:])
+if code < 0:
+    os.kill(os.getpid(), -code)
+sys.exit(code)
+"""
+"""Program that runs its arguments and ends as they do."""
 PERIOD = 0.5
 """Seconds for which ``read`` waits for output."""
 CHUNK = 1 << 16
@@ -72,7 +80,7 @@ class RemoteOwner:
         )  # fmt: skip
         environment = {**inherited, **members, **order.own, "RAY_ADDRESS": order.cluster, JOB: mark}
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-P", "-m", owner.__name__],
+            [sys.executable, "-S", "-c", _PARENT, sys.executable, "-P", "-m", owner.__name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -95,7 +103,7 @@ class RemoteOwner:
     def read(self) -> tuple[bytes, bytes, int | None]:
         """Return what was printed since the last call, on both streams, and the exit status once all is over."""
         code = self._process.poll()
-        if code is not None and not 0 <= code <= 128:  # perhaps killed before it could end what it started
+        if code is not None and code < 0:  # killed before it could end what it started
             kill_marked(f"{JOB}={self._mark}", owner.GRACE)
         out, err = b"", b""
         readable, _, _ = select.select(self._open, [], [], PERIOD if code is None else 0.0)

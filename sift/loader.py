@@ -81,8 +81,8 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
         classes: function from a batch to its class labels, int64 of shape (batch,); default: integer targets of
             ``(input, target)`` batches.
         scorer: a cheaper module that scores in place of ``model`` and takes the same input.
-        auto: never train slower or worse than a plain loop.  Score only while it pays: training takes at most about 2 %
-            longer.  Planned epochs of a policy without a set share have as many batches as the wrapped loader: what a
+        auto: let go where selection does not pay.  Scoring passes are made only while they pay, and take at most about
+            2 % of the time.  Planned epochs of a policy without a set share have as many batches as the wrapped loader: what a
             pass over the data saves, the next passes fill, and ``epoch`` counts passes.  And no sample is left out where
             the policy would keep more than 0.8 of them.
         pool: number of batches scored in one forward pass; ``"auto"``: up to 4 within 64 MiB.  The loader reads the

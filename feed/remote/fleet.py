@@ -181,6 +181,8 @@ class Fleet:
             fatal = True
             node = self._choose(member, nodes)
             actor, hello = cluster.place(self.group, node, self._keys)
+        except SystemExit:  # Ray ends the calls of a thread in this way when it is shut down
+            self.command("failed", member, RuntimeError("Ray was shut down"), True)
         except Exception as error:
             self.command("failed", member, error, fatal)
         else:

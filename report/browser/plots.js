@@ -111,7 +111,8 @@ function rowsOf(figure) {
 
 function axis(settings, narrow) {
   const lines = { gridcolor: color("line"), zerolinecolor: color("line"), linecolor: color("line") };
-  const result = { automargin: true, ...lines, ...settings };
+  const standoff = 5; // the first label of the steps is not to touch the lowest one of the values
+  const result = { automargin: true, ticklabelstandoff: standoff, ...lines, ...settings };
   if (narrow) result.nticks = Math.min(settings?.nticks ?? 5, 5);
   return result;
 }

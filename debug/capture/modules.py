@@ -14,6 +14,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..hooks.forward import on_call, on_return
 from ..hooks.guards import as_pickle, is_extra_pass
+from ..hooks.operators import operator
 from ..model.tensors import tensors
 from ..torch_internals import LOSSES, set_grad_mode
 from .collection import Collection
@@ -201,16 +202,7 @@ def _observe(value: torch.Tensor, token: torch.Tensor, observer: int, side: str,
         live.take(side, name, value)
 
 
-def _observe_fake(value: torch.Tensor, token: torch.Tensor, observer: int, side: str, name: str) -> None:
-    pass
-
-
-# `custom_op` would be one line, but its calls take 30 microseconds instead of 8
-_library: Any = torch.library.Library("loopwise", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library.define("observe(Tensor value, Tensor(a!) token, int observer, str side, str name) -> ()")
-_library.impl("observe", _observe, "CompositeExplicitAutograd")
-torch.library.register_fake("loopwise::observe", _observe_fake, lib=_library)
-observe = torch.ops.loopwise.observe.default
+observe = operator("observe(Tensor value, Tensor(a!) token, int observer, str side, str name)", _observe)
 
 
 def _may_want(collection: Collection, kind: str, prefix: str) -> bool:

@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..torch_internals import set_grad_mode
 from .guards import as_pickle
+from .operators import operator
 
 
 class UpdateSubscriber:
@@ -153,15 +154,7 @@ def _updated(parameters: list[torch.Tensor], token: torch.Tensor, number: int, i
         updates.called(optimizer, False)
 
 
-def _updated_fake(parameters: list[torch.Tensor], token: torch.Tensor, number: int, is_after: bool) -> None:
-    pass
-
-
-_library: Any = torch.library.Library("loopwise", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library.define("updated(Tensor[] parameters, Tensor(a!) token, int number, bool is_after) -> ()")
-_library.impl("updated", _updated, "CompositeExplicitAutograd")
-torch.library.register_fake("loopwise::updated", _updated_fake, lib=_library)
-updated = torch.ops.loopwise.updated.default
+updated = operator("updated(Tensor[] parameters, Tensor(a!) token, int number, bool is_after)", _updated)
 
 _optimizers: weakref.WeakKeyDictionary[Optimizer, weakref.ref[_Updates]] = weakref.WeakKeyDictionary()
 """Only the hooks on an optimizer keep its ``_Updates`` alive, so an optimizer can be freed with its subscribers."""

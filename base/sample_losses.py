@@ -34,7 +34,10 @@ def announced(model: nn.Module) -> bool:
 
 def subscribe(model: nn.Module, receiver: Receiver) -> None:
     """Pass the losses of the model's training to a receiver from now on, as long as the receiver lives."""
-    _receivers.setdefault(unwrap(model), weakref.WeakSet()).add(receiver)
+    receivers = _receivers.get(unwrap(model))
+    if receivers is None:  # called for every batch
+        receivers = _receivers[unwrap(model)] = weakref.WeakSet()
+    receivers.add(receiver)
 
 
 def unsubscribe(model: nn.Module, receiver: Receiver) -> None:

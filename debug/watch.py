@@ -186,10 +186,8 @@ class Watch:
     def _add_monitors(self, rules: Selection) -> None:
         """Make the monitors in the order in which they begin and end steps."""
         models, optimizers, add = self._what.models, self._what.optimizers, self._monitors.add
-        reports, stopwatch = (
-            self._reports,
-            self._budget.stopwatch,
-        )  # monitors hold no reference to this object
+        # monitors hold no reference to this object
+        reports, stopwatch = self._reports, self._budget.stopwatch
         if "stalled_training" in rules:
             seconds = rules["stalled_training"].get("seconds")
             add(StallMonitor(reports.at_once, seconds))

@@ -204,9 +204,8 @@ class Capture(updates.UpdateSubscriber):
         """Begin to save the step if a collection is due."""
         self._updated.clear()
         mode, number = self._clock.mode, self._clock.mode_step
-        own = [c for c in self._collections if c.save and due(c.save, mode, number)]
         by_default = due(self._options.save, mode, number)
-        collections = [c for c in self._collections if (c in own if c.save else by_default)]
+        collections = [c for c in self._collections if (due(c.save, mode, number) if c.save else by_default)]
         late = [c for c in self._late if c not in collections] if mode == "train" else []
         self._step, self._observers.open = None, False
         self._health.rest()

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from loopwise.wrappers import is_shard
 
+from ..signals.learning_rate import largest
 from ..store.group import ALIGNMENT, Group, Names
 from ..torch_internals import norms
 from .collection import Collection
@@ -163,7 +164,7 @@ class UpdateScalars:
         suffix = self._suffixes.get(id(optimizer))
         if suffix is None:
             return
-        if (rate := _rate(optimizer)) is not None:
+        if (rate := largest(optimizer)) is not None:
             self._values[f"learning_rate{suffix}"] = rate
         start = time.perf_counter()
         if self._spent <= NORM_SHARE * (start - self._start) + NORM_FREE:
@@ -175,21 +176,6 @@ class UpdateScalars:
         """Return the numbers since the last call."""
         values, self._values = self._values, {}
         return values
-
-
-def _rate(optimizer: Optimizer) -> float | None:
-    """Return the largest learning rate; ``None`` if there is none, or if reading it would wait for a device."""
-    groups = optimizer.param_groups
-    if len(groups) == 1 and type(rate := groups[0].get("lr")) is float:
-        return rate
-    rates = [group.get("lr") for group in groups]
-    readable = [
-        float(rate)
-        for rate in rates
-        if rate is not None
-        and (type(rate) is float or not isinstance(rate, torch.Tensor) or rate.device.type == "cpu")
-    ]
-    return max(readable, default=None)
 
 
 def _norm(optimizer: Optimizer) -> torch.Tensor | None:

@@ -19,6 +19,21 @@ INTERVALS = 16
 """Updates for which the number of rate changes before each is remembered."""
 
 
+def largest(optimizer: Optimizer) -> float | None:
+    """Return the largest learning rate of an optimizer's groups; ``None`` if none can be read.
+
+    Tensors on an accelerator are ignored, because reading one would wait for the device.
+    """
+    groups = optimizer.param_groups
+    if (
+        len(groups) == 1 and type(rate := groups[0].get("lr")) is float
+    ):  # the usual case, three times in a step
+        return rate
+    rates = [group.get("lr") for group in groups]  # some optimizers have none
+    readable = [float(rate) for rate in rates if isinstance(rate, Real) or _is_number(rate)]
+    return max(readable, default=None)
+
+
 class Rates(updates.UpdateSubscriber):
     """Learning rates of optimizers, followed at every step.
 
@@ -83,13 +98,8 @@ class _Rate:
         self._fell = self._climbed = False
 
     def _now(self) -> float:
-        """Return the rate; tensors on an accelerator are ignored, because reading one would wait for the device."""
-        groups = self._optimizer.param_groups
-        if len(groups) == 1 and type(rate := groups[0].get("lr")) is float:  # the usual case, twice in a step
-            return rate
-        rates = [group.get("lr") for group in groups]  # some optimizers have none
-        readable = [float(rate) for rate in rates if isinstance(rate, Real) or _is_number(rate)]
-        return max(readable, default=0.0)
+        rate = largest(self._optimizer)
+        return 0.0 if rate is None else rate
 
     def read(self) -> None:
         """Count a change of the rate."""

@@ -65,32 +65,30 @@ def replay(model: nn.Module, call: Call) -> Origin | None:
     origin = _of_inputs(call) or _of_weights(model)
     if origin is not None:
         return origin
-    device, on, dtype = call.autocast
-    with (
-        preserve(model),
-        torch.compiler.set_stance("force_eager"),
-        torch.enable_grad(),
-        _eager(model),
-        torch.autograd.set_detect_anomaly(True, check_nan=False),  # its NaN check would stop at masks
-        torch.autocast(device, dtype=dtype, enabled=on),
-    ):
-        random_states.restore(call.states)
+    anomaly = torch.autograd.set_detect_anomaly(True, check_nan=False)  # its NaN check would stop at masks
+    with _again(model, call), torch.enable_grad(), anomaly:
         return _run(model, call)
 
 
 def output(model: nn.Module, call: Call) -> Any:
     """Repeat a call of the model and return its output, without autograd and without side effects."""
     model = root(model)
+    with _again(model, call), torch.no_grad():
+        return model(*call.args, **call.kwargs)
+
+
+@contextlib.contextmanager
+def _again(model: nn.Module, call: Call) -> Iterator[None]:
+    """Let the model run as in the call, but eagerly, and restore all that it changes."""
     device, on, dtype = call.autocast
     with (
         preserve(model),
         torch.compiler.set_stance("force_eager"),
-        torch.no_grad(),
         _eager(model),
         torch.autocast(device, dtype=dtype, enabled=on),
     ):
         random_states.restore(call.states)
-        return model(*call.args, **call.kwargs)
+        yield
 
 
 def _run(model: nn.Module, call: Call) -> Origin | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,17 +34,33 @@ def blocks(saved: SavedRun, first: Sequence[str] = ()) -> list[Block]:
         first: names of tensors that stand before the others.
     """
     tables = saved.tables({kind: STATISTICS for kind in KINDS}, most=FEWER)
-    shown = []
-    ahead = set(first)
+    several = {kind: table for kind, table in tables.items() if len(table.steps) >= 2}
+    return choices(several, "distribution", _distribution, first)
+
+
+def choices(
+    tables: Mapping[str, Table],
+    what: str,
+    draw: Callable[[Table, int], Block | None],
+    first: Sequence[str] = (),
+) -> list[Block]:
+    """Return for each kind a choice of tensors, each with a plot.
+
+    Args:
+        tables: kind -> its table.
+        what: the plots, in a word.
+        draw: function from a table and a row to the plot of the tensor; ``None``: there is nothing to see.
+        first: names of tensors that stand before the others.
+    """
+    shown, ahead = [], set(first)
     for kind, title in KINDS.items():
-        table = tables[kind]
-        if len(table.steps) < 2:
+        if (table := tables.get(kind)) is None:
             continue
         rows = sorted(range(len(table.names)), key=lambda row: table.names[row] not in ahead)
-        plots = [plot for row in rows[:CHOICES] if (plot := _distribution(table, row)) is not None]
+        plots = [plot for row in rows[:CHOICES] if (plot := draw(table, row)) is not None]
         if plots:
             label = "Of" if len(rows) <= CHOICES else f"Of ({CHOICES} of {len(rows):,})"
-            shown.append(choice(f"{title}: distribution", label, plots, of_layers=True))
+            shown.append(choice(f"{title}: {what}", label, plots, of_layers=True))
     return shown
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from loopwise.sections import Block, choice, plot
+from loopwise.sections import Block, plot
 
 from ..read.saved_run import SavedRun
 from ..read.tables import Table
 from ..statistics.table import STATISTICS
-from .distributions import CHOICES, KINDS
+from .distributions import KINDS, choices
 from .layers import WHOLE
 
 FRAMES = 30
@@ -27,15 +27,7 @@ def blocks(saved: SavedRun, first: Sequence[str] = ()) -> list[Block]:
         first: names of tensors that stand before the others.
     """
     tables = saved.tables({kind: (*ENDS, *BINS) for kind in KINDS}, most=FRAMES)
-    shown, ahead = [], set(first)
-    for kind, title in KINDS.items():
-        table = tables[kind]
-        rows = sorted(range(len(table.names)), key=lambda row: table.names[row] not in ahead)
-        plots = [block for row in rows[:CHOICES] if (block := _histogram(table, row)) is not None]
-        if plots:
-            label = "Of" if len(rows) <= CHOICES else f"Of ({CHOICES} of {len(rows):,})"
-            shown.append(choice(f"{title}: histogram", label, plots, of_layers=True))
-    return shown
+    return choices(tables, "histogram", _histogram, first)
 
 
 def _histogram(table: Table, row: int) -> Block | None:

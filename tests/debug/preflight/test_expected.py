@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from preflight_kit import rules
 from torch import nn
 
 from loopwise.debug import preflight
@@ -11,10 +12,6 @@ from loopwise.errors import InputError
 
 F = nn.functional
 CROSS = nn.CrossEntropyLoss()
-
-
-def rules(report):
-    return {finding.rule for finding in report.findings}
 
 
 def texts(report):

@@ -5,20 +5,12 @@ import random
 
 import numpy as np
 import torch
+from preflight_kit import outcome, rules
 from torch import nn
 
 from loopwise.debug import preflight
 
 CROSS = nn.CrossEntropyLoss()
-
-
-def rules(report):
-    return {finding.rule for finding in report.findings}
-
-
-def outcome(report, name):
-    (found,) = [result for result in report.results if result.name == name]
-    return found
 
 
 def digits():

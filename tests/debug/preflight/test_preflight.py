@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from preflight_kit import outcome, rules
 from torch import nn
 
 from benchmarks.zoo import FAULTS, Job
@@ -13,15 +14,6 @@ from loopwise.errors import InputError
 
 F = nn.functional
 CROSS = nn.CrossEntropyLoss()
-
-
-def rules(report):
-    return {finding.rule for finding in report.findings}
-
-
-def outcome(report, name):
-    (found,) = [result for result in report.results if result.name == name]
-    return found
 
 
 def tried(model, *batch, loss=CROSS, lr=1e-2, **options):

@@ -2,16 +2,13 @@
 
 import pytest
 import torch
+from preflight_kit import rules
 from torch import nn
 
 from loopwise.debug import preflight
 
 F = nn.functional
 CROSS = nn.CrossEntropyLoss()
-
-
-def rules(report):
-    return {finding.rule for finding in report.findings}
 
 
 def tried(model, batch, loss=CROSS, lr=1e-2, **options):

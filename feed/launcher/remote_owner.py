@@ -7,16 +7,15 @@ ends all processes of the host.  Ray kills the children of an actor that ends, s
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import select
-import socket
-import struct
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from loopwise.programs.processes import exit_status, kill_marked
 
@@ -35,8 +34,6 @@ sys.exit(code)
 PERIOD = 0.5
 """Seconds for which ``read`` waits for output."""
 CHUNK = 1 << 16
-SIOCGIFADDR = 0x8915
-"""Request for the address of a network interface."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +132,5 @@ def inherited_environment() -> dict[str, str]:
 
 def interface(address: str) -> str:
     """Return the name of the network interface that has an address, ``lo`` if it cannot be told."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):
-                answer = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-                if socket.inet_ntoa(answer[20:24]) == address:
-                    return name
-    return "lo"
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, own in interfaces if address in [each.address for each in own]), "lo")

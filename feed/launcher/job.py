@@ -210,22 +210,25 @@ class Job:
         statuses = [one.status() for one in self._running if one.host.group is self.training]
         failed = [one for one in self._running if one.host.group is self.training and one.status()]
         if failed:
+            self._note_lost()  # training may have failed for want of them
             first = min(failed, key=lambda one: one.ended or 0.0)
             self._tell(f"{first.host} {_told(first.status() or 0)}")
             return first.status()
         return 0 if statuses and all(status == 0 for status in statuses) else None
 
+    def _note_lost(self) -> None:
+        """Tell of hosts of other groups that failed."""
+        for one in self._running:
+            if one.host.group is not self.training and one.status() and one.host not in self._lost_hosts:
+                self._lost_hosts.append(one.host)
+                self._tell(f"{one.host} {_told(one.status() or 0)}")
+
     def _lost(self) -> int | None:
-        """Return the status of a group without which training waits for ever; note single hosts that failed."""
+        """Return the status of a group without which training waits for ever."""
+        self._note_lost()
         for group in dict.fromkeys(one.host.group for one in self._running):
             members = [one for one in self._running if one.host.group is group]
-            if group is self.training:
-                continue
-            for one in members:
-                if one.status() and one.host not in self._lost_hosts:
-                    self._lost_hosts.append(one.host)
-                    self._tell(f"{one.host} {_told(one.status() or 0)}")
-            if any(one.status() is None for one in members):
+            if group is self.training or any(one.status() is None for one in members):
                 continue
             failed = [one for one in members if one.status()]
             if failed and time.monotonic() - max(one.ended or 0.0 for one in members) > PATIENCE:

@@ -29,7 +29,7 @@ if __name__ == "__main__":
         seen.append(int(batch))
         if set(seen) == {0, 1}:
             pathlib.Path("both").touch()
-        if loader.report()["workers_lost"] and seen[-20:] == [0] * 20:
+        if pathlib.Path("dead").exists() and loader.report()["workers_lost"] and seen[-20:] == [0] * 20:
             break
     print("one host loads for both", flush=True)
     os.kill(os.getpid(), 15)
@@ -39,6 +39,11 @@ if __name__ == "__main__":
 
 def arguments(pid):
     return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+
+
+def parent(pid):
+    """Return the parent of a process."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_training_gets_its_batches_from_the_hosts_that_load(tmp_path):
@@ -62,7 +67,12 @@ def test_training_gets_its_batches_from_the_hosts_that_load(tmp_path):
         ]
         assert len(raylets) == 3
         (second,) = [pid for pid, words in raylets.items() if "--node_ip_address=127.0.0.3" in words]
+        owner = parent(parent(second))  # of the host's program
         os.kill(second, signal.SIGKILL)
+        while Path(f"/proc/{owner}").exists():  # until the launcher has seen its end
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        (tmp_path / "dead").touch()
         out, err = job.communicate(timeout=PATIENCE)
     finally:
         kill(job)

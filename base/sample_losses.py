@@ -17,6 +17,9 @@ class Receiver(Protocol):
     def receive(self, batch: Any, losses: torch.Tensor | None) -> None:
         """Take the losses of a batch, shape (batch,); ``None``: the step has one loss for the whole batch."""
 
+    def receive_output(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Take the arguments of a forward pass of the model, and its output."""
+
 
 _steps: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[Any]] = weakref.WeakKeyDictionary()
 _receivers: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[Any]] = weakref.WeakKeyDictionary()
@@ -30,6 +33,11 @@ def announce(model: nn.Module, step: object) -> None:
 def announced(model: nn.Module) -> bool:
     """Return whether a step that gives its losses trains the model."""
     return bool(_steps.get(unwrap(model)))
+
+
+def receives(model: nn.Module) -> bool:
+    """Return whether somebody takes the losses of a model's training."""
+    return bool(_receivers.get(unwrap(model)))
 
 
 def subscribe(model: nn.Module, receiver: Receiver) -> None:
@@ -55,3 +63,16 @@ def give(model: nn.Module, batch: Any, losses: torch.Tensor | None) -> None:
     """
     for receiver in list(_receivers.get(unwrap(model), ())):
         receiver.receive(batch, losses)
+
+
+def give_output(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    """Pass a forward pass of a training step to all that subscribed, if the step cannot tell each sample's loss.
+
+    Args:
+        model: the model in training, or a part of it.
+        args: the arguments of the pass.
+        kwargs: those with names.
+        output: what it returned; with its autograd graph, the gradient that it gets is looked at as well.
+    """
+    for receiver in list(_receivers.get(unwrap(model), ())):
+        receiver.receive_output(args, kwargs, output)

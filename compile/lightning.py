@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from loopwise import sample_losses
 from loopwise.errors import InputError
 from loopwise.extras import required
 from loopwise.preserve import inside, restored
 from loopwise.torch_internals import is_compiled
 
 from .explain import Explanation
+from .losses import scalar_loss
 from .step import TrainStep
 from .torch_internals import is_compiled_function
 from .trainer_options import validate_passed_on
@@ -36,7 +38,8 @@ class CompilingCallback(pl.Callback):
     ``training_step`` calls is compiled.  Its calls of ``self.log`` and ``self.log_dict`` reach Lightning once a batch,
     after the computation.  Backward, accumulation, clipping and the update stay Lightning's, validation and test run
     as without the callback, and the module holds nothing of it between two steps: copies, checkpoints and pickles are
-    unchanged.
+    unchanged.  With a ``SiftingCallback`` the step also returns what the network returns, from which the losses of the
+    samples follow, and the first batch of a fit is trained on eagerly.
 
     Args:
         options: options of ``TrainStep``: ``precision``, ``autotune``, ``memory``, ``plan``, ``verify``, ``run``, ``resume``.
@@ -89,6 +92,14 @@ class CompilingCallback(pl.Callback):
         return None if self.step is None else self.step.explain()
 
 
+class _Step(TrainStep):
+    """Step whose loss for a whole batch tells nothing of its samples."""
+
+    def _give(self, batch: Any, losses: torch.Tensor) -> None:
+        if losses.ndim:
+            super()._give(batch, losses)
+
+
 class _CompiledTrainingStep:
     """``training_step`` of a module, computed by a ``TrainStep``.
 
@@ -107,10 +118,14 @@ class _CompiledTrainingStep:
         self._record: dict[str, Any] = {}
         self._clear()
         self._autocast = _autocast(trainer)
-        self.step = TrainStep(module, _loss(_function(module), self._record, self._autocast), **options)
+        self.step = _Step(module, _loss(_function(module), self._record, self._autocast), **options)
         self._replacements = {"training_step": self._run, **_collectors(self._record)}
         self._installed: Any = None
         self._prepared = False
+        self._networks: dict[nn.Module, Callable[..., Any]] = {}
+        """Parts of the module whose outputs a sifting loader needs -> their forward passes, which record them."""
+        self._asked = self._looked = False
+        """In this fit, the networks are known; a batch was trained on eagerly for them."""
 
     def fits(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
         """Return whether this object can serve another fit."""
@@ -120,6 +135,9 @@ class _CompiledTrainingStep:
         """Let the trainer's strategy call the compiled step."""
         self.uninstall()
         self._trainer, strategy = trainer, trainer.strategy
+        self._asked = self._looked = False
+        for part in self._module.modules():
+            sample_losses.announce(part, self.step)
         self._loggers: list[Any] = [_Logger(logger) for logger in trainer.loggers]
         original = strategy.training_step
         if strategy.model is not self._module:  # as Lightning leaves it after the first step under a wrapper
@@ -159,17 +177,39 @@ class _CompiledTrainingStep:
         """Return the output of ``training_step``, computed by the plan."""
         self._record["rest"] = rest
         with self._context():
-            loss = self.step.forward(batch)
+            loss = self._look(batch) if self._networks and not self._looked else self.step.forward(batch)
         self._prepared = True
+        for network, args, kwargs, output in self._record["passes"]:
+            sample_losses.give_output(network, args, kwargs, output)
         if self._record["skipped"]:
             return None
         extra = self._record["extra"]
         return loss if extra is None else {"loss": loss, **extra}
 
+    def _look(self, batch: Any) -> torch.Tensor:
+        """Return the loss of the eager step, which shows the gradient that its backward pass gives the networks."""
+        self._looked = True
+        self.step.prepare(batch)
+        with contextlib.ExitStack() as stack:
+            for network in self._networks:
+                stack.enter_context(_replaced(network, {"forward": _shown(network)}))
+            loss = scalar_loss(self.step.spec.eager(batch))
+        self._record["passes"] = []  # they were shown
+        return loss
+
     @contextlib.contextmanager
     def _in_place(self) -> Iterator[None]:
         """Put the compiled step into the module and silent loggers into the trainer; restore both on leaving."""
-        with _replaced(self._module, self._replacements), restored("loggers", [self._trainer]):
+        if not self._asked:  # a sifting loader subscribed when it yielded the batch
+            self._asked = True
+            found = [part for part in self._module.modules() if sample_losses.receives(part)]
+            new = {part: _recorded(part, self._record) for part in found if part not in self._networks}
+            self._networks |= new
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_replaced(self._module, self._replacements))
+            for network, forward in self._networks.items():
+                stack.enter_context(_replaced(network, {"forward": forward}))
+            stack.enter_context(restored("loggers", [self._trainer]))
             self._trainer.loggers = self._loggers
             yield
 
@@ -180,7 +220,7 @@ class _CompiledTrainingStep:
         return torch.autocast(self._autocast[0], enabled=False)
 
     def _clear(self) -> None:
-        self._record.update(rest=(), logged=[], extra=None, skipped=False)
+        self._record.update(rest=(), logged=[], passes=[], extra=None, skipped=False)
 
 
 def _loss(
@@ -189,7 +229,7 @@ def _loss(
     """Return a loss of (model, batch) that calls ``training_step`` and records what it returns beside the loss."""
 
     def loss(model: nn.Module, batch: Any) -> torch.Tensor:
-        record["logged"], record["extra"], record["skipped"] = [], None, False
+        record["logged"], record["passes"], record["extra"], record["skipped"] = [], [], None, False
         if autocast is None:
             output = function(model, batch, *record["rest"])
         else:
@@ -218,10 +258,34 @@ def _collectors(record: dict[str, Any]) -> dict[str, Callable[..., None]]:
     return {"log": log, "log_dict": log_dict}
 
 
+def _recorded(network: nn.Module, record: dict[str, Any]) -> Callable[..., Any]:
+    """Return the forward pass of a network that records its arguments and its output, apart from autograd's graph."""
+    original = network.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        record["passes"].append((network, _detached(args), _detached(kwargs), _detached(output)))
+        return output
+
+    return forward
+
+
+def _shown(network: nn.Module) -> Callable[..., Any]:
+    """Return the forward pass of a network that gives its output to the loaders which take it."""
+    original = network.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        sample_losses.give_output(network, args, kwargs, output)
+        return output
+
+    return forward
+
+
 def _detached(value: Any) -> Any:
     """Return a value with its tensors, also those in dicts, lists and tuples, apart from the graph of autograd."""
     if isinstance(value, torch.Tensor):
-        return value.detach()
+        return value.detach() if value.requires_grad else value
     if type(value) is dict:
         return {name: _detached(entry) for name, entry in value.items()}
     if type(value) in (list, tuple):

@@ -195,7 +195,8 @@ class SiftingCallback(Callback):
         model = self.model(module)
         if self._recorder is not None or isinstance(self.loss, str):
             loader = SiftingDataLoader(plain, model, None, **options)
-            recorders = {id(vars(part)["recorder"]) for part in module.modules() if "recorder" in vars(part)}
+            recording = [part for part in module.modules() if "recorder" in vars(part)]
+            recorders = {id(vars(part)["recorder"]) for part in recording}
             if len(recorders) > 1:
                 raise InputError(
                     f"{len(recorders)} criteria that record losses",
@@ -205,6 +206,8 @@ class SiftingCallback(Callback):
                 )
             if self._recorder is not None:
                 loader.record_by(self._recorder)
+                for part in recording:
+                    self._recorder.follow(part)
             return loader
         loss = _criterion(module) if self.loss is None else self.loss
         if options.get("score_every", "auto") == "auto":

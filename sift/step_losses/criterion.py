@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from loopwise import batch as batches
-from loopwise import validate
+from loopwise import sample_losses, validate
 from loopwise.errors import InputError
-from loopwise.preserve import preserve
+from loopwise.preserve import inside, preserve
 
 from ..loss_history import LossHistory
 from .checksums import Fingerprint, rows
@@ -64,6 +64,14 @@ class Recorder:
         self._repeats = False
         self.expected = self.recorded = 0
         self.compiled = False
+        self._module: weakref.ref[nn.Module] | None = None
+        self._gives = False
+        """A compiled training step gives the arguments of the criterion's calls."""
+
+    def follow(self, module: nn.Module) -> None:
+        """Let a compiled training step give the calls of a module, which ``recording`` returned, if one trains it."""
+        self._module = weakref.ref(module)
+        sample_losses.subscribe(module, self)
 
     def recording(self) -> Callable[..., Any]:
         """Return the criterion in a form that records: of a subclass of its class, or a function."""
@@ -82,10 +90,20 @@ class Recorder:
         return recording
 
     def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Record the losses of a call with these arguments."""
+        """Record the losses of a call with these arguments, if it is a training step's."""
+        if self._gives:
+            return
         if torch.compiler.is_compiling():
             self.compiled = True
-        elif torch.is_grad_enabled():
+        elif not inside():
+            self.receive_output(args, kwargs, None)
+
+    def receive(self, batch: Any, losses: torch.Tensor | None) -> None:
+        """Leave the losses of a step alone, whose criterion is another one."""
+
+    def receive_output(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Record the losses of a call of a training step."""
+        if torch.is_grad_enabled():
             given = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.Tensor)]
             if self._last_output is not None and self._last_output() is _output(args, kwargs):
                 self._validate_order(given)
@@ -95,6 +113,8 @@ class Recorder:
     def expect(self, indices: torch.Tensor, batch: Any) -> None:
         """Wait for the losses of a batch of the samples ``indices``."""
         self.expected += 1
+        module = self._module() if self._module is not None else None
+        self._gives = module is not None and sample_losses.announced(module)
         tensors = rows(batch, len(indices))
         candidates: _Candidates = {}
         for number, tensor in enumerate(tensors):

@@ -63,8 +63,8 @@ class StepLosses:
     before that of the batch.  After the first batches, a forward pass of the very tensors that were yielded is recognised
     without checksums.
 
-    A compiled training step calls no hook, and gives its losses itself (``receive``).  Its model gets no hook, which
-    would have the step captured again.
+    A compiled training step calls no hook, and gives its losses itself (``receive``), or the outputs of its forward
+    passes (``receive_output``).  Its model gets no hook, which would have the step captured again.
 
     Attributes:
         expected: number of batches that were yielded.
@@ -95,7 +95,7 @@ class StepLosses:
     _identical: bool = False
     """The latest forward pass received the very tensors that were yielded."""
     _gives: bool = False
-    """A compiled training step has given losses."""
+    """A compiled training step has given losses or outputs."""
     _pending: deque[_Batch] = field(default_factory=lambda: deque(maxlen=AHEAD))
     _deferred: list[_Deferred] = field(default_factory=list)
     _handle: RemovableHandle | None = None
@@ -179,6 +179,12 @@ class StepLosses:
         if self._pending and self._active:
             self._gives = True
             self._match((batch,), lambda waiting: self._given(waiting, losses))
+
+    def receive_output(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Take a forward pass that a compiled training step has made; its output may be detached."""
+        if self._pending and self._active:
+            self._gives = True
+            self._match((*args, *kwargs.values()), lambda batch: self._losses(batch, output), output)
 
     def _match(self, given: tuple[Any, ...], losses: _LossesOf, output: Any = None) -> None:
         """Find the batch that a forward pass received, and add its losses."""

@@ -22,6 +22,7 @@ from loopwise.extras import required
 from loopwise.run import Run, is_local, location, write_file
 from loopwise.sections import table
 
+from .bundle import TYPES, drawn_types, plotly
 from .facts import QUIET, Facts, facts, moment
 from .sections import SEVERITIES, Section, collect
 
@@ -31,7 +32,7 @@ NAME = "report.html"
 COMPARISON = "comparison"
 """Id of the section that compares runs."""
 STYLES = ("page.css", "plots.css", "narrow.css")
-SCRIPTS = ("plots.js", "layers.js", "runs.js", "controls.js", "cursor.js", "page.js", "live.js")
+SCRIPTS = ("maps.js", "plots.js", "layers.js", "runs.js", "controls.js", "cursor.js", "page.js", "live.js")
 """Scripts of the page in their order: each uses those before it."""
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; connect-src 'self'"
 """Content security policy of the page."""
@@ -108,12 +109,15 @@ def html(state: Mapping[str, Any], live: bool = False) -> str:
     environment = _environment()
     blocks = [state["head"], *(block for section in state["sections"] for block in section["blocks"])]
     plots = {key: figure for block in blocks for key, figure in block["plots"].items()}
+    drawn = sorted(TYPES | drawn_types(plots.values()))
     return str(
         environment.get_template("page.html").render(
             state=state,
             policy=POLICY,
-            plots=embedded({"plots": plots, "live": live, "etag": state["etag"], "run": state["run"]}),
-            plotly="" if state["run"]["list"] else _plotly(),
+            plots=embedded(
+                {"plots": plots, "types": drawn, "live": live, "etag": state["etag"], "run": state["run"]}
+            ),
+            plotly="" if state["run"]["list"] else plotly(drawn),
             css="\n".join((FOLDER / name).read_text() for name in STYLES),
             scripts=[(FOLDER / name).read_text() for name in SCRIPTS],
         )
@@ -317,12 +321,6 @@ def _environment() -> Any:
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"cell": cell, "sentence": sentence, "grouped": grouped}
     return environment
-
-
-def _plotly() -> str:
-    with required("plotly", "report", "the page of a run"):
-        from plotly.offline.offline import get_plotlyjs
-    return str(get_plotlyjs())
 
 
 def grouped(names: Iterable[str]) -> list[tuple[str, list[str]]]:

@@ -109,8 +109,7 @@ async function picture(box) {
   Object.assign(layout, { title, paper_bgcolor: color("card"), margin: { ...layout.margin, t: space } });
   const size = { format: "png", width: Math.max(box.clientWidth, 640), height: box.clientHeight + space, scale: 2 };
   const url = await Plotly.toImage({ data: traces, layout, config: CONFIG }, size);
-  const bytes = Uint8Array.from(atob(url.split(",")[1]), (letter) => letter.charCodeAt(0));
-  save(new Blob([bytes], { type: "image/png" }), `${fileName(box)}.png`);
+  save(new Blob([bytesOf(url.split(",")[1])], { type: "image/png" }), `${fileName(box)}.png`);
 }
 
 function csvCell(value) {

@@ -91,11 +91,12 @@ function outline(box) {
   Plotly.relayout(box, { shapes: laidOut(figure, box, {}).shapes });
 }
 
-// Draw the numbers that the heat maps have of a layer as curves.
-function curves(list, layer) {
-  const box = list.querySelector(".plot");
+// Return the numbers that the heat maps have of a layer, as curves.
+function curvesOf(layer) {
   const traces = [];
-  for (const { data: [map] } of figures.values()) {
+  for (const figure of figures.values()) {
+    if ("of" in figure) continue; // curves
+    const [map] = figure.data;
     if (!map?.meta?.of || map.meta.scale !== "log") continue;
     const x = numbers(map.x);
     map.y.forEach((name, row) => {
@@ -106,10 +107,17 @@ function curves(list, layer) {
       traces.push({ type: "scatter", mode, marker: { size: 4 }, name: own ? `${map.meta.of}, ${own}` : map.meta.of, x, y });
     });
   }
+  return traces;
+}
+
+// Draw the curves of a layer.  They are made when somebody looks at them: heat maps of 200 layers take long to decode.
+function curves(list, layer) {
+  const box = list.querySelector(".plot");
   const key = box.dataset.plot;
   const layout = { showlegend: true, xaxis: { title: { text: "step" } }, yaxis: { type: "log" } };
   if (!switches.has(key)) switches.set(key, { log: true });
-  figures.set(key, { data: traces, layout, describe: "" });
+  let traces = null;
+  figures.set(key, { of: layer, layout, describe: "", get data() { return (traces ??= curvesOf(layer)); } });
   list.querySelector("[data-selected]").textContent = layer;
   box.setAttribute("aria-label", `Curves of ${layer}. Root mean squares and spreads of the selected layer over steps`);
   pressed(list);

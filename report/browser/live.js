@@ -11,7 +11,7 @@ function replace(element, block) {
     return;
   }
   element.dataset.hash = block.hash;
-  const place = [...element.querySelectorAll(FOCUSABLE)].indexOf(document.activeElement);
+  const focused = [...element.querySelectorAll(FOCUSABLE)].indexOf(document.activeElement);
   const { scrollTop = 0, scrollLeft = 0 } = element.querySelector(".scroll, .list, ul") ?? {};
   const chosen = element.querySelector("select")?.value;
   const searched = element.querySelector("input[type=search]")?.value;
@@ -33,7 +33,7 @@ function replace(element, block) {
   adopt(element);
   if (searched) search(Object.assign(element.querySelector("input[type=search]"), { value: searched }));
   Object.assign(element.querySelector(".scroll, .list, ul") ?? {}, { scrollTop, scrollLeft });
-  if (place >= 0) element.querySelectorAll(FOCUSABLE)[place]?.focus({ preventScroll: true });
+  if (focused >= 0) element.querySelectorAll(FOCUSABLE)[focused]?.focus({ preventScroll: true });
 }
 
 function fill(section, blocks) {
@@ -54,7 +54,30 @@ function fill(section, blocks) {
   }
 }
 
+// Return a function that scrolls until the blocks that the reader looks at are where they are now.
+function place() {
+  const root = document.documentElement;
+  if (!scrollY) return () => {};
+  const top = (block) => block.getBoundingClientRect().top;
+  const below = [...document.querySelectorAll(".block")].filter((block) => block.getBoundingClientRect().bottom > innerHeight / 6);
+  const tops = new Map(below.map((block) => [block, top(block)]));
+  root.style.overflowAnchor = "none"; // a browser's own way loses its place if what it holds on to is replaced
+  return () => {
+    const block = below.find((block) => block.isConnected && block.clientHeight);
+    if (block) scrollBy({ top: top(block) - tops.get(block), behavior: "instant" });
+    requestAnimationFrame(() => setTimeout(() => root.style.removeProperty("overflow-anchor")));
+  };
+}
+
+// Return whether a state has a type of trace that this page's part of Plotly cannot draw.
+function beyond(state) {
+  const plots = state.sections.flatMap(({ blocks }) => blocks.flatMap((block) => Object.values(block.plots)));
+  return plots.some((figure) => figure.data.some(({ type }) => !data.types.includes(type ?? "scatter")));
+}
+
 function update(state) {
+  if (beyond(state)) return location.reload();
+  const back = place();
   replace(document.getElementById("head"), state.head);
   replace(document.getElementById("nav"), state.nav);
   const main = document.getElementById("main");
@@ -76,6 +99,7 @@ function update(state) {
   for (const section of main.querySelectorAll("section")) if (!ids.has(section.id)) section.remove();
   data.run = state.run;
   data.etag = state.etag;
+  back();
   mark();
 }
 

@@ -21,12 +21,19 @@ function translucent(rgb, alpha) {
 const ARRAYS = { f4: Float32Array, f8: Float64Array, i4: Int32Array };
 const decoded = new WeakMap();
 
+function bytesOf(base64) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
+  const letters = atob(base64);
+  const bytes = new Uint8Array(letters.length);
+  for (let place = 0; place < letters.length; place++) bytes[place] = letters.charCodeAt(place);
+  return bytes;
+}
+
 // Return the numbers of an array in Plotly's form; those of a matrix one row after the other.
 function numbers(array) {
   if (!array?.bdata) return array ?? [];
   if (!decoded.has(array)) {
-    const bytes = Uint8Array.from(atob(array.bdata), (letter) => letter.charCodeAt(0));
-    decoded.set(array, new ARRAYS[array.dtype](bytes.buffer));
+    decoded.set(array, new ARRAYS[array.dtype](bytesOf(array.bdata).buffer));
   }
   return decoded.get(array);
 }
@@ -84,31 +91,6 @@ function styled(trace, number, figure, chosen) {
   return result;
 }
 
-function shortened(text, length) {
-  return text.length <= length ? text : `…${text.slice(1 - length)}`;
-}
-
-// Return the labels of a heat map's rows that have room, of the rows between two places.
-function labels(names, height, width, from = -0.5, to = names.length - 0.5) {
-  const first = Math.max(0, Math.ceil(Math.min(from, to)));
-  const last = Math.min(names.length - 1, Math.floor(Math.max(from, to)));
-  const every = Math.max(1, Math.ceil(((last - first + 1) * 15) / Math.max(height, 15)));
-  const shown = [];
-  for (let row = first; row <= last; row += every) shown.push(row);
-  const length = width < 480 ? 12 : 24;
-  return {
-    tickmode: "array",
-    tickvals: shown.map((row) => names[row]),
-    ticktext: shown.map((row) => shortened(names[row], length)),
-    ticklabelstandoff: 4,
-  };
-}
-
-function rowsOf(figure) {
-  const trace = figure.data[0];
-  return trace?.type === "heatmap" && Array.isArray(trace.y) ? trace.y : null;
-}
-
 function axis(settings, narrow) {
   const lines = { gridcolor: color("line"), zerolinecolor: color("line"), linecolor: color("line") };
   const standoff = 5; // the first label of the steps is not to touch the lowest one of the values
@@ -145,7 +127,11 @@ function laidOut(figure, box, chosen) {
   }
   if (result.yaxis.type === "log") Object.assign(result.yaxis, { dtick: undefined, exponentformat: "power" });
   const rows = rowsOf(figure);
-  if (rows) Object.assign(result.yaxis, labels(rows, box.clientHeight - 60, box.clientWidth));
+  if (rows) {
+    Object.assign(result.yaxis, labels(rows, box.clientHeight - 60, box.clientWidth), { automargin: false });
+    const font = `${result.font.size}px ${result.font.family}`;
+    result.margin = { ...result.margin, l: labelWidth(rows, box.clientWidth, font) + 12 };
+  }
   result.shapes = (layout.shapes ?? []).map((shape) => ({
     ...shape,
     line: { width: 1, dash: "dot", ...shape.line, color: color(shape.line?.color ?? "muted") },
@@ -169,6 +155,7 @@ function draw(box) {
   const figure = figures.get(box.dataset.plot);
   if (!figure) return;
   Plotly.react(box, ...parts(box), CONFIG);
+  paintMaps(box);
   box.dataset.drawn = box.dataset.plot;
   if (!box.begun) begin(box);
 }

@@ -76,7 +76,7 @@ class CompilingTrainerMixin:
         def planned(**batch: Any) -> dict[str, torch.Tensor]:
             device = step.spec.device
             numbers = {k: torch.as_tensor(v, device=device) for k, v in batch.items() if isinstance(v, int)}
-            return {"loss": step.forward(batch | numbers)}
+            return _LossAlone(loss=step.forward(batch | numbers))
 
         return trainer.compute_loss(planned, inputs, **rest)  # it scales the loss as it always does
 
@@ -92,6 +92,30 @@ class CompilingTrainerMixin:
     def explain(self) -> Explanation | None:
         """Return the explanation of the plan; ``None`` before the first batch."""
         return None if self.compile_step is None else self.compile_step.explain()
+
+
+class _MissingOutput(InputError, AttributeError, KeyError):
+    """Error for an output that a compiled loss does not return; ``hasattr`` and ``get`` see that it is missing."""
+
+
+class _LossAlone(dict[str, torch.Tensor]):
+    """What the model returns in a compiled step: the loss, as an item or as an attribute."""
+
+    def __missing__(self, name: Any) -> Any:
+        if name == 0:  # outputs[0], as of the tuple that a model returns
+            return self["loss"]
+        raise _MissingOutput(
+            f"outputs[{name!r}] in compute_loss",
+            "outputs.loss, the one that the compiled loss returns",
+            "the Trainer computes its loss or its metrics from other outputs of the model, as TRL's trainers do",
+            "train with compile=False, and compile the model's blocks: optimize(block) for each; "
+            "or override compile_loss with that loss, and return it from compute_loss",
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self[name]
 
 
 def validate_options(compile: Any) -> None:

@@ -87,6 +87,43 @@ def test_the_compiling_trainer_refuses_losses_it_cannot_see(tmp_path):
         CompilingTrainer(bert(), settings, train_dataset=SENTENCES, compile={})
 
 
+class Penalized(Trainer):
+    """Trainer that computes its loss from the model's."""
+
+    def compute_loss(self, model, inputs, **_):
+        outputs = model(**inputs)
+        assert getattr(outputs, "aux_loss", None) is None
+        assert not hasattr(outputs, "aux_loss")
+        assert outputs.get("logits") is None
+        assert "logits" not in outputs
+        assert outputs[0] is outputs["loss"] is outputs.loss
+        return outputs.loss * 2
+
+
+class FromLogits(Trainer):
+    """Trainer that computes its loss from the model's logits, as TRL's trainers do."""
+
+    def compute_loss(self, model, inputs, **_):
+        return nn.functional.cross_entropy(model(**inputs).logits, inputs["labels"])
+
+
+def test_a_trainer_that_needs_other_outputs_than_the_loss_is_told_so(tmp_path):
+    class First(CompilingTrainerMixin, Penalized):
+        pass
+
+    class Second(CompilingTrainerMixin, FromLogits):
+        pass
+
+    def train(kind):
+        options = {"train_dataset": SENTENCES, "compile": {"plan": Plan()}}
+        return kind(bert(), arguments(tmp_path), **options).train().training_loss
+
+    plain = Trainer(bert(), arguments(tmp_path), train_dataset=SENTENCES).train().training_loss
+    assert train(First) == pytest.approx(2 * plain, rel=0.2)
+    with pytest.raises(InputError, match=r"seen: outputs\['logits'\] in compute_loss"):
+        train(Second)
+
+
 @pytest.mark.parametrize(
     ("options", "seen", "fix"),
     [

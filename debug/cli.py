@@ -128,12 +128,14 @@ def verify(run: str) -> None:
 @command.command()
 @click.argument("run")
 @click.option("--rule", "rules", multiple=True, help="Apply only this rule; may be repeated.")
-def findings(run: str, rules: tuple[str, ...]) -> None:
+@click.option("--like", help="Compare RUN with this earlier, healthy run.")
+def findings(run: str, rules: tuple[str, ...], like: str | None) -> None:
     """Apply rules to RUN, and list their findings and others of its training.  Exit status 1 if one is critical."""
     saved = open_run(run)
-    listed = saved.judge(rules or True)
+    listed = saved.judge(rules or True, like=like)
     if not rules:
         applied = {name for name, rule in RULES.items() if rule.source == "saved step"}
+        applied -= set() if like else {"unlike_healthy_run"}
         listed += [finding for finding in saved.findings() if finding.rule not in applied]
         listed.sort(key=lambda finding: finding.step)
     heads = ("step", "severity", "rule", "what", "advice")

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from loopwise import validate
 from loopwise.errors import InputError
-from loopwise.ranks import world_size
+from loopwise.ranks import rank, world_size
 from loopwise.run import Run
 from loopwise.schedule import at, between, every
 
@@ -27,6 +27,7 @@ from .model import names
 from .model.vocabulary import Save, check_save
 from .profiler import Profile
 from .rules import SEVERITIES
+from .rules.healthy_run import NAME, HealthyRun, existing, opened
 from .rules.thresholds import Rules, Selection, select
 
 SAVE = at((1, 2, 5, 10, 20, 50)) | (between(100, 1000) & every(100)) | every(500)
@@ -48,6 +49,7 @@ class WatchOptions:
     save: Save | None = None
     collections: Iterable[str | Collection] = ("losses", "metrics", "health")
     rules: Rules = "auto"
+    like: str | os.PathLike[str] | Run | None = None
     on_finding: Tell | Sequence[Tell] | None = None
     loggers: Iterable[Logger] = ()
     stop_on: str | None = None
@@ -68,6 +70,8 @@ class WatchOptions:
         put("collections", _collections(self.collections))
         if not isinstance(self.rules, (bool, str, Mapping)) and isinstance(self.rules, Iterable):
             put("rules", tuple(self.rules))
+        if self.like is not None:
+            existing(self.like)
         put("on_finding", _functions(self.on_finding))
         put("loggers", validated(self.loggers))
         validate.one_of(
@@ -114,7 +118,16 @@ class WatchOptions:
         health = any(isinstance(c, Collection) and c.name == "health" for c in self.collections)
         sources = ["saved step", "ranks"] if self.rules != "auto" or health else []
         sources += ["NaN trap"] * self.trap + ["profile"] * (self.profile is not False)
-        return select(self.rules, *sources)
+        selected = select(self.rules, *sources)
+        return selected if self.like is None else {NAME: {}} | selected
+
+    def healthy_run(self, run: str | os.PathLike[str] | Run) -> HealthyRun | None:
+        """Return the run that ``run`` is compared with; ``None`` if there is none.
+
+        Raises:
+            InputError: ``like`` is ``run``, or nothing is saved in it.
+        """
+        return None if self.like is None else opened(self.like, run, rank())
 
     def for_capture(
         self, models: Mapping[str, nn.Module], optimizers: dict[str, Optimizer], scaler: Any, sharded: bool

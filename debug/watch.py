@@ -41,6 +41,7 @@ from .options import WatchOptions
 from .profiler import Profile, Profiler
 from .reporting import Reports
 from .rules import Finding, at_least
+from .rules.healthy_run import HealthyRun
 from .rules.saved_steps import SavedStepRules
 from .rules.thresholds import Rules, Selection, of_source
 from .store.index import last_counters
@@ -72,6 +73,8 @@ class Watch:
         collections: names of built-in collections, and ``Collection`` objects.
         rules: ``"auto"``: all rules if ``health`` is saved, else those of the trap and the profile; ``True``: all;
             ``False``: none; names of rules; or thresholds by name (see `RULES`).
+        like: folder or URL of an earlier, healthy run; the rule `unlike_healthy_run` compares what both save of the same
+            training steps, whatever ``rules`` selects.
         on_finding: function, or several, that ``step`` calls on the training thread with each new `Finding` (another
             thread calls them if training stalls); ``loopwise.debug.alerts.destinations`` has such functions; default:
             findings are logged under ``loopwise.debug``.
@@ -112,6 +115,7 @@ class Watch:
         save: Save | None = None,
         collections: Iterable[str | Collection] = ("losses", "metrics", "health"),
         rules: Rules = "auto",
+        like: str | os.PathLike[str] | Run | None = None,
         on_finding: Tell | Sequence[Tell] | None = None,
         loggers: Iterable[Logger] = (),
         stop_on: str | None = None,
@@ -130,6 +134,7 @@ class Watch:
             save=save,
             collections=collections,
             rules=rules,
+            like=like,
             on_finding=on_finding,
             loggers=loggers,
             stop_on=stop_on,
@@ -142,27 +147,29 @@ class Watch:
         )
         sharded = any(is_sharded(m) for m in models.values())
         self._what = self._options.for_capture(models, optimizers, scaler, sharded)
+        healthy = self._options.healthy_run(run)
         with Delayed():
             handle = as_run(run, "debug", resume)
             assert handle is not None
             self.run, self._ending = handle.run, Ending(handle)
             try:
-                self._start(is_main() or (sharded and not gather), sharded)
+                self._start(is_main() or (sharded and not gather), sharded, healthy)
             except BaseException as error:
                 self._ending.cancel(error)
                 raise
         self._finalizer = weakref.finalize(self, self._ending.dropped)
         self._finalizer.atexit = False
 
-    def _start(self, writes: bool, sharded: bool) -> None:
+    def _start(self, writes: bool, sharded: bool, healthy: HealthyRun | None) -> None:
         """Start the threads and register the hooks.
 
         Args:
             writes: true if this rank saves steps.
             sharded: true if a model is in shards.
+            healthy: the run that the training is compared with.
         """
         selected, on_backlog = self._options.selected_rules(), self._options.on_backlog
-        rules = SavedStepRules(selected) if of_source(selected, "saved step") else None
+        rules = SavedStepRules(selected, healthy) if of_source(selected, "saved step") else None
         pinned = names.device(self._what.models).type == "cuda"
         self.counts: Counter[str] = Counter()
         loggers = Deliveries(self._options.loggers if is_main() else ())

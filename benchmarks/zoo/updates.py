@@ -165,3 +165,15 @@ def targets_in_thousands(job: Job) -> None:
 @fault("mlp", "over_regularization", also=("weight_update_ratio", *LOST))
 def weight_decay_of_thirty(job: Job) -> None:
     job.optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=2e-3, weight_decay=30.0)
+
+
+@fault("cnn", "constant_input", also=LOST)
+def channel_that_was_overwritten(job: Job) -> None:
+    batch, layers = job.batch, list(job.model)
+    job.model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *layers[2:])
+
+    def of_three(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x, y = batch(step)
+        return torch.stack([x, torch.full_like(x, -0.5), x.flip(1)], 1), y
+
+    job.batch = of_three

@@ -145,6 +145,8 @@ class Health:
             self._note_losses(scalars)
             if targets := self._outputs.targets():
                 self._facts["targets"] = targets
+            if constant := self._outputs.constant.facts():
+                self._facts["constant_inputs"] = constant
             if decays := self._decays():
                 self._facts["decays"] = decays
             if rates := self.rates.facts():

@@ -41,7 +41,14 @@ STILL = 0.005
 """Share of the fall below which a loss hardly moved."""
 RATE = 1e-3
 """Learning rate of Adam if no optimizer is passed."""
-OFF = {"repeated_batch", "loss_not_decreasing", "loss_spike", "shuffled_targets", "stalled_training"}
+OFF = {
+    "repeated_batch",
+    "constant_input",
+    "loss_not_decreasing",
+    "loss_spike",
+    "shuffled_targets",
+    "stalled_training",
+}
 """Rules that preflight leaves out: one repeated batch triggers them, or they concern whole runs."""
 
 

@@ -15,6 +15,7 @@ from loopwise.run import Run, read
 
 from ..model.vocabulary import pattern
 from ..rules import Finding
+from ..rules.healthy_run import opened
 from ..rules.saved_steps import SavedStepRules
 from ..rules.thresholds import Rules, select
 from ..store.blocks import Blocks
@@ -242,18 +243,26 @@ class SavedRun(TensorReader):
         """Return the findings recorded during training, and the number of lost ones."""
         return read(self.path, "debug", "findings", Finding.of)
 
-    def judge(self, rules: Rules = True, *, rank: int | None = None) -> list[Finding]:
+    def judge(
+        self,
+        rules: Rules = True,
+        *,
+        rank: int | None = None,
+        like: str | os.PathLike[str] | Run | None = None,
+    ) -> list[Finding]:
         """Apply rules to the saved steps; without a resume the findings are the same as during training.
 
         Args:
             rules: ``True`` for all rules of saved steps, names of rules, or thresholds by name (see `RULES`).
             rank: rank whose steps are read; default: the lowest one that has a step.
+            like: folder or URL of a healthy run that this one is compared with, by the rule `unlike_healthy_run`.
 
         Raises:
-            InputError: there is no such rule, threshold or rank.
+            InputError: there is no such rule, threshold or rank, or ``like`` is no run that can be compared.
             StateError: bytes of a step are lost, or a rule failed.
         """
-        applied, findings = SavedStepRules(select(rules, "saved step")), []
+        healthy = None if like is None else opened(like, self._run, rank or 0)
+        applied, findings = SavedStepRules(select(rules, "saved step"), healthy), []
         for step in self.steps():
             block = self._query.blocks(step, None, rank)[0]
             with fix_of_errors("`loopwise debug verify` lists the damaged steps"):

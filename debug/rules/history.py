@@ -9,7 +9,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from ..store.columns import Columns as Columns
 from ..store.columns import Floats as Floats
 from ..store.layout import Layout, Read
 from .finding import Observation, Observations, Points
+
+if TYPE_CHECKING:
+    from .healthy_run import HealthyRun
 
 Mask = NDArray[np.bool_]
 WINDOW = 20
@@ -135,13 +138,15 @@ class History:
         classes: number of classes of the losses that are cross-entropies, by name.
         samples: number of samples of the last training steps; ``None`` where it is not known.
         times: number and end of the last training steps, in seconds since the epoch.
+        healthy: the run that this one is compared with, if any.
     """
 
     now: Step
     first: Step
     sampled: bool = False
 
-    def __init__(self) -> None:
+    def __init__(self, healthy: HealthyRun | None = None) -> None:
+        self.healthy = healthy
         self._steps: dict[str, deque[Step]] = {}
         self._scalars: dict[tuple[str, str], tuple[array[int], array[float], str]] = {}
         self._types: dict[str, str] = {}

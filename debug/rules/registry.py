@@ -27,6 +27,7 @@ MODULES = (
         "softmax_axis",
         "target_scale",
         "input_not_normalized",
+        "constant_input",
         "repeated_batch",
         "poor_weight_initialization",
     ),
@@ -40,6 +41,7 @@ MODULES = (
     ),
     # the course of the training
     *("loss_not_decreasing", "loss_spike", "overfit", "overtraining", "shuffled_targets", "stalled_training"),
+    "unlike_healthy_run",
     # tensors that users save by hand
     *("class_imbalance", "confusion", "token_ratio", "tensor_variance", "tree_depth", "feature_importance"),
     # other sources than saved steps

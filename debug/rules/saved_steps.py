@@ -7,6 +7,7 @@ from typing import Any
 from ..store.layout import Layout, Read
 from .engine import Engine
 from .finding import Finding
+from .healthy_run import NAME, HealthyRun
 from .history import History, Step
 from .thresholds import Selection
 
@@ -16,11 +17,14 @@ class SavedStepRules:
 
     Args:
         rules: the selected rules; those of other sources are ignored.
+        healthy: the run that the training is compared with; selects the rule that compares.
     """
 
-    def __init__(self, rules: Selection) -> None:
-        self._engine = Engine(rules, "saved step")
-        self._history = History()
+    def __init__(self, rules: Selection, healthy: HealthyRun | None = None) -> None:
+        others = {name: thresholds for name, thresholds in rules.items() if name != NAME}
+        selected = others if healthy is None else others | {NAME: rules.get(NAME, {})}
+        self._engine = Engine(selected, "saved step")
+        self._history = History(healthy)
         self.failures = self._engine.failures
         """Messages about rules that were switched off; the caller empties the list."""
 

@@ -17,6 +17,7 @@ from ..hooks.guards import is_observable
 from ..hooks.tensors import on_gradient
 from ..model import names
 from ..model.tensors import tensors
+from .constant_inputs import ConstantInputs
 
 HEADS = ("spread", "varied", "scale", "over_batch", "target", "residual")
 """Columns of the table of outputs.  ``spread``: distance between the outputs of a batch, in units of float32's (or a
@@ -44,11 +45,15 @@ class Outputs:
 
     Args:
         guard: context that the inspections run in.
+
+    Attributes:
+        constant: constant channels and features of the inputs of training steps.
     """
 
     def __init__(self, guard: Callable[[], AbstractContextManager[Any]]) -> None:
         self.open = False
         self._guard = guard
+        self.constant = ConstantInputs()
         self._inputs: dict[str, tuple[int, torch.Tensor]] = {}
         self._rows: dict[str, dict[str, torch.Tensor]] = {}
         self._counts: dict[str, torch.Tensor] = {}
@@ -103,12 +108,15 @@ class Outputs:
 
     def called(self, key: str, args: Any, kwargs: Any) -> None:
         """Remember the number of samples and whether they differ."""
+        is_training = torch.is_grad_enabled()
         with self._guard():
             self._inputs.pop(key, None)
             inputs = [t for _, t in [*tensors("", args), *tensors("", kwargs)] if _has_samples(t, 1)]
             if inputs:
                 x = _some_elements(inputs[0].detach())
                 self._inputs[key] = len(inputs[0]), (x != x[:1]).any().double()
+                if is_training:
+                    self.constant.add(key, inputs[0])
 
     def returned(self, key: str, output: Any) -> None:
         """Compute the spread of the outputs, and follow their gradient."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 
 import pytest
@@ -108,6 +109,26 @@ def test_all_nodes_end_with_the_job(cluster, tmp_path, which, number):
     whole = ("data/0",) if which == "owner" else ("dnn/0", "data/0")  # a killed owner may leave lines unread
     assert {f"[{host}] ready" for host in whole} <= set(out.splitlines())
     assert {f"[{host}] error" for host in whole} <= set(err.splitlines())
+
+
+def test_a_node_that_is_switched_off_ends_the_job(cluster, tmp_path):
+    """Training waits for a group without hosts for ever: it is ended, and so is what ran on the node."""
+    node = cluster.add_node(**NODE, resources={"spare": 1})
+    job = start(
+        tmp_path, "--group", "dnn=1", "--group", "spare=1", "--cluster", cluster.address, text=WAITING
+    )
+    try:
+        hosts = {host: pids(tmp_path, host) for host in ("dnn-0", "spare-0")}
+        cluster.remove_node(node, allow_graceful=False)
+        out, err = job.communicate(timeout=PATIENCE)
+        wait_for_end([pid for numbers in hosts.values() for pid in numbers])
+    finally:
+        kill(job)
+    assert job.returncode == 1
+    assert re.search(r"\[spare/0\] the node at \S+ is lost \(", err)
+    assert "spare/0 ended with status 1" in err
+    assert "the group 'spare' has no host any more; 'dnn', which still runs, is ended" in err
+    assert {"[dnn/0] ready", "[spare/0] ready"} <= set(out.splitlines())
 
 
 def test_a_group_with_too_few_nodes_is_refused(cluster, tmp_path):

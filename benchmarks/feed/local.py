@@ -21,6 +21,8 @@ CLAIM = "feed_local"
 QUICK = False
 WORKERS, ROUNDS, EPOCHS = 2, 3, 10_000
 """Worker processes, rounds of both loaders in turns, and batches of the long run."""
+SCALING = (1, 2, 4, 8)
+"""Numbers of workers that wait."""
 
 
 class Stacked(Dataset[Any]):
@@ -76,6 +78,20 @@ class Photographs(Dataset[Any]):
             random.uniform(0.6, 1.4)
         )
         return (to_tensor(image) - 0.45) / 0.22, index
+
+
+class Waiting(Dataset[Any]):
+    """Samples that wait for 10 ms, as for a disk or a network."""
+
+    def __init__(self, batches: int) -> None:
+        self.length = 8 * batches
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Any:
+        time.sleep(0.01)
+        return torch.ones(64), index
 
 
 def same(sample: Any) -> Any:
@@ -134,6 +150,22 @@ def augmented(seed: int) -> dict[str, float]:
     return interleaved(Photographs(8 if QUICK else 30), batch_size=32)
 
 
+def waiting(seed: int) -> dict[str, float]:
+    """Load batches that wait, by more and more workers, which live on from one epoch to the next."""
+    from loopwise.feed import RemoteDataLoader
+
+    results = {}
+    for workers in SCALING:
+        batches = workers * (15 if QUICK else 50)
+        loader = RemoteDataLoader(Waiting(batches), 8, num_workers=workers, persistent_workers=True)
+        for _ in range(2):
+            start = time.perf_counter()
+            count = sum(1 for _ in loader)
+            results[f"{workers}: batches/s"] = count / (time.perf_counter() - start)
+        del loader
+    return results
+
+
 def long(seed: int) -> dict[str, float]:
     """Load many batches, and compare memory and descriptors after the first tenth with those at the end."""
     from loopwise.feed import RemoteDataLoader
@@ -159,6 +191,7 @@ def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
         "float32": stacked(torch.float32, 40),
         "small": small,
         "augmented": augmented,
+        "waiting": waiting,
         "long": long,
     }
 
@@ -189,6 +222,11 @@ def rows(runs: harness.Runs) -> list[Row]:
         table.append(
             Row(f"{name}: first batch", run["ours: first"], run["theirs: first"], "DataLoader", "s", bar)
         )
+    rates = [runs["waiting"][f"{workers}: batches/s"] for workers in SCALING]
+    for workers, found in zip(SCALING[1:], rates[1:], strict=True):
+        linear = [workers * alone for alone in rates[0]]
+        name = f"preprocessing that waits, {workers} workers"
+        table.append(Row(name, found, linear, "linear", "batches/s", "ratio >= 0.95"))
     name = f"{EPOCHS:,} batches: growth of"
     table.append(Row(f"{name} memory", runs["long"]["MiB more"], None, "", "MiB", "ours <= 20"))
     table.append(Row(f"{name} descriptors", runs["long"]["descriptors more"], None, "", "", "ours <= 0"))

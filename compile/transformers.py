@@ -95,11 +95,11 @@ class CompilingTrainerMixin:
 
 
 class _MissingOutput(InputError, AttributeError, KeyError):
-    """Error for an output that a compiled loss does not return; ``hasattr`` and ``get`` see that it is missing."""
+    """Error for an output that a compiled loss does not return, of which ``hasattr`` says that it is missing."""
 
 
 class _LossAlone(dict[str, torch.Tensor]):
-    """What the model returns in a compiled step: the loss, as an item or as an attribute."""
+    """Outputs of the model in a compiled step: the loss alone, as an item or as an attribute."""
 
     def __missing__(self, name: Any) -> Any:
         if name == 0:  # outputs[0], as of the tuple that a model returns

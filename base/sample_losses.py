@@ -30,6 +30,11 @@ def announce(model: nn.Module, step: object) -> None:
     _steps.setdefault(unwrap(model), weakref.WeakSet()).add(step)
 
 
+def withdraw(model: nn.Module, step: object) -> None:
+    """Say that a step trains the model no more; nothing happens if it did not."""
+    _steps.get(unwrap(model), weakref.WeakSet()).discard(step)
+
+
 def announced(model: nn.Module) -> bool:
     """Return whether a step that gives its losses trains the model."""
     return bool(_steps.get(unwrap(model)))

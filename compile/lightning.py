@@ -159,6 +159,8 @@ class _CompiledTrainingStep:
         """Let the strategy call the module's own step again; a second call does nothing."""
         if self._installed is not None:
             vars(self._installed).pop("training_step", None)
+            for part in self._module.modules():  # another fit may be without the callback
+                sample_losses.withdraw(part, self.step)
         self._installed = None
 
     def prepare(self, batch: Any, batch_idx: int) -> None:
@@ -192,7 +194,7 @@ class _CompiledTrainingStep:
         self.step.prepare(batch)
         with contextlib.ExitStack() as stack:
             for network in self._networks:
-                stack.enter_context(_replaced(network, {"forward": _shown(network)}))
+                stack.enter_context(_replaced(network, {"forward": _followed(network, sample_losses.give_output)}))
             loss = scalar_loss(self.step.spec.eager(batch))
         self._record["passes"] = []  # they were shown
         return loss
@@ -203,7 +205,7 @@ class _CompiledTrainingStep:
         if not self._asked:  # a sifting loader subscribed when it yielded the batch
             self._asked = True
             found = [part for part in self._module.modules() if sample_losses.receives(part)]
-            new = {part: _recorded(part, self._record) for part in found if part not in self._networks}
+            new = {part: _followed(part, _recorder(self._record)) for part in found if part not in self._networks}
             self._networks |= new
         with contextlib.ExitStack() as stack:
             stack.enter_context(_replaced(self._module, self._replacements))
@@ -258,25 +260,22 @@ def _collectors(record: dict[str, Any]) -> dict[str, Callable[..., None]]:
     return {"log": log, "log_dict": log_dict}
 
 
-def _recorded(network: nn.Module, record: dict[str, Any]) -> Callable[..., Any]:
-    """Return the forward pass of a network that records its arguments and its output, apart from autograd's graph."""
+def _recorder(record: dict[str, Any]) -> Callable[..., None]:
+    """Return a function that records a forward pass, apart from the graph of autograd."""
+
+    def take(network: nn.Module, *of_pass: Any) -> None:
+        record["passes"].append((network, *_detached(of_pass)))
+
+    return take
+
+
+def _followed(network: nn.Module, take: Callable[..., None]) -> Callable[..., Any]:
+    """Return the forward pass of a network that passes the network, its arguments and its output to ``take``."""
     original = network.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         output = original(*args, **kwargs)
-        record["passes"].append((network, _detached(args), _detached(kwargs), _detached(output)))
-        return output
-
-    return forward
-
-
-def _shown(network: nn.Module) -> Callable[..., Any]:
-    """Return the forward pass of a network that gives its output to the loaders which take it."""
-    original = network.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        output = original(*args, **kwargs)
-        sample_losses.give_output(network, args, kwargs, output)
+        take(network, args, kwargs, output)
         return output
 
     return forward

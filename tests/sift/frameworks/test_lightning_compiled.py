@@ -96,6 +96,16 @@ def test_a_second_fit_goes_on(tmp_path):
     assert "captured anew" not in str(compiling.explain())
 
 
+def test_a_later_fit_without_the_compiled_step_records_its_losses(tmp_path):
+    torch._dynamo.reset()
+    sifting, module = recorded()
+    compiling = CompilingCallback(plan=PLAN)
+    fit(tmp_path, sifting, compiling, module=module, epochs=2)
+    before = sifting._recorder.recorded
+    fit(tmp_path, sifting, module=module, epochs=2)
+    assert sifting._recorder.recorded == before + 20
+
+
 def test_a_recording_criterion_inside_of_a_compiled_step_is_refused():
     """The trials of the step run it eagerly, and record nothing."""
     torch._dynamo.reset()

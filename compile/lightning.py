@@ -194,7 +194,9 @@ class _CompiledTrainingStep:
         self.step.prepare(batch)
         with contextlib.ExitStack() as stack:
             for network in self._networks:
-                stack.enter_context(_replaced(network, {"forward": _followed(network, sample_losses.give_output)}))
+                stack.enter_context(
+                    _replaced(network, {"forward": _followed(network, sample_losses.give_output)})
+                )
             loss = scalar_loss(self.step.spec.eager(batch))
         self._record["passes"] = []  # they were shown
         return loss
@@ -204,9 +206,9 @@ class _CompiledTrainingStep:
         """Put the compiled step into the module and silent loggers into the trainer; restore both on leaving."""
         if not self._asked:  # a sifting loader subscribed when it yielded the batch
             self._asked = True
-            found = [part for part in self._module.modules() if sample_losses.receives(part)]
-            new = {part: _followed(part, _recorder(self._record)) for part in found if part not in self._networks}
-            self._networks |= new
+            for part in self._module.modules():
+                if sample_losses.receives(part) and part not in self._networks:
+                    self._networks[part] = _followed(part, _recorder(self._record))
         with contextlib.ExitStack() as stack:
             stack.enter_context(_replaced(self._module, self._replacements))
             for network, forward in self._networks.items():

@@ -17,6 +17,7 @@ from .read.export import WRITERS, export
 from .read.query import fix_of_errors
 from .read.saved_run import open_run
 from .rules import RULES, at_least
+from .rules.healthy_run import NAME as LIKE
 
 LISTED = 1000
 """Largest number of listed tensors: ten thousand lines take seconds, and nobody reads them."""
@@ -135,7 +136,7 @@ def findings(run: str, rules: tuple[str, ...], like: str | None) -> None:
     listed = saved.judge(rules or True, like=like)
     if not rules:
         applied = {name for name, rule in RULES.items() if rule.source == "saved step"}
-        applied -= set() if like else {"unlike_healthy_run"}
+        applied -= set() if like else {LIKE}
         listed += [finding for finding in saved.findings() if finding.rule not in applied]
         listed.sort(key=lambda finding: finding.step)
     heads = ("step", "severity", "rule", "what", "advice")

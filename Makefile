@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install -q -c constraints.txt -e
 # one process of tests more than there are cores, as many tests wait for processes that start or end
 WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
-.PHONY: demo test test-wheel lint types docs dev bench peers clean
+.PHONY: demo test test-wheel lint types docs dev typed bench peers clean
 demo: $(DEMO)
 	$(BIN)/python -m loopwise demo $(ARGS)
 test: $(READY)
@@ -19,8 +19,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 types: $(READY)
 	.ci/types
-docs: $(READY)
+docs: $(READY) typed
 	$(BIN)/python -m docs.generators $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 bench: $(READY)
 	$(BIN)/python -m benchmarks.sift.overhead $(ARGS)
 	$(BIN)/python -m benchmarks.sift.ddp $(ARGS)
@@ -50,12 +51,13 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks
 peers: $(READY)
 	$(BIN)/python -m benchmarks.peers
-dev: $(READY)
+dev: $(READY) typed
+typed:
 	mkdir -p typed/loopwise
 	for part in sift compile debug tune feed report examples; do ln -sfn ../../$$part typed/loopwise/$$part; done
 	for file in base/*; do ln -sfn ../../$$file typed/loopwise/$$(basename $$file); done
 clean:
-	rm -rf .venv .peers typed build dist *.egg-info
+	rm -rf .venv .peers typed site build dist *.egg-info
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv

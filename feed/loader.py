@@ -44,8 +44,8 @@ OPTIONS = [
 class RemoteDataLoader(DataLoader[T]):
     """DataLoader with the same batches in the same order, faster, that outlives its workers and can resume in an epoch.
 
-    All arguments of ``torch.utils.data.DataLoader`` mean what they mean there.  ``num_workers`` is the number of *lanes*: random
-    streams, seeded as DataLoader seeds its workers.  For the same seeds
+    All arguments of ``torch.utils.data.DataLoader``, from ``dataset`` to ``in_order``, mean what they mean there.
+    ``num_workers`` is the number of *lanes*: random streams, seeded as DataLoader seeds its workers.  For the same seeds
 
     - the indices and their order are always DataLoader's;
     - batches are equal bit by bit for the same ``num_workers``, whatever the number and place of the processes, and after
@@ -56,7 +56,6 @@ class RemoteDataLoader(DataLoader[T]):
     are not seeded by torch, NumPy or Python.  With ``in_order=False`` only the sampler's order is DataLoader's.
 
     Args:
-        dataset, batch_size, ..., in_order: as in DataLoader.
         group: name of the group of machines whose workers load the batches; ``None``: processes on this machine.
         prefetch_bytes: most bytes of batches that are being loaded or wait for the training loop; each lane may always have
             one.  ``None``: no limit besides ``prefetch_factor``.

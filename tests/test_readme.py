@@ -24,6 +24,7 @@ def test_every_part_is_told():
 
 
 def test_every_page_is_linked_from_the_index():
-    index = (ROOT / "docs" / "index.md").read_text()
-    for page in (ROOT / "docs").glob("*.md"):
-        assert page.name == "index.md" or f"({page.name})" in index, page.name
+    docs = ROOT / "docs"
+    index = (docs / "index.md").read_text()
+    for page in docs.rglob("*.md"):
+        assert page.name == "index.md" or f"({page.relative_to(docs)})" in index, page

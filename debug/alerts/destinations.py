@@ -89,9 +89,11 @@ def email(
 
     Args:
         to: one address or several.
-        host, port: host and port of the server.
+        host: name or address of the server.
+        port: port of the server.
         sender: address of the sender.
-        user, password: credentials, if the server asks for them.
+        user: name, if the server asks for one.
+        password: password of ``user``.
         tls: ``starttls`` (often port 587), ``ssl`` (465) or ``none``, which allows no password.
         timeout: seconds that each answer of the server may take.
         severity: least severity that is sent.

@@ -33,7 +33,7 @@ def markdown(text: str) -> str:
     blocks = [_joined(block) for block in _blocks(text.split("\n"))]
     lines: list[str] = []
     for depth, kind, body in blocks:
-        margin = "  " * depth
+        margin = "    " * depth
         listed = bool(lines) and lines[-1].lstrip().startswith("- ")
         if kind == "code":
             lines += [

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from . import adapters, benchmarks, formats, packages, picture, rules
+from . import adapters, benchmarks, formats, packages, picture, reference, rules
 
 DOCS = Path(__file__).parents[1]
 WHOLE: dict[str, Callable[[], str]] = {
@@ -18,6 +18,7 @@ WHOLE: dict[str, Callable[[], str]] = {
     "benchmarks.md": benchmarks.render,
     "formats.md": formats.render,
     "rules.md": rules.render,
+    **reference.PAGES,
 }
 """Page -> the function that returns its text."""
 PARTS: dict[str, dict[str, Callable[[], str]]] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PARTS = ("base", "sift", "compile", "debug", "tune", "feed", "report")
 WRITTEN = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-PAGES = [*WRITTEN, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*WRITTEN, *sorted((ROOT / "docs").rglob("*.md"))]
 INSIDE = sorted(path for part in (*PARTS, "tests", "benchmarks") for path in (ROOT / part).rglob("README.md"))
 """READMEs of packages."""
 METAPHORS = r"\b(doors?|companions?|loans?|taps|sieves?|shadows?|outbox|lookup|in_step)\b"

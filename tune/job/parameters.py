@@ -34,7 +34,8 @@ class Continuous(Strict):
     """Real number in [low, high].
 
     Args:
-        low, high: the bounds.
+        low: lower bound.
+        high: upper bound.
         scale: ``linear``; ``log``, for bounds above 0; ``reverse_log``, for bounds in [0, 1), which searches near 1 as
             finely as ``log`` does near 0; ``auto``: ``log`` if the upper bound is at least 100 times the lower one.
 
@@ -82,7 +83,8 @@ class Integer(Strict):
     """Whole number in [low, high].
 
     Args:
-        low, high: the bounds, both included.
+        low: lower bound, which is included.
+        high: upper bound, which is included.
         scale: ``linear``, ``log`` (for bounds above 0), or ``auto`` as for ``Continuous``.
 
     Raises:

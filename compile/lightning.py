@@ -116,9 +116,13 @@ class _CompiledTrainingStep:
         self._module, self._trainer = module, trainer
         # a plain dict and list: the step restores them after each trial, as all state that the loss reaches
         self._record: dict[str, Any] = {}
+        # apart from the record: the loss changes that, and Dynamo would compile anew when the index of the batch differs
+        self._rest: dict[str, tuple[Any, ...]] = {}
         self._clear()
         self._autocast = _autocast(trainer)
-        self.step = _Step(module, _loss(_function(module), self._record, self._autocast), **options)
+        self.step = _Step(
+            module, _loss(_function(module), self._rest, self._record, self._autocast), **options
+        )
         self._replacements = {"training_step": self._run, **_collectors(self._record)}
         self._installed: Any = None
         self._prepared = False
@@ -170,14 +174,14 @@ class _CompiledTrainingStep:
         takes_index = pl.utilities.signature_utils.is_param_in_hook_signature(
             _function(self._module), "batch_idx", min_args=2
         )
-        self._record["rest"] = (batch_idx,) if takes_index else ()
+        self._rest["arguments"] = (batch_idx,) if takes_index else ()
         with self._in_place(), self._trainer.precision_plugin.train_step_context(), self._context():
             self.step.prepare(batch)
         self._prepared = True
 
     def _run(self, batch: Any, *rest: Any) -> Any:
         """Return the output of ``training_step``, computed by the plan."""
-        self._record["rest"] = rest
+        self._rest["arguments"] = rest
         with self._context():
             loss = self._look(batch) if self._networks and not self._looked else self.step.forward(batch)
         self._prepared = True
@@ -224,21 +228,32 @@ class _CompiledTrainingStep:
         return torch.autocast(self._autocast[0], enabled=False)
 
     def _clear(self) -> None:
-        self._record.update(rest=(), logged=[], passes=[], extra=None, skipped=False)
+        self._rest["arguments"] = ()
+        self._record.update(logged=[], passes=[], extra=None, skipped=False)
 
 
 def _loss(
-    function: Callable[..., Any], record: dict[str, Any], autocast: tuple[str, torch.dtype] | None
+    function: Callable[..., Any],
+    rest: dict[str, tuple[Any, ...]],
+    record: dict[str, Any],
+    autocast: tuple[str, torch.dtype] | None,
 ) -> Callable[[nn.Module, Any], torch.Tensor]:
-    """Return a loss of (model, batch) that calls ``training_step`` and records what it returns beside the loss."""
+    """Return a loss of (model, batch) that calls ``training_step`` and records what it returns beside the loss.
+
+    Args:
+        function: ``training_step`` as a function.
+        rest: its ``arguments`` after the batch.
+        record: what it leaves beside the loss.
+        autocast: device type and dtype, or ``None``.
+    """
 
     def loss(model: nn.Module, batch: Any) -> torch.Tensor:
         record["logged"], record["passes"], record["extra"], record["skipped"] = [], [], None, False
         if autocast is None:
-            output = function(model, batch, *record["rest"])
+            output = function(model, batch, *rest["arguments"])
         else:
             with torch.autocast(autocast[0], dtype=autocast[1], cache_enabled=False):
-                output = function(model, batch, *record["rest"])
+                output = function(model, batch, *rest["arguments"])
         if isinstance(output, torch.Tensor):
             return output
         if output is None:  # the batch is left out

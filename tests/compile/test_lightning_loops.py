@@ -34,6 +34,34 @@ def test_two_fits_with_one_callback():
     assert module.seen == expected.seen
 
 
+class Usual(lightning.LightningModule):
+    """Module whose ``training_step`` takes the index of the batch, as the usual signature has it, and does not use it."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.seen = nn.Linear(6, 3), 0
+
+    def training_step(self, batch, index):
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Counting(Usual):
+    def training_step(self, batch, index):
+        return super().training_step(batch, index) + index
+
+
+@pytest.mark.parametrize(("make", "times"), [(Usual, 0), (Counting, 1)])
+def test_an_index_that_the_step_does_not_use_compiles_nothing_anew(make, times):
+    callback = CompilingCallback(plan=CAPTURED)
+    fit(callback, module=make())
+    assert str(callback.explain()).count("recompiled: ") == times
+
+
 def test_an_exception_leaves_nothing_behind():
     class Failing(Module):
         def training_step(self, batch, index):

@@ -21,6 +21,7 @@ from loopwise.warnings import warn
 from . import options as validation
 from .loggers import Logger
 from .options import WatchOptions
+from .rules import Finding
 from .watch import Watch
 
 AGREE = 50
@@ -41,6 +42,7 @@ class Session:
 
     Attributes:
         watch: the open ``Watch``.
+        run: the run of the present or latest ``Watch``.
         counters: step counters of the previous ``Watch``.
         mode: mode of the present step.
     """
@@ -50,6 +52,8 @@ class Session:
         self._inside = contextlib.ExitStack()
         self._warned = False
         self.watch: Watch | None = None
+        self.run: Run | None = None
+        self._findings: list[Finding] = []
         self.counters: dict[str, Any] = {}
         self.mode = "train"
 
@@ -92,6 +96,7 @@ class Session:
         self._opened.add(self)
         try:
             self.watch = Watch(model, optimizer, run=self._run, resume=resume, scaler=scaler, **arguments)
+            self.run = self.watch.run
             if counters is not None:
                 self.watch.load_state_dict(counters)
         except BaseException:
@@ -107,6 +112,7 @@ class Session:
             if watch is not None:
                 self.counters = watch.state_dict()
                 watch.close(state)
+                self._findings = watch.findings
         self.mode = "train"
 
     def set_mode(self, mode: str) -> None:
@@ -117,6 +123,11 @@ class Session:
         self.mode = mode
         if mode != "train":
             self._inside.enter_context(self.watch.mode(mode))
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Findings of the present or latest ``Watch``, in order."""
+        return self._findings if self.watch is None else self.watch.findings
 
     @property
     def saves_scalars(self) -> bool:
@@ -195,6 +206,16 @@ class WatchingCallback:
     def watch(self) -> Watch | None:
         """The ``Watch`` while training, to save tensors by hand."""
         return self._session.watch
+
+    @property
+    def run(self) -> Run | None:
+        """The run of the present or latest training: ``run.url`` is its folder; ``None`` before."""
+        return self._session.run
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Findings of the present or latest training, in order."""
+        return self._session.findings
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float | torch.Tensor]:

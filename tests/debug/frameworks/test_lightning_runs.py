@@ -44,6 +44,22 @@ def test_a_resumed_fit_leaves_the_records_of_a_whole_one(tmp_path, at, first):
     assert open_run(part / "run").info["state"] == "finished"
 
 
+def test_run_and_findings_are_at_hand_after_the_fit(tmp_path):
+    class Diverging(Module):
+        def training_step(self, batch, index):
+            return super().training_step(batch, index) / (index < 2)
+
+    callback = watching(tmp_path)
+    assert callback.run is None
+    assert callback.findings == []
+    fit(tmp_path, callback, module=Diverging(), max_epochs=1)
+    assert callback.watch is None
+    assert callback.run.url == str(tmp_path / "run")
+    found = [finding.rule for finding in callback.findings]
+    assert found == [finding.rule for finding in open_run(callback.run.url).findings()]
+    assert "non_finite" in found
+
+
 def test_resuming_from_a_checkpoint_of_lightning_amid_an_epoch(tmp_path):
     steps = {"every_n_train_steps": 3, "save_top_k": -1, "filename": "{step}"}
     fit(tmp_path, watching(tmp_path), ModelCheckpoint(tmp_path, **steps), max_epochs=1)

@@ -16,15 +16,17 @@ from torch import fx, nn
 from loopwise.errors import InputError
 from loopwise.torch_internals import compiled_call, original, set_compiled_call, uncompiled_call
 
-from .compared import ComparedCall, ComparedGraph
 from .graph import backend as graphs
 from .graph.passes import USUAL
 from .losses import name_of
 from .options import validate_plan
 from .plan import Plan
 from .torch_internals import CapturedAsEager, is_compiled_function, once_functions
+from .verify.compared import ComparedCall, ComparedGraph
 
 T = TypeVar("T")
+DEFAULT = Plan(graph="inductor", passes=USUAL)
+"""Plan of what is compiled in place, unless another one is given."""
 _plans: weakref.WeakKeyDictionary[nn.Module, Plan] = weakref.WeakKeyDictionary()
 """Plans of single LightningModules."""
 
@@ -63,7 +65,7 @@ def optimize(target: Any = None, *, plan: Plan | None = None) -> Any:
     validate_plan(plan)
     if target is None:
         return functools.partial(optimize, plan=plan)
-    plan = plan or Plan(graph="inductor", passes=USUAL)
+    plan = plan or DEFAULT
     if isinstance(target, nn.Module):
         return _compile_in_place(target, plan)
     if isinstance(target, type) and issubclass(target, nn.Module):

@@ -20,6 +20,7 @@ from loopwise.extras import required
 from loopwise.ranks import rank
 
 from .frameworks.epochs import EpochLoader
+from .frameworks.loss_calls import RecordedOutputs, without_a_trace
 from .frameworks.own_losses import OwnLosses
 from .frameworks.plain import load, save
 from .loader import DEFAULTS, SiftingDataLoader
@@ -91,13 +92,15 @@ class SiftingTrainerMixin:
         return self._sift_losses(model, batch)
 
     def _sift_whole_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
-        loss: torch.Tensor = self.compute_loss(model, dict(batch))  # type: ignore[attr-defined]
+        with without_a_trace(self):
+            loss: torch.Tensor = self.compute_loss(model, dict(batch))  # type: ignore[attr-defined]
         return loss
 
     def _sift_recorded_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
         smoother = getattr(self, "label_smoother", None)
         if smoother is None:
-            return self._sift_whole_loss(model, batch)
+            recorded: Any = RecordedOutputs(model)
+            return self._sift_whole_loss(recorded, batch)
         self.label_smoother = _SmoothedLabels(smoother)
         try:
             return self._sift_whole_loss(model, batch)

@@ -81,10 +81,20 @@ def test_the_compiling_trainer_trains_as_the_plain_one(tmp_path, make, data, acc
     torch.testing.assert_close(*weights)
 
 
-def test_the_compiling_trainer_refuses_losses_it_cannot_see(tmp_path):
+class OwnLoss(CompilingTrainerMixin):
+    """Mixin with an own loss to compile."""
+
+    def compile_loss(self, model, batch):
+        return model(**batch).loss
+
+
+def test_a_loss_to_compile_is_refused_beside_one_of_outputs(tmp_path):
+    class Smoothed(OwnLoss, Trainer):
+        pass
+
     settings = arguments(tmp_path, label_smoothing_factor=0.1)
     with pytest.raises(InputError, match="with label_smoother"):
-        CompilingTrainer(bert(), settings, train_dataset=SENTENCES, compile={})
+        Smoothed(bert(), settings, train_dataset=SENTENCES, compile={})
 
 
 class Penalized(Trainer):
@@ -107,11 +117,11 @@ class FromLogits(Trainer):
         return nn.functional.cross_entropy(model(**inputs).logits, inputs["labels"])
 
 
-def test_a_trainer_that_needs_other_outputs_than_the_loss_is_told_so(tmp_path):
-    class First(CompilingTrainerMixin, Penalized):
+def test_a_trainer_that_needs_other_outputs_than_its_loss_to_compile_is_told_so(tmp_path):
+    class First(OwnLoss, Penalized):
         pass
 
-    class Second(CompilingTrainerMixin, FromLogits):
+    class Second(OwnLoss, FromLogits):
         pass
 
     def train(kind):

@@ -1,4 +1,4 @@
-"""A small training under a ``Watch``."""
+"""A small training under a ``Watch``, and what a report of ``preflight`` holds."""
 
 import torch
 from torch import nn
@@ -24,3 +24,12 @@ def watched(tmp_path, **options):
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     return net, optimizer, Watch(net, optimizer, run=tmp_path / "run", **options)
+
+
+def rules(report):
+    return {finding.rule for finding in report.findings}
+
+
+def outcome(report, name):
+    (found,) = [result for result in report.results if result.name == name]
+    return found

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from preflight_kit import rules
 from torch import nn
+from watch_kit import rules
 
 from loopwise.debug import preflight
 from loopwise.errors import InputError

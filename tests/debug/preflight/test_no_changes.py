@@ -5,8 +5,8 @@ import random
 
 import numpy as np
 import torch
-from preflight_kit import outcome, rules
 from torch import nn
+from watch_kit import outcome, rules
 
 from loopwise.debug import preflight
 

@@ -5,8 +5,8 @@ import re
 
 import pytest
 import torch
-from preflight_kit import outcome, rules
 from torch import nn
+from watch_kit import outcome, rules
 
 from benchmarks.zoo import FAULTS, Job
 from loopwise.debug import FindingError, Watch, every, open_run, preflight

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from preflight_kit import rules
 from torch import nn
+from watch_kit import rules
 
 from loopwise.debug import preflight
 

@@ -23,11 +23,11 @@ from loopwise.torch_internals import compiled_call, saved_tensor_hooks_are_on, s
 from loopwise.warnings import warn
 from loopwise.wrappers import is_shard, is_sharded
 
-from .graph.backend import first_line
-from .spec import StepSpec
-from .torch_internals import dispatches_plainly, fake_mode_of
-from .verify.numerics import Comparison, Difference
-from .verify.places import TensorPlace
+from ..graph.backend import first_line
+from ..spec import StepSpec
+from ..torch_internals import dispatches_plainly, fake_mode_of
+from .numerics import Comparison, Difference
+from .places import TensorPlace
 
 Function = Callable[..., Any]
 logger = logging.getLogger("loopwise.compile")

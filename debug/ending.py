@@ -113,6 +113,8 @@ class Ending:
 
     def _close_monitors(self, state: str) -> None:
         if self.monitors is not None:
+            if state == "finished":
+                self.monitors.finish()
             self.monitors.close()
             if self.reports is not None:
                 self.reports.collect(self.monitors)

@@ -116,7 +116,7 @@ class WatchOptions:
     def selected_rules(self) -> Selection:
         """Return the rules to apply; ``auto`` selects rules of saved steps only if ``health`` is saved."""
         health = any(isinstance(c, Collection) and c.name == "health" for c in self.collections)
-        sources = ["saved step", "ranks"] if self.rules != "auto" or health else []
+        sources = ["saved step", "ranks", "schedules"] if self.rules != "auto" or health else []
         sources += ["NaN trap"] * self.trap + ["profile"] * (self.profile is not False)
         selected = select(self.rules, *sources)
         return selected if self.like is None else {NAME: {}} | selected

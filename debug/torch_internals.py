@@ -186,3 +186,10 @@ def drop_compiled_code(functions: Iterable[Callable[..., Any]]) -> None:
             codes += ContinueExecutionCache.cache[code].values()
         if _debug_get_cache_entry_list(code):
             reset_code(code)
+
+
+def scheduler_parts(scheduler: Any) -> tuple[list[Any], list[int]]:
+    """Return the schedulers that a scheduler is made of, and the steps at which one follows the other, if they do."""
+    return list(getattr(scheduler, "_schedulers", ())), [
+        int(at) for at in getattr(scheduler, "_milestones", ())
+    ]

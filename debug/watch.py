@@ -35,6 +35,7 @@ from .model import names
 from .model.vocabulary import MODES, Save, place
 from .monitors.monitor import Monitors
 from .monitors.ranks import RankMonitor
+from .monitors.schedules import ScheduleMonitor
 from .monitors.stall import StallMonitor
 from .nan import Trap
 from .options import WatchOptions
@@ -201,6 +202,8 @@ class Watch:
         ranks = of_source(rules, "ranks")
         if ranks and world_size() > 1:
             add(RankMonitor(models, self._what.save, ranks))
+        if (schedules := of_source(rules, "schedules")) and is_main():
+            add(ScheduleMonitor(optimizers, schedules))
         if self._options.trap:
             scaler = self._what.scaler
             add(Trap(models, optimizers, self.run, scaler, lambda: reports.findings, stopwatch))

@@ -12,7 +12,7 @@ from loopwise.storage.json_lines import count
 
 SEVERITIES = ("info", "warning", "critical")
 """``info``: worth knowing; ``warning``: training goes worse than it could; ``critical``: training is broken."""
-SOURCES = ("saved step", "profile", "ranks", "NaN trap", "preflight")
+SOURCES = ("saved step", "profile", "ranks", "schedules", "NaN trap", "preflight")
 """Sources of the data of rules; see ``Rule.source``."""
 Points = list[tuple[int, float]]
 """Pairs of step and value."""
@@ -55,7 +55,7 @@ class Rule:
         advice: sentence with the usual fixes, without capital letter and full stop.
         mode: mode of the steps that the rule looks at.
         source: ``saved step`` (``detect`` gets a ``History``), ``profile`` (a ``Series``), ``ranks``
-            (a ``RankComparison``), ``NaN trap`` or ``preflight``.
+            (a ``RankComparison``), ``schedules`` (a list of ``ScheduleLength``), ``NaN trap`` or ``preflight``.
         most: largest number of findings in one run.
         scalars: whether the rule also looks at steps of which only losses and metrics are saved.
     """

@@ -45,7 +45,7 @@ MODULES = (
     # tensors that users save by hand
     *("class_imbalance", "confusion", "token_ratio", "tensor_variance", "tree_depth", "feature_importance"),
     # other sources than saved steps
-    *("replicas_differ", "same_batch_on_ranks", "non_finite"),
+    *("replicas_differ", "same_batch_on_ranks", "unfinished_schedule", "non_finite"),
     *(
         "profile.max_initialization_time",
         "profile.dataloader",

@@ -25,6 +25,7 @@ SOURCES = {
         "They look at each saved step, live or later by `loopwise debug findings RUN`.",
     ),
     "ranks": ("Ranks", "They compare the ranks of one training, without a collective."),
+    "schedules": ("End of training", "It looks at the learning-rate schedulers when training has finished."),
     "NaN trap": ("NaN trap", "It looks at every step, saved or not."),
     "profile": ("Profile", "They look at the samples of the machine and the phases of steps."),
     "preflight": ("Preflight", "`preflight(model, batch, loss, optimizer)` detects them before training."),

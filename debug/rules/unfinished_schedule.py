@@ -16,7 +16,7 @@ from .finding import Observation, Observations, Rule
 
 
 class ScheduleLength(NamedTuple):
-    """How far a learning-rate schedule got."""
+    """Progress of a learning-rate schedule at the end of training."""
 
     kind: str
     """Name of the scheduler's class."""

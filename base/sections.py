@@ -14,6 +14,11 @@ def section(id: str, title: str, order: float, blocks: Iterable[Block]) -> list[
     return [{"id": id, "title": title, "order": order, "blocks": shown}] if shown else []
 
 
+def summary(sentence: str, order: float) -> Block:
+    """Return a sentence for the first paragraph of the page, in which sentences are sorted by ``order``."""
+    return {"kind": "summary", "text": sentence, "order": order}
+
+
 def text(paragraph: str) -> Block:
     """Return a paragraph."""
     return {"kind": "text", "text": paragraph}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from loopwise.run import read
-from loopwise.sections import Block, left_out, plot, section, table, text
+from loopwise.sections import Block, left_out, plot, section, summary, table, text
 from loopwise.storage.json_lines import count, finite, texts
 
 COLUMNS = {"ms": "ms", "least": "least ms", "most": "most ms", "MiB": "peak MiB", "compile s": "compile s"}
@@ -31,10 +31,23 @@ def _plan(record: dict[str, Any]) -> list[Block]:
     """Return the blocks of a record in ``plans``; an error if the record is of another form."""
     source = f" ({record['source']})" if record.get("source") else ""
     blocks = [text(f"Since batch {count(record['batch']):,}: {_in_words(record['plan'])}{source}.")]
-    blocks += _variants(record["forms"])
+    blocks += [*_variants(record["forms"]), *_in_short(record["forms"])]
     if remarks := texts(record["remarks"]):
         blocks.append(table("Remarks", ["remark"], [[remark] for remark in remarks]))
     return blocks
+
+
+def _in_short(variants: list[dict[str, Any]]) -> list[Block]:
+    """Return a sentence about what the choice of the step saves; none if no variant was timed beside the eager step."""
+    timed = [row for row in variants if row["ms"] is not None]
+    used = [row for row in timed if row["verdict"] in ("chosen", "in use")]
+    if len(timed) < 2 or not used:
+        return []
+    now, eager = finite(used[0]["ms"]), finite(timed[0]["ms"])
+    if used[0] is timed[0] or not now < eager:
+        return [summary("No compiled variant of the step was faster than the eager one.", 65)]
+    took = f"{now:.1f} ms for forward and backward instead of {eager:.1f} ms ({now / eager:.2f})"
+    return [summary(f"The compiled step takes {took}.", 65)]
 
 
 def _event(record: dict[str, Any]) -> list[Any]:

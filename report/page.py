@@ -25,6 +25,7 @@ from loopwise.sections import table
 from .bundle import TYPES, drawn_types, plotly
 from .facts import QUIET, Facts, facts, moment
 from .sections import SEVERITIES, Section, collect
+from .summary import summarized
 
 FOLDER = Path(__file__).parent / "browser"
 """Templates, styles and scripts."""
@@ -138,6 +139,7 @@ def state(path: str, *others: str, back: str = "") -> dict[str, Any]:
     """
     first, *beside = [facts(run) for run in (path, *others)]
     sections, notes = collect(path, *others)
+    sections = summarized(first, sections)
     if beside:
         sections = _with_comparison([first, *beside], sections)
     if not sections:

@@ -12,6 +12,9 @@ digits and ``-``.  Sections are sorted by ``order``; sections of the same id are
 
 ``{"kind": "text", "text": str}``
     A paragraph.
+``{"kind": "summary", "text": str, "order": number}``
+    A sentence for the first paragraph of the page, which shows the sentences of all sections in their order: what was
+    trained and how it went (below 50), what it cost and saved (50 to 90), what to look at (above 90).
 ``{"kind": "table", "title": str, "columns": [str, ...], "rows": [[cell, ...], ...]}``
     A table.  Cells are texts, numbers, booleans or ``None``.
 ``{"kind": "plot", "title": str, "describe": str, "data": [trace, ...], "layout": {...}}``
@@ -55,6 +58,7 @@ SEVERITIES = ("info", "warning", "critical")
 _PLOT = {"title": str, "describe": str, "data": list, "layout": dict}
 KINDS: dict[str, dict[str, Any]] = {
     "text": {"text": str},
+    "summary": {"text": str, "order": (int, float)},
     "table": {"title": str, "columns": list, "rows": list},
     "plot": _PLOT,
     "choice": {"title": str, "label": str, "plots": list},

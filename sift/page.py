@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from loopwise.run import read
-from loopwise.sections import Block, left_out, plot, section, table, text
+from loopwise.sections import Block, left_out, plot, section, summary, table, text
 from loopwise.storage.json_lines import count, finite
 
 from .report import ACTIVITIES
@@ -29,7 +29,7 @@ def sections(path: str, *others: str) -> list[Block]:
         sums = epochs.setdefault(epoch, dict.fromkeys(numbers, 0.0))
         for name, number in numbers.items():
             sums[name] += number
-    blocks = [_summary(epochs), _kept(epochs), _time(epochs), _table(epochs)] if epochs else []
+    blocks = [*_summary(epochs), _kept(epochs), _time(epochs), _table(epochs)] if epochs else []
     return section("sift", "Sifting", 80, [*blocks, *left_out(lost)])
 
 
@@ -39,14 +39,17 @@ def _epoch(record: dict[str, Any]) -> tuple[int, dict[str, float]]:
     return count(record["epoch"], below=2**53), {name: finite(record.get(name, 0)) for name in names}
 
 
-def _summary(epochs: Epochs) -> Block:
+def _summary(epochs: Epochs) -> list[Block]:
     total = {name: sum(sums[name] for sums in epochs.values()) for name in next(iter(epochs.values()))}
     extra = total["scoring_seconds"] + total["selecting_seconds"]
     share = total["kept"] / total["seen"] if total["seen"] else 1.0
-    return text(
-        f"{total['kept']:,.0f} of {total['seen']:,.0f} samples were chosen ({share:.1%}). "
-        f"Scoring and selecting took {extra:.1f} s beside {total['training_seconds']:.1f} s of training steps."
-    )
+    cost = f"Scoring and selecting took {extra:.1f} s beside {total['training_seconds']:.1f} s of training steps."
+    out = f"{total['seen'] - total['kept']:,.0f}" if total["seen"] > total["kept"] else "none"
+    left = f"Sifting left out {out} of {total['seen']:,.0f} samples ({1 - share:.0%})."
+    return [
+        text(f"{total['kept']:,.0f} of {total['seen']:,.0f} samples were chosen ({share:.1%}). {cost}"),
+        summary(f"{left} {cost}", 60),
+    ]
 
 
 def _kept(epochs: Epochs) -> Block:

@@ -24,7 +24,7 @@ from docs.generators import rooms
 ORDER = {
     "base": "errors warnings lazy storage programs random_state ranks sections torch_internals devices extras validate wrappers sample_losses preserve run "
     "schedule batch loss doctor cli __main__",
-    "report": "bundle browser facts sections page source listing server command",
+    "report": "bundle browser facts sections summary page source listing server command",
     "sift": "torch_internals report loss_history buffer source coordination compile_decision policies scorers scoring "
     "tokens selection step_losses frameworks options reader pipeline sharded pilot state loader page lightning transformers",
     "tune": "log pareto job process sagemaker reporting trials search engine folder invocation tuner page table cli",

@@ -13,7 +13,7 @@ from loopwise.sections import finding as finding_block
 from ..read.query import span
 from ..read.saved_run import SavedRun, open_run
 from ..rules import SEVERITIES, Finding
-from . import comparison, distributions, histograms, layers, scalars
+from . import comparison, distributions, histograms, in_short, layers, scalars
 
 SHOWN = 100
 """Number of findings that are shown with plots; further findings are text alone."""
@@ -34,7 +34,9 @@ def sections(path: str, *others: str) -> list[dict[str, Any]]:
     findings = worst_first(saved)
     named = [name for finding in findings for name in finding.tensors]
     return [
-        *section("findings", "Findings", 5, _findings(saved, findings)),
+        *section(
+            "findings", "Findings", 5, [*_findings(saved, findings), *in_short.sentences(saved, findings)]
+        ),
         *section("metrics", "Loss and metrics", 8, scalars.blocks(saved, *beside)),
         *section("comparison", "Runs compared", 15, comparison.blocks(saved, *beside)),
         *section("layers", "Layers", 40, _layers(saved, named)),

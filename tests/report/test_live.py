@@ -135,10 +135,12 @@ def test_new_sections_appear_in_their_place(look, served, run, tmp_path):
         going.append("compile", "events", {"batch": 2, "text": "second"})
         shows(page, "#compile", "second")
     assert page.eval_on_selector_all("section", "(all) => all.map((section) => section.id)") == [
+        "summary",
         "sift",
         "compile",
     ]
     assert page.eval_on_selector_all("nav a", "(all) => all.map((link) => link.hash)") == [
+        "#summary",
         "#sift",
         "#compile",
     ]

@@ -193,14 +193,19 @@ def test_losses_that_are_not_finite_are_counted(tmp_path):
     assert "NaN or infinite at 2 steps from 2 on" in by_id(str(tmp_path / "run"))["metrics"][0]["describe"]
 
 
+def without_summary(path):
+    """Return the blocks of the findings, without the sentences for the first paragraph."""
+    return [block for block in by_id(path)["findings"] if block["kind"] != "summary"]
+
+
 def test_findings_are_those_recorded(path, monkeypatch):
-    recorded = by_id(path)["findings"]
+    recorded = without_summary(path)
     assert "dead_relu" in [block["rule"] for block in recorded]
     assert len(recorded) == len(open_run(path).findings())
     places = [(-SEVERITIES.index(block["severity"]), block["step"]) for block in recorded]
     assert places == sorted(places)
     monkeypatch.setattr(SavedRun, "findings", lambda self: [])
-    (text,) = by_id(path)["findings"]
+    (text,) = without_summary(path)
     assert text["text"].startswith("No findings were recorded")
     assert f"loopwise debug findings {path}" in text["text"]
 
@@ -213,7 +218,7 @@ def test_all_findings_are_there_and_the_worst_have_plots(path, monkeypatch):
         for step, severity in enumerate(("info", "critical", "warning"))
     ]
     monkeypatch.setattr(SavedRun, "findings", lambda self: recorded)
-    note, *blocks = by_id(path)["findings"]
+    note, *blocks = without_summary(path)
     assert note["text"] == "3 findings, the worst 1 of them with their plots."
     assert [each["severity"] for each in blocks] == ["critical", "warning", "info"]
     assert [each["plot"] is not None for each in blocks] == [True, False, False]
@@ -320,5 +325,5 @@ def test_ranks_that_write_a_step_later_are_not_behind(tmp_path, monkeypatch, end
     of_rank(path, 1)
     cut(f"{path}/debug/index.rank1.0.jsonl", f"{path}/debug/index.rank0.0.jsonl", steps)
     monkeypatch.setattr(SavedRun, "ended", ended)
-    texts = [each["text"] for each in by_id(path)["findings"] if each["kind"] == "text"]
+    texts = [each["text"] for each in without_summary(path) if each["kind"] == "text"]
     assert any("Some ranks end before step 3: 1" in text for text in texts) == said

@@ -1,0 +1,74 @@
+"""Sentences of debug for the first paragraph of a page: how the loss went, and what to look at first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from loopwise.errors import InputError
+from loopwise.sections import Block, summary
+
+from ..read.saved_run import SavedRun
+from ..rules import Finding
+
+PART = 10
+"""A value at the beginning or the end of a training is the median of this part of its steps."""
+METRICS = 2
+"""Metrics beside the loss that are named."""
+
+EXACT = "non_finite"
+"""Rule that names the operation of the first NaN, of which other findings of the same step are consequences."""
+
+
+def sentences(saved: SavedRun, findings: Sequence[Finding]) -> Iterator[Block]:
+    """Yield the sentences.
+
+    Args:
+        saved: the run.
+        findings: its findings, the most severe first.
+    """
+    if courses := list(_courses(saved)):
+        yield summary(f"In {saved.steps('train')[-1] + 1:,} steps {', '.join(courses)}.", 10)
+    if saved.steps() or findings:
+        yield summary(_to_look_at(findings), 95)
+
+
+def _courses(saved: SavedRun) -> Iterator[str]:
+    """Yield how the loss of training and of evaluation, and some metrics, went."""
+    names = [*saved.names(collection="losses")[:1]]
+    names += [
+        name for name in saved.names(collection="metrics") if name not in ("learning_rate", "gradient_norm")
+    ][:METRICS]
+    for name in names:
+        try:
+            by_mode = saved.series_by_mode(name)
+        except InputError:  # a tensor
+            continue
+        for mode, (_, values) in by_mode.items():
+            finite = values[np.isfinite(values)]
+            if not finite.size:
+                continue
+            count = max(1, len(finite) // PART)
+            first, last = float(np.median(finite[:count])), float(np.median(finite[-count:]))
+            of = "" if mode == "train" else f" of {mode}"
+            went = f"went from {first:.4g} to {last:.4g}" if len(finite) > 1 else f"was {last:.4g}"
+            bad = len(values) - len(finite)
+            yield f"{name}{of} {went}" + (f" (and was not finite at {bad:,} steps)" if bad else "")
+
+
+def _to_look_at(findings: Sequence[Finding]) -> str:
+    """Return what to look at first."""
+    serious = [finding for finding in findings if finding.severity != "info"]
+    if not serious:
+        rest = f" beside {len(findings)} remark{'s' * (len(findings) > 1)}" if findings else ""
+        return f"No fault was found{rest}."
+    counts = Counter(finding.severity for finding in serious)
+    words = {"critical": "critical finding", "warning": "warning"}
+    several = " and ".join(
+        f"{counts[key]} {word}{'s' * (counts[key] > 1)}" for key, word in words.items() if counts[key]
+    )
+    named = [one for one in serious if one.rule == EXACT and one.step <= serious[0].step]
+    first = [*named, *serious][0]
+    return f"There {'is' if len(serious) == 1 else 'are'} {several}; look first at {first.rule} at step {first.step:,}: {first.what}."

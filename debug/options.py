@@ -17,6 +17,7 @@ from loopwise.errors import InputError
 from loopwise.ranks import rank, world_size
 from loopwise.run import Run
 from loopwise.schedule import at, between, every
+from loopwise.wrappers import innermost
 
 from .alerts.notices import Tell
 from .capture.capture import CaptureOptions
@@ -185,12 +186,13 @@ def models(model: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def optimizers(optimizer: Optimizer | Mapping[str, Optimizer] | None) -> dict[str, Optimizer]:
-    """Return optimizers by key.
+    """Return optimizers by key, without the wrappers of trainers, which take no hooks.
 
     Raises:
         InputError: an object of another type.
     """
-    return {} if optimizer is None else names.by_key(optimizer, Optimizer, "optimizer")
+    by_key = {} if optimizer is None else names.by_key(optimizer, Optimizer, "optimizer")
+    return {key: innermost(each) for key, each in by_key.items()}
 
 
 def scaler(scaler: Any) -> Any:

@@ -63,7 +63,8 @@ class Watch:
 
     Args:
         model: the model in training, in any wrapper, or several models by name.
-        optimizer: optimizer of the model, or several by name; without one, ``step`` saves weights and gradients.
+        optimizer: optimizer of the model, also one that Accelerate has prepared, or several by name; without one,
+            ``step`` saves weights and gradients.
         run: folder or fsspec URL of the run, or a ``Run``, which the caller closes.  If the folder holds a run already,
             the new one gets a folder of its own, ``runs/x-2`` beside ``runs/x``.
         resume: go on in a folder that already holds a run; only if ``run`` is a path.  Steps are counted on from the

@@ -1,7 +1,8 @@
-"""Loops as people write them: a loss given as a number, weights under two names."""
+"""Loops as people write them: a loss given as a number, weights under two names, an optimizer of Accelerate."""
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from loopwise.debug import Watch, every, open_run
@@ -63,3 +64,19 @@ def test_tied_weights_are_one_tensor_with_the_sum_of_their_gradients(tmp_path):
         value = saved.statistic("gradient/embed.weight", "mean", step)
         assert value == pytest.approx(gradient.double().mean().item(), rel=1e-5, abs=1e-9)
     assert watch.findings == []
+
+
+def test_an_optimizer_that_accelerate_has_prepared_is_watched(tmp_path):
+    model = nn.Linear(4, 3)
+    accelerator = Accelerator(cpu=True)
+    prepared, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.5))
+    with Watch(prepared, optimizer, run=tmp_path / "run", on_finding=[]) as watch:
+        for _ in range(2):
+            loss = prepared(torch.ones(2, 4)).square().mean()
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            watch.step(loss=loss)
+    saved = open_run(tmp_path / "run")
+    assert saved.series("learning_rate")[1].tolist() == [0.5, 0.5]
+    assert (saved.series("gradient_norm")[1] > 0).all()

@@ -27,10 +27,14 @@ from loopwise.debug import RULES
 from loopwise.debug.cli import command as debug_command
 
 WITH_CODE = [path for path in PAGES if blocks(path.read_text(), "python")]
+ONE_PROGRAM = "<!-- The python blocks of this page are one program. -->"
+SCRIPT = "# train.py, started by torchrun\n"
+"""First line of a block that is a script; test_torchrun.py runs these."""
 DESCRIBED = [
     path
     for path in PAGES
-    if path.name
+    if path.parent.name == "how-to"
+    or path.name
     in ("README.md", "sift.md", "compile.md", "debug.md", "tune.md", "feed.md", "report.md", "index.md")
 ]
 PACKAGES = sorted(
@@ -41,19 +45,29 @@ PACKAGES = sorted(
 FOREIGN = {"DataLoader", "CrossEntropyLoss", "GradScaler", "StatefulDataLoader", "SyncBatchNorm", "BatchNorm"}
 """Names of torch and its surroundings."""
 THEIRS = {"callbacks", "reduction", "dim", "persistent_workers", "fullgraph", "backend", "accuracy"}
-THEIRS |= {"use_stateful_dataloader", "dataloader_num_workers"}
+THEIRS |= {"use_stateful_dataloader", "dataloader_num_workers", "dispatch_batches", "on_step", "level"}
 """Arguments of torch and of trainers."""
+SET_BY_IMPORTS = {
+    "KMP_DUPLICATE_LIB_OK": "True",
+    "KMP_INIT_AT_FORK": "FALSE",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+"""Variables that scikit-learn and Lightning set when they are imported first."""
 
 
 def name_of(path):
     return str(path.relative_to(ROOT))
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:The 'train_dataloader' does not have many workers")
 @pytest.mark.parametrize("path", WITH_CODE, ids=name_of)
 def test_code_blocks_run(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("LOOPWISE_CACHE", str(tmp_path / "cache"))
+    for name, value in (SET_BY_IMPORTS | {"LOOPWISE_CACHE": str(tmp_path / "cache")}).items():
+        monkeypatch.setenv(name, value)
     torch.manual_seed(0)
-    for number, code in enumerate(blocks(path.read_text(), "python")):
+    text = path.read_text()
+    codes = [code for code in blocks(text, "python") if not code.startswith(SCRIPT)]
+    for number, code in enumerate(["".join(codes)] if ONE_PROGRAM in text else codes):
         folder = tmp_path / str(number)
         folder.mkdir()
         monkeypatch.chdir(folder)

@@ -91,8 +91,8 @@ def length(scheduler: Any) -> int | None:
     for name in LENGTHS:
         if isinstance(total := getattr(scheduler, name, None), (int, float)):
             return int(total)
-    if milestones := getattr(scheduler, "milestones", None):
-        return int(max(milestones))
+    if steps := getattr(scheduler, "milestones", None):
+        return int(max(steps))
     lambdas = [one for one in getattr(scheduler, "lr_lambdas", ()) if isinstance(one, functools.partial)]
     totals = [one.keywords.get("num_training_steps") for one in lambdas]
     return max((int(total) for total in totals if isinstance(total, int)), default=None)

@@ -174,7 +174,7 @@ class SiftingDataLoader(Resumable, WrappedAttributes):
         scored = model if scorer is None else scorer
         sharded = checks.validate_sharded(scored, self.score_every, auto)
         self._history, self._report = LossHistory(), Report()
-        self._losses = TrainingLosses(model, loss, self._history, self.score_every != 1)
+        self._losses = TrainingLosses(model, loss, self._history, self.score_every)
         seed = torch.initial_seed() if seed is None else seed
         self._draws = torch.Generator().manual_seed((seed + rank()) % 2**63)
         scores = Scorer(scored, loss, dtype, compile, self.policy.needs)  # type: ignore[arg-type]  # loss=None: no scoring

@@ -30,7 +30,7 @@ class TrainingLosses:
         model: the model in training.
         loss: the loader's argument.
         history: receives the losses.
-        reads: the losses are remembered; otherwise samples are scored.
+        score_every: 1: samples are scored, and the losses are not remembered; 0: there are no other losses.
 
     Attributes:
         stale: the losses of the last epoch could not be read, so the remembered ones tell nothing about the next.
@@ -41,15 +41,16 @@ class TrainingLosses:
         model: nn.Module,
         loss: Callable[..., torch.Tensor] | None,
         history: LossHistory,
-        reads: bool,
+        score_every: int,
     ) -> None:
-        criterion = loss is not None and not takes_model(loss)
+        criterion, reads = loss is not None and not takes_model(loss), score_every != 1
         self._hook = (
             StepLosses(model, loss, history if reads else LossHistory()) if criterion and loss else None
         )
         self._history, self._reads = history, reads
         self._recorder: Recorder | None = None
-        self._told = loss is not None
+        self._without_loss = loss is None
+        self._told = criterion or (loss is not None and score_every != 0)
         self._steps = 0
         self._watched: Samples | None = None
         self.stale = False
@@ -108,12 +109,7 @@ class TrainingLosses:
         if self._recorder is not None:
             self._recorder.validate_recorded(last)
         elif not self._told and (last or self._steps >= PATIENCE):
-            raise InputError(
-                f"loss=None, and no loss was recorded in {self._steps} training steps",
-                "losses of every training step",
-                "the loop neither calls loader.criterion(...) nor loader.record_losses(...)",
-                "pass loss=; or use criterion = loader.criterion(nn.CrossEntropyLoss()) in the loop",
-            )
+            raise self._unrecorded()
         hook = self._hook
         if hook is None or hook.settled or watched is None:
             if hook is not None and hook.error is not None:
@@ -127,6 +123,19 @@ class TrainingLosses:
         if reason or not self._reads:
             self.leave()
         return reason if self._reads else ""
+
+    def _unrecorded(self) -> InputError:
+        """Return the error for training steps whose losses nobody told."""
+        if self._without_loss:
+            seen = f"loss=None, and no loss was recorded in {self._steps} training steps"
+            fix = "pass loss=; or use criterion = loader.criterion(nn.CrossEntropyLoss()) in the loop"
+        else:
+            seen = f"loss=function, and no loss was recorded in {self._steps} training steps"
+            fix = "drop score_every=0, so that samples are scored; or call loader.record_losses(losses) after each batch"
+        expected = "losses of every training step"
+        return InputError(
+            seen, expected, "the loop neither calls loader.criterion(...) nor loader.record_losses(...)", fix
+        )
 
     def end_pass(self, complete: bool) -> str:
         """Fetch the losses of a pass; return a warning if most of a complete pass could not be read."""

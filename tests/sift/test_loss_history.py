@@ -154,6 +154,23 @@ def test_recorded_losses_serve_where_the_loss_is_a_function():
     assert loader.report().trained == 90
 
 
+def test_a_function_whose_losses_nobody_records_is_noticed():
+    """Neither scored nor recorded, all samples would be trained on in every epoch."""
+
+    def loss(model, batch):
+        return CRITERION(model(batch[0]), batch[1])
+
+    with pytest.raises(InputError) as caught:
+        list(sift(Counted(), nn.Linear(6, 3), loss=loss, keep=0.5, score_every=0))
+    assert str(caught.value).splitlines() == [
+        "seen: loss=function, and no loss was recorded in 4 training steps",
+        "expected: losses of every training step",
+        "likely cause: the loop neither calls loader.criterion(...) nor loader.record_losses(...)",
+        "fix: drop score_every=0, so that samples are scored; or call loader.record_losses(losses) after each batch",
+    ]
+    assert list(sift(Counted(), nn.Linear(6, 3), loss=loss, keep=0.5, score_every=2))
+
+
 def test_losses_that_do_not_fit_are_refused():
     loader = sift(Counted(), nn.Linear(6, 3))
     next(iter(loader))

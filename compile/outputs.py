@@ -115,6 +115,10 @@ class CompiledOutputs:
             return self._eager
         return len(self._times[True]) < len(self._times[False])
 
+    def close(self) -> None:
+        """Release the run; training may go on, without records.  A second call does nothing."""
+        self._events.close()
+
     def explain(self) -> Explanation:
         """Return what was measured, and what is in use."""
         chosen = {True: Plan(graph="eager"), False: self.plan}

@@ -46,7 +46,7 @@ class CompilingTrainerMixin:
     Args:
         compile: ``True``, or options of ``TrainStep`` as a dict (``precision``, ``autotune``, ``memory``,
             ``max_seconds``, ``plan``, ``verify``, ``run``, ``resume``); without the loss ``autotune``, ``plan``, ``run``
-            and ``resume``.  ``False`` trains without compiling.
+            and ``resume``.  ``False`` trains without compiling.  A second ``train`` with this Trainer writes no records.
 
     Attributes:
         compile_step: the ``TrainStep``, or ``None`` before the first batch and without the loss.
@@ -104,6 +104,16 @@ class CompilingTrainerMixin:
             return _LossAlone(loss=step.forward(batch | numbers))
 
         return trainer.compute_loss(planned, inputs, **rest)  # it scales the loss as it always does
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        """Train as the Trainer does; the run, if there is one, ends with the training."""
+        trainer: Any = super()
+        try:
+            return trainer.train(*args, **options)
+        finally:
+            for part in (self.compile_step, self._outputs):
+                if part is not None:
+                    part.close()
 
     def training_step(self, model: nn.Module, inputs: Any, *rest: Any, **options: Any) -> torch.Tensor:
         """Train on a batch as the Trainer does, timed as long as the plan of a model without its loss is not chosen."""

@@ -20,6 +20,7 @@ from loopwise.compile import Plan, TrainStep, optimize
 from loopwise.compile.graph.passes import PASSES
 from loopwise.compile.transformers import CompilingTrainerMixin
 from loopwise.errors import InputError
+from loopwise.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the trainers' own
 CAPTURED = Plan(graph="captured", passes=tuple(PASSES))
@@ -79,6 +80,23 @@ def test_the_compiling_trainer_trains_as_the_plain_one(tmp_path, make, data, acc
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert weights[0].keys() == weights[1].keys()
     torch.testing.assert_close(*weights)
+
+
+class CompilingFromLogits(CompilingTrainerMixin, Trainer):
+    def compute_loss(self, model, inputs, **_):
+        return nn.functional.cross_entropy(model(**inputs).logits, inputs["labels"])
+
+
+@pytest.mark.parametrize("kind", [CompilingTrainer, CompilingFromLogits])
+def test_the_run_ends_with_the_training(tmp_path, kind):
+    """Not when the trainer is freed: its page would say that the training goes on."""
+    options = (
+        {"plan": CAPTURED, "run": tmp_path / "run"} if kind is CompilingTrainer else {"run": tmp_path / "run"}
+    )
+    trainer = kind(bert(), arguments(tmp_path), train_dataset=SENTENCES, compile=options)
+    trainer.train()
+    assert Run.existing(tmp_path / "run").state() == "finished"
+    trainer.train()
 
 
 class OwnLoss(CompilingTrainerMixin):

@@ -7,9 +7,20 @@ INSTALL := $(BIN)/python -m pip install -q -c constraints.txt -e
 # one process of tests more than there are cores, as many tests wait for processes that start or end
 WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
-.PHONY: demo test test-wheel lint types docs dev typed bench peers clean
+.PHONY: demo examples test test-wheel lint types docs dev typed bench peers clean
 demo: $(DEMO)
 	$(BIN)/python -m loopwise demo $(ARGS)
+examples: $(READY)  # with the environment on the path, as the job of `tune` and torchrun begin `python`
+	$(BIN)/python -m loopwise demo
+	$(BIN)/python examples/lightning_digits.py
+	$(BIN)/python examples/hugging_face_text.py
+	$(BIN)/python examples/ddp_digits.py
+	$(BIN)/python -m torch.distributed.run --nproc_per_node 2 examples/ddp_digits.py
+	$(BIN)/python examples/detection.py
+	$(BIN)/python examples/ctc.py
+	$(BIN)/python examples/heterogeneous.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m loopwise feed launch --group dnn=1 --group data=2 --load data examples/heterogeneous.py --group data
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m loopwise tune run examples/tune_digits.yaml
 test: $(READY)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 test-wheel: $(READY)

@@ -72,7 +72,7 @@ def train(args, rank, ranks):
     loader = DataLoader(dataset, args.batch_size // ranks, sampler=sampler)
     loader = SiftingDataLoader(loader, model, criterion, keep=0.5, run=args.run)
     step = TrainStep(model, criterion, optimizer, run=args.run)
-    with Watch(model, optimizer, run=args.run) as watch:
+    with Watch(model, optimizer, run=args.run, on_finding=print) as watch:
         for epoch in range(args.epochs):
             sampler.set_epoch(epoch)
             total = torch.zeros(2)
@@ -84,7 +84,8 @@ def train(args, rank, ranks):
             if ranks > 1:
                 dist.all_reduce(total)
             if rank == 0:
-                share = accuracy(net, test_images, test_labels)
+                with watch.mode("eval"):
+                    share = accuracy(net, test_images, test_labels)
                 print(f"epoch {epoch + 1} loss={total[0] / total[1]:.4f} accuracy={share:.4f}")
     loader.close()
     step.close()
@@ -108,9 +109,7 @@ def main(argv=None):
     args.run = args.run or new_folder("runs/ddp_digits")
     watch = train(args, rank, ranks)
     if rank == 0:
-        for finding in watch.findings or ["no findings"]:
-            print(finding)
-        print(f"page: {report(args.run)}")
+        print(f"{len(watch.findings)} findings; page: {report(args.run)}")
     if ranks > 1:
         dist.destroy_process_group()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     if args.run is None:
-        folders = itertools.chain(["runs/digits"], (f"runs/digits-{n}" for n in itertools.count(2)))
+        trial = os.environ.get("LOOPWISE_TRIAL")  # trials of `loopwise tune` run at the same time
+        name = "runs/digits" if trial is None else f"runs/digits-trial{trial}"
+        folders = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
         args.run = next(folder for folder in folders if not Path(folder).exists())
     return args
 

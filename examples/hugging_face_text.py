@@ -87,7 +87,7 @@ def main(argv=None):
     sizes = {"vocab_size": 256, "n_positions": LENGTH, "n_embd": 64, "n_layer": 2, "n_head": 4}
     configuration = GPT2Config(**sizes, bos_token_id=None, eos_token_id=None)
     model = GPT2LMHeadModel(configuration)
-    watching = WatchCallback(run=args.run)
+    watching = WatchCallback(run=args.run, on_finding=print)
     trainer = TextTrainer(
         model,
         TrainingArguments(
@@ -96,7 +96,7 @@ def main(argv=None):
             learning_rate=args.lr,
             lr_scheduler_type="cosine",
             eval_strategy="epoch",
-            logging_strategy="epoch",
+            logging_steps=16,
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
@@ -116,9 +116,7 @@ def main(argv=None):
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    for finding in watching.findings or ["no findings"]:
-        print(finding)
-    print(f"page: {report(watching.run.url)}")
+    print(f"{len(watching.findings)} findings; page: {report(watching.run.url)}")
 
 
 if __name__ == "__main__":

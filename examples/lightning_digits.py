@@ -84,7 +84,7 @@ def main(argv=None):
     args = arguments(argv)
     seed_everything(args.seed)
     train, test = data()
-    watching = WatchCallback(run=args.run)
+    watching = WatchCallback(run=args.run, on_finding=print)
     trainer = Trainer(
         max_epochs=args.epochs,
         callbacks=[SiftingCallback(keep=0.5, run=args.run), CompilingCallback(run=args.run), watching],
@@ -95,9 +95,7 @@ def main(argv=None):
     )
     loader = DataLoader(train, args.batch_size, shuffle=True)
     trainer.fit(Digits(args.lr, args.epochs), loader, DataLoader(test, batch_size=256))
-    for finding in watching.findings or ["no findings"]:
-        print(finding)
-    print(f"page: {report(watching.run.url)}")
+    print(f"{len(watching.findings)} findings; page: {report(watching.run.url)}")
 
 
 if __name__ == "__main__":

@@ -109,15 +109,15 @@ class CompiledOutputs:
             self._times = None
             self._events.plan(self.explain())
 
+    def close(self) -> None:
+        """End the run; ``explain()`` still works."""
+        self._events.close()
+
     def _runs_eagerly(self) -> bool:
         """Return whether the next step is an eager one."""
         if self._times is None or self._steps < UNTIMED:
             return self._eager
         return len(self._times[True]) < len(self._times[False])
-
-    def close(self) -> None:
-        """Release the run; training may go on, without records.  A second call does nothing."""
-        self._events.close()
 
     def explain(self) -> Explanation:
         """Return what was measured, and what is in use."""

@@ -46,7 +46,7 @@ class CompilingTrainerMixin:
     Args:
         compile: ``True``, or options of ``TrainStep`` as a dict (``precision``, ``autotune``, ``memory``,
             ``max_seconds``, ``plan``, ``verify``, ``run``, ``resume``); without the loss ``autotune``, ``plan``, ``run``
-            and ``resume``.  ``False`` trains without compiling.  A second ``train`` with this Trainer writes no records.
+            and ``resume``.  ``False`` trains without compiling.
 
     Attributes:
         compile_step: the ``TrainStep``, or ``None`` before the first batch and without the loss.
@@ -62,6 +62,7 @@ class CompilingTrainerMixin:
         self.compile = compile
         self.compile_step: TrainStep | None = None
         self._outputs: CompiledOutputs | None = None
+        self._ended = False
         trainer: Any = self
         requested = ["torch_compile"] * bool(trainer.args.torch_compile)
         own = [name for name in OF_OUTPUTS if getattr(trainer, name, None) is not None]
@@ -93,8 +94,9 @@ class CompilingTrainerMixin:
         if self._without_loss:
             with self._compiled_outputs().forward_passes():
                 return trainer.compute_loss(model, inputs, **rest)
-        if self.compile_step is None or self.compile_step.spec.model is not model:
+        if self.compile_step is None or self._ended or self.compile_step.spec.model is not model:
             step_options = self.compile if isinstance(self.compile, dict) else {}
+            self._ended = False
             self.compile_step = TrainStep(model, self._loss_to_compile(), **step_options)
         step = self.compile_step
 
@@ -106,13 +108,14 @@ class CompilingTrainerMixin:
         return trainer.compute_loss(planned, inputs, **rest)  # it scales the loss as it always does
 
     def train(self, *args: Any, **options: Any) -> Any:
-        """Train as the Trainer does; the run, if there is one, ends with the training."""
+        """Train as the Trainer does; a run that the mixin writes ends with it, and the next training begins another one."""
         trainer: Any = super()
         try:
             return trainer.train(*args, **options)
         finally:
+            self._ended = isinstance(self.compile, dict) and self.compile.get("run") is not None
             for part in (self.compile_step, self._outputs):
-                if part is not None:
+                if self._ended and part is not None:
                     part.close()
 
     def training_step(self, model: nn.Module, inputs: Any, *rest: Any, **options: Any) -> torch.Tensor:
@@ -127,7 +130,8 @@ class CompilingTrainerMixin:
     def _compiled_outputs(self) -> CompiledOutputs:
         """Return the compiled forward passes of the Trainer's model, made at the first batch."""
         model: nn.Module = unwrap(self.model)  # type: ignore[attr-defined]
-        if self._outputs is None or self._outputs.model is not model:
+        if self._outputs is None or self._ended or self._outputs.model is not model:
+            self._ended = False
             options: dict[str, Any] = self.compile if isinstance(self.compile, dict) else {}
             self._outputs = CompiledOutputs(model, **options)
         return self._outputs

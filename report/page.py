@@ -321,7 +321,7 @@ def _environment() -> Any:
         import jinja2
     loader = jinja2.FileSystemLoader(FOLDER)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"cell": cell, "sentence": sentence, "grouped": grouped}
+    environment.filters |= {"cell": cell, "coded": coded, "sentence": sentence, "grouped": grouped}
     return environment
 
 
@@ -340,6 +340,13 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def coded(text: str) -> Any:
+    """Return a text as HTML, with what is between backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def sentence(text: str) -> str:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from loopwise.debug import Watch
 from loopwise.report.facts import Facts
-from loopwise.report.page import state
+from loopwise.report.page import coded, state
 from loopwise.report.sections import Section
 from loopwise.report.summary import in_words, summarized
 from loopwise.run import Run
@@ -106,3 +106,7 @@ def test_a_page_without_sentences_has_no_such_section():
         facts, [*only, Section("b", "B", 2.0, [{"kind": "summary", "text": "One.", "order": 1}])]
     )
     assert json.dumps(first.blocks) == '[{"kind": "text", "text": "One. Two."}]'
+
+
+def test_backticks_are_code_and_nothing_else_is_html():
+    assert coded("<b> `a <i>` & `") == "&lt;b&gt; <code>a &lt;i&gt;</code> &amp; `"

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from policies_kit import decide, of, pool
+from sift_kit import decide, of, pool
 
 from loopwise.sift.policies import NoiseCap, Pool, ProportionalLoss, RelativeLoss
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
-from policies_kit import decide, of, pool
+from sift_kit import decide, of, pool
 from torch import nn
 
 from loopwise.errors import InputError

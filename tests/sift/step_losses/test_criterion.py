@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from step_losses_kit import (
+from sift_kit import (
     CRITERION,
     TOKENS,
     WITHOUT_READABLE_LOSSES,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from step_losses_kit import (
+from sift_kit import (
     CRITERION,
     WITHOUT_READABLE_LOSSES,
     data,

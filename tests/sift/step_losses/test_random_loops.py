@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from step_losses_kit import CRITERION, data, remembered, sift
+from sift_kit import CRITERION, data, remembered, sift
 from torch import nn
 
 from loopwise.errors import InputError

@@ -59,6 +59,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.feed.local --seeds 3 $(ARGS)
 	$(BIN)/python -m benchmarks.feed.deaths --seeds 1 $(ARGS)
 	$(BIN)/python -m benchmarks.loop $(ARGS)
+	$(BIN)/python -m benchmarks.soak --seeds 1 $(ARGS)
 	$(BIN)/python -m benchmarks.compile.coverage
 	$(BIN)/python -m benchmarks
 peers: $(READY)

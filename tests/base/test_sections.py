@@ -10,6 +10,7 @@ def test_builders_follow_the_format_of_the_page():
     plot = sections.plot("Loss", "it falls", [{"y": np.arange(3)}], {"height": 200})
     blocks = [
         sections.text("A paragraph."),
+        sections.summary("A sentence.", 10),
         sections.table("Numbers", ("a", "b"), [("x", 1.5)]),
         plot,
         sections.choice("Layers", "Layer", [plot]),

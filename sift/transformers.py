@@ -29,6 +29,10 @@ from .scorers import Padded
 
 with required("transformers", "transformers", "SiftingTrainerMixin"):
     from transformers import Trainer
+    from transformers import trainer as trainer_module
+
+_MODULE: Any = trainer_module
+"""The module whose ``skip_first_batches`` the Trainer calls to go on in an epoch."""
 
 
 class _SmoothedLabels:
@@ -76,6 +80,8 @@ class SiftingTrainerMixin:
         self._sift_options = _validated(sift, own)
         super().__init__(*args, **options)
         self.sift_loader: EpochLoader | None = None
+        self._sift_trains = self._sift_restored = False
+        self._sift_checkpoint: str | None = None
         self._sift_losses = OwnLosses(self._sift_whole_loss, self._sift_recorded_loss)
 
     def sift_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
@@ -116,16 +122,34 @@ class SiftingTrainerMixin:
         padding = {"labels": -100.0, "input_ids": float(getattr(tokenizer, "pad_token_id", None) or 0)}
         options: dict[str, Any] = {"loss": self.sift_loss, "score_every": 1, "concatenate": Padded(padding)}
         sifting = SiftingDataLoader(loader, trainer.model, **(options | self._sift_options))
-        trainer.args.ignore_data_skip = True  # the loader's state goes on by itself
         self.sift_loader = EpochLoader(sifting)
+        # the Trainer counts the batches of an interrupted epoch, of which it accumulates gradients; a stream has no such epochs
+        trainer.args.ignore_data_skip = self.sift_loader.length is None
+        if self._sift_trains:
+            self._sift_go_on_at_skipping()
         return self.sift_loader
 
+    def _sift_go_on_at_skipping(self) -> None:
+        """Let the Trainer, where it skips the first batches of a resumed epoch, have the loader go on in its state."""
+        before = _MODULE.skip_first_batches
+
+        def skip_first_batches(loader: Any, num_batches: int = 0) -> Any:
+            if loader is not self.sift_loader:
+                return before(loader, num_batches)
+            self._sift_restore(num_batches)
+            self._sift_restored = True
+            return loader
+
+        _MODULE.skip_first_batches = skip_first_batches
+
     def train(self, *args: Any, **options: Any) -> Any:
-        state = "failed"
+        state, before = "failed", _MODULE.skip_first_batches
+        self._sift_trains, self._sift_restored = True, False
         try:
             result = super().train(*args, **options)  # type: ignore[misc]
             state = "finished"
         finally:
+            self._sift_trains, _MODULE.skip_first_batches = False, before
             if self.sift_loader is not None:  # a pass over the data may be open
                 self.sift_loader.close()
                 self.sift_loader.loader.close(state)
@@ -141,15 +165,29 @@ class SiftingTrainerMixin:
         super()._save_rng_state(output_dir)  # type: ignore[misc]
         if self.sift_loader is not None:
             os.makedirs(output_dir, exist_ok=True)
-            state = {"loader": self.sift_loader.loader.state_dict(), "done": self.sift_loader.done}
+            state = {"loader": self.sift_loader.loader.state_dict()}
             save(state, _state_file(output_dir), "the state of the sifting loader")
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        self._sift_checkpoint = checkpoint
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self._sift_restored:  # the Trainer asks again once a plain loader would have skipped its batches
+            self._sift_restored = False
+            return
+        self._sift_checkpoint = checkpoint
+        self._sift_restore(0)
+
+    def _sift_restore(self, done: int) -> None:
+        """Restore random states and loader of the checkpoint, in an epoch of which ``done`` batches were trained on."""
+        checkpoint = self._sift_checkpoint
         super()._load_rng_state(checkpoint)  # type: ignore[misc]
-        file = None if checkpoint is None else _state_file(checkpoint)
-        if self.sift_loader is not None and file is not None and os.path.exists(file):
-            state = load(file)
-            self.sift_loader.load_state_dict(state["loader"], state["done"])
+        if self.sift_loader is None or checkpoint is None:
+            return
+        file = _state_file(checkpoint)
+        state = load(file)["loader"] if os.path.exists(file) else None  # it was perhaps saved without sifting
+        self.sift_loader.load_state_dict(state, done)
 
 
 def _validated(sift: Any, own: bool) -> dict[str, Any] | None:

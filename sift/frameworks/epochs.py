@@ -66,10 +66,16 @@ class EpochLoader:
         if self.length is not None and self.done < self.length:  # a pass without a batch ends the epoch
             self._batches = self._passes()
 
-    def load_state_dict(self, state: dict[str, Any], done: int = 0) -> None:
-        """Go on from a state of the ``SiftingDataLoader``, in an epoch whose first ``done`` batches were yielded before."""
+    def load_state_dict(self, state: dict[str, Any] | None, done: int = 0) -> None:
+        """Go on in an epoch whose first ``done`` batches were yielded before.
+
+        Args:
+            state: state of the ``SiftingDataLoader``; ``None``: it begins anew.
+            done: number of batches.
+        """
         self._batches.close()
-        self.loader.load_state_dict(state)
+        if state is not None:
+            self.loader.load_state_dict(state)
         self._batches = self._passes()
         self._start = done % self.length if self.length else 0
 

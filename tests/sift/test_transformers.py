@@ -127,17 +127,32 @@ def test_a_training_that_fails_leaves_nothing_open(tmp_path):
     assert Run.existing(tmp_path / "run").info()["state"] == "failed"
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_resume_to_the_bit(tmp_path, accumulate):
-    options = {"gradient_accumulation_steps": accumulate}
-    step = 8 // accumulate
+@pytest.mark.parametrize(("accumulate", "step", "batches"), [(1, 8, 10), (2, 4, 10), (4, 3, 8)])
+def test_resume_to_the_bit(tmp_path, accumulate, step, batches):
+    options = {
+        "gradient_accumulation_steps": accumulate,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "lr_scheduler_type": "cosine",
+    }
     whole = trainer(tmp_path, **options, save_strategy="steps", save_steps=step)
     whole.train()
     again = trainer(tmp_path, **options)
     again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
-    assert len(again.sizes) == 18 - step * accumulate
+    assert len(again.sizes) == batches
+    assert (
+        again.state.log_history[:-1] == whole.state.log_history[:-1]
+    )  # steps, epochs, losses, learning rates
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+def test_resume_from_a_checkpoint_without_sifting(tmp_path):
+    plain = trainer(tmp_path, sift=False, save_strategy="steps", save_steps=15)
+    plain.train()
+    again = trainer(tmp_path, sift={"keep": 1.0})
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-15"))
+    assert len(again.sizes) == 36 - 15
 
 
 def test_without_sifting_nothing_changes(tmp_path):

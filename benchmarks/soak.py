@@ -1,7 +1,8 @@
 """The long run: all parts on for 20 minutes, with faults at random; memory and handles stay flat, nothing is lost.
 
 The training is a process that is stopped by SIGTERM and goes on from its checkpoint.  Inside of it workers are killed, batches
-become NaN, files cannot grow, and Ctrl-C comes, each at random; the loop answers as a user's would: it goes back to its checkpoint.
+become NaN, the disk is full for two seconds, and Ctrl-C comes, each at random; the loop answers as a user's would: it goes back to
+its checkpoint.  The disk is a file system of its own in memory, which only root can make; others run without that fault.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import json
 import math
 import os
 import random
-import resource
 import signal
 import statistics
 import subprocess
@@ -21,7 +21,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -38,10 +38,10 @@ QUICK = False
 MINUTES, LIVES = 20.0, 4
 """Minutes in all, and processes that follow each other."""
 FAULTS = ("worker", "nan", "disk", "interrupt")
-BETWEEN = 12.0
+BETWEEN = float(os.environ.get("LOOPWISE_SOAK_BETWEEN", "12"))
 """Mean seconds between two faults."""
-FULL = 2.0
-"""Seconds for which no file can grow."""
+FULL, SIZE = 2.0, 256
+"""Seconds for which the disk is full, and its MiB."""
 CHECKPOINT = 20
 """Steps between two checkpoints."""
 WARM_UP = 75.0
@@ -65,6 +65,8 @@ class LongTraining:
 
         torch.set_num_threads(1)
         torch.manual_seed(0)
+        self.filler = folder / "filler"
+        self.filler.unlink(missing_ok=True)
         self.folder, self.checkpoint, self.task = folder, folder / "checkpoint.pt", TASKS["digits"]
         self.data, self.model, self.step_number = self.task.data(), self.task.model(), 0
         self.optimizer = self.task.optimizer(self.model.parameters())
@@ -113,28 +115,40 @@ class LongTraining:
         """Inject a fault if its time has come; return its name."""
         now = time.monotonic()
         if now > self.free_at:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            self.filler.unlink()
             self.free_at = math.inf
         if not self.faults or now < self.next_fault:
             return ""
         self.next_fault = now + self.random.expovariate(1 / BETWEEN)
-        name = self.random.choice(FAULTS)
+        name = self.random.choice(
+            FAULTS if os.path.ismount(self.folder) else [one for one in FAULTS if one != "disk"]
+        )
         self.counts[name] += 1
         if name == "worker" and (workers := self._workers()):
             os.kill(self.random.choice(workers).pid, signal.SIGKILL)
         elif name == "disk":
             self.free_at = now + FULL
-            resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+            self._fill()
         elif name == "interrupt":
             os.kill(os.getpid(), signal.SIGINT)
         return name
 
+    def _fill(self) -> None:
+        """Fill the disk."""
+        with self.filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(2**16))
+
     def _workers(self) -> list[psutil.Process]:
-        return [
-            child
-            for child in psutil.Process().children()
-            if "resource_tracker" not in " ".join(child.cmdline())
-        ]
+        """Return the loader's workers that are alive."""
+        alive = []
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                if child.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in " ".join(
+                    child.cmdline()
+                ):
+                    alive.append(child)
+        return alive
 
     def save(self) -> None:
         """Write the checkpoint, unless the disk is full."""
@@ -169,7 +183,7 @@ class LongTraining:
 
     def finish(self) -> None:
         """End the training and write its accuracy."""
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        self.filler.unlink(missing_ok=True)
         self.save()
         self.watch.close()
         self.loader.close()
@@ -178,11 +192,24 @@ class LongTraining:
         (self.folder / "accuracy.json").write_text(json.dumps({"accuracy": value, "steps": self.step_number}))
 
 
+@contextlib.contextmanager
+def small_disk() -> Iterator[str]:
+    """Return a folder, on a file system of its own if this process may mount one."""
+    with tempfile.TemporaryDirectory() as name:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}m", "loopwise-soak", name]
+        mounted = subprocess.run(command, capture_output=True).returncode == 0
+        try:
+            yield name
+        finally:
+            if mounted:
+                subprocess.run(["umount", name], check=True)
+
+
 def soak(faults: bool, device: str, seed: int) -> dict[str, float]:
     """Train in processes that follow each other, and measure."""
     minutes = MINUTES / 10 if QUICK else MINUTES
     share = 60 * minutes / LIVES
-    with tempfile.TemporaryDirectory() as name:
+    with small_disk() as name:
         folder = Path(name)
         for life in range(LIVES):
             last = life == LIVES - 1
@@ -203,7 +230,7 @@ def soak(faults: bool, device: str, seed: int) -> dict[str, float]:
             except subprocess.TimeoutExpired:
                 process.terminate()
                 _, errors = process.communicate()
-            if last and process.returncode:
+            if process.returncode not in ((0,) if last else (-signal.SIGTERM,)):
                 raise RuntimeError(errors[-4000:])
         return _measured(folder)
 
@@ -271,7 +298,6 @@ def program() -> None:
     parser.add_argument("--faults", action="store_true")
     args = parser.parse_args()
     warnings.simplefilter("default")
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     LongTraining(args.folder, args.faults).train(args.seconds)
 

@@ -30,6 +30,7 @@ seconds since the epoch.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -54,6 +55,8 @@ REMOTE = 30.0
 """Seconds between flushes on remote storage, where each flush is a file."""
 FLUSHES = 10
 """Number of failed flushes in a row that ends the sampler."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk that is full, which may pass."""
 PHASES = 1.0
 """Seconds between records of phases."""
 
@@ -63,7 +66,7 @@ class Sampler:
 
     One rank of each machine samples the machine; each rank samples its process.  Records are on local storage before
     the next sample is due, and on remote storage at most 30 s later.  If remote storage fails, records are kept and
-    written with the next ones.
+    written with the next ones.  If a local disk is full, records are left out as long as it is.
 
     Args:
         run: run that the records are written into.
@@ -96,6 +99,7 @@ class Sampler:
         self.error: Exception | None = None
         """Error that ended the thread before it was closed."""
         self.samples = self.missed = self._failed = 0
+        self._told = False
         self._host = os.environ.get("LOCAL_RANK", "0") == "0"
         self._more: deque[tuple[str, dict[str, Any]]] = deque()
         self._run = run
@@ -229,10 +233,24 @@ class Sampler:
         }
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
-        if name not in self._lines:
-            self._lines[name] = Lines(self._run, "debug", name)
-        self._lines[name].append(record)
+        try:
+            if name not in self._lines:
+                self._lines[name] = Lines(self._run, "debug", name)
+            self._lines[name].append(record)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self._left_out(name, error)
         self._look(name, record)
+
+    def _left_out(self, name: str, error: OSError) -> None:
+        """Go on without a record for which there is no space; a sample counts as missed."""
+        self.missed += name == "system"
+        if not self._told:
+            self._told = True
+            logging.getLogger("loopwise.debug").warning(
+                "no space for the profile, whose records are left out until there is some: %r", error
+            )
 
 
 def usable() -> int:

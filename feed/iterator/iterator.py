@@ -188,7 +188,11 @@ class PoolIterator(BaseIterator):  # type: ignore[misc]  # torch's class has no 
 
     def _recover(self, lost: Lost) -> None:
         """Let the tasks of a lost worker be executed again, unless one of them is at fault."""
-        _log.warning("a worker %s; its batches %s are loaded again", lost.reason, _numbers(self._lanes, lost))
+        numbers = _numbers(self._lanes, lost)
+        again = (
+            f"its batches {', '.join(map(str, numbers))} are loaded again" if numbers else "it held no batch"
+        )
+        _log.warning("a worker %s; %s", lost.reason, again)
         for number in lost.lanes:
             lane = self._lanes[number]
             in_work = next((task for task in lane.submitted if task.number == lost.number), None)

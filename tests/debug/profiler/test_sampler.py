@@ -1,5 +1,6 @@
 """Samples are taken on a grid, counted if they are missed, and on disk if the process is killed."""
 
+import errno
 import json
 import signal
 import subprocess
@@ -163,6 +164,30 @@ def test_uploads_that_fail_are_repeated(clock, monkeypatch, caplog):
     assert [line.message for line in caplog.records] == [
         "the profile could not be written yet: OSError('connection reset')"
     ]
+
+
+class Full(Lines):
+    """Lines on a disk that is full for a while."""
+
+    full: ClassVar[bool] = False
+
+    def append(self, *records):
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().append(*records)
+
+
+def test_a_full_disk_costs_its_samples_only(run, clock, monkeypatch, caplog):
+    """The profiler was switched off for good, in the seconds for which another program filled the disk."""
+    monkeypatch.setattr("loopwise.debug.profiler.sampler.Lines", Full)
+    sampler = Sampler(run, 0.5, clock=clock, read=Still())
+    for full in (False, True, True, False):
+        monkeypatch.setattr(Full, "full", full)
+        clock.tick(0.5)
+        sampler.sample()
+    sampler.close()
+    assert column(run.path, "missed") == [0, 2]
+    assert caplog.text.count("no space for the profile") == 1
 
 
 def test_storage_that_stays_away_is_given_up(clock, monkeypatch):

@@ -63,6 +63,8 @@ class _Shared:
     def __init__(self, run: Run, asked: str) -> None:
         self.run, self.asked, self.parts, self._state = run, asked, list[str](), "finished"
         self._users = 0
+        self.beside = run.path.rstrip("/") != asked.rstrip("/")
+        """The folder that was asked for held a run already."""
         self.opened.append(self)
 
     def use(self, part: str) -> None:
@@ -134,7 +136,19 @@ def as_run(run: str | os.PathLike[str] | Run | None, part: str, resume: bool = F
     shared = next((s for s in reversed(same) if resume or part not in s.parts), None)
     if shared is None:
         shared = _Shared(Run(location(run), resume) if resume else _new_run(fs, path, location(run)), path)
+    elif resume and shared.beside:
+        _tell_not_resumed(shared, part, location(run))
     return RunHandle(shared.run, part, shared)
+
+
+def _tell_not_resumed(shared: _Shared, part: str, asked: str) -> None:
+    """Say that a part which would resume joins the new run of an earlier part, which did not."""
+    text = (
+        "resume=True of the part %s does not go on in %r: %s opened a new run, %r, before without resume=True, and "
+        "parts of one path share a run; pass resume=True to %s as well"
+    )
+    first = shared.parts[0] if shared.parts else "another part"
+    logging.getLogger("loopwise").warning(text, part, asked, first, shared.run.url, first)
 
 
 def _new_run(fs: fsspec.AbstractFileSystem, path: str, asked: str) -> Run:

@@ -187,3 +187,25 @@ print(Run.existing({str(tmp_path)!r}).info()["state"])
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.stdout == "running\n", done.stderr
     assert state(tmp_path) == "finished"
+
+
+def test_a_part_that_resumes_is_told_that_an_earlier_part_did_not(tmp_path, caplog):
+    as_run(tmp_path / "run", "sift").release()
+    first = as_run(tmp_path / "run", "sift")
+    caplog.clear()
+    second = as_run(tmp_path / "run", "debug", resume=True)
+    assert second.run is first.run
+    [record] = caplog.records
+    assert f"resume=True of the part debug does not go on in '{tmp_path}/run'" in record.message
+    assert "pass resume=True to sift as well" in record.message
+    first.release()
+    second.release()
+
+
+def test_resuming_parts_are_told_nothing(tmp_path, caplog):
+    as_run(tmp_path / "run", "sift").release()
+    handles = [as_run(tmp_path / "run", "sift", resume=True), as_run(tmp_path / "run", "debug", resume=True)]
+    assert [handle.run.path for handle in handles] == [f"{tmp_path}/run"] * 2
+    assert not caplog.records
+    for handle in handles:
+        handle.release()

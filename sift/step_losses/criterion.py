@@ -24,6 +24,12 @@ from .checksums import Fingerprint, rows
 from .forward import AHEAD, deferred
 from .settling import PATIENCE
 
+WITH_A_STEP = (
+    "with a TrainStep: its loss returns one number a sample, and after each step(batch) comes "
+    "loader.record_losses(step.losses)"
+)
+"""Fix for loops whose loss is computed in a training step."""
+
 _Candidates = dict[tuple[int, bool], Fingerprint]
 """(number of the batch's tensor, whether its first column is left out) -> fingerprint."""
 
@@ -149,7 +155,7 @@ class Recorder:
             if self.compiled
             else "the loop calls another criterion, or has no gradient, as an evaluation",
             "call it outside of the compiled function, or pass losses to loader.record_losses(losses); evaluate with a "
-            "plain DataLoader, which yields all samples",
+            f"plain DataLoader, which yields all samples; {WITH_A_STEP}",
         )
 
     def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[torch.Tensor]) -> None:

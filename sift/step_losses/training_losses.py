@@ -14,7 +14,7 @@ from loopwise.loss import takes_model
 from ..buffer import Samples
 from ..loss_history import LossHistory
 from ..source import NO_INDEX
-from .criterion import Recorder
+from .criterion import WITH_A_STEP, Recorder
 from .forward import StepLosses
 from .settling import PATIENCE, settle
 
@@ -128,7 +128,7 @@ class TrainingLosses:
         """Return the error for training steps whose losses nobody told."""
         if self._without_loss:
             seen = f"loss=None, and no loss was recorded in {self._steps} training steps"
-            fix = "pass loss=; or use criterion = loader.criterion(nn.CrossEntropyLoss()) in the loop"
+            fix = f"pass loss=; or use criterion = loader.criterion(nn.CrossEntropyLoss()) in the loop; {WITH_A_STEP}"
         else:
             seen = f"loss=function, and no loss was recorded in {self._steps} training steps"
             fix = "drop score_every=0, so that samples are scored; or call loader.record_losses(losses) after each batch"

@@ -21,6 +21,7 @@ from sift_kit import (
 )
 from torch import nn
 
+from loopwise.compile import TrainStep
 from loopwise.errors import InputError
 from loopwise.sift import PrunedHistory, SiftingDataLoader, TopLoss
 
@@ -180,8 +181,37 @@ def test_a_criterion_that_is_never_called_is_noticed(model):
     with pytest.raises(InputError, match=r"no call of loader\.criterion"):
         for x, y in loader:
             F.cross_entropy(model(x), y).backward()
-    with pytest.raises(InputError, match="loss=None, and no loss was recorded in 4 training steps"):
+    with pytest.raises(InputError, match="loss=None, and no loss was recorded in 4 training steps") as caught:
         list(sift(*data(), model=model, loss=None))
+    assert "loader.record_losses(step.losses)" in str(caught.value)
+
+
+def test_a_criterion_inside_of_a_training_step_is_told_of_the_steps_losses(model):
+    loader = sift(*data(), model=model, loss=None)
+    criterion = loader.criterion(nn.CrossEntropyLoss())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = TrainStep(
+        model, lambda model, batch: criterion(model(batch[0]), batch[1]), optimizer, autotune="off"
+    )
+    with pytest.raises(InputError, match="no call of loader") as caught:
+        for batch in loader:
+            step(batch)
+    assert "loader.record_losses(step.losses)" in str(caught.value)
+
+
+def test_the_losses_of_a_training_step_whose_loss_is_a_function(model):
+    loader = sift(*data(), model=model, loss=None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def losses(model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    step = TrainStep(model, losses, optimizer, autotune="off")
+    for batch in loader:
+        step(batch)
+        loader.record_losses(step.losses)
+    assert loader.report().scored == 0
+    assert remembered(loader).isfinite().all()
 
 
 # -- batch scores ---------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Sequence
 
@@ -11,10 +12,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .trials import Trial
+from .trials import LAST_LINES, Trial
 from .tuner import Tuner
 
 SHOWN = 12
+ERROR = re.compile(r"[\w.]*(Error|Exception)(: |$)")
+"""Line in which Python names the error that ended a program; errors of several lines begin with it."""
 COLORS = {"finished": "green", "stopped": "yellow", "failed": "red", "running": "cyan"}
 
 
@@ -43,7 +46,6 @@ def trials_table(trials: Iterable[Trial], objectives: Sequence[str], best: Itera
             number(v) if isinstance(v, float) else str(v) for v in (trial.values.get(n, "") for n in names)
         ]
         state = Text(trial.state, COLORS[trial.state])
-        reason = trial.reason.splitlines()[0] if trial.reason else ""
         table.add_row(
             Text(trial.name + mark),
             state,
@@ -51,9 +53,18 @@ def trials_table(trials: Iterable[Trial], objectives: Sequence[str], best: Itera
             *(number(trial.metrics.get(name)) for name in objectives[1:]),
             *map(Text, values),  # texts of the user, which are no markup
             f"{trial.seconds:.0f}",
-            Text(reason),
+            Text(_short(trial.reason)),
         )
     return table
+
+
+def _short(reason: str) -> str:
+    """Return a reason in a line: its first one, and of a program that failed its error, or the last line that it printed."""
+    lines = [line.strip() for line in reason.splitlines() if line.strip()]
+    head, marked, _ = lines[0].partition(LAST_LINES) if lines else ("", "", "")
+    if not marked or len(lines) == 1:
+        return head + marked
+    return f"{head}: {next((line for line in reversed(lines) if ERROR.match(line)), lines[-1])}"
 
 
 def live(tuner: Tuner) -> RenderableType:

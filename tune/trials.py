@@ -18,6 +18,8 @@ from .log.hints import hint
 from .pareto import pareto_front
 from .process.attempt import STREAMS, Attempt
 
+LAST_LINES = "; its last lines:"
+"""End of the first line of the reason of a program that failed; what it printed follows."""
 SEARCHED = 2**20
 """Bytes at the end of a log that are searched for a line which almost matches."""
 
@@ -128,7 +130,7 @@ def explain(
     if ending is not None and not stopped and ending["code"] != 0:
         last = "\n".join(attempt.tail())
         what = "could not be started" if ending["code"] is None else f"ended with code {ending['code']}"
-        return f"the program {what}; " + (f"its last lines:\n{last}" if last else "it printed nothing")
+        return f"the program {what}" + (f"{LAST_LINES}\n{last}" if last else "; it printed nothing")
     for goal in job.goals:
         value = curves[goal.metric].value()
         if value is None:

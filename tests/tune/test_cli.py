@@ -251,3 +251,11 @@ main(["tune", "--help"])
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert "loopwise[tune]" in result.stderr
+
+
+def test_the_table_says_by_what_a_program_failed():
+    reason = "the program ended with code 1; its last lines:\nTraceback:\n  File ...\nModuleNotFoundError: No module named 'x'\nfix: pip\n"
+    trial = Trial(0, {"x": 1.0}, state="failed", reason=reason)
+    output = io.StringIO()
+    Console(file=output, width=200).print(trials_table([trial], ["loss"]))
+    assert "the program ended with code 1: ModuleNotFoundError: No module named 'x'" in output.getvalue()

@@ -1,5 +1,8 @@
 """Requests of SageMaker's API: every field that is read, and what cannot be asked for."""
 
+import shlex
+import sys
+
 import pytest
 from tune_kit import request_file
 
@@ -11,7 +14,7 @@ from loopwise.tune.sagemaker.request import folder_of, read_request
 
 def test_a_request_is_read_as_it_is(tmp_path):
     found = read_request(request_file(tmp_path))
-    assert found.command == "python train.py"
+    assert found.command == f"{shlex.quote(sys.executable)} train.py"
     assert found.parameters == {
         "lr": Continuous(low=1e-5, high=0.1, scale="log"),
         "depth": Integer(low=1, high=4),

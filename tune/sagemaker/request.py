@@ -6,6 +6,8 @@ import json
 import logging
 import math
 import os
+import shlex
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -32,7 +34,7 @@ def read_request(path: str, command: str | None = None) -> Job:
 
     Args:
         path: file with ``HyperParameterTuningJobConfig`` and ``TrainingJobDefinition``.
-        command: the program in place of ``python`` and the static hyperparameter ``sagemaker_program``.
+        command: the program in place of this interpreter and the static hyperparameter ``sagemaker_program``.
 
     Raises:
         InputError: the file is missing or no JSON, a field is wrong, or it asks for what is not supported.
@@ -120,7 +122,7 @@ def _description(request: Request, path: str, command: str | None) -> dict[str, 
             "leave some out",
         )
     return {
-        "command": command or f"python {program}",
+        "command": command or f"{shlex.quote(sys.executable)} {program}",
         "parameters": parameters,
         "static": static,
         "metrics": [

@@ -41,7 +41,8 @@ def add(loader: Any) -> None:
     if loader.iterable:
         part, options = loader.dataset, _options(loader)
     try:
-        unused: _Unused = _Unused(weakref.ref(part, lambda _: _remove(unused)), options)
+        # while the interpreter exits, this module's names may be gone before the loader is: they are held here
+        unused: _Unused = _Unused(weakref.ref(part, lambda _, remove=_remove: remove(unused)), options)
     except TypeError:  # a list of batches
         return
     _unused.add(unused)
@@ -58,6 +59,8 @@ def discard(loader: Any) -> None:
 
 
 def _remove(unused: _Unused) -> None:
+    if not _unused:  # none are left, or the interpreter exits and has removed the name
+        return
     _unused.discard(unused)
     while _end and not _unused:
         _end.pop()()

@@ -1,6 +1,8 @@
 """Errors: those of user code and of arguments as DataLoader has them, those of our own arguments in full."""
 
 import functools
+import gc
+import sys
 import threading
 import time
 
@@ -9,7 +11,7 @@ from feed_kit import Augmented, Failing, Stream
 from torch.utils.data import DataLoader, SequentialSampler
 
 from loopwise.errors import InputError
-from loopwise.feed import RemoteDataLoader
+from loopwise.feed import RemoteDataLoader, rebuilt
 
 
 class TwoArguments(Exception):
@@ -190,3 +192,14 @@ def test_too_many_workers_are_warned_of_by_the_number_of_processes(monkeypatch):
     RemoteDataLoader(Augmented(4), num_workers=8, group="data")
     with pytest.warns(UserWarning, match="This DataLoader will create 8 worker processes"):
         RemoteDataLoader(Augmented(4), num_workers=8)
+
+
+def test_a_loader_that_outlives_the_names_of_modules_at_exit_ends_silently(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    loader = RemoteDataLoader(list(range(4)), 2)
+    for name in ("_remove", "_unused", "_end"):  # as the interpreter does before it frees the last objects
+        monkeypatch.setattr(rebuilt, name, None)
+    del loader
+    gc.collect()
+    assert not told

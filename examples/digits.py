@@ -38,6 +38,8 @@ with required("scikit-learn", "demo", "the digits example", "sklearn"):
 with required("torchvision", "demo", "the digits example"):
     from torchvision import transforms
 
+LEFT = "was chosen, left later: "
+"""How a row of a step's explanation begins whose variant was given up after it was chosen."""
 LOOPS = {"plain": "plain loop", "sift": "+ sift", "all": "+ compile, debug"}
 """Value of ``--only`` -> column of the table."""
 
@@ -202,6 +204,12 @@ def outcome(step: TrainStep) -> str:
     """Describe the choice of the step in a sentence."""
     tried = [row for row in step.explain().rows if row["ms"] is not None]
     best = next((row for row in tried if row["verdict"] == "chosen"), None)
+    left = next((row for row in tried if row["verdict"].startswith(LEFT)), None)
+    if left is not None:
+        reason = left["verdict"].removeprefix(LEFT)
+        return (
+            f"compile: the variant {left['form']!r} was chosen, and left later for the usual step: {reason}."
+        )
     if best is None or best is tried[0]:
         return "compile: no other variant of the step was faster on this machine, so it stays as it is."
     return (

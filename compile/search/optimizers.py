@@ -112,7 +112,11 @@ def compared_implementation(optimizer: Optimizer, name: str) -> Choice:
         except torch.OutOfMemoryError:
             refused = {name: NO_MEMORY}
     else:
-        refused = {name: "the user chose an implementation, or there are no others"}
+        refused = {
+            name: "hooks on the optimizer, as those of a Watch, would not be timed"
+            if optimizer_has_hooks(optimizer)
+            else "the user chose an implementation, or there are no others"
+        }
     if anywhere(bool(refused)):
         return Choice("as_is", {}, refused or {name: "refused on another rank"})
     return Choice(name, {}, {})

@@ -68,6 +68,10 @@ def test_the_choice_of_the_step_is_said_in_words():
     stays = "compile: no other variant of the step was faster on this machine, so it stays as it is."
     assert digits.outcome(Step(("eager", 12.0, "chosen"), ("inductor", 13.0, "not faster"))) == stays
     assert digits.outcome(Step()) == stays
+    reason = "was chosen, left later: after 8 batches: gradient/x is off"
+    assert digits.outcome(Step(("eager", 12.0, "in use"), ("captured", 8.0, reason))) == (
+        "compile: the variant 'captured' was chosen, and left later for the usual step: after 8 batches: gradient/x is off."
+    )
     assert digits.outcome(
         Step(("eager", 12.0, "not faster"), ("x", None, "failed"), ("inductor", 8.2, "chosen"))
     ) == (

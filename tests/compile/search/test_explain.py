@@ -10,6 +10,7 @@ from loopwise.compile.graph.passes import PASSES, Outcome
 from loopwise.compile.plan import StoredPlan
 from loopwise.compile.search import attempts
 from loopwise.compile.search.candidates import Candidate
+from loopwise.compile.search.optimizers import compared_implementation
 from loopwise.compile.search.search import SearchResult
 from loopwise.warnings import LoopwiseWarning
 
@@ -127,3 +128,12 @@ def test_other_origins_in_words():
     stored = StoredPlan(CAPTURED, "/plans/a.json", "2026-11-29T10:00:00+00:00", [])
     source = "remembered from /plans/a.json, measured 2026-11-29T10:00:00+00:00; replan(batch) measures anew"
     assert told(result, Origin(stored=stored)).source == source
+
+
+def test_hooks_of_a_watch_are_no_choice_of_the_user():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([parameter])
+    optimizer.register_step_post_hook(lambda *_: None)
+    choice = compared_implementation(optimizer, "fused")
+    assert choice.name == "as_is"
+    assert choice.refused == {"fused": "hooks on the optimizer, as those of a Watch, would not be timed"}

@@ -145,7 +145,7 @@ def single(value: torch.Tensor, statistic: str) -> float:
             f"the statistic {statistic!r}",
             f"one number: {', '.join(heads)}",
             "it is several numbers",
-            f"ask for {heads[0]!r}",
+            f"ask for one of them, such as {heads[len(heads) // 2]!r}",
         )
     return float(table([value], names)[0, heads.index(statistic)])
 

@@ -16,6 +16,7 @@ from loopwise import sample_losses
 from loopwise.errors import InputError
 from loopwise.extras import required
 from loopwise.preserve import inside, restored
+from loopwise.run import can_resume
 from loopwise.torch_internals import is_compiled
 
 from .explain import Explanation
@@ -53,6 +54,7 @@ class CompilingCallback(pl.Callback):
     """
 
     def __init__(self, **options: Any) -> None:
+        options = options | ({"autotune": "off"} if options.get("autotune") is False else {})  # YAML's off
         shown = f"CompilingCallback({', '.join(f'{name}={value!r}' for name, value in options.items())})"
         validate_passed_on(options, shown, "CompilingCallback(autotune='default')")
         self.options = options
@@ -61,9 +63,10 @@ class CompilingCallback(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _validate(trainer, pl_module)
-        current, recorded = self._training_step, self.options.get("run") is not None
-        if current is None or not current.fits(trainer, pl_module) or recorded:
-            again = {"resume": True} if recorded and self.step is not None else {}
+        current, run = self._training_step, self.options.get("run")
+        if current is None or not current.fits(trainer, pl_module) or run is not None:
+            goes_on = self.step is not None or trainer.ckpt_path is not None
+            again = {"resume": True} if goes_on and can_resume(run) else {}
             current = self._training_step = _CompiledTrainingStep(trainer, pl_module, self.options | again)
             self.step = current.step
         current.install(trainer)

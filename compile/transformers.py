@@ -17,6 +17,7 @@ from torch import nn
 
 from loopwise.errors import InputError
 from loopwise.extras import required
+from loopwise.run import can_resume
 from loopwise.wrappers import unwrap
 
 from .explain import Explanation
@@ -62,7 +63,7 @@ class CompilingTrainerMixin:
         self.compile = compile
         self.compile_step: TrainStep | None = None
         self._outputs: CompiledOutputs | None = None
-        self._ended = False
+        self._ended = self._resumes = False
         trainer: Any = self
         requested = ["torch_compile"] * bool(trainer.args.torch_compile)
         own = [name for name in OF_OUTPUTS if getattr(trainer, name, None) is not None]
@@ -95,9 +96,8 @@ class CompilingTrainerMixin:
             with self._compiled_outputs().forward_passes():
                 return trainer.compute_loss(model, inputs, **rest)
         if self.compile_step is None or self._ended or self.compile_step.spec.model is not model:
-            step_options = self.compile if isinstance(self.compile, dict) else {}
             self._ended = False
-            self.compile_step = TrainStep(model, self._loss_to_compile(), **step_options)
+            self.compile_step = TrainStep(model, self._loss_to_compile(), **self._step_options())
         step = self.compile_step
 
         def planned(**batch: Any) -> dict[str, torch.Tensor]:
@@ -107,11 +107,12 @@ class CompilingTrainerMixin:
 
         return trainer.compute_loss(planned, inputs, **rest)  # it scales the loss as it always does
 
-    def train(self, *args: Any, **options: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **options: Any) -> Any:
         """Train as the Trainer does; a run that the mixin writes ends with it, and the next training begins another one."""
         trainer: Any = super()
+        self._resumes = bool(resume_from_checkpoint)
         try:
-            return trainer.train(*args, **options)
+            return trainer.train(resume_from_checkpoint, *args, **options)
         finally:
             self._ended = isinstance(self.compile, dict) and self.compile.get("run") is not None
             for part in (self.compile_step, self._outputs):
@@ -132,9 +133,13 @@ class CompilingTrainerMixin:
         model: nn.Module = unwrap(self.model)  # type: ignore[attr-defined]
         if self._outputs is None or self._ended or self._outputs.model is not model:
             self._ended = False
-            options: dict[str, Any] = self.compile if isinstance(self.compile, dict) else {}
-            self._outputs = CompiledOutputs(model, **options)
+            self._outputs = CompiledOutputs(model, **self._step_options())
         return self._outputs
+
+    def _step_options(self) -> dict[str, Any]:
+        """Return the options of the step; a training that goes on from a checkpoint goes on in the same run."""
+        options = self.compile if isinstance(self.compile, dict) else {}
+        return options | ({"resume": True} if self._resumes and can_resume(options.get("run")) else {})
 
     def _overrides_compile_loss(self) -> bool:
         return type(self).compile_loss is not CompilingTrainerMixin.compile_loss

@@ -5,9 +5,11 @@ Trainer(callbacks=[SiftingCallback(keep=0.5)]).fit(module, datamodule)
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -20,6 +22,7 @@ from loopwise import validate
 from loopwise.errors import InputError
 from loopwise.extras import required
 from loopwise.ranks import gather, rank
+from loopwise.run import can_resume
 from loopwise.warnings import warn
 
 from .frameworks.epochs import EpochLoader, same_data
@@ -48,7 +51,8 @@ class SiftingCallback(Callback):
     give one; the next epoch goes on in the pass over the data where the last one stopped.  Lightning applies its limits
     and intervals to these batches.  With ``overfit_batches`` nothing is sifted.
 
-    Lightning's checkpoints contain the state of the loader on each rank.  If the Trainer reloads its loaders, the losses
+    Lightning's checkpoints contain the state of the loader on each rank; a fit that goes on from a checkpoint goes on in the
+    same run.  If the Trainer reloads its loaders, the losses
     stay as long as the dataset is the same object, or one of the same class with the same attributes.  Otherwise they are
     forgotten, and from then on samples are scored by forward passes.
 
@@ -94,6 +98,8 @@ class SiftingCallback(Callback):
         self._source: Any = None
         self._recorder: Recorder | None = None
         self._state: dict[str, Any] | None = None
+        self._resumed = False
+        self._quiet = contextlib.ExitStack()
         self._initial: dict[str, Any] | None = None
 
     def criterion(
@@ -163,7 +169,7 @@ class SiftingCallback(Callback):
         if before is not None and self._epochs is not None:
             self._epochs.close()
             before.close()
-            options["resume"] = options.get("run") is not None
+            options["resume"] = can_resume(options.get("run"))
             if not same and recorded:
                 warn(
                     "loopwise.sift: the reloaded train loader has other data, so the recorded losses are forgotten"
@@ -173,6 +179,8 @@ class SiftingCallback(Callback):
                 warn(
                     "loopwise.sift: the reloaded train loader has other data, so samples are scored by forward passes"
                 )
+        elif trainer.ckpt_path and can_resume(options.get("run")):
+            options["resume"] = True
         loader = self._loader(plain, trainer, module, options)
         loader.hold_yielded(2)  # Lightning fetches one batch ahead if there is no length
         self.loader, self._epochs = loader, EpochLoader(loader)
@@ -223,10 +231,20 @@ class SiftingCallback(Callback):
         if self._state is None or self._epochs is None:
             return
         states, self._state = self._state["ranks"], None
+        self._resumed = True
         state = self._initial if states is None else states[rank() % len(states)]
         self._epochs.load_state_dict(from_plain(state))
 
     # -- hooks of the fit -----------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._resumed:  # Lightning cannot know that the loader goes on in the epoch
+            self._quiet.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")
+        self._resumed = False
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._quiet.close()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         if self._epochs is not None:
@@ -244,6 +262,7 @@ class SiftingCallback(Callback):
 
     def _release(self, state: str = "finished") -> None:
         """End the pass, the run and the hold on Lightning's source of loaders."""
+        self._quiet.close()
         if self._source is not None:
             del self._source.dataloader  # the method of its class is behind it
         self._source = None

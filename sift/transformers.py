@@ -18,6 +18,7 @@ from torch import nn
 from loopwise.errors import InputError
 from loopwise.extras import required
 from loopwise.ranks import rank
+from loopwise.run import can_resume
 
 from .frameworks.epochs import EpochLoader
 from .frameworks.loss_calls import RecordedOutputs, without_a_trace
@@ -61,7 +62,8 @@ class SiftingTrainerMixin:
     Every sample is scored (``score_every=1``) by the loss that the Trainer computes.  Batches padded to different lengths
     are joined with the tokenizer's padding.  An epoch of the Trainer is a fixed number of batches: the train loader's,
     times the share that is kept if the options give one; the next epoch goes on in the pass over the data where the last
-    one stopped.  A checkpoint contains the loader's state, in a file of each rank, which is read without running code.
+    one stopped.  A checkpoint contains the loader's state, in a file of each rank, which is read without running code; a
+    training that goes on from one goes on in the same run.
 
     Args:
         sift: options of ``SiftingDataLoader``, and ``loss``, a function of (model, batch) that replaces ``sift_loss``;
@@ -80,7 +82,7 @@ class SiftingTrainerMixin:
         self._sift_options = _validated(sift, own)
         super().__init__(*args, **options)
         self.sift_loader: EpochLoader | None = None
-        self._sift_trains = self._sift_restored = False
+        self._sift_trains = self._sift_resumes = self._sift_restored = False
         self._sift_checkpoint: str | None = None
         self._sift_losses = OwnLosses(self._sift_whole_loss, self._sift_recorded_loss)
 
@@ -121,7 +123,10 @@ class SiftingTrainerMixin:
         tokenizer = getattr(trainer, "processing_class", None)
         padding = {"labels": -100.0, "input_ids": float(getattr(tokenizer, "pad_token_id", None) or 0)}
         options: dict[str, Any] = {"loss": self.sift_loss, "score_every": 1, "concatenate": Padded(padding)}
-        sifting = SiftingDataLoader(loader, trainer.model, **(options | self._sift_options))
+        options |= self._sift_options
+        if self._sift_resumes and can_resume(options.get("run")):
+            options["resume"] = True
+        sifting = SiftingDataLoader(loader, trainer.model, **options)
         self.sift_loader = EpochLoader(sifting)
         # the Trainer counts the batches of an interrupted epoch, of which it accumulates gradients; a stream has no such epochs
         trainer.args.ignore_data_skip = self.sift_loader.length is None
@@ -142,11 +147,12 @@ class SiftingTrainerMixin:
 
         _MODULE.skip_first_batches = skip_first_batches
 
-    def train(self, *args: Any, **options: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **options: Any) -> Any:
+        self._sift_resumes = bool(resume_from_checkpoint)
         state, before = "failed", _MODULE.skip_first_batches
         self._sift_trains, self._sift_restored = True, False
         try:
-            result = super().train(*args, **options)  # type: ignore[misc]
+            result = super().train(resume_from_checkpoint, *args, **options)  # type: ignore[misc]
             state = "finished"
         finally:
             self._sift_trains, _MODULE.skip_first_batches = False, before

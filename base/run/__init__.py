@@ -29,5 +29,6 @@ from .folder import location as location
 from .folder import read as read
 from .handles import RunHandle as RunHandle
 from .handles import as_run as as_run
+from .handles import can_resume as can_resume
 from .record_files import Lines as Lines
 from .record_files import is_file_at as is_file_at

@@ -100,6 +100,11 @@ class _Shared:
             self.release(part, "failed" if crashed else "finished")
 
 
+def can_resume(run: str | os.PathLike[str] | Run | None) -> bool:
+    """Return whether ``as_run`` takes ``resume=True`` beside a public ``run=`` argument, which a ``Run`` excludes."""
+    return run is not None and not isinstance(run, Run)
+
+
 def as_run(run: str | os.PathLike[str] | Run | None, part: str, resume: bool = False) -> RunHandle | None:
     """Open the run that a public ``run=`` argument names, for writing.
 

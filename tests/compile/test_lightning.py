@@ -142,3 +142,7 @@ def test_an_average_of_the_weights_and_checkpoints(tmp_path):
         files.append(torch.load(file, weights_only=False))
     torch.testing.assert_close(files[0]["state_dict"], files[1]["state_dict"])
     assert files[0].keys() == files[1].keys()
+
+
+def test_autotune_false_is_what_yaml_reads_for_off():
+    assert CompilingCallback(autotune=False).options == {"autotune": "off"}

@@ -46,7 +46,7 @@ class Module(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.01)
 
 
-def in_lightning(parts, folder, precision):
+def in_lightning(parts, folder, precision, steps=STEPS, checkpoint=None):
     torch.manual_seed(2)
     loader = DataLoader(data(noise=0), batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(3))
     callbacks = {
@@ -57,9 +57,10 @@ def in_lightning(parts, folder, precision):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     quiet |= {"enable_checkpointing": False, "accelerator": "cpu", "precision": precision}
     module = Module()
-    trainer = Trainer(max_steps=STEPS, callbacks=[callbacks[part]() for part in parts], **quiet)
-    trainer.fit(module, loader)
-    assert trainer.global_step == STEPS
+    trainer = Trainer(max_steps=steps, callbacks=[callbacks[part]() for part in parts], **quiet)
+    trainer.fit(module, loader, ckpt_path=checkpoint)
+    assert trainer.global_step == steps
+    trainer.save_checkpoint(folder / f"{steps}.ckpt")
     return module.net.state_dict()
 
 
@@ -81,11 +82,11 @@ def collate(samples):
     return {"x": torch.stack([x for x, _ in samples]), "labels": torch.stack([y for _, y in samples])}
 
 
-def in_hugging_face(parts, folder, precision):
-    fixed = {"use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True, "seed": 3}
+def in_hugging_face(parts, folder, precision, steps=STEPS, checkpoint=None):
+    fixed = {"use_cpu": True, "report_to": [], "save_steps": STEPS // 2, "disable_tqdm": True, "seed": 3}
     fixed |= {"remove_unused_columns": False, "bf16": precision != "32-true"}
     arguments = transformers.TrainingArguments(
-        str(folder / "out"), per_device_train_batch_size=8, max_steps=STEPS, learning_rate=0.01, **fixed
+        str(folder / "out"), per_device_train_batch_size=8, max_steps=steps, learning_rate=0.01, **fixed
     )
     watching = [WatchCallback(run=folder / "run", save=every(4))] if "debug" in parts else []
     model = Classifier()
@@ -98,8 +99,8 @@ def in_hugging_face(parts, folder, precision):
         sift={"keep": 1.0, "run": folder / "run"} if "sift" in parts else False,
         compile={"plan": CAPTURED, "run": folder / "run"} if "compile" in parts else False,
     )
-    trainer.train()
-    assert trainer.state.global_step == STEPS
+    trainer.train(resume_from_checkpoint=checkpoint)
+    assert trainer.state.global_step == steps
     return model.net.state_dict()
 
 
@@ -126,3 +127,17 @@ def test_the_parts_train_as_the_trainer_without_them(plain, tmp_path, train, par
         assert saved.steps()[0] == 0
         assert set(range(0, STEPS, 4)) <= set(saved.steps())
         assert saved.info["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("train", "checkpoint"), [(in_lightning, "10.ckpt"), (in_hugging_face, "out/checkpoint-10")]
+)
+def test_a_training_that_goes_on_from_a_checkpoint_goes_on_in_the_run_of_all_parts(
+    tmp_path, train, checkpoint, recwarn
+):
+    train(("sift", "compile", "debug"), tmp_path, "32-true", STEPS // 2)
+    recwarn.clear()
+    train(("sift", "compile", "debug"), tmp_path, "32-true", checkpoint=tmp_path / checkpoint)
+    assert not any("not resumable" in str(warning.message) for warning in recwarn)
+    assert [folder.name for folder in tmp_path.glob("run*")] == ["run"]
+    assert set(range(0, STEPS, 4)) <= set(open_run(tmp_path / "run").steps())

@@ -142,7 +142,7 @@ def findings(run: str, rules: tuple[str, ...], like: str | None) -> None:
     heads = ("step", "severity", "rule", "what", "advice")
     _table(heads, [[getattr(finding, head) for head in heads] for finding in listed])
     critical = at_least(listed, "critical")
-    click.echo(f"{len(listed)} findings, {len(critical)} critical")
+    click.echo(f"{len(listed)} finding{'s' * (len(listed) != 1)}, {len(critical)} critical")
     if critical:
         raise SystemExit(1)
 

@@ -51,8 +51,14 @@ def overview(path: str) -> dict[str, Any]:
     if not steps and not saved.findings():
         return {}
     counts = Counter(finding.severity for finding in saved.findings())
-    named = {"critical": "critical", "warning": "warnings", "info": "infos"}
-    findings = ", ".join(f"{counts[key]} {word}" for key, word in named.items() if counts[key])
+    named = {
+        "critical": ("critical", "critical"),
+        "warning": ("warning", "warnings"),
+        "info": ("remark", "remarks"),
+    }
+    findings = ", ".join(
+        f"{counts[key]} {words[counts[key] > 1]}" for key, words in named.items() if counts[key]
+    )
     return {
         "step": steps[-1] if steps else None,
         "last loss": _last_loss(saved),

@@ -30,9 +30,18 @@ def sentences(saved: SavedRun, findings: Sequence[Finding]) -> Iterator[Block]:
         findings: its findings, the most severe first.
     """
     if courses := list(_courses(saved)):
-        yield summary(f"In {saved.steps('train')[-1] + 1:,} steps {', '.join(courses)}.", 10)
+        yield summary(f"{_span(saved)} {', '.join(courses)}.", 10)
     if saved.steps() or findings:
         yield summary(_to_look_at(findings), 95)
+
+
+def _span(saved: SavedRun) -> str:
+    """Return the steps that were saved, in words; a resumed training does not begin at step 0."""
+    steps = saved.steps("train") if "train" in saved.modes else saved.steps()
+    first, last = steps[0], steps[-1]
+    if first == 0 and last > 0:
+        return f"In {last + 1:,} steps"
+    return f"From step {first:,} to step {last:,}" if last > first else f"At step {first:,}"
 
 
 def _courses(saved: SavedRun) -> Iterator[str]:

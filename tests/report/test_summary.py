@@ -2,13 +2,16 @@
 
 import json
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from loopwise.debug import Watch
+from loopwise.debug.page.in_short import sentences
 from loopwise.report.facts import Facts
 from loopwise.report.page import coded, state
 from loopwise.report.sections import Section
@@ -110,3 +113,22 @@ def test_a_page_without_sentences_has_no_such_section():
 
 def test_backticks_are_code_and_nothing_else_is_html():
     assert coded("<b> `a <i>` & `") == "&lt;b&gt; <code>a &lt;i&gt;</code> &amp; `"
+
+
+@pytest.mark.parametrize(
+    ("mode", "steps", "said"),
+    [
+        ("train", [0, 1], "In 2 steps loss went"),
+        ("train", [30, 40], "From step 30 to step 40 loss went"),
+        ("train", [7], "At step 7 loss was"),
+        ("eval", [0, 1], "In 2 steps loss of eval went"),
+    ],
+)
+def test_a_resumed_training_does_not_begin_at_step_0(mode, steps, said):
+    saved = SimpleNamespace(
+        modes=[mode],
+        steps=lambda asked=None: steps if asked in (None, mode) else [],
+        names=lambda collection: ["loss"] if collection == "losses" else [],
+        series_by_mode=lambda name: {mode: (np.array(steps), np.array([2.0, 1.0][: len(steps)]))},
+    )
+    assert next(sentences(saved, []))["text"].startswith(said)

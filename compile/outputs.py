@@ -146,7 +146,7 @@ def _row(plan: Plan, seconds: list[float], chosen: bool) -> dict[str, Any]:
         **spread,
         "MiB": None,
         "compile s": 0.0,
-        "verdict": "chosen" if chosen else "not faster",
+        "verdict": "chosen" if chosen else "not faster" if seconds else "not timed",
     }
 
 

@@ -88,6 +88,7 @@ def test_a_trainer_that_needs_outputs_trains_as_without_the_mixin(tmp_path, name
     torch.testing.assert_close(one.model.state_dict(), other.model.state_dict(), rtol=1e-4, atol=1e-6)
     assert other.explain().plan == CAPTURED
     assert other.compile_step is None
+    assert [row["verdict"] for row in other.explain().rows] == ["not timed", "chosen"]
     assert other.evaluate()["eval_loss"] == pytest.approx(one.evaluate()["eval_loss"], rel=1e-5)
     [plan], _ = read(tmp_path / "run", "compile", "plans")
     assert plan["source"] == "not measured"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -28,8 +29,10 @@ def plain_iterator(loader: DataLoader[Any]) -> Any:
 
 
 def cpu_count() -> int | None:
-    """Return the number of processors that this process may use."""
-    return torch._utils.cpu_count()
+    """Return the number of processors that this process may use, as torch counts them."""
+    if hasattr(torch._utils, "cpu_count"):  # not in torch 2.11
+        return torch._utils.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def iterable_fetcher(dataset: Any, auto_collation: bool, collate_fn: Any, drop_last: bool) -> Any:

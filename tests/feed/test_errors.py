@@ -11,7 +11,7 @@ from feed_kit import Augmented, Failing, Stream
 from torch.utils.data import DataLoader, SequentialSampler
 
 from loopwise.errors import InputError
-from loopwise.feed import RemoteDataLoader, rebuilt
+from loopwise.feed import RemoteDataLoader, rebuilt, torch_internals
 
 
 class TwoArguments(Exception):
@@ -183,10 +183,17 @@ def test_our_own_arguments_are_checked(seen):
     assert str(error.value).splitlines()[0] == f"seen: {seen}"
 
 
+def test_processors_are_counted_with_a_torch_that_does_not_count_them(monkeypatch):
+    """As torch 2.11, on which no loader with workers could be made."""
+    counted = torch_internals.cpu_count()
+    monkeypatch.delattr("torch._utils.cpu_count", raising=False)
+    assert torch_internals.cpu_count() == counted
+
+
 def test_too_many_workers_are_warned_of_by_the_number_of_processes(monkeypatch):
     monkeypatch.setattr("loopwise.feed.options.cpu_count", lambda: 2)
     monkeypatch.setattr("loopwise.feed.loader.cpu_count", lambda: 2)
-    monkeypatch.setattr("torch._utils.cpu_count", lambda: 2)
+    monkeypatch.setattr("torch._utils.cpu_count", lambda: 2, raising=False)
     RemoteDataLoader(Augmented(4), num_workers=8, workers=2)
     RemoteDataLoader(Augmented(4), num_workers=8, workers="auto")
     RemoteDataLoader(Augmented(4), num_workers=8, group="data")

@@ -266,17 +266,15 @@ def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
 
 def rows(runs: harness.Runs) -> list[Row]:
     """Return the rows of the record."""
+    if "faults" not in runs:
+        return []
     found = runs["faults"]
-    injected = sum(sum(found[name]) for name in FAULTS)
+    injected = [sum(of) for of in zip(*(found[name] for name in FAULTS), strict=True)]
     table = [
+        Row(f"faults injected ({', '.join(FAULTS)})", injected, None, "", "", None),
         Row(
-            f"faults injected ({', '.join(FAULTS)}), and SIGTERM",
-            [injected, sum(found["lives"]) - 1],
-            None,
-            "",
-            "",
-            None,
-        )
+            "SIGTERM, and on from the checkpoint", [lives - 1 for lives in found["lives"]], None, "", "", None
+        ),
     ]
     for name, words in (("rss", "memory"), ("handles", "open files"), ("threads", "threads")):
         title = f"{words} at the end of a process, of that after its warm-up, the worst process"

@@ -15,6 +15,7 @@ from .capture.capture import Capture
 from .capture.writer import Writer
 from .loggers.delivery import Deliveries
 from .monitors.monitor import Monitors
+from .monitors.schedules import ScheduleMonitor
 from .reporting import Reports
 
 
@@ -25,13 +26,14 @@ class Ending:
         handle: handle of the run.
 
     Attributes:
-        capture, monitors, writer, loggers, reports: the parts that were started so far.
+        capture, monitors, schedules, writer, loggers, reports: the parts that were started so far.
     """
 
     def __init__(self, handle: RunHandle) -> None:
         self._handle, self._process = handle, os.getpid()
         self.capture: Capture | None = None
         self.monitors: Monitors | None = None
+        self.schedules: ScheduleMonitor | None = None
         self.writer: Writer | None = None
         self.loggers: Deliveries | None = None
         self.reports: Reports | None = None
@@ -113,7 +115,8 @@ class Ending:
 
     def _close_monitors(self, state: str) -> None:
         if self.monitors is not None:
-            if state == "finished":
+            if state == "finished" and self.schedules is not None:
+                self.monitors.add(self.schedules)
                 self.monitors.finish()
             self.monitors.close()
             if self.reports is not None:

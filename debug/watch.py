@@ -204,7 +204,8 @@ class Watch:
         if ranks and world_size() > 1:
             add(RankMonitor(models, self._what.save, ranks))
         if (schedules := of_source(rules, "schedules")) and is_main():
-            add(ScheduleMonitor(optimizers, schedules))
+            clock = self._clock
+            self._ending.schedules = ScheduleMonitor(optimizers, schedules, lambda: clock.step)
         if self._options.trap:
             scaler = self._what.scaler
             add(Trap(models, optimizers, self.run, scaler, lambda: reports.findings, stopwatch))

@@ -42,7 +42,10 @@ def add(loader: Any) -> None:
         part, options = loader.dataset, _options(loader)
     try:
         # while the interpreter exits, this module's names may be gone before the loader is: they are held here
-        unused: _Unused = _Unused(weakref.ref(part, lambda _, remove=_remove: remove(unused)), options)
+        def gone(_: Any, remove: Callable[[_Unused], None] = _remove) -> None:
+            remove(unused)
+
+        unused = _Unused(weakref.ref(part, gone), options)
     except TypeError:  # a list of batches
         return
     _unused.add(unused)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch.optim import Optimizer
@@ -25,30 +25,33 @@ LENGTHS = ("total_steps", "T_max", "total_iters")
 
 
 class ScheduleMonitor:
-    """Finds schedules that are far from their end when training has finished.
+    """Finds schedules that are far from their end when training has finished.  It is called at the end only.
 
     Args:
         optimizers: optimizers by key.
         rules: the selected rules.
+        steps: returns the number of steps so far.
     """
 
-    def __init__(self, optimizers: Mapping[str, Optimizer], rules: Selection) -> None:
+    def __init__(
+        self, optimizers: Mapping[str, Optimizer], rules: Selection, steps: Callable[[], int]
+    ) -> None:
         self._optimizers, self._engine = list(optimizers.values()), Engine(rules, "schedules")
-        self._step = 0
+        self._steps = steps
         self._findings: list[Finding] = []
 
     def begin(self, step: int, mode: str) -> None:
-        """Do nothing: only the last step counts."""
+        """Do nothing."""
 
     def end(self, step: int, mode: str, scalars: Scalars) -> None:
-        self._step = step
+        """Do nothing."""
 
     def finish(self) -> None:
         """Judge the schedules of a training that came to its end."""
         scheduled = [one for one in self._optimizers if hasattr(one.step, "_wrapped_by_lr_sched")]
         if scheduled:
             found = list(lengths(scheduled))
-            self._findings += self._engine.apply(found, self._step)
+            self._findings += self._engine.apply(found, max(self._steps() - 1, 0))
 
     def findings(self) -> list[Finding]:
         findings, self._findings = self._findings, []

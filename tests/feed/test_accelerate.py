@@ -1,5 +1,6 @@
 """The loader in Accelerate: the batches of a DataLoader that it has prepared, and a warning if it is thrown away."""
 
+import gc
 import os
 
 import accelerate
@@ -12,7 +13,7 @@ from feed_kit import Augmented, Stream, equal
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from loopwise.errors import InputError
-from loopwise.feed import RemoteDataLoader
+from loopwise.feed import RemoteDataLoader, rebuilt
 from loopwise.feed.accelerate import prepare_loader, skip_first_batches
 from loopwise.feed.torch_internals import BaseIterator
 from loopwise.warnings import LoopwiseWarning
@@ -34,6 +35,16 @@ def accelerator(**options):
 
 
 MAKE = BaseIterator.__init__
+
+
+@pytest.fixture(autouse=True)
+def _without_loaders_of_other_tests():
+    """Forget loaders that another test of this process made and never iterated, as wrapped ones are."""
+    gc.collect()
+    for unused in list(rebuilt._unused):
+        rebuilt._remove(unused)
+
+
 KINDS = {
     "shuffled": lambda make, **own: make(Augmented(), 4, shuffle=True, num_workers=2, **own),
     "batches": lambda make, **own: make(

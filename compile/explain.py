@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,15 +107,31 @@ class Explanation:
 
 def _row(candidate: Candidate, result: SearchResult, left: str) -> dict[str, Any]:
     """Return a candidate's row of the table; ``left`` is the reason of a step back to eager."""
-    times = [1e3 * value for value in candidate.times]
+    verdict = _verdict(candidate, result, left)
+    return row_of(candidate.plan, candidate.times, verdict, candidate.peak, candidate.compile_seconds)
+
+
+def row_of(
+    plan: Plan, seconds: Sequence[float], verdict: str, peak: float = 0.0, compile_seconds: float = 0.0
+) -> dict[str, Any]:
+    """Return a row of the table.
+
+    Args:
+        plan: plan of the variant.
+        seconds: its timed passes; none: it was not timed.
+        verdict: whether it is in use, or why not.
+        peak: peak memory in bytes; 0: it was not measured.
+        compile_seconds: seconds of its compilation.
+    """
+    times = [1e3 * value for value in seconds]
     return {
-        "form": str(candidate.plan),
+        "form": str(plan),
         "ms": median(times) if times else None,
         "least": min(times, default=None),
         "most": max(times, default=None),
-        "MiB": candidate.peak / 2**20 if candidate.peak else None,
-        "compile s": candidate.compile_seconds,
-        "verdict": _verdict(candidate, result, left),
+        "MiB": peak / 2**20 if peak else None,
+        "compile s": compile_seconds,
+        "verdict": verdict,
     }
 
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from loopwise.errors import InputError
 from loopwise.torch_internals import compiled_call, set_compiled_call
 
 from .events import Events
-from .explain import Explanation
+from .explain import Explanation, row_of
 from .optimize import DEFAULT, optimize
 from .plan import Plan
 from .search.measure import median, wait_for
@@ -34,6 +34,15 @@ TURNS = 5
 """Timed steps of each kind."""
 OPTIONS = ("autotune", "plan", "run", "resume")
 """Options of ``TrainStep`` that this form has as well."""
+
+
+class _Time(NamedTuple):
+    """Time of a step."""
+
+    seconds: float
+    """Seconds of forward and backward."""
+    size: int
+    """Elements of the batch's largest tensor."""
 
 
 class CompiledOutputs:
@@ -60,18 +69,16 @@ class CompiledOutputs:
     ) -> None:
         self.model, self.plan = model, plan or DEFAULT
         self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        self._times: dict[bool, list[float]] | None = None
-        if plan is None and autotune != "off":
-            self._times = {True: [], False: []}
-        self._measured: dict[bool, list[float]] = {}
-        self._eager, self._steps = self.plan.graph == "eager", 0
+        self._times: dict[bool, list[_Time]] = {True: [], False: []}  # of eager steps, and of compiled ones
+        self._is_chosen = plan is not None or autotune == "off"
+        self._eager = self.plan.graph == "eager"
         self._call: Any = None
         if not self._eager:
             optimize(model, plan=self.plan)
             self._call = compiled_call(model)
             set_compiled_call(model, None)
         self._events = Events(run, resume)
-        if self._times is None:
+        if self._is_chosen:
             self._events.plan(self.explain())
 
     @contextlib.contextmanager
@@ -90,7 +97,7 @@ class CompiledOutputs:
         Args:
             batch: the step's batch; the time is divided by the size of its largest tensor, as sizes may vary.
         """
-        if self._times is None:
+        if self._is_chosen:
             yield
             return
         eager = self._runs_eagerly()
@@ -99,14 +106,15 @@ class CompiledOutputs:
         yield
         wait_for(self._device)
         seconds = time.perf_counter() - start
-        self._steps, self._events.batch = self._steps + 1, self._events.batch + 1
-        if self._steps > UNTIMED:
+        self._events.batch += 1
+        if self._events.batch > UNTIMED:
             sizes = [leaf.numel() for leaf in batches.leaves(batch) if isinstance(leaf, torch.Tensor)]
-            self._times[eager].append(seconds / max([1, *sizes]))
-            self._measured.setdefault(eager, []).append(seconds)
+            self._times[eager].append(_Time(seconds, max([1, *sizes])))
         if all(len(times) >= TURNS for times in self._times.values()):
-            self._eager = median(self._times[True]) < median(self._times[False])
-            self._times = None
+            for_size = {
+                kind: median([one.seconds / one.size for one in of]) for kind, of in self._times.items()
+            }
+            self._eager, self._is_chosen = for_size[True] < for_size[False], True
             self._events.plan(self.explain())
 
     def close(self) -> None:
@@ -115,39 +123,22 @@ class CompiledOutputs:
 
     def _runs_eagerly(self) -> bool:
         """Return whether the next step is an eager one."""
-        if self._times is None or self._steps < UNTIMED:
+        if self._is_chosen or self._events.batch < UNTIMED:
             return self._eager
         return len(self._times[True]) < len(self._times[False])
 
     def explain(self) -> Explanation:
         """Return what was measured, and what is in use."""
-        chosen = {True: Plan(graph="eager"), False: self.plan}
-        rows = [
-            _row(chosen[eager], self._measured.get(eager, []), eager == self._eager)
-            for eager in (True, False)
-        ]
-        source = "not measured" if not self._measured else "measured in turns, over training steps"
+        plans, rows = {True: Plan(graph="eager"), False: self.plan}, []
+        for eager, plan in plans.items():
+            seconds = [one.seconds for one in self._times[eager]]
+            verdict = "chosen" if eager == self._eager else "not faster" if seconds else "not timed"
+            rows.append(row_of(plan, seconds, verdict))
+        source = "measured in turns, over training steps" if any(self._times.values()) else "not measured"
         remarks = [
             "the loss is computed from the model's outputs by the trainer: the model is compiled without its loss"
         ]
-        return Explanation(chosen[self._eager], rows, remarks, source)
-
-
-def _row(plan: Plan, seconds: list[float], chosen: bool) -> dict[str, Any]:
-    """Return a row of the explanation's table; times are milliseconds of a step without the update."""
-    times = [1e3 * value for value in seconds]
-    spread = {
-        "ms": median(times) if times else None,
-        "least": min(times, default=None),
-        "most": max(times, default=None),
-    }
-    return {
-        "form": str(plan),
-        **spread,
-        "MiB": None,
-        "compile s": 0.0,
-        "verdict": "chosen" if chosen else "not faster" if seconds else "not timed",
-    }
+        return Explanation(plans[self._eager], rows, remarks, source)
 
 
 def validate_options(options: dict[str, Any], why: str) -> None:

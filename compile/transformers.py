@@ -63,7 +63,7 @@ class CompilingTrainerMixin:
         self.compile = compile
         self.compile_step: TrainStep | None = None
         self._outputs: CompiledOutputs | None = None
-        self._ended = self._resumes = False
+        self._resumes = False
         trainer: Any = self
         requested = ["torch_compile"] * bool(trainer.args.torch_compile)
         own = [name for name in OF_OUTPUTS if getattr(trainer, name, None) is not None]
@@ -95,8 +95,7 @@ class CompilingTrainerMixin:
         if self._without_loss:
             with self._compiled_outputs().forward_passes():
                 return trainer.compute_loss(model, inputs, **rest)
-        if self.compile_step is None or self._ended or self.compile_step.spec.model is not model:
-            self._ended = False
+        if self.compile_step is None or self.compile_step.spec.model is not model:
             self.compile_step = TrainStep(model, self._loss_to_compile(), **self._step_options())
         step = self.compile_step
 
@@ -111,12 +110,14 @@ class CompilingTrainerMixin:
         """Train as the Trainer does; a run that the mixin writes ends with it, and the next training begins another one."""
         trainer: Any = super()
         self._resumes = bool(resume_from_checkpoint)
+        writes = isinstance(self.compile, dict) and self.compile.get("run") is not None
+        if writes:  # the run of an earlier training has ended
+            self.compile_step = self._outputs = None
         try:
             return trainer.train(resume_from_checkpoint, *args, **options)
         finally:
-            self._ended = isinstance(self.compile, dict) and self.compile.get("run") is not None
             for part in (self.compile_step, self._outputs):
-                if self._ended and part is not None:
+                if writes and part is not None:
                     part.close()
 
     def training_step(self, model: nn.Module, inputs: Any, *rest: Any, **options: Any) -> torch.Tensor:
@@ -131,8 +132,7 @@ class CompilingTrainerMixin:
     def _compiled_outputs(self) -> CompiledOutputs:
         """Return the compiled forward passes of the Trainer's model, made at the first batch."""
         model: nn.Module = unwrap(self.model)  # type: ignore[attr-defined]
-        if self._outputs is None or self._ended or self._outputs.model is not model:
-            self._ended = False
+        if self._outputs is None or self._outputs.model is not model:
             self._outputs = CompiledOutputs(model, **self._step_options())
         return self._outputs
 

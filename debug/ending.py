@@ -15,8 +15,8 @@ from .capture.capture import Capture
 from .capture.writer import Writer
 from .loggers.delivery import Deliveries
 from .monitors.monitor import Monitors
-from .monitors.schedules import ScheduleMonitor
 from .reporting import Reports
+from .rules import Finding
 
 
 class Ending:
@@ -26,14 +26,15 @@ class Ending:
         handle: handle of the run.
 
     Attributes:
-        capture, monitors, schedules, writer, loggers, reports: the parts that were started so far.
+        capture, monitors, writer, loggers, reports: the parts that were started so far.
+        at_end: returns the findings about a training that came to its end.
     """
 
     def __init__(self, handle: RunHandle) -> None:
         self._handle, self._process = handle, os.getpid()
         self.capture: Capture | None = None
         self.monitors: Monitors | None = None
-        self.schedules: ScheduleMonitor | None = None
+        self.at_end: Callable[[], list[Finding]] | None = None
         self.writer: Writer | None = None
         self.loggers: Deliveries | None = None
         self.reports: Reports | None = None
@@ -115,12 +116,11 @@ class Ending:
 
     def _close_monitors(self, state: str) -> None:
         if self.monitors is not None:
-            if state == "finished" and self.schedules is not None:
-                self.monitors.add(self.schedules)
-                self.monitors.finish()
             self.monitors.close()
             if self.reports is not None:
                 self.reports.collect(self.monitors)
+                if state == "finished" and self.at_end is not None:
+                    self.reports.collect_at_end(self.at_end)
 
     def _close_writer(self, state: str) -> None:
         if self.writer is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,9 +73,21 @@ class Reports:
 
     def collect(self, monitors: Monitors) -> None:
         """Take over the findings of the monitors and write them."""
-        if findings := monitors.findings():
-            self._findings.add(findings)
-            self._record(findings)
+        if findings := monitors.findings():  # at every step: a call less
+            self._take(findings)
+
+    def collect_at_end(self, judge: Callable[[], list[Finding]]) -> None:
+        """Take over the findings about a training that came to its end and write them."""
+
+        def collect() -> None:
+            if findings := judge():
+                self._take(findings)
+
+        self.attempt("the training could not be judged at its end", collect)
+
+    def _take(self, findings: list[Finding]) -> None:
+        self._findings.add(findings)
+        self._record(findings)
 
     def _record(self, findings: list[Finding]) -> None:
         if self._writer is not None:

@@ -188,6 +188,11 @@ def drop_compiled_code(functions: Iterable[Callable[..., Any]]) -> None:
             reset_code(code)
 
 
+def has_scheduler(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a learning-rate scheduler was made for an optimizer."""
+    return hasattr(optimizer.step, "_wrapped_by_lr_sched")
+
+
 def scheduler_parts(scheduler: Any) -> tuple[list[Any], list[int]]:
     """Return the schedulers that a scheduler is made of, and the steps at which one follows the other, if they do."""
     return list(getattr(scheduler, "_schedulers", ())), [

@@ -35,7 +35,7 @@ from .model import names
 from .model.vocabulary import MODES, Save, place
 from .monitors.monitor import Monitors
 from .monitors.ranks import RankMonitor
-from .monitors.schedules import ScheduleMonitor
+from .monitors.schedules import unfinished
 from .monitors.stall import StallMonitor
 from .nan import Trap
 from .options import WatchOptions
@@ -204,8 +204,8 @@ class Watch:
         if ranks and world_size() > 1:
             add(RankMonitor(models, self._what.save, ranks))
         if (schedules := of_source(rules, "schedules")) and is_main():
-            clock = self._clock
-            self._ending.schedules = ScheduleMonitor(optimizers, schedules, lambda: clock.step)
+            clock, watched = self._clock, list(optimizers.values())
+            self._ending.at_end = lambda: unfinished(watched, schedules, max(clock.step - 1, 0))
         if self._options.trap:
             scaler = self._what.scaler
             add(Trap(models, optimizers, self.run, scaler, lambda: reports.findings, stopwatch))

@@ -30,15 +30,20 @@ class Facts:
         """Name of the run's folder."""
         return self.path.rstrip("/").rsplit("/", 1)[-1]
 
+    @property
+    def seconds(self) -> float | None:
+        """Seconds from the start to the end, or to the last write before it; ``None`` if one of them is unknown."""
+        start, last = self.info.get("start"), self.info.get("end") or self.written
+        return last - start if start and last else None
+
     def rows(self) -> list[tuple[str, str]]:
         """Return names and values as texts for a reader."""
-        start, end = self.info.get("start"), self.info.get("end")
+        start = self.info.get("start")
         rows = [("state", self.state)]
         if start:
             rows.append(("start", moment(start)))
-        last = end or self.written
-        if start and last:
-            rows.append(("duration", span(last - start)))
+        if self.seconds is not None:
+            rows.append(("duration", span(self.seconds)))
         rows += [("host", str(self.info.get("host", ""))), ("ranks", str(self.info.get("world", "")))]
         return rows + [(str(key), str(value)) for key, value in self.info.get("versions", {}).items()]
 

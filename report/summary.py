@@ -39,10 +39,9 @@ def in_words(facts: Facts) -> str:
     start = facts.info.get("start")
     if not start:
         return ""
-    end = facts.info.get("end")
     if facts.state == "running":
         return f"The training has been running for {span(time.time() - start)}."
-    took = span((end or facts.written or start) - start)
+    took = span(facts.seconds or 0.0)
     words = {
         "finished": f"The training finished after {took}.",
         "failed": f"The training failed after {took}.",

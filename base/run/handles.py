@@ -63,9 +63,12 @@ class _Shared:
     def __init__(self, run: Run, asked: str) -> None:
         self.run, self.asked, self.parts, self._state = run, asked, list[str](), "finished"
         self._users = 0
-        self.beside = run.path.rstrip("/") != asked.rstrip("/")
-        """The folder that was asked for held a run already."""
         self.opened.append(self)
+
+    @property
+    def beside(self) -> bool:
+        """True if the folder that was asked for held a run already."""
+        return self.run.path.rstrip("/") != self.asked.rstrip("/")
 
     def use(self, part: str) -> None:
         """Add a use by ``part``."""

@@ -71,15 +71,6 @@ class Monitors:
         findings, self._last_findings = findings + self._last_findings, []
         return findings
 
-    def finish(self) -> None:
-        """Let the monitors that judge a training as a whole do so, when it came to its end."""
-        for monitor in self._all:
-            try:
-                if hasattr(monitor, "finish"):
-                    monitor.finish()
-            except Exception as error:
-                self._drop(monitor, error)
-
     def close(self) -> None:
         for monitor in self._all:
             try:

@@ -1,10 +1,10 @@
-"""Monitor that looks at the end of training whether the learning-rate schedules have ended too."""
+"""Findings at the end of training about learning-rate schedules that have not ended."""
 
 from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch.optim import Optimizer
@@ -17,48 +17,22 @@ from ..rules.engine import Engine
 from ..rules.thresholds import Selection
 from ..rules.unfinished_schedule import ScheduleLength
 from ..signals.learning_rate import largest
-from ..torch_internals import scheduler_parts
-from .monitor import Scalars
+from ..torch_internals import has_scheduler, scheduler_parts
 
 LENGTHS = ("total_steps", "T_max", "total_iters")
 """Attributes of torch's schedulers with their lengths."""
 
 
-class ScheduleMonitor:
-    """Finds schedules that are far from their end when training has finished.  It is called at the end only.
+def unfinished(optimizers: Iterable[Optimizer], rules: Selection, step: int) -> list[Finding]:
+    """Return the findings about schedules of a training that came to its end.
 
     Args:
-        optimizers: optimizers by key.
+        optimizers: the optimizers.
         rules: the selected rules.
-        steps: returns the number of steps so far.
+        step: the last step.
     """
-
-    def __init__(
-        self, optimizers: Mapping[str, Optimizer], rules: Selection, steps: Callable[[], int]
-    ) -> None:
-        self._optimizers, self._engine = list(optimizers.values()), Engine(rules, "schedules")
-        self._steps = steps
-        self._findings: list[Finding] = []
-
-    def begin(self, step: int, mode: str) -> None:
-        """Do nothing."""
-
-    def end(self, step: int, mode: str, scalars: Scalars) -> None:
-        """Do nothing."""
-
-    def finish(self) -> None:
-        """Judge the schedules of a training that came to its end."""
-        scheduled = [one for one in self._optimizers if hasattr(one.step, "_wrapped_by_lr_sched")]
-        if scheduled:
-            found = list(lengths(scheduled))
-            self._findings += self._engine.apply(found, max(self._steps() - 1, 0))
-
-    def findings(self) -> list[Finding]:
-        findings, self._findings = self._findings, []
-        return findings
-
-    def close(self) -> None:
-        self._optimizers.clear()
+    scheduled = [one for one in optimizers if has_scheduler(one)]
+    return Engine(rules, "schedules").apply(list(lengths(scheduled)), step) if scheduled else []
 
 
 def lengths(optimizers: list[Optimizer]) -> Iterator[ScheduleLength]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +15,8 @@ from ..read.saved_run import SavedRun, open_run
 from ..rules import SEVERITIES, Finding
 from . import comparison, distributions, histograms, in_short, layers, scalars
 
+READ_AGAIN = 8
+"""Scalars that are kept after they were read: those of the first paragraph are plotted, too."""
 SHOWN = 100
 """Number of findings that are shown with plots; further findings are text alone."""
 NAMED = 20
@@ -33,11 +35,15 @@ def sections(path: str, *others: str) -> list[dict[str, Any]]:
     saved, beside = open_run(path), [open_run(other) for other in others]
     findings = worst_first(saved)
     named = [name for finding in findings for name in finding.tensors]
+    read = functools.lru_cache(READ_AGAIN)(functools.partial(scalars.by_mode, saved))
     return [
         *section(
-            "findings", "Findings", 5, [*_findings(saved, findings), *in_short.sentences(saved, findings)]
+            "findings",
+            "Findings",
+            5,
+            [*_findings(saved, findings), *in_short.sentences(saved, findings, read)],
         ),
-        *section("metrics", "Loss and metrics", 8, scalars.blocks(saved, *beside)),
+        *section("metrics", "Loss and metrics", 8, scalars.blocks(saved, read, *beside)),
         *section("comparison", "Runs compared", 15, comparison.blocks(saved, *beside)),
         *section("layers", "Layers", 40, _layers(saved, named)),
         *section("saved", "What was saved", 90, _saved(saved)),
@@ -50,15 +56,12 @@ def overview(path: str) -> dict[str, Any]:
     steps = saved.steps()
     if not steps and not saved.findings():
         return {}
-    counts = Counter(finding.severity for finding in saved.findings())
-    named = {
+    words = {
         "critical": ("critical", "critical"),
         "warning": ("warning", "warnings"),
         "info": ("remark", "remarks"),
     }
-    findings = ", ".join(
-        f"{counts[key]} {words[counts[key] > 1]}" for key, words in named.items() if counts[key]
-    )
+    findings = ", ".join(in_short.counted(saved.findings(), words))
     return {
         "step": steps[-1] if steps else None,
         "last loss": _last_loss(saved),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from loopwise.errors import InputError
 from loopwise.sections import Block, summary
 
 from ..read.saved_run import SavedRun
 from ..rules import Finding
+from .scalars import Read
 
 PART = 10
 """A value at the beginning or the end of a training is the median of this part of its steps."""
@@ -22,17 +22,29 @@ EXACT = "non_finite"
 """Rule that names the operation of the first NaN, of which other findings of the same step are consequences."""
 
 
-def sentences(saved: SavedRun, findings: Sequence[Finding]) -> Iterator[Block]:
+def sentences(saved: SavedRun, findings: Sequence[Finding], read: Read) -> Iterator[Block]:
     """Yield the sentences.
 
     Args:
         saved: the run.
         findings: its findings, the most severe first.
+        read: reads a scalar of the run.
     """
-    if courses := list(_courses(saved)):
+    if courses := list(_courses(saved, read)):
         yield summary(f"{_span(saved)} {', '.join(courses)}.", 10)
     if saved.steps() or findings:
         yield summary(_to_look_at(findings), 95)
+
+
+def counted(findings: Iterable[Finding], words: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Return the number of findings of each severity that occurs, in words.
+
+    Args:
+        findings: the findings.
+        words: severity -> words for one finding and for several.
+    """
+    counts = Counter(finding.severity for finding in findings)
+    return [f"{counts[key]} {of[counts[key] > 1]}" for key, of in words.items() if counts[key]]
 
 
 def _span(saved: SavedRun) -> str:
@@ -44,18 +56,14 @@ def _span(saved: SavedRun) -> str:
     return f"From step {first:,} to step {last:,}" if last > first else f"At step {first:,}"
 
 
-def _courses(saved: SavedRun) -> Iterator[str]:
+def _courses(saved: SavedRun, read: Read) -> Iterator[str]:
     """Yield how the loss of training and of evaluation, and some metrics, went."""
     names = [*saved.names(collection="losses")[:1]]
     names += [
         name for name in saved.names(collection="metrics") if name not in ("learning_rate", "gradient_norm")
     ][:METRICS]
     for name in names:
-        try:
-            by_mode = saved.series_by_mode(name)
-        except InputError:  # a tensor
-            continue
-        for mode, (_, values) in by_mode.items():
+        for mode, (_, values) in read(name).items():
             finite = values[np.isfinite(values)]
             if not finite.size:
                 continue
@@ -73,11 +81,8 @@ def _to_look_at(findings: Sequence[Finding]) -> str:
     if not serious:
         rest = f" beside {len(findings)} remark{'s' * (len(findings) > 1)}" if findings else ""
         return f"No fault was found{rest}."
-    counts = Counter(finding.severity for finding in serious)
-    words = {"critical": "critical finding", "warning": "warning"}
-    several = " and ".join(
-        f"{counts[key]} {word}{'s' * (counts[key] > 1)}" for key, word in words.items() if counts[key]
-    )
+    words = {"critical": ("critical finding", "critical findings"), "warning": ("warning", "warnings")}
+    several = " and ".join(counted(serious, words))
     named = [one for one in serious if one.rule == EXACT and one.step <= serious[0].step]
     first = [*named, *serious][0]
     return f"There {'is' if len(serious) == 1 else 'are'} {several}; look first at {first.rule} at step {first.step:,}: {first.what}."

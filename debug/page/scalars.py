@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from loopwise.sections import Block, choice, plot
 
 from ..read.saved_run import SavedRun
 from ..read.tables import Steps
+from ..read.values import Series
 from ..statistics.thin import thinned
 from ..store.columns import Floats
 
@@ -34,20 +36,39 @@ def smoothed(values: Floats) -> Floats:
     return np.asarray(total / np.where(count > 0, count, np.nan))
 
 
-def blocks(saved: SavedRun, *others: SavedRun) -> list[Block]:
-    """Return a plot of the losses and one of each metric, with the lines of other runs in the same plots."""
-    shown = [_plot(LOSSES, saved.names(collection="losses"), saved, others)]
-    metrics = [_plot(name, [name], saved, others) for name in saved.names(collection="metrics")]
+Read = Callable[[str], Mapping[str, Series]]
+"""Function from a scalar to its steps and values by mode; there are none of a tensor."""
+
+
+def by_mode(saved: SavedRun, name: str) -> Mapping[str, Series]:
+    """Return steps over all modes and values of a scalar by mode; nothing for a tensor, or statistics of one."""
+    try:
+        return saved.series_by_mode(name)
+    except InputError:
+        return {}
+
+
+def blocks(saved: SavedRun, read: Read, *others: SavedRun) -> list[Block]:
+    """Return a plot of the losses and one of each metric, with the lines of other runs in the same plots.
+
+    Args:
+        saved: the run.
+        read: reads a scalar of the run.
+        others: the other runs.
+    """
+    shown = [_plot(LOSSES, saved.names(collection="losses"), read, others)]
+    metrics = [_plot(name, [name], read, others) for name in saved.names(collection="metrics")]
     plots = [block for block in metrics if block]
     shown += [choice("Metrics", "Metric", plots)] if len(plots) > SEPARATE else plots
     return [block for block in shown if block]
 
 
-def _plot(title: str, names: list[str], saved: SavedRun, others: Sequence[SavedRun]) -> Block | None:
-    lines = list(_lines(names, saved, ""))
+def _plot(title: str, names: list[str], read: Read, others: Sequence[SavedRun]) -> Block | None:
+    lines = list(_lines(names, read, ""))
     for other in others:
         known = set(other.names())
-        lines += _lines([name for name in names if name in known], other, f" of {other.name}")
+        of_other = functools.partial(by_mode, other)
+        lines += _lines([name for name in names if name in known], of_other, f" of {other.name}")
     if not lines:
         return None
     data: list[dict[str, Any]] = []
@@ -64,14 +85,10 @@ def _plot(title: str, names: list[str], saved: SavedRun, others: Sequence[SavedR
     return plot(title, describe + (f"; and {len(lines) - 4} more" if len(lines) > 4 else ""), data, layout)
 
 
-def _lines(names: list[str], saved: SavedRun, of: str) -> Iterator[tuple[str, Steps, Floats]]:
+def _lines(names: list[str], read: Read, of: str) -> Iterator[tuple[str, Steps, Floats]]:
     """Yield label, steps over all modes and values of each scalar in each mode."""
     for name in names:
-        try:
-            by_mode = saved.series_by_mode(name)
-        except InputError:  # a tensor, or statistics of one
-            continue
-        for mode, (steps, values) in by_mode.items():
+        for mode, (steps, values) in read(name).items():
             yield f"{name}, {mode}{of}", steps, values
 
 

@@ -12,6 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from ..hooks import optimizers as updates
+from ..torch_internals import has_scheduler
 
 LOW, HIGH = 1e-3, 0.9
 """Shares of the highest rate: a schedule has run down below the first, and has risen again above the second."""
@@ -88,8 +89,9 @@ class _Rate:
 
     def __init__(self, key: str, optimizer: Optimizer) -> None:
         self.key, self._optimizer, self._groups = key, optimizer, optimizer.param_groups
-        scheduled = hasattr(optimizer.step, "_wrapped_by_lr_sched")
-        self._is_new = scheduled and not optimizer.state and not getattr(optimizer, "_opt_called", False)
+        self._is_new = (
+            has_scheduler(optimizer) and not optimizer.state and not getattr(optimizer, "_opt_called", False)
+        )
         self.steps, self.early = 0, False
         self.changes, self._updates, self._run_down, self._cycles = 0, 0, -1, 0
         self._rate = self._used = self._highest = self._now()

@@ -131,4 +131,4 @@ def test_a_resumed_training_does_not_begin_at_step_0(mode, steps, said):
         names=lambda collection: ["loss"] if collection == "losses" else [],
         series_by_mode=lambda name: {mode: (np.array(steps), np.array([2.0, 1.0][: len(steps)]))},
     )
-    assert next(sentences(saved, []))["text"].startswith(said)
+    assert next(sentences(saved, [], saved.series_by_mode))["text"].startswith(said)

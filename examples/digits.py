@@ -202,16 +202,19 @@ def table(results: dict[str, Result], epochs: int) -> Table:
 
 def outcome(step: TrainStep) -> str:
     """Describe the choice of the step in a sentence."""
-    tried = [row for row in step.explain().rows if row["ms"] is not None]
-    best = next((row for row in tried if row["verdict"] == "chosen"), None)
-    left = next((row for row in tried if row["verdict"].startswith(LEFT)), None)
+    rows = step.explain().rows
+    best = next((row for row in rows if row["verdict"] == "chosen"), None)
+    left = next((row for row in rows if row["verdict"].startswith(LEFT)), None)
     if left is not None:
         reason = left["verdict"].removeprefix(LEFT)
         return (
             f"compile: the variant {left['form']!r} was chosen, and left later for the usual step: {reason}."
         )
-    if best is None or best is tried[0]:
+    tried = [row for row in rows if row["ms"] is not None]
+    if best is None or best is rows[0] or tried[:1] == [best]:
         return "compile: no other variant of the step was faster on this machine, so it stays as it is."
+    if best["ms"] is None:
+        return f"compile: the variant {best['form']!r} of the step was the fastest in an earlier run, and is used again."
     return (
         f"compile: the fastest variant of the step is {best['form']!r}, with {best['ms']:.0f} ms for forward and "
         f"backward of a batch instead of {tried[0]['ms']:.0f} ms."

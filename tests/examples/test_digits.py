@@ -72,6 +72,12 @@ def test_the_choice_of_the_step_is_said_in_words():
     assert digits.outcome(Step(("eager", 12.0, "in use"), ("captured", 8.0, reason))) == (
         "compile: the variant 'captured' was chosen, and left later for the usual step: after 8 batches: gradient/x is off."
     )
+    again = Step(("eager", None, "not timed"), ("inductor", None, "chosen"))
+    assert digits.outcome(again) == (
+        "compile: the variant 'inductor' of the step was the fastest in an earlier run, and is used again."
+    )
+    left = digits.outcome(Step(("eager", None, "in use"), ("inductor", None, reason)))
+    assert left.startswith("compile: the variant 'inductor' was chosen, and left later")
     assert digits.outcome(
         Step(("eager", 12.0, "not faster"), ("x", None, "failed"), ("inductor", 8.2, "chosen"))
     ) == (

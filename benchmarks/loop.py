@@ -14,7 +14,7 @@ import torch
 
 from . import harness
 from .record import Row
-from .sift.training import Training, metric
+from .sift.training import Training, in_turns
 from .tasks import TASKS
 
 CLAIM = "loop"
@@ -37,7 +37,7 @@ def sifted(task: Any, loader: Any, model: Any, budget: Any, seed: int, **options
 
 
 class AllParts(Training):
-    """Training with the step, the watch and the loader of Loopwise in one run.
+    """Training with the step, the watch and the loader of Loopwise; step and watch write a run each.
 
     Args:
         idle: switch on all parts with nothing to do: no sample left out, the eager step, nothing saved.
@@ -57,8 +57,7 @@ class AllParts(Training):
         self.watch = Watch(self.model, self.optimizer, run=f"{folder}/watch", **watching)
 
     def _update(self, inputs: Any, targets: Any, weights: list[Any], done: float, observe: Any) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.peak * (1 + math.cos(math.pi * done)) / 2
+        self.set_rate(done)
         loss = self.step((inputs.to(self.device), targets.to(self.device)))
         self.watch.step(loss=loss)
         self.budget.used += len(inputs)
@@ -72,15 +71,14 @@ class AllParts(Training):
 
 def alone(task: str, device: str, seed: int) -> dict[str, float]:
     """Train by the plain loop."""
-    run = Training(TASKS[task], plain, seed, device, QUICK)
-    return _trained(run)
+    return Training(TASKS[task], plain, seed, device, QUICK).train("test")
 
 
 def together(task: str, share: float, device: str, seed: int) -> dict[str, float]:
     """Train with all parts on a share of the plain loop's samples."""
     with tempfile.TemporaryDirectory() as folder:
         run = AllParts(False, folder, TASKS[task], sifted, seed, device, QUICK, share)
-        found = _trained(run)
+        found = run.train("test")
         run.close()
     return found
 
@@ -89,35 +87,19 @@ def idle(task: str, device: str, seed: int) -> dict[str, float]:
     """Train by the plain loop and with idle parts, a pass of each in turns; return the seconds of the passes' medians."""
     with tempfile.TemporaryDirectory() as folder:
         keep = functools.partial(sifted, keep=1.0)
-        runs = [
-            Training(TASKS[task], plain, seed, device, QUICK),
-            AllParts(True, folder, TASKS[task], keep, seed, device, QUICK),
-        ]
-        times: list[list[float]] = [[], []]
-        for number in range(runs[0].epochs):
-            for which in (0, 1) if number % 2 else (1, 0):
-                torch.manual_seed(number)  # the distortions of both are the same
-                before = runs[which].seconds
-                runs[which].run_pass(whole=True)
-                times[which].append(runs[which].seconds - before)
-        same = all(
-            torch.equal(one, other)
-            for one, other in zip(runs[0].model.parameters(), runs[1].model.parameters(), strict=True)
-        )
-        runs[1].close()  # type: ignore[attr-defined]
-    plain_times, idle_times = (of[1:] for of in times)  # the first pass warms up
-    return {
-        "plain": statistics.median(plain_times),
-        "idle": statistics.median(idle_times),
-        "same weights": float(same),
-    }
-
-
-def _trained(run: Training) -> dict[str, float]:
-    while run.budget.used < run.budget.total:
-        run.run_pass()
-    value = metric(run.task, run.model, run.data.test, run.device)
-    return {"metric": value, "seconds": run.seconds, "samples": run.budget.used}
+        usual = Training(TASKS[task], plain, seed, device, QUICK)
+        parts = AllParts(True, folder, TASKS[task], keep, seed, device, QUICK)
+        times: dict[Training, list[float]] = {usual: [], parts: []}
+        for number, run in in_turns(usual, parts):
+            torch.manual_seed(number)  # the distortions of both are the same
+            before = run.seconds
+            run.run_pass(whole=True)
+            times[run].append(run.seconds - before)
+        pairs = zip(usual.model.parameters(), parts.model.parameters(), strict=True)
+        same = all(torch.equal(one, other) for one, other in pairs)
+        parts.close()
+    plain_time, idle_time = (statistics.median(of[1:]) for of in times.values())  # the first pass warms up
+    return {"plain": plain_time, "idle": idle_time, "same weights": float(same)}
 
 
 def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:

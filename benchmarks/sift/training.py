@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,9 +100,20 @@ class Training:
         self.processor += time.process_time() - start_processor
         self.passes += 1
 
-    def _update(self, inputs: Any, targets: Any, weights: list[Any], done: float, observe: Any) -> None:
+    def train(self, part: str) -> dict[str, float]:
+        """Train for the budget, and return seconds, samples and the metric on a part of the data."""
+        while self.budget.used < self.budget.total:
+            self.run_pass()
+        value = metric(self.task, self.model, getattr(self.data, part), self.device)
+        return {"metric": value, "samples": self.budget.used, "seconds": self.seconds}
+
+    def set_rate(self, done: float) -> None:
+        """Set the learning rate for a share of the training that is done."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.peak * (1 + math.cos(math.pi * done)) / 2
+
+    def _update(self, inputs: Any, targets: Any, weights: list[Any], done: float, observe: Any) -> None:
+        self.set_rate(done)
         losses = self.task.losses(self.model(inputs.to(self.device)), targets.to(self.device))
         loss = (losses * weights[0].to(self.device)).mean() if weights else losses.mean()
         self.optimizer.zero_grad()
@@ -128,15 +139,15 @@ def train(
     The seconds do not count the measurement of the metric on ``part`` (``valid`` or ``test``) of the data.
     """
     run = Training(task, method, seed, device, quick, budget, rate)
-    while run.budget.used < run.budget.total:
-        run.run_pass()
-    return {
-        "metric": metric(task, run.model, getattr(run.data, part), device),
-        "samples": run.budget.used,
-        "passes": run.passes,
-        "seconds": run.seconds,
-        "processor share": run.processor / run.seconds,
-    }
+    found = run.train(part)
+    return found | {"passes": run.passes, "processor share": run.processor / run.seconds}
+
+
+def in_turns(one: Training, other: Training) -> Iterator[tuple[int, Training]]:
+    """Yield the number of each pass and the training that makes it, the first one alternately."""
+    for number in range(one.epochs):
+        for run in (one, other) if number % 2 else (other, one):
+            yield number, run
 
 
 def beside(task: Task, methods: list[Method], seed: int, device: str, quick: bool) -> dict[str, float]:
@@ -145,9 +156,8 @@ def beside(task: Task, methods: list[Method], seed: int, device: str, quick: boo
     The drift of a shared machine from one run to the next is larger than a ratio of a few percent.
     """
     one, other = (Training(task, method, seed, device, quick) for method in methods)
-    for number in range(one.epochs):
-        for run in (one, other) if number % 2 else (other, one):
-            run.run_pass(whole=True)
+    for _, run in in_turns(one, other):
+        run.run_pass(whole=True)
     share = (one.processor + other.processor) / (one.seconds + other.seconds)
     return {
         "metric": metric(task, one.model, one.data.test, device),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import hypothesis
 import psutil
@@ -22,6 +23,8 @@ if not torch.cuda.is_available():  # Triton decides at the import of a kernel wh
     import triton.language  # noqa: F401
 
     del os.environ["TRITON_INTERPRET"]
+
+KITS = Path(__file__).parent / "kits"
 
 hypothesis.settings.register_profile(  # equal examples in every run, and no limit that a busy machine exceeds
     "loopwise", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -77,11 +80,12 @@ def ranks(tmp_path):
             f" rank=int(os.environ['RANK']), world_size={world})\n"
         )
         end = "\ndist.barrier()\ndist.destroy_process_group()\n"
+        path = os.pathsep.join([str(KITS), *filter(None, [os.environ.get("PYTHONPATH")])])
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         processes = [
             subprocess.Popen(
                 [sys.executable, "-c", setup + textwrap.dedent(code) + end],
-                env=os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world)},
+                env=os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world), "PYTHONPATH": path},
                 **pipes,
             )
             for rank in range(world)

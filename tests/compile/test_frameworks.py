@@ -5,16 +5,10 @@ from pathlib import Path
 import lightning.pytorch as lightning
 import pytest
 import torch
+from hugging_face_kit import SENTENCES, SHAPE, bert
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from loopwise.compile import Plan, TrainStep, optimize
 from loopwise.compile.graph.passes import PASSES
@@ -30,19 +24,9 @@ class CompilingTrainer(CompilingTrainerMixin, Trainer):
     pass
 
 
-def bert():
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    torch.manual_seed(0)
-    return BertForSequenceClassification(
-        BertConfig(vocab_size=50, max_position_embeddings=16, **shape, **dropout)
-    )
-
-
 def llama():
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=50, **shape, num_key_value_heads=2))
+    return LlamaForCausalLM(LlamaConfig(vocab_size=50, intermediate_size=16, **SHAPE, num_key_value_heads=2))
 
 
 def arguments(folder, **options):
@@ -50,7 +34,6 @@ def arguments(folder, **options):
     return TrainingArguments(str(folder), per_device_train_batch_size=4, max_steps=3, **fixed, **options)
 
 
-SENTENCES = [{"input_ids": torch.arange(5, 13) + i % 7, "labels": i % 2} for i in range(32)]
 TEXTS = [{"input_ids": torch.arange(5, 13) + i % 7, "labels": torch.arange(5, 13) + i % 7} for i in range(32)]
 
 
@@ -82,9 +65,15 @@ def test_the_compiling_trainer_trains_as_the_plain_one(tmp_path, make, data, acc
     torch.testing.assert_close(*weights)
 
 
-class CompilingFromLogits(CompilingTrainerMixin, Trainer):
+class FromLogits(Trainer):
+    """Trainer that computes its loss from the model's logits, as TRL's trainers do."""
+
     def compute_loss(self, model, inputs, **_):
         return nn.functional.cross_entropy(model(**inputs).logits, inputs["labels"])
+
+
+class CompilingFromLogits(CompilingTrainerMixin, FromLogits):
+    pass
 
 
 @pytest.mark.parametrize("kind", [CompilingTrainer, CompilingFromLogits])
@@ -126,13 +115,6 @@ class Penalized(Trainer):
         assert "logits" not in outputs
         assert outputs[0] is outputs["loss"] is outputs.loss
         return outputs.loss * 2
-
-
-class FromLogits(Trainer):
-    """Trainer that computes its loss from the model's logits, as TRL's trainers do."""
-
-    def compute_loss(self, model, inputs, **_):
-        return nn.functional.cross_entropy(model(**inputs).logits, inputs["labels"])
 
 
 def test_a_trainer_that_needs_other_outputs_than_its_loss_to_compile_is_told_so(tmp_path):

@@ -2,7 +2,6 @@
 
 import copy
 import io
-from pathlib import Path
 
 import lightning.pytorch as lightning
 import pytest
@@ -257,12 +256,11 @@ def test_options_are_validated_when_the_callback_is_made(options, seen):
 
 def test_two_ranks(ranks, tmp_path):
     """Preparing runs backward passes, which Lightning's own DDP wrapper must not count."""
-    code = f"""
-    import sys, warnings
+    code = """
+    import warnings
     warnings.simplefilter("ignore")
-    sys.path.insert(0, {str(Path(__file__).parents[1] / "kits")!r})
-    os.environ |= {{"TORCHELASTIC_RUN_ID": "test", "LOCAL_RANK": os.environ["RANK"], "GROUP_RANK": "0"}}
-    os.environ |= {{"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}}  # the group exists
+    os.environ |= {"TORCHELASTIC_RUN_ID": "test", "LOCAL_RANK": os.environ["RANK"], "GROUP_RANK": "0"}
+    os.environ |= {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # the group exists
     from compiling_kit import CAPTURED, CompilingCallback, fit, metrics
     results = []
     for callbacks in ([], [CompilingCallback(plan=CAPTURED)]):

@@ -11,10 +11,10 @@ import pytest
 from docs_kit import INSIDE, PAGES, ROOT
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
+from page_kit import launched
 
 from docs.generators import reference, site
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CONFIG = types.SimpleNamespace(
     docs_dir=str(ROOT / "docs"),
     site_dir="site",
@@ -96,13 +96,8 @@ def small(tmp_path, monkeypatch):
 
 
 def test_the_search_works_from_a_file(small):
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        pytest.skip("no browser: apt-get install chromium")
-    api = pytest.importorskip("playwright.sync_api")
     messages = []
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable)
+    with launched() as browser:
         page = browser.new_page()
         page.on("console", lambda message: messages.append(message.text))
         page.on("pageerror", lambda error: messages.append(str(error)))
@@ -116,5 +111,4 @@ def test_the_search_works_from_a_file(small):
         page.keyboard.type("turquoise")
         page.wait_for_selector(".md-search-result__item")
         assert "A heading" in page.inner_text(".md-search-result__list")
-        browser.close()
     assert messages == []

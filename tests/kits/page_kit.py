@@ -1,13 +1,31 @@
-"""Runs that have something to show in every section of their page."""
+"""A browser, and runs that have something to show in every section of their page."""
 
+import contextlib
 import copy
+import shutil
 import warnings
 
+import pytest
 import torch
 from torch import nn
 
 from loopwise.debug import Collection, Watch, every
 from loopwise.run import Run
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@contextlib.contextmanager
+def launched():
+    """Launch a browser without a window, and skip the test if there is none."""
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip("no browser: apt-get install chromium")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable)
+        yield browser
+        browser.close()
 
 
 class Training:

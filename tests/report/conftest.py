@@ -1,14 +1,11 @@
 """Runs, and a browser that opens their pages."""
 
-import shutil
 from pathlib import Path
 
 import pytest
-from page_kit import deep_run, full_run
+from page_kit import deep_run, full_run, launched
 
 from loopwise.report import report
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(scope="session")
@@ -36,14 +33,8 @@ def deep(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        pytest.skip("no browser: apt-get install chromium")
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable)
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -3,9 +3,6 @@
 Nothing is left out (``keep=1.0``), so that the batches are the plain loader's.  The step computes by the captured graph.
 """
 
-import os
-
-import all_parts_kit
 import pytest
 import torch
 from all_parts_kit import STEPS, SUBSETS, trained
@@ -34,8 +31,6 @@ def test_the_parts_train_as_the_plain_loop_does(plain, tmp_path, parts, autocast
 
 
 RANKS = """
-import sys
-sys.path.insert(0, {kits!r})
 from pathlib import Path
 from all_parts_kit import SUBSETS, trained
 expected, losses, _ = trained((), Path({folder!r}))
@@ -49,7 +44,7 @@ print(json.dumps(found))
 
 
 def test_the_parts_train_as_the_plain_loop_does_under_ddp(ranks, tmp_path):
-    found = ranks(RANKS.format(kits=os.path.dirname(all_parts_kit.__file__), folder=str(tmp_path)))
+    found = ranks(RANKS.format(folder=str(tmp_path)))
     for of_rank in found:
         assert list(of_rank) == ["+".join(parts) for parts in SUBSETS]
         for parts, errors in of_rank.items():

@@ -1,15 +1,13 @@
 """Batches with unequal counts under DDP train as one batch of all ranks."""
 
 import textwrap
-from pathlib import Path
 
 import pytest
 
 RANKS = """
-import functools, sys
+import functools
 from torch import nn
 from torch.nn import functional
-sys.path.insert(0, {kits!r})
 from accumulation_kit import *
 from loopwise.errors import InputError
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -41,7 +39,7 @@ def difference(ours, theirs):
 
 
 def of_ranks(code):
-    return RANKS.format(kits=str(Path(__file__).parents[2] / "kits")) + textwrap.dedent(code)
+    return RANKS + textwrap.dedent(code)
 
 
 def test_all_ranks_train_as_one_batch(ranks):

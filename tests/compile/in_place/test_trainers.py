@@ -4,14 +4,9 @@ import itertools
 
 import pytest
 import torch
+from hugging_face_kit import SENTENCES, bert
 from torch import nn
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from loopwise.compile import Plan, outputs
@@ -23,15 +18,6 @@ from loopwise.torch_internals import compiled_call
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the trainers' own
 CAPTURED = Plan(graph="captured", passes=tuple(PASSES))
-SENTENCES = [{"input_ids": torch.arange(5, 13) + i % 7, "labels": i % 2} for i in range(64)]
-
-
-def bert(dropout=0.1):
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    torch.manual_seed(0)
-    return BertForSequenceClassification(
-        BertConfig(vocab_size=50, max_position_embeddings=16, hidden_dropout_prob=dropout, **shape)
-    )
 
 
 class FromLogits(Trainer):
@@ -70,7 +56,9 @@ def trained(kind, folder, settings, options, steps=3):
     arguments = TrainingArguments(
         str(folder), per_device_train_batch_size=4, max_steps=steps, seed=3, **fixed, **settings
     )
-    trainer = kind(bert(), arguments, train_dataset=SENTENCES, eval_dataset=SENTENCES[:8], **options)
+    trainer = kind(
+        bert(dropout=0.1), arguments, train_dataset=SENTENCES, eval_dataset=SENTENCES[:8], **options
+    )
     loss = trainer.train().training_loss
     return trainer, loss
 

@@ -1,8 +1,8 @@
 """TRL's ``SFTTrainer``, which computes its loss from log-probabilities of its own forward pass, with the compiling mixin."""
 
+import hugging_face_kit
 import pytest
 import torch
-import trl_kit
 
 from loopwise.compile.transformers import CompilingTrainerMixin
 
@@ -16,11 +16,13 @@ class Compiling(CompilingTrainerMixin, trl.SFTTrainer):
 
 @pytest.mark.parametrize("settings", [{}, {"gradient_accumulation_steps": 2, "loss_type": "dft"}], ids=str)
 def test_sft_trains_and_logs_as_without_the_mixin(tmp_path, settings):
-    trainers = [trl_kit.trainer(Compiling, tmp_path, settings, compile=compile) for compile in (False, True)]
+    trainers = [
+        hugging_face_kit.trainer(Compiling, tmp_path, settings, compile=compile) for compile in (False, True)
+    ]
     for one in trainers:
         one.train()
         one.evaluate()
-    expected, found = map(trl_kit.logs, trainers)
+    expected, found = map(hugging_face_kit.logs, trainers)
     assert [log.keys() for log in found] == [log.keys() for log in expected]
     for log, of in zip(found, expected, strict=True):
         assert log == pytest.approx(of, rel=1e-4)

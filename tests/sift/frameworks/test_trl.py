@@ -2,9 +2,9 @@
 
 import warnings
 
+import hugging_face_kit
 import pytest
 import torch
-import trl_kit
 
 from loopwise import batch as batches
 from loopwise.sift.transformers import SiftingTrainerMixin
@@ -19,7 +19,7 @@ class Sifting(SiftingTrainerMixin, trl.SFTTrainer):
 
 
 def test_sft_scores_all_samples_of_a_batch_in_one_pass(tmp_path):
-    trainer = trl_kit.trainer(Sifting, tmp_path, sift={"keep": 0.5})
+    trainer = hugging_face_kit.trainer(Sifting, tmp_path, sift={"keep": 0.5})
     batch = next(iter(super(SiftingTrainerMixin, trainer).get_train_dataloader()))
     trainer.model.eval()
     with torch.no_grad(), warnings.catch_warnings():
@@ -33,11 +33,11 @@ def test_sft_scores_all_samples_of_a_batch_in_one_pass(tmp_path):
 
 
 def test_sft_logs_nothing_of_the_scored_samples(tmp_path):
-    trainer = trl_kit.trainer(Sifting, tmp_path, sift={"keep": 0.5})
+    trainer = hugging_face_kit.trainer(Sifting, tmp_path, sift={"keep": 0.5})
     trainer.train()
     assert trainer.state.global_step == 4
     sifted = trainer.evaluate()
-    plain = trl_kit.trainer(Sifting, tmp_path)
+    plain = hugging_face_kit.trainer(Sifting, tmp_path)
     plain.model.load_state_dict(trainer.model.state_dict())
     expected = plain.evaluate()
     for name in ("eval_loss", "eval_entropy", "eval_mean_token_accuracy"):

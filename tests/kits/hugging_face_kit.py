@@ -1,13 +1,30 @@
-"""A small model, a tokenizer of bytes and short texts for TRL's ``SFTTrainer``, all without a download."""
+"""Small models and data for the trainers of Hugging Face and TRL, all without a download."""
 
 import os
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 TEXTS = [f"the number {n} and its square {n * n}, then {'x' * (n % 9)}" for n in range(64)]
+
+
+SENTENCES = [{"input_ids": torch.arange(5, 13) + i % 7, "labels": i % 2} for i in range(64)]
+SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def bert(dropout=0.0):
+    torch.manual_seed(0)
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    sizes = {"vocab_size": 50, "max_position_embeddings": 16, "intermediate_size": 16}
+    return BertForSequenceClassification(BertConfig(**sizes, **SHAPE, **rates))
 
 
 def tokenizer():
@@ -28,8 +45,8 @@ def trainer(kind, folder, settings=None, **options):
 
     words = tokenizer()
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **shape, num_key_value_heads=2))
+    sizes = {"vocab_size": len(words), "intermediate_size": 32, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **SHAPE))
     fixed = {"use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True, "bf16": False}
     fixed |= {"per_device_train_batch_size": 4, "max_steps": 4, "logging_steps": 1}
     arguments = trl.SFTConfig(str(folder), **fixed, **(settings or {}))

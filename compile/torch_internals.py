@@ -64,6 +64,13 @@ def failed_guards() -> list[str]:
     return [str(reason) for reasons in failures for reason in reasons]
 
 
+def decompositions(names: Iterable[str]) -> dict[Any, Callable[..., Any]]:
+    """Return torch's function that computes an operation by simpler ones, for each overload of the named operations."""
+    from torch._decomp import get_decompositions
+
+    return dict(get_decompositions([getattr(torch.ops.aten, name) for name in names]))
+
+
 def once_functions() -> tuple[Callable[..., Any], ...]:
     """Return the methods that libraries have added to loggers and that log a message only once in a process.
 

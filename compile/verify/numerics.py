@@ -25,7 +25,8 @@ UNKNOWN = 1e-3
 """Relative budget if the error of the eager step is unknown."""
 PERTURBATIONS = (4, 16)
 """Numbers of perturbed eager steps that are run, one after the other, before a candidate is refused.  They tell how
-sharp the edges are: behind a ReLU, weights a few last places off may let the gradient of another element pass."""
+sharp the edges are: behind a ReLU, weights a few last places off may let the gradient of another element pass; and how
+much of a sum is left where its terms cancel."""
 
 
 @dataclass(frozen=True)

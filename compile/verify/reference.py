@@ -19,6 +19,7 @@ from loopwise.preserve import restored
 
 from .errors import relative_errors
 from .float64 import observe_in_float64
+from .rounding import Rounded
 from .sandbox import Observed, Sandbox
 
 LAST_PLACES = 4
@@ -42,7 +43,8 @@ class Reference:
     errors: dict[str, float] = field(default_factory=dict)
     """Relative errors of the eager step by tensor, as far as they are known."""
     perturb: Callable[[int], dict[str, float]] = lambda seed: {}
-    """Function from a seed to the relative changes of the eager step when its weights move by a few last places."""
+    """Function from a seed to the relative changes of the eager step when its weights move by a few last places, and each
+    result of an operation by one."""
     measure: Callable[[], tuple[Observed | None, dict[str, float]]] | None = None
     """Function that returns ``float64`` and ``errors``; ``None`` once they are known."""
 
@@ -61,9 +63,13 @@ def reference(sandbox: Sandbox) -> Reference:
 
 
 def _perturbation(sandbox: Sandbox, eager: Observed, seed: int) -> dict[str, float]:
-    """Return the relative changes of the eager step with perturbed weights."""
+    """Return the relative changes of the eager step with perturbed weights, and with results rounded another way."""
     with perturbed(sandbox.weights(), seed):
-        return relative_errors(sandbox.observe(sandbox.spec.eager), eager)
+        try:
+            observed = sandbox.observe(sandbox.spec.eager, Rounded(seed))
+        except Exception:  # an operation that passes no mode, as flex_attention
+            observed = sandbox.observe(sandbox.spec.eager)
+        return relative_errors(observed, eager)
 
 
 def _measure(sandbox: Sandbox, eager: Observed) -> tuple[Observed | None, dict[str, float]]:

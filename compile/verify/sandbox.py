@@ -135,11 +135,20 @@ class Sandbox:
                 place.restore(saved)
         self._saved = []
 
-    def observe(self, compute: Compute) -> Observed:
-        """Run one forward and backward pass and return its tensors; the sandbox must not be entered already."""
+    def observe(
+        self,
+        compute: Compute,
+        within: contextlib.AbstractContextManager[Any] | None = None,
+    ) -> Observed:
+        """Run one forward and backward pass and return its tensors; the sandbox must not be entered already.
+
+        Args:
+            compute: the forward pass.
+            within: context of the passes.
+        """
         with self:
             before = _random_states()
-            with self._watched():
+            with self._watched(), within or contextlib.nullcontext():
                 loss = scalar_loss(compute(self.batch))
                 self._backward(loss)
             after = _random_states()

@@ -1,0 +1,102 @@
+"""Rounding of a step: what another order of additions, or another fused kernel, may change in it.
+
+Results of operations are moved at random by as much as rounding may move them, as in Monte Carlo arithmetic (Parker,
+"Monte Carlo Arithmetic", 1997).  A sum whose terms cancel moves by a multiple of its size, and one without cancellation
+hardly at all: the changes tell how many digits of each tensor are determined.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..torch_internals import TorchDispatchMode, decompositions
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+ONE_BY_ONE = 0.2
+"""Rounding of a sum of n numbers that are added one by one, in units in the last place: about this, times the root of n,
+times the size of the partial sums, if the directions of the single roundings are independent."""
+EXACT = ("clone", "copy_", "detach", "cat", "stack", "zero_", "fill_", "relu", "threshold_backward")
+"""Common operations without rounding; a last place in one that is missing here does no harm."""
+WITH_SUMS = (
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "native_batch_norm_backward",
+    "cudnn_batch_norm",
+    "cudnn_batch_norm_backward",
+    "native_layer_norm",
+    "native_layer_norm_backward",
+    "native_group_norm",
+    "native_group_norm_backward",
+    "_softmax",
+    "_softmax_backward_data",
+    "_log_softmax",
+    "_log_softmax_backward_data",
+    "nll_loss_forward",
+    "nll_loss_backward",
+    "mse_loss",
+    "mse_loss_backward",
+)
+"""Operations with sums inside, whose rounding is common to many elements of a result: they run as decomposed by torch."""
+
+
+class Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Mode in which each result of an operation is moved at random, by what rounding may change.
+
+    Results move by a unit in the last place, and sums by the rounding of terms that are added one by one.
+
+    Args:
+        seed: seed of the directions, which are drawn from generators of their own.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._seed = seed
+        self._draws: dict[torch.device, torch.Generator] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and move its results."""
+        kwargs = kwargs or {}
+        decomposed = _decomposed().get(func)
+        if decomposed is not None:
+            with self:
+                return decomposed(*args, **kwargs)
+        result = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        if func.is_view or name in EXACT:
+            return result
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor) and tensor.dtype in FLOATS and tensor.layout is torch.strided:
+                self._move(tensor, _moved_by(name, args, tensor))
+        return result
+
+    def _move(self, tensor: Tensor, size: Tensor) -> None:
+        """Move each element up or down by a last place of its size in ``size``."""
+        draw = self._draws.get(tensor.device)
+        if draw is None:
+            draw = self._draws[tensor.device] = torch.Generator(tensor.device).manual_seed(self._seed)
+        signs = torch.empty_like(tensor).bernoulli_(generator=draw).mul_(2).sub_(1)
+        tensor.addcmul_(size, signs, value=torch.finfo(tensor.dtype).eps)
+
+
+@functools.cache
+def _decomposed() -> dict[Any, Callable[..., Any]]:
+    """Return the function that replaces each overload of the operations with sums inside."""
+    return decompositions(WITH_SUMS)
+
+
+def _moved_by(operation: str, args: tuple[Any, ...], result: Tensor) -> Tensor:
+    """Return by how many last places of 1 the rounding of an operation may move each element of its result."""
+    size = result.abs()
+    if operation not in ("sum", "mean") or not args[0].is_floating_point():
+        return size
+    dims, keep = (args[1] if len(args) > 1 else None), len(args) > 2 and bool(args[2])
+    spread = torch.linalg.vector_norm(args[0].to(result.dtype), dim=dims or None, keepdim=keep)
+    count = args[0].numel() // max(1, result.numel())
+    spread = spread / count if operation == "mean" else spread
+    return size + ONE_BY_ONE * math.sqrt(count) * (spread + size)

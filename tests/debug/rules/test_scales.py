@@ -182,3 +182,43 @@ def test_a_head_over_a_random_frozen_trunk_is_healthy(tmp_path):
         return torch.optim.Adam([p for p in parameters if p.requires_grad], lr=1e-2)
 
     assert train(tmp_path, model, classes, F.cross_entropy, steps=120, make=make, save=None) == {}
+
+
+class Attention(nn.Module):
+    """One layer of attention over tokens, whose scores are tiny at first."""
+
+    def __init__(self, scale):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(20, 16)
+        self.query, self.key, self.value = (nn.Linear(16, 16, bias=False) for _ in range(3))
+        self.head = nn.Linear(16, 20)
+        for layer in (self.query, self.key):
+            nn.init.normal_(layer.weight, std=scale)
+
+    def forward(self, tokens):
+        x = self.embedding(tokens)
+        x = x + F.scaled_dot_product_attention(self.query(x), self.key(x), self.value(x))
+        return self.head(x).mean(1)
+
+
+def tokens(step):
+    x = torch.randint(20, (16, 6), generator=torch.Generator().manual_seed(step))
+    return x, x[:, 0]
+
+
+@pytest.mark.parametrize("scale", [1e-6, 0.02])
+def test_attention_that_is_uniform_at_first(tmp_path, scale):
+    """Queries and keys of a small BERT had a gradient of a ten-thousandth, beside values with a usual one."""
+    found = train(
+        tmp_path, Attention(scale), tokens, F.cross_entropy, 8, lambda p: torch.optim.SGD(p, lr=1e-2)
+    )
+    assert "vanishing_gradient" not in found
+
+
+def test_gradients_that_vanish_from_layer_to_layer(tmp_path):
+    layers = [layer for _ in range(9) for layer in (nn.Linear(32, 32), nn.Sigmoid())]
+    model = nn.Sequential(nn.Linear(10, 32), nn.Sigmoid(), *layers, nn.Linear(32, 3))
+    finding = train(tmp_path, model, classes, F.cross_entropy, steps=8)["vanishing_gradient"]
+    assert finding.tensors[0] == "0.weight"
+    assert "20.weight" not in finding.tensors

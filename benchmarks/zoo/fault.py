@@ -21,7 +21,7 @@ class Fault:
 
 
 FAULTS: dict[str, Fault] = {}
-"""Faults by name.  The benchmark of rules halves them by order: a new one comes last, at the end of ``updates.py``."""
+"""Faults by name.  The benchmarks of rules and preflight take thirds by order: a new one comes last, at the end of ``updates.py``."""
 LOST = ("loss_not_decreasing",)
 
 

@@ -1,8 +1,8 @@
 """Situations in which a training becomes NaN or infinite, named exactly: in the data, the model, its gradient, the loss function.
 
 Each is a loop of four steps whose last one goes wrong, and says what an exact finding has: the step, a text about the place
-and, if the place is in the model, the module.  They run eagerly and with ``torch.compile(model, backend="aot_eager")``, which
-captures and runs the graphs of forward and backward pass without the minutes of compiling kernels.
+and, if the place is in the model, the module.  They run eagerly, with ``torch.compile(model, backend="aot_eager")``, which captures
+the graphs of forward and backward pass, and with ``torch.compile(model)``, which compiles them by Inductor.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ..record import Row
 
 CLAIM = "nan_situations"
 QUICK = False
-HOW = ("eager", "compiled")
+HOW = {"eager": None, "compiled": "aot_eager", "inductor": "inductor"}
+"""Name -> backend of ``torch.compile``."""
 LAST = 3
 """Step that goes wrong."""
 
@@ -268,13 +269,13 @@ SITUATIONS = {
 }
 
 
-def findings(situation: Situation, compiled: bool, seed: int) -> list[Any]:
+def findings(situation: Situation, backend: str | None, seed: int) -> list[Any]:
     """Train in a situation, and return the findings."""
     from loopwise.debug import Watch
 
     torch.manual_seed(seed)
     net = network(situation.inside)
-    model: Any = torch.compile(net, backend="aot_eager") if compiled else net
+    model: Any = net if backend is None else torch.compile(net, backend=backend)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     quiet = {"rules": False, "collections": ["losses"], "profile": False, "on_finding": lambda finding: None}
     with (
@@ -303,13 +304,13 @@ def judge(situation: Situation, found: list[Any]) -> str:
 # -- the claim ----------------------------------------------------------------------------------------
 
 
-def count(compiled: bool, seed: int) -> dict[str, float]:
+def count(backend: str | None, seed: int) -> dict[str, float]:
     """Count the situations that are named exactly, and those in which another place is named."""
     torch.set_num_threads(1)
     verdicts = []
     for name, situation in SITUATIONS.items():
         torch.compiler.reset()
-        found = findings(situation, compiled, seed)
+        found = findings(situation, backend, seed)
         verdicts.append(judge(situation, found))
         if verdicts[-1] != "named":
             print(f"{name}: {verdicts[-1]}: {found}", file=sys.stderr)
@@ -318,7 +319,7 @@ def count(compiled: bool, seed: int) -> dict[str, float]:
 
 def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
     """Return the cases, all on the CPU: name -> function that runs the case with a seed."""
-    return {how: functools.partial(count, how == "compiled") for how in HOW}
+    return {how: functools.partial(count, backend) for how, backend in HOW.items()}
 
 
 def rows(runs: Runs) -> list[Row]:

@@ -105,6 +105,10 @@ class CompiledOutputs:
         start = time.perf_counter()
         yield
         wait_for(self._device)
+        if self._call is not None and self._call.reason:  # the comparison refused it
+            self._eager, self._is_chosen = True, True
+            self._events.plan(self.explain())
+            return
         seconds = time.perf_counter() - start
         self._events.batch += 1
         if self._events.batch > UNTIMED:
@@ -133,6 +137,8 @@ class CompiledOutputs:
         for eager, plan in plans.items():
             seconds = [one.seconds for one in self._times[eager]]
             verdict = "chosen" if eager == self._eager else "not faster" if seconds else "not timed"
+            if not eager and self._call is not None and self._call.reason:
+                verdict = f"wrong: {self._call.reason}"
             rows.append(row_of(plan, seconds, verdict))
         source = "measured in turns, over training steps" if any(self._times.values()) else "not measured"
         remarks = [

@@ -32,8 +32,8 @@ SMALLEST_BUDGET = 1e-6
 """Activation budget that saves only what must be saved.  A budget of exactly 0 takes another way through torch's
 partitioner, which would run the loss head twice."""
 
-DYNAMO_MARK = "_dynamo_static_input_type"
-"""Attribute by which Dynamo marks the buffers and parameters of the modules that it captures."""
+DYNAMO_MARKS = ("_dynamo_static_input_type", "__dynamo_disable")
+"""Attributes by which Dynamo marks buffers and parameters that it captures, and functions that it does not, as ``checkpoint``."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -62,13 +62,6 @@ def failed_guards() -> list[str]:
     dynamo = sys.modules.get("torch._dynamo.utils")
     failures = dynamo.guard_failures.values() if dynamo else ()
     return [str(reason) for reasons in failures for reason in reasons]
-
-
-def decompositions(names: Iterable[str]) -> dict[Any, Callable[..., Any]]:
-    """Return torch's function that computes an operation by simpler ones, for each overload of the named operations."""
-    from torch._decomp import get_decompositions
-
-    return dict(get_decompositions([getattr(torch.ops.aten, name) for name in names]))
 
 
 def once_functions() -> tuple[Callable[..., Any], ...]:

@@ -63,6 +63,8 @@ class ComparedCall:
         )
         self._chosen: Function | None = None
         self._compared: set[bool] = set()
+        self.reason = ""
+        """Why the eager call is used for good; empty if it is not."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Return the result of the compiled call, or of the eager one."""
@@ -105,7 +107,7 @@ class ComparedCall:
 
     def _leave(self, reason: str) -> None:
         """Go back to the eager call."""
-        self._chosen = self._eager
+        self._chosen, self.reason = self._eager, reason
         self._graphs.clear()
         warn(f"loopwise.compile: {self._name} runs eagerly: {reason}", stacklevel=3)
 

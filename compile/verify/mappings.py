@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..torch_internals import DYNAMO_MARK
+from ..torch_internals import DYNAMO_MARKS
 from .places import GONE, same
 
 
@@ -64,17 +64,15 @@ def label(key: Any) -> str:
 
 
 def of_mapping(name: str, mapping: dict[Any, Any], label: Callable[[Any], str] = label) -> MappingPlace:
-    """Return the place of a dict, without Dynamo's mark among the attributes of a tensor."""
+    """Return the place of a dict, without Dynamo's marks among the attributes of a tensor or function."""
     # an OrderedDict would keep its old order after dict.clear
     kind: type[dict[Any, Any]] = OrderedDict if isinstance(mapping, OrderedDict) else dict
 
     def entries() -> dict[Any, Any]:
-        copied = dict(mapping)
-        copied.pop(DYNAMO_MARK, None)
-        return copied
+        return {key: value for key, value in mapping.items() if key not in DYNAMO_MARKS}
 
     def put(saved: dict[Any, Any]) -> None:
-        marked = {key: mapping[key] for key in (DYNAMO_MARK,) if key in mapping}
+        marked = {key: mapping[key] for key in DYNAMO_MARKS if key in mapping}
         kind.clear(mapping)
         for key, value in (marked | saved).items():
             kind.__setitem__(mapping, key, value)

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..torch_internals import TorchDispatchMode, decompositions
+from ..torch_internals import TorchDispatchMode
+from .torch_internals import decompositions
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ONE_BY_ONE = 0.2

@@ -1,6 +1,7 @@
 """Private names of torch that compile uses: a test fails if a new release of torch moves or changes one."""
 
 import copy
+import inspect
 import logging
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.checkpoint import checkpoint
 
 from loopwise.compile import linear_cross_entropy, plan
 from loopwise.compile import torch_internals as internals
@@ -97,7 +99,13 @@ def test_dynamos_mark_on_a_buffer():
     layer = nn.BatchNorm1d(2)
     torch._dynamo.reset()
     torch.compile(layer, backend="eager")(torch.randn(3, 2))
-    assert internals.DYNAMO_MARK in vars(layer.running_mean)
+    assert internals.DYNAMO_MARKS[0] in vars(layer.running_mean)
+
+
+def test_dynamos_mark_on_a_function_that_it_does_not_capture():
+    x = torch.ones(2, requires_grad=True)
+    checkpoint(torch.sin, x, use_reentrant=False)
+    assert internals.DYNAMO_MARKS[1] in vars(inspect.unwrap(checkpoint))
 
 
 def test_fake_tensors_inside_a_backend():

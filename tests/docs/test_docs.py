@@ -45,7 +45,14 @@ PACKAGES = sorted(
 FOREIGN = {"DataLoader", "CrossEntropyLoss", "GradScaler", "StatefulDataLoader", "SyncBatchNorm", "BatchNorm"}
 """Names of torch and its surroundings."""
 THEIRS = {"callbacks", "reduction", "dim", "persistent_workers", "fullgraph", "backend", "accuracy"}
-THEIRS |= {"use_stateful_dataloader", "dataloader_num_workers", "dispatch_batches", "on_step", "level"}
+THEIRS |= {
+    "packing",
+    "use_stateful_dataloader",
+    "dataloader_num_workers",
+    "dispatch_batches",
+    "on_step",
+    "level",
+}
 """Arguments of torch and of trainers."""
 SET_BY_IMPORTS = {
     "KMP_DUPLICATE_LIB_OK": "True",
@@ -62,6 +69,8 @@ def name_of(path):
 @pytest.mark.filterwarnings(
     "ignore:.*LeafSpec",
     "ignore:The 'train_dataloader' does not have many workers",
+    "ignore:.gradient_checkpointing. is deprecated",  # TRL's own argument
+    "ignore:The .grad attribute of a Tensor that is not a leaf",  # Dynamo, in a function of TRL
     "ignore:loopwise.compile. back to the eager step. slower",  # on a busy machine a step may be measured so
 )
 @pytest.mark.parametrize("path", WITH_CODE, ids=name_of)

@@ -2,13 +2,15 @@
 
 import copy
 import functools
+import inspect
+import warnings
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from loopwise.compile import Plan
+from loopwise.compile import Plan, optimize
 from loopwise.compile.graph.backend import Backend, Log
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected that context_fn", "ignore:None of the inputs have")
@@ -63,3 +65,24 @@ def test_gradients_of_a_captured_graph_with_checkpointing_and_dropout(options):
     assert log.graphs == 1
     for mine, expected in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(mine, expected)
+
+
+class Held(nn.Module):
+    """Block that is checkpointed by a function that the model holds, as in the models of Hugging Face."""
+
+    def __init__(self):
+        super().__init__()
+        self.run = functools.partial(checkpoint, use_reentrant=False)
+        self.block = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+    def forward(self, x):
+        return self.run(self.block, x)
+
+
+def test_the_mark_of_dynamo_on_checkpoint_is_no_change_of_the_step():
+    """TRL's trainers checkpoint by default, and were never compiled: torch marks the function when it is first called."""
+    vars(inspect.unwrap(checkpoint)).pop("__dynamo_disable", None)
+    net = optimize(Held(), plan=Plan(graph="inductor"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net(torch.randn(4, 8)).square().mean().backward()

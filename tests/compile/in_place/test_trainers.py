@@ -12,9 +12,11 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from loopwise.compile import Plan, outputs
 from loopwise.compile.graph.passes import PASSES
 from loopwise.compile.transformers import CompilingTrainerMixin
+from loopwise.compile.verify import compared
 from loopwise.errors import InputError
 from loopwise.run.folder import read
 from loopwise.torch_internals import compiled_call
+from loopwise.warnings import LoopwiseWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the trainers' own
 CAPTURED = Plan(graph="captured", passes=tuple(PASSES))
@@ -128,6 +130,26 @@ def test_the_faster_form_is_chosen_in_turns_over_training_steps(monkeypatch, eag
     assert "measured in turns" in explanation.source
     with compiled.forward_passes():
         assert (compiled_call(model) is None) == (chosen == "eager")
+
+
+def test_a_compiled_model_that_is_refused_is_not_measured(monkeypatch):
+    """Its steps ran eagerly, were timed against eager ones, and were then called the faster ones."""
+    monkeypatch.setattr(outputs, "DEFAULT", CAPTURED)
+    monkeypatch.setattr(compared, "difference", lambda *args: "gradient/weight is off")
+    model = nn.Linear(4, 4)
+    compiled = outputs.CompiledOutputs(model)
+    message = "Linear runs eagerly: gradient/weight is off"
+    with (
+        pytest.warns(LoopwiseWarning, match=message),
+        compiled.training_step(torch.ones(2, 4)),
+        compiled.forward_passes(),
+    ):
+        model(torch.ones(2, 4)).sum().backward()
+    eager, refused = compiled.explain().rows
+    assert (eager["verdict"], refused["verdict"]) == ("chosen", "wrong: gradient/weight is off")
+    assert compiled.explain().plan.graph == "eager"
+    with compiled.forward_passes():
+        assert compiled_call(model) is None
 
 
 @pytest.mark.parametrize("option", ["memory", "precision", "verify", "max_seconds"])

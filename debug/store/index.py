@@ -215,7 +215,8 @@ def _marks(marks: Any) -> dict[str, Any]:
     ):
         if not isinstance(named, dict) or not all([type(value) is kind for value in named.values()]):
             raise TypeError
-    count(marks.get("optimizers", 1))
+    for name in ("optimizers", "samples"):
+        count(marks.get(name, 1))
     return dict(marks)
 
 

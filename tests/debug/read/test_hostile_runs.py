@@ -193,7 +193,7 @@ def test_damaged_findings_are_dropped_and_counted(saving, tmp_path):
     "marks",
     [
         [], 7, {"facts": []}, {"facts": {"classes": {"loss": "x"}}}, {"facts": {"classes": [1]}}, {"modules": ["x"]},
-        {"lines": {"net": 7}}, {"optimizers": -1}, {"optimizers": "x"},
+        {"lines": {"net": 7}}, {"optimizers": -1}, {"optimizers": "x"}, {"samples": [3]}, {"samples": float("nan")},
     ],
 )  # fmt: skip
 def test_a_record_with_marks_of_another_form_is_lost(tmp_path, marks):

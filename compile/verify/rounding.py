@@ -93,11 +93,11 @@ def _decomposed() -> dict[Any, Callable[..., Any]]:
 
 def _moved_by(operation: str, args: tuple[Any, ...], result: Tensor) -> Tensor:
     """Return by how many last places of 1 the rounding of an operation may move each element of its result."""
-    size = result.abs()
-    if operation not in ("sum", "mean") or not args[0].is_floating_point():
+    size, terms = result.abs(), args[0]
+    if operation not in ("sum", "mean") or not isinstance(terms, Tensor) or not terms.is_floating_point():
         return size
     dims, keep = (args[1] if len(args) > 1 else None), len(args) > 2 and bool(args[2])
-    spread = torch.linalg.vector_norm(args[0].to(result.dtype), dim=dims or None, keepdim=keep)
-    count = args[0].numel() // max(1, result.numel())
+    spread = torch.linalg.vector_norm(terms.to(result.dtype), dim=dims or None, keepdim=keep)
+    count = terms.numel() // max(1, result.numel())
     spread = spread / count if operation == "mean" else spread
     return size + ONE_BY_ONE * math.sqrt(count) * (spread + size)

@@ -97,7 +97,7 @@ def _moved_by(operation: str, args: tuple[Any, ...], result: Tensor) -> Tensor:
     if operation not in ("sum", "mean") or not isinstance(terms, Tensor) or not terms.is_floating_point():
         return size
     dims, keep = (args[1] if len(args) > 1 else None), len(args) > 2 and bool(args[2])
-    spread = torch.linalg.vector_norm(terms.to(result.dtype), dim=dims or None, keepdim=keep)
+    spread: Tensor = torch.linalg.vector_norm(terms.to(result.dtype), dim=dims or None, keepdim=keep)
     count = terms.numel() // max(1, result.numel())
     spread = spread / count if operation == "mean" else spread
     return size + ONE_BY_ONE * math.sqrt(count) * (spread + size)

@@ -19,6 +19,10 @@ from ..torch_internals import TorchDispatchMode
 from .torch_internals import decompositions
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+HALVES = (torch.float16, torch.bfloat16)
+"""Sums of these are added in float32."""
+OFTEN = 1 / 8
+"""Share of the elements of a result that move by a last place, for a standard deviation of about what rounding has."""
 ONE_BY_ONE = 0.2
 """Rounding of a sum of n numbers that are added one by one, in units in the last place: about this, times the root of n,
 times the size of the partial sums, if the directions of the single roundings are independent."""
@@ -49,7 +53,7 @@ WITH_SUMS = (
 class Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Mode in which each result of an operation is moved at random, by what rounding may change.
 
-    Results move by a unit in the last place, and sums by the rounding of terms that are added one by one.
+    Some elements of a result move by a unit in the last place, and sums by the rounding of terms that are added one by one.
 
     Args:
         seed: seed of the directions, which are drawn from generators of their own.
@@ -72,17 +76,27 @@ class Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func.is_view or name in EXACT:
             return result
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, Tensor) and tensor.dtype in FLOATS and tensor.layout is torch.strided:
-                self._move(tensor, _moved_by(name, args, tensor))
+            if (
+                not isinstance(tensor, Tensor)
+                or tensor.dtype not in FLOATS
+                or tensor.layout is not torch.strided
+            ):
+                continue
+            if name in ("sum", "mean") and tensor.dtype not in HALVES:
+                self._move(tensor, _rounding_of_sum(name, args, tensor), 1.0)
+            else:
+                self._move(tensor, tensor, OFTEN)
         return result
 
-    def _move(self, tensor: Tensor, size: Tensor) -> None:
-        """Move each element up or down by a last place of its size in ``size``."""
+    def _move(self, tensor: Tensor, size: Tensor, often: float) -> None:
+        """Move a share of the elements up or down by a last place of their size in ``size``."""
         draw = self._draws.get(tensor.device)
         if draw is None:
             draw = self._draws[tensor.device] = torch.Generator(tensor.device).manual_seed(self._seed)
-        signs = torch.empty_like(tensor).bernoulli_(generator=draw).mul_(2).sub_(1)
-        tensor.addcmul_(size, signs, value=torch.finfo(tensor.dtype).eps)
+        moves = torch.empty_like(tensor).bernoulli_(generator=draw).mul_(2).sub_(1)
+        if often < 1:
+            moves *= torch.empty_like(tensor).bernoulli_(often, generator=draw)
+        tensor.addcmul_(size, moves, value=torch.finfo(tensor.dtype).eps)
 
 
 @functools.cache
@@ -91,13 +105,13 @@ def _decomposed() -> dict[Any, Callable[..., Any]]:
     return decompositions(WITH_SUMS)
 
 
-def _moved_by(operation: str, args: tuple[Any, ...], result: Tensor) -> Tensor:
-    """Return by how many last places of 1 the rounding of an operation may move each element of its result."""
-    size, terms = result.abs(), args[0]
-    if operation not in ("sum", "mean") or not isinstance(terms, Tensor) or not terms.is_floating_point():
+def _rounding_of_sum(operation: str, args: tuple[Any, ...], result: Tensor) -> Tensor:
+    """Return by how many last places of 1 the rounding of a sum, or of a mean, may move each element of its result."""
+    terms, size = args[0], result.abs()
+    if not isinstance(terms, Tensor) or not terms.is_floating_point():
         return size
     dims, keep = (args[1] if len(args) > 1 else None), len(args) > 2 and bool(args[2])
     spread: Tensor = torch.linalg.vector_norm(terms.to(result.dtype), dim=dims or None, keepdim=keep)
     count = terms.numel() // max(1, result.numel())
     spread = spread / count if operation == "mean" else spread
-    return size + ONE_BY_ONE * math.sqrt(count) * (spread + size)
+    return ONE_BY_ONE * math.sqrt(count) * (spread + size)

@@ -33,19 +33,21 @@ def test_the_parts_train_as_the_plain_loop_does(plain, tmp_path, parts, autocast
 RANKS = """
 from pathlib import Path
 from all_parts_kit import SUBSETS, trained
-expected, losses, _ = trained((), Path({folder!r}))
+expected, losses, _ = trained((), Path({folder!r}), {autocast})
 found = {{}}
 for number, parts in enumerate(SUBSETS):
-    weights, own, _ = trained(parts, Path({folder!r}) / str(number))
+    weights, own, _ = trained(parts, Path({folder!r}) / str(number), {autocast})
     error = max(float((weights[name].double() - expected[name].double()).abs().max()) for name in expected)
     found["+".join(parts)] = [error, max(abs(a - b) for a, b in zip(own, losses, strict=True))]
 print(json.dumps(found))
 """
 
 
-def test_the_parts_train_as_the_plain_loop_does_under_ddp(ranks, tmp_path):
-    found = ranks(RANKS.format(folder=str(tmp_path)))
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+def test_the_parts_train_as_the_plain_loop_does_under_ddp(ranks, tmp_path, autocast):
+    found = ranks(RANKS.format(folder=str(tmp_path), autocast=autocast))
+    off = 1e-2 if autocast else 1e-4
     for of_rank in found:
         assert list(of_rank) == ["+".join(parts) for parts in SUBSETS]
         for parts, errors in of_rank.items():
-            assert max(errors) <= (1e-4 if "compile" in parts else 0), parts
+            assert max(errors) <= (off if "compile" in parts else 0), parts

@@ -15,7 +15,6 @@ import contextlib
 import functools
 import io
 import random
-import secrets
 import sys
 import time
 import warnings
@@ -29,12 +28,13 @@ from .. import harness
 from ..harness import Runs
 from ..record import Row
 from ..zoo import FAULTS, Job, injected
+from ..zoo.job import MODELS, WithForward
+from ..zoo.thirds import THIRDS, drawn_seed, of_third
 from .preflight_faults import PLANTED, faulty
 from .preflight_setups import SETUPS, Drawn, drawn
 
 CLAIM = "debug_preflight"
 QUICK = False
-THIRDS = ("built", "set", "report")
 LOOP = ("before_backward", "backward", "update", "set_mode")
 ROUNDS = 2
 """Draws of each healthy setup."""
@@ -85,18 +85,8 @@ def of_zoo(name: str, seed: int) -> Drawn:
     x, y = job.batch(0)
     forward = job.forward
     if forward is not None:
-        model = _Forward(model, forward)
+        model = WithForward(model, forward)
     return Drawn(model.train(), (x,), y, job.criterion, job.optimizer, held=optimizer)
-
-
-class _Forward(torch.nn.Module):
-    def __init__(self, inner: torch.nn.Module, run: Callable[..., Any]) -> None:
-        super().__init__()
-        self.inner = inner
-        self.run = run
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.run(x)
 
 
 def in_reach(name: str, seed: int) -> bool:
@@ -159,15 +149,14 @@ def _shares(counts: Counter[str], times: Counter[str], seed: int) -> dict[str, f
 def zoo(third: str, seed: int) -> dict[str, float]:
     """Return the shares of a third of the zoo's faults, and of those in reach."""
     _warm()
-    seed = seed if third != "report" else secrets.randbelow(10**6)
+    seed = drawn_seed(third, seed)
     counts: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     times: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
-    of_job = [(name, fault) for name, fault in FAULTS.items() if fault.kind not in ("gan", "ddp")]
-    for number, (name, fault) in enumerate(of_job):
-        if THIRDS[number % 3] == third:
-            reach = in_reach(name, seed)
-            named = {*fault.named, "unsuitable_learning_rate"} if "learning_rate" in name else {*fault.named}
-            _judged(counts[reach], times[reach], name, named, functools.partial(of_zoo, name, seed))
+    of_job = {name: fault for name, fault in FAULTS.items() if fault.kind in MODELS}
+    for name, fault in of_third(third, of_job).items():
+        reach = in_reach(name, seed)
+        named = {*fault.named, "unsuitable_learning_rate"} if "learning_rate" in name else {*fault.named}
+        _judged(counts[reach], times[reach], name, named, functools.partial(of_zoo, name, seed))
     shares = _shares(counts[True], times[True], seed)
     everything = counts[True] + counts[False]
     return {
@@ -179,20 +168,19 @@ def zoo(third: str, seed: int) -> dict[str, float]:
 def faults(third: str, seed: int) -> dict[str, float]:
     """Return the shares of a third of the drawn faults."""
     _warm()
-    seed = seed if third != "report" else secrets.randbelow(10**6)
+    seed = drawn_seed(third, seed)
     counts, times = Counter[str](), Counter[str]()
-    for number, (name, fault) in enumerate(PLANTED.items()):
-        if THIRDS[number % 3] == third:
-            for draw in range(1 if QUICK else ROUNDS):
-                made = functools.partial(faulty, name, ROUNDS * seed + draw)
-                _judged(counts, times, name, {*fault.named}, made)
+    for name, fault in of_third(third, PLANTED).items():
+        for draw in range(1 if QUICK else ROUNDS):
+            made = functools.partial(faulty, name, ROUNDS * seed + draw)
+            _judged(counts, times, name, {*fault.named}, made)
     return _shares(counts, times, seed)
 
 
 def healthy(third: str, seed: int) -> dict[str, float]:
     """Count the findings in drawn healthy setups, and the seconds of both."""
     _warm()
-    seed = seed if third != "report" else secrets.randbelow(10**6)
+    seed = drawn_seed(third, seed)
     counts, times = Counter[str](), Counter[str]()
     for name in SETUPS:
         for draw in range(1 if QUICK else ROUNDS):
@@ -217,8 +205,9 @@ def healthy(third: str, seed: int) -> dict[str, float]:
 def cases(device: str) -> dict[str, Callable[[int], dict[str, float]]]:
     functions: dict[str, Callable[[int], dict[str, float]]] = {}
     for kind in (zoo, faults, healthy):
-        for third in THIRDS if kind is not healthy else THIRDS[1:]:
-            functions[f"{kind.__name__}.{third}"] = functools.partial(kind, third)
+        for third in THIRDS:
+            if kind is not healthy or third != "built":
+                functions[f"{kind.__name__}.{third}"] = functools.partial(kind, third)
     return functions
 
 
@@ -226,7 +215,7 @@ def rows(runs: Runs) -> list[Row]:
     table = []
     for case, values in runs.items():
         kind, _, third = case.partition(".")
-        note = {"built": "built on", "set": "of the thresholds", "report": "reported"}[third]
+        note = THIRDS[third]
         reported = third == "report"
 
         def held(bar: str, reported: bool = reported) -> str | None:

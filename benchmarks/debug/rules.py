@@ -3,16 +3,14 @@
 The faults of the zoo are in thirds by their order: what rules were built on, what thresholds were chosen on, and what is
 reported.  While rules were written all faults were looked at with seed 0 and one optimizer, so that what is new to them in
 the reported third is drawn when the benchmark runs: the seed, the optimizer of each fault that does not bring its own, and
-the healthy trainings.  The seed is in the record.  A fault is detected if one
-of the rules listed with it has a finding, and named if such a rule names its cause.  The rules run again over the saved
-steps and must find the same.
+the healthy trainings.  The seed is in the record.  A fault is detected if one of the rules listed with it has a finding, and
+named if such a rule names its cause.  The rules run again over the saved steps and must find the same.
 """
 
 from __future__ import annotations
 
 import functools
 import random
-import secrets
 import sys
 import tempfile
 import warnings
@@ -26,10 +24,11 @@ from .. import harness
 from ..harness import Runs
 from ..record import Row
 from ..zoo import FAULTS, Job, injected, made
+from ..zoo.job import MODELS
+from ..zoo.thirds import THIRDS, drawn_seed, of_third
 
 CLAIM = "rules"
 QUICK = False
-THIRDS = ("built", "set", "report")
 OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "sgd": functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9),
     "adam": functools.partial(torch.optim.Adam, lr=1e-3),
@@ -40,7 +39,7 @@ OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
 }
 DTYPES = (None, torch.bfloat16, torch.float64)
 """Float32, bfloat16 by autocast, or float64."""
-KINDS = ("mlp", "cnn", "rnn", "transformer")
+KINDS = tuple(MODELS)
 HEALTHY = 20
 """Healthy trainings of single models in a run; two of two models and two of two ranks come on top."""
 
@@ -61,11 +60,6 @@ def judged(job: Job) -> Any:
     return watch
 
 
-def drawn(third: str, seed: int) -> int:
-    """Return the seed of a third: drawn now for the one that is reported."""
-    return secrets.randbelow(10**6) if third == "report" else seed
-
-
 def of_fault(name: str, seed: int) -> Any:
     """Return a training with a fault, and with a drawn optimizer unless the fault brings one."""
     if FAULTS[name].kind not in KINDS:
@@ -77,10 +71,8 @@ def of_fault(name: str, seed: int) -> Any:
 def faults(third: str, seed: int) -> dict[str, float]:
     """Return the shares of a third's faults that are detected and named."""
     torch.set_num_threads(1)
-    counts, seed = Counter[str](), drawn(third, seed)
-    for number, (name, fault) in enumerate(FAULTS.items()):
-        if THIRDS[number % 3] != third:
-            continue
+    counts, seed = Counter[str](), drawn_seed(third, seed)
+    for name, fault in of_third(third, FAULTS).items():
         rules = {finding.rule for finding in judged(of_fault(name, seed)).findings}
         counts["faults"] += 1
         counts["named"] += bool(rules & {*fault.named})
@@ -112,7 +104,7 @@ def sound(number: int, seed: int) -> tuple[str, Any]:
 def healthy(third: str, seed: int) -> dict[str, float]:
     """Count the findings in healthy trainings that are drawn."""
     torch.set_num_threads(1)
-    counts, seed = Counter[str](), drawn(third, seed)
+    counts, seed = Counter[str](), drawn_seed(third, seed)
     for number in range(HEALTHY + 4):
         what, job = sound(number, seed)
         counts["runs"] += 1
@@ -137,18 +129,16 @@ def rows(runs: Runs) -> list[Row]:
     table = []
     for case, values in runs.items():
         what, _, third = case.partition(".")
-        note = {"built": "built on", "set": "of the thresholds", "report": "reported"}[third]
-        count = values["faults" if what == "faults" else "runs"][0]
-        bars: dict[str, str] = {"critical": "ours <= 0", "warning": f"ours <= {count / 20:g}"}
         if what == "faults":
-            bars = {"detected, %": "ours >= 92", "named, %": "ours >= 75"}
-        label = (
-            f"{count:.0f} faults, {note}" if what == "faults" else f"{count:.0f} healthy trainings, {note}"
-        )
-        for key, bar in bars.items():
-            quantity = f"{label}: {key[:-3]}" if what == "faults" else f"{label}: {key} findings"
-            unit, held = "%" if what == "faults" else "count", bar if third == "report" else None
-            table.append(Row(quantity, values[key], None, "", unit, held))
+            count, label, unit = values["faults"][0], "faults", "%"
+            bars = {"detected, %": ("detected", "ours >= 92"), "named, %": ("named", "ours >= 75")}
+        else:
+            count, label, unit = values["runs"][0], "healthy trainings", "count"
+            most = {"critical": 0, "warning": count / 20}
+            bars = {key: (f"{key} findings", f"ours <= {bar:g}") for key, bar in most.items()}
+        for key, (quantity, bar) in bars.items():
+            title = f"{count:.0f} {label}, {THIRDS[third]}: {quantity}"
+            table.append(Row(title, values[key], None, "", unit, bar if third == "report" else None))
     return table
 
 

@@ -27,10 +27,8 @@ check, after a healthy run was traced and its invariants inferred; trainings of 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
-import secrets
 import sys
 import tempfile
 import warnings
@@ -38,21 +36,20 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 from .. import harness
 from ..harness import Runs
 from ..record import Row
 from ..zoo import FAULTS, Job, made
-from ..zoo.job import digits
+from ..zoo.job import Unwatched, WithForward
+from ..zoo.thirds import drawn_seed, of_third
 from .rules import KINDS, OPTIMIZERS, of_fault
 
 CLAIM = "rules_peers"
 QUICK = False
-REPORTED = [name for name, fault in FAULTS.items() if fault.kind in KINDS][2::3]
+REPORTED = list(of_third("report", {name: fault for name, fault in FAULTS.items() if fault.kind in KINDS}))
 HEALTHY = [(kind, optimizer) for kind in KINDS for optimizer in ("sgd", "adam", "adamw")]
 ALARMS = {"warning", "critical", "WARN", "ERROR", "FATAL", "spike", "explosion"}
 """Severities that are alarms; others are findings only."""
@@ -72,38 +69,11 @@ Alarm = tuple[str, str, str]
 """Name, severity and text."""
 
 
-class _Forward(nn.Module):
-    """Model whose forward pass is the one that a fault put in its place."""
-
-    def __init__(self, inner: nn.Module, run: Callable[..., Any]) -> None:
-        super().__init__()
-        self.inner, self.run = inner, run
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.run(x)
-
-
 @dataclass
 class _Loss:
     """Loss whose backward pass is the one of a job."""
 
     backward: Callable[[], None]
-
-
-def _train(job: Job, model: nn.Module, optimizer: Any, forward: Any, backward: Callable[..., None]) -> None:
-    """Train in the loop of ``Job.run``, without a ``Watch``."""
-    for step in range(job.steps):
-        job.set_mode(model, True)
-        x, y = job.batch(step)
-        with torch.autocast("cpu", job.autocast) if job.autocast else contextlib.nullcontext():
-            loss = job.criterion(forward(x), y)
-        job.before_backward(optimizer, step)
-        backward(loss, step)
-        job.update(optimizer, step)
-        if job.evaluations and step % job.evaluations == job.evaluations - 1:
-            job.set_mode(model, False)
-            with torch.no_grad():
-                job.criterion(forward(digits()[1][0].to(job.dtype)), digits()[1][1])
 
 
 def of_loopwise(job: Job) -> list[Alarm]:
@@ -118,7 +88,7 @@ def of_torch_audit(job: Job, every: int = 1000) -> list[Alarm]:
     from torch_audit import autopatch
 
     model, optimizer = job.made()
-    audited = _Forward(model, job.forward) if job.forward else model
+    audited = WithForward(model, job.forward) if job.forward else model
     auditor = autopatch(
         audited, optimizer=optimizer, every_n_steps=every, fail_level="ERROR", run_static=True, run_init=True
     )
@@ -126,7 +96,7 @@ def of_torch_audit(job: Job, every: int = 1000) -> list[Alarm]:
     def backward(loss: torch.Tensor, step: int) -> None:
         auditor.backward(_Loss(lambda: job.backward(loss, step)))
 
-    _train(job, model, optimizer, audited, backward)
+    job.loop(model, optimizer, audited, Unwatched(), backward)
     findings = auditor.finish().findings
     auditor.unpatch()
     return [(f.rule_id, f.severity.value, f"{f.module_path}: {f.message}") for f in findings]
@@ -157,7 +127,7 @@ def of_trainscope(job: Job) -> list[Alarm]:
                 text = f"Spike at step {spike['step']}, score={spike['spike_score']:.2f}"
                 alarms.append(("spike", "spike", text))
 
-        _train(job, model, optimizer, job.forward or model, backward)
+        job.loop(model, optimizer, job.forward or model, Unwatched(), backward)
         scope.detach()
         report = asyncio.run(build_run_report(next(Path(folder).iterdir())))
     logger.removeFilter(keep)
@@ -191,7 +161,7 @@ def _raised(side: str, job: Job) -> tuple[set[str], set[str]]:
 def judged(seed: int) -> dict[str, float]:
     """Return the shares of the faults and the counts of the healthy trainings for each side."""
     torch.set_num_threads(1)
-    seed = secrets.randbelow(10**6)
+    seed = drawn_seed("report", seed)
     counts, usual = Counter[str](), {(side, kind): set[str]() for side in SIDES for kind in KINDS}
     for kind, optimizer in HEALTHY[:: 3 if QUICK else 1]:
         for side in SIDES:

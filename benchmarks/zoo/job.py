@@ -156,19 +156,30 @@ class Job:
             profile=False,
         )
         with watch:
-            for step in range(self.steps):
-                self.set_mode(model, True)
-                x, y = self.batch(step)
-                with torch.autocast("cpu", self.autocast) if self.autocast else contextlib.nullcontext():
-                    loss = self.criterion(forward(x), y)
-                self.before_backward(optimizer, step)
-                self.backward(loss, step)
-                self.update(optimizer, step)
-                watch.step(loss=loss)
-                if self.evaluations and step % self.evaluations == self.evaluations - 1:
-                    self.evaluate(model, forward, watch)
+            self.loop(model, optimizer, forward, watch, self.backward)
         assert not watch.counts["failed"], watch.counts
         return watch
+
+    def loop(self, model: nn.Module, optimizer: Any, forward: Any, watch: Any, backward: Any) -> None:
+        """Train and evaluate.
+
+        Args:
+            model, optimizer: what ``made`` returned.
+            forward: forward pass of the model.
+            watch: a ``Watch``, or ``Unwatched``.
+            backward: called with the loss and the step.
+        """
+        for step in range(self.steps):
+            self.set_mode(model, True)
+            x, y = self.batch(step)
+            with torch.autocast("cpu", self.autocast) if self.autocast else contextlib.nullcontext():
+                loss = self.criterion(forward(x), y)
+            self.before_backward(optimizer, step)
+            backward(loss, step)
+            self.update(optimizer, step)
+            watch.step(loss=loss)
+            if self.evaluations and step % self.evaluations == self.evaluations - 1:
+                self.evaluate(model, forward, watch)
 
     def evaluate(self, model: nn.Module, forward: Any, watch: Any) -> None:
         self.set_mode(model, False)
@@ -176,6 +187,28 @@ class Job:
         x = x.to(self.dtype)
         with watch.mode("eval"), torch.no_grad():
             watch.step(loss=self.criterion(forward(x), y))
+
+
+class Unwatched:
+    """Stands for the ``Watch`` of a training that has none."""
+
+    def step(self, **scalars: torch.Tensor) -> None:
+        """Do nothing."""
+
+    def mode(self, mode: str) -> contextlib.AbstractContextManager[None]:
+        """Return a context that does nothing."""
+        return contextlib.nullcontext()
+
+
+class WithForward(nn.Module):
+    """Model whose forward pass is the one that a fault put in its place."""
+
+    def __init__(self, inner: nn.Module, run: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.inner, self.run = inner, run
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.run(x)
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -99,15 +99,14 @@ class CompiledOutputs:
         """
         if self._is_chosen:
             yield
+            self._follow_refusal()
             return
         eager = self._runs_eagerly()
         wait_for(self._device)
         start = time.perf_counter()
         yield
         wait_for(self._device)
-        if self._call is not None and self._call.reason:  # the comparison refused it
-            self._eager, self._is_chosen = True, True
-            self._events.plan(self.explain())
+        if self._follow_refusal():
             return
         seconds = time.perf_counter() - start
         self._events.batch += 1
@@ -120,6 +119,19 @@ class CompiledOutputs:
             }
             self._eager, self._is_chosen = for_size[True] < for_size[False], True
             self._events.plan(self.explain())
+
+    @property
+    def _refusal(self) -> str:
+        """Reason why the comparison refused the compiled pass; empty if it did not."""
+        return "" if self._call is None else str(self._call.reason)
+
+    def _follow_refusal(self) -> bool:
+        """Note that the eager pass is in use if the comparison refused the compiled one; return whether it is new."""
+        if self._eager or not self._refusal:
+            return False
+        self._eager = self._is_chosen = True
+        self._events.plan(self.explain())
+        return True
 
     def close(self) -> None:
         """End the run; ``explain()`` still works."""
@@ -137,8 +149,8 @@ class CompiledOutputs:
         for eager, plan in plans.items():
             seconds = [one.seconds for one in self._times[eager]]
             verdict = "chosen" if eager == self._eager else "not faster" if seconds else "not timed"
-            if not eager and self._call is not None and self._call.reason:
-                verdict = f"wrong: {self._call.reason}"
+            if not eager and self._refusal:
+                verdict = f"wrong: {self._refusal}"
             rows.append(row_of(plan, seconds, verdict))
         source = "measured in turns, over training steps" if any(self._times.values()) else "not measured"
         remarks = [

@@ -132,12 +132,13 @@ def test_the_faster_form_is_chosen_in_turns_over_training_steps(monkeypatch, eag
         assert (compiled_call(model) is None) == (chosen == "eager")
 
 
-def test_a_compiled_model_that_is_refused_is_not_measured(monkeypatch):
+@pytest.mark.parametrize("autotune", ["default", "off"])
+def test_a_compiled_model_that_is_refused_is_not_measured(monkeypatch, autotune):
     """Its steps ran eagerly, were timed against eager ones, and were then called the faster ones."""
     monkeypatch.setattr(outputs, "DEFAULT", CAPTURED)
     monkeypatch.setattr(compared, "difference", lambda *args: "gradient/weight is off")
     model = nn.Linear(4, 4)
-    compiled = outputs.CompiledOutputs(model)
+    compiled = outputs.CompiledOutputs(model, autotune=autotune)
     message = "Linear runs eagerly: gradient/weight is off"
     with (
         pytest.warns(LoopwiseWarning, match=message),

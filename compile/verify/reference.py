@@ -19,7 +19,7 @@ from loopwise.preserve import restored
 
 from .errors import relative_errors
 from .float64 import observe_in_float64
-from .rounding import Rounded
+from .rounding import Rounded, signs
 from .sandbox import Observed, Sandbox
 
 LAST_PLACES = 4
@@ -110,8 +110,8 @@ def perturbed(weights: list[Tensor], seed: int) -> Iterator[None]:
         for weight in weights:
             data = weight.data
             unit = torch.finfo(data.dtype).eps
-            signs = torch.empty_like(data).bernoulli_(generator=draws[data.device]) * 2 - 1
-            weight.data = data * (1 + (LAST_PLACES if unit < FLOAT32 else 1) * unit * signs)
+            places = LAST_PLACES if unit < FLOAT32 else 1
+            weight.data = data * (1 + places * unit * signs(data, draws[data.device]))
         yield
 
 

@@ -93,10 +93,15 @@ class Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
         draw = self._draws.get(tensor.device)
         if draw is None:
             draw = self._draws[tensor.device] = torch.Generator(tensor.device).manual_seed(self._seed)
-        moves = torch.empty_like(tensor).bernoulli_(generator=draw).mul_(2).sub_(1)
+        moves = signs(tensor, draw)
         if often < 1:
             moves *= torch.empty_like(tensor).bernoulli_(often, generator=draw)
         tensor.addcmul_(size, moves, value=torch.finfo(tensor.dtype).eps)
+
+
+def signs(like: Tensor, draw: torch.Generator) -> Tensor:
+    """Return a tensor of the shape of another one whose elements are 1 or -1 at random."""
+    return torch.empty_like(like).bernoulli_(generator=draw).mul_(2).sub_(1)
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -156,6 +157,12 @@ def guard_on_hooks() -> Iterator[None]:
         yield
     finally:
         config.skip_nnmodule_hook_guards = before
+
+
+def has_compiled() -> bool:
+    """Return whether Dynamo has compiled something in this process."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo is not None and bool(dynamo.counters.get("frames"))
 
 
 def run_eagerly_outside_graphs(function: Callable[..., Any]) -> None:

@@ -207,9 +207,10 @@ class Capture(updates.UpdateSubscriber):
         by_default = due(self._options.save, mode, number)
         collections = [c for c in self._collections if (due(c.save, mode, number) if c.save else by_default)]
         late = [c for c in self._late if c not in collections] if mode == "train" else []
-        self._step, self._observers.open = None, False
+        self._step = None
         self._health.rest()
         if not self._active or (not collections and not late):
+            self._observers.begin(False)
             return
         always = self._options.every_scalar and number <= UNLIMITED
         self._thinned = not always and bool(excess := self._budget.excess())
@@ -229,7 +230,7 @@ class Capture(updates.UpdateSubscriber):
             self._options.on_backlog == "reduce",
         )
         self._refresh()
-        self._observers.open = bool(collections)
+        self._observers.begin(bool(collections))
         self._health.begin(self._step)
         self._buffer.begin(self._step)
         if self._options.scaler is not None:

@@ -72,17 +72,16 @@ class Health:
         self._facts: dict[str, Any] = {}
         self._updated: list[Optimizer] = []
         self._parameters_by_name: dict[str, nn.Parameter] | None = None
-        self._modes.mode = (
-            "" if step is None or self._collection not in step.collections else step.record["mode"]
-        )
-        if step is not None and self._collection in step.collections and step.record["mode"] == "train":
-            self._outputs.begin()
-        else:
-            self.rest()
+        self.rest()
+        if step is not None and self._collection in step.collections:
+            self._modes.mode = step.record["mode"]
+            if self._modes.mode == "train":
+                self._outputs.begin()
 
     def rest(self) -> None:
-        """Ignore inputs and outputs until the next step that is saved."""
+        """Ignore inputs, outputs and modes until the next step that is saved."""
         self._outputs.rest()
+        self._modes.mode = ""
 
     def _guarded(self) -> Guarded:
         """Return a context that leaves the collection out of the step if something fails inside."""

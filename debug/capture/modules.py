@@ -16,7 +16,7 @@ from ..hooks.forward import on_call, on_return
 from ..hooks.guards import as_pickle, is_extra_pass
 from ..hooks.operators import operator
 from ..model.tensors import tensors
-from ..torch_internals import LOSSES, set_grad_mode
+from ..torch_internals import LOSSES, has_compiled, set_grad_mode
 from .collection import Collection
 
 Receive = Callable[["Observer", str, str, torch.Tensor], None]
@@ -29,6 +29,10 @@ _live: weakref.WeakValueDictionary[int, Observer] = weakref.WeakValueDictionary(
 class Observers:
     """Hooks of all modules of one ``Watch``.
 
+    A hook makes each call of an eager module slower, also one that does nothing.  Hooks that no graph needs are therefore
+    on their modules in saved steps only.  Once Dynamo has compiled something in this process, they stay: a graph depends
+    on the hooks of its modules, and would be compiled again whenever they come or go.
+
     Args:
         receive: called with each tensor while ``open``.
     """
@@ -37,6 +41,7 @@ class Observers:
         self.receive = receive
         self.open = False
         self._observers: dict[int, Observer] = {}
+        self._are_off = False
         self._token: torch.Tensor | None = None
 
     def __bool__(self) -> bool:
@@ -59,9 +64,23 @@ class Observers:
                 old.remove()
             observer = Observer(self, prefix, module, collections)
             if observer.kinds:
-                observers[id(module)] = observer.attach(module, self._token_for(module))
+                observers[id(module)] = observer
+                observer.attach(module, self._token_for(module))
         self.remove()
         self._observers = observers
+
+    def begin(self, saved: bool) -> None:
+        """Begin a step, in which tensors are passed on if it is saved."""
+        self.open = saved
+        off = not saved and not has_compiled()
+        if off is self._are_off:
+            return
+        self._are_off = off
+        for observer in self:
+            if off:
+                observer.rest()
+            else:
+                observer.put_on()
 
     def remove(self) -> None:
         for observer in self._observers.values():
@@ -108,20 +127,35 @@ class Observer:
     def __deepcopy__(self, memo: dict[int, Any]) -> Observer:
         return _inactive()
 
-    def attach(self, module: nn.Module, token: torch.Tensor) -> Observer:
-        self._token = token
+    def attach(self, module: nn.Module, token: torch.Tensor) -> None:
+        self._token, self._attached = token, weakref.ref(module)
+        _live[self.number] = self
+        self.put_on()
+
+    def put_on(self) -> None:
+        """Register the hooks, unless they are registered or the module is gone."""
+        module = self._attached()
+        if module is None or self._handles or self.number not in _live:
+            return
         if "input" in self.kinds:
             self._handles.append(on_call(module, self.before))
         if self.output in self.kinds:
             self._handles.append(on_return(module, self.after))
-        _live[self.number] = self
-        return self
+
+    def rest(self) -> None:
+        """Remove the hooks for some steps, unless a compiled graph passes on tensors of the module."""
+        if not self._traced:
+            self._take_off()
 
     def remove(self) -> None:
+        """Remove the hooks for good."""
+        self._take_off()
+        _live.pop(self.number, None)
+
+    def _take_off(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        _live.pop(self.number, None)
 
     def before(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
         if torch.compiler.is_compiling():

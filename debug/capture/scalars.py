@@ -181,7 +181,9 @@ class UpdateScalars:
 def _norm(optimizer: Optimizer) -> torch.Tensor | None:
     """Return the norm of an optimizer's gradients; ``None`` if there are none, or not all of them are here."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not gradients or any([g.layout is not torch.strided or is_shard(g) for g in gradients]):
+    if not gradients or any(
+        [g.layout is not torch.strided or (type(g) is not torch.Tensor and is_shard(g)) for g in gradients]
+    ):
         return None
     if all([g.device.type == "cpu" for g in gradients]):
         norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms(gradients)))

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..model.shards import local
+from ..statistics import native
 from ..torch_internals import CONVOLUTIONS, norms, sparse_values
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -73,6 +74,45 @@ def parts(
         else:
             read.append(gradient)
     return read
+
+
+def finite_by_kernel(
+    parameters: Sequence[nn.Parameter], products: Mapping[int, nn.Parameter | None]
+) -> bool | None:
+    """Return whether the gradients of parameters are finite, of products only edges, by one call of a function in C.
+
+    No tensor is made: of a small step, calls of torch are most of what the test costs.
+
+    Args:
+        parameters: the parameters; those without a gradient are left out.
+        products: what the function ``products`` returned.
+
+    Returns:
+        ``None`` if there is no compiler, or if a gradient is not a plain, contiguous tensor on the CPU.
+    """
+    if native.kernel() is None:
+        return None
+    areas: list[int] = []
+    own = set(map(id, parameters))
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        kind = native.FLOATS.get(gradient.dtype)
+        if kind is None or type(gradient) is not torch.Tensor or not gradient.is_cpu:
+            return None
+        if gradient.layout is not torch.strided or not gradient.is_contiguous():
+            return None
+        address, size = gradient.data_ptr(), gradient.numel()
+        if size < LARGE or id(parameter) not in products:
+            areas += (address, 1, 0, size, kind)
+            continue
+        outputs, inputs = gradient.shape[:2]
+        areas += (address, 1, 0, size // outputs, kind)  # a row
+        bias = products[id(parameter)]
+        if bias is None or bias.grad is None or id(bias) not in own:  # otherwise it is read by itself
+            areas += (address, outputs, size // outputs, size // (outputs * inputs), kind)
+    return native.all_finite(areas)
 
 
 def total(tensors: Sequence[torch.Tensor]) -> torch.Tensor | float:

@@ -33,7 +33,7 @@ from ..rules import Finding
 from .alarm import Alarm, finding_of
 from .blackbox import write
 from .calls import Call, Calls
-from .finite_check import Flag, not_finite, parts, products, total
+from .finite_check import Flag, finite_by_kernel, not_finite, parts, products, total
 from .loss_code import Returned, explain
 from .origin import Origin
 from .replay import output, replay
@@ -153,7 +153,11 @@ class Trap(updates.UpdateSubscriber):
                 self._weights.save(self._step)
 
     def _sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._add_sum(total(parts(parameters, self._products)), parameters)
+        finite = None if self._deferred else finite_by_kernel(parameters, self._products)
+        if finite is None:
+            self._add_sum(total(parts(parameters, self._products)), parameters)
+        elif not finite:
+            self._add_sum(math.nan, parameters)
 
     def _add_sum(self, value: torch.Tensor | float, parameters: Sequence[nn.Parameter]) -> None:
         if isinstance(value, torch.Tensor) or not math.isfinite(value):

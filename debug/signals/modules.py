@@ -66,6 +66,8 @@ class ModesAtForward(calls.CallSubscriber):
         self._models, self._called = models, False
         self.mode = ""
         """Mode of the step that is saved now; empty if none is."""
+        self._last: tuple[int, bool] | None = None
+        """The module that the last forward pass called, and its own mode, if that was an evaluation."""
         self._paths: dict[bool, list[str] | None] = {True: None, False: None}
         for model in models.values():
             calls.subscribe(names.root(model), self)
@@ -75,8 +77,11 @@ class ModesAtForward(calls.CallSubscriber):
         if is_capturing():
             return
         self._called = True
+        last, self._last = self._last, None
         if not torch.is_grad_enabled() or self.mode not in ("train", ""):
-            self._paths[True] = in_mode(self._models, True, set())
+            self._last = id(module), module.training
+            if last != self._last or self._paths[True] is None:  # one look for all batches of an evaluation
+                self._paths[True] = in_mode(self._models, True, set())
         elif self.mode:
             trained = {id(p) for model in self._models.values() for p in model.parameters()}
             self._paths[False] = in_mode(self._models, False, trained)

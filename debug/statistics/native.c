@@ -1,4 +1,4 @@
-/* Sums over tensors in one pass over memory, and CRC-32.  native.py compiles and calls it. */
+/* Sums over tensors in one pass over memory, a test for finite numbers, and CRC-32.  native.py compiles and calls it. */
 
 #include <math.h>
 #include <stdint.h>
@@ -90,6 +90,34 @@ void measure(const void *const *rows, const int64_t *lengths, const int64_t *kin
         }
         out[0] = seen, out[1] = sum, out[2] = spread, out[3] = squares, out[4] = low, out[5] = high, out[6] = zeros;
     }
+}
+
+/* Defines a function that returns whether n numbers are finite: the bits of none of them have the largest exponent. */
+#define FINITE(name, bits, exponent)                                                            \
+    static int name(const bits *x, int64_t n) {                                                 \
+        bits found = 0;                                                                         \
+        for (int64_t i = 0; i < n; i++) found |= (bits)((x[i] & (exponent)) == (exponent));     \
+        return !found;                                                                          \
+    }
+FINITE(finite_float, uint32_t, 0x7f800000u)
+FINITE(finite_bfloat16, uint16_t, 0x7f80u)
+FINITE(finite_half, uint16_t, 0x7c00u)
+FINITE(finite_double, uint64_t, 0x7ff0000000000000u)
+
+/* Returns whether all numbers of some areas are finite.  An area is five numbers: its address; its rows; the distance of
+   the rows' beginnings and the length of a row, in elements; and its kind: 0 float32, 1 bfloat16, 2 float16, 3 float64. */
+int64_t all_finite(const int64_t *areas, int64_t count) {
+    static const int size[] = {4, 2, 2, 8};
+    for (const int64_t *area = areas; area < areas + 5 * count; area += 5)
+        for (int64_t row = 0; row < area[1]; row++) {
+            const char *x = (const char *)(intptr_t)area[0] + row * area[2] * size[area[4]];
+            int finite = area[4] == 0   ? finite_float((const uint32_t *)x, area[3])
+                         : area[4] == 1 ? finite_bfloat16((const uint16_t *)x, area[3])
+                         : area[4] == 2 ? finite_half((const uint16_t *)x, area[3])
+                                        : finite_double((const uint64_t *)x, area[3]);
+            if (!finite) return 0;
+        }
+    return 1;
 }
 
 #ifdef __PCLMUL__

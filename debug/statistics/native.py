@@ -1,4 +1,4 @@
-"""Functions in C that are compiled on first use: sums over tensors in one pass over memory, and CRC-32."""
+"""Functions in C that are compiled on first use: sums over tensors in one pass over memory, a test for finite numbers, CRC-32."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import zlib
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ import torch
 COLUMNS = ("count", "sum", "spread", "squares", "min", "max", "zero")
 """Sums that `measure` returns; `Partials` explains them."""
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
-"""Key: dtype.  Value: number of the dtype in ``native.c``."""
+"""Key: dtype that `measure` takes.  Value: its number in ``native.c``."""
+FLOATS = KINDS | {torch.float16: 2, torch.float64: 3}
+"""Key: dtype that `all_finite` takes.  Value: its number in ``native.c``."""
 FLAGS = (("-O3", "-march=native"), ("-O3",))
 """Flags of the compiler; the second tuple is tried if it does not know this processor."""
 SECONDS = 30.0
@@ -52,6 +55,19 @@ def measure(rows: Sequence[torch.Tensor], absolute: bool) -> Array | None:
     sums = np.empty((len(rows), len(COLUMNS)))
     library.measure(*(column.ctypes.data for column in arguments), len(rows), absolute, sums.ctypes.data)
     return sums
+
+
+def all_finite(areas: Sequence[int]) -> bool:
+    """Return whether all numbers in some areas of memory are finite, with the interpreter's lock released.
+
+    ``kernel`` must have returned a library.
+
+    Args:
+        areas: five numbers for each area: its address; its number of rows; the distance of the rows' beginnings and the
+            length of a row, in elements; and its dtype in `FLOATS`.
+    """
+    numbers = array("q", areas)
+    return bool(kernel().all_finite(numbers.buffer_info()[0], len(areas) // 5))
 
 
 def crc32(data: Any, before: int = 0) -> int:
@@ -87,6 +103,7 @@ def _compiled(command: list[str]) -> ctypes.CDLL:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     loaded.measure.argtypes = [pointer, pointer, pointer, number, number, pointer]
     loaded.measure.restype = None
+    loaded.all_finite.argtypes, loaded.all_finite.restype = [pointer, number], number
     if hasattr(loaded, "crc32"):  # not on every processor
         loaded.crc32.argtypes = [pointer, number, ctypes.c_uint32]
         loaded.crc32.restype = ctypes.c_uint32

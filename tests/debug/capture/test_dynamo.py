@@ -167,3 +167,41 @@ def test_other_functions_keep_their_compiled_code(tmp_path):
     assert others.frame_count == 1
     assert ours.frame_count == 2
     assert len(open_run(tmp_path / "run").names()) == 9
+
+
+def hooks(net):
+    return [bool(module._forward_hooks) for module in net.modules() if not isinstance(module, Net)]
+
+
+def test_hooks_for_health_are_on_eager_modules_in_saved_steps_only(tmp_path):
+    torch._dynamo.utils.counters.clear()  # as if nothing had been compiled in this process
+    net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    on = []
+    with Watch(net, optimizer, run=tmp_path / "run", rules=False) as watch:
+        for step in range(12):
+            on.append(hooks(net))
+            net(data(step)).square().sum().backward()
+            optimizer.step()
+            watch.step()
+    saved = {0, 1, 2, 5, 10}
+    assert [all(each) for each in on] == [step in saved for step in range(12)]
+    assert [any(each) for each in on] == [step in saved for step in range(12)]
+    assert not any(hooks(net))
+    run = open_run(tmp_path / "run")
+    for step in saved:
+        assert run.statistics("one.act.output.0", step)
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_a_graph_is_compiled_at_most_once_more_for_the_hooks_of_health(tmp_path, first):
+    torch._dynamo.utils.counters.clear()
+    net, backend = Net(), CompileCounter()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    compiled = torch.compile(net, backend=backend)
+    with Watch(net, optimizer, run=tmp_path / "run", rules=False) as watch:
+        for step in range(60):
+            (compiled if step >= first else net)(data(step)).square().sum().backward()
+            optimizer.step()
+            watch.step()
+    assert backend.frame_count <= (1 if first == 0 else 2)

@@ -251,7 +251,7 @@ def test_an_error_of_the_trap_is_reported_once(tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("no sum")
 
-    monkeypatch.setattr("loopwise.debug.nan.monitor.total", broken)
+    monkeypatch.setattr("loopwise.debug.nan.monitor.finite_by_kernel", broken)
     with pytest.warns(LoopwiseWarning, match="Trap is switched off: RuntimeError\\('no sum'\\)") as said:
         losses, watch = train(network(), batches(), tmp_path)
     assert len(losses) == 6

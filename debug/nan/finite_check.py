@@ -1,4 +1,4 @@
-"""Test whether tensors are finite, by their norms, and without waiting for an accelerator."""
+"""Test whether tensors are finite, by a function in C or by their norms, and without waiting for an accelerator."""
 
 from __future__ import annotations
 

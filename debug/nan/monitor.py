@@ -1,9 +1,9 @@
 """NaN trap: a monitor that finds the first step whose loss or gradients are not finite, and the operation that made it so.
 
-Before each update, the trap computes one sum over the gradients; of large matrix products it reads a row and a column,
-which are not finite if a factor of the product is not.  If the sum is not finite, the model is called again with the
-inputs, random states and weights of that step, and each operation is inspected (`replay`).  On the CPU the sum is read
-before the update.  On an accelerator the sum is read before the next update, so that no step waits; a copy of the weights
+Before each update, the trap tests the gradients, on the CPU by one call of a function in C if there is a compiler, and
+otherwise by one sum over them; of large matrix products it reads a row and a column, which are not finite if a factor of
+the product is not.  If a gradient is not finite, the model is called again with the inputs, random states and weights of
+that step, and each operation is inspected (`replay`).  On the CPU the result is read before the update.  On an accelerator the sum is read before the next update, so that no step waits; a copy of the weights
 from the beginning of the step is kept until then, if it is small compared with the device's memory.
 """
 

@@ -356,12 +356,6 @@ def stop_allocating_to(pool: Any, device: int) -> None:
 # -- optimizers and memory ---------------------------------------------------------------------------
 
 
-def optimizer_has_hooks(optimizer: Optimizer) -> bool:
-    """Return whether a hook is on the steps of this optimizer; a deep copy of it has none (seen in torch 2.15)."""
-    names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-    return any(getattr(optimizer, name, None) for name in names)
-
-
 def multiply(tensors: Sequence[Tensor], factor: float) -> None:
     """Multiply tensors in place by a number, in few kernels."""
     dense = [tensor for tensor in tensors if tensor.layout is torch.strided]

@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 
 from loopwise.ranks import anywhere
 
-from ..torch_internals import optimizer_has_hooks
 from ..verify.errors import update_error
 from .measure import median, seconds
 
@@ -22,8 +21,7 @@ def implementations(optimizer: Optimizer) -> list[str]:
     """Return the implementations that may be tried; only ``as_is`` if the user chose one or there are no others."""
     groups = optimizer.param_groups
     free = all("fused" in g and not g["fused"] and g.get("foreach") is None for g in groups)
-    # the copies that are timed have no hooks (a deep copy drops them), so their times would not be those of the user's steps
-    if not free or any(g.get("differentiable") for g in groups) or optimizer_has_hooks(optimizer):
+    if not free or any(g.get("differentiable") for g in groups):
         return ["as_is"]
     of_torch = groups[0].get("foreach") is None and type(optimizer).__module__.startswith("torch.optim")
     return ["as_is", "foreach", "fused"] if of_torch else ["as_is"]
@@ -48,6 +46,7 @@ def switch(optimizer: Optimizer, implementation: str) -> None:
 def stepped_copies(optimizer: Optimizer, names: list[str]) -> dict[str, Optimizer]:
     """Copy ``optimizer`` once for each implementation, with parameters, gradients and state, and make two steps.
 
+    The copies have no hooks (a deep copy drops them), those of a ``Watch`` among them, which cost each implementation the same.
     The second step works on the state that the first one made.  An implementation that does not run here (complex or sparse parameters, a device without it) is left out.
     """
     copies: dict[str, Optimizer] = {}
@@ -112,11 +111,7 @@ def compared_implementation(optimizer: Optimizer, name: str) -> Choice:
         except torch.OutOfMemoryError:
             refused = {name: NO_MEMORY}
     else:
-        refused = {
-            name: "hooks on the optimizer, as those of a Watch, would not be timed"
-            if optimizer_has_hooks(optimizer)
-            else "the user chose an implementation, or there are no others"
-        }
+        refused = {name: "the user chose an implementation, or there are no others"}
     if anywhere(bool(refused)):
         return Choice("as_is", {}, refused or {name: "refused on another rank"})
     return Choice(name, {}, {})

@@ -263,9 +263,6 @@ def test_an_implementation_that_the_user_chose_stays():
     assert implementations(torch.optim.AdamW(net.parameters(), foreach=True)) == ["as_is"]
     assert implementations(torch.optim.AdamW(net.parameters(), fused=True)) == ["as_is"]
     assert implementations(torch.optim.LBFGS(net.parameters())) == ["as_is"]
-    hooked = torch.optim.SGD(net.parameters())
-    hooked.register_step_pre_hook(lambda *_: None)
-    assert implementations(hooked) == ["as_is"]
 
 
 def test_every_rank_has_the_same_plan_and_weights(ranks):

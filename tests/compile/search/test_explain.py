@@ -10,7 +10,7 @@ from loopwise.compile.graph.passes import PASSES, Outcome
 from loopwise.compile.plan import StoredPlan
 from loopwise.compile.search import attempts
 from loopwise.compile.search.candidates import Candidate
-from loopwise.compile.search.optimizers import compared_implementation
+from loopwise.compile.search.optimizers import choose_implementation, compared_implementation, implementations
 from loopwise.compile.search.search import SearchResult
 from loopwise.warnings import LoopwiseWarning
 
@@ -130,10 +130,13 @@ def test_other_origins_in_words():
     assert told(result, Origin(stored=stored)).source == source
 
 
-def test_hooks_of_a_watch_are_no_choice_of_the_user():
-    parameter = torch.nn.Parameter(torch.ones(2))
+def test_hooks_of_a_watch_keep_no_implementation_from_being_chosen():
+    parameter, calls = torch.nn.Parameter(torch.ones(2)), []
+    parameter.grad = torch.ones(2)
     optimizer = torch.optim.AdamW([parameter])
-    optimizer.register_step_post_hook(lambda *_: None)
-    choice = compared_implementation(optimizer, "fused")
-    assert choice.name == "as_is"
-    assert choice.refused == {"fused": "hooks on the optimizer, as those of a Watch, would not be timed"}
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    assert implementations(optimizer) == ["as_is", "foreach", "fused"]
+    assert compared_implementation(optimizer, "fused").name == "fused"
+    assert set(choose_implementation(optimizer, torch.device("cpu")).seconds) == {"as_is", "foreach", "fused"}
+    assert not calls

@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 from pathlib import Path
 
+import forks
 import hypothesis
 import psutil
 import pytest
@@ -35,13 +37,16 @@ PATIENCE = 60
 """Seconds that a thread or process of a finished test may take to end; a busy machine needs some of them."""
 
 
+LONG_LIVED = ("resource_tracker", str(forks.HERE / "server.py"))
+
+
 def _children():
-    """Return the processes started here, except the tracker of shared memory, which lives as long as the tests."""
+    """Return the processes started here, except those that live as long as the tests: the tracker of memory, servers."""
     children = set()
     for child in psutil.Process().children():
         try:
             zombie = child.status() == psutil.STATUS_ZOMBIE
-            if not zombie and "resource_tracker" not in " ".join(child.cmdline()):
+            if not zombie and not any(name in " ".join(child.cmdline()) for name in LONG_LIVED):
                 children.add(child)
         except psutil.NoSuchProcess:
             pass
@@ -61,6 +66,18 @@ def _no_leaks():
     _, left = psutil.wait_procs(_children() - children, timeout=PATIENCE)
     assert not left, f"processes were left behind: {left}"
     assert not dist.is_initialized(), "a process group was left behind"
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # the workers use those of the process that starts them
+        config.forks = tempfile.TemporaryDirectory()
+        config.servers = forks.start(config.forks.name)
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "servers"):
+        forks.stop(config.servers)
+        config.forks.cleanup()
 
 
 def pytest_sessionfinish():
@@ -84,7 +101,7 @@ def ranks(tmp_path):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         processes = [
             subprocess.Popen(
-                [sys.executable, "-c", setup + textwrap.dedent(code) + end],
+                [forks.python(), "-c", setup + textwrap.dedent(code) + end],
                 env=os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world), "PYTHONPATH": path},
                 **pipes,
             )

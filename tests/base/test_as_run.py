@@ -3,8 +3,8 @@
 import gc
 import os
 import subprocess
-import sys
 
+import forks
 import pytest
 
 from loopwise.errors import InputError, StateError
@@ -170,7 +170,7 @@ def test_a_garbage_collected_handle_is_released(tmp_path):
 @pytest.mark.parametrize(("end", "expected"), [("", "finished"), ("raise KeyError", "failed")])
 def test_a_handle_is_released_at_the_exit_of_the_interpreter(tmp_path, end, expected):
     code = f"from loopwise.run import as_run\nhandle = as_run({str(tmp_path)!r}, 'sift')\n{end}"
-    subprocess.run([sys.executable, "-c", code], capture_output=True)
+    subprocess.run([forks.python(), "-c", code], capture_output=True)
     assert state(tmp_path) == expected
 
 
@@ -184,7 +184,7 @@ if os.fork() == 0:
 os.wait()
 print(Run.existing({str(tmp_path)!r}).info()["state"])
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    done = subprocess.run([forks.python(), "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.stdout == "running\n", done.stderr
     assert state(tmp_path) == "finished"
 

@@ -2,10 +2,9 @@
 
 import json
 import shutil
-import signal
 import subprocess
-import sys
 
+import forks
 import pytest
 
 from loopwise.errors import InputError, StateError
@@ -94,9 +93,9 @@ def test_a_run_json_with_values_of_another_form_is_refused(tmp_path, facts):
 @pytest.mark.parametrize("moment", [1, 2, 7, 60, 300, 900])
 def test_a_killed_writer_leaves_everything_committed(tmp_path, moment):
     path = str(tmp_path / "run")
-    with subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE, text=True) as writer:
+    with subprocess.Popen([forks.python(), "-c", WRITER, path], stdout=subprocess.PIPE, text=True) as writer:
         announced = [writer.stdout.readline() for _ in range(moment)]
-        writer.send_signal(signal.SIGKILL)
+        forks.kill(writer)
         announced += writer.stdout.readlines()
     committed = sum(line.endswith("\n") for line in announced) - 1
     records, _ = read(path, "sift", "log")

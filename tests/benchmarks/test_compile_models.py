@@ -8,6 +8,7 @@ import textwrap
 from collections import defaultdict
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 
@@ -221,7 +222,7 @@ def test_one_command_measures_a_model(tmp_path):
         print(error)
     """
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}"}
-    command = [sys.executable, "-c", textwrap.dedent(code)]
+    command = [forks.python(), "-c", textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     assert "training step, processor time of one thread" in done.stdout

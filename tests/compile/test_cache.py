@@ -7,8 +7,8 @@ import shutil
 import stat
 import struct
 import subprocess
-import sys
 
+import forks
 import pytest
 import torch
 
@@ -100,7 +100,7 @@ def test_a_second_process_compiles_nothing(tmp_path):
             (tmp_path / f"temporary{number}").mkdir()
             environment["TMPDIR"] = str(tmp_path / f"temporary{number}")
         done = subprocess.run(
-            [sys.executable, "-c", STEP, str(tmp_path / "step.cache"), mode],
+            [forks.python(), "-c", STEP, str(tmp_path / "step.cache"), mode],
             env=os.environ | environment,
             capture_output=True,
             text=True,

@@ -2,8 +2,8 @@
 
 import os
 import subprocess
-import sys
 
+import forks
 import pytest
 from docs_kit import PAGES, ROOT, blocks
 
@@ -18,8 +18,12 @@ SCRIPTS = [
 @pytest.mark.parametrize(("path", "code"), SCRIPTS, ids=[str(path.relative_to(ROOT)) for path, _ in SCRIPTS])
 def test_scripts_run_on_two_ranks(path, code, tmp_path):
     (tmp_path / "train.py").write_text(code)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"LOOPWISE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    torchrun = [forks.python(), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {
+        "LOOPWISE_CACHE": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHON_EXEC": forks.python(),
+    }
     done = subprocess.run(
         [*torchrun, "train.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )

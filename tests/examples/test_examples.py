@@ -1,11 +1,12 @@
 """The other examples in a short form: they learn, their lines can be read, and so can their runs."""
 
 import functools
+import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 from loopwise.compile import Plan
@@ -76,8 +77,10 @@ def test_hugging_face(monkeypatch, capsys):
 def test_ddp_under_torchrun(tmp_path):
     (tmp_path / "runs" / "ddp_digits").mkdir(parents=True)
     (tmp_path / "driver.py").write_text(UNDER_TORCHRUN)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*torchrun, "driver.py", "--epochs", "3"], capture_output=True, text=True)
+    torchrun = [forks.python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"PYTHON_EXEC": forks.python()}
+    command = [*torchrun, "driver.py", "--epochs", "3"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     _, accuracies = ended(done.stdout, "runs/ddp_digits-2")
     assert accuracies[-1] > 0.8

@@ -6,12 +6,12 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
 
 import feed_kit
+import forks
 import psutil
 import pytest
 import torch
@@ -174,11 +174,11 @@ time.sleep(600)
 def test_workers_end_soon_after_the_training_process_was_killed_and_leave_nothing():
     before = set(os.listdir("/dev/shm"))
     environment = os.environ | {"PYTHONPATH": os.path.dirname(feed_kit.__file__)}
-    command = [sys.executable, "-c", textwrap.dedent(TRAINER)]
+    command = [forks.python(), "-c", textwrap.dedent(TRAINER)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as trainer:
         workers = [psutil.Process(int(pid)) for pid in trainer.stdout.readline().split()]
         assert len(workers) == 2
-        trainer.kill()
+        forks.kill(trainer)
     _, alive = psutil.wait_procs(
         workers, timeout=60
     )  # one second on an idle machine, in the middle of samples

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import traceback
 
+import forks
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -33,7 +34,7 @@ class Ranks:
         store = f"file://{folder}/store-{os.urandom(4).hex()}"
         self.processes = [
             subprocess.Popen(
-                [sys.executable, __file__, store],
+                [forks.python(), __file__, store],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.errors[rank],

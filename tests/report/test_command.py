@@ -1,9 +1,9 @@
 """``loopwise report``: the place of the page, and the errors if it cannot be made."""
 
 import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import fsspec
 import pytest
 from click.testing import CliRunner
@@ -101,6 +101,6 @@ def test_a_link_in_a_run_leads_no_page_out_of_it(tmp_path):
 @pytest.mark.parametrize("package", ["plotly", "jinja2"])
 def test_a_missing_package_names_the_extra(package, run, tmp_path):
     code = f"import sys; sys.modules[{package!r}] = None\nfrom loopwise.cli import main\nmain(['report', {run!r}, '-o', {str(tmp_path / 'x')!r}])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([forks.python(), "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "pip install 'loopwise[report]'" in done.stderr

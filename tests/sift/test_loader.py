@@ -3,8 +3,8 @@
 import gc
 import itertools
 import subprocess
-import sys
 
+import forks
 import pytest
 import torch
 from torch import nn
@@ -244,7 +244,7 @@ loader = SiftingDataLoader(DataLoader(data, 10), nn.Linear(6, 3), loss, score_ev
 for batch in loader:
     {end or "pass"}
 """
-    subprocess.run([sys.executable, "-c", code], capture_output=True)
+    subprocess.run([forks.python(), "-c", code], capture_output=True)
     assert state_of(tmp_path / "run") == state
     records, _ = read(str(tmp_path / "run"), "sift", "epochs")
     assert [record["complete"] for record in records] == [state == "finished"]

@@ -1,10 +1,10 @@
 """Sift, compile, debug and feed in one training that is killed and goes on: as if it had not been killed."""
 
 import subprocess
-import sys
 import time
 
 import all_parts_kit
+import forks
 import numpy as np
 import pytest
 
@@ -14,7 +14,7 @@ STEPS = 48
 
 
 def begin(folder):
-    return subprocess.Popen([sys.executable, all_parts_kit.__file__, str(folder), str(STEPS)])
+    return subprocess.Popen([forks.python(), all_parts_kit.__file__, str(folder), str(STEPS)])
 
 
 def killed_at(folder, step):
@@ -26,8 +26,7 @@ def killed_at(folder, step):
     ):
         assert process.poll() is None, "the training ended before it could be killed"
         time.sleep(0.005)
-    process.kill()
-    process.wait()
+    forks.kill(process)
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import copy
 import io
 import re
 import subprocess
-import sys
 
+import forks
 import pytest
 import torch
 from torch import nn
@@ -42,7 +42,7 @@ def test_the_backend_is_known_by_its_name_without_an_import():
         "except Exception as error:\n"
         "    print('seen: the options budgett' in str(error))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([forks.python(), "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "True", done.stderr
 
 

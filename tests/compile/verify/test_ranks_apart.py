@@ -8,6 +8,7 @@ import sys
 import warnings
 from datetime import timedelta
 
+import forks
 import pytest
 import torch
 import torch.distributed as dist
@@ -130,8 +131,11 @@ def results(tmp_path_factory):
     port = 20000 + os.getpid() % 20000
     env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     env["LOOPWISE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    run = [sys.executable, __file__]
-    ranks = [subprocess.Popen([*run, str(r)], env=env, stdout=subprocess.PIPE, text=True) for r in range(2)]
+    run = [forks.python(), __file__]
+    ranks = [
+        subprocess.Popen([*run, str(r)], env=env | {"RANK": str(r)}, stdout=subprocess.PIPE, text=True)
+        for r in range(2)
+    ]
     texts = [rank.communicate()[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0]
     return [json.loads(text.splitlines()[-1]) for text in texts]

@@ -11,6 +11,7 @@ import time
 import types
 import warnings
 
+import forks
 import psutil
 import pytest
 import writing_kit
@@ -348,7 +349,7 @@ raise KeyError
 
 def test_a_script_that_ends_without_close_has_everything_written(tmp_path):
     code = SCRIPT.format(folders=[os.path.dirname(__file__), *sys.path], path=str(tmp_path / "run"))
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    done = subprocess.run([forks.python(), "-W", "error", "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "KeyError")
     assert raw_steps(open_run(tmp_path / "run")) == list(range(30))
 

@@ -2,9 +2,9 @@
 
 import gc
 import subprocess
-import sys
 import textwrap
 
+import forks
 import pytest
 import torch
 from torch import nn
@@ -274,7 +274,7 @@ def test_an_exception_that_ends_the_process_leaves_a_failed_run(tmp_path):
     folder = pathlib.Path({str(tmp_path)!r})
     t.train(folder, t.watching(folder), t.At(2, t.fail))
     """
-    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    ended = subprocess.run([forks.python(), "-c", textwrap.dedent(code)], capture_output=True, text=True)
     assert "ZeroDivisionError" in ended.stderr.splitlines()[-1]
     saved_run = open_run(tmp_path / "run")
     assert saved_run.info["state"] == "failed"

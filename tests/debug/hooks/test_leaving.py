@@ -2,9 +2,9 @@
 
 import copy
 import subprocess
-import sys
 import warnings
 
+import forks
 import pytest
 import torch
 from torch import nn
@@ -57,7 +57,7 @@ def test_models_and_optimizers_are_saved_and_loaded_without_loopwise(watched, tm
     torch.save(copy.deepcopy(net), tmp_path / "copy.pt")
     torch.save(optimizer, tmp_path / "optimizer.pt")
     paths = [str(tmp_path / name) for name in ("net.pt", "copy.pt", "optimizer.pt")]
-    done = subprocess.run([sys.executable, "-c", LOAD, *paths], capture_output=True, text=True)
+    done = subprocess.run([forks.python(), "-c", LOAD, *paths], capture_output=True, text=True)
     assert done.stdout == "(2, 3) (1, 3)\n", done.stderr
 
 

@@ -5,9 +5,9 @@ Weights & Biases and MLflow start threads and processes that outlive a run, so t
 
 import json
 import subprocess
-import sys
 import textwrap
 
+import forks
 import pytest
 from torch import nn
 
@@ -44,7 +44,7 @@ def process(folder, code, **environment):
 
     script = textwrap.dedent(TRAINING) + textwrap.dedent(code)
     given = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"} | environment
-    done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=given, capture_output=True, text=True, timeout=600)  # fmt: skip
+    done = subprocess.run([forks.python(), "-c", script], cwd=folder, env=given, capture_output=True, text=True, timeout=600)  # fmt: skip
     assert not done.returncode, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 

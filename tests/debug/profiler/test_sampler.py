@@ -2,13 +2,12 @@
 
 import errno
 import json
-import signal
 import subprocess
-import sys
 import textwrap
 import threading
 from typing import ClassVar
 
+import forks
 import fsspec
 import pytest
 
@@ -225,9 +224,9 @@ KILLED = """
 def test_samples_of_a_killed_process_are_on_disk(tmp_path):
     path = str(tmp_path / "run")
     code = textwrap.dedent(KILLED.format(path=path))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([forks.python(), "-c", code], stdout=subprocess.PIPE, text=True)
     lines = [process.stdout.readline() for _ in range(7)]  # of two headers and of five samples
-    process.send_signal(signal.SIGKILL)
+    forks.kill(process)
     lines += process.stdout.readlines()
     process.wait()
     process.stdout.close()

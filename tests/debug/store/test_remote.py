@@ -12,6 +12,7 @@ import tempfile
 import threading
 import uuid
 
+import forks
 import fsspec
 import psutil
 import pytest
@@ -373,7 +374,7 @@ def test_a_script_that_ends_without_close_sends_everything(s3, proxy, spool):
     there = {**options(proxy.port), "config_kwargs": {**OPTIONS, **fresh}}
     code = SCRIPT.format(options=there, folders=[os.path.dirname(__file__), *sys.path], url=s3)
     environment = {**os.environ, "TMPDIR": str(spool)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run([forks.python(), "-c", code], capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert has_all(s3, range(5))
     assert list(spool.iterdir()) == []

@@ -1,10 +1,10 @@
 """Measured loops: the verdict, the prediction beside what was seen, scripts, the run's page and wrong arguments."""
 
 import subprocess
-import sys
 import textwrap
 import time
 
+import forks
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -90,7 +90,7 @@ if __name__ == "__main__":
 
 def command(tmp_path, *given, text=SCRIPT):
     (tmp_path / "train.py").write_text(textwrap.dedent(text))
-    call = [sys.executable, "-m", "loopwise", "feed", "diagnose", *given]
+    call = [forks.python(), "-m", "loopwise", "feed", "diagnose", *given]
     done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     return done.returncode, done.stdout, done.stderr
 

@@ -18,5 +18,6 @@ def test_a_situation_is_trained_as_by_the_usual_loop(name):
     assert verdict.good, verdict
 
 
+@pytest.mark.usefixtures("forked")
 def test_two_ranks_train_as_by_the_usual_loop():
     assert [verdict for verdict in judge_on_ranks(ON_RANKS) if not verdict.good] == []

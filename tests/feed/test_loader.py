@@ -7,11 +7,11 @@ import queue
 import random
 import re
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import feed_kit
+import forks
 import numpy as np
 import pytest
 import torch
@@ -120,7 +120,7 @@ def test_every_start_method_gives_the_same(method, tmp_path):
         f"    assert equal(epoch(RemoteDataLoader, multiprocessing_context='{method}'), epoch(DataLoader))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(feed_kit.__file__).parent)}
-    subprocess.run([sys.executable, script], env=environment, check=True, timeout=600)
+    subprocess.run([forks.python(), script], env=environment, check=True, timeout=600)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")

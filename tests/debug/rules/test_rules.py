@@ -54,6 +54,7 @@ def test_new_faults_come_last():
     assert zlib.crc32(first.encode()) == 3471927784, "add the fault at the end of benchmarks/zoo/updates.py"
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("rule", [rule for rule in STEP_RULES if rule not in ELSEWHERE])
 def test_a_fault_is_named(tmp_path, rule):
     name = ONE_EACH[rule]
@@ -66,6 +67,7 @@ def test_a_fault_is_named(tmp_path, rule):
     assert all(points and all(len(point) == 2 for point in points) for points in finding.evidence.values())
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("kind", ["mlp", "cnn", "rnn", "transformer", "gan", "ddp"])
 def test_healthy_trainings_have_no_findings(tmp_path, kind):
     more = {"evaluations": 20} if kind in ("mlp", "cnn", "rnn") else {}

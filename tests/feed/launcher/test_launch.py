@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 
+import forks
 import pytest
 from launch_kit import finished
 
@@ -91,7 +92,7 @@ def test_resources_have_the_keys_of_the_reference():
     }
 
 
-def test_several_processes_train_by_torchrun(tmp_path):
+def test_several_processes_train_by_torchrun(tmp_path, monkeypatch):
     """The hosts of training find each other; a process that is killed is a failure, which ends the others."""
     text = """
     import os, sys, time
@@ -103,6 +104,7 @@ def test_several_processes_train_by_torchrun(tmp_path):
     print("rank", dist.get_rank(), "of", dist.get_world_size(), sys.argv[1:])
     os.kill(os.getpid(), 9) if dist.get_rank() == 1 else time.sleep(1000)
     """
+    monkeypatch.setenv("PYTHON_EXEC", forks.python())
     given = ["--group", "dnn=2", "--group", "data=1"]
     status, out, err = finished(tmp_path, *given, text=text, arguments=["--lr", "0.1"])
     assert status == 137, err

@@ -22,7 +22,7 @@ examples: $(READY)  # with the environment on the path, as the job of `tune` and
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m loopwise feed launch --group dnn=1 --group data=2 --load data examples/heterogeneous.py --group data
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m loopwise tune run examples/tune_digits.yaml
 test: $(READY)
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 test-wheel: $(READY)
 	.ci/wheel $(ARGS)
 lint: $(READY)

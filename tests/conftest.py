@@ -1,5 +1,6 @@
 """Detection of leaks: every test leaves threads, child processes, environment and process groups as they were."""
 
+import gc
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+from collections import Counter
 from pathlib import Path
 
 import forks
@@ -26,7 +28,42 @@ if not torch.cuda.is_available():  # Triton decides at the import of a kernel wh
 
     del os.environ["TRITON_INTERPRET"]
 
-KITS = Path(__file__).parent / "kits"
+HERE = Path(__file__).parent
+KITS = HERE / "kits"
+LONGEST = [
+    "compile/test_situations.py",
+    "examples/test_examples.py",
+    "tune/test_cluster.py",
+    "feed/launcher/test_machines.py",
+    "docs/test_docs.py",
+    "debug/rules/test_rules.py",
+    "compile/graph/test_loss_head.py",
+    "compile/test_frameworks.py",
+    "compile/graph/test_regions.py",
+    "compile/test_lightning_loops.py",
+    "compile/in_place/test_trl.py",
+    "debug/frameworks/test_transformers.py",
+    "together/test_matrix.py",
+    "feed/remote/test_cluster.py",
+    "tune/test_kills.py",
+    "tune/test_database.py",
+    "report/test_live.py",
+    "sift/test_transformers.py",
+    "debug/frameworks/test_lightning_runs.py",
+    "compile/test_cache.py",
+    "docs/test_torchrun.py",
+    "debug/loggers/test_packages.py",
+    "feed/launcher/test_loading.py",
+    "debug/store/test_crash.py",
+    "together/test_resume.py",
+    "benchmarks/test_compile_models.py",
+    "benchmarks/test_compile_gpu.py",
+    "compile/verify/test_numerics.py",
+    "compile/test_step.py",
+    "test_imports.py",
+]
+"""Files that take longest, the longest first."""
+assert all((HERE / name).exists() for name in LONGEST)
 
 hypothesis.settings.register_profile(  # equal examples in every run, and no limit that a busy machine exceeds
     "loopwise", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -42,6 +79,10 @@ LONG_LIVED = ("resource_tracker", str(forks.HERE / "server.py"))
 
 def _children():
     """Return the processes started here, except those that live as long as the tests: the tracker of memory, servers."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # there are none, which takes no look at all processes of the machine
+        return set()
     children = set()
     for child in psutil.Process().children():
         try:
@@ -63,9 +104,19 @@ def _no_leaks():
         if not thread.daemon:
             thread.join(PATIENCE)
             assert not thread.is_alive(), f"a thread was left behind: {thread}"
-    _, left = psutil.wait_procs(_children() - children, timeout=PATIENCE)
+    left = _children() - children
+    if left:  # an exception of the test may hold an iterator in a cycle, and its workers end with it
+        gc.collect()
+    _, left = psutil.wait_procs(left, timeout=PATIENCE)
     assert not left, f"processes were left behind: {left}"
     assert not dist.is_initialized(), "a process group was left behind"
+
+
+def pytest_collection_modifyitems(items):
+    """Sort files: the longest first, since one that begins last leaves the other cores idle; then those with most tests."""
+    place = {HERE / name: number for number, name in enumerate(LONGEST)}
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (place.get(item.path, len(place)), -tests[item.path], item.path))
 
 
 def pytest_configure(config):
@@ -117,6 +168,12 @@ def ranks(tmp_path):
         return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
 
     return run
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Let functions that begin ``sys.executable`` begin the program of ``forks`` instead."""
+    monkeypatch.setattr(sys, "executable", forks.python())
 
 
 @pytest.fixture

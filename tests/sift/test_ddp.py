@@ -1,8 +1,12 @@
 """Sifting in real gloo processes: equal counts, no hang, errors on all ranks, global decisions."""
 
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
+import forks
 import pytest
 import sift_ranks_kit as kit
 import torch
@@ -110,18 +114,19 @@ def test_a_rank_that_cannot_read_its_losses_lets_all_train_on_everything(two):
 
 
 def test_a_loader_that_is_older_than_the_process_group(tmp_path):
-    context = torch.multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=train_in_a_later_group, args=(rank, str(tmp_path))) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-        assert process.exitcode == 0
+    ranks = [
+        subprocess.Popen(
+            [forks.python(), __file__, str(rank), str(tmp_path)], env=os.environ | {"RANK": str(rank)}
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait() for process in ranks] == [0, 0]
     counts = [(tmp_path / str(rank)).read_text() for rank in range(2)]
     assert counts[0] == counts[1] == "[6, 3]"
 
 
 def train_in_a_later_group(rank, folder):
+    torch.set_num_threads(1)
     data = TensorDataset(torch.randn(64 - 16 * rank, 6), torch.zeros(64 - 16 * rank, dtype=torch.int64))
     model = nn.Linear(6, 3)
     loader = SiftingDataLoader(
@@ -183,3 +188,7 @@ def test_a_bad_batch_under_a_sharded_model_ends_all_ranks(two):
     assert all(posted)
     assert first.startswith("seen: rank 1 could not make its next batch: InputError")
     assert "3" in second
+
+
+if __name__ == "__main__":
+    train_in_a_later_group(int(sys.argv[1]), sys.argv[2])

@@ -21,7 +21,7 @@ from loopwise.torch_internals import compiled_call, set_compiled_call
 
 from .events import Events
 from .explain import Explanation, row_of
-from .optimize import DEFAULT, optimize
+from .in_place import DEFAULT, optimize
 from .plan import Plan
 from .search.measure import median, wait_for
 

@@ -1,11 +1,15 @@
 """The import of each part: no compiler, no optional package, and little time beside the import of torch."""
 
+import importlib
 import json
+import pkgutil
 import subprocess
 import sys
 
 import pytest
 from layout_kit import LIBRARY
+
+from docs.generators import reference
 
 PARTS = [part for part in LIBRARY if part != "base"]
 HEAVY = {
@@ -18,6 +22,10 @@ MODULES = 150
 """Most modules that a part may load beside its own."""
 SHARE = 1 / 12
 """Most CPU time of a part's import, as a share of that of torch (which takes 1 s or more, so this is some 80 ms)."""
+LAZY = ["compile", "debug", "feed", "tune"]
+"""Parts that import a public name's module when the name is first used."""
+OWN = 10
+"""Most modules of Loopwise that such a part may load before."""
 CODE = """
 import json, sys, time
 start = time.process_time()
@@ -56,6 +64,27 @@ def test_a_part_is_imported_quickly_and_loads_nothing_heavy(part, folder):
     while min(shares) > SHARE and len(shares) < 6:  # the least of several, as other processes disturb
         shares.append(imported(f"loopwise.{part}", folder)[1])
     assert min(shares) <= SHARE
+
+
+@pytest.mark.parametrize("part", LAZY)
+def test_a_part_loads_the_modules_of_its_names_when_they_are_used(part, folder):
+    modules, _ = imported(f"loopwise.{part}", folder)
+    assert len([name for name in modules if name.startswith("loopwise")]) <= OWN
+
+
+def test_a_step_registers_no_operator_before_it_compiles(folder):
+    modules, _ = imported("loopwise.compile.step", folder)
+    assert "loopwise.compile.loss_head.op" not in modules
+    assert "loopwise.compile.loss_head.op" in imported("loopwise.compile.loss_head.op", folder)[0]
+
+
+@pytest.mark.parametrize("part", LAZY)
+def test_no_module_hides_a_public_name(part):
+    """Importing a module sets the package's attribute of that name, which must not be a name that is found later."""
+    package = importlib.import_module(f"loopwise.{part}")
+    modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    hidden = modules & set(reference.public(package.__name__))
+    assert hidden <= {"preflight"}  # which is imported with its package
 
 
 def test_a_heavy_import_would_be_seen(folder):

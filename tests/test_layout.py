@@ -30,9 +30,9 @@ ORDER = {
     "tune": "log pareto job process sagemaker reporting trials search engine folder invocation tuner page table cli",
     "feed": "torch_internals unpicklable protocol packing lanes ring processes remote iterator options state rebuilt loader accelerate launcher diagnosis "
     "page lightning transformers cli",
-    "compile": "cpu_libraries torch_internals linear_cross_entropy plan losses options spec accumulation "
+    "compile": "cpu_libraries torch_internals loss_head plan losses options spec accumulation "
     "layout graph verify search explain events cuda_graph forward planning step trainer_options lightning "
-    "optimize outputs fit cache page transformers",
+    "in_place outputs batch_size cache page transformers",
     "debug": "torch_internals model hooks statistics store signals rules alerts loggers monitors read profiler nan capture "
     "options reporting interrupts ending watch preflight page callback lightning transformers cli",
 }

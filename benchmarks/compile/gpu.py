@@ -113,7 +113,7 @@ def images(form: str, seed: int) -> dict[str, float]:
 
 def kernel(seed: int) -> dict[str, float]:
     """Time the loss head's pass over its logits by the kernel, by torch, by Inductor, and a copy of as many bytes."""
-    from loopwise.compile.linear_cross_entropy.kernels.loss_gradient import loss_gradient_
+    from loopwise.compile.loss_head.kernels.loss_gradient import loss_gradient_
     from loopwise.compile.search.measure import seconds
 
     device = where()

@@ -15,7 +15,6 @@ from torch import fx
 from loopwise.errors import InputError
 from loopwise.warnings import warn
 
-from ..linear_cross_entropy.op import save_gradients
 from ..plan import Plan
 from ..torch_internals import (
     CapturedAsEager,
@@ -114,6 +113,8 @@ class Backend:
             keep_random_states(gm)
             lean = checkpointed(gm, self.plan.budget) if self.plan.budget < 1 else None
             return lean or gm.forward
+        from ..loss_head.op import save_gradients  # registers the operator, which takes 12 ms
+
         save_gradients(gm)
         if self.plan.regions and cut:
             self.log.regions.append(regions.summary(cut))

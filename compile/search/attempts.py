@@ -8,7 +8,7 @@ from loopwise.ranks import from_main
 
 from .. import layout
 from ..graph.passes import PASSES, USUAL
-from ..linear_cross_entropy.kernels import runs_kernels
+from ..loss_head.kernels import runs_kernels
 from . import memory
 from .candidates import Candidate
 from .trials import Trials, is_faster

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from loopwise.compile import linear_cross_entropy, plan
 from loopwise.compile import torch_internals as internals
 from loopwise.compile.graph import passes
-from loopwise.compile.linear_cross_entropy.op import OPERATOR
+from loopwise.compile.loss_head.op import OPERATOR
 from loopwise.errors import InputError
 
 

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from ...linear_cross_entropy.op import OPERATOR
 from ...torch_internals import linear_functions
 from .rewriting import (
     CASTS,
@@ -218,6 +217,8 @@ def _sizes(node: fx.Node) -> list[Any]:
 
 def _replace(loss: fx.Node, chain: _Chain, arguments: dict[str, Any]) -> None:
     """Insert the operator before ``loss`` and let it replace ``loss`` in the graph."""
+    from ...loss_head.op import OPERATOR  # registers the operator
+
     names = ("input", "weight", "bias")
     parts = dict.fromkeys(names) | dict(zip(names, chain.linear.args, strict=False)) | chain.linear.kwargs
     logits, graph = value_of(chain.linear), loss.graph

@@ -5,12 +5,9 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from ...linear_cross_entropy.kernels import is_interpreted, runs_kernels
-from ...linear_cross_entropy.op import OPERATOR
+from ...loss_head.kernels import is_interpreted, runs_kernels
 from ...torch_internals import argument_position
 from .rewriting import Outcome, require, rewrite, value_of
-
-KERNEL = argument_position(OPERATOR, "kernel")
 
 
 def loss_kernel(gm: fx.GraphModule) -> list[Outcome]:
@@ -26,6 +23,8 @@ def loss_kernel(gm: fx.GraphModule) -> list[Outcome]:
 
 
 def _matches(node: fx.Node) -> bool:
+    from ...loss_head.op import OPERATOR  # registers the operator
+
     return node.target is OPERATOR and (is_interpreted() or value_of(node.args[0]).device.type != "cpu")
 
 
@@ -34,5 +33,5 @@ def _switch(node: fx.Node) -> int:
     x = value_of(node.args[0])
     require(x.dtype != torch.float64, "float64 stays with torch's operations")
     require(runs_kernels(x.device), f"Triton compiles nothing for {x.device} here")
-    node.update_arg(KERNEL, True)
+    node.update_arg(argument_position(node.target, "kernel"), True)
     return 0

@@ -12,7 +12,7 @@ from torch._dynamo.backends.debugging import aot_eager
 from loopwise.compile import Plan
 from loopwise.compile.graph.backend import Log, compile_function
 from loopwise.compile.graph.passes.loss_head import loss_head
-from loopwise.compile.linear_cross_entropy import op as operator
+from loopwise.compile.loss_head import op as operator
 
 B, T, D, V = 2, 5, 6, 11
 OP = torch.ops.loopwise.linear_cross_entropy.default

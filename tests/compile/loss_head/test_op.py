@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopwise.compile.linear_cross_entropy import chunked
-from loopwise.compile.linear_cross_entropy.chunked import chunk_rows
-from loopwise.compile.linear_cross_entropy.op import linear_cross_entropy, linear_cross_entropy_op
+from loopwise.compile.loss_head import chunked
+from loopwise.compile.loss_head.chunked import chunk_rows
+from loopwise.compile.loss_head.op import linear_cross_entropy, linear_cross_entropy_op
 from loopwise.errors import InputError, StateError
 
 N, D, V = 13, 6, 11

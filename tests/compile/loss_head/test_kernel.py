@@ -27,7 +27,7 @@ def interpreted(monkeypatch):
 
 @pytest.fixture
 def kernels(interpreted):
-    from loopwise.compile.linear_cross_entropy.kernels import loss_gradient
+    from loopwise.compile.loss_head.kernels import loss_gradient
 
     return loss_gradient
 
@@ -91,7 +91,7 @@ def test_any_number_of_classes_in_blocks(kernels, monkeypatch):
 def test_memory_between_rows_is_not_written(rows, classes, gap, seed):
     os.environ["TRITON_INTERPRET"] = "0" if DEVICE == "cuda" else "1"
     try:
-        from loopwise.compile.linear_cross_entropy.kernels.loss_gradient import loss_gradient_
+        from loopwise.compile.loss_head.kernels.loss_gradient import loss_gradient_
     finally:
         del os.environ["TRITON_INTERPRET"]
     z, target, valid, _, by_loss, by_square = case(rows, classes, seed=seed)
@@ -285,7 +285,7 @@ def test_the_kernel_compiles_for_gpus_without_spilling_registers():
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    from loopwise.compile.linear_cross_entropy.kernels import loss_gradient as kernels
+    from loopwise.compile.loss_head.kernels import loss_gradient as kernels
 
     def compiled(kernel, dtypes, capability, warps, **constants):
         signature = {n: dtypes.get(n, "*fp32") for n in kernel.arg_names} | dict.fromkeys(constants, "constexpr")

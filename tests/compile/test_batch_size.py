@@ -1,17 +1,14 @@
 """Prediction of memory from allocations, not from a line through two peaks."""
 
-import sys
-
 import torch
 from torch import nn
 
-from loopwise.compile import Plan, TrainStep, fit
+from loopwise.compile import Plan, TrainStep, batch_size, fit
 
 
 def test_the_peak_moves_from_gradients_to_activations_and_is_predicted(monkeypatch):
     """Gradients of large weights make the peak of few samples, activations that of many: no line fits both."""
-    fitting = sys.modules["loopwise.compile.fit"]  # the package's attribute is the function
-    monkeypatch.setattr(fitting, "seconds", lambda *_, **__: {"": [1.0]})  # larger is always better
+    monkeypatch.setattr(batch_size, "seconds", lambda *_, **__: {"": [1.0]})  # larger is always better
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 512), nn.GELU(), nn.Linear(512, 512), nn.GELU()
@@ -28,7 +25,7 @@ def test_the_peak_moves_from_gradients_to_activations_and_is_predicted(monkeypat
 
 
 def test_a_size_with_other_allocations_is_predicted_by_the_line_of_the_peaks():
-    from loopwise.compile.fit import Size, _predicted
+    from loopwise.compile.batch_size import Size, _predicted
 
     sizes = [Size(2, 1.0, 100, None, [100]), Size(4, 1.0, 160, None, [100, 60])]
     assert _predicted(sizes, 8) == 280

@@ -11,7 +11,7 @@ from loopwise.compile import Plan, TrainStep
 from loopwise.compile.verify import reference as references
 from loopwise.compile.verify.errors import relative_error
 from loopwise.compile.verify.numerics import compare
-from loopwise.compile.verify.rounding import WITH_SUMS, Rounded
+from loopwise.compile.verify.rounding import WITH_SUMS, Rounded, seldom
 from loopwise.compile.verify.sandbox import Sandbox
 from loopwise.compile.verify.torch_internals import decompositions
 
@@ -56,6 +56,17 @@ def test_rounded_results_of_a_step_without_cancellation_are_near():
     assert 1e-7 < max(change["gradient/3.weight"] for change in changes) < 1e-5
     assert changes[0] != changes[1]
     assert expected.perturb(0) == changes[0]
+
+
+def test_a_share_of_the_elements_moves_up_and_as_many_down():
+    draw = torch.Generator().manual_seed(0)
+    moves = seldom(torch.empty(3, 99_999, dtype=torch.float64), draw, 1 / 8)
+    assert moves.shape == (3, 99_999)
+    assert moves.unique().tolist() == [-1, 0, 1]
+    for direction in (-1, 1):
+        assert abs((moves == direction).double().mean() - 1 / 16) < 0.002
+    assert abs((moves[0] * moves[1]).mean()) < 0.002  # neighbours have nothing to do with each other
+    assert abs((moves[0, 1:] * moves[0, :-1]).mean()) < 0.002
 
 
 def test_operations_with_sums_inside_are_computed_by_simpler_ones():

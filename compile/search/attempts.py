@@ -11,7 +11,7 @@ from ..graph.passes import PASSES, USUAL
 from ..loss_head.kernels import runs_kernels
 from . import memory
 from .candidates import Candidate
-from .trials import Trials, is_faster
+from .trials import NOTHING, SLOWER, Trials, is_faster
 
 CERTAIN = 16 * 2**20
 """Bytes of tensors not materialised from which on the passes are sure to pay."""
@@ -57,7 +57,7 @@ def _by_inductor(trials: Trials, rewritten: Candidate | None, changes: dict[str,
         others += [{"regions": True}, {"passes": passes, "regions": True}]
         others += [changes] if candidates[0].plan.regions else []
         others += [changes | {"max_autotune": True}]
-    elif candidates[0].log.graphs and candidates[0].compute is None:
+    elif candidates[0].log.graphs and candidates[0].refused not in ("", SLOWER):
         others = [{"regions": True}]
     seen = [changes | {"regions": True}]
     for other in others:
@@ -101,7 +101,7 @@ def _with_passes(trials: Trials) -> list[Candidate]:
     """
     together = trials.attempt(graph="captured", passes=USUAL)
     effective = effective_passes(together)
-    if not effective and not together.refused:
+    if not effective and together.refused in ("", NOTHING):
         return []
     if together.compute is not None:
         together.plan = together.plan.changed(passes=effective)
@@ -113,7 +113,7 @@ def _with_passes(trials: Trials) -> list[Candidate]:
     ]  # find the pass that is wrong
     correct = tuple(n for c in alone if c.compute is not None for n in effective_passes(c))
     only = [c for c in alone if c.compute is not None and c.plan.passes == correct]
-    return [*only, together, *(c for c in alone if c.compute is None)]
+    return [*only, together, *(c for c in alone if c.compute is None and c.refused != NOTHING)]
 
 
 def _with_kernel(trials: Trials, candidates: list[Candidate]) -> list[Candidate]:

@@ -14,8 +14,8 @@ from ..graph.diagnostics import collect_graph_breaks
 from ..layout import in_layout
 from ..plan import Plan
 from ..spec import Compute, StepSpec
-from ..verify.numerics import Comparison, Difference
-from ..verify.sandbox import Sandbox
+from ..verify.numerics import Comparison, Difference, NoTime
+from ..verify.sandbox import Observed, Sandbox
 from .measure import REPEATS, median, peak_bytes, seconds
 from .variants import variant
 
@@ -54,8 +54,21 @@ class Candidate:
         return median(self.times) if self.times else float("inf")
 
 
-def try_plan(spec: StepSpec, plan: Plan, comparison: Comparison) -> Candidate:
-    """Compile by ``plan`` and compare its passes with the eager ones; refuse the plan on all ranks if any rank does."""
+def try_plan(
+    spec: StepSpec,
+    plan: Plan,
+    comparison: Comparison,
+    needless: Callable[[Candidate, Observed], str] = lambda candidate, observed: "",
+) -> Candidate:
+    """Compile by ``plan`` and compare its passes with the eager ones; refuse the plan on all ranks if any rank does.
+
+    Args:
+        spec: the training step.
+        plan: the plan.
+        comparison: comparison with the eager step.
+        needless: returns from the candidate, which has run once, and the tensors of that pass the reason why the candidate
+            need not be compared, and is refused; empty if it must be compared.
+    """
     candidate = Candidate(plan)
     log, compute = candidate.log, variant(spec, plan, candidate.log)
     comparison.reference()  # the eager pass shows what a pass changes, so it comes first
@@ -64,17 +77,19 @@ def try_plan(spec: StepSpec, plan: Plan, comparison: Comparison) -> Candidate:
             start = time.perf_counter()
             observed = comparison.sandbox.observe(compute)
             candidate.compile_seconds = time.perf_counter() - start
-            candidate.refused = log.failures[0] if log.failures else ""
-            if not candidate.refused:
+        candidate.compute = compute
+        candidate.refused = log.failures[0] if log.failures else needless(candidate, observed)
+        if not candidate.refused:
+            with in_layout(spec.model, plan.layout), collect_graph_breaks(log.breaks):
                 candidate.difference = comparison.difference(compute, observed)
+    except NoTime as reason:
+        candidate.refused = str(reason)
     except Exception as error:
         candidate.refused = first_line(error)
     if candidate.difference is not None:
         candidate.refused = _in_words(candidate.difference)
     if anywhere(bool(candidate.refused)):
-        candidate.refused = candidate.refused or "refused on another rank"
-    else:
-        candidate.compute = compute
+        candidate.compute, candidate.refused = None, candidate.refused or "refused on another rank"
     return candidate
 
 

@@ -78,6 +78,16 @@ class Deadline:
         seconds, before = self._compiled
         return seconds * operations / before if operations and before else seconds
 
+    def comparing(self, compiled: float) -> float:
+        """Return the seconds that the comparison of a candidate may take: as long as its compilation, and a quarter of what is left.
+
+        The rest is for the candidates that follow, among them the one by Inductor.
+
+        Args:
+            compiled: seconds of the candidate's compilation.
+        """
+        return compiled + max(0.0, self.limit - self.elapsed) / 4
+
     def refusal(self, plan: Plan, operations: int, insist: bool = True) -> str:
         """Return the reason why a candidate is not begun; empty if it may begin.
 

@@ -114,6 +114,7 @@ def choose(spec: StepSpec, batch: Any, known: Plan | None, deadline: Deadline) -
         memory.refuse_impossible(spec.memory, comparison.reference().eager)
     trials.time_shortly([eager], repeats=1)
     deadline.adapt(from_main(lambda: eager.seconds))
+    trials.eager = eager
     candidates = tried(trials, eager)
     allowed = candidates if spec.memory is None else memory.fitting(candidates, spec.memory)
     if not allowed:

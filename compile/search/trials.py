@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-from loopwise.ranks import from_main
+from loopwise.ranks import from_main, world_size
 
 from ..plan import Plan
 from ..verify.numerics import Comparison
+from ..verify.sandbox import Observed
 from .candidates import TIE, Candidate, measure_peaks, time_candidates, try_plan
 from .deadline import Deadline
 from .progress import Progress
 
 FEW = 3
-"""Passes of a candidate that tell whether something is worth being compiled."""
+"""Passes of a candidate that tell whether something is worth being compiled, or compared."""
+LONG = 0.01
+"""Seconds of an eager pass from which on it pays to time a candidate before a comparison that takes further passes: up to
+forty, in float64 or with rounded results, each of which takes as long as several eager ones."""
+NOTHING = "the passes found nothing to rewrite"
+SLOWER = "not compared: each of its passes was slower than all of the eager step"
 
 
 class Trials:
@@ -28,6 +35,8 @@ class Trials:
         self.comparison, self.deadline = comparison, deadline
         self.sandbox, self.spec = comparison.sandbox, comparison.sandbox.spec
         self.progress = Progress(deadline)
+        self.eager: Candidate | None = None
+        """The eager step, as soon as it was timed."""
         self._operations = self._distinct = 0
         """Operations of the captured graphs: all, and with repeated blocks counted once."""
 
@@ -46,7 +55,7 @@ class Trials:
         if refusal := from_main(lambda: deadline.refusal(plan, operations, insist)):
             return Candidate(plan, refused=refusal)
         self.progress.begin(plan, deadline.estimate(plan, operations))
-        candidate = try_plan(self.spec, plan, self.comparison)
+        candidate = try_plan(self.spec, plan, self.comparison, self._needless)
         log = candidate.log
         if not log.regions:
             candidate.plan = plan.changed(regions=False)
@@ -54,6 +63,26 @@ class Trials:
             self._operations, self._distinct = log.operations, log.distinct
         deadline.record(plan, candidate.compile_seconds, log.distinct if log.regions else log.operations)
         return candidate
+
+    def _needless(self, candidate: Candidate, observed: Observed) -> str:
+        """Return the reason why a candidate need not be compared, as it would not be chosen; empty if it must be.
+
+        A candidate with passes that no other candidate has is compared however slow it is: what is wrong has to be named.
+        """
+        plan, eager = candidate.plan, self.eager
+        if eager is not None:
+            self.comparison.ends = time.perf_counter() + self.deadline.comparing(candidate.compile_seconds)
+        if plan.graph == "captured":
+            rewritten = plan.budget < 1 or any(outcome.rewritten for outcome in candidate.log.outcomes)
+            return "" if rewritten else NOTHING
+        alone = world_size() == 1 and self.spec.memory is None  # ranks must agree; a slow one may hold less
+        if eager is None or eager.seconds < LONG or not alone or self.comparison.is_near(observed):
+            return ""
+        time_candidates([eager, candidate], self.sandbox, FEW)
+        if min(candidate.times) > max(eager.times):
+            return SLOWER
+        candidate.times = []
+        return ""
 
     def measure(self, candidates: list[Candidate]) -> None:
         """Measure time, in turns, and memory of the candidates that were not refused."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,10 @@ class Difference:
         return f"{self.tensor} is off by {self.error:.2g} of its size, the budget is {self.budget:.2g}"
 
 
+class NoTime(Exception):
+    """Signal that a comparison has taken too long; the text is the reason."""
+
+
 UNSURE = Difference("no tensor yet", math.inf, 0.0)
 """Stands for a difference that the step in float64 decides about."""
 
@@ -66,12 +71,19 @@ class Comparison:
         self._agree = anywhere if communicate else bool
         self._communicate = communicate
         self._references: dict[Any, Reference] = {}
+        self.ends = math.inf
+        """Time of ``time.perf_counter`` from which on only the first few perturbed passes are begun, which correct candidates need."""
 
     def reference(self, point: Any = present) -> Reference:
         """Return the eager step's tensors at a point, whose context must be entered."""
         if point not in self._references:
             self._references[point] = reference(self.sandbox)
         return self._references[point]
+
+    def is_near(self, observed: Observed) -> bool:
+        """Return whether tensors of a pass are so close to the eager ones that comparing them takes no further passes."""
+        eager = self.reference().eager
+        return set(observed) == set(eager) and _is_near(observed, eager)
 
     def difference(self, compute: Compute, first: Observed | None = None) -> Difference | None:
         """Return the worst difference of ``compute`` from the eager step at the first point that has one.
@@ -82,6 +94,7 @@ class Comparison:
 
         Raises:
             StateError: a pass cannot be tried without a trace.
+            NoTime: the comparison was not at its end at the time ``ends``.
         """
         if compute is self.sandbox.spec.eager and self.sandbox.obstacle:
             return None
@@ -92,7 +105,7 @@ class Comparison:
                 expected = self.reference(point)
                 self.sandbox.refuse_traces()  # of what the first pass showed
                 observed = first if first is not None and point is present else self.sandbox.observe(compute)
-                difference = self._of_all_ranks(compare(observed, expected, self._agree))
+                difference = self._of_all_ranks(compare(observed, expected, self._agree, self.ends))
             if difference is not None:
                 name = difference.tensor + (" at nudged weights" if point is nudged else "")
                 return Difference(name, difference.error, difference.budget)
@@ -110,7 +123,10 @@ def compare_step(spec: StepSpec, compute: Compute, batch: Any) -> Difference | N
 
 
 def compare(
-    observed: Observed, expected: Reference, agree: Callable[[bool], bool] = bool
+    observed: Observed,
+    expected: Reference,
+    agree: Callable[[bool], bool] = bool,
+    ends: float = math.inf,
 ) -> Difference | None:
     """Return the tensor that is furthest over its error budget; ``None`` if all tensors are within theirs.
 
@@ -118,6 +134,10 @@ def compare(
         observed: the tensors.
         expected: the tensors of the eager step.
         agree: returns whether any rank says yes, if the ranks must run the same passes.
+        ends: time of ``time.perf_counter`` from which on only the first few perturbed passes are begun.
+
+    Raises:
+        NoTime: the comparison was not at its end then.
     """
     if missing := set(expected.eager) ^ set(observed):
         worst: Difference | None = Difference(
@@ -132,7 +152,11 @@ def compare(
     for count in PERTURBATIONS:
         if not agree(worst is not None and worst.error != math.inf):
             return worst
-        changes = [expected.perturb(seed) for seed in range(count)]
+        changes = []
+        for seed in range(count):
+            if agree(count > PERTURBATIONS[0] and time.perf_counter() > ends):
+                raise NoTime("not compared to the end: would exceed max_seconds")
+            changes.append(expected.perturb(seed))
         sharpness = {name: max(change[name] for change in changes) for name in changes[0]}
         worst = worst if missing else _worst(observed, expected, sharpness)
     return worst

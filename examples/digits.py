@@ -40,6 +40,8 @@ with required("torchvision", "demo", "the digits example"):
 
 LEFT = "was chosen, left later: "
 """How a row of a step's explanation begins whose variant was given up after it was chosen."""
+SEARCH = 30.0
+"""Seconds that the choice of the step may take, where the default is up to 60: five epochs have few steps to repay it."""
 LOOPS = {"plain": "plain loop", "sift": "+ sift", "all": "+ compile, debug"}
 """Value of ``--only`` -> column of the table."""
 
@@ -139,7 +141,7 @@ def train(args: argparse.Namespace, loop: str, progress: Progress) -> Result:
         if loop != "plain":
             loader = SiftingDataLoader(loader, model, losses, keep=args.keep, run=run)
         if loop == "all":
-            result.step = TrainStep(model, losses, optimizer, run=run)
+            result.step = TrainStep(model, losses, optimizer, max_seconds=SEARCH, run=run)
             watch = stack.enter_context(
                 Watch(model, optimizer, run=run, save=every(10), on_finding=result.findings.append)
             )

@@ -238,6 +238,7 @@ class Capture(updates.UpdateSubscriber):
 
     def _finish(self, scalars: Mapping[str, float | torch.Tensor]) -> None:
         step, self._observers.open = self._step, False
+        self._observers.steps += self._clock.mode == "train"
         scalars = {**self._at_updates.take(), **scalars}
         samples = self._samples.take()
         whole = self._epochs.is_one_batch or (self._samples.is_kept and (samples or 0) >= FULL)

@@ -22,6 +22,8 @@ from .collection import Collection
 Receive = Callable[["Observer", str, str, torch.Tensor], None]
 """Function that takes an observer, ``input`` or ``output``, a tensor's name and the tensor."""
 
+FIRST = 2
+"""Training steps in which all hooks are on their modules, whether the steps are saved or not."""
 _numbers = itertools.count()
 _live: weakref.WeakValueDictionary[int, Observer] = weakref.WeakValueDictionary()
 
@@ -31,15 +33,20 @@ class Observers:
 
     A hook makes each call of an eager module slower, also one that does nothing.  Hooks that no graph needs are therefore
     on their modules in saved steps only.  Once Dynamo has compiled something in this process, they stay: a graph depends
-    on the hooks of its modules, and would be compiled again whenever they come or go.
+    on the hooks of its modules, and would be compiled again whenever they come or go.  They are there in the first steps,
+    too, in which a compiled model is compiled.
 
     Args:
         receive: called with each tensor while ``open``.
+
+    Attributes:
+        open: whether the present step is saved.
+        steps: training steps that have ended.
     """
 
     def __init__(self, receive: Receive) -> None:
         self.receive = receive
-        self.open = False
+        self.open, self.steps = False, 0
         self._observers: dict[int, Observer] = {}
         self._are_off = False
         self._token: torch.Tensor | None = None
@@ -72,7 +79,7 @@ class Observers:
     def begin(self, saved: bool) -> None:
         """Begin a step, in which tensors are passed on if it is saved."""
         self.open = saved
-        off = not saved and not has_compiled()
+        off = not saved and self.steps >= FIRST and not has_compiled()
         if off is self._are_off:
             return
         self._are_off = off

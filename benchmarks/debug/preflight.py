@@ -40,8 +40,8 @@ ROUNDS = 2
 """Draws of each healthy setup."""
 
 
-def ours(setup: Drawn) -> tuple[set[str], Counter[str], float]:
-    """Return the rules and the severities of our findings, and the seconds."""
+def our_report(setup: Drawn) -> tuple[Any, float]:
+    """Return the report of ``preflight`` and the seconds."""
     from loopwise.debug import preflight
 
     criterion = setup.criterion
@@ -54,13 +54,17 @@ def ours(setup: Drawn) -> tuple[set[str], Counter[str], float]:
     optimizer = setup.made()
     start = time.perf_counter()
     report = preflight(setup.model, batch, criterion if single else loss, optimizer, **setup.expected)
-    seconds = time.perf_counter() - start
-    findings = report.findings
-    return {f.rule for f in findings}, Counter(f.severity for f in findings), seconds
+    return report, time.perf_counter() - start
 
 
-def theirs(setup: Drawn) -> tuple[Counter[str], float]:
-    """Return the statuses of torchtest2's checks, and the seconds."""
+def ours(setup: Drawn) -> tuple[set[str], Counter[str], float]:
+    """Return the rules and the severities of our findings, and the seconds."""
+    report, seconds = our_report(setup)
+    return {f.rule for f in report.findings}, Counter(f.severity for f in report.findings), seconds
+
+
+def their_report(setup: Drawn) -> tuple[Any, float]:
+    """Return the report of torchtest2 and the seconds."""
     import torchtest2
 
     inputs = setup.inputs[0] if len(setup.inputs) == 1 else setup.inputs
@@ -75,7 +79,13 @@ def theirs(setup: Drawn) -> tuple[Counter[str], float]:
             optimizer=optimizer,
             **setup.expected,
         )
-    return Counter(r.status.name for r in report.results), time.perf_counter() - start
+    return report, time.perf_counter() - start
+
+
+def theirs(setup: Drawn) -> tuple[Counter[str], float]:
+    """Return the statuses of torchtest2's checks, and the seconds."""
+    report, seconds = their_report(setup)
+    return Counter(r.status.name for r in report.results), seconds
 
 
 def of_zoo(name: str, seed: int) -> Drawn:

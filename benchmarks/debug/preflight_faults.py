@@ -41,10 +41,19 @@ def planted(setups: tuple[str, ...], *named: str) -> Callable[[Any], Any]:
 
 def faulty(name: str, seed: int) -> Drawn:
     """Return a drawn setup with the fault."""
-    rng = random.Random(f"{name} {seed}")
-    setup = drawn(rng.choice(PLANTED[name].setups), rng.getrandbits(30))
+    setup, rng = _sound(name, seed)
     PLANTED[name].plant(setup, rng)
     return setup
+
+
+def sound(name: str, seed: int) -> Drawn:
+    """Return the setup of ``faulty`` without the fault."""
+    return _sound(name, seed)[0]
+
+
+def _sound(name: str, seed: int) -> tuple[Drawn, random.Random]:
+    rng = random.Random(f"{name} {seed}")
+    return drawn(rng.choice(PLANTED[name].setups), rng.getrandbits(30)), rng
 
 
 def _around(setup: Drawn, run: Callable[..., Any]) -> None:

@@ -6,9 +6,9 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
-import forks
 import pytest
 from page_kit import Training
 
@@ -26,7 +26,7 @@ def served():
     with contextlib.ExitStack() as stack:
 
         def start(path, *options):
-            command = [forks.python(), "-m", "loopwise", "serve", str(path), *options]
+            command = [sys.executable, "-m", "loopwise", "serve", str(path), *options]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
             process = stack.enter_context(subprocess.Popen(command, preexec_fn=_restore_ctrl_c, **pipes))
             stack.callback(process.kill)
@@ -184,7 +184,7 @@ def test_the_page_tells_that_the_run_was_deleted_and_stays(browser, served, run,
 
 
 def test_the_server_of_no_run_exits_with_an_error(tmp_path):
-    command = [forks.python(), "-m", "loopwise", "serve", str(tmp_path)]
+    command = [sys.executable, "-m", "loopwise", "serve", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "no run.json" in done.stderr

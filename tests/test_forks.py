@@ -1,5 +1,6 @@
 """The program that tests begin instead of an interpreter: what it is given, and how it ends."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -86,6 +87,22 @@ def test_a_signal_is_passed_on(number):
         _, errors = process.communicate()
     assert process.returncode == -number
     assert errors.splitlines()[-1:] == ["KeyboardInterrupt"] * (number == signal.SIGINT)
+
+
+@pytest.mark.parametrize("handler", ["", "import signal; signal.signal(2, lambda *_: os._exit(7))"])
+def test_a_signal_that_is_ignored_from_the_beginning_reaches_a_handler(handler):
+    code = f"import os; {handler}\nprint(flush=True); input(); os._exit(3)"
+    statuses = []
+    for program in (sys.executable, forks.python()):
+        ignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+        with subprocess.Popen([program, "-c", code], preexec_fn=ignore, **PIPES) as process:
+            process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            if not handler:
+                process.communicate("\n")
+            process.wait()
+        statuses.append(process.returncode)
+    assert statuses == ([7, 7] if handler else [3, 3])
 
 
 def test_a_copy_is_killed():

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 
-import forks
 import pytest
 from ray_kit import three_nodes
 from tune_kit import PATIENCE, alive, described, program, wait_for
@@ -58,7 +57,7 @@ def tuner(folder, *jobs, resume=False):
         *(str(folder / f"job{n}") for n in range(len(jobs))),
     ]
     return subprocess.Popen(
-        [forks.python(), str(folder / "tuner.py"), *arguments],
+        [sys.executable, str(folder / "tuner.py"), *arguments],
         stdout=subprocess.PIPE,
         text=True,
         cwd=folder,
@@ -172,7 +171,7 @@ def test_tuner_actor_node_and_head_are_killed(cluster, tmp_path):
     content = on_cluster(cluster[0], command, resources={"gpu": 1}, limits={"trials": 3, "parallel": 2})
     process = tuner(tmp_path, content)
     first, second = attempt(tmp_path, 0, 0), attempt(tmp_path, 1, 0)
-    forks.kill(process)
+    process.kill()
     process.communicate()
     os.kill(first["actor"], signal.SIGKILL)
     wait_for(lambda: not any(map(alive, pids(tmp_path, 0))))  # by the lifeline: no tuner runs

@@ -9,7 +9,6 @@ import sys
 import urllib.error
 import urllib.request
 
-import forks
 import pytest
 from postgres_kit import PASSWORD, binaries, server
 from tune_kit import PATIENCE, described, job, program, wait_for
@@ -39,7 +38,7 @@ def tuner(folder, content, resume):
     (folder / "tuner.py").write_text(TUNER)
     arguments = [str(folder / "job.json"), str(folder / "run"), "resume" if resume else "new"]
     return subprocess.Popen(
-        [forks.python(), str(folder / "tuner.py"), *arguments], stderr=subprocess.PIPE, text=True
+        [sys.executable, str(folder / "tuner.py"), *arguments], stderr=subprocess.PIPE, text=True
     )
 
 
@@ -51,7 +50,7 @@ def test_a_killed_tuner_is_resumed(database, tmp_path, monkeypatch):
     process = tuner(tmp_path, content, False)
     # the last trial: one that is killed while it starts has a second attempt
     wait_for(lambda: (tmp_path / "run/tune/trials/00003/0/pid").exists())
-    forks.kill(process)
+    process.kill()
     process.communicate()
     monkeypatch.setenv("PAUSE", "0")
     process = tuner(tmp_path, content, True)

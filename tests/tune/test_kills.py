@@ -4,8 +4,8 @@ import json
 import os
 import signal
 import subprocess
+import sys
 
-import forks
 import pytest
 from tune_kit import PATIENCE, alive, described, job, program, wait_for
 
@@ -25,7 +25,7 @@ def tuner_process(tmp_path, resume=False):
     """
     path = tmp_path / "tuner.py"
     path.write_text("\n".join(line[4:] for line in code.splitlines()))
-    return subprocess.Popen([forks.python(), str(path)], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, str(path)], stderr=subprocess.PIPE, text=True)
 
 
 def resumed(folder):
@@ -44,7 +44,8 @@ def killed(tmp_path, monkeypatch):
     (tmp_path / "job.json").write_text(json.dumps(content))
     process = tuner_process(tmp_path)
     wait_for(lambda: (tmp_path / "run/tune/trials/00003/0/pid").exists())
-    forks.kill(process)
+    process.kill()
+    process.wait()
     process.stderr.close()
     return tmp_path
 
@@ -95,7 +96,7 @@ def test_a_stop_that_the_killed_tuner_had_decided_on_is_carried_out(tmp_path, mo
     process = tuner_process(tmp_path)
     attempt = Attempt(tmp_path / "run/tune/trials/00000/0", [])
     wait_for(lambda: " loss=" in (attempt.folder / "stdout").read_text() if pids(tmp_path) else False)
-    forks.kill(process)
+    process.kill()
     process.communicate()
     attempt.mark("worse")
     (trial,) = resumed(tmp_path)

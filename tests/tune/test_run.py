@@ -3,8 +3,8 @@
 import json
 import re
 import subprocess
+import sys
 
-import forks
 import pytest
 from tune_kit import PROGRAM, alive, job, program
 
@@ -244,9 +244,10 @@ FileLock({str(tmp_path / "journal")!r}).acquire()
 print("locked", flush=True)
 time.sleep(1000)
 """
-    process = subprocess.Popen([forks.python(), "-c", code], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "locked\n"
-    forks.kill(process)
+    process.kill()
+    process.wait()
     process.stdout.close()
     lock = FileLock(str(tmp_path / "journal"))
     assert lock.acquire()

@@ -3,10 +3,10 @@
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 
-import forks
 import pytest
 from tune_kit import PATIENCE, described, job, program, wait_for
 
@@ -169,7 +169,7 @@ def test_adopted_trials_keep_their_gpu_and_their_seconds(tmp_path, monkeypatch):
     (tmp_path / "job.json").write_text(json.dumps(content))
     (tmp_path / "tuner.py").write_text(TUNER)
     arguments = [
-        forks.python(),
+        sys.executable,
         str(tmp_path / "tuner.py"),
         str(tmp_path / "job.json"),
         str(tmp_path / "run"),
@@ -177,7 +177,8 @@ def test_adopted_trials_keep_their_gpu_and_their_seconds(tmp_path, monkeypatch):
     process = subprocess.Popen(arguments)
     wait_for(lambda: (tmp_path / "busy").exists())
     began = time.monotonic()
-    forks.kill(process)
+    process.kill()
+    process.wait()
     other = Slots(Resources(gpu=1), 8, ["7"])
     assert other.take() is None  # the supervisor holds the lock
     process = subprocess.Popen(arguments)

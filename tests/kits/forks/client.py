@@ -27,12 +27,12 @@ def main(folder, *arguments):
     connection = connected(f"{folder}/{number}")
     request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
     request["client"] = os.getpid()
+    request["ignored"] = [int(number) for number in PASSED_ON if signal.getsignal(number) == signal.SIG_IGN]
     data = json.dumps(request).encode()
     socket.send_fds(connection, [len(data).to_bytes(4, "little")], [0, 1, 2])
     connection.sendall(data)
     for number in PASSED_ON:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda number, _: connection.send(bytes([number])))
+        signal.signal(number, lambda number, _: connection.send(bytes([number])))
     answer = connection.recv(4)
     status = int.from_bytes(answer, "little", signed=True) if answer else -signal.SIGKILL
     if status < 0:

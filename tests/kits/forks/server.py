@@ -87,6 +87,8 @@ def become(request, streams, folder):
     """Give this process the environment, the folder, the streams and the random numbers of a new one."""
     Path(folder, str(request["client"])).write_text(str(os.getpid()))
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in request["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
     tempfile.tempdir = None
     for number, stream in enumerate(streams):
         os.dup2(stream, number)

@@ -67,6 +67,7 @@ class Trials:
     def _needless(self, candidate: Candidate, observed: Observed) -> str:
         """Return the reason why a candidate need not be compared, as it would not be chosen; empty if it must be.
 
+        The end of its comparison is set here, as it depends on the time that the compilation took.
         A candidate with passes that no other candidate has is compared however slow it is: what is wrong has to be named.
         """
         plan, eager = candidate.plan, self.eager

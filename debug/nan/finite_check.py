@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import torch
 from torch import nn
@@ -50,6 +50,16 @@ def edges(product: torch.Tensor, bias: nn.Parameter | None = None) -> list[torch
     return [product[0], product[:, 0] if bias is None or bias.grad is None else bias.grad]
 
 
+def _is_read(bias: nn.Parameter | None, own: Set[int]) -> bool:
+    """Return whether the gradient of a product's bias is read by itself, and shows what a column of the product would.
+
+    Args:
+        bias: the bias; ``None`` if there is none.
+        own: identities of the parameters whose gradients are read.
+    """
+    return bias is not None and bias.grad is not None and id(bias) in own
+
+
 def parts(
     parameters: Sequence[nn.Parameter], products: Mapping[int, nn.Parameter | None]
 ) -> list[torch.Tensor]:
@@ -60,7 +70,7 @@ def parts(
         products: what the function ``products`` returned.
     """
     read: list[torch.Tensor] = []
-    own = {id(parameter) for parameter in parameters}
+    own = set(map(id, parameters))
     for parameter in parameters:
         gradient = parameter.grad
         if gradient is None:
@@ -69,7 +79,7 @@ def parts(
             bias = products[id(parameter)]
             row, *column = edges(local(gradient), bias)
             read.append(row)
-            if bias is None or bias.grad is None or id(bias) not in own:  # otherwise it is read by itself
+            if not _is_read(bias, own):
                 read += column
         else:
             read.append(gradient)
@@ -110,7 +120,7 @@ def finite_by_kernel(
         outputs, inputs = gradient.shape[:2]
         areas += (address, 1, 0, size // outputs, kind)  # a row
         bias = products[id(parameter)]
-        if bias is None or bias.grad is None or id(bias) not in own:  # otherwise it is read by itself
+        if not _is_read(bias, own):
             areas += (address, outputs, size // outputs, size // (outputs * inputs), kind)
     return native.all_finite(areas)
 

@@ -19,7 +19,7 @@ from .tasks import TASKS
 
 CLAIM = "loop"
 QUICK = False
-TABLE = {"digits": "digits", "glyphs": "characters", "language": "language model"}
+TABLE = {"digits": "digits", "glyphs": "characters", "bytes": "language model"}
 """Name of a task -> its name in the record."""
 SHARES = (0.4, 0.55, 0.7, 0.85, 1.0)
 """Samples through backward with all parts, as shares of the plain loop's; each is a training with its own schedule."""

@@ -6,6 +6,7 @@ Modules that are slow to import are imported inside the functions that need them
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -198,6 +199,19 @@ def drop_compiled_code(functions: Iterable[Callable[..., Any]]) -> None:
 def has_scheduler(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether a learning-rate scheduler was made for an optimizer."""
     return hasattr(optimizer.step, "_wrapped_by_lr_sched")
+
+
+def mark_scheduled(optimizer: Any) -> None:
+    """Note the calls of an optimizer's ``step`` in the way of schedulers, which else warn of a wrong order."""
+    call = optimizer.step
+
+    @functools.wraps(call)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        optimizer._opt_called = True
+        return call(*args, **kwargs)
+
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+    optimizer.step = step
 
 
 def scheduler_parts(scheduler: Any) -> tuple[list[Any], list[int]]:

@@ -19,6 +19,7 @@ def preflight(
     loss: Callable[..., Any],
     optimizer: Optimizer | None = None,
     *,
+    step: Callable[..., Any] | None = None,
     steps: int = 100,
     frozen: str | Sequence[str] = (),
     batch_dim: int | None = 0,
@@ -44,6 +45,9 @@ def preflight(
         loss: a criterion for ``(input, target)`` batches, such as ``nn.CrossEntropyLoss()``, or
             ``def loss(model, batch)`` (its first parameter is named ``model``) for batches of any other structure.
         optimizer: optimizer of the model's parameters; without one, Adam trains, and optimizers are not checked.
+        step: the training step of your loop, ``def step(model, batch, optimizer)``, from setting gradients to zero to the
+            update; it may return the loss.  A copy is trained by 6 to 17 calls, and the rules of training loops are
+            applied.  Schedulers, scalers and counters that it holds are restored afterwards; what it writes or logs is not.
         steps: largest number of training steps, at least 20; other learning rates get half of them.
         frozen: names of parameters, or of modules whose parameters, must not change; those with
             ``requires_grad=False`` are always checked.
@@ -59,7 +63,8 @@ def preflight(
         The report, with one result for each check.
 
     Raises:
-        InputError: an argument is not valid, or the model is sharded or cannot be copied.
+        InputError: an argument is not valid, the model is sharded or cannot be copied, or ``step`` uses another model or
+            optimizer than those it is called with.
     """
     from .check import run_checks  # imports the rules and the Watch
 
@@ -68,6 +73,7 @@ def preflight(
         batch,
         loss,
         optimizer,
+        step,
         steps=steps,
         frozen=frozen,
         batch_dim=batch_dim,

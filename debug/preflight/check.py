@@ -28,6 +28,7 @@ from .learning import one_batch, trained_for_a_few_steps
 from .options import PreflightOptions, options_of
 from .outputs import Evaluation, Trained
 from .report import PreflightReport, Result, faulty, left_out
+from .step import LOOP, step_result, validate_step
 from .targets import LossRefused, Targets
 from .training import FALL, Training, train_under_watch
 
@@ -65,20 +66,27 @@ BY_RULES = {
 
 
 def run_checks(
-    model: nn.Module, batch: Any, loss: Callable[..., Any], optimizer: Optimizer | None, **how: Any
+    model: nn.Module,
+    batch: Any,
+    loss: Callable[..., Any],
+    optimizer: Optimizer | None,
+    step: Callable[..., Any] | None,
+    **how: Any,
 ) -> PreflightReport:
     """Validate the arguments of ``preflight``, run all checks on copies and return the report."""
     _validate(model, batch, loss, optimizer)
+    if step is not None:
+        validate_step(step, optimizer)
     options = options_of(root(model), **how)
     start = time.monotonic()
     setup = Setup(root(model), loss, optimizer, batch)
     with setup.untouched():
-        results = _results(setup, options)
+        results = _results(setup, options, step)
     results, suppressed = _without_known(results, options)
     return PreflightReport(tuple(results), time.monotonic() - start, tuple(suppressed))
 
 
-def _results(setup: Setup, options: PreflightOptions) -> list[Result]:
+def _results(setup: Setup, options: PreflightOptions, step: Callable[..., Any] | None) -> list[Result]:
     copy, targets = setup.copy(), Targets()
     broken, value = "", None
     with recorded(copy.model) as call:
@@ -115,6 +123,9 @@ def _results(setup: Setup, options: PreflightOptions) -> list[Result]:
         results.append(frozen)
     if options.gradcheck:
         results.append(gradcheck(setup) if depends else left_out("gradcheck", training.failed))
+    if step is not None:
+        known = {finding.rule for finding in training.findings}
+        results.append(step_result(setup, step, known) if depends else left_out(LOOP, training.failed))
     if not training.losses:
         results.append(left_out("one batch", training.failed))
     else:

@@ -2,7 +2,8 @@
 
 Thirds: faults of the zoo by their order, and drawn faults by theirs.  The first third was built on, thresholds were chosen
 on the second, the third is reported; the seeds of what is reported are drawn when it runs, and are in the record.  A zoo's
-fault is out of reach if it shows in the loop or in a later batch only, which ``preflight`` does not see; rows say so.
+fault is in reach of both if it shows in model, optimizer, loss or first batch; rows say so.  Jobs of the zoo and healthy
+setups also have a training step, which ``preflight`` gets (``step=``) and torchtest2 cannot look at.
 Trainings of two models or two ranks are left out.  A fault is detected if there is a finding (torchtest2: WARN or FAIL),
 of any severity; it is named if a rule that names its cause is among the findings.  Healthy setups are of 14 kinds.  Both get the
 same arguments and run in turns, in one process, with one thread, after one call that is not counted.
@@ -53,7 +54,9 @@ def our_report(setup: Drawn) -> tuple[Any, float]:
     batch = (setup.inputs[0], setup.target) if single else (setup.inputs, setup.target)
     optimizer = setup.made()
     start = time.perf_counter()
-    report = preflight(setup.model, batch, criterion if single else loss, optimizer, **setup.expected)
+    report = preflight(
+        setup.model, batch, criterion if single else loss, optimizer, step=setup.step, **setup.expected
+    )
     return report, time.perf_counter() - start
 
 
@@ -96,7 +99,47 @@ def of_zoo(name: str, seed: int) -> Drawn:
     forward = job.forward
     if forward is not None:
         model = WithForward(model, forward)
-    return Drawn(model.train(), (x,), y, job.criterion, job.optimizer, held=optimizer)
+    setup = Drawn(model.train(), (x,), y, job.criterion, job.optimizer, held=optimizer)
+    setup.step = _step_of(job)
+    return setup
+
+
+def _step_of(job: Job) -> Callable[[Any, Any, Any], torch.Tensor]:
+    """Return the training step of a job, with the model and the optimizer that it is called with."""
+    number = -1
+
+    def step(model: Any, batch: Any, optimizer: Any) -> torch.Tensor:
+        nonlocal number
+        number += 1
+        x, y = batch
+        kept, job.model = job.model, getattr(model, "inner", model)  # faults look the model up there
+        try:
+            job.set_mode(model, True)
+            with torch.autocast("cpu", job.autocast) if job.autocast else contextlib.nullcontext():
+                loss = job.criterion(model(x), y)
+            job.before_backward(optimizer, number)
+            job.backward(loss, number)
+            job.update(optimizer, number)
+        finally:
+            job.model = kept
+        return loss
+
+    return step
+
+
+def _usual_step(setup: Drawn) -> Callable[[Any, Any, Any], torch.Tensor]:
+    """Return the usual training step of a setup."""
+
+    def step(model: Any, batch: Any, optimizer: Any) -> torch.Tensor:
+        inputs, target = batch
+        optimizer.zero_grad()
+        loss = setup.criterion(model(*inputs) if isinstance(inputs, tuple) else model(inputs), target)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss
+
+    return step
 
 
 def in_reach(name: str, seed: int) -> bool:
@@ -195,7 +238,9 @@ def healthy(third: str, seed: int) -> dict[str, float]:
     for name in SETUPS:
         for draw in range(1 if QUICK else ROUNDS):
             at = ROUNDS * seed + draw
-            sides = [functools.partial(ours, drawn(name, at)), functools.partial(theirs, drawn(name, at))]
+            with_step = drawn(name, at)
+            with_step.step = _usual_step(with_step)
+            sides = [functools.partial(ours, with_step), functools.partial(theirs, drawn(name, at))]
             order = random.Random(f"{name} {at}").sample((0, 1), 2)
             results: Any = {side: sides[side]() for side in order}
             rules, severities, seconds = results[0]

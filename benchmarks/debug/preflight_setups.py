@@ -26,6 +26,8 @@ class Drawn:
     """Optimizer that a fault has made already."""
     expected: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the check, which the peer has as well."""
+    step: Callable[[Any, Any, Any], Any] | None = None
+    """Training step, which the peer cannot look at."""
 
     def made(self) -> torch.optim.Optimizer:
         """Return the optimizer."""

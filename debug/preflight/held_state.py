@@ -7,7 +7,7 @@ import copy
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from .copies import Setup
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 """Values that a function can only replace, such as a counter of steps."""
 EMPTY = object()
+DEPTH = 3
+"""Containers and attributes that lead to an object whose state is restored."""
 
 
 @contextlib.contextmanager
@@ -28,8 +30,8 @@ def restored(step: Callable[..., Any], setup: Setup, trained: Setup) -> Iterator
     """Let a function train a copy, and restore afterwards what it holds.
 
     Restored are numbers and texts among the variables of its closure, the globals that it names and the attributes of
-    ``self``, such as a counter of steps; and every object there, or in a ``functools.partial``, that has ``state_dict``
-    and ``load_state_dict``, such as a ``GradScaler``.  Schedulers step the optimizer of the copy meanwhile.
+    ``self``, such as a counter of steps; and every object there, in a ``functools.partial`` or up to three containers or
+    attributes further, that has ``state_dict`` and ``load_state_dict``, such as a ``GradScaler``.  Schedulers step the optimizer of the copy meanwhile.
 
     Args:
         step: the function.
@@ -41,18 +43,17 @@ def restored(step: Callable[..., Any], setup: Setup, trained: Setup) -> Iterator
     """
     undo: list[Callable[[], Any]] = [_rates_again(setup.optimizer)]
     seen = {id(setup.model), id(setup.optimizer)}
-    for held in _held(step, undo, set()):
-        if id(held) in seen or isinstance(held, type | types.ModuleType):
+    for held in (each for value in _held(step, undo, set()) for each in _within(value, DEPTH)):
+        if id(held) in seen:
             continue
         seen.add(id(held))
         save, load = (getattr(held, name, None) for name in ("state_dict", "load_state_dict"))
         if callable(save) and callable(load):
             undo.append(functools.partial(load, _copied(held, save)))
-        for schedule in (held, *scheduler_parts(held)[0]):
-            if setup.optimizer is not None and getattr(schedule, "optimizer", None) is setup.optimizer:
-                undo.append(functools.partial(setattr, schedule, "optimizer", setup.optimizer))
-                schedule.optimizer = trained.optimizer
-                mark_scheduled(trained.optimizer)
+        if setup.optimizer is not None and getattr(held, "optimizer", None) is setup.optimizer:
+            undo.append(functools.partial(setattr, held, "optimizer", setup.optimizer))
+            held.optimizer = trained.optimizer
+            mark_scheduled(trained.optimizer)
     try:
         yield
     finally:
@@ -124,6 +125,25 @@ def _held(function: Any, undo: list[Callable[[], Any]], seen: set[int]) -> Itera
         yield value
         if isinstance(value, types.FunctionType) and value.__globals__ is space:
             yield from _held(value, undo, seen)
+
+
+def _within(value: Any, depth: int) -> Iterator[Any]:
+    """Yield an object, and those in it: items of containers, and attributes of what is no part of torch."""
+    if isinstance(value, (*PLAIN, type, types.ModuleType, types.FunctionType, torch.Tensor)):
+        return
+    yield value
+    if not depth:
+        return
+    if isinstance(value, Mapping):
+        inner = list(value.values())
+    elif isinstance(value, list | tuple):
+        inner = list(value)
+    elif type(value).__module__.startswith("torch."):
+        inner = scheduler_parts(value)[0]
+    else:
+        inner = list(getattr(value, "__dict__", {}).values())
+    for each in inner:
+        yield from _within(each, depth - 1)
 
 
 def _content(cell: types.CellType) -> Any:

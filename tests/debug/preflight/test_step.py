@@ -85,6 +85,15 @@ def norm_in_evaluation(model, batch, optimizer):
     return usual(model, batch, optimizer)
 
 
+def accumulated_whole(model, batch, optimizer):
+    optimizer.zero_grad()
+    for part in range(4):
+        loss = F.cross_entropy(model(batch[0][part::4]), batch[1][part::4])
+        loss.backward()
+    optimizer.step()
+    return loss
+
+
 def clipped_before_unscaling():
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14)
 
@@ -109,6 +118,7 @@ def clipped_before_unscaling():
         (zero_grad_after_backward, "detached_loss"),
         (ends_in_evaluation, "wrong_mode"),
         (norm_in_evaluation, "frozen_batchnorm"),
+        (accumulated_whole, "accumulation_not_divided"),
         (clipped_before_unscaling(), "clipping_order"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -208,7 +218,8 @@ class Loop:
     """Training step of a class, with a schedule, a scaler and counters."""
 
     def __init__(self, optimizer, schedule):
-        self.schedule, self.scaler, self.calls = schedule, torch.amp.GradScaler("cpu", growth_interval=2), 0
+        self.calls, self.schedules = 0, {"rate": [schedule]}
+        self.scaler = torch.amp.GradScaler("cpu", growth_interval=2)
         self.average = torch.optim.swa_utils.AveragedModel(model())
 
     def __call__(self, model, batch, optimizer):
@@ -220,7 +231,7 @@ class Loop:
         self.scaler.scale(loss).backward()
         self.scaler.step(optimizer)
         self.scaler.update()
-        self.schedule.step()
+        self.schedules["rate"][0].step()
         self.average.update_parameters(model)
         return loss
 
@@ -234,12 +245,13 @@ def plateau(optimizer):
 def test_what_the_step_holds_is_as_before(make):
     of = model()
     optimizer = adam(of)
-    loop = Loop(optimizer, make(optimizer))
+    schedule = make(optimizer)
+    loop = Loop(optimizer, schedule)
     usual(of, BATCH, optimizer)
-    loop.schedule.step()
+    schedule.step()
 
     def state():
-        parts = loop.schedule, loop.scaler, loop.average, optimizer, of
+        parts = schedule, loop.scaler, loop.average, optimizer, of
         return copy.deepcopy([part.state_dict() for part in parts]), loop.calls, CALLS, torch.get_rng_state()
 
     before, grads = state(), [p.grad for p in of.parameters()]
@@ -249,7 +261,7 @@ def test_what_the_step_holds_is_as_before(make):
     assert str(state()) == str(before)
     assert all(a is b for a, b in zip(grads, (p.grad for p in of.parameters()), strict=True))
     assert [set(vars(each)) for each in (of, optimizer)] == attributes
-    assert loop.schedule.optimizer is optimizer
+    assert schedule.optimizer is optimizer
 
 
 # -- errors -----------------------------------------------------------------------------------------

@@ -7,10 +7,11 @@ import copy
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from loopwise.errors import InputError
@@ -23,6 +24,8 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None))
 EMPTY = object()
 DEPTH = 3
 """Containers and attributes that lead to an object whose state is restored."""
+MANY = 1000
+"""Items of a container above which they are taken for data."""
 
 
 @contextlib.contextmanager
@@ -31,7 +34,8 @@ def restored(step: Callable[..., Any], setup: Setup, trained: Setup) -> Iterator
 
     Restored are numbers and texts among the variables of its closure, the globals that it names and the attributes of
     ``self``, such as a counter of steps; and every object there, in a ``functools.partial`` or up to three containers or
-    attributes further, that has ``state_dict`` and ``load_state_dict``, such as a ``GradScaler``.  Schedulers step the optimizer of the copy meanwhile.
+    attributes further, that has ``state_dict`` and ``load_state_dict``, such as a ``GradScaler``.  Schedulers step the
+    optimizer of the copy meanwhile.
 
     Args:
         step: the function.
@@ -43,18 +47,18 @@ def restored(step: Callable[..., Any], setup: Setup, trained: Setup) -> Iterator
     """
     undo: list[Callable[[], Any]] = [_rates_again(setup.optimizer)]
     seen = {id(setup.model), id(setup.optimizer)}
-    for held in (each for value in _held(step, undo, set()) for each in _within(value, DEPTH)):
-        if id(held) in seen:
-            continue
-        seen.add(id(held))
-        save, load = (getattr(held, name, None) for name in ("state_dict", "load_state_dict"))
-        if callable(save) and callable(load):
-            undo.append(functools.partial(load, _copied(held, save)))
-        if setup.optimizer is not None and getattr(held, "optimizer", None) is setup.optimizer:
-            undo.append(functools.partial(setattr, held, "optimizer", setup.optimizer))
-            held.optimizer = trained.optimizer
-            mark_scheduled(trained.optimizer)
     try:
+        for held in (each for value in _held(step, undo, set()) for each in _within(value, DEPTH)):
+            if id(held) in seen or (isinstance(held, nn.Module) and setup.model in held.modules()):
+                continue
+            seen.add(id(held))
+            save, load = (getattr(held, name, None) for name in ("state_dict", "load_state_dict"))
+            if callable(save) and callable(load):
+                undo.append(functools.partial(load, _copied(held, save)))
+            if setup.optimizer is not None and getattr(held, "optimizer", None) is setup.optimizer:
+                undo.append(functools.partial(setattr, held, "optimizer", setup.optimizer))
+                held.optimizer = trained.optimizer
+                mark_scheduled(trained.optimizer)
         yield
     finally:
         for each in reversed(undo):
@@ -98,6 +102,8 @@ def _held(function: Any, undo: list[Callable[[], Any]], seen: set[int]) -> Itera
         yield from (*function.args, *function.keywords.values())
         yield from _held(function.func, undo, seen)
         return
+    if (wrapped := getattr(function, "__wrapped__", None)) is not None:
+        yield from _held(wrapped, undo, seen)
     owner = getattr(function, "__self__", None if isinstance(function, types.FunctionType) else function)
     if owner is not None and not isinstance(owner, type | types.ModuleType):
         yield owner
@@ -128,16 +134,16 @@ def _held(function: Any, undo: list[Callable[[], Any]], seen: set[int]) -> Itera
 
 
 def _within(value: Any, depth: int) -> Iterator[Any]:
-    """Yield an object, and those in it: items of containers, and attributes of what is no part of torch."""
+    """Yield an object, and those in it: items of small containers, and attributes of what is no part of torch."""
     if isinstance(value, (*PLAIN, type, types.ModuleType, types.FunctionType, torch.Tensor)):
         return
     yield value
     if not depth:
         return
-    if isinstance(value, Mapping):
-        inner = list(value.values())
-    elif isinstance(value, list | tuple):
-        inner = list(value)
+    inner: Iterable[Any] = ()
+    if isinstance(value, Mapping | list | tuple):
+        if len(value) <= MANY:
+            inner = list(value.values() if isinstance(value, Mapping) else value)
     elif type(value).__module__.startswith("torch."):
         inner = scheduler_parts(value)[0]
     else:

@@ -176,6 +176,14 @@ def accumulating():
     return step
 
 
+def logged(step):
+    @functools.wraps(step)
+    def run(*args):
+        return step(*args)
+
+    return run
+
+
 def mixed(model, batch, optimizer, *, limit=1.0):
     optimizer.zero_grad(set_to_none=False)
     with torch.autocast("cpu", torch.bfloat16):
@@ -242,7 +250,8 @@ def plateau(optimizer):
 
 
 @pytest.mark.parametrize("make", [lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.01, 50), plateau])
-def test_what_the_step_holds_is_as_before(make):
+@pytest.mark.parametrize("decorated", [False, True])
+def test_what_the_step_holds_is_as_before(make, decorated):
     of = model()
     optimizer = adam(of)
     schedule = make(optimizer)
@@ -256,7 +265,7 @@ def test_what_the_step_holds_is_as_before(make):
 
     before, grads = state(), [p.grad for p in of.parameters()]
     attributes = [set(vars(each)) for each in (of, optimizer)]
-    found = report(loop, of, optimizer)
+    found = report(logged(loop.__call__) if decorated else loop, of, optimizer)
     assert of_loop(found).outcome == "passed", found
     assert str(state()) == str(before)
     assert all(a is b for a, b in zip(grads, (p.grad for p in of.parameters()), strict=True))
@@ -308,10 +317,32 @@ def test_state_that_cannot_be_copied_is_refused():
         def load_state_dict(self, state):
             pass
 
-    held = Held()
+    held, of = Held(), model()
+    optimizer = adam(of)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
 
     def step(model, batch, optimizer):
+        schedule.step()
         held.state_dict()
 
     with pytest.raises(InputError, match="Held whose state cannot be copied"):
-        report(step)
+        report(step, of, optimizer)
+    assert schedule.optimizer is optimizer
+
+
+def test_other_models_and_wrappers_that_the_step_holds_are_as_before():
+    of, critic = model(), nn.Linear(3, 1)
+    original, other = adam(of), adam(critic)
+    wrapper = nn.Sequential(of)
+
+    def step(model, batch, optimizer):
+        assert len(wrapper) == 1
+        loss = usual(model, batch, optimizer)
+        other.zero_grad()
+        critic(model(batch[0]).detach()).mean().backward()
+        other.step()
+        return loss
+
+    before = str([critic.state_dict(), other.state_dict(), of.state_dict()])
+    assert of_loop(report(step, of, original)).outcome == "passed"
+    assert str([critic.state_dict(), other.state_dict(), of.state_dict()]) == before

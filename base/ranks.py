@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch.distributed as dist
 
+from loopwise.torch_internals import default_store
+
 T = TypeVar("T")
+_asked = Counter[str]()
+"""Questions of this process, by what they are about."""
 
 
 def _initialized() -> bool:
@@ -28,6 +33,21 @@ def world_size() -> int:
 def is_main() -> bool:
     """Return whether this process is rank 0."""
     return rank() == 0
+
+
+def agreed(about: str, propose: Callable[[], str]) -> str | None:
+    """Return what the first rank to ask has proposed, on every rank; ``None`` if ranks have no process group yet.
+
+    No rank waits for another, and ranks may leave out a question.  The n-th questions of all ranks about the same thing have
+    the same answer.
+    """
+    if world_size() == 1:
+        return propose()
+    if not _initialized():
+        return None
+    _asked[about] += 1
+    answer = default_store().compare_set(f"loopwise/{about}/{_asked[about]}", "", propose())
+    return str(answer.decode())
 
 
 def gather(value: T) -> list[T]:

@@ -5,9 +5,7 @@ torchrun --nproc_per_node 2 examples/ddp_digits.py
 """
 
 import argparse
-import itertools
 import os
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -47,15 +45,6 @@ def accuracy(model, images, labels):
     share = (model(images).argmax(1) == labels).float().mean()
     model.train()
     return share
-
-
-def new_folder(path):
-    """Return a folder that does not exist yet, the same one on all ranks: ``path``, ``path-2``, ``path-3``, ..."""
-    paths = itertools.chain([path], (f"{path}-{number}" for number in itertools.count(2)))
-    chosen = [next(path for path in paths if not Path(path).exists())]
-    if dist.is_initialized():
-        dist.broadcast_object_list(chosen)
-    return chosen[0]
 
 
 def train(args, rank, ranks):
@@ -100,16 +89,15 @@ def main(argv=None):
     add("--batch-size", type=int, default=32, help="samples in a step of all processes together")
     add("--lr", type=float, default=3e-3)
     add("--seed", type=int, default=1)
-    add("--run", help="folder of the run; default: runs/ddp_digits, or runs/ddp_digits-2, ...")
+    add("--run", default="runs/ddp_digits", help="folder of the run; a second run gets one beside it")
     args = parser.parse_args(argv)
 
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if ranks > 1:
         dist.init_process_group("gloo")
-    args.run = args.run or new_folder("runs/ddp_digits")
     watch = train(args, rank, ranks)
     if rank == 0:
-        print(f"{len(watch.findings)} findings; page: {report(args.run)}")
+        print(f"{len(watch.findings)} findings; page: {report(watch.run.url)}")
     if ranks > 1:
         dist.destroy_process_group()
 

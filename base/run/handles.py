@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import ClassVar
 import fsspec
 
 from loopwise.errors import InputError
-from loopwise.ranks import world_size
+from loopwise.ranks import agreed, is_main
 from loopwise.torch_internals import call_before_executors_end
 
 from .folder import Run, location, resolve
@@ -126,7 +127,7 @@ def as_run(run: str | os.PathLike[str] | Run | None, part: str, resume: bool = F
 
     Raises:
         InputError: ``run`` is of another type, or ``resume`` was passed together with a ``Run``.
-        StateError: the folder cannot be written to, or, with several ranks, it already holds a run.
+        StateError: the folder cannot be written to, or several ranks without a process group name one with a run.
     """
     if run is None:
         return None
@@ -162,13 +163,16 @@ def _tell_not_resumed(shared: _Shared, part: str, asked: str) -> None:
 def _new_run(fs: fsspec.AbstractFileSystem, path: str, asked: str) -> Run:
     """Return a new run at a path, or beside the run that is there already: ``runs/x-2`` beside ``runs/x``.
 
-    Several ranks cannot agree on another folder without communication, so they are refused a folder with a run.
+    Ranks without a process group cannot agree on another folder, so they are refused a folder with a run.
     """
-    number = 1
-    while world_size() == 1 and fs.exists(f"{path}{_suffix(number)}/run.json"):
-        number += 1
+
+    def propose() -> str:
+        numbers = itertools.count(1)
+        return str(next(n for n in numbers if not fs.exists(f"{path}{_suffix(n)}/run.json")))
+
+    number = int(agreed(path, propose) or 1)
     run = Run(f"{asked.rstrip('/')}{_suffix(number)}" if number > 1 else asked)
-    if number > 1:
+    if number > 1 and is_main():
         text = "%r holds a run already: this one is written into %r (resume=True goes on in the old one)"
         logging.getLogger("loopwise").warning(text, asked, run.url)
     return run

@@ -83,13 +83,52 @@ def test_a_second_run_gets_a_folder_of_its_own_and_says_so(tmp_path, caplog):
     resumed.release()
 
 
-def test_several_ranks_need_resume_in_a_folder_with_a_run(tmp_path, monkeypatch):
+def test_ranks_without_a_group_need_resume_in_a_folder_with_a_run(tmp_path, monkeypatch):
     as_run(tmp_path, "sift").release()
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(
         StateError, match="already holds a run\nexpected: a new or empty folder, or resume=True"
     ):
         as_run(tmp_path, "sift")
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_ranks_go_on_beside_a_run_together_without_waiting(ranks, tmp_path, late):
+    """The second and third training of a process, after one of an earlier process, each in a folder of its own."""
+    as_run(tmp_path / "run", "sift").release()
+    code = f"""
+    import time
+    from loopwise.run import as_run
+    found = []
+    for training in range(2):
+        if dist.get_rank() == {late}:
+            dist.barrier()  # the others have opened the run already
+        handles = [as_run({str(tmp_path / "run")!r}, part) for part in ("sift", "debug")]
+        if dist.get_rank() != {late}:
+            dist.barrier()
+        found.append([handle.run.path for handle in handles])
+        dist.barrier()
+        for handle in handles:
+            handle.run.append("sift", "log", {{"rank": dist.get_rank()}})
+            handle.release()
+    print(json.dumps(found))
+    """
+    names = [[f"{tmp_path}/run-{number}"] * 2 for number in (2, 3)]
+    assert ranks(code) == [names, names]
+    for name in ("run-2", "run-3"):
+        assert state(tmp_path / name) == "finished"
+        files = sorted(path.name for path in (tmp_path / name / "sift").iterdir())
+        assert [file.split(".")[1] for file in files] == ["rank0", "rank1"]
+
+
+def test_a_part_on_rank_0_alone_goes_on_beside_a_run(ranks, tmp_path):
+    as_run(tmp_path / "run", "sift").release()
+    code = f"""
+    from loopwise.run import as_run
+    handle = as_run({str(tmp_path / "run")!r}, "debug") if dist.get_rank() == 0 else None
+    print(json.dumps(handle and handle.run.path))
+    """
+    assert ranks(code) == [f"{tmp_path}/run-2", None]
 
 
 def test_a_part_that_cannot_start_leaves_no_run_behind(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from loopwise.compile import Plan
 from loopwise.debug import open_run
 from loopwise.examples import ctc, detection, hugging_face_text, lightning_digits
+from loopwise.run import Run
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore", "error:loopwise"
@@ -75,7 +76,7 @@ def test_hugging_face(monkeypatch, capsys):
 
 
 def test_ddp_under_torchrun(tmp_path):
-    (tmp_path / "runs" / "ddp_digits").mkdir(parents=True)
+    Run("runs/ddp_digits").close()
     (tmp_path / "driver.py").write_text(UNDER_TORCHRUN)
     torchrun = [forks.python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"PYTHON_EXEC": forks.python()}

@@ -30,7 +30,7 @@ from .outputs import Evaluation, Trained
 from .report import PreflightReport, Result, faulty, left_out
 from .step import LOOP, step_result, validate_step
 from .targets import LossRefused, Targets
-from .training import FALL, Training, train_under_watch
+from .training import FALL, UNWATCHED, Training, train_under_watch
 
 BY_RULES = {
     "inputs": ("", ("input_not_normalized",)),
@@ -231,11 +231,7 @@ def _with_rules(results: list[Result], training: Training, has_optimizer: bool) 
         elif name == "optimizer" and not has_optimizer:
             by_name[name] = left_out(name, "no optimizer was passed")
         elif not training.watched:
-            why = (
-                training.failed
-                or "rules are applied on rank 0 only, and not to optimizers that need a closure"
-            )
-            by_name[name] = before or left_out(name, why)
+            by_name[name] = before or left_out(name, training.failed or UNWATCHED)
         elif before is None:
             by_name[name] = Result(name, BY_RULES[name][0])
     last = by_name.pop("one batch")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -13,7 +12,6 @@ from torch.optim import Optimizer
 
 from loopwise.errors import InputError
 from loopwise.ranks import is_main
-from loopwise.schedule import every
 from loopwise.validate import function
 
 from ..model import names
@@ -22,6 +20,7 @@ from ..watch import Watch
 from .copies import SEED, Setup, cloned, needs_closure, seed_all
 from .held_state import restored
 from .report import Result, faulty, left_out
+from .training import UNWATCHED, watched
 
 RULES = (
     "gradient_not_zeroed",
@@ -86,33 +85,19 @@ def step_result(setup: Setup, step: Callable[..., Any], known: set[str]) -> Resu
     """
     copy = setup.copy()
     if not is_main() or (copy.optimizer is not None and needs_closure(copy.optimizer)):
-        why = "rules are applied on rank 0 only, and not to optimizers that need a closure"
-        return left_out(LOOP, why)
+        return left_out(LOOP, UNWATCHED)
     seed_all(SEED)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(restored(step, setup, copy))
-        stack.enter_context(_refused(setup))
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="loopwise-preflight-"))
-        watch = Watch(
-            copy.model,
-            copy.optimizer,
-            run=f"{folder}/run",
-            save=every(1),
-            rules=RULES,
-            on_finding=lambda _: None,
-            profile=False,
-        )
-        with watch:
-            done, changed, failed = _train(setup, copy, step, watch)
+    with restored(step, setup, copy), _refused(setup), watched(copy, RULES) as watch:
+        done, changed, failed = _train(setup, copy, step, watch)
     if failed:
         return faulty(LOOP, "step_fails", failed)
     if findings := [finding for finding in watch.findings if finding.rule not in known]:
         return Result(LOOP, "", tuple(findings))
     if not changed:
-        return left_out(
-            LOOP, f"no parameter changed in {done} calls: {', '.join(sorted(known)) or 'no update'}"
-        )
-    return Result(LOOP, f"{done} calls, in training mode and from gradients of zero, changed {some(changed)}")
+        return left_out(LOOP, f"no parameter changed in {done} calls of the step")
+    return Result(
+        LOOP, f"{done} calls of the step change {some(changed)}, as the rules of training loops ask"
+    )
 
 
 def _train(setup: Setup, copy: Setup, step: Callable[..., Any], watch: Watch) -> tuple[int, list[str], str]:

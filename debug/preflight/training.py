@@ -6,7 +6,7 @@ import contextlib
 import math
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -39,6 +39,7 @@ RISE = 0.1
 """Share of the possible fall by which such a loss has risen at least."""
 STILL = 0.005
 """Share of the fall below which a loss hardly moved."""
+UNWATCHED = "rules are applied on rank 0 only, and not to optimizers that need a closure"
 RATE = 1e-3
 """Learning rate of Adam if no optimizer is passed."""
 OFF = {
@@ -147,6 +148,24 @@ def train(
     return training
 
 
+@contextlib.contextmanager
+def watched(copy: Setup, rules: Sequence[str]) -> Iterator[Watch]:
+    """Apply rules to every step of a copy inside the ``with`` block; nothing of the run is kept."""
+    with (
+        tempfile.TemporaryDirectory(prefix="loopwise-preflight-") as folder,
+        Watch(
+            copy.model,
+            copy.optimizer,
+            run=f"{folder}/run",
+            save=every(1),
+            rules=rules,
+            on_finding=lambda _: None,
+            profile=False,
+        ) as watch,
+    ):
+        yield watch
+
+
 def train_under_watch(
     setup: Setup, steps: int, bounds: Bounds | None, frozen: Callable[[str, nn.Parameter], bool]
 ) -> Training:
@@ -169,19 +188,8 @@ def train_under_watch(
     rules = [name for name in select(True, "saved step") if RULES[name].mode == "train" and name not in OFF]
     training, watch = Training(), None
     seed_all(SEED)
-    with contextlib.ExitStack() as stack:
-        if not needs_closure(copy.optimizer):  # such an optimizer may be done in one step
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="loopwise-preflight-"))
-            watch = Watch(
-                copy.model,
-                copy.optimizer,
-                run=f"{folder}/run",
-                save=every(1),
-                rules=rules,
-                on_finding=lambda _: None,
-                profile=False,
-            )
-            stack.enter_context(watch)
+    if not needs_closure(copy.optimizer):  # such an optimizer may be done in one step
+        with watched(copy, rules) as watch:
             train(copy, WATCHED, bounds, training=training, watch=watch)
     if watch is not None and is_main():  # other ranks save no steps
         training.findings, training.watched = watch.findings, True

@@ -77,6 +77,12 @@ def result_shape(node: Any) -> tuple[int, ...] | None:
     return tuple(metadata[0].shape) if metadata else None
 
 
+def expanded_from(node: Any) -> tuple[int, ...] | None:
+    """Return the shape of the tensor that an ``expand`` in the autograd graph got; ``None`` if the node does not tell."""
+    sizes = getattr(node, "_saved_self_sym_sizes", None)
+    return None if sizes is None else tuple(int(size) for size in sizes)
+
+
 def storage_key(tensor: torch.Tensor) -> int:
     """Return a number that tensors with the same storage share while that storage lives."""
     key: int = tensor.untyped_storage()._cdata

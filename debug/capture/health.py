@@ -114,6 +114,7 @@ class Health:
         self._note_owners()
         self._refresh()
         self._note("frozen_norms", module_signals.frozen_norms(self._models, self._modules))
+        self._note("heavy_dropout", module_signals.heavy_dropouts(self._modules))
         if (passes := self._zeroing.passes(optimizer)) > 1:
             self._facts["passes"] = max(passes, self._facts.get("passes", 0))
         if not_zeroed := self._zeroing.end(optimizer):

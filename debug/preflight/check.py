@@ -21,6 +21,7 @@ from loopwise.wrappers import is_sharded
 from ..model.names import root
 from ..rules import Finding
 from .bounds import Bounds
+from .causality import causality
 from .copies import RecordedCall, Setup, recorded
 from .dependence import dependence
 from .gradients import frozen_result, gradcheck, looked_at_again
@@ -201,6 +202,8 @@ def _in_evaluation_mode(
             return [left_out(name, evaluation.unusable) for name in checks]
         for check in checks.values():
             results.append(check(evaluation))
+        if (later := causality(evaluation, setup.batch)) is not None:
+            results.append(later)
     except Exception as error:
         why = f"the model fails in evaluation mode: {error!r}"
         results += [left_out(name, why) for name in list(checks)[len(results) :]]

@@ -169,6 +169,7 @@ LOSSES: dict[Any, Callable[[torch.Tensor, torch.Tensor, dict[str, Any]], Wrong |
     F.nll_loss: _classes,
     F.binary_cross_entropy: _binary,
     F.binary_cross_entropy_with_logits: _binary,
+    F.kl_div: _broadcast,
     F.mse_loss: _broadcast,
     F.l1_loss: _broadcast,
     F.smooth_l1_loss: _broadcast,

@@ -46,6 +46,9 @@ def doubts(
     if func is F.nll_loss and classes > 1 and not _sum_to_one(outputs.exp()):
         what = "nll_loss expects log-probabilities, but the exponentials of its outputs do not sum to 1"
         seen["loss_input"] = Observation(what, ("loss",))
+    if func is F.kl_div and bool((outputs > NEAR).any()):
+        what = "kl_div expects log-probabilities, but gets outputs above 0"
+        seen["loss_input"] = Observation(what, ("loss",), advice="pass the outputs of log_softmax")
     indices = func in (F.cross_entropy, F.nll_loss) and targets.ndim == 1 and not targets.is_floating_point()
     if indices and len(targets) >= SAMPLES and bool((targets == targets[0]).all()):
         what = f"all {len(targets)} targets of the batch are of class {int(targets[0])}"

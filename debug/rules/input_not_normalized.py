@@ -1,10 +1,11 @@
 """Inputs of the model that are constant or tiny, or are far from zero mean and unit size.
 
 Statistic: mean and standard deviation of the model's floating-point inputs of two dimensions or more.
-Default: all values are equal, none is larger than 0.01, or their root mean square is above 20, at two successive saved
-steps.  Models whose first layer normalizes may have large or tiny inputs.
+Default: all values are equal, none is larger than 0.01, their root mean square is above 20, or their mean is 20 times as
+large as their deviation, at two successive saved steps.  Models whose first layer normalizes may have such inputs.
 Why: pixels from 0 to 255 have about 130; normalized data has about 1, and tabular data rarely more than 10.
-Pixels that are divided by 255 twice are at most 0.004; beside them, biases and initial noise are all that a layer sees.
+Pixels that are divided by 255 twice are at most 0.004; beside them, biases and initial noise are all that a layer sees.  Images whose mean was subtracted twice, or before they were
+divided, differ by little from a constant.
 False alarms: models that normalize their input in another way.
 """
 
@@ -28,10 +29,13 @@ def detect(history: History, size: float = 20.0, least: float = 0.01, steps: flo
     def tiny(columns: Columns, mean: Floats, std: Floats, low: Floats, high: Floats) -> Mask:
         return np.asarray(is_data(columns) & (low != high) & (np.maximum(-low, high) < least))
 
+    def offset(columns: Columns, mean: Floats, std: Floats, low: Floats, high: Floats) -> Mask:
+        return np.asarray(is_data(columns) & (low != high) & (np.abs(mean) > size * std))
+
     statistics = ("mean", "std", "min", "max")
     tests = {"constant": constant}
     if not history.begins_with_norm:
-        tests |= {"not normalized": large, "tiny": tiny}
+        tests |= {"not normalized": large, "tiny": tiny, "nearly constant": offset}
     for what, test in tests.items():
         if history.persistent(steps, "input", statistics, test):
             mean, std, low, high = (float(v[0]) for v in history.now.columns("input", *statistics).values)

@@ -1,9 +1,10 @@
-"""A loss that gets probabilities instead of logits, or logits instead of probabilities.
+"""A loss that gets probabilities instead of logits, or logits instead of probabilities, or outputs of another shape.
 
 Statistic: the operations before the loss that ``step`` gets, from its autograd graph.
 Default: softmax, log-softmax or sigmoid before a cross-entropy that applies it itself, or none before a loss that expects
-it.
-Why: applied twice, softmax limits the confidence and the gradients; without it, nll_loss can fall without end.
+it; tanh or ReLU right before a cross-entropy; outputs that a regression's loss expands, such as (32, 1) beside targets (32,).
+Why: applied twice, softmax limits the confidence and the gradients, and so does tanh; without it, nll_loss can fall without
+end.  Outputs that are expanded are compared with the targets of all samples, whose mean they learn.
 False alarms: a distillation or mixture whose probabilities are used as logits on purpose.
 """
 
@@ -15,6 +16,8 @@ WRONG = {
     "no log_softmax before nll_loss": "nll_loss expects log-probabilities, but gets the outputs of {}",
     "sigmoid before bce_with_logits": "binary_cross_entropy_with_logits applies sigmoid itself, "
     "but gets the outputs of {}",
+    "bounded before cross_entropy": "a cross-entropy takes logits of any size and sign, but gets the outputs of {}",
+    "outputs expanded": "the loss compares each output with the targets of other samples: it expands outputs of {}",
 }
 
 
@@ -27,5 +30,6 @@ def detect(history: History) -> Observations:
 RULE = Rule(
     detect,
     "critical",
-    "pass logits to cross_entropy and binary_cross_entropy_with_logits, and the outputs of log_softmax to nll_loss",
+    "pass logits to cross_entropy and binary_cross_entropy_with_logits, the outputs of log_softmax to nll_loss, and outputs "
+    "and targets of one shape to a regression's loss",
 )

@@ -29,7 +29,7 @@ def detect(history: History, steps: float = 40, share: float = 0.1) -> Observati
     for name in ["loss"] if "loss" in history.losses() else names:
         numbers, losses = history.scalar(name)
         doublings = np.log2(len(losses) / steps) if len(losses) >= steps else -1.0
-        if doublings < 0 or doublings % 1 or numbers[-1] != history.now.number or _warms_up(history):
+        if doublings < 0 or doublings % 1 or numbers[-1] != history.now.number or warms_up(history):
             continue
         values = np.array(losses)
         if not np.isfinite(values).all():
@@ -47,10 +47,21 @@ def detect(history: History, steps: float = 40, share: float = 0.1) -> Observati
             )
 
 
-def _warms_up(history: History) -> bool:
+def warms_up(history: History) -> bool:
     """Return whether the learning rate is higher than in the middle of the steps so far."""
     _, rates = history.scalar("learning_rate")
     return len(rates) > 1 and rates[-1] > 1.01 * rates[len(rates) // 2]
+
+
+def flat(history: History, least: int) -> str | None:
+    """Return the name of a loss whose second half is not lower than the first; ``None`` if it is, or ``least`` are not there."""
+    names = [name for name in history.losses() if len(history.scalar(name)[1]) >= least]
+    if not names:
+        return None
+    name = "loss" if "loss" in names else names[0]
+    values = np.array(history.scalar(name)[1])
+    halves = values[: len(values) // 2], values[len(values) // 2 :]
+    return name if np.isfinite(values).all() and rank_sum(*halves) < FELL else None
 
 
 def _fell(values: Floats) -> bool:

@@ -1,9 +1,10 @@
-"""Weight decay that shrinks the weights faster than the gradients can use them.
+"""Weight decay that shrinks the weights faster than the gradients can use them, or dropout of nearly everything.
 
 Statistic: the size of all weight matrices over their size at the first saved step; the shrinking that weight decay alone
 causes, from learning rates and decays of the steps between; and the loss, by the rank-sum test of `loss_not_decreasing`.
 Default: weights are below half of their size, decay alone explains more than half of that (in logarithms), and the
-second half of 20 losses or more is not lower than the first by two standard deviations.
+second half of 20 losses or more is not lower than the first by two standard deviations; or a Dropout module in training
+drops nine values of ten, or more.
 Why: decay has to be balanced by gradients; weights that it halves while the loss stays or rises learn nothing.  A loss
 that falls seems not to by chance in fewer than one of 40 tests.
 False alarms: weights that begin far too large.
@@ -15,13 +16,16 @@ import numpy as np
 
 from .arrays import memory
 from .finding import Observation, Observations, Rule
-from .history import History, matrices, sizes
-from .loss_not_decreasing import FELL, rank_sum
+from .history import History, matrices, sizes, some
+from .loss_not_decreasing import flat
 
 LOSSES = 20
 
 
 def detect(history: History, share: float = 0.5) -> Observations:
+    if heavy := tuple(history.now.facts.get("heavy_dropout", ())):
+        what = f"{some(heavy)} drops nine values of ten, or more, in training"
+        yield Observation(what, heavy, advice="lower the probability of dropout: 0.1 to 0.5 is usual")
     kept, now = memory(history, "over_regularization"), history.now
     size, decays = _size(history), now.facts.get("decays", [])
     if not now.updated or not size or not decays:
@@ -31,19 +35,15 @@ def detect(history: History, share: float = 0.5) -> Observations:
     kept["last"] = now.mode_step, explained
     first = kept.setdefault("first", size)
     shrunk = math.log(first / size)
-    names = [name for name in history.losses() if len(history.scalar(name)[1]) >= LOSSES]
-    if shrunk <= -math.log(share) or explained <= shrunk / 2 or not names:
+    if shrunk <= -math.log(share) or explained <= shrunk / 2 or (name := flat(history, LOSSES)) is None:
         return
-    name = "loss" if "loss" in names else names[0]
-    losses = np.array(history.scalar(name)[1])
-    if np.isfinite(losses).all() and rank_sum(losses[: len(losses) // 2], losses[len(losses) // 2 :]) < FELL:
-        decay = max(decay for decay, *_ in decays)
-        yield Observation(
-            f"the weights have shrunk to {100 * size / first:.3g} % of their size under a weight decay of {decay:.3g}, "
-            f"and {name} is {losses[-1]:.4g} after {losses[0]:.4g}",
-            (),
-            {name: list(zip(*history.scalar(name), strict=True))[-100:]},
-        )
+    losses, decay = history.scalar(name)[1], max(decay for decay, *_ in decays)
+    yield Observation(
+        f"the weights have shrunk to {100 * size / first:.3g} % of their size under a weight decay of {decay:.3g}, "
+        f"and {name} is {losses[-1]:.4g} after {losses[0]:.4g}",
+        (),
+        {name: list(zip(*history.scalar(name), strict=True))[-100:]},
+    )
 
 
 def _size(history: History) -> float:

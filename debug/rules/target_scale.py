@@ -3,10 +3,11 @@
 Statistic: root mean squares of the targets and of the outputs, at the first saved step.  Targets follow from the gradient of
 the output: for a mean squared error it is twice the distance over the number of elements.  That the loss is one is checked: the
 mean square of the distance has to be the loss, to 1 %; of other losses the rule says nothing.
-Default: targets are 20 times larger than the outputs, and than 1; or outputs are 50 times larger than targets.
+Default: targets are 20 times larger than the outputs, and than 1; or outputs are 50 times larger than targets; or the outputs
+are those of sigmoid, tanh or softmax, and the root mean square of the targets is above 1.
 Why: a network begins with outputs of about 1 or less, and an update of Adam moves them by little more than the learning
 rate, so that large targets take thousands of steps, with huge gradients; beside tiny targets the initial noise of the
-outputs is the loss.  Normalized targets have 1.
+outputs is the loss.  Normalized targets have 1.  Outputs of at most 1 never reach larger targets.
 False alarms: targets that are all but zero on purpose.
 """
 
@@ -14,6 +15,9 @@ import math
 
 from .finding import Observation, Observations, Rule
 from .history import History
+
+NEAR = 0.01
+"""Distance that is rounding."""
 
 
 def detect(history: History, ratio: float = 20.0, least: float = 50.0) -> Observations:
@@ -28,11 +32,16 @@ def detect(history: History, ratio: float = 20.0, least: float = 50.0) -> Observ
             continue
         place = outputs.names.index(root)
         output = math.hypot(*(float(values[place]) for values in outputs.values))
-        if target > ratio * max(output, 1.0) or 0 < least * target < output:
+        bounded = history.now.facts.get("bounded") if target > 1 + NEAR else None
+        if bounded or target > ratio * max(output, 1.0) or 0 < least * target < output:
+            limit = f", as {bounded} gives at most 1" if bounded else ""
             yield Observation(
-                f"the targets have a root mean square of {target:.4g}, and the outputs of {output:.4g}",
+                f"the targets have a root mean square of {target:.4g}, and the outputs of {output:.4g}{limit}",
                 ("output",) if not root else (f"output {name}",),
                 {"target": [(history.now.number, float(target))], "output": [(history.now.number, output)]},
+                f"leave {bounded} out after the last layer, or scale the targets into its range"
+                if bounded
+                else "",
             )
 
 

@@ -19,19 +19,22 @@ from ..model import names
 from ..model.tensors import tensors
 from .constant_inputs import ConstantInputs
 
-HEADS = ("spread", "varied", "scale", "over_batch", "target", "residual")
+HEADS = ("spread", "varied", "scale", "over_batch", "target", "residual", "copied")
 """Columns of the table of outputs.  ``spread``: distance between the outputs of a batch, in units of float32's (or a
 finer dtype's) last place at the largest output.  ``varied``: 1 if the inputs differ, else 0.  ``scale``: the factor
 between a mean cross-entropy and the loss that backward was called on; NaN for other losses, or if the factor is unknown.  ``over_batch``: largest distance from 1 of the
 sums of probabilities over the batch; NaN if the output has no probabilities.  ``target``, ``residual``: root mean squares of
 the targets, and of their distance from the output, if the loss is a mean squared error, which the caller has to check:
-the residual's square is the loss then."""
+the residual's square is the loss then.  ``copied``: 1 if the targets of a cross-entropy are the model's own input tokens, at
+the same positions, else 0; NaN if the input has no tokens of the outputs' positions."""
 DIFFERENT = 0.05
 """Distance from 1 beyond which the probabilities of a sample do not sum up to it."""
 CLASSES = 50
 """Largest number of classes whose targets are counted."""
 SAMPLES, ELEMENTS = 32, 32
 """Largest number of inspected samples, and of elements along any other dimension."""
+TOKENS = 16
+"""Positions that are needed to say that targets are the input."""
 POSITIONS = 4
 """Positions of a sequence whose predictions are inspected."""
 MOST = 2**20
@@ -55,6 +58,7 @@ class Outputs:
         self._guard = guard
         self.constant = ConstantInputs()
         self._inputs: dict[str, tuple[int, torch.Tensor]] = {}
+        self._tokens: dict[str, torch.Tensor] = {}
         self._rows: dict[str, dict[str, torch.Tensor]] = {}
         self._counts: dict[str, torch.Tensor] = {}
         self._subscribers: list[tuple[nn.Module, _Subscriber]] = []
@@ -77,6 +81,7 @@ class Outputs:
         """Discard the step's facts and inspect nothing until ``begin``."""
         self.open = False
         self._inputs.clear()
+        self._tokens.clear()
         self._rows.clear()
         self._counts.clear()
 
@@ -115,6 +120,8 @@ class Outputs:
             if inputs:
                 x = _some_elements(inputs[0].detach())
                 self._inputs[key] = len(inputs[0]), (x != x[:1]).any().double()
+                if inputs[0].ndim == 2 and inputs[0].dtype in (torch.int32, torch.int64):
+                    self._tokens[key] = inputs[0][:POSITIONS].clone()
                 if is_training:
                     self.constant.add(key, inputs[0])
 
@@ -139,6 +146,7 @@ class Outputs:
         class_dims = {1, logits.ndim - 1}
         is_plain = logits.ndim == 2 and logits.shape[1] <= CLASSES
         kept = logits.detach().clone() if logits.numel() <= MOST else None
+        tokens = self._tokens.pop(key, None)
         by_dim = {d: _predictions(logits.detach(), d).clone() for d in class_dims if logits.shape[d] > 1}
 
         def come(gradient: torch.Tensor) -> None:
@@ -147,6 +155,10 @@ class Outputs:
                 if scales:
                     best = torch.stack(scales).nan_to_num(-1.0).amax().double()
                     row["scale"] = torch.where(best > 0, best, torch.nan)
+                    if tokens is not None:
+                        copied = _are_targets(tokens, gradient, best > 0)
+                        if copied is not None:
+                            row["copied"] = copied
                     if is_plain and logits.shape[1] > 1:
                         self._counts[key] = _class_counts(gradient, best > 0)
                 if kept is not None:
@@ -215,6 +227,23 @@ def _probabilities(values: torch.Tensor) -> torch.Tensor:
     """Return values, or their exponentials if none is positive, in float64."""
     values = values.double()
     return torch.where((values <= 0).all(), values.clamp(max=0).exp(), values)
+
+
+def _are_targets(
+    tokens: torch.Tensor, gradient: torch.Tensor, is_cross_entropy: torch.Tensor
+) -> torch.Tensor | None:
+    """Return 1 if the targets of the first samples are these tokens, (samples, positions), else 0.
+
+    NaN for another loss, or if too few positions have targets; ``None`` if the outputs have other positions.
+    """
+    for dim in (2, 1) if gradient.ndim == 3 else ():
+        g = gradient[: len(tokens)].movedim(dim, -1)
+        if g.shape[:2] != tokens.shape:
+            continue
+        used = (g != 0).any(-1)
+        same = ((g.argmin(-1) == tokens) | ~used).all().double()
+        return torch.where(is_cross_entropy & (used.sum() >= TOKENS), same, torch.nan)
+    return None
 
 
 def _class_counts(gradient: torch.Tensor, is_cross_entropy: torch.Tensor) -> torch.Tensor:

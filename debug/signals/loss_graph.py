@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
-from ..torch_internals import result_shape
+from ..torch_internals import expanded_from, result_shape
 
 FAR = 12
 """Largest number of inspected operations before the loss."""
@@ -14,6 +15,9 @@ LOSSES = {
     "NllLossBackward0": "nll",
     "NllLoss2DBackward0": "nll",
     "BinaryCrossEntropyWithLogitsBackward0": "bce_with_logits",
+    "MseLossBackward0": "distance",
+    "SmoothL1LossBackward0": "distance",
+    "HuberLossBackward0": "distance",
 }
 MOVES = {"View", "Reshape", "UnsafeView", "ToCopy", "Transpose", "T", "Permute", "Squeeze", "Unsqueeze"}
 MOVES |= {"Slice", "Clone", "Index", "Select", "IndexSelect", "MaskedSelect", "Expand", "Alias", "Stack"}
@@ -23,6 +27,10 @@ LOGITS = {"Addmm", "Mm", "Bmm", "Linear", "MkldnnLinear", "Convolution", "Relu",
 LOGITS |= {"NativeBatchNorm"}
 """Operations that surely return no log-probabilities."""
 NORMALIZING = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
+BOUNDED = {"Softmax": "softmax", "Sigmoid": "sigmoid", "Tanh": "tanh"}
+"""Operations whose results have a size of 1 at most."""
+SQUASHING = {"Tanh": "tanh", "Relu": "relu", "Hardtanh": "hardtanh"}
+"""Operations after which logits are bounded on a side, or on both."""
 
 
 def of_loss(loss: torch.Tensor) -> dict[str, Any]:
@@ -32,8 +40,9 @@ def of_loss(loss: torch.Tensor) -> dict[str, Any]:
         loss: a number with its autograd graph, also after backward.
 
     Returns:
-        ``loss_input``, only if the input of the loss function is wrong: the mistake and the operation before it;
-        ``classes``: number of classes of a cross-entropy that is neither multiplied nor added to.
+        ``loss_input``, only if the input of the loss function is wrong: the mistake and the operation before it, or the
+        shapes; ``classes``: number of classes of a cross-entropy that is neither multiplied nor added to; ``bounded``: the
+        operation that keeps the outputs of a regression between -1 and 1.
     """
     node: Any = loss.grad_fn
     above, mixed = "", False
@@ -46,10 +55,13 @@ def of_loss(loss: torch.Tensor) -> dict[str, Any]:
         above, node = _kind(node), _first_input(node)
     else:
         return {}
+    if kind == "distance":
+        return _of_distance(_first_input(node))
     source = _without_moves(_first_input(node))
     if kind == "bce_with_logits":
-        is_wrong = _normalization(source) == "sigmoid"
-        return {"loss_input": ["sigmoid before bce_with_logits", "sigmoid"]} if is_wrong else {}
+        if _normalization(source) == "sigmoid":
+            return {"loss_input": ["sigmoid before bce_with_logits", "sigmoid"]}
+        return _squashed(source)
     if source is None:
         return {}
     if _normalization(source) != "log_softmax":
@@ -59,10 +71,28 @@ def of_loss(loss: torch.Tensor) -> dict[str, Any]:
     shape = result_shape(source)
     if shape is not None and len(shape) > 1 and not mixed:
         facts["classes"] = int(shape[1])
-    before = _normalization(_without_moves(_first_input(source)))
-    if before in ("softmax", "sigmoid"):  # log_softmax twice equals log_softmax
-        facts["loss_input"] = ["softmax before cross_entropy", before]
-    return facts
+    before = _without_moves(_first_input(source))
+    if _normalization(before) in ("softmax", "sigmoid"):  # log_softmax twice equals log_softmax
+        facts["loss_input"] = ["softmax before cross_entropy", _normalization(before)]
+    return facts | _squashed(before)
+
+
+def _squashed(source: Any) -> dict[str, Any]:
+    """Return the fact that logits are bounded, if they are."""
+    name = None if source is None else SQUASHING.get(_kind(source))
+    return {} if name is None else {"loss_input": ["bounded before cross_entropy", name]}
+
+
+def _of_distance(node: Any) -> dict[str, Any]:
+    """Return facts about the outputs of a regression, which torch expands to the shape of outputs and targets together."""
+    facts: dict[str, Any] = {}
+    if node is not None and _kind(node) == "Expand":
+        shape, expanded = expanded_from(node), result_shape(node)
+        if shape is not None and expanded is not None and math.prod(shape) < math.prod(expanded):
+            facts["loss_input"] = ["outputs expanded", f"{shape} to {expanded}"]
+    source = _without_moves(node)
+    name = None if source is None else BOUNDED.get(_kind(source))
+    return facts if name is None else facts | {"bounded": name}
 
 
 def _first_input(node: Any) -> Any:

@@ -16,6 +16,8 @@ from ..torch_internals import BATCH_NORMS, DROPOUTS, RUNNING_NORMS
 TYPED: tuple[type[nn.Module], ...] = (*RUNNING_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 TYPED += (nn.ReLU, nn.ReLU6, nn.Tanh, nn.Sigmoid, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Modules whose class rules need."""
+HEAVY = 0.9
+"""Probability of a Dropout module from which hardly anything passes."""
 
 
 def types(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, str]:
@@ -99,6 +101,15 @@ class ModesAtForward(calls.CallSubscriber):
     def close(self) -> None:
         for model in self._models.values():
             calls.unsubscribe(names.root(model), self)
+
+
+def heavy_dropouts(modules: Iterable[tuple[str, nn.Module]]) -> list[str]:
+    """Return the Dropout modules in training mode that leave a tenth of the values, or less."""
+    return [
+        prefix.removesuffix(".")
+        for prefix, module in modules
+        if isinstance(module, DROPOUTS) and module.training and HEAVY <= float(module.p) < 1
+    ]
 
 
 def frozen_norms(models: Mapping[str, nn.Module], modules: Iterable[tuple[str, nn.Module]]) -> list[str]:

@@ -4,7 +4,7 @@ Statistic: the root mean square of an update over that of its weight (of a sampl
 dimensions or more.
 Default: more than 0.1, or less than an eighth of the last place of the weight's dtype, at two successive saved steps.  The
 n-th update may be 1/n larger, and 5/n if the weight began with zeros (a root mean square below 1e-6).
-Too small are also updates that together move no weight by a hundredth of its size, while the second half of 40 losses or more
+Too small are also updates that together move no weight by a 2,000th of its size, while the second half of 40 losses or more
 is not lower than the first by two standard deviations (see `loss_not_decreasing`).
 Why: trainings that work have about 1e-3, and half of a last place is rounded away.  A weight that began with zeros has a
 ratio of 1/n at its n-th update, and of 2/n in a warmup; twice that is allowed.  The first updates of RMSprop and Adagrad
@@ -26,7 +26,7 @@ from .loss_not_decreasing import flat, warms_up
 
 LOSSES = 40
 """Number of losses from which on they are known to fall."""
-FAR = 0.01
+FAR = 5e-4
 """Share of its size by which a weight that learns has moved."""
 LEAST = 1e-6
 """Root mean square of a weight below which it counts as zero."""

@@ -88,7 +88,7 @@ def _of_distance(node: Any) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if node is not None and _kind(node) == "Expand":
         shape, expanded = expanded_from(node), result_shape(node)
-        if shape is not None and expanded is not None and math.prod(shape) < math.prod(expanded):
+        if shape is not None and expanded == (math.prod(shape),) * 2 and max(shape) > 1:
             facts["loss_input"] = ["outputs expanded", f"{shape} to {expanded}"]
     source = _without_moves(node)
     name = None if source is None else BOUNDED.get(_kind(source))

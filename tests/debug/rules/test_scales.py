@@ -247,6 +247,19 @@ def test_targets_that_stand_for_all_outputs_of_a_sample(tmp_path, outputs):
     assert "loss_input" not in train(tmp_path, net(outputs), numbers(1.0), F.mse_loss, steps=3)
 
 
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_one_number_that_is_the_output_for_all_samples(tmp_path):
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.value = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return self.value * 1.0
+
+    assert "loss_input" not in train(tmp_path, Mean(), flat, F.mse_loss, steps=3)
+
+
 @pytest.mark.parametrize("last", [nn.Tanh(), nn.ReLU(), nn.Hardtanh()])
 @pytest.mark.parametrize(
     "criterion", [F.cross_entropy, lambda y, t: F.cross_entropy(y, t, label_smoothing=0.1)]

@@ -19,13 +19,13 @@ from ..model import names
 from ..model.tensors import tensors
 from .constant_inputs import ConstantInputs
 
-HEADS = ("spread", "varied", "scale", "over_batch", "target", "residual", "copied")
+HEADS = ("spread", "varied", "scale", "over_batch", "target", "residual", "low", "high", "copied")
 """Columns of the table of outputs.  ``spread``: distance between the outputs of a batch, in units of float32's (or a
 finer dtype's) last place at the largest output.  ``varied``: 1 if the inputs differ, else 0.  ``scale``: the factor
 between a mean cross-entropy and the loss that backward was called on; NaN for other losses, or if the factor is unknown.  ``over_batch``: largest distance from 1 of the
 sums of probabilities over the batch; NaN if the output has no probabilities.  ``target``, ``residual``: root mean squares of
 the targets, and of their distance from the output, if the loss is a mean squared error, which the caller has to check:
-the residual's square is the loss then.  ``copied``: 1 if the targets of a cross-entropy are the model's own input tokens, at
+the residual's square is the loss then; ``low`` and ``high``: the smallest and the largest target.  ``copied``: 1 if the targets of a cross-entropy are the model's own input tokens, at
 the same positions, else 0; NaN if the input has no tokens of the outputs' positions."""
 DIFFERENT = 0.05
 """Distance from 1 beyond which the probabilities of a sample do not sum up to it."""
@@ -163,7 +163,9 @@ class Outputs:
                         self._counts[key] = _class_counts(gradient, best > 0)
                 if kept is not None:
                     distance = gradient.double() * (kept.numel() / 2)
-                    row["target"] = (kept.double() - distance).square().mean().sqrt()
+                    targets = kept.double() - distance
+                    row["target"] = targets.square().mean().sqrt()
+                    row["low"], row["high"] = targets.amin(), targets.amax()
                     row["residual"] = distance.square().mean().sqrt()
 
         on_gradient(logits, come)

@@ -27,8 +27,8 @@ LOGITS = {"Addmm", "Mm", "Bmm", "Linear", "MkldnnLinear", "Convolution", "Relu",
 LOGITS |= {"NativeBatchNorm"}
 """Operations that surely return no log-probabilities."""
 NORMALIZING = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
-BOUNDED = {"Softmax": "softmax", "Sigmoid": "sigmoid", "Tanh": "tanh"}
-"""Operations whose results have a size of 1 at most."""
+BOUNDED = {"Softmax", "Sigmoid", "Tanh", "Relu", "Softplus", "Exp"}
+"""Operations whose results are bounded on a side, or on both."""
 SQUASHING = {"Tanh": "tanh", "Relu": "relu", "Hardtanh": "hardtanh"}
 """Operations after which logits are bounded on a side, or on both."""
 
@@ -42,7 +42,7 @@ def of_loss(loss: torch.Tensor) -> dict[str, Any]:
     Returns:
         ``loss_input``, only if the input of the loss function is wrong: the mistake and the operation before it, or the
         shapes; ``classes``: number of classes of a cross-entropy that is neither multiplied nor added to; ``bounded``: the
-        operation that keeps the outputs of a regression between -1 and 1.
+        operation that bounds the outputs of a regression.
     """
     node: Any = loss.grad_fn
     above, mixed = "", False
@@ -91,8 +91,8 @@ def _of_distance(node: Any) -> dict[str, Any]:
         if shape is not None and expanded == (math.prod(shape),) * 2 and max(shape) > 1:
             facts["loss_input"] = ["outputs expanded", f"{shape} to {expanded}"]
     source = _without_moves(node)
-    name = None if source is None else BOUNDED.get(_kind(source))
-    return facts if name is None else facts | {"bounded": name}
+    is_bounded = source is not None and _kind(source) in BOUNDED
+    return facts | {"bounded": _kind(source).lower()} if is_bounded else facts
 
 
 def _first_input(node: Any) -> Any:

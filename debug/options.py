@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
@@ -131,7 +131,11 @@ class WatchOptions:
         return None if self.like is None else opened(self.like, run, rank())
 
     def for_capture(
-        self, models: Mapping[str, nn.Module], optimizers: dict[str, Optimizer], scaler: Any, sharded: bool
+        self,
+        models: Mapping[str, nn.Module],
+        optimizers: MutableMapping[str, Optimizer],
+        scaler: Any,
+        sharded: bool,
     ) -> CaptureOptions:
         """Return the options of ``Capture``.
 

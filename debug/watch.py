@@ -148,7 +148,8 @@ class Watch:
             strict=strict,
         )
         sharded = any(is_sharded(m) for m in models.values())
-        self._what = self._options.for_capture(models, optimizers, scaler, sharded)
+        living = weakref.WeakValueDictionary(optimizers)  # a loop may make others, and free these
+        self._what = self._options.for_capture(models, living, scaler, sharded)
         healthy = self._options.healthy_run(run)
         with Delayed():
             handle = as_run(run, "debug", resume)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ class CaptureOptions:
     """Validated arguments of a ``Watch`` that select the saved tensors."""
 
     models: Mapping[str, nn.Module]
-    optimizers: dict[str, Optimizer]
+    optimizers: MutableMapping[str, Optimizer]
     """One that takes the place of another one is added during training."""
     collections: list[Collection]
     save: Save
@@ -110,6 +110,8 @@ class Capture(updates.UpdateSubscriber):
         self._observers = Observers(self._receive)
         self._scalars = ScalarSteps(writer, self._fail)
         follows = options.every_scalar and active
+        self._joined = len(options.optimizers)
+        """Optimizers so far, also those that the script has freed since."""
         self._at_updates = UpdateScalars(options.optimizers if follows else {})
         judged = any(collection.name == "health" for collection in options.collections)
         self._samples = Samples(options.models if follows or (judged and active) else {})
@@ -326,10 +328,15 @@ class Capture(updates.UpdateSubscriber):
                 step.put(kind, (name,), [tensor], [c for c in observer.owners if c in step.collections])
 
     def joined(self, optimizer: Optimizer) -> None:
-        """Take over an optimizer that updates parameters of one that the ``Watch`` was given."""
+        """Take over an optimizer that updates parameters of a known one, in whose place it comes if it has all of them."""
         with self._guarded():
+            own, known = updates.parameters(optimizer), list(self._options.optimizers.items())
+            replaced = [key for key, other in known if updates.parameters(other) <= own]
+            self._joined += 1
+            key = replaced[0] if replaced else f"optimizer {self._joined}"
+            self._options.optimizers[key] = optimizer
+            self._at_updates.joined(key, optimizer)
             kind = type(optimizer).__name__
-            self._options.optimizers[f"optimizer {len(self._options.optimizers) + 1}"] = optimizer
             self._say(f"another optimizer updates the model and is followed from here on: {kind}")
 
     def before_update(self, optimizer: Optimizer) -> None:

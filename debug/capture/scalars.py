@@ -159,6 +159,11 @@ class UpdateScalars:
         self._values: dict[str, float | torch.Tensor] = {}
         self._spent, self._start = -math.inf, time.perf_counter()
 
+    def joined(self, key: str, optimizer: Optimizer) -> None:
+        """Take the numbers of another optimizer as well, if any are taken."""
+        if self._suffixes:
+            self._suffixes[id(optimizer)] = f"/{key}" if key else ""
+
     def update(self, optimizer: Optimizer) -> None:
         """Take the numbers of an optimizer that is about to update."""
         suffix = self._suffixes.get(id(optimizer))

@@ -185,9 +185,9 @@ def _join(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Call the subscribers of an optimizer at the updates of another one that takes its place."""
     if torch.compiler.is_compiling() or optimizer in _optimizers or optimizer in _foreign:
         return
-    own = _parameters(optimizer)
+    own = parameters(optimizer)
     followed = [(known, updates) for known in list(_optimizers) if (updates := _updates(known)) is not None]
-    subscribers = [s for known, updates in followed if own & _parameters(known) for s in updates.subscribers]
+    subscribers = [s for known, updates in followed if own & parameters(known) for s in updates.subscribers]
     if not subscribers:
         _foreign.add(optimizer)
     for subscriber in dict.fromkeys(subscribers):
@@ -195,7 +195,8 @@ def _join(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         subscriber.joined(optimizer)
 
 
-def _parameters(optimizer: Optimizer) -> set[int]:
+def parameters(optimizer: Optimizer) -> set[int]:
+    """Return the identities of the parameters that an optimizer holds."""
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -51,17 +52,25 @@ class Rates(updates.UpdateSubscriber):
         updating: Callable[[Optimizer], None],
     ) -> None:
         self._guard, self._updating = guard, updating
-        self._rates = {id(optimizer): _Rate(key, optimizer) for key, optimizer in optimizers.items()}
-        for optimizer in optimizers.values():
+        self._rates: dict[int, _Rate] = {}
+        self._count = 0
+        for key, optimizer in optimizers.items():
+            self._follow(key, optimizer)
             updates.subscribe(optimizer, self)
+
+    def _follow(self, key: str, optimizer: Optimizer) -> None:
+        """Follow an optimizer as long as the script has it: a loop may make a new one for each epoch, or step."""
+        rates, place = self._rates, id(optimizer)
+        self._count += 1
+        rates[place] = _Rate(key, weakref.ref(optimizer, lambda _: rates.pop(place, None)))
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """Return facts by the key of each optimizer with a schedule; see `_Rate.facts`."""
-        return {rate.key: rate.facts() for rate in self._rates.values() if rate.changes}
+        return {rate.key: rate.facts() for rate in list(self._rates.values()) if rate.changes}
 
     def begin(self) -> None:
         """Begin a step."""
-        for rate in self._rates.values():
+        for rate in list(self._rates.values()):
             rate.steps += 1
             rate.read()
 
@@ -69,8 +78,7 @@ class Rates(updates.UpdateSubscriber):
         updates.unsubscribe_all(self)
 
     def joined(self, optimizer: Optimizer) -> None:
-        key = f"optimizer {len(self._rates) + 1}"
-        self._rates[id(optimizer)] = _Rate(key, optimizer)
+        self._follow(f"optimizer {self._count + 1}", optimizer)
 
     def step_called(self, optimizer: Optimizer) -> None:
         with self._guard:
@@ -87,8 +95,9 @@ class _Rate:
         changes: number of changes of the rate.
     """
 
-    def __init__(self, key: str, optimizer: Optimizer) -> None:
-        self.key, self._optimizer, self._groups = key, optimizer, optimizer.param_groups
+    def __init__(self, key: str, reference: weakref.ref[Optimizer]) -> None:
+        optimizer: Any = reference()
+        self.key, self._optimizer, self._groups = key, reference, optimizer.param_groups
         self._is_new = (
             has_scheduler(optimizer) and not optimizer.state and not getattr(optimizer, "_opt_called", False)
         )
@@ -100,7 +109,8 @@ class _Rate:
         self._fell = self._climbed = False
 
     def _now(self) -> float:
-        rate = largest(self._optimizer)
+        optimizer = self._optimizer()
+        rate = None if optimizer is None else largest(optimizer)
         return 0.0 if rate is None else rate
 
     def read(self) -> None:
@@ -115,7 +125,8 @@ class _Rate:
         """Count an update."""
         self.read()
         if not self._updates and self.steps == 1 and self._is_new:
-            untouched = self._optimizer.param_groups is self._groups and not self._optimizer.state
+            optimizer: Any = self._optimizer()
+            untouched = optimizer.param_groups is self._groups and not optimizer.state
             self.early = untouched and self.changes > 0
         self._changes_before.append(self._changes_since)
         self._changes_since = 0

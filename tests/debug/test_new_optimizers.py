@@ -9,7 +9,6 @@ from torch import nn
 
 from loopwise.debug import Watch, every, open_run
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:.*another optimizer updates the model")
 
 

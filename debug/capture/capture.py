@@ -110,8 +110,8 @@ class Capture(updates.UpdateSubscriber):
         self._observers = Observers(self._receive)
         self._scalars = ScalarSteps(writer, self._fail)
         follows = options.every_scalar and active
-        self._joined = len(options.optimizers)
-        """Optimizers so far, also those that the script has freed since."""
+        self._parameters = {key: updates.parameters(each) for key, each in options.optimizers.items()}
+        """Parameters of each optimizer, also of those that the script has freed since."""
         self._at_updates = UpdateScalars(options.optimizers if follows else {})
         judged = any(collection.name == "health" for collection in options.collections)
         self._samples = Samples(options.models if follows or (judged and active) else {})
@@ -330,12 +330,13 @@ class Capture(updates.UpdateSubscriber):
     def joined(self, optimizer: Optimizer) -> None:
         """Take over an optimizer that updates parameters of a known one, in whose place it comes if it has all of them."""
         with self._guarded():
-            own, known = updates.parameters(optimizer), list(self._options.optimizers.items())
-            replaced = [key for key, other in known if updates.parameters(other) <= own]
-            self._joined += 1
-            key = replaced[0] if replaced else f"optimizer {self._joined}"
+            own = updates.parameters(optimizer)
+            replaced = [key for key, parameters in self._parameters.items() if parameters <= own]
+            key = replaced[0] if replaced else f"optimizer {len(self._parameters) + 1}"
+            self._parameters[key] = own
             self._options.optimizers[key] = optimizer
             self._at_updates.joined(key, optimizer)
+            self._health.joined(optimizer, bool(replaced))
             kind = type(optimizer).__name__
             self._say(f"another optimizer updates the model and is followed from here on: {kind}")
 

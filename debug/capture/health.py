@@ -26,6 +26,8 @@ from ..signals.zero_grad import Zeroing
 from .collection import Collection
 from .step import PendingStep
 
+MEMORY = ("momentum", "betas", "alpha", "rho")
+"""Settings of optimizers that remember earlier gradients."""
 NAMED = 50
 """Largest number of names that are saved for one fact."""
 
@@ -64,6 +66,7 @@ class Health:
         self._lines: dict[str, str] | None = None
         self._classes: dict[str, int] = {}
         self._versions: dict[int, int] = {}
+        self._new_optimizers = 0
         self.begin()
 
     def begin(self, step: PendingStep | None = None) -> None:
@@ -91,6 +94,11 @@ class Health:
         self._zeroing.close()
         self._outputs.rest()
         self._failed(error)
+
+    def joined(self, optimizer: Optimizer, replaces: bool) -> None:
+        """Count an optimizer with a memory of gradients that took the place of another one."""
+        memory = [key for group in optimizer.param_groups for key in MEMORY if group.get(key)]
+        self._new_optimizers += replaces and bool(memory)
 
     def at_update(self, step: PendingStep, optimizer: Optimizer) -> None:
         """Inspect gradients, modes and owners right before an optimizer updates."""
@@ -147,6 +155,8 @@ class Health:
                 self._facts["targets"] = targets
             if constant := self._outputs.constant.facts():
                 self._facts["constant_inputs"] = constant
+            if self._new_optimizers > 1:
+                self._facts["new_optimizers"] = self._new_optimizers
             if decays := self._decays():
                 self._facts["decays"] = decays
             if rates := self.rates.facts():

@@ -17,6 +17,7 @@ MODULES = (
         "gradient_not_zeroed",
         "accumulation_not_divided",
         "scheduler_order",
+        "new_optimizers",
         "clipping_order",
         "unchanged_tensor",
     ),

@@ -75,3 +75,21 @@ def test_an_optimizer_for_a_part_of_the_parameters_joins_the_others(tmp_path):
     found = open_run(tmp_path / "run")
     assert list(found.series("learning_rate")[1]) == pytest.approx([0.1, 0.1])
     assert list(found.series("learning_rate/optimizer 2")[1]) == pytest.approx([0.2, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("make", "steps", "found"),
+    [
+        (torch.optim.AdamW, 1, True),
+        (torch.optim.RMSprop, 1, True),
+        (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), 2, True),
+        (lambda p: torch.optim.SGD(p, lr=0.1), 1, False),
+        (torch.optim.AdamW, 10, False),
+    ],
+)
+def test_an_optimizer_made_anew_for_each_update_is_a_finding(tmp_path, make, steps, found):
+    net = nn.Linear(8, 8)
+    with Watch(net, make(net.parameters()), run=tmp_path / "run", on_finding=[], save=every(1)) as watched:
+        for _ in range(20):
+            train(net, make(net.parameters()), watched, steps)
+    assert ("new_optimizers" in {finding.rule for finding in watched.findings}) == found

@@ -6,7 +6,8 @@ fault is in reach of both if it shows in model, optimizer, loss or first batch; 
 setups also have a training step, which ``preflight`` gets (``step=``) and torchtest2 cannot look at.
 Trainings of two models or two ranks are left out.  A fault is detected if there is a finding (torchtest2: WARN or FAIL),
 of any severity; it is named if a rule that names its cause is among the findings.  Healthy setups are of 14 kinds.  Both get the
-same arguments and run in turns, in one process, with one thread, after one call that is not counted.
+same arguments and run in turns, in one process, with one thread, after one call that is not counted; healthy setups are
+looked at with the training step, whose findings count, and without it.
 torchtest2 0.1 has to be installed (``pip install --no-deps torchtest2==0.1.0``).
 """
 
@@ -240,16 +241,18 @@ def healthy(third: str, seed: int) -> dict[str, float]:
             at = ROUNDS * seed + draw
             with_step = drawn(name, at)
             with_step.step = _usual_step(with_step)
-            sides = [functools.partial(ours, with_step), functools.partial(theirs, drawn(name, at))]
-            order = random.Random(f"{name} {at}").sample((0, 1), 2)
+            sides: list[Callable[[], Any]] = [
+                functools.partial(ours, setup) for setup in (with_step, drawn(name, at))
+            ]
+            sides.append(functools.partial(theirs, drawn(name, at)))
+            order = random.Random(f"{name} {at}").sample(range(len(sides)), len(sides))
             results: Any = {side: sides[side]() for side in order}
-            rules, severities, seconds = results[0]
-            statuses, others = results[1]
+            (rules, severities, longer), (_, _, seconds), (statuses, others) = (results[n] for n in range(3))
             counts.update(severities)
             counts["setups"] += 1
             counts["theirs: WARN"] += statuses["WARN"] > 0
             counts["theirs: FAIL"] += statuses["FAIL"] > 0
-            times.update({"ours": seconds, "theirs": others})
+            times.update({"ours": seconds, "theirs": others, "with the step": longer})
             if severities["critical"] or severities["warning"]:
                 print(f"{name} {at}: {', '.join(sorted(rules))}", file=sys.stderr)
     keys = ("setups", "critical", "warning", "info", "theirs: WARN", "theirs: FAIL")
@@ -287,6 +290,7 @@ def rows(runs: Runs) -> list[Row]:
             row(f"{label}: critical findings, FAIL", "critical", "theirs: FAIL", "count", held("ours <= 0"))
             row(f"{label}: warnings, WARN", "warning", "theirs: WARN", "count", held("ours <= 1"))
             row(f"{label}: time", "seconds ours", "seconds theirs", "s", held("ratio <= 1"))
+            row(f"{label}: time with a training step", "seconds with the step", "seconds theirs", "s", None)
             continue
         of = "drawn faults" if kind == "faults" else "faults of the zoo in reach"
         label = f"{values['faults'][0]:.0f} {of}, {note}"

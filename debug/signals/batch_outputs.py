@@ -25,8 +25,9 @@ finer dtype's) last place at the largest output.  ``varied``: 1 if the inputs di
 between a mean cross-entropy and the loss that backward was called on; NaN for other losses, or if the factor is unknown.  ``over_batch``: largest distance from 1 of the
 sums of probabilities over the batch; NaN if the output has no probabilities.  ``target``, ``residual``: root mean squares of
 the targets, and of their distance from the output, if the loss is a mean squared error, which the caller has to check:
-the residual's square is the loss then; ``low`` and ``high``: the smallest and the largest target.  ``copied``: 1 if the targets of a cross-entropy are the model's own input tokens, at
-the same positions, else 0; NaN if the input has no tokens of the outputs' positions."""
+the residual's square is the loss then; ``low`` and ``high``: the smallest and the largest target.  ``copied``: 1 if the
+targets of a cross-entropy are the model's own input tokens, at the same positions, else 0; NaN if the input has no tokens of
+the outputs' positions."""
 DIFFERENT = 0.05
 """Distance from 1 beyond which the probabilities of a sample do not sum up to it."""
 CLASSES = 50
@@ -242,8 +243,11 @@ def _are_targets(
         g = gradient[: len(tokens)].movedim(dim, -1)
         if g.shape[:2] != tokens.shape:
             continue
+        some = max(-(-TOKENS // len(tokens)), MOST // (len(tokens) * g.shape[2]))  # a vocabulary may be large
+        places = slice(None, None, -(-tokens.shape[1] // some))
+        g = g[:, places]
         used = (g != 0).any(-1)
-        same = ((g.argmin(-1) == tokens) | ~used).all().double()
+        same = ((g.argmin(-1) == tokens[:, places]) | ~used).all().double()
         return torch.where(is_cross_entropy & (used.sum() >= TOKENS), same, torch.nan)
     return None
 

@@ -162,6 +162,13 @@ class Tokens(nn.Module):
         return y.transpose(1, 2) if self.last else y
 
 
+def test_few_positions_of_a_large_vocabulary_are_compared(monkeypatch, tmp_path):
+    monkeypatch.setattr("loopwise.debug.signals.batch_outputs.MOST", 100)
+    torch.manual_seed(0)
+    assert "targets_are_inputs" in train(tmp_path / "same", Tokens(False), texts(0), token_loss, steps=3)
+    assert "targets_are_inputs" not in train(tmp_path / "next", Tokens(False), texts(1), token_loss, steps=3)
+
+
 def texts(shift, ignored=0):
     def batch(step):
         tokens = torch.randint(11, (8, 13), generator=torch.Generator().manual_seed(step))

@@ -22,7 +22,7 @@ from layout_kit import (
 from docs.generators import rooms
 
 ORDER = {
-    "base": "errors warnings lazy storage programs random_state ranks sections torch_internals devices extras validate wrappers sample_losses preserve run "
+    "base": "errors warnings lazy torch_internals storage programs random_state ranks sections devices extras validate wrappers sample_losses preserve run "
     "schedule batch loss doctor cli __main__",
     "report": "bundle browser facts sections summary page source listing server command",
     "sift": "torch_internals report loss_history buffer source coordination compile_decision policies scorers scoring "

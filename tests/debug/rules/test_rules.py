@@ -19,6 +19,8 @@ STEP_RULES = [name for name, rule in RULES.items() if rule.source == "saved step
 ELSEWHERE = {
     "stalled_training": "monitors/test_stall.py",
     "unlike_healthy_run": "test_unlike_healthy_run.py",
+    "targets_are_inputs": "test_outputs.py",
+    "new_optimizers": "debug/test_new_optimizers.py",
     **dict.fromkeys(("class_imbalance", "confusion", "token_ratio"), "test_arrays.py"),
     **dict.fromkeys(("tensor_variance", "tree_depth", "feature_importance"), "test_arrays.py"),
 }

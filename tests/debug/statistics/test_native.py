@@ -23,7 +23,7 @@ def by_pieces(monkeypatch, *arguments):
 
 
 def test_elements_that_do_not_lie_side_by_side():
-    row = torch.randn(9000)[::3]
+    row = torch.randn(9000, generator=torch.Generator().manual_seed(0))[::3]
     np.testing.assert_allclose(native.measure([row], False)[0], exact(row), rtol=1e-5)
 
 

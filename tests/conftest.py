@@ -1,5 +1,6 @@
 """Detection of leaks: every test leaves threads, child processes, environment and process groups as they were."""
 
+import builtins
 import gc
 import json
 import os
@@ -70,6 +71,8 @@ hypothesis.settings.register_profile(  # equal examples in every run, and no lim
 )
 hypothesis.settings.load_profile("loopwise")
 
+PRINT = builtins.print
+"""Python's own, which Ray replaces in a process that joins a cluster."""
 PATIENCE = 60
 """Seconds that a thread or process of a finished test may take to end; a busy machine needs some of them."""
 
@@ -98,6 +101,7 @@ def _children():
 def _no_leaks():
     environment, threads, children = dict(os.environ), set(threading.enumerate()), _children()
     yield
+    builtins.print = PRINT
     ours = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST" and "TORCHINDUCTOR" not in k}
     assert ours == {k: environment.get(k) for k in ours}  # torch sets the variables of Inductor itself
     for thread in set(threading.enumerate()) - threads:

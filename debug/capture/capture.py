@@ -252,7 +252,7 @@ class Capture(updates.UpdateSubscriber):
             step.record["marks"] |= {"samples": samples} | ({"full_batch": True} if whole else {})
         if scalars:
             step.add_scalars(scalars)
-        if self._clock.mode != "train" or not self._options.optimizers:
+        if self._clock.mode != "train" or not self._parameters:
             self._groups.save(step, None, self._clock.mode == "train", self._options.gather)
         step.compute_statistics()
         self._scratch.clear()
@@ -285,7 +285,7 @@ class Capture(updates.UpdateSubscriber):
 
     def _note_late_collections(self, step: PendingStep) -> None:
         """Save weights and gradients at the next update if no optimizer updated in this step."""
-        if self._clock.mode != "train" or not self._options.optimizers:
+        if self._clock.mode != "train" or not self._parameters:
             return
         self._late = []
         if self._options.scaler is not None and self._options.scaler.get_scale() < self._scale:
@@ -296,7 +296,7 @@ class Capture(updates.UpdateSubscriber):
     def _look_for_missing(self, step: PendingStep) -> None:
         if self._clock.mode != "train":
             return
-        trained = bool(self._updated or not self._options.optimizers)
+        trained = bool(self._updated or not self._parameters)
         collections = [c for c in step.all if c in self._collections]
         for text in self._missing.inspect(collections, step.seen, self._observers, self._groups, trained):
             self._say(text)

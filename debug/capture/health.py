@@ -52,6 +52,7 @@ class Health:
         failed: Callable[[Exception], None],
     ) -> None:
         self._models, self._optimizers = models, optimizers
+        self._has_optimizers = bool(optimizers)  # also if the script has freed them since
         self._collection, self._failed = collection, failed
         self._zeroing, self._outputs = Zeroing(self._guarded), Outputs(self._guarded)
         active = collection is not None
@@ -223,7 +224,7 @@ class Health:
         versions = {id(p): version(p) for p in self._parameters().values() if p.requires_grad}
         before, self._versions = self._versions, versions
         unchanged = before and all(before.get(key) == number for key, number in versions.items())
-        if unchanged and self._optimizers and not self._updated:
+        if unchanged and self._has_optimizers and not self._updated:
             self._facts["still"] = True
 
     def _decays(self) -> list[list[float]]:

@@ -80,7 +80,8 @@ class Trap(updates.UpdateSubscriber):
         findings: Callable[[], list[Finding]] = list,
         stopwatch: Stopwatch | None = None,
     ) -> None:
-        self._models, self._optimizers, self._run, self._scaler = models, optimizers, run, scaler
+        self._models, self._run, self._scaler = models, run, scaler
+        self._has_optimizers = bool(optimizers)
         self._rule_findings = findings
         self._guard = Guarded(lambda error: setattr(self, "_error", error), lambda: None, stopwatch)
         """Context that keeps an error, which must not end the training in a hook, until the end of the step."""
@@ -204,7 +205,7 @@ class Trap(updates.UpdateSubscriber):
                 self._alarm(step)
         if later:
             self._add_sum(total(later), ())
-        if not self._optimizers:
+        if not self._has_optimizers:
             self._sum_gradients([p for model in self._models.values() for p in model.parameters()])
 
     def _inspect_scale(self, step: int) -> None:

@@ -112,18 +112,11 @@ def _step_of(job: Job) -> Callable[[Any, Any, Any], torch.Tensor]:
     def step(model: Any, batch: Any, optimizer: Any) -> torch.Tensor:
         nonlocal number
         number += 1
-        x, y = batch
         kept, job.model = job.model, getattr(model, "inner", model)  # faults look the model up there
         try:
-            job.set_mode(model, True)
-            with torch.autocast("cpu", job.autocast) if job.autocast else contextlib.nullcontext():
-                loss = job.criterion(model(x), y)
-            job.before_backward(optimizer, number)
-            job.backward(loss, number)
-            job.update(optimizer, number)
+            return job.trained_on(batch, number, model, optimizer, model, job.backward)
         finally:
             job.model = kept
-        return loss
 
     return step
 

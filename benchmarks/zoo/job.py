@@ -170,16 +170,22 @@ class Job:
             backward: called with the loss and the step.
         """
         for step in range(self.steps):
-            self.set_mode(model, True)
-            x, y = self.batch(step)
-            with torch.autocast("cpu", self.autocast) if self.autocast else contextlib.nullcontext():
-                loss = self.criterion(forward(x), y)
-            self.before_backward(optimizer, step)
-            backward(loss, step)
-            self.update(optimizer, step)
-            watch.step(loss=loss)
+            watch.step(loss=self.trained_on(self.batch(step), step, model, optimizer, forward, backward))
             if self.evaluations and step % self.evaluations == self.evaluations - 1:
                 self.evaluate(model, forward, watch)
+
+    def trained_on(
+        self, batch: Batch, step: int, model: nn.Module, optimizer: Any, forward: Any, backward: Any
+    ) -> torch.Tensor:
+        """Train on a batch, and return its loss."""
+        self.set_mode(model, True)
+        x, y = batch
+        with torch.autocast("cpu", self.autocast) if self.autocast else contextlib.nullcontext():
+            loss = self.criterion(forward(x), y)
+        self.before_backward(optimizer, step)
+        backward(loss, step)
+        self.update(optimizer, step)
+        return loss
 
     def evaluate(self, model: nn.Module, forward: Any, watch: Any) -> None:
         self.set_mode(model, False)

@@ -49,7 +49,7 @@ class CaptureOptions:
 
     models: Mapping[str, nn.Module]
     optimizers: MutableMapping[str, Optimizer]
-    """One that takes the place of another one is added during training."""
+    """Only those that the script still has; one that takes the place of another one is added during training."""
     collections: list[Collection]
     save: Save
     scaler: Any

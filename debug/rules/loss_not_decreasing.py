@@ -12,10 +12,11 @@ False alarms: a fine-tuning that begins at its optimum; rewards, and adversarial
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
-from .finding import Observation, Observations, Rule
+from .finding import Observation, Observations, Points, Rule
 from .history import Floats, History
 
 FELL, ROSE = 2.0, 4.0
@@ -53,15 +54,25 @@ def warms_up(history: History) -> bool:
     return len(rates) > 1 and rates[-1] > 1.01 * rates[len(rates) // 2]
 
 
-def flat(history: History, least: int) -> str | None:
-    """Return the name of a loss whose second half is not lower than the first; ``None`` if it is, or ``least`` are not there."""
+def flat(history: History, least: int) -> tuple[str, Mapping[str, Points]] | None:
+    """Return a sentence about a loss whose second half is not lower than the first, and its last values.
+
+    ``None`` if it is lower, or there are fewer than ``least`` losses.
+    """
     names = [name for name in history.losses() if len(history.scalar(name)[1]) >= least]
     if not names:
         return None
     name = "loss" if "loss" in names else names[0]
-    values = np.array(history.scalar(name)[1])
-    halves = values[: len(values) // 2], values[len(values) // 2 :]
-    return name if np.isfinite(values).all() and rank_sum(*halves) < FELL else None
+    numbers, losses = history.scalar(name)
+    values = np.array(losses)
+    if (
+        not np.isfinite(values).all()
+        or rank_sum(values[: len(values) // 2], values[len(values) // 2 :]) >= FELL
+    ):
+        return None
+    return f"{name} is {losses[-1]:.4g} after {losses[0]:.4g}", {
+        name: list(zip(numbers, losses, strict=True))[-100:]
+    }
 
 
 def _fell(values: Floats) -> bool:

@@ -35,14 +35,14 @@ def detect(history: History, share: float = 0.5) -> Observations:
     kept["last"] = now.mode_step, explained
     first = kept.setdefault("first", size)
     shrunk = math.log(first / size)
-    if shrunk <= -math.log(share) or explained <= shrunk / 2 or (name := flat(history, LOSSES)) is None:
+    if shrunk <= -math.log(share) or explained <= shrunk / 2 or (still := flat(history, LOSSES)) is None:
         return
-    losses, decay = history.scalar(name)[1], max(decay for decay, *_ in decays)
+    (what, evidence), decay = still, max(decay for decay, *_ in decays)
     yield Observation(
         f"the weights have shrunk to {100 * size / first:.3g} % of their size under a weight decay of {decay:.3g}, "
-        f"and {name} is {losses[-1]:.4g} after {losses[0]:.4g}",
+        f"and {what}",
         (),
-        {name: list(zip(*history.scalar(name), strict=True))[-100:]},
+        evidence,
     )
 
 

@@ -1,13 +1,15 @@
 """Targets of a regression whose size is far from that of the outputs, or that outputs cannot reach.
 
-Statistic: root mean squares of the targets and of the outputs, and the range of the targets, at the first saved step.  Targets follow from the gradient of
-the output: for a mean squared error it is twice the distance over the number of elements.  That the loss is one is checked: the
-mean square of the distance has to be the loss, to 1 %; of other losses the rule says nothing.
+Statistic: root mean squares of the targets and of the outputs, and the range of the targets, at the first saved step.
+Targets follow from the gradient of the output: for a mean squared error it is twice the distance over the number of
+elements.  That the loss is one is checked: the mean square of the distance has to be the loss, to 1 %; of other losses the
+rule says nothing.
 Default: targets are 20 times larger than the outputs, and than 1; or outputs are 50 times larger than targets; or a target
 is out of the range of the operation that ends the model, such as a sigmoid's from 0 to 1, by more than 5 %.
 Why: a network begins with outputs of about 1 or less, and an update of Adam moves them by little more than the learning
 rate, so that large targets take thousands of steps, with huge gradients; beside tiny targets the initial noise of the
-outputs is the loss.  Normalized targets have 1.  Standardized targets are negative for every other sample, which sigmoid and ReLU never are.
+outputs is the loss.  Normalized targets have 1.  Standardized targets are negative for every other
+sample, which sigmoid and ReLU never are.
 False alarms: targets that are all but zero on purpose.
 """
 

@@ -54,16 +54,16 @@ def detect(history: History, large: float = 0.1, places: float = 0.125, steps: f
         for observation in history.observe(steps, "update", ("size", "ratio"), test, text, "ratio"):
             kept["lost"] = test is below or kept.get("lost", False)
             yield observation
-    moved, name = _moved(history, kept), None if warms_up(history) else flat(history, LOSSES)
-    if moved < FAR and name is not None and not kept.get("lost"):
-        losses = history.scalar(name)[1]
-        yield Observation(
-            f"{history.now.mode_step + 1} updates moved no weight by more than {100 * moved:.2g} % of its size, and {name} is "
-            f"{losses[-1]:.4g} after {losses[0]:.4g}",
-            (),
-            {name: list(zip(*history.scalar(name), strict=True))[-100:]},
-            "raise the learning rate; look for a clipping norm, a warmup or a factor of the loss that makes updates small",
-        )
+    moved = _moved(history, kept)
+    if moved >= FAR or kept.get("lost") or warms_up(history) or (still := flat(history, LOSSES)) is None:
+        return
+    what, evidence = still
+    yield Observation(
+        f"{history.now.mode_step + 1} updates moved no weight by more than {100 * moved:.2g} % of its size, and {what}",
+        (),
+        evidence,
+        "raise the learning rate; look for a clipping norm, a warmup or a factor of the loss that makes updates small",
+    )
 
 
 def _moved(history: History, kept: dict[str, Any]) -> float:

@@ -29,7 +29,7 @@ LOGITS |= {"NativeBatchNorm"}
 NORMALIZING = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
 BOUNDED = {"Softmax", "Sigmoid", "Tanh", "Relu", "Softplus", "Exp"}
 """Operations whose results are bounded on a side, or on both."""
-SQUASHING = {"Tanh": "tanh", "Relu": "relu", "Hardtanh": "hardtanh"}
+SQUASHING = {"Tanh", "Relu", "Hardtanh"}
 """Operations after which logits are bounded on a side, or on both."""
 
 
@@ -79,8 +79,8 @@ def of_loss(loss: torch.Tensor) -> dict[str, Any]:
 
 def _squashed(source: Any) -> dict[str, Any]:
     """Return the fact that logits are bounded, if they are."""
-    name = None if source is None else SQUASHING.get(_kind(source))
-    return {} if name is None else {"loss_input": ["bounded before cross_entropy", name]}
+    is_bounded = source is not None and _kind(source) in SQUASHING
+    return {"loss_input": ["bounded before cross_entropy", _kind(source).lower()]} if is_bounded else {}
 
 
 def _of_distance(node: Any) -> dict[str, Any]:
